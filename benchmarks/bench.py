@@ -1,0 +1,111 @@
+"""`gkp bench`: artefacts measured again where they are, each turn by turn with its dense baseline. Needs no onnx."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from gkp import manifest as manifest_module
+from gkp.benchmarks.wording import clean, interval, milliseconds, times
+from gkp.manifest import Manifest, Ratio, Timing
+from gkp.runtime.load import open_runner
+from gkp.runtime.measure import interleave, ratio, timing
+
+Report = Callable[[str, float | None], None]
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One artefact at one batch size. Speedups as in manifest.json; null when not measured."""
+
+    name: str
+    target: str
+    batch: int
+    threads: int
+    dense_ms: Timing | None
+    as_is_ms: Timing | None
+    converted_ms: Timing
+    speedup: Ratio | None
+    vs_as_is: Ratio | None
+    theoretical: float | None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The outcome of one run."""
+
+    rows: list[Row]
+    environment: dict[str, Any]
+
+    def json(self) -> bytes:
+        return msgspec.json.format(msgspec.json.encode(
+            {"schema_version": 1, "rows": self.rows, "environment": self.environment}), indent=2) + b"\n"
+
+
+def bench(directories: Sequence[Path], batches: Sequence[int], seconds: float, report: Report) -> list[Row]:
+    """Measure every artefact at the given batch sizes (default: those it was measured at)."""
+    rows = []
+    for number, directory in enumerate(directories):
+        written = manifest_module.read(directory)
+        manifest_module.check_files(directory, written)
+        for batch in batches or [m.batch for m in written.measurements] or [_declared_batch(written)]:
+            report(f"{clean(directory.name, 24)}, batch {batch}", number / len(directories))
+            rows.append(_row(directory, written, batch, seconds))
+    return rows
+
+
+def _declared_batch(written: Manifest) -> int:
+    first = written.inputs[0].shape[0]
+    return first if isinstance(first, int) else 1
+
+
+def _row(directory: Path, written: Manifest, batch: int, seconds: float) -> Row:
+    runners = {"converted": open_runner(directory / "model.onnx", written)}
+    if "dense.onnx" in written.files:
+        runners["dense"] = open_runner(directory / "dense.onnx", written)
+    try:
+        rng = np.random.default_rng(0)
+        arrays = [rng.standard_normal([batch, *(n if isinstance(n, int) else 1 for n in i.shape[1:])]).astype(i.dtype)
+                  for i in written.inputs]
+        calls = {name: (lambda r=r: r.run(dict(zip(r.inputs, arrays, strict=True))))  # type: ignore[misc]
+                 for name, r in runners.items()}
+        samples = interleave(calls, budget_s=seconds)
+    finally:
+        for runner in runners.values():
+            runner.close()
+    dense = samples.get("dense")
+    return Row(name=clean(directory.name, 60), target=written.target, batch=batch, threads=written.threads,
+               dense_ms=timing(dense) if dense else None, as_is_ms=None, converted_ms=timing(samples["converted"]),
+               speedup=ratio(dense, samples["converted"]) if dense else None, vs_as_is=None,
+               theoretical=written.speedup.theoretical)
+
+
+def rows_of(name: str, written: Manifest) -> list[Row]:
+    """The measurements that a conversion has just made, as rows."""
+    return [Row(name=name, target=written.target, batch=m.batch, threads=m.threads, dense_ms=m.latency_ms.dense,
+                as_is_ms=m.latency_ms.as_is, converted_ms=m.latency_ms.converted, speedup=m.speedup.vs_dense,
+                vs_as_is=m.speedup.vs_as_is, theoretical=m.speedup.theoretical)
+            for m in written.measurements if m.latency_ms.converted is not None]
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """Fits 80 columns."""
+    out = Table(box=None, pad_edge=False, collapse_padding=True)
+    for heading in ("model", "target"):
+        out.add_column(heading, overflow="fold", max_width=24)
+    for heading in ("batch", "dense ms", "as given", "now ms", "speedup (95 %)", "limit"):
+        out.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        speedup = "not measured" if row.speedup is None else f"{times(row.speedup.value)} {interval(row.speedup)}"
+        as_given = "-" if row.as_is_ms is None or row.dense_ms is None else times(row.dense_ms.median / row.as_is_ms.median)
+        out.add_row(Text(row.name), row.target, str(row.batch),
+                    "-" if row.dense_ms is None else milliseconds(row.dense_ms.median), as_given,
+                    milliseconds(row.converted_ms.median), speedup,
+                    "-" if row.theoretical is None else times(row.theoretical))
+    return out

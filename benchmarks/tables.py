@@ -1,0 +1,173 @@
+"""A conversion in the terminal: rich renderables that fit 80 columns and use more when there are more.
+
+Nothing here prints. Every string is a `Text`: rich markup in a model's names is shown, not obeyed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from gkp.benchmarks import wording
+from gkp.manifest import CandidateTime, Layer, Manifest
+
+WIDE = 100
+"""From this many columns on, the less important columns are shown too."""
+_VERDICT_STYLES = {"faster": "bold green", "mixed": "bold yellow", "slower": "bold red"}
+_RIGHT = frozenset({"median ms", "quartiles", "branches", "inputs", "overlap", "dense", "kept", "run", "MACs run",
+                    "time", "channels"})
+
+
+def conversion_table(manifest: Manifest) -> RenderableType:
+    """Headline, the three rows of every measured setting, then work, operators, verification and baseline."""
+    style = _VERDICT_STYLES.get(wording.verdict(manifest), "bold")
+    return Group(Text(wording.headline(manifest), style), Text(), _latencies(manifest), Text(), _facts(manifest))
+
+
+def layer_table(manifest: Manifest, verbose: bool) -> RenderableType:
+    """One row per branched convolution. verbose: reasons in full, on as many lines as they need."""
+    return _LayerTable(tuple(manifest.layers), verbose)
+
+
+def candidates_table(layer: Layer) -> RenderableType:
+    """The forms tried for one layer: multiply-accumulates (millions) that each really executes, and its time or speedup
+    over dense, measured in context."""
+    table = _table(["candidate", "MACs run", "time", "whole model vs dense here"], flexible="candidate")
+    for candidate in layer.candidates:
+        chosen = candidate.name == layer.chosen
+        table.add_row(Text(wording.shorten(candidate.name, 40) + (" (chosen)" if chosen else "")),
+                      Text(f"{wording.mega(candidate.macs_executed)} M"), _quiet(wording.candidate_time(candidate)),
+                      _ratios(candidate), style="bold" if chosen else "")
+    title = Text.assemble((wording.shorten(layer.name, 60), "bold"), ": ", wording.clean(layer.reason))
+    return Group(title, table)
+
+
+def _latencies(manifest: Manifest) -> RenderableType:
+    settings = wording.settings(manifest)
+    versus = f"speedup vs {'dense' if wording.reference_key(manifest) == 'dense' else 'as given'}"
+    table = _table(["", "median ms", "quartiles", versus], flexible="")
+    for setting in settings:
+        table.add_row(Text(setting.name, "bold"))
+        for row in setting.rows:
+            table.add_row(*_timing_cells(row), style="bold" if row.key == "converted" else "")
+        table.add_section()
+    if not settings:
+        for label in wording.ROW_LABELS.values():
+            table.add_row(Text(f"  {label}"), *(_quiet(None) for _ in range(3)))
+    theoretical = manifest.speedup.theoretical
+    limit = None if theoretical is None else wording.times(theoretical)
+    table.add_row(Text("theoretical"), Text(), Text(), _quiet(limit))
+    if settings:
+        table.caption = Text(f"speedup: median ratio over interleaved rounds, 95 % interval; {wording.FASTER_NOTE}", "dim")
+        table.caption_justify = "left"
+    return table
+
+
+def _timing_cells(row: wording.Row) -> list[Text]:
+    label = Text(f"  {row.label}")
+    if row.timing is None:
+        return [label, *(_quiet(None) for _ in range(3))]
+    t, ratio = row.timing, row.interval
+    colour = "" if ratio is None else "green" if ratio.low > 1 else "red" if ratio.high < 1 else ""
+    return [label, Text(wording.milliseconds(t.median)),
+            Text(f"{wording.milliseconds(t.q1)} to {wording.milliseconds(t.q3)}"), Text(row.speedup_text, colour)]
+
+
+def _facts(manifest: Manifest) -> RenderableType:
+    """Two columns: what, and the sentence that says it."""
+    grid = Table.grid(padding=(0, 2, 0, 1))
+    grid.add_column(no_wrap=True, style="dim")
+    grid.add_column(overflow="fold")
+    macs = manifest.macs
+    grid.add_row(Text("MACs"), Text(f"dense {wording.mega(macs.dense)} M, kept {wording.mega(macs.kept)} M, "
+                                    f"executed {wording.mega(macs.executed)} M (one image)"))
+    grid.add_row(Text("Parameters"), Text(f"{wording.mega(manifest.params)} M"))
+    changes = wording.operator_changes(manifest)
+    if changes:
+        grid.add_row(Text("Operators"), Text(_operators(changes)))
+    check = manifest.verification
+    grid.add_row(Text("Verified"), Text(wording.verification_words(check),
+                                        "" if check is None else "green" if check.passed else "bold red"))
+    grid.add_row(Text("Baseline"), Text(wording.baseline_words(manifest)))
+    for note in manifest.notes:
+        grid.add_row(Text("Note"), Text(wording.clean(note, 400)))
+    return grid
+
+
+def _operators(changes: Sequence[tuple[str, int, int]]) -> str:
+    """`Gather 38 -> 0, Conv 21 -> 21`; what did not change is summed up."""
+    changed = [f"{name} {before} -> {after}" for name, before, after in changes if before != after]
+    total = f"all {sum(c[1] for c in changes)} -> {sum(c[2] for c in changes)}"
+    return ", ".join([total, *changed])
+
+
+def _ratios(candidate: CandidateTime) -> Text:
+    if not candidate.ratios:
+        return _quiet(None)
+    return Text("\n".join(f"{wording.batch_name(key)}: {wording.interval(r)}" for key, r in candidate.ratios.items()))
+
+
+def _quiet(text: str | None) -> Text:
+    return Text(wording.NOT_MEASURED, "dim") if text is None else Text(text)
+
+
+def _table(names: Iterable[str], flexible: str) -> Table:
+    """A table without frame. flexible: the column that gives way first when the terminal is narrow."""
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    for name in names:
+        table.add_column(Text(name), justify="right" if name in _RIGHT else "left", no_wrap=name != flexible,
+                         overflow="fold" if name == flexible else "ellipsis")
+    return table
+
+
+@dataclass(frozen=True)
+class _LayerTable:
+    """Chooses its columns by the width at hand when it is drawn."""
+
+    layers: tuple[Layer, ...]
+    verbose: bool
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(min(40, options.max_width), options.max_width)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if not self.layers:
+            yield Text("no branched convolution in this model", "dim")
+            return
+        wide = options.max_width >= WIDE
+        names = (["layer", "channels", "branches", "inputs", "overlap", "dense", "kept", "run", "form", "why"] if wide
+                 else ["layer", "channels", "branches", "dense", "kept", "form", "why"])
+        table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim",
+                      expand=True)
+        for name in names:
+            folds = name == "why" and self.verbose
+            table.add_column(Text(name), justify="right" if name in _RIGHT else "left", no_wrap=not folds,
+                             ratio=1 if name == "why" else None, overflow="fold" if folds else "ellipsis")
+        for layer in self.layers:
+            table.add_row(*_layer_cells(layer, options.max_width))
+        yield table
+        yield Text(_LEGEND if wide else _NARROW_LEGEND, "dim")
+
+
+_LEGEND = ("inputs: channels that a branch reads; overlap: channel reads / distinct channels read; dense, kept, run: "
+           "multiply-accumulates for one image, millions")
+_NARROW_LEGEND = "branches: how many x inputs of each; dense, kept: MACs for one image, millions"
+
+
+def _layer_cells(layer: Layer, width: int) -> list[Text]:
+    wide = width >= WIDE
+    name = Text(wording.shorten(layer.name, min(40, width // 4) if wide else 18))
+    channels = Text("{} > {}".format(*layer.channels) if wide else "{}>{}".format(*layer.channels))
+    macs = [Text(wording.mega(n)) for n in (layer.macs_dense, layer.macs_kept)]
+    form = Text(wording.shorten(layer.chosen, 24 if wide else 12), "" if layer.chosen == "dense" else "green")
+    why = Text(wording.clean(layer.reason), "dim")
+    if not wide:
+        return [name, channels, Text(wording.branches_text(layer)), *macs, form, why]
+    return [name, channels, Text(str(layer.branches)), Text(wording.span(layer.inputs_per_branch)),
+            Text(f"{layer.overlap:.2f}"), *macs, Text(wording.mega(layer.macs_executed)), form, why]

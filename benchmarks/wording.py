@@ -1,0 +1,284 @@
+"""What a manifest says, in words and rounded numbers; shared by the terminal tables and the HTML page.
+
+Strings that come from a model or a file (names, paths, reasons) go through `clean` before they are shown.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gkp.manifest import CandidateTime, Latencies, Layer, Manifest, Measurement, Ratio, Speedup, Timing, Verification
+
+NOT_MEASURED = "not measured"
+ROW_LABELS = {"dense": "dense baseline", "as_is": "as given", "converted": "converted"}
+FASTER_NOTE = "above 1 is faster"
+_BASELINES = {
+    "given": "the dense model given with --baseline",
+    "twin": "dense twin: every branched convolution at full size, with non-zero random weights in the holes so that no "
+            "compiler can exploit them",
+    "as_is": "the model as given: it was designed with groups and has no dense ancestor",
+}
+
+
+def clean(text: object, limit: int = 1000) -> str:
+    """One line of printable text: control, format (bidirectional overrides too), surrogate and unassigned characters
+    removed, line breaks and tabs turned into spaces, at most `limit` characters."""
+    kept = (" " if c in "\t\n\r\v\f\x85" or unicodedata.category(c) in ("Zl", "Zp") else c
+            for c in str(text)[: 4 * limit])
+    line = "".join(c for c in kept if unicodedata.category(c)[0] != "C").strip()
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def shorten(text: object, width: int) -> str:
+    """`clean` text cut in the middle to `width` characters: both ends of a layer's name tell layers apart."""
+    line = clean(text)
+    if len(line) <= width:
+        return line
+    head = (width - 1) // 2
+    return f"{line[:head]}…{line[head + 1 - width:]}"
+
+
+def milliseconds(value: float) -> str:
+    """Three significant digits, without an exponent where that is readable."""
+    if not math.isfinite(value):
+        return str(value)
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:#.3g}"
+
+
+def mega(count: int) -> str:
+    """A count in millions, without the unit."""
+    value = count / 1e6
+    if value >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.01 or not count else f"{value:.1g}"
+
+
+def times(value: float) -> str:
+    """A speedup: `1.31x`."""
+    return f"{value:.2f}x"
+
+
+def interval(ratio: Ratio) -> str:
+    """A speedup with its 95 % interval: `1.31x (1.29 to 1.33)`."""
+    return f"{times(ratio.value)} ({ratio.low:.2f} to {ratio.high:.2f})"
+
+
+def span(values: Sequence[int]) -> str:
+    """`9` when all are equal, else `4-7`; `-` when there are none."""
+    if not values:
+        return "-"
+    return str(min(values)) if min(values) == max(values) else f"{min(values)}-{max(values)}"
+
+
+def cross(sizes: Sequence[int]) -> str:
+    """Sizes as people write them: `3x3`."""
+    return "x".join(str(s) for s in sizes) or "-"
+
+
+def candidate_time(candidate: CandidateTime) -> str | None:
+    """Measured milliseconds, else estimated ones marked so, else None."""
+    if candidate.ms is not None:
+        return f"{milliseconds(candidate.ms)} ms"
+    return None if candidate.estimated_ms is None else f"{milliseconds(candidate.estimated_ms)} ms (estimated)"
+
+
+def setting_name(batch: int, threads: int) -> str:
+    return f"batch {batch}, {threads} thread{'' if threads == 1 else 's'}"
+
+
+def batch_name(key: str) -> str:
+    """The label of a key of CandidateTime.ratios."""
+    return f"batch {key}" if key.isdecimal() else clean(key, 40)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One of the three rows of a setting. speedup: reference time / this time, None when not measured; interval: its
+    95 % bootstrap interval where there is one. key: dense, as_is or converted."""
+
+    key: str
+    label: str
+    timing: Timing | None
+    speedup: float | None
+    interval: Ratio | None
+    is_reference: bool
+
+    @property
+    def speedup_text(self) -> str:
+        if self.timing is not None and self.is_reference:
+            return "1.00x (reference)"
+        if self.interval is not None:
+            return interval(self.interval)
+        return NOT_MEASURED if self.speedup is None else times(self.speedup)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One measured setting: its name, and the dense baseline, the model as given and the converted one, in order."""
+
+    name: str
+    rows: tuple[Row, Row, Row]
+    theoretical: float | None
+
+    @property
+    def as_given(self) -> Row:
+        return self.rows[1]
+
+    @property
+    def converted(self) -> Row:
+        return self.rows[2]
+
+
+def reference_key(manifest: Manifest) -> str:
+    """What speedups are relative to: `dense`, or `as_is` for a model without a dense ancestor."""
+    return "as_is" if manifest.baseline is not None and manifest.baseline.kind == "as_is" else "dense"
+
+
+def reference_name(manifest: Manifest) -> str:
+    return "the dense baseline" if reference_key(manifest) == "dense" else "the model as given"
+
+
+def settings(manifest: Manifest) -> tuple[Setting, ...]:
+    """Every setting in which something was measured, the one that the headline speaks of first."""
+    measured = [m for m in manifest.measurements if _any_timing(m.latency_ms)]
+    measured.sort(key=lambda m: m.latency_ms != manifest.latency_ms)
+    if measured:
+        return tuple(_setting(manifest, setting_name(m.batch, m.threads), m) for m in measured)
+    if _any_timing(manifest.latency_ms):
+        return (_setting(manifest, _declared_setting(manifest), manifest),)
+    return ()
+
+
+def _declared_setting(manifest: Manifest) -> str:
+    """The declared batch and threads, for a manifest that lists no settings."""
+    batch = manifest.inputs[0].shape[0] if manifest.inputs and manifest.inputs[0].shape else None
+    name = setting_name(batch if isinstance(batch, int) else 0, manifest.threads)
+    return name if isinstance(batch, int) else name.partition(", ")[2]
+
+
+def _any_timing(latencies: Latencies) -> bool:
+    return any(t is not None for t in (latencies.dense, latencies.as_is, latencies.converted))
+
+
+def _setting(manifest: Manifest, name: str, measured: Measurement | Manifest) -> Setting:
+    latencies, speedup = measured.latency_ms, measured.speedup
+    reference = reference_key(manifest)
+    base = latencies.dense if reference == "dense" else latencies.as_is
+    return Setting(name, (
+        _row("dense", latencies.dense, base, reference, None),
+        _row("as_is", latencies.as_is, base, reference, None),
+        _row("converted", latencies.converted, base, reference, _converted_ratio(speedup, reference)),
+    ), speedup.theoretical if speedup.theoretical is not None else manifest.speedup.theoretical)
+
+
+def _converted_ratio(speedup: Speedup, reference: str) -> Ratio | None:
+    return speedup.vs_dense if reference == "dense" else speedup.vs_as_is
+
+
+def _row(key: str, timing: Timing | None, base: Timing | None, reference: str, ratio: Ratio | None) -> Row:
+    value = ratio.value if ratio is not None else None
+    if value is None and timing is not None and base is not None and timing.median > 0:
+        value = base.median / timing.median
+    return Row(key, ROW_LABELS[key], timing, value, ratio, key == reference)
+
+
+def verdict(manifest: Manifest) -> str:
+    """`faster` (the interval is above 1 in every setting), `mixed` (in the first but not in all), `dense` (nothing beat
+    dense), `slower`, `same` or `unmeasured`."""
+    ratios = [s.converted.interval for s in settings(manifest)]
+    known = [r for r in ratios if r is not None]
+    if not ratios or ratios[0] is None:
+        return "unmeasured"
+    if all(r.low > 1 for r in known):
+        return "faster"
+    if manifest.layers and all(layer.chosen.startswith("dense") for layer in manifest.layers):
+        return "dense"
+    if ratios[0].low > 1:
+        return "mixed"
+    return "slower" if ratios[0].high < 1 else "same"
+
+
+def headline(manifest: Manifest) -> str:
+    """One honest sentence: what the conversion gained, in which setting, and what was to be gained."""
+    text = _gain(manifest)
+    if manifest.verification is not None and not manifest.verification.passed:
+        text = f"verification failed; {text}"
+    return text
+
+
+def _gain(manifest: Manifest) -> str:
+    shown, kind, reference = settings(manifest), verdict(manifest), reference_name(manifest)
+    theory = "" if manifest.speedup.theoretical is None else f"theoretical {times(manifest.speedup.theoretical)}"
+    ratio = shown[0].converted.interval if shown else None
+    if ratio is None:
+        return f"speed {NOT_MEASURED}" + (f"; {theory} from the multiply-accumulates kept" if theory else "")
+    where = f"({_where(shown)})"
+    if kind == "dense":
+        start = ("dense was written, as asked" if manifest.strategy == "dense"
+                 else "no form beats dense on this runtime: dense was written")
+        given = shown[0].as_given
+        if given.is_reference:
+            return f"{start} ({times(ratio.value)} of {reference})"
+        tail = "" if given.speedup is None else f"; as given the model runs at {times(given.speedup)}"
+        return f"{start} ({times(ratio.value)}){tail}"
+    text = {
+        "faster": f"{times(ratio.value)} faster than {reference} {where}",
+        "mixed": f"{times(ratio.value)} faster than {reference} {where}, but not in every setting",
+        "slower": f"slower than {reference}: {times(ratio.value)} {where}",
+        "same": f"no measurable difference from {reference}: {times(ratio.value)} {where}",
+    }[kind]
+    return f"{text}; {theory}" if theory else text
+
+
+def _where(shown: Sequence[Setting]) -> str:
+    """The first setting, and what the others gave."""
+    first, *others = shown
+    known = [(s.name, s.converted.interval.value) for s in others if s.converted.interval is not None]
+    if not known or first.converted.interval is None:
+        return first.name
+    if len(known) == 1:
+        return f"{first.name}; {times(known[0][1])} at {known[0][0]}"
+    values = [first.converted.interval.value, *(value for _, value in known)]
+    return f"{first.name}; {times(min(values))} to {times(max(values))} over {len(values)} settings"
+
+
+def baseline_words(manifest: Manifest) -> str:
+    """What the dense baseline is."""
+    if manifest.baseline is None:
+        return "none"
+    base = manifest.baseline
+    kind = _BASELINES.get(base.kind, clean(base.kind, 40))
+    return f"{kind} ({clean(base.description, 300)})" if base.description else kind
+
+
+def verification_words(verification: Verification | None) -> str:
+    """`passed: largest error 2.1e-06, tolerance 1.0e-05 (batch 4); compared with ...`."""
+    if verification is None:
+        return "not verified"
+    text = "passed" if verification.passed else "FAILED"
+    if verification.checks:
+        worst = max(verification.checks, key=lambda c: math.inf if math.isnan(c.max_abs_error) else
+                    c.max_abs_error / c.tolerance if c.tolerance > 0 else c.max_abs_error)
+        text += (f": largest error {worst.max_abs_error:.1e}, tolerance {worst.tolerance:.1e} "
+                 f"({clean(worst.name, 60)}, batch {worst.batch})")
+    text += f"; compared with {clean(verification.reference, 120)}, computed by {clean(verification.engine, 120)}"
+    if verification.first_difference:
+        text += f"; first difference at {shorten(verification.first_difference, 120)}"
+    return text
+
+
+def operator_changes(manifest: Manifest) -> tuple[tuple[str, int, int], ...]:
+    """(operator, count before, count after), the biggest change first."""
+    before, after = manifest.operators.get("before", {}), manifest.operators.get("after", {})
+    counts = [(clean(name, 60), before.get(name, 0), after.get(name, 0)) for name in {**before, **after}]
+    return tuple(sorted(counts, key=lambda c: (-abs(c[1] - c[2]), -max(c[1], c[2]), c[0])))
+
+
+def branches_text(layer: Layer) -> str:
+    """Branches and the inputs of each: `8 x 4-7`."""
+    return f"{layer.branches} x {span(layer.inputs_per_branch)}"

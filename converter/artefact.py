@@ -1,0 +1,81 @@
+"""The output directory: written beside the destination, verified there, renamed into place."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gkp.errors import FileError, UsageError
+from gkp.manifest import FILE_NAME, Manifest
+from gkp.runtime.load import load
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """What a conversion wrote. directory is None after a dry run."""
+
+    directory: Path | None
+    manifest: Manifest
+
+    def run(self, x: Any) -> np.ndarray[Any, Any]:
+        """Load the artefact and run one batch (for repeated calls, keep `gkp.load(directory)`)."""
+        if self.directory is None:
+            raise UsageError("a dry run wrote no artefact", "convert without dry_run")
+        with load(self.directory) as model:
+            return np.asarray(model.run(x))
+
+
+def check_destination(path: Path, force: bool) -> None:
+    """Refuse a destination that cannot or must not be written, before any work is done."""
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise UsageError(f"{path} exists and is not a directory", "choose another name with -o")
+    if path.is_dir() and any(path.iterdir()):
+        if not (path / FILE_NAME).is_file():
+            raise UsageError(f"{path} exists and was not written by gkp", "choose another directory with -o")
+        if not force:
+            raise UsageError(f"{path} exists", "overwrite it with --force, or choose another directory with -o")
+    parent = path.absolute().parent
+    existing = next((p for p in (parent, *parent.parents) if p.exists()), parent)
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise FileError(f"cannot write to {existing}: permission denied", "choose another directory with -o")
+
+
+@contextlib.contextmanager
+def staged(path: Path) -> Iterator[Path]:
+    """A fresh directory beside `path` that becomes `path` when the block ends well, and vanishes when it does not."""
+    path = path.absolute()
+    made: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+        yield made
+        made.chmod(0o755)
+        _replace(made, path)
+    except OSError as e:
+        raise FileError(f"cannot write {path}: {e.strerror or e}", "free some space or choose another directory") from e
+    finally:
+        if made is not None:
+            shutil.rmtree(made, ignore_errors=True)
+
+
+def _replace(made: Path, path: Path) -> None:
+    if not path.exists():
+        made.rename(path)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+    path.rename(old / "old")
+    try:
+        made.rename(path)
+    except OSError:
+        (old / "old").rename(path)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,89 @@
+"""`gkp verify A B`: two models, each a file or an artefact directory, compared on the same inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gkp import manifest as manifest_module
+from gkp.converter.reference import Run
+from gkp.converter.sources import OpenOptions, open_model
+from gkp.converter.verify import verify
+from gkp.errors import UsageError
+from gkp.manifest import Verification
+from gkp.runtime.load import open_runner
+
+_SCALES = (("random", 1.0), ("zeros", 0.0), ("large", 16.0), ("small", 1e-3))
+
+
+@dataclass(frozen=True)
+class Runnable:
+    """Something that computes. shapes: per input, the axis sizes, None where any size goes. fixed_batch: the only batch
+    size it takes, or None."""
+
+    name: str
+    system: str
+    run: Run
+    inputs: Sequence[str]
+    shapes: Sequence[tuple[int | None, ...]]
+    dtypes: Sequence[str]
+
+    @property
+    def fixed_batch(self) -> int | None:
+        return self.shapes[0][0]
+
+
+def open_runnable(path: Path, options: OpenOptions) -> Runnable:
+    """An artefact directory or a model file."""
+    if path.is_dir():
+        written = manifest_module.read(path)
+        manifest_module.check_files(path, written)
+        shapes = [tuple(n if isinstance(n, int) else None for n in i.shape) for i in written.inputs]
+        return Runnable(path.name, written.source.system, open_runner(path / "model.onnx", written).run,
+                        [i.name for i in written.inputs], shapes, [i.dtype for i in written.inputs])
+    opened = open_model(path, options)
+    torch_like = opened.at_batch is not None
+    shapes = []
+    for value in opened.model.graph.input:
+        axes = opened.dynamic.get(value.name, {})
+        dims = [d.dim_value for d in value.type.tensor_type.shape.dim]
+        shapes.append(tuple(None if a in axes or (a == 0 and torch_like) else n for a, n in enumerate(dims)))
+    return Runnable(path.name, opened.system, opened.reference, [i.name for i in opened.model.graph.input], shapes,
+                    ["float32"] * len(shapes))
+
+
+def compare_models(a: Path, b: Path, options: OpenOptions, precision: str) -> Verification:
+    """Compare on random, zero, large and small inputs at batch 1, and at batch 3 where both take any batch. UsageError
+    when their inputs differ."""
+    one, two = open_runnable(a, options), open_runnable(b, options)
+    shapes = [_common(s, t) for s, t in zip(one.shapes, two.shapes, strict=len(one.shapes) == len(two.shapes))]
+    if len(one.shapes) != len(two.shapes) or any(s is None for s in shapes):
+        raise UsageError(f"{one.name} takes inputs {_show(one)}, {two.name} {_show(two)}",
+                         "compare models with the same inputs, or give --input-shape")
+    batches = [1, 3] if all(s[0] is None for s in (*one.shapes, *two.shapes)) else [None]
+    inputs = []
+    for seed, (name, scale) in enumerate(_SCALES):
+        for batch in batches:
+            rng = np.random.default_rng(seed)
+            arrays = [(scale * rng.standard_normal([batch or s[0] or 1, *(n or 32 for n in s[1:])])).astype(d)
+                      for s, d in zip([s for s in shapes if s is not None], one.dtypes, strict=True)]
+            inputs.append((name, len(arrays[0]), dict(zip(one.inputs, arrays, strict=True))))
+
+    def run_two(feeds: Any) -> list[Any]:
+        return two.run(dict(zip(two.inputs, feeds.values(), strict=True)))
+
+    return verify(run_two, two.name, one.run, one.name, inputs, precision)
+
+
+def _common(a: tuple[int | None, ...], b: tuple[int | None, ...]) -> tuple[int | None, ...] | None:
+    if len(a) != len(b) or any(m is not None and n is not None and m != n for m, n in zip(a, b, strict=True)):
+        return None
+    return tuple(m if m is not None else n for m, n in zip(a, b, strict=True))
+
+
+def _show(runnable: Runnable) -> str:
+    return ", ".join(str([n if n is not None else "any" for n in s]) for s in runnable.shapes)

@@ -1,0 +1,317 @@
+"""The pipeline: open -> form -> simplify -> choose -> measure -> emit -> verify."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from gkp import _version, manifest
+from gkp.converter.artefact import Artefact, check_destination, staged
+from gkp.converter.choose import Choice, Settings, all_default, choose, chosen
+from gkp.converter.describe import graph_macs, graph_params, layer_rows, tensors
+from gkp.converter.dynamic import batch_axes, free_axes
+from gkp.converter.graph import Graph, clean, one_line
+from gkp.converter.half import to_half
+from gkp.converter.lower.emit import lower
+from gkp.converter.recognise import left_over, recognise, simplify
+from gkp.converter.reference import evaluator
+from gkp.converter.rows import Timed, measurements, time_rows
+from gkp.converter.sources import GroupedModel, OpenOptions, open_any
+from gkp.converter.targets import Target, make_target
+from gkp.converter.twin import dense_twin
+from gkp.converter.verify import check_inputs, first_difference, verify, worst
+from gkp.errors import BackendMissingError, UnsupportedModelError, UsageError, VerificationError
+from gkp.runtime.environment import fingerprint, physical_cores
+
+Progress = Callable[[str, float | None], None]
+PRECISIONS = ("fp32", "fp16")
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """Everything `gkp-convert` can be asked for; see its --help."""
+
+    target: str = "ort"
+    output: Path | None = None
+    force: bool = False
+    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    dynamic_batch: bool = False
+    opset: int | None = None
+    precision: str = "fp32"
+    baseline: Path | None = None
+    threads: int | None = None
+    strategy: str = "auto"
+    layers: Mapping[str, str] = field(default_factory=dict)
+    provider: str | None = None
+    benchmark: bool = True
+    dry_run: bool = False
+    trust_code: bool = False
+    arch: str | None = None
+
+    @property
+    def open_options(self) -> OpenOptions:
+        return OpenOptions(self.input_shapes, self.arch, self.trust_code)
+
+
+def convert(source: Any, options: ConvertOptions | None = None,
+            progress: Progress = lambda text, share: None) -> Artefact:
+    """Convert a checkpoint (path) or a torch.nn.Module; see ConvertOptions. Raises GkpError; then nothing is written."""
+    return _Conversion(source, options or ConvertOptions(), progress).run()
+
+
+def default_output(source: Path, target: str) -> Path:
+    """MODEL-stem.TARGET in the current directory."""
+    return Path(f"{source.stem or source.name}.{target}")
+
+
+class _Conversion:
+    """One conversion; the steps run in order and hand their results on through attributes."""
+
+    def __init__(self, source: Any, options: ConvertOptions, progress: Progress) -> None:
+        self.source, self.options, self.progress = source, options, progress
+        self.path = Path(source) if isinstance(source, str | Path) else None
+        self.target: Target = make_target(options.target, options.provider)
+        self.threads = options.threads or physical_cores()
+        self.seconds: dict[str, float] = {}
+        self.notes: list[str] = []
+
+    def run(self) -> Artefact:
+        options = self.options
+        self.target.require(options.precision)
+        output = options.output or (default_output(self.path, options.target) if self.path else None)
+        if output is None and not options.dry_run:
+            raise UsageError("a module has no file name to derive the output from", "give output=DIR")
+        if output is not None and not options.dry_run:
+            check_destination(output, options.force)
+        self._step("open", self._open)
+        self._step("recognise", self._recognise)
+        self._step("choose", self._choose)
+        self._step("measure", self._measure)
+        if options.dry_run or output is None:
+            return Artefact(None, self._manifest({}, None))
+        return self._write(output)
+
+    def _step(self, name: str, step: Callable[[], None]) -> None:
+        start = time.perf_counter()
+        step()
+        self.seconds[name] = round(time.perf_counter() - start, 3)
+
+    # ---- steps --------------------------------------------------------------------------------------------------
+    def _open(self) -> None:
+        self.progress(f"opening {clean(self.path.name) if self.path else 'the module'}", None)
+        self.opened: GroupedModel = open_any(self.source, self.options.open_options)
+        dynamic = {k: dict(v) for k, v in self.opened.dynamic.items()}
+        if self.options.dynamic_batch:
+            for name, axes in batch_axes(self.opened.model).items():
+                dynamic.setdefault(name, {}).update(axes)
+        self.dynamic = dynamic
+        dims = self.opened.model.graph.input[0].type.tensor_type.shape.dim
+        declared = dims[0].dim_value if dims else 1
+        free = any(0 in axes for axes in dynamic.values())
+        self.batches = tuple(sorted({1, 64})) if free and self._measured else (declared,)
+        self.given: GroupedModel | None = None
+        if self.options.baseline is not None:
+            self.progress(f"opening the baseline {clean(self.options.baseline.name)}", None)
+            self.given = open_any(self.options.baseline, self.options.open_options)
+            _check_same_input(self.opened.model, self.given.model)
+
+    @property
+    def _measured(self) -> bool:
+        return self.options.benchmark and self.target.measurable()
+
+    def _recognise(self) -> None:
+        self.progress("finding the branches", None)
+        graph = recognise(Graph(self.opened.model))
+        self.totals = (graph_macs(graph), graph_params(graph))
+        self.left = left_over(graph)
+        self.kind = "given" if self.given else "twin" if self.opened.pruned else "as_is"
+        self.twin = dense_twin(graph, self.opened.dense_width_of) if self.kind == "twin" else None
+        self.graph = simplify(graph)
+
+    def _choose(self) -> None:
+        settings = Settings(strategy=self.options.strategy, overrides=self.options.layers, threads=self.threads,
+                            batches=self.batches, measure=self._measured, dynamic=self.dynamic,
+                            default="given" if self.kind == "as_is" else "dense")
+        self.choice: Choice = choose(self.graph, self.target, settings, self.progress)
+        self.forms = chosen(self.choice)
+        self.default_forms = all_default(self.choice, settings.default)
+
+    def _lowered(self, graph: Graph, forms: Mapping[str, Any]) -> onnx.ModelProto:
+        return free_axes(lower(graph, forms).to_model(), self.dynamic)
+
+    def _measure(self) -> None:
+        self.model = self._lowered(self.graph, self.forms)
+        self.rows: list[manifest.Measurement] = []
+        self.dense_row: onnx.ModelProto | None = None
+        dense = self._dense_models()
+        if not self._measured:
+            return
+        as_is = self.opened.at_batch if self.opened.at_batch and self.dynamic else _always(
+            free_axes(self.opened.model, self.dynamic))
+        models = {"converted": _always(self.model), **{k: _always(m) for k, m in dense.items()}, "as_is": as_is}
+        same = all(self.forms[n].name == c.name for n, c in self.default_forms.items())
+        if not same:
+            models["default"] = _always(self._lowered(self.graph, self.default_forms))
+        timed = time_rows(models, self.opened.model, self.target, self.threads, self.batches, self.dynamic,
+                          progress=self.progress)
+        converted = self._guard(timed, same)
+        self.notes += timed.notes
+        rows = {"converted": converted, "as_is": "as_is"}
+        if dense:
+            rows["dense"] = self._fastest(timed, list(dense))
+            self.dense_row = dense[rows["dense"]]
+        self.rows = measurements(timed, rows, self.threads, self._theoretical())
+
+    def _guard(self, timed: Timed, same: bool) -> str:
+        """The row that is written: a form that does not beat the default at every batch gives way to it."""
+        if not same and self.options.strategy == "auto" and not self.options.layers \
+                and not timed.faster("converted", "default"):
+            for name, form in self.default_forms.items():
+                if self.choice[name].chosen is not form:
+                    self.choice[name].take(form.name, "the whole model was not faster in the chosen forms at every batch")
+            self.forms = self.default_forms
+            self.model = self._lowered(self.graph, self.forms)
+            return "default"
+        if self.kind == "as_is" and timed.slower("converted", "as_is") and self.options.strategy == "auto":
+            self.notes.append("the model as given is faster than every rewritten form: it was written unchanged")
+            self.model = free_axes(self.opened.model, self.dynamic)
+            return "as_is"
+        return "converted"
+
+    def _dense_models(self) -> dict[str, onnx.ModelProto]:
+        """The dense baseline: the given file both as it is and simplified (the faster one counts), or the twin."""
+        if self.given is not None:
+            graph = recognise(Graph(self.given.model))
+            self.dense_macs = graph_macs(graph)
+            return {"dense": free_axes(self.given.model, self._named_like(self.given.model)),
+                    "dense_simplified": free_axes(lower(simplify(graph), {}).to_model(),
+                                                  self._named_like(self.given.model))}
+        if self.twin is not None:
+            self.dense_macs = graph_macs(self.twin)
+            return {"dense": self._lowered(simplify(self.twin), {})}
+        self.dense_macs = self.totals[0]
+        return {}
+
+    def _named_like(self, model: onnx.ModelProto) -> dict[str, dict[int, str]]:
+        """The dynamic axes under the input names of another model with the same inputs."""
+        return {theirs.name: dict(self.dynamic[ours.name])
+                for ours, theirs in zip(self.opened.model.graph.input, model.graph.input, strict=True)
+                if ours.name in self.dynamic}
+
+    def _fastest(self, timed: Timed, names: list[str]) -> str:
+        def total(name: str) -> float:
+            return sum(min(s[name]) for s in timed.samples.values() if name in s)
+
+        present = [n for n in names if all(n in s for s in timed.samples.values())]
+        best = min(present, key=total) if present else names[0]
+        if best == "dense_simplified":
+            self.notes.append("dense baseline: the given file, simplified by gkp (faster than the file as it is)")
+        return best
+
+    def _theoretical(self) -> float | None:
+        return None if self.kind == "as_is" else round(self.dense_macs / max(1, self.totals[0]), 4)
+
+    # ---- output -------------------------------------------------------------------------------------------------
+    def _final_model(self) -> onnx.ModelProto:
+        model = to_half(self.model) if self.options.precision == "fp16" else self.model
+        if self.options.opset is not None:
+            try:
+                model = onnx.version_converter.convert_version(model, self.options.opset)
+            except (RuntimeError, ValueError, TypeError) as e:
+                raise UsageError(f"the model cannot be written in opset {self.options.opset}: {one_line(e)}",
+                                 "leave --opset out") from e
+        try:
+            onnx.checker.check_model(model)
+        except (onnx.checker.ValidationError, ValueError) as e:
+            raise UnsupportedModelError(f"the rewritten model is not valid ONNX: {one_line(e)}",
+                                        "please report this model") from e
+        return model
+
+    def _write(self, output: Path) -> Artefact:
+        model = self._final_model()
+        with staged(output) as folder:
+            names = self.target.emit(model, folder)
+            if self.dense_row is not None:
+                (folder / "dense.onnx").write_bytes(self.dense_row.SerializeToString())
+                names = [*names, "dense.onnx"]
+            start = time.perf_counter()
+            verification = self._verify(model)
+            self.seconds["verify"] = round(time.perf_counter() - start, 3)
+            files = {name: manifest.sha256(folder / name) for name in names}
+            written = self._manifest(files, verification)
+            (folder / manifest.FILE_NAME).write_bytes(manifest.encode(written))
+        return Artefact(output, written)
+
+    def _verify(self, model: onnx.ModelProto) -> manifest.Verification:
+        self.progress("verifying against the checkpoint", None)
+        try:
+            runner = self.target.runner(model, self.threads)
+            engine, run = self.target.version(), runner.run
+        except BackendMissingError:
+            engine, run = evaluator(model)
+        inputs = check_inputs(self.opened.model, self.dynamic)
+        result = verify(run, engine, self.opened.reference, self.opened.reference_name, inputs, self.options.precision)
+        if result.passed:
+            return result
+        bad = worst(result)
+        where = first_difference(self.opened.model, self._lowered(self.graph, {}), inputs[0][2])
+        raise VerificationError(
+            f"the converted model computes something else: max error {bad.max_abs_error:.3g}, allowed "
+            f"{bad.tolerance:.3g} (inputs: {bad.name}, batch {bad.batch})"
+            + (f"; first tensor that differs: {where}" if where else ""),
+            "nothing was written; try --strategy dense, and please report this model")
+
+    def _manifest(self, files: dict[str, str], verification: manifest.Verification | None) -> manifest.Manifest:
+        layers = layer_rows(self.graph, self.choice, self.target)
+        executed = sum(layer.macs_executed for layer in layers) + graph_macs(self.graph, branched=False)
+        first = self.rows[0] if self.rows else None
+        kinds = {"given": clean(self.options.baseline.name) if self.options.baseline else "",
+                 "twin": "",
+                 "as_is": "--baseline names a dense ancestor"}
+        digest = manifest.sha256(self.options.baseline) if self.options.baseline else None
+        return manifest.Manifest(
+            gkp_version=_version.__version__,
+            source=manifest.Source(path=clean(self.path.name) if self.path else type(self.source).__name__,
+                                   sha256=manifest.sha256(self.path) if self.path else None,
+                                   system=self.opened.system, description=clean(self.opened.description)),
+            target=self.target.name, precision=self.options.precision, threads=self.threads,
+            provider=self.target.provider, strategy=self.options.strategy,
+            inputs=tensors(self.opened.model.graph.input, self.dynamic),
+            outputs=tensors(Graph(self.opened.model).to_model().graph.output, self._output_axes()),
+            layers=layers, macs=manifest.Macs(dense=self.dense_macs, kept=self.totals[0], executed=executed),
+            params=self.totals[1],
+            baseline=manifest.Baseline(kind=self.kind, description=kinds[self.kind], sha256=digest),
+            latency_ms=first.latency_ms if first else manifest.Latencies(),
+            speedup=first.speedup if first else manifest.Speedup(theoretical=self._theoretical()),
+            measurements=self.rows, verification=verification,
+            operators={"before": _operators(self.opened.model), "after": _operators(self.model)},
+            notes=[*self.notes, *(f"left as it is: {name} ({why})" for name, why in self.left)],
+            environment=fingerprint(), files=files, seconds=self.seconds)
+
+    def _output_axes(self) -> dict[str, dict[int, str]]:
+        axes = next((a for a in self.dynamic.values() if 0 in a), None)
+        return {o.name: {0: axes[0]} for o in self.opened.model.graph.output} if axes else {}
+
+
+def _always(model: onnx.ModelProto) -> Callable[[int], onnx.ModelProto]:
+    return lambda batch: model
+
+
+def _operators(model: onnx.ModelProto) -> dict[str, int]:
+    return dict(Counter(n.op_type for n in model.graph.node).most_common())
+
+
+def _check_same_input(model: onnx.ModelProto, baseline: onnx.ModelProto) -> None:
+    def shapes(m: onnx.ModelProto) -> list[list[int]]:
+        return [[d.dim_value for d in i.type.tensor_type.shape.dim] for i in m.graph.input]
+
+    if shapes(model) != shapes(baseline):
+        raise UsageError(f"the baseline takes inputs of shape {shapes(baseline)}, the model {shapes(model)}",
+                         "give the dense model that this one was pruned from, or --input-shape")
+

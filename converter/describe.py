@@ -1,0 +1,77 @@
+"""Numbers about a graph in the one form, for reports and `gkp inspect`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+import numpy as np
+import onnx
+
+from gkp import manifest
+from gkp.converter import node as branched_node
+from gkp.converter.choose import Choice
+from gkp.converter.graph import Graph, Node, clean, is_branched, spatial, values
+from gkp.converter.targets import Target
+
+
+def graph_macs(graph: Graph, branched: bool = True) -> int:
+    """Multiply-accumulates for one image: BranchedConv (kept weights; left out unless `branched`), stock Conv, Gemm and
+    MatMul with constant weights. Layers that only move channels count nothing."""
+    return sum(_macs(node, branched) for node in graph.nodes)
+
+
+def _macs(node: Node, branched: bool) -> int:
+    if is_branched(node):
+        conv = branched_node.read(node)
+        plane = spatial(node.outputs[0])
+        return conv.macs(plane) if branched and plane and not conv.is_copy else 0
+    weight = values(node.inputs[1]) if len(node.inputs) > 1 else None
+    if weight is None:
+        return 0
+    if node.op == "Conv":
+        return int(weight.size) * prod(spatial(node.outputs[0]) or (0,))
+    return int(weight.size) if node.op in ("Gemm", "MatMul") else 0
+
+
+def graph_params(graph: Graph) -> int:
+    """Weights and biases held by the graph."""
+    total = 0
+    for node in graph.nodes:
+        if is_branched(node):
+            conv = branched_node.read(node)
+            total += 0 if conv.is_copy else conv.params + int(np.count_nonzero(conv.bias))
+        elif node.op in ("Conv", "Gemm", "MatMul", "BatchNormalization"):
+            total += sum(int(v.size) for t in node.inputs if (v := values(t)) is not None)
+    return total
+
+
+def layer_rows(graph: Graph, choice: Choice, target: Target) -> list[manifest.Layer]:
+    """One row per BranchedConv, in the order of the network."""
+    rows = []
+    for node in graph.branched():
+        layer = choice[node.name]
+        conv, plane = layer.conv, layer.plane
+        rows.append(manifest.Layer(
+            name=clean(node.name), branches=len(conv.branches), channels=(conv.in_channels, conv.out_channels),
+            kernel=conv.kernel_shape, strides=conv.strides, plane=tuple(plane),
+            inputs_per_branch=[b.in_index.size for b in conv.branches],
+            outputs_per_branch=[b.out_index.size for b in conv.branches], overlap=round(conv.overlap, 3),
+            macs_dense=0 if conv.is_copy else conv.macs_dense(plane), macs_kept=0 if conv.is_copy else conv.macs(plane),
+            macs_executed=layer.chosen.macs(plane), chosen=layer.chosen.name,
+            fast_kernel=target.fast_kernel(layer.chosen), reason=layer.reason,
+            candidates=list(layer.times.values()) if len(layer.options) > 1 else []))
+    return rows
+
+
+def tensors(infos: Any, dynamic: Mapping[str, Mapping[int, str]]) -> list[manifest.Tensor]:
+    """Inputs or outputs of a model; dynamic axes by name."""
+    out = []
+    for info in infos:
+        axes = dynamic.get(info.name, {})
+        shape: list[int | str] = [axes.get(k, d.dim_value if d.HasField("dim_value") else d.dim_param or "?")
+                                  for k, d in enumerate(info.type.tensor_type.shape.dim)]
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
+        out.append(manifest.Tensor(name=info.name, shape=shape, dtype=str(dtype)))
+    return out

@@ -1,0 +1,224 @@
+"""The one module that touches onnx-graphsurgeon: a mutable view of an ONNX graph for the passes.
+
+It mends what the library leaves to its users: the ir_version and metadata of the source model survive a round trip,
+subgraphs are refused, and tensors keep unique names of our own. Shapes are those of onnx.shape_inference, kept up to
+date by the passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_graphsurgeon as gs
+
+from gkp.errors import FileError, UnsupportedModelError
+
+Tensor = gs.Tensor
+Node = gs.Node
+Array = npt.NDArray[Any]
+DOMAIN = "gkp"
+
+
+class Graph:
+    """An ONNX graph under rewriting. Tensors have one producer at most; constants carry their values."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        try:
+            if not model.graph.node and not model.graph.output:
+                raise FileError("the ONNX model has no graph", "check that the file is a complete .onnx file")
+            inferred = onnx.shape_inference.infer_shapes(model) if model.ByteSize() < 2**31 else model
+            self.gs = gs.import_onnx(inferred)
+        except (onnx.shape_inference.InferenceError, ValueError, KeyError, TypeError, IndexError, OverflowError) as e:
+            raise FileError(f"the ONNX graph is malformed: {one_line(e)}", "check it with onnx.checker") from e
+        self.opsets = {entry.domain: entry.version for entry in model.opset_import}
+        self.ir_version = model.ir_version
+        self.metadata = {entry.key: entry.value for entry in model.metadata_props}
+        for node in self.gs.nodes:
+            if any(isinstance(value, gs.Graph) for value in node.attrs.values()):
+                raise UnsupportedModelError(f"operator {node.op} holds a subgraph (control flow)",
+                                            "export the model without If, Loop and Scan")
+        for tensor in self.gs.tensors().values():  # lazily loaded values: read once, so that later edits are cheap
+            if isinstance(tensor, gs.Constant):
+                tensor.values = np.asarray(order="C", a=tensor.values)
+        self._count = 0
+        self._taken = set(self.gs.tensors())
+        for node in self.gs.nodes:
+            node.name = node.name or self._name(node.op)
+
+    # ---- reading ------------------------------------------------------------------------------------------------
+    @property
+    def nodes(self) -> list[Node]:
+        """The nodes, as they stand now, in topological order after `cleanup`."""
+        return list(self.gs.nodes)
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        return list(self.gs.inputs)
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        return list(self.gs.outputs)
+
+    @property
+    def opset(self) -> int:
+        """Version of the standard operators."""
+        return self.opsets.get("", 18)
+
+    def is_output(self, tensor: Tensor) -> bool:
+        return any(t is tensor for t in self.gs.outputs)
+
+    def sole_consumer(self, tensor: Tensor) -> Node | None:
+        """The only reader of the tensor, or None when there are several, or when it is a graph output."""
+        return tensor.outputs[0] if len(tensor.outputs) == 1 and not self.is_output(tensor) else None
+
+    def branched(self) -> Iterator[Node]:
+        """The BranchedConv nodes."""
+        return (n for n in self.nodes if is_branched(n))
+
+    # ---- editing ------------------------------------------------------------------------------------------------
+    def variable(self, hint: str, dtype: Any = np.float32, shape: Sequence[Any] | None = None) -> gs.Variable:
+        """A new tensor with a unique name."""
+        return gs.Variable(self._name(hint), dtype=dtype, shape=None if shape is None else list(shape))
+
+    def constant(self, hint: str, values: Array) -> gs.Constant:
+        """A new constant with a unique name."""
+        return gs.Constant(self._name(hint), np.asarray(order="C", a=values))
+
+    def add(self, op: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor], *, name: str = "",
+            attrs: dict[str, Any] | None = None, domain: str | None = None) -> Node:
+        """Append a node that produces `outputs` (detached from their former producer, if any)."""
+        for tensor in outputs:
+            tensor.inputs.clear()
+        node = gs.Node(op, "", attrs or {}, list(inputs), list(outputs), domain=domain)
+        self.gs.nodes.append(node)
+        self.rename(node, name or self._name(op))
+        return node
+
+    def rename(self, node: Node, name: str) -> None:
+        """Give a node a name; a number is appended when another node has it."""
+        taken = {n.name for n in self.gs.nodes if n is not node}
+        unique, number = name, 2
+        while unique in taken:
+            unique, number = f"{name}-{number}", number + 1
+        node.name = unique
+
+    def remove(self, node: Node) -> None:
+        """Take a node out; its outputs lose their producer."""
+        node.inputs.clear()
+        node.outputs.clear()
+        self.gs.nodes.remove(node)
+
+    def redirect(self, old: Tensor, new: Tensor) -> None:
+        """Every reader of `old` reads `new` instead. A graph output keeps its name (its producer changes)."""
+        for consumer in list(old.outputs):
+            for place, tensor in enumerate(consumer.inputs):
+                if tensor is old:
+                    consumer.inputs[place] = new
+        if self.is_output(old):
+            self._take_over(old, new)
+
+    def _take_over(self, old: Tensor, new: Tensor) -> None:
+        producers = list(new.inputs)
+        if not producers or self.is_output(new) or any(t is new for t in self.gs.inputs):
+            old.inputs.clear()
+            self.add("Identity", [new], [old])
+            return
+        producer = producers[0]
+        place = next(i for i, t in enumerate(producer.outputs) if t is new)
+        old.inputs.clear()
+        for consumer in list(new.outputs):
+            for i, tensor in enumerate(consumer.inputs):
+                if tensor is new:
+                    consumer.inputs[i] = old
+        producer.outputs[place] = old
+        old.shape = new.shape if old.shape is None else old.shape
+
+    def cleanup(self) -> None:
+        """Drop what no output needs and sort topologically."""
+        try:
+            self.gs.cleanup(remove_unused_node_outputs=False, remove_unused_graph_inputs=False).toposort()
+        except Exception as e:  # the library raises its own untyped errors for cycles and duplicate names
+            raise FileError(f"the ONNX graph is malformed: {one_line(e)}", "check it with onnx.checker") from e
+
+    def _name(self, hint: str) -> str:
+        while True:
+            self._count += 1
+            name = f"gkp_{hint}_{self._count}"
+            if name not in self._taken:
+                self._taken.add(name)
+                return name
+
+    # ---- writing ------------------------------------------------------------------------------------------------
+    def to_model(self) -> onnx.ModelProto:
+        """The graph as a valid ONNX model: the source's opsets and ir_version, plus gkp's own domain where used."""
+        self.cleanup()
+        opsets = dict(self.opsets)
+        if any(is_branched(n) for n in self.gs.nodes):
+            opsets[DOMAIN] = 1
+        else:
+            opsets.pop(DOMAIN, None)
+        imports = [onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()]
+        model = gs.export_onnx(self.gs, do_type_check=False, opset_imports=imports)
+        model.ir_version = max(self.ir_version, 8)
+        model.producer_name = "gkp"
+        model.producer_version = ""
+        del model.metadata_props[:]
+        onnx.helper.set_model_props(model, self.metadata)
+        return model
+
+    def copy(self) -> Graph:
+        """An independent copy."""
+        return Graph(self.to_model())
+
+
+def is_branched(node: Node) -> bool:
+    """Is the node a gkp::BranchedConv?"""
+    return bool(node.op == "BranchedConv" and node.domain == DOMAIN)
+
+
+def values(tensor: Tensor) -> Array | None:
+    """The value of a constant tensor, None for a variable."""
+    return np.asarray(tensor.values) if isinstance(tensor, gs.Constant) else None
+
+
+def producer(tensor: Tensor) -> Node | None:
+    """The node that computes the tensor, None for inputs and constants."""
+    return tensor.inputs[0] if tensor.inputs else None
+
+
+def channels(tensor: Tensor) -> int | None:
+    """Static number of channels (axis 1), or None."""
+    shape = tensor.shape
+    return int(shape[1]) if shape is not None and len(shape) >= 2 and isinstance(shape[1], int) else None
+
+
+def spatial(tensor: Tensor) -> tuple[int, ...] | None:
+    """Static spatial shape (axes 2 and on), or None when any of it is dynamic or unknown."""
+    shape = tensor.shape
+    if shape is None or len(shape) < 3 or not all(isinstance(n, int) for n in shape[2:]):
+        return None
+    return tuple(int(n) for n in shape[2:])
+
+
+def with_channels(shape: Sequence[Any] | None, n: int) -> list[Any] | None:
+    """The shape with n channels."""
+    return None if shape is None else [shape[0], n, *shape[2:]]
+
+
+def one_line(error: BaseException | str, limit: int = 200) -> str:
+    """First line of an error's text without control characters, cut to `limit` characters."""
+    text = str(error).strip().splitlines()
+    return clean(text[0] if text else type(error).__name__)[:limit]
+
+
+def clean(text: str) -> str:
+    """A name from a model, safe to print: control characters become '?'."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def all_constant(tensors: Iterable[Tensor]) -> bool:
+    return all(isinstance(t, gs.Constant) for t in tensors)

@@ -1,0 +1,1 @@
+"""From the one form to stock ONNX: candidates per layer, channel layouts, emission."""

@@ -1,0 +1,161 @@
+"""The stock forms a BranchedConv can take: dense, one grouped convolution (branches merged or padded), n convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gkp.branched import BranchedConv
+
+Index = npt.NDArray[np.int64]
+DENSE_PADDED = "dense-padded"
+PAD = -1
+"""Stands for "no channel" in index lists: its weights are zero."""
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """One group of a lowered convolution. in_index [I], out_index [O]: channels in the original numbering, PAD where
+    the group was padded. weight [O, I, *kernel], zero in the padding."""
+
+    in_index: Index
+    out_index: Index
+    weight: npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One way to compute a BranchedConv with stock operators.
+
+    name: `dense`, `dense-padded` (output channels rounded up to the runtime's vector block), `grouped-G`,
+    `grouped-G-padded` or `split-G`. groups: what each group reads and writes (dense: one group in original order).
+    parallel: G convolutions of their own instead of one grouped convolution.
+    """
+
+    name: str
+    groups: tuple[Group, ...]
+    parallel: bool = False
+
+    @property
+    def is_dense(self) -> bool:
+        return self.name in ("dense", DENSE_PADDED)
+
+    def macs(self, plane: Sequence[int]) -> int:
+        """Multiply-accumulates that the convolutions really execute for one image, padding included."""
+        return sum(g.weight.size for g in self.groups) * prod(plane)
+
+
+def dense(conv: BranchedConv) -> Candidate:
+    """One ordinary convolution with zeros in the holes."""
+    return Candidate("dense", (Group(np.arange(conv.in_channels), np.arange(conv.out_channels), conv.to_dense()),))
+
+
+def dense_padded(conv: BranchedConv, block: int) -> Candidate | None:
+    """Dense, with zero filters up to a multiple of `block` outputs, where only convolutions read them: the runtimes'
+    blocked kernels are slower on a remainder. None when there is no remainder."""
+    width = _round_up(conv.out_channels, block)
+    if width == conv.out_channels or conv.is_copy:
+        return None
+    weight = _pad_weight(conv.to_dense(), width, conv.in_channels)
+    return Candidate(DENSE_PADDED, (Group(np.arange(conv.in_channels), _pad(np.arange(conv.out_channels), width), weight),))
+
+
+def grouped(conv: BranchedConv, groups: int, block: int = 1) -> Candidate | None:
+    """One grouped convolution: branches merged into `groups` groups (similar inputs together), each padded to the
+    largest and to a multiple of `block` channels in and out. None when that many groups cannot be formed."""
+    merged = merge_to(conv, groups)
+    if merged is None or groups < 2:
+        return None
+    parts = _spread_unwritten(merged)
+    n_in = _round_up(max(b[0].size for b in parts), block)
+    n_out = _round_up(max(b[1].size for b in parts), block)
+    padded = tuple(Group(_pad(i, n_in), _pad(o, n_out), _pad_weight(w, n_out, n_in)) for i, o, w in parts)
+    return Candidate(f"grouped-{groups}" + ("-padded" if block > 1 else ""), padded)
+
+
+def split(conv: BranchedConv, groups: int) -> Candidate | None:
+    """`groups` ordinary convolutions and a Concat, unequal where the branches are."""
+    merged = merge_to(conv, groups)
+    if merged is None or groups < 2:
+        return None
+    parts = tuple(Group(i, o, w) for i, o, w in _spread_unwritten(merged))
+    return Candidate(f"split-{groups}", parts, parallel=True)
+
+
+def candidates(conv: BranchedConv, block: int, plane: Sequence[int]) -> tuple[Candidate, ...]:
+    """Dense first, padded if that changes it, then every grouped and split form that executes fewer
+    multiply-accumulates than dense.
+
+    block: channels per vector of the runtime's fast kernels; forms are offered exact and padded to it."""
+    first, wide = dense(conv), dense_padded(conv, block)
+    basic = (first,) if wide is None else (first, wide)
+    n = len(conv.branches)
+    if conv.is_copy or n < 2:
+        return basic
+    counts = [n]
+    while counts[-1] % 2 == 0 and counts[-1] > 2:
+        counts.append(counts[-1] // 2)
+    counts += [2] if n > 2 and 2 not in counts else []
+    found: list[Candidate] = []
+    for count in counts:
+        exact, aligned = grouped(conv, count), grouped(conv, count, block)
+        found += [c for c in (exact,) if c is not None]
+        if aligned is not None and exact is not None and aligned.groups[0].weight.shape != exact.groups[0].weight.shape:
+            found.append(aligned)
+        if count <= 8:
+            found += [c for c in (split(conv, count),) if c is not None]
+    limit = first.macs(plane)
+    return (*basic, *(c for c in found if c.macs(plane) < limit))
+
+
+def merge_to(conv: BranchedConv, groups: int) -> BranchedConv | None:
+    """Merge the branches into `groups` groups of equally many branches, those with the most similar inputs together;
+    None when the branches do not divide."""
+    n = len(conv.branches)
+    if groups < 1 or n % groups:
+        return None
+    if groups == n:
+        return conv
+    reads = np.zeros((n, conv.in_channels), dtype=bool)
+    for row, b in zip(reads, conv.branches, strict=True):
+        row[b.in_index] = True
+    free, parts = list(range(n)), []
+    while free:
+        part = [free.pop(0)]
+        union = reads[part[0]].copy()
+        while len(part) < n // groups:
+            closest = min(free, key=lambda k: int((reads[k] & ~union).sum()))
+            free.remove(closest)
+            part.append(closest)
+            union |= reads[closest]
+        parts.append(part)
+    return conv.merge(parts)
+
+
+def _spread_unwritten(conv: BranchedConv) -> list[tuple[Index, Index, npt.NDArray[Any]]]:
+    """(in, out, weight) per branch, with the outputs that no branch writes given to the smallest branches as zero
+    filters, so that the branches cover every output."""
+    outs = [list(b.out_index) for b in conv.branches]
+    for channel in np.flatnonzero(~conv.written):
+        min(outs, key=len).append(channel)
+    return [(b.in_index, np.asarray(o, np.int64), _pad_weight(b.weight, len(o), b.in_index.size))
+            for b, o in zip(conv.branches, outs, strict=True)]
+
+
+def _round_up(n: int, block: int) -> int:
+    return -(-n // block) * block
+
+
+def _pad(index: Index, n: int) -> Index:
+    return np.concatenate([index, np.full(n - index.size, PAD, np.int64)])
+
+
+def _pad_weight(weight: npt.NDArray[Any], n_out: int, n_in: int) -> npt.NDArray[Any]:
+    out = np.zeros((n_out, n_in, *weight.shape[2:]), weight.dtype)
+    out[: weight.shape[0], : weight.shape[1]] = weight
+    return out

@@ -1,0 +1,1 @@
+"""Rewrites of a graph, one per file. Each is `run(graph) -> changed` with a docstring that states its rule."""

@@ -1,0 +1,29 @@
+"""Channel movement in front of a convolution goes into its index lists."""
+
+from __future__ import annotations
+
+from gkp.converter import node as branched_node
+from gkp.converter.graph import Graph, Tensor, channels
+from gkp.converter.movement import movement
+
+
+def run(graph: Graph) -> bool:
+    """BranchedConv that reads channels of one other tensor (gathered, split, sliced, shuffled, padded with zeros, in
+    any idiom, without strides) reads that tensor itself. The other readers of the moved tensor are not touched."""
+    changed = False
+    seen: dict[int, object] = {}
+    for node in list(graph.branched()):
+        if branched_node.read(node).is_copy:
+            continue
+        x: Tensor = node.inputs[0]
+        found = seen.setdefault(id(x), movement(graph, x))
+        terms = getattr(found, "terms", ())
+        if len(terms) != 1 or max(terms[0].strides, default=1) > 1:
+            continue
+        base = terms[0].base
+        conv = branched_node.read(node).gather_inputs(terms[0].index, channels(base) or 0)
+        branched_node.rewrite(graph, node, conv, x=base)
+        changed = True
+    if changed:
+        graph.cleanup()
+    return changed

@@ -1,0 +1,156 @@
+"""Channel movement behind convolutions goes into their index lists; branches of one input become one node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from os.path import commonprefix
+
+import numpy as np
+
+from gkp.branched import BranchedConv, union
+from gkp.converter import node as branched_node
+from gkp.converter.graph import Graph, Tensor, channels, with_channels
+from gkp.converter.movement import Movement, Selection, absorbable, is_add, is_move, movement
+
+
+def run(graph: Graph) -> bool:
+    """A tensor that is a sum of channel selections (Gather, Concat, index_add into a residual, a chain of Adds, a
+    strided shortcut padded with zero channels, ...) is rebuilt from its bases:
+    1. a BranchedConv whose output only this movement reads takes the selection into its output list (one that is split
+       falls apart, but only if every part can be taken, so that nothing is computed twice);
+    2. such convolutions of one input and one geometry with disjoint outputs become one BranchedConv;
+    3. at most one base may remain that is neither whole nor absorbed, and it becomes a BranchedConv that copies channels
+       (only if it has zero channels or strides: a plain Gather stays);
+    4. the rebuilt sum never has more additions than the original (so a Concat is never traded for Adds)."""
+    changed = False
+    for node in graph.nodes:
+        if not node.outputs or not (is_move(node) or node.op == "Add") or node not in graph.gs.nodes:
+            continue
+        for tensor in list(node.outputs):
+            if _is_end(graph, tensor) and _rebuild(graph, tensor):
+                changed = True
+                break
+    if changed:
+        graph.cleanup()
+    return changed
+
+
+def _is_end(graph: Graph, tensor: Tensor) -> bool:
+    """Read by something that does not move data on (or an output of the graph)."""
+    if graph.is_output(tensor) or len(tensor.outputs) > 1:
+        return True
+    return bool(tensor.outputs) and not (is_move(tensor.outputs[0]) or is_add(tensor.outputs[0]))
+
+
+@dataclass
+class _Term:
+    """One summand of the rebuilt tensor: a convolution of `source`, or (conv None) the tensor `source` as it is."""
+
+    source: Tensor
+    conv: BranchedConv | None = None
+    names: tuple[str, ...] = ()
+
+
+def _rebuild(graph: Graph, tensor: Tensor) -> bool:
+    def enter(t: Tensor) -> bool:
+        return graph.sole_consumer(t) is not None
+
+    found = movement(graph, tensor, through_adds=True, enter=enter)
+    if found is None or (len(found.terms) == 1 and found.terms[0].is_identity):
+        return False
+    if found.side_outputs and (len(found.nodes) > 1 or not all(_is_end(graph, t) for t in found.side_outputs)):
+        return False
+    terms = _terms(graph, found)
+    if terms is None:
+        return False
+    merged = _merge(terms)
+    if len(merged) - 1 > found.adds or not _improves(found, merged):
+        return False
+    _emit(graph, tensor, merged)
+    return True
+
+
+def _terms(graph: Graph, found: Movement) -> list[_Term] | None:
+    out, leftover = [], 0
+    for term in found.terms:
+        conv_node = absorbable(graph, term.base, found.nodes)
+        if conv_node is not None and max(term.strides) == 1 and not term.repeats:
+            conv = branched_node.read(conv_node).take_outputs(term.index)
+            out.append(_Term(conv_node.inputs[0], conv, (conv_node.name,)))
+        elif term.is_identity:
+            out.append(_Term(term.base))
+        else:
+            leftover += 1
+            if leftover > 1 or term.is_gather or (term.index >= 0).all():
+                return None
+            out.append(_Term(term.base, _copy(term)))
+    return out
+
+
+def _copy(term: Selection) -> BranchedConv:
+    nd = len(term.strides)
+    one = np.ones((1, 1, *(1,) * nd), term.base.dtype or np.float32)
+    triples = [([int(i)], [j], one) for j, i in enumerate(term.index) if i >= 0]
+    return BranchedConv.build(channels(term.base) or 0, term.index.size, triples, kernel_shape=(1,) * nd,
+                              strides=term.strides)
+
+
+def _merge(terms: list[_Term]) -> list[_Term]:
+    out: list[_Term] = []
+    for term in terms:
+        for other in out:
+            if _unites(term, other):
+                assert term.conv is not None and other.conv is not None
+                other.conv = union([other.conv, term.conv])
+                other.names += term.names
+                break
+        else:
+            out.append(term)
+    return out
+
+
+def _unites(a: _Term, b: _Term) -> bool:
+    if a.conv is None or b.conv is None or a.source is not b.source:
+        return False
+    one, two = a.conv, b.conv
+    geometry = ("kernel_shape", "strides", "pads", "dilations")
+    if any(getattr(one, g) != getattr(two, g) for g in geometry) or one.is_copy != two.is_copy:
+        return False
+    return not (one.written & two.written).any()
+
+
+def _improves(found: Movement, merged: list[_Term]) -> bool:
+    """Fewer nodes than before; so that a plain chain of Adds of whole convolutions is left alone."""
+    convs = sum(t.conv is not None for t in merged)
+    before = len(found.nodes) + sum(len(t.names) for t in merged)
+    return convs + len(merged) - 1 < before
+
+
+def _emit(graph: Graph, tensor: Tensor, terms: list[_Term]) -> None:
+    absorbed = {name for term in terms for name in term.names}
+    for node in graph.branched():
+        if node.name in absorbed:  # dead from here on: their names are free
+            graph.rename(node, "absorbed")
+    parts: list[Tensor] = []
+    for term in terms:
+        if term.conv is None:
+            parts.append(term.source)
+            continue
+        y = graph.variable("conv", tensor.dtype, with_channels(tensor.shape, term.conv.out_channels))
+        name = _common_name(term.names) if term.names else f"{_common_name(tuple(sorted(absorbed)) or ('',))}.shortcut"
+        branched_node.write(graph, term.conv, term.source, y, name)
+        parts.append(y)
+    while len(parts) > 1:
+        a, b = parts.pop(0), parts.pop(0)
+        total = graph.variable("sum", tensor.dtype, tensor.shape)
+        graph.add("Add", [a, b], [total])
+        parts.insert(0, total)
+    graph.redirect(tensor, parts[0])
+    graph.cleanup()
+
+
+def _common_name(names: tuple[str, ...]) -> str:
+    if len(names) == 1:
+        return names[0]
+    prefix = commonprefix(list(names)).rstrip("._/0123456789") if len(set(names)) > 1 else names[0]
+    return prefix or names[0]

@@ -1,0 +1,62 @@
+"""Activations move behind channel movement, so that convolutions meet it."""
+
+from __future__ import annotations
+
+from gkp.converter.graph import Graph, Node, Tensor, is_branched, producer
+from gkp.converter.movement import is_move, movement
+
+ZERO_PRESERVING = frozenset({"Relu", "LeakyRelu", "Elu", "Celu", "Selu", "Tanh", "HardSwish", "Softsign", "Mish", "Gelu",
+                             "Erf", "Sin", "Abs", "Neg", "ThresholdedRelu"})
+UNARY = ZERO_PRESERVING | {"Sigmoid", "HardSigmoid", "Softplus", "Clip", "Exp"}
+
+
+def run(graph: Graph) -> bool:
+    """move(f(a), f(b), ...) -> f(move(a, b, ...)) for one elementwise f that all movement inputs share, when each of
+    them comes from a BranchedConv and has no other reader, no channel is repeated, and f(0) = 0 wherever the movement
+    puts zeros."""
+    changed = False
+    for node in graph.nodes:
+        if node.outputs and is_move(node):  # a node that an earlier hoist removed has no outputs
+            changed |= any([_hoist(graph, tensor) for tensor in list(node.outputs)])
+    if changed:
+        graph.cleanup()
+    return changed
+
+
+def _hoist(graph: Graph, tensor: Tensor) -> bool:
+    def enter(t: Tensor) -> bool:
+        return graph.sole_consumer(t) is not None
+
+    found = movement(graph, tensor, enter=enter)
+    if found is None or found.adds or found.side_outputs or any(t.repeats or max(t.strides) > 1 for t in found.terms):
+        return False
+    unaries = [producer(t.base) for t in found.terms]
+    first = unaries[0]
+    if first is None or first.op not in UNARY or any(u is None or not _same(u, first) for u in unaries):
+        return False
+    covered = sum((t.index >= 0).astype(int) for t in found.terms)
+    if not (covered == 1).all() and (first.op not in ZERO_PRESERVING or (covered > 1).any()):  # type: ignore[union-attr]
+        return False
+    for unary, term in zip(unaries, found.terms, strict=True):
+        source = producer(unary.inputs[0]) if unary else None
+        if source is None or not is_branched(source) or graph.sole_consumer(unary.inputs[0]) is None:  # type: ignore[union-attr]
+            return False
+        if any(all(reader is not n for n in found.nodes) for reader in term.base.outputs):
+            return False
+    _swap(graph, tensor, first, [u for u in unaries if u is not None])
+    return True
+
+
+def _same(a: Node, b: Node) -> bool:
+    return bool(a.op == b.op and a.attrs == b.attrs and [t.name for t in a.inputs[1:]] == [t.name for t in b.inputs[1:]])
+
+
+def _swap(graph: Graph, tensor: Tensor, first: Node, unaries: list[Node]) -> None:
+    op, attrs, rest = first.op, dict(first.attrs), list(first.inputs[1:])
+    for unary in unaries:
+        graph.redirect(unary.outputs[0], unary.inputs[0])
+        graph.remove(unary)
+    moved = graph.variable("moved", tensor.dtype, tensor.shape)
+    last = tensor.inputs[0]
+    last.outputs[next(i for i, t in enumerate(last.outputs) if t is tensor)] = moved
+    graph.add(op, [moved, *rest], [tensor], attrs=attrs)

@@ -1,0 +1,93 @@
+"""Every convolution becomes a gkp::BranchedConv."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from gkp.branched import BranchedConv
+from gkp.converter import node as branched_node
+from gkp.converter.graph import Graph, Node, channels, clean, values
+from gkp.errors import UnsupportedModelError
+
+MAX_IRREGULAR_BRANCHES = 64
+
+
+def run(graph: Graph) -> bool:
+    """Conv with constant weights, 1 to 3 spatial axes and explicit or no padding -> BranchedConv: one branch per group,
+    each split further where its weight has block zeros (filters with equal channel masks form a branch). Where the
+    zeros are irregular (over 64 branches, below two filters each) one branch of the live filters and channels is kept.
+    Depthwise convolutions (one input channel per group, several groups) stay as they are. NaN or infinite weights are
+    refused (UnsupportedModelError)."""
+    changed = False
+    for node in graph.nodes:
+        if node.op != "Conv" or node.domain:
+            continue
+        reason, conv = _form(node)
+        if conv is None:
+            graph.metadata.setdefault(f"gkp.left.{node.name}", reason)
+            continue
+        x, y, name = node.inputs[0], node.outputs[0], layer_name(node)
+        graph.remove(node)
+        branched_node.write(graph, conv, x, y, name)
+        changed = True
+    return changed
+
+
+def layer_name(node: Node) -> str:
+    """A short name: from the weight (layer1.0.conv1.weight) or from the exporter's path (/layer1/layer1.0/conv1/Conv)."""
+    weight = node.inputs[1].name
+    if weight.endswith(".weight") and "onnx::" not in weight:
+        return clean(weight[: -len(".weight")])
+    if weight.startswith(("val_", "gkp_", "onnx::")) or not weight:
+        parts: list[str] = []
+        for part in node.name.strip("/").split("/")[:-1] if "/" in node.name else [node.name]:
+            if parts and part.startswith(parts[-1] + "."):
+                parts.pop()
+            parts.append(part)
+        return clean(".".join(parts)) or clean(node.name)
+    return clean(node.name or weight)
+
+
+def _form(node: Node) -> tuple[str, BranchedConv | None]:
+    weight = values(node.inputs[1]) if len(node.inputs) > 1 else None
+    in_channels = channels(node.inputs[0])
+    if weight is None:
+        return "weights are not constant", None
+    if not 3 <= weight.ndim <= 5 or in_channels is None or weight.dtype.kind != "f":
+        return "not a 1-D to 3-D float convolution with static channels", None
+    bias = values(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2].name else np.zeros(len(weight), weight.dtype)
+    if bias is None:
+        return "bias is not constant", None
+    if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+        raise UnsupportedModelError(f"the weights of layer {layer_name(node)} hold NaN or infinity",
+                                    "the checkpoint is damaged or training diverged; use an earlier one")
+    groups = int(node.attrs.get("group", 1))
+    if groups > 1 and weight.shape[1] == 1:
+        return "depthwise", None
+    if node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        return "auto_pad", None
+    if weight.shape[1] * groups != in_channels or weight.shape[0] % groups or bias.shape != weight.shape[:1]:
+        raise UnsupportedModelError(f"layer {layer_name(node)}: weight {list(weight.shape)} in {groups} groups does not "
+                                    f"fit an input of {in_channels} channels")
+    geometry: dict[str, Any] = {k: node.attrs.get(k) for k in ("strides", "pads", "dilations")}
+    whole = BranchedConv.from_grouped(weight, groups, bias, **geometry)
+    return "", _discover(whole)
+
+
+def _discover(whole: BranchedConv) -> BranchedConv:
+    """Split each branch by the block zeros in its weight."""
+    triples = []
+    for b in whole.branches:
+        found = BranchedConv.from_dense(b.weight).branches
+        if len(found) > MAX_IRREGULAR_BRANCHES and sum(f.out_index.size for f in found) < 2 * len(found):
+            mask = (b.weight != 0).reshape(*b.weight.shape[:2], -1).any(2)
+            rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+            triples.append((b.in_index[cols], b.out_index[rows], b.weight[np.ix_(rows, cols)]))
+        else:
+            triples += [(b.in_index[f.in_index], b.out_index[f.out_index], f.weight) for f in found]
+    rebuilt = BranchedConv.build(whole.in_channels, whole.out_channels, triples, bias=whole.bias,
+                                 kernel_shape=whole.kernel_shape)
+    return replace(whole, branches=rebuilt.branches)

@@ -1,0 +1,46 @@
+"""Run ONNX models for comparison: ONNX Runtime or OpenVINO where installed, else the reference implementation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx.reference import ReferenceEvaluator
+
+from gkp.converter.graph import DOMAIN, Graph
+from gkp.converter.node import BranchedConvOp
+from gkp.errors import BackendMissingError
+from gkp.runtime.environment import physical_cores
+from gkp.runtime.runners import OpenVinoRunner, OrtRunner
+
+Array = npt.NDArray[Any]
+Run = Callable[[Mapping[str, Array]], list[Array]]
+
+
+def evaluator(model: onnx.ModelProto) -> tuple[str, Run]:
+    """(name, function) that computes the model's outputs. A model in the one form is lowered to dense convolutions for
+    the runtimes; onnx.reference runs the gkp operator itself."""
+    if any(n.domain == DOMAIN for n in model.graph.node):
+        from gkp.converter.lower.emit import lower  # the lowering needs the graph module, which needs none of this
+        stock = lower(Graph(model), {}).to_model()
+    else:
+        stock = model
+    for name, make in (("ONNX Runtime", OrtRunner), ("OpenVINO", OpenVinoRunner)):
+        try:
+            return name, make(stock.SerializeToString(), physical_cores()).run
+        except BackendMissingError:
+            continue
+    return "onnx.reference", reference(model)
+
+
+def reference(model: onnx.ModelProto) -> Run:
+    """The model under onnx.reference: slow, and independent of every runtime."""
+    session = ReferenceEvaluator(model, new_ops=[BranchedConvOp])
+
+    def run(feeds: Mapping[str, Array]) -> list[Array]:
+        return [np.asarray(v) for v in session.run(None, dict(feeds))]
+
+    return run

@@ -1,0 +1,99 @@
+"""The three rows of every report: dense baseline, the model as given, converted; timed turn by turn in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+
+from gkp.converter.sources.base import sample_inputs
+from gkp.converter.targets.base import Target
+from gkp.errors import GkpError
+from gkp.manifest import Latencies, Measurement, Speedup
+from gkp.runtime.measure import interleave, ratio, timing
+from gkp.runtime.runners import Runner
+
+Samples = dict[int, dict[str, list[float]]]
+AtBatch = Callable[[int], onnx.ModelProto]
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Samples per batch and row name; `notes` says which rows could not run."""
+
+    samples: Samples
+    notes: list[str]
+
+    def faster(self, row: str, than: str) -> bool:
+        """Is the interval of than / row above 1 at every batch?"""
+        return all(ratio(s[than], s[row]).low > 1 for s in self.samples.values() if row in s and than in s)
+
+    def slower(self, row: str, than: str) -> bool:
+        """Is the interval of than / row below 1 at some batch?"""
+        return any(ratio(s[than], s[row]).high < 1 for s in self.samples.values() if row in s and than in s)
+
+
+def time_rows(models: Mapping[str, AtBatch], like: onnx.ModelProto, target: Target, threads: int,
+              batches: Sequence[int], dynamic: Mapping[str, Mapping[int, str]], *, budget_s: float = 2.0,
+              progress: Callable[[str, float], None] = lambda text, share: None) -> Timed:
+    """Time models on random inputs at every batch. models: what gives the model for a batch; like: the model whose
+    static shapes the inputs have. A model that the runtime cannot run is left out, with a note."""
+    notes: list[str] = []
+    samples: Samples = {}
+    for number, batch in enumerate(batches):
+        progress(f"measuring {len(models)} models at batch {batch}", number / len(batches))
+        feeds = sample_inputs(like, batch=batch if dynamic else None, dynamic=dynamic)
+        runners: dict[str, Runner] = {}
+        try:
+            for name, at_batch in models.items():
+                runner = _try(name, at_batch, batch, feeds, target, threads, notes)
+                if runner is not None:
+                    runners[name] = runner
+            calls = {name: _call(r, _named(feeds, r)) for name, r in runners.items()}
+            samples[batch] = interleave(calls, budget_s=budget_s * len(calls) / 3)
+        finally:
+            for runner in runners.values():
+                runner.close()
+    return Timed(samples, notes)
+
+
+def _try(name: str, at_batch: AtBatch, batch: int, feeds: Mapping[str, Any], target: Target, threads: int,
+         notes: list[str]) -> Runner | None:
+    runner = None
+    try:
+        runner = target.runner(at_batch(batch), threads)
+        runner.run(_named(feeds, runner))
+    except GkpError as e:
+        notes.append(f"row {name!r} was not measured at batch {batch}: {e.message}")
+        if runner is not None:
+            runner.close()
+        return None
+    return runner
+
+
+def _named(feeds: Mapping[str, Any], runner: Runner) -> dict[str, Any]:
+    """The same arrays under the runner's own input names (a baseline may call its input something else)."""
+    return dict(zip(runner.inputs, feeds.values(), strict=False))
+
+
+def _call(runner: Runner, feeds: dict[str, Any]) -> Callable[[], object]:
+    return lambda: runner.run(feeds)
+
+
+def measurements(timed: Timed, rows: Mapping[str, str], threads: int, theoretical: float | None) -> list[Measurement]:
+    """rows: which sampled model stands in which row ("dense", "as_is", "converted")."""
+    out = []
+    for batch, samples in timed.samples.items():
+        found = {row: samples[name] for row, name in rows.items() if name in samples}
+        times = {row: timing(s) for row, s in found.items()}
+        converted = found.get("converted")
+
+        def versus(row: str, found: dict[str, list[float]] = found, converted: Any = converted) -> Any:
+            return ratio(found[row], converted) if converted is not None and row in found else None
+
+        out.append(Measurement(batch=batch, threads=threads, latency_ms=Latencies(**times),
+                               speedup=Speedup(vs_dense=versus("dense"), vs_as_is=versus("as_is"),
+                                               theoretical=theoretical)))
+    return out

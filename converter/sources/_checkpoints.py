@@ -1,0 +1,195 @@
+"""What the pruning systems' checkpoints have in common: where the network is in the file, and how it is rebuilt."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gkp.branched import BranchedConv
+from gkp.converter.graph import clean, one_line
+from gkp.converter.sources import torch_export
+from gkp.converter.sources._records import Record
+from gkp.converter.sources._torchfile import submodules
+from gkp.converter.sources.base import Array, GroupedModel, OpenOptions, SourceFile
+from gkp.errors import FileError, UnsupportedModelError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from gkp.pruning.models.architecture import Architecture
+
+Tensors = dict[str, Array]
+
+ARCH_HINT = "pass --arch pkg:callable with a state dict, or export the model to ONNX and convert that"
+_STATE_KEYS = ("state_dict", "model_state_dict", "net", "model", "small_model")
+_PARALLEL = ("torch.nn.parallel.data_parallel.DataParallel", "torch.nn.parallel.distributed.DistributedDataParallel")
+_CONV = "torch.nn.modules.conv.Conv2d"
+_NORM = "torch.nn.modules.batchnorm.BatchNorm2d"
+
+
+# ---- where it is in the file -----------------------------------------------------------------------------------------
+def payload_of(file: SourceFile) -> Any:
+    """The payload of a file that torch.save or pickle wrote, None for other files."""
+    return file.payload if file.kind in ("torch-zip", "torch-legacy", "pickle") else None
+
+
+def network_in(payload: Any) -> Record | None:
+    """The network of a whole-module pickle: the payload, or its entry `model` or `net`, without DataParallel."""
+    found = payload
+    if isinstance(payload, dict):
+        found = next((payload[key] for key in ("model", "net") if isinstance(payload.get(key), Record)), None)
+    if isinstance(found, Record) and found.name in _PARALLEL:
+        found = dict(submodules(found)).get("module")
+    return found if isinstance(found, Record) else None
+
+
+def state_dict_in(payload: Any) -> Tensors | None:
+    """The state dict of a checkpoint: the payload, or the entry under one of the usual keys."""
+    if not isinstance(payload, dict):
+        return None
+    for value in (payload, *(payload.get(key) for key in _STATE_KEYS)):
+        if isinstance(value, dict) and value and all(_is_tensor(k, v) for k, v in value.items()):
+            return value
+    return None
+
+
+def masked(tensors: Mapping[str, Array], name: str, mask: Array) -> Array:
+    """The tensor times its mask, whose missing last axes have length one. FileError: their shapes do not fit."""
+    weight = tensors[name]
+    mask = mask.reshape(*mask.shape, *(1,) * (weight.ndim - mask.ndim))
+    fits = mask.ndim == weight.ndim and all(m in (1, w) for m, w in zip(mask.shape, weight.shape, strict=True))
+    if not fits:
+        raise FileError(f"the mask of {clean(name)} has shape {list(mask.shape)}, the weight {list(weight.shape)}",
+                        "the file is damaged: get it again")
+    return np.asarray(weight * mask.astype(weight.dtype))
+
+
+def _is_tensor(name: Any, value: Any) -> bool:
+    return isinstance(name, str) and isinstance(value, np.ndarray) and value.dtype != object
+
+
+def class_name(record: Record) -> str:
+    """The class without its module: one run as a script is saved as __main__.Name."""
+    return str(record.name).rpartition(".")[2]
+
+
+def without_prefix(tensors: Mapping[str, Array], prefix: str = "module.") -> Tensors:
+    """The tensors without a prefix that all names share (DataParallel's)."""
+    shared = all(name.startswith(prefix) for name in tensors)
+    return {name.removeprefix(prefix) if shared else name: array for name, array in tensors.items()}
+
+
+# ---- how it is rebuilt -----------------------------------------------------------------------------------------------
+def open_network(
+    tensors: Mapping[str, Array],
+    forms: Mapping[str, BranchedConv] | None = None,
+    *,
+    system: str,
+    options: OpenOptions,
+    pruned: bool,
+    description: str,
+    record: Record | None = None,
+    shortcut: str | None = None,
+    image: tuple[int, int, int] | None = None,
+    reference_name: str = "the network rebuilt in PyTorch",
+) -> GroupedModel:
+    """Rebuild and export the network that a checkpoint holds.
+
+    tensors, forms: see gkp.pruning.models.build. With options.arch the user's own module is filled instead, and every
+    form becomes a dense weight with zeros in the holes. record: the pickled module, whose strides, paddings and
+    epsilons the rebuilt one must have. shortcut, image: what the names leave open (else as `recognise` guesses).
+    UnsupportedModelError: not a known architecture, or other settings than its. UsageError: options.arch does not fit.
+    """
+    torch_export.import_torch()
+    from gkp.pruning.models.build import build, recognise
+
+    forms = dict(forms or {})
+    if options.arch:
+        module, default, name = _user_module(options.arch, tensors, forms), image, options.arch
+    else:
+        arch = recognise(tensors, forms)
+        if shortcut is not None and arch.shortcut != "conv":
+            arch = replace(arch, shortcut=shortcut)  # type: ignore[arg-type]
+        module, default, name = build(arch, tensors, forms), image or arch.input_shape, arch.name
+        if record is not None:
+            _adopt_settings(record, arch, module)
+    return torch_export.from_module(
+        module,
+        system=system,
+        options=options,
+        pruned=pruned,
+        description=f"{description}, {name}",
+        default_shape=None if default is None else (1, *default),
+        reference_name=reference_name,
+    )
+
+
+def _adopt_settings(record: Record, arch: Architecture, module: torch.nn.Module) -> None:
+    """Compare the settings of every pickled conv with those of the rebuilt one; take over the epsilon of every norm."""
+    rebuilt = dict(module.named_modules())
+    for name, part in submodules(record):
+        own, fields = rebuilt.get(arch.canonical(name.removesuffix(".conv2d"))), part.fields
+        if own is None:
+            continue
+        if part.name == _NORM:
+            own.eps = float(fields.get("eps", own.eps))
+        if part.name == _CONV:
+            expected = _geometry(own)
+            found = tuple(fields.get(key) for key in ("stride", "padding", "dilation", "padding_mode"))
+            if found != expected:
+                raise UnsupportedModelError(
+                    f"{clean(name)} has (stride, padding, dilation, mode) {clean(str(found))[:80]}, "
+                    f"{arch.name} has {expected}",
+                    ARCH_HINT,
+                )
+
+
+def _geometry(conv: Any) -> tuple[Any, ...]:
+    from gkp.pruning.models.branched import BranchedConv2d
+
+    if isinstance(conv, BranchedConv2d):
+        return conv.strides, conv.pads[:2], conv.dilations, "zeros"
+    return conv.stride, conv.padding, conv.dilation, "zeros"
+
+
+# ---- an architecture of the user's own -------------------------------------------------------------------------------
+def _user_module(arch: str, tensors: Mapping[str, Array], forms: Mapping[str, BranchedConv]) -> torch.nn.Module:
+    torch = torch_export.import_torch()
+    dense = {f"{name}.weight": form.to_dense() for name, form in forms.items()}
+    dense |= {f"{name}.bias": np.asarray(form.bias) for name, form in forms.items() if np.any(form.bias)}
+    state = {name: torch.from_numpy(np.array(array)) for name, array in without_prefix({**tensors, **dense}).items()}
+    module = call_user_code(arch)
+    if not isinstance(module, torch.nn.Module):
+        raise UsageError(f"--arch {arch} returns {type(module).__name__}", "it must return a torch.nn.Module")
+    try:
+        module.load_state_dict(state, strict=True)
+    except (RuntimeError, ValueError, TypeError) as e:
+        problem = one_line(" ".join(str(e).split()))
+        raise UsageError(f"the state dict does not fit the module of --arch {arch}: {problem}",
+                         "return the module that this checkpoint was saved from") from e
+    return module.float().eval()
+
+
+def call_user_code(arch: str) -> Any:
+    """What the user's own `pkg:callable` returns. The current folder can be imported from. UsageError: it fails."""
+    package, _, name = arch.partition(":")
+    if not package or not name:
+        raise UsageError(f"--arch {arch!r} is not of the form pkg:callable", "e.g. --arch mynets.resnet:resnet20")
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        target: Any = importlib.import_module(package)
+        for part in name.split("."):
+            target = getattr(target, part)
+        return target()
+    except Exception as e:  # whatever the user's code raises
+        raise UsageError(f"--arch {arch} fails: {type(e).__name__}: {one_line(e)}",
+                         "it must be importable from here and take no arguments") from e
+    finally:
+        sys.path.remove(here)

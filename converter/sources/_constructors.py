@@ -1,0 +1,343 @@
+"""What a pickle may call: our own harmless versions of the constructors that torch, numpy and pickle write.
+
+`CONSTRUCTORS` is the whole list. Each takes the argument tuple and the limits, checks every argument, and builds plain
+Python data or numpy arrays. `refuse_dangerous` names what a pickle must not even mention.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from gkp.errors import UnsafeFileError
+
+from ._records import Array, Global, Limits, Record, Storage, corrupt, printable
+
+Constructor = Callable[[tuple[Any, ...], Limits], Any]
+
+UNSAFE_HINT = "If you trust its author, save only the model's state_dict() with torch.save and convert that."
+
+_BUILTINS = ("builtins", "__builtin__")
+# Modules through which a pickle can run code or reach the machine.
+_DANGEROUS_MODULES = """
+    os posix nt subprocess sys importlib imp runpy shutil socket pty code codeop ctypes cffi pickle _pickle cPickle dill
+    cloudpickle joblib marshal operator _operator functools _functools itertools webbrowser platform tempfile glob io
+    _io http urllib requests ssl ftplib smtplib telnetlib xmlrpc multiprocessing concurrent asyncio threading _thread
+    signal site sysconfig pkgutil zipimport inspect types gc timeit trace pdb bdb cProfile profile doctest unittest pip
+    setuptools distutils ensurepip venv commands popen2 shelve dbm sqlite3 mmap fcntl resource pathlib linecache atexit
+    weakref antigravity idlelib test ast dis codecs _codecs copyreg copy_reg
+"""
+_DANGEROUS_PREFIXES = """
+    numpy.load numpy.save numpy.fromfile numpy.memmap numpy.f2py numpy.distutils numpy.testing numpy.lib numpy.ctypeslib
+    torch.load torch.save torch.hub torch.jit torch.serialization torch.package torch.utils.cpp_extension
+    torch.utils.model_zoo torch.utils.data torch._dynamo torch._inductor torch.compile torch.distributed
+    torch.multiprocessing torch.storage._load_from_bytes torch.fx torch.ops torch.classes torch.library torch.testing
+    torch.from_file torch.export torch.onnx torch.os torch.sys
+"""
+_DANGEROUS = frozenset((_DANGEROUS_MODULES + _DANGEROUS_PREFIXES).split())
+
+
+def refuse_dangerous(name: str) -> None:
+    """UnsafeFileError if the global `name`, or a module it lies in, can run code or touch files."""
+    parts = name.split(".", 4)[:4]
+    prefixes = {".".join(parts[: i + 1]) for i in range(len(parts))}
+    builtin = parts[0] in _BUILTINS and name.partition(".")[2] != "object"
+    if name not in CONSTRUCTORS and (builtin or prefixes & _DANGEROUS):
+        raise UnsafeFileError(f"pickle refers to {printable(name)}", UNSAFE_HINT)
+
+
+# --- plain Python -----------------------------------------------------------------------------------------------------
+
+
+def _one(args: tuple[Any, ...], kinds: tuple[type, ...], default: Any) -> Any:
+    if not args:
+        return default
+    if len(args) != 1 or not isinstance(args[0], kinds):
+        raise corrupt("a constructor got arguments it cannot take")
+    return args[0]
+
+
+def _elements(args: tuple[Any, ...], limits: Limits) -> Iterable[Any]:
+    values = _one(args, (list, tuple, set, frozenset, dict), ())
+    limits.copy(len(values))
+    return values  # type: ignore[no-any-return]
+
+
+def _list(args: tuple[Any, ...], limits: Limits) -> list[Any]:
+    return list(_elements(args, limits))
+
+
+def _tuple(args: tuple[Any, ...], limits: Limits) -> tuple[Any, ...]:
+    return tuple(_elements(args, limits))
+
+
+def _set(args: tuple[Any, ...], limits: Limits) -> set[Any]:
+    return {limits.key(value) for value in _elements(args, limits)}
+
+
+def _frozenset(args: tuple[Any, ...], limits: Limits) -> frozenset[Any]:
+    return frozenset(_set(args, limits))
+
+
+def _dict(args: tuple[Any, ...], limits: Limits) -> dict[Any, Any]:
+    source = _one(args, (dict, list, tuple), ())
+    limits.copy(len(source))
+    if isinstance(source, dict):
+        return dict(source)
+    if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in source):
+        raise corrupt("a dict is made from something other than pairs")
+    return {limits.key(key): value for key, value in source}
+
+
+def _defaultdict(args: tuple[Any, ...], limits: Limits) -> dict[Any, Any]:
+    return _dict(args[1:], limits)
+
+
+def _number(kind: type) -> Constructor:
+    def build(args: tuple[Any, ...], limits: Limits) -> Any:
+        value = _one(args, (bool, int, float), 0)
+        return kind(value)
+
+    return build
+
+
+def _complex(args: tuple[Any, ...], limits: Limits) -> complex:
+    if len(args) > 2 or not all(isinstance(part, (int, float)) for part in args):
+        raise corrupt("complex() got arguments it cannot take")
+    return complex(*args)
+
+
+def _str(args: tuple[Any, ...], limits: Limits) -> str:
+    return str(_one(args, (str,), ""))
+
+
+def _bytes(args: tuple[Any, ...], limits: Limits) -> bytes:
+    """bytes(), bytes(b"..") or bytearray("text", "latin-1"); never bytes(count)."""
+    if len(args) == 2:
+        return _encode(args, limits)
+    value = _one(args, (bytes, bytearray), b"")
+    limits.copy(len(value))
+    return bytes(value)
+
+
+def _bytearray(args: tuple[Any, ...], limits: Limits) -> bytearray:
+    return bytearray(_bytes(args, limits))
+
+
+def _encode(args: tuple[Any, ...], limits: Limits) -> bytes:
+    """_codecs.encode(text, "latin1"): how protocol 2 spells bytes."""
+    if len(args) != 2 or not isinstance(args[0], str) or args[1] not in ("latin1", "latin-1"):
+        raise corrupt("_codecs.encode got arguments it cannot take")
+    limits.copy(len(args[0]))
+    return args[0].encode("latin-1")
+
+
+def _integers(kind: Callable[..., Any]) -> Constructor:
+    def build(args: tuple[Any, ...], limits: Limits) -> Any:
+        if not 1 <= len(args) <= 3 or not all(part is None or isinstance(part, int) for part in args):
+            raise corrupt(f"{kind.__name__} got arguments it cannot take")
+        return kind(*args)
+
+    return build
+
+
+def _reconstructor(args: tuple[Any, ...], limits: Limits) -> Record:
+    """copyreg._reconstructor(cls, base, state): how protocols 0 and 1 spell an instance."""
+    if len(args) != 3 or not isinstance(args[0], Global):
+        raise corrupt("copyreg._reconstructor got arguments it cannot take")
+    return Record(args[0].name, () if args[2] is None else (args[2],))
+
+
+# --- torch ------------------------------------------------------------------------------------------------------------
+
+
+def _tensor(args: tuple[Any, ...], limits: Limits) -> Array:
+    """torch._utils._rebuild_tensor(_v2)(storage, offset, size, stride, ...)."""
+    if len(args) < 4 or not isinstance(args[0], Storage):
+        raise corrupt("a tensor has no storage")
+    storage: Storage = args[0]
+    offset, size, stride = args[1:4]
+    if not isinstance(size, tuple) or not isinstance(stride, tuple):
+        raise corrupt("a tensor has no shape")
+    return storage.tensor(offset, size, stride, limits)
+
+
+def _parameter(args: tuple[Any, ...], limits: Limits) -> Array:
+    if not args or not isinstance(args[0], np.ndarray):
+        raise corrupt("a parameter has no tensor")
+    tensor: Array = args[0]
+    return tensor
+
+
+def _tensor_with_attributes(args: tuple[Any, ...], limits: Limits) -> Any:
+    """torch._tensor._rebuild_from_type_v2(function, type, arguments, state): the attributes are dropped."""
+    if len(args) != 4 or not isinstance(args[0], Global) or not isinstance(args[2], tuple):
+        raise corrupt("_rebuild_from_type_v2 got arguments it cannot take")
+    function = _TENSORS.get(args[0].name)
+    if function is None:
+        raise UnsafeFileError(f"pickle calls {printable(args[0].name)}", UNSAFE_HINT)
+    return function(args[2], limits)
+
+
+def _device(args: tuple[Any, ...], limits: Limits) -> str:
+    if not 1 <= len(args) <= 2 or not isinstance(args[0], str) or not all(isinstance(i, int) for i in args[1:]):
+        raise corrupt("torch.device got arguments it cannot take")
+    return ":".join(str(part) for part in args)
+
+
+def _layout(args: tuple[Any, ...], limits: Limits) -> Global:
+    return Global(_str(args, limits))
+
+
+def _type_tag(args: tuple[Any, ...], limits: Limits) -> Any:
+    """torch.jit._pickle.restore_type_tag(value, "Dict[str, int]")."""
+    if len(args) != 2 or not isinstance(args[1], str):
+        raise corrupt("restore_type_tag got arguments it cannot take")
+    return args[0]
+
+
+# --- numpy ------------------------------------------------------------------------------------------------------------
+
+_PLAIN_DTYPE = re.compile(r"[<>=|]?(?:[?]|b1|[iu][1248]?|f[248]?|c(?:8|16)|[SUa]\d{1,9}|O8?|O4)")
+
+
+class NumpyDtype:
+    """A numpy.dtype under construction; pickles give the byte order in a second step."""
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self.dtype = dtype
+
+    def set_state(self, state: Any) -> None:
+        """State (version, byte order, subdtype, names, fields, ...); only the byte order may say something."""
+        if not isinstance(state, tuple) or len(state) < 5 or state[1] not in ("<", ">", "=", "|"):
+            raise corrupt("a numpy dtype has an impossible state")
+        if any(part is not None for part in state[2:5]):
+            raise corrupt("numpy arrays with fields cannot be read")
+        if state[1] != "|":
+            self.dtype = self.dtype.newbyteorder(state[1])
+
+
+def plain_dtype(code: Any) -> np.dtype[Any]:
+    """The dtype of a numpy type string: bool, integers, floats, complex, fixed text, object. FileError for others."""
+    if isinstance(code, str) and _PLAIN_DTYPE.fullmatch(code):
+        return np.dtype(code)
+    raise corrupt("an array has a type that cannot be read")
+
+
+def plain_array(data: Any, dtype: np.dtype[Any], shape: Any, fortran: Any, limits: Limits) -> Array:
+    """A native C-contiguous copy of `data` (bytes, or latin-1 text from Python 2). FileError if the sizes disagree."""
+    if isinstance(data, str):
+        limits.copy(len(data))
+        data = data.encode("latin-1")
+    if not isinstance(data, (bytes, bytearray)) or dtype.hasobject or dtype.itemsize > len(data) + 64:
+        raise corrupt("an array holds no numbers")
+    if _element_count(shape) * dtype.itemsize != len(data):
+        raise corrupt(f"an array holds {len(data)} bytes, which its shape contradicts")
+    limits.copy(len(data))
+    flat: Array = np.frombuffer(data, dtype) if data else np.empty(0, dtype)
+    if dtype.kind == "b":
+        flat = flat.view(np.uint8) != 0  # any byte but 0 is True
+    native: Array = flat.reshape(shape, order="F" if fortran else "C").astype(dtype.newbyteorder("="), order="C")
+    return native
+
+
+def _element_count(shape: Any) -> int:
+    if not isinstance(shape, tuple) or len(shape) > 32 or not all(isinstance(n, int) and 0 <= n < 2**62 for n in shape):
+        raise corrupt("an array has an impossible shape")
+    return math.prod(shape)
+
+
+def set_array_state(array: Array, state: Any, limits: Limits) -> None:
+    """ndarray.__setstate__ on the empty array of `_reconstruct`; state (version, shape, dtype, fortran, data)."""
+    if not isinstance(state, tuple) or len(state) not in (4, 5) or not isinstance(state[-3], NumpyDtype):
+        raise corrupt("a numpy array has an impossible state")
+    shape, dtype, fortran, data = state[-4], state[-3].dtype, state[-2], state[-1]
+    if dtype.hasobject:
+        if not isinstance(data, list) or len(data) != _element_count(shape):
+            raise corrupt("an object array holds the wrong number of elements")
+        limits.copy(len(data))
+        new: tuple[Any, ...] = (1, shape, np.dtype(object), bool(fortran), data)
+    else:
+        filled = plain_array(data, dtype, shape, fortran, limits)
+        new = (1, filled.shape, filled.dtype, False, filled.tobytes())
+    array.__setstate__(new)  # type: ignore[arg-type]  # in place: the memo may already refer to it
+
+
+def _reconstruct(args: tuple[Any, ...], limits: Limits) -> Array:
+    """numpy.core.multiarray._reconstruct(numpy.ndarray, (0,), b"b"): an empty array, filled by its state."""
+    if len(args) != 3 or args[0] != Global("numpy.ndarray"):
+        raise corrupt("numpy's _reconstruct got arguments it cannot take")
+    return np.empty(0, np.int8)
+
+
+def _dtype(args: tuple[Any, ...], limits: Limits) -> NumpyDtype:
+    return NumpyDtype(plain_dtype(args[0] if args else None))
+
+
+def _scalar(args: tuple[Any, ...], limits: Limits) -> Any:
+    """numpy.core.multiarray.scalar(dtype, bytes)."""
+    if len(args) != 2 or not isinstance(args[0], NumpyDtype):
+        raise corrupt("a numpy scalar has no type")
+    return plain_array(args[1], args[0].dtype, (1,), False, limits)[0]
+
+
+def _frombuffer(args: tuple[Any, ...], limits: Limits) -> Array:
+    """numpy.core.numeric._frombuffer(buffer, dtype, shape, order): arrays in protocol 5."""
+    if len(args) != 4 or not isinstance(args[1], NumpyDtype) or args[3] not in ("C", "F"):
+        raise corrupt("numpy's _frombuffer got arguments it cannot take")
+    return plain_array(args[0], args[1].dtype, args[2], args[3] == "F", limits)
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+_TENSORS: dict[str, Constructor] = {
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
+}
+
+_PYTHON: dict[str, Constructor] = {
+    "set": _set,
+    "frozenset": _frozenset,
+    "list": _list,
+    "dict": _dict,
+    "tuple": _tuple,
+    "int": _number(int),
+    "long": _number(int),
+    "float": _number(float),
+    "bool": _number(bool),
+    "str": _str,
+    "unicode": _str,
+    "complex": _complex,
+    "bytes": _bytes,
+    "bytearray": _bytearray,
+    "slice": _integers(slice),
+    "range": _integers(range),
+    "xrange": _integers(range),
+}
+
+CONSTRUCTORS: dict[str, Constructor] = {
+    **_TENSORS,
+    **{f"{module}.{name}": function for module in _BUILTINS for name, function in _PYTHON.items()},
+    "collections.OrderedDict": _dict,
+    "collections.Counter": _dict,
+    "collections.defaultdict": _defaultdict,
+    "_codecs.encode": _encode,
+    "copyreg._reconstructor": _reconstructor,
+    "copy_reg._reconstructor": _reconstructor,
+    "torch._tensor._rebuild_from_type_v2": _tensor_with_attributes,
+    "torch.Size": _tuple,
+    "torch.device": _device,
+    "torch.serialization._get_layout": _layout,
+    **{f"torch.jit._pickle.build_{kind}list": _list for kind in ("int", "double", "bool", "tensor")},
+    "torch.jit._pickle.restore_type_tag": _type_tag,
+    "numpy.dtype": _dtype,
+    **{f"numpy.{core}.multiarray._reconstruct": _reconstruct for core in ("core", "_core")},
+    **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},
+    **{f"numpy.{core}.numeric._frombuffer": _frombuffer for core in ("core", "_core")},
+}

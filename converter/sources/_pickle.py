@@ -1,0 +1,354 @@
+"""A pickle reader that executes nothing: a small machine over `pickletools.genops`.
+
+The standard Unpickler imports and calls what a file names, and even a subclass that forbids this can be made to take
+gigabytes (its memo is an array indexed by a number in the file) or exponential time (hashes of nested tuples). Here
+
+1. a global is a name, and is refused when it belongs to what can run code (`_constructors.refuse_dangerous`);
+2. only the functions of `_constructors.CONSTRUCTORS` are called, and these are our own;
+3. an instance of any other class becomes a `Record`;
+4. time, memory and nesting are bounded by the size of the input (`_records.Limits`, `_records.walk`).
+
+Semantics of the opcodes: the documentation in CPython's Lib/pickletools.py.
+"""
+
+from __future__ import annotations
+
+import io
+import pickletools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from gkp.errors import GkpError, UnsafeFileError
+
+from ._constructors import CONSTRUCTORS, UNSAFE_HINT, NumpyDtype, refuse_dangerous, set_array_state
+from ._records import Array, Global, Limits, Record, Storage, corrupt, printable, walk
+
+__all__ = ["Array", "Global", "PersistentLoad", "Record", "Storage", "load_pickle", "load_stream"]
+
+PersistentLoad = Callable[[Any], Any]
+
+
+def load_pickle(data: bytes, persistent_load: PersistentLoad | None = None) -> Any:
+    """The object that `data` (protocols 0 to 5) describes, as inert data.
+
+    Result: Python scalars, list, tuple, dict (also for OrderedDict, defaultdict, Counter), set, frozenset, bytes,
+    numpy arrays (tensors, parameters and arrays; native byte order, C-contiguous), `Global` for a class or function,
+    `Record` for any other instance. It may be cyclic, and is at most `_records.MAX_DEPTH` deep.
+    persistent_load: called with each persistent id, gives a `Storage`, a `Global` or plain data.
+    Raises UnsafeFileError naming what the pickle calls or refers to, FileError if it is damaged or a bomb.
+    """
+    return load_stream(io.BytesIO(data), len(data), persistent_load)
+
+
+def load_stream(stream: io.BytesIO, size: int, persistent_load: PersistentLoad | None = None) -> Any:
+    """`load_pickle` from the current position; leaves the stream just behind the pickle. size: bytes of input."""
+    try:
+        root = _Machine(Limits(size), persistent_load).run(stream)
+    except GkpError:
+        raise
+    except (ValueError, TypeError, IndexError, KeyError, OverflowError, AttributeError) as error:
+        raise corrupt(f"{type(error).__name__} while reading it") from error
+    for _ in walk(root):  # refuses what is nested too deep
+        pass
+    return root
+
+
+class _Machine:
+    def __init__(self, limits: Limits, persistent_load: PersistentLoad | None) -> None:
+        self.limits = limits
+        self.persistent_load = persistent_load
+        self.stack: list[Any] = []
+        self.below: list[list[Any]] = []  # the stacks under each mark
+        self.memo: dict[int, Any] = {}
+
+    def run(self, stream: io.BytesIO) -> Any:
+        for opcode, argument, _ in pickletools.genops(stream):
+            handler = _HANDLERS.get(opcode.name)
+            if handler is None:
+                raise UnsafeFileError(f"pickle uses the opcode {opcode.name}", UNSAFE_HINT)
+            self.limits.opcode()
+            handler(self, argument)
+        if len(self.stack) != 1 or self.below:
+            raise corrupt("it ends with the wrong number of objects")
+        return self.stack.pop()
+
+    def pop_mark(self) -> list[Any]:
+        items = self.stack
+        self.stack = self.below.pop()
+        return items
+
+    def pop(self, count: int) -> list[Any]:
+        if len(self.stack) < count:
+            raise corrupt("its stack runs empty")
+        items = self.stack[len(self.stack) - count :]
+        del self.stack[len(self.stack) - count :]
+        return items
+
+    def refer(self, name: str) -> Global:
+        refuse_dangerous(name)
+        return Global(name)
+
+    def call(self, function: Any, args: Any) -> Any:
+        """REDUCE: only what is in the table."""
+        if not isinstance(function, Global) or not isinstance(args, tuple):
+            raise corrupt("it calls something that is not a function")
+        constructor = CONSTRUCTORS.get(function.name)
+        if constructor is None:
+            raise UnsafeFileError(f"pickle calls {printable(function.name)}", UNSAFE_HINT)
+        return constructor(args, self.limits)
+
+    def instantiate(self, cls: Any, args: Any) -> Any:
+        """NEWOBJ: `cls.__new__(cls, *args)`, which for a class we do not know is a Record."""
+        if isinstance(cls, Global) and cls.name not in CONSTRUCTORS and isinstance(args, tuple):
+            self.limits.opcode(4)
+            return Record(cls.name, args)
+        return self.call(cls, args)
+
+    def set_items(self, target: Any, flat: list[Any]) -> None:
+        if isinstance(target, Record):
+            target = target.items
+        if not isinstance(target, dict) or len(flat) % 2:
+            raise corrupt("it sets items of something that is not a dict")
+        for key, value in zip(flat[::2], flat[1::2], strict=True):
+            target[self.limits.key(key)] = value
+
+    def extend(self, target: Any, values: list[Any]) -> None:
+        if isinstance(target, Record):
+            target = target.elements
+        if not isinstance(target, list):
+            raise corrupt("it appends to something that is not a list")
+        target.extend(values)
+
+    def build(self, target: Any, state: Any) -> None:
+        """BUILD: stores the state of a record or array; the attributes of a dict (torch's _metadata) are dropped."""
+        if isinstance(target, Record):
+            target.state = state
+        elif isinstance(target, NumpyDtype):
+            target.set_state(state)
+        elif isinstance(target, np.ndarray) and target.shape == (0,):
+            set_array_state(target, state, self.limits)
+        elif not isinstance(target, dict):
+            raise corrupt(f"it gives a state to a {type(target).__name__}")
+
+
+_Handler = Callable[[_Machine, Any], None]
+
+
+def _push(m: _Machine, argument: Any) -> None:
+    m.stack.append(argument)
+
+
+def _push_new(make: Callable[[], Any], cost: int) -> _Handler:
+    def handle(m: _Machine, argument: Any) -> None:
+        m.limits.opcode(cost)
+        m.stack.append(make())
+
+    return handle
+
+
+def _stop(m: _Machine, argument: Any) -> None:
+    """PROTO, FRAME and STOP change nothing."""
+
+
+def _mark(m: _Machine, argument: Any) -> None:
+    m.below.append(m.stack)
+    m.stack = []
+
+
+def _pop(m: _Machine, argument: Any) -> None:
+    if m.stack:
+        m.stack.pop()
+    else:
+        m.pop_mark()
+
+
+def _pop_mark(m: _Machine, argument: Any) -> None:
+    m.pop_mark()
+
+
+def _dup(m: _Machine, argument: Any) -> None:
+    m.stack.append(m.stack[-1])
+
+
+def _list(m: _Machine, argument: Any) -> None:
+    items = m.pop_mark()
+    m.stack.append(items)
+
+
+def _tuple(m: _Machine, argument: Any) -> None:
+    items = m.pop_mark()
+    m.stack.append(tuple(items))
+
+
+def _short_tuple(count: int) -> _Handler:
+    def handle(m: _Machine, argument: Any) -> None:
+        m.stack.append(tuple(m.pop(count)))
+
+    return handle
+
+
+def _dict(m: _Machine, argument: Any) -> None:
+    flat = m.pop_mark()
+    made: dict[Any, Any] = {}
+    m.set_items(made, flat)
+    m.stack.append(made)
+
+
+def _frozenset(m: _Machine, argument: Any) -> None:
+    values = m.pop_mark()
+    m.stack.append(frozenset(m.limits.key(value) for value in values))
+
+
+def _append(m: _Machine, argument: Any) -> None:
+    target, value = m.pop(2)
+    m.extend(target, [value])
+    m.stack.append(target)
+
+
+def _appends(m: _Machine, argument: Any) -> None:
+    values = m.pop_mark()
+    m.extend(m.stack[-1], values)
+
+
+def _set_item(m: _Machine, argument: Any) -> None:
+    target, key, value = m.pop(3)
+    m.set_items(target, [key, value])
+    m.stack.append(target)
+
+
+def _set_items(m: _Machine, argument: Any) -> None:
+    flat = m.pop_mark()
+    m.set_items(m.stack[-1], flat)
+
+
+def _add_items(m: _Machine, argument: Any) -> None:
+    values = m.pop_mark()
+    if not isinstance(m.stack[-1], set):
+        raise corrupt("it adds members to something that is not a set")
+    m.stack[-1].update(m.limits.key(value) for value in values)
+
+
+def _get(m: _Machine, index: Any) -> None:
+    m.stack.append(m.memo[index])
+
+
+def _put(m: _Machine, index: Any) -> None:
+    m.memo[index] = m.stack[-1]
+
+
+def _memoize(m: _Machine, argument: Any) -> None:
+    m.memo[len(m.memo)] = m.stack[-1]
+
+
+def _global(m: _Machine, argument: str) -> None:
+    m.stack.append(m.refer(argument.replace(" ", ".", 1)))
+
+
+def _stack_global(m: _Machine, argument: Any) -> None:
+    module, name = m.pop(2)
+    if not isinstance(module, str) or not isinstance(name, str):
+        raise corrupt("a name is not text")
+    m.limits.copy(len(module) + len(name))
+    m.stack.append(m.refer(f"{module}.{name}"))
+
+
+def _reduce(m: _Machine, argument: Any) -> None:
+    function, args = m.pop(2)
+    m.stack.append(m.call(function, args))
+
+
+def _new_object(m: _Machine, argument: Any) -> None:
+    cls, args = m.pop(2)
+    m.stack.append(m.instantiate(cls, args))
+
+
+def _new_object_ex(m: _Machine, argument: Any) -> None:
+    cls, args, keywords = m.pop(3)
+    if not isinstance(args, tuple) or not isinstance(keywords, dict):
+        raise corrupt("an instance has impossible arguments")
+    m.limits.copy(len(args))
+    m.stack.append(m.instantiate(cls, (*args, keywords) if keywords else args))
+
+
+def _old_style(m: _Machine, cls: Any, args: list[Any]) -> None:
+    """INST and OBJ call the class, so with arguments it must be in the table."""
+    m.stack.append(m.call(cls, tuple(args)) if args else m.instantiate(cls, ()))
+
+
+def _inst(m: _Machine, argument: str) -> None:
+    args = m.pop_mark()
+    _old_style(m, m.refer(argument.replace(" ", ".", 1)), args)
+
+
+def _obj(m: _Machine, argument: Any) -> None:
+    cls, *args = m.pop_mark()
+    _old_style(m, cls, args)
+
+
+def _build(m: _Machine, argument: Any) -> None:
+    target, state = m.pop(2)
+    m.build(target, state)
+    m.stack.append(target)
+
+
+def _persistent(m: _Machine, pid: Any) -> None:
+    if m.persistent_load is None:
+        raise corrupt("it refers to data outside itself")
+    m.stack.append(m.persistent_load(pid))
+
+
+def _persistent_on_stack(m: _Machine, argument: Any) -> None:
+    (pid,) = m.pop(1)
+    _persistent(m, pid)
+
+
+_LITERALS = """
+    INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE
+    SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8
+"""
+_HANDLERS: dict[str, _Handler] = {
+    **dict.fromkeys(("PROTO", "FRAME", "STOP"), _stop),
+    **dict.fromkeys(_LITERALS.split(), _push),
+    "NONE": _push,  # its argument is None
+    "NEWTRUE": lambda m, _: m.stack.append(True),
+    "NEWFALSE": lambda m, _: m.stack.append(False),
+    "EMPTY_LIST": _push_new(list, 0),
+    "EMPTY_TUPLE": _push_new(tuple, 0),
+    "EMPTY_DICT": _push_new(dict, 0),
+    "EMPTY_SET": _push_new(set, 3),
+    "MARK": _mark,
+    "POP": _pop,
+    "POP_MARK": _pop_mark,
+    "DUP": _dup,
+    "LIST": _list,
+    "TUPLE": _tuple,
+    "TUPLE1": _short_tuple(1),
+    "TUPLE2": _short_tuple(2),
+    "TUPLE3": _short_tuple(3),
+    "DICT": _dict,
+    "FROZENSET": _frozenset,
+    "APPEND": _append,
+    "APPENDS": _appends,
+    "SETITEM": _set_item,
+    "SETITEMS": _set_items,
+    "ADDITEMS": _add_items,
+    "GET": _get,
+    "BINGET": _get,
+    "LONG_BINGET": _get,
+    "PUT": _put,
+    "BINPUT": _put,
+    "LONG_BINPUT": _put,
+    "MEMOIZE": _memoize,
+    "GLOBAL": _global,
+    "STACK_GLOBAL": _stack_global,
+    "REDUCE": _reduce,
+    "NEWOBJ": _new_object,
+    "NEWOBJ_EX": _new_object_ex,
+    "INST": _inst,
+    "OBJ": _obj,
+    "BUILD": _build,
+    "PERSID": _persistent,
+    "BINPERSID": _persistent_on_stack,
+}

@@ -1,0 +1,270 @@
+"""Reads what PyTorch, pickle and numpy write, without PyTorch and without executing anything in the file.
+
+Formats, by content and never by file name: torch.save (zip since 1.6, legacy before), plain pickles, .npy. Tensors
+become numpy arrays (bfloat16 as float32); modules become `Record`s, from which `state_dict_of`, `submodules` and
+`attribute` read. Sizes are checked against the file before memory is taken.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from gkp.errors import FileError, UnsupportedModelError
+
+from ._archive import Archive
+from ._constructors import plain_array, plain_dtype
+from ._pickle import load_pickle, load_stream
+from ._records import STORAGE_DTYPES, Array, Global, Limits, Record, Storage, corrupt, printable
+
+Kind = Literal["torchscript", "torch-zip", "torch-legacy", "pickle", "pt2", "npy", "npz", "onnx", "zip", "unknown"]
+
+_LEGACY_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # LONG1 0x1950a86a20f9469cfc6c, STOP
+_LEGACY_PROTOCOL = 1001
+_NPY_MAGIC = b"\x93NUMPY"
+_MAX_NPY_HEADER = 10_000
+_MAX_NAMES = 100_000  # dotted names of one model; shared submodules can make exponentially many
+
+
+def container_kind(path: Path) -> Kind:
+    """What `path` is, from its first and last bytes and, for a zip, its member names.
+
+    "pt2" is torch.export.save; "onnx" is a guess (a protobuf that begins with field 1); "zip" any other archive.
+    FileError if it cannot be read, UnsafeFileError for a hostile archive.
+    """
+    head, last = _ends(path)
+    if head.startswith(b"PK"):
+        with Archive(path) as archive:
+            return _archive_kind(archive.names)
+    if head.startswith(_NPY_MAGIC):
+        return "npy"
+    if _LEGACY_MAGIC in head:
+        return "torch-legacy"
+    if (head[:1] == b"\x80" and head[1:2] <= b"\x05") or (last == b"." and head[0] in b"(]}cNIFVS"):
+        return "pickle"
+    return "onnx" if head[:1] == b"\x08" else "unknown"
+
+
+def read_torch(path: Path) -> Any:
+    """The object that torch.save (zip or legacy) or pickle.dump wrote to `path`, as inert data.
+
+    See `_pickle.load_pickle` for what the result consists of. Raises UnsafeFileError naming what the file wants to
+    call, FileError if it is damaged or another format, UnsupportedModelError for tensor types without a numpy twin.
+    """
+    kind = container_kind(path)
+    if kind == "torch-zip":
+        with Archive(path) as archive:
+            return read_archive_pickle(archive, "data.pkl", "data")
+    if kind == "torch-legacy":
+        return _read_legacy(_bytes(path))
+    if kind == "pickle":
+        return load_pickle(_bytes(path))
+    raise FileError(f"{printable(path.name)} is not a torch checkpoint but {kind}", "Give a file made by torch.save.")
+
+
+def read_pickle_file(path: Path) -> Any:
+    """The object in a plain pickle, such as Structure-LTH's .block: list of (row list, flattened-column list)."""
+    return load_pickle(_bytes(path))
+
+
+def read_object_npy(path: Path) -> Array:
+    """The array in a .npy file, also one of objects (GSparsity's masks: nested arrays of bool); C-contiguous, native.
+
+    Format: NEP 1, versions 1.0 and 2.0. FileError if its size contradicts its header.
+    """
+    data = _bytes(path)
+    if not data.startswith(_NPY_MAGIC) or data[6:8] not in (b"\x01\x00", b"\x02\x00"):
+        raise FileError(f"{printable(path.name)} is not a .npy file", "Save the array again with numpy.save.")
+    width = 2 if data[6] == 1 else 4
+    start = 8 + width
+    length = int.from_bytes(data[8:start], "little")
+    if length > min(_MAX_NPY_HEADER, len(data) - start):
+        raise corrupt("the header of a .npy file is too long")
+    code, fortran, shape = _npy_header(data[start : start + length])
+    body = data[start + length :]
+    dtype = plain_dtype(code)
+    if not dtype.hasobject:
+        return plain_array(body, dtype, shape, fortran, Limits(len(data)))
+    array = load_pickle(body)
+    if not isinstance(array, np.ndarray) or array.dtype != object or array.shape != shape:
+        raise corrupt("the objects of a .npy file do not fit its header")
+    return array
+
+
+def state_dict_of(record: Record) -> dict[str, Array]:
+    """Parameters and persistent buffers of a module by dotted name, in the order of torch's state_dict()."""
+    tensors: dict[str, Array] = {}
+    for name, module in submodules(record):
+        fields = module.fields
+        transient = fields.get("_non_persistent_buffers_set")
+        skipped = transient if isinstance(transient, set) else set()
+        for kind in ("_parameters", "_buffers"):
+            for key, value in _dict(fields.get(kind)).items():
+                if isinstance(value, np.ndarray) and not (kind == "_buffers" and key in skipped):
+                    tensors[f"{name}.{key}" if name else key] = value
+    return tensors
+
+
+def submodules(record: Record) -> Iterator[tuple[str, Record]]:
+    """(dotted name, module) for the module itself (name "") and all below it, parents first, in torch's order.
+
+    A shared module appears under each of its names; one that contains itself raises FileError.
+    """
+    waiting: list[tuple[str, Record, tuple[int, ...]]] = [("", record, ())]
+    count = 0
+    while waiting:
+        name, module, above = waiting.pop()
+        count += 1
+        if count > _MAX_NAMES or id(module) in above:
+            raise corrupt("its modules contain themselves or are too many")
+        yield name, module
+        children = [
+            (f"{name}.{key}" if name else key, child, (*above, id(module)))
+            for key, child in _dict(module.fields.get("_modules")).items()
+            if isinstance(child, Record) and isinstance(key, str)
+        ]
+        waiting.extend(reversed(children))
+
+
+def attribute(record: Record, name: str) -> Any:
+    """`module.name` as Python would find it: plain attribute, parameter, buffer or submodule. FileError if none."""
+    fields = record.fields
+    for scope in (fields, *(_dict(fields.get(kind)) for kind in ("_parameters", "_buffers", "_modules"))):
+        if name in scope:
+            return scope[name]
+    raise FileError(f"{printable(record.name)} has no attribute {printable(name)}", "The file is of another kind.")
+
+
+def read_archive_pickle(archive: Archive, member: str, folder: str) -> Any:
+    """The object in the pickle `member`, its storages in `folder`/<key>, of a torch zip or TorchScript archive."""
+    order = archive.read("byteorder") if "byteorder" in archive.names else b"little"
+    if order not in (b"little", b"big"):
+        raise corrupt("its byte order is neither little nor big")
+    storages: dict[str, Storage] = {}
+
+    def persistent_load(pid: Any) -> Storage:
+        dtype, key, numel, view = _storage_id(pid)
+        storage = storages.get(key)
+        if storage is None:
+            storage = storages[key] = Storage(dtype, numel)
+            if archive.size(f"{folder}/{key}") != storage.nbytes:
+                raise corrupt(f"storage {printable(key)} has the wrong size")
+            storage.provide(archive.read(f"{folder}/{key}"), "<" if order == b"little" else ">")
+        return _checked(storage, dtype, numel, view)
+
+    return load_pickle(archive.read(member), persistent_load)
+
+
+def _read_legacy(data: bytes) -> Any:
+    """Pickles of magic, version, system, object and storage keys; then, per key, an int64 count and the numbers."""
+    stream, size = io.BytesIO(data), len(data)
+    load_stream(stream, size)  # the magic number: container_kind saw it
+    version, system = load_stream(stream, size), load_stream(stream, size)
+    if version != _LEGACY_PROTOCOL or not isinstance(system, dict):
+        raise corrupt("it is no torch file of protocol 1001")
+    order = "<" if system.get("little_endian", True) else ">"
+    storages: dict[str, Storage] = {}
+    promised = 0
+
+    def persistent_load(pid: Any) -> Any:
+        nonlocal promised
+        if isinstance(pid, tuple) and len(pid) == 4 and pid[0] == "module":  # (_, class, source file, source)
+            return pid[1]
+        dtype, key, numel, view = _storage_id(pid)
+        if key not in storages:
+            storages[key] = Storage(dtype, numel)
+            promised += storages[key].nbytes
+            if promised > size:
+                raise corrupt("it promises more numbers than the file holds")
+        return _checked(storages[key], dtype, numel, view)
+
+    root = load_stream(stream, size, persistent_load)
+    keys = load_stream(stream, size)
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or sorted(keys) != sorted(storages):
+        raise corrupt("its storages are not the ones it refers to")
+    position = stream.tell()
+    for key in keys:
+        storage = storages[key]
+        if data[position : position + 8] != struct.pack(f"{order}q", storage.numel):
+            raise corrupt(f"storage {printable(key)} has the wrong size")
+        position += 8 + storage.nbytes
+        storage.provide(data[position - storage.nbytes : position], order)
+    return root
+
+
+def _storage_id(pid: Any) -> tuple[str, str, int, tuple[int, int] | None]:
+    """(dtype, key, numel, (offset, numel) of a legacy view) of ("storage", class, key, location, numel[, view])."""
+    if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage" or not isinstance(pid[1], Global):
+        raise corrupt("it refers to something that is not a storage")
+    dtype = STORAGE_DTYPES.get(pid[1].name.rpartition(".")[2])
+    if dtype is None or not pid[1].name.startswith("torch."):
+        raise UnsupportedModelError(
+            f"tensors of {printable(pid[1].name)} cannot be read", "Convert the model with .float() and save it again."
+        )
+    key, numel, view = pid[2], pid[4], pid[5] if len(pid) == 6 else None
+    if not isinstance(key, str) or not isinstance(numel, int) or not 0 <= numel < 2**48:
+        raise corrupt("a storage has an impossible key or size")
+    if view is None:
+        return dtype, key, numel, None
+    if not isinstance(view, tuple) or len(view) != 3 or not all(isinstance(n, int) for n in view[1:]):
+        raise corrupt("a storage view is impossible")
+    return dtype, key, numel, (view[1], view[2])
+
+
+def _checked(storage: Storage, dtype: str, numel: int, view: tuple[int, int] | None) -> Storage:
+    if storage.dtype != dtype or storage.numel != numel:
+        raise corrupt("one storage is described in two ways")
+    return storage if view is None else storage.window(*view)
+
+
+def _npy_header(header: bytes) -> tuple[Any, bool, tuple[int, ...]]:
+    """(type string, Fortran order, shape) from the literal dict of a .npy header."""
+    try:
+        fields = ast.literal_eval(header.decode("latin-1").strip())
+        return fields["descr"], bool(fields["fortran_order"]), fields["shape"]
+    except (ValueError, SyntaxError, TypeError, KeyError, IndexError, RecursionError, MemoryError) as error:
+        raise corrupt("the header of a .npy file cannot be read") from error
+
+
+def _archive_kind(names: tuple[str, ...]) -> Kind:
+    if "constants.pkl" in names or any(name.startswith("code/") for name in names):
+        return "torchscript"
+    if "archive_format" in names or any(name.endswith("serialized_exported_program.json") for name in names):
+        return "pt2"
+    if any(name.startswith("models/") and name.endswith(".json") for name in names):
+        return "pt2"
+    if "data.pkl" in names:
+        return "torch-zip"
+    return "npz" if names and all(name.endswith(".npy") for name in names) else "zip"
+
+
+def _ends(path: Path) -> tuple[bytes, bytes]:
+    """The first 64 bytes and the last one."""
+    with _open(path) as file:
+        head = file.read(64)
+        file.seek(-1 if head else 0, io.SEEK_END)
+        return head, file.read(1)
+
+
+def _bytes(path: Path) -> bytes:
+    with _open(path) as file:
+        return file.read()
+
+
+def _open(path: Path) -> io.BufferedReader:
+    try:
+        if not path.is_file():
+            raise FileError(f"{printable(path.name)} is not a file", "Check the path.")
+        return path.open("rb")
+    except OSError as error:
+        raise FileError(f"cannot open {printable(path.name)}: {error.strerror}", "Check the path.") from error
+
+
+def _dict(value: Any) -> dict[Any, Any]:
+    return value if isinstance(value, dict) else {}

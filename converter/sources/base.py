@@ -1,0 +1,110 @@
+"""What a source gives: the model as it was published, as ONNX, and a way to compute what the checkpoint computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from gkp.converter.sources import _torchfile
+from gkp.errors import FileError
+
+Array = npt.NDArray[Any]
+Reference = Callable[[Mapping[str, Array]], list[Array]]
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    """How to open: input_shapes by input name ("" names the only input), arch `pkg:callable`, trust_code."""
+
+    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    arch: str | None = None
+    trust_code: bool = False
+
+    def shape(self, name: str, default: tuple[int, ...] | None = None) -> tuple[int, ...] | None:
+        """The shape asked for this input, else the default."""
+        return self.input_shapes.get(name, self.input_shapes.get("", default))
+
+
+@dataclass(frozen=True)
+class GroupedModel:
+    """An opened checkpoint.
+
+    model: ONNX as published, with static shapes (nothing simplified). dynamic: the axes that may vary, by input name:
+    {axis: name}. reference: computes the checkpoint's own outputs from a dict of inputs. pruned: it was pruned from a
+    dense network, so the dense twin is its baseline. dense_width_of: layers known to have
+    lost output channels, with the layer that shows how many they had: {"b0.layers_a": "b0.layers_b"}. at_batch: exports the model
+    as published for another batch size, for sources whose exports are static.
+    """
+
+    model: onnx.ModelProto
+    system: str
+    reference: Reference
+    reference_name: str
+    pruned: bool
+    description: str = ""
+    dynamic: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    dense_width_of: Mapping[str, str] = field(default_factory=dict)
+    at_batch: Callable[[int], onnx.ModelProto] | None = None
+
+
+class SourceFile:
+    """A file on its way to a source. Its kind is found by content; its payload is read once, with nothing executed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            if path.is_dir():
+                raise FileError(f"{path} is a directory", "give a model file")
+            size = path.stat().st_size
+        except FileNotFoundError:
+            raise FileError(f"no such file: {path}", "check the path") from None
+        except OSError as e:
+            raise FileError(f"{path} cannot be read: {e.strerror}", "check its permissions") from e
+        if size == 0:
+            raise FileError(f"{path} is empty", "download or save the model again")
+
+    @cached_property
+    def kind(self) -> str:
+        """torchscript, torch-zip, torch-legacy, pickle, npy, pt2, onnx, json, ... (by content)."""
+        if self.path.suffix == ".onnx":
+            return "onnx"
+        return str(_torchfile.container_kind(self.path))
+
+    @cached_property
+    def payload(self) -> Any:
+        """What a PyTorch file holds: plain Python, numpy arrays, inert records (UnsafeFileError when it wants more)."""
+        return _torchfile.read_torch(self.path)
+
+
+class Source(Protocol):
+    """A module of this folder: one file format of one pruning system."""
+
+    @staticmethod
+    def matches(file: SourceFile) -> bool:
+        """Does this source know what the file is? May read it, must not run it."""
+        ...
+
+    @staticmethod
+    def open(file: SourceFile, options: OpenOptions) -> GroupedModel: ...
+
+
+def sample_inputs(model: onnx.ModelProto, seed: int = 0, batch: int | None = None,
+                  dynamic: Mapping[str, Mapping[int, str]] | None = None) -> dict[str, Array]:
+    """Standard normal inputs of the model's static shapes (dynamic axis 0 resized to `batch` where given)."""
+    rng = np.random.default_rng(seed)
+    feeds = {}
+    for value in model.graph.input:
+        shape = [d.dim_value or 1 for d in value.type.tensor_type.shape.dim]
+        if batch is not None and shape and (dynamic is None or 0 in dynamic.get(value.name, {})):
+            shape[0] = batch
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        feeds[value.name] = (rng.standard_normal(shape).astype(dtype) if dtype.kind == "f"
+                             else rng.integers(0, 2, shape).astype(dtype))
+    return feeds

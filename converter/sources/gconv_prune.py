@@ -1,0 +1,129 @@
+"""GConv-Prune (gumi): masked checkpoints, and exports whose convolutions are GroupConv2d.
+
+Masked: `<layer>.weight` [F, C, k, k] times `<layer>.mask` [F, C], with an infix `.conv2d` in old files. Exported, as a
+pickled module or its state dict: y = conv2d(x[:, ind_in])[:, ind_out] + bias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from gkp.branched import BranchedConv
+from gkp.converter.graph import clean
+from gkp.converter.sources._checkpoints import (
+    Tensors,
+    class_name,
+    masked,
+    network_in,
+    open_network,
+    payload_of,
+    state_dict_in,
+    without_prefix,
+)
+from gkp.converter.sources._torchfile import state_dict_of, submodules
+from gkp.converter.sources.base import Array, GroupedModel, OpenOptions, SourceFile
+from gkp.errors import FileError, GkpError, UnsupportedModelError, UsageError
+
+_INFIX, _IN, _OUT, _MASK = ".conv2d", ".ind_in", ".ind_out", ".mask"
+_DAMAGED = "the file is damaged: get it again, or export it again"
+
+
+def matches(file: SourceFile) -> bool:
+    """A module with GroupConv2d in it, a state dict of one, a state dict with 2-D masks, or a group configuration."""
+    if file.path.suffix == ".json" and file.kind == "unknown":
+        return _is_group_config(file)
+    payload = payload_of(file)
+    record = network_in(payload)
+    if record is not None:
+        parts = (part for _, part in submodules(record) if class_name(part) == "GroupConv2d")
+        return any("ind_in" in state_dict_of(part) for part in parts)
+    tensors = state_dict_in(payload)
+    return tensors is not None and (bool(_exported(tensors)) or bool(_masks(tensors)))
+
+
+def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
+    """Rebuild the network. UnsupportedModelError: a group configuration, which has no weights."""
+    if file.path.suffix == ".json":
+        raise UnsupportedModelError(
+            f"{file.path} is a group configuration of GConv-Prune: the number of groups of each layer, without weights",
+            "convert checkpoint.pth.tar, model_best.pth.tar or gconv.pth.tar of the pruned network",
+        )
+    record = network_in(file.payload)
+    tensors = without_prefix(state_dict_of(record) if record is not None else state_dict_in(file.payload) or {})
+    if _exported(tensors):
+        forms = dict(_forms(tensors))
+        dense = {n: a for n, a in tensors.items() if not n.startswith(tuple(f"{layer}." for layer in forms))}
+        return open_network(dense, forms, system="gconv_prune", options=options, pruned=True, record=record,
+                            description=f"GConv-Prune export ({len(forms)} GroupConv2d)")  # fmt: skip
+    dense, kept = apply_masks(tensors)
+    return open_network(dense, system="gconv_prune", options=options, pruned=kept < 1,
+                        description=f"GConv-Prune masked network ({kept:.1%} of the masked kernels kept)")  # fmt: skip
+
+
+def _is_group_config(file: SourceFile) -> bool:
+    from gkp.pruning.models.group_config import read_group_config
+
+    try:
+        return bool(read_group_config(file.path))
+    except UsageError:  # one with placeholders
+        return True
+    except GkpError:
+        return False
+
+
+# ---- exports ---------------------------------------------------------------------------------------------------------
+def _exported(tensors: Tensors) -> list[str]:
+    """Names of the GroupConv2d."""
+    names = (name.removesuffix(_IN) for name in tensors if name.endswith(_IN))
+    return [n for n in names if f"{n}{_OUT}" in tensors and f"{n}{_INFIX}.weight" in tensors]
+
+
+def _forms(tensors: Tensors) -> Iterator[tuple[str, BranchedConv]]:
+    for name in _exported(tensors):
+        weight, ind_in = tensors[f"{name}{_INFIX}.weight"], tensors[f"{name}{_IN}"]
+        try:
+            form = BranchedConv.from_grouped(weight, _groups(weight, ind_in)).gather_inputs(ind_in, ind_in.size)
+            form = form.take_outputs(tensors[f"{name}{_OUT}"])
+            bias = tensors.get(f"{name}.bias")
+            yield name, form if bias is None else replace(form, bias=bias)
+        except (GkpError, ValueError, IndexError) as e:
+            raise FileError(f"{clean(name)} is damaged: {clean(str(e))[:150]}", _DAMAGED) from e
+
+
+def _groups(weight: Array, ind_in: Array) -> int:
+    if weight.ndim != 4 or ind_in.ndim != 1 or weight.shape[1] == 0 or ind_in.size % weight.shape[1]:
+        raise ValueError(f"weight {list(weight.shape)} and {ind_in.size} input channels do not make groups")
+    return int(ind_in.size // weight.shape[1])
+
+
+# ---- masks -----------------------------------------------------------------------------------------------------------
+def _masks(tensors: Tensors) -> dict[str, Array]:
+    """Layer -> mask [F, C]."""
+    found = {}
+    for name, array in tensors.items():
+        layer = name.removesuffix(_MASK)
+        weights = (tensors.get(f"{layer}{infix}.weight") for infix in ("", _INFIX))
+        if layer != name and array.ndim == 2 and any(w is not None and w.ndim == 4 for w in weights):
+            found[layer] = array
+    return found
+
+
+def apply_masks(tensors: Tensors) -> tuple[Tensors, float]:
+    """(the tensors under their plain names, weights times masks, without masks; share of kernels that is kept).
+
+    FileError: a mask of another shape than its weight."""
+    masks = _masks(tensors)
+    dense = {}
+    for name, array in tensors.items():
+        layer, _, kind = name.rpartition(".")
+        layer = layer.removesuffix(_INFIX)
+        if layer in masks and kind == "mask":
+            continue
+        if layer in masks and kind == "weight":
+            array = masked(tensors, name, masks[layer])
+        dense[f"{layer}.{kind}" if layer in masks else name] = array
+    total = sum(mask.size for mask in masks.values())
+    return dense, sum(int(np.count_nonzero(mask)) for mask in masks.values()) / max(1, total)

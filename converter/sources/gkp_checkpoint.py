@@ -1,0 +1,30 @@
+"""The project's own checkpoints, written by gkp.pruning.models.checkpoint (`gkp prune`, the examples)."""
+
+from __future__ import annotations
+
+from gkp.converter.sources import torch_export
+from gkp.converter.sources._checkpoints import payload_of
+from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile
+
+_FORMAT = "gkp.checkpoint"  # pruning.models.checkpoint.FORMAT, which cannot be imported without PyTorch
+
+
+def matches(file: SourceFile) -> bool:
+    """A dict that says so."""
+    payload = payload_of(file)
+    return isinstance(payload, dict) and payload.get("format") == _FORMAT
+
+
+def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
+    """Rebuild and export. FileError: another version, or damaged; UnsupportedModelError: tensors that do not fit."""
+    torch_export.import_torch()
+    from gkp.pruning.models.branched import BranchedConv2d
+    from gkp.pruning.models.checkpoint import architecture, from_tensors
+
+    arch, module = architecture(file.payload), from_tensors(file.payload)
+    branched = sum(isinstance(m, BranchedConv2d) for m in module.modules())
+    return torch_export.from_module(
+        module, system="gkp", options=options, pruned=branched > 0, default_shape=(1, *arch.input_shape),
+        description=f"gkp checkpoint, {arch.name}, {branched} branched convolutions",
+        reference_name="the checkpoint's network in PyTorch",
+    )  # fmt: skip

@@ -1,0 +1,48 @@
+"""Any other PyTorch checkpoint: a state dict of a known architecture, or of the user's own with --arch."""
+
+from __future__ import annotations
+
+from gkp.converter.graph import clean
+from gkp.converter.sources._checkpoints import (
+    ARCH_HINT,
+    network_in,
+    open_network,
+    payload_of,
+    state_dict_in,
+)
+from gkp.converter.sources._torchfile import state_dict_of
+from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile
+from gkp.errors import UnsupportedModelError
+
+_KINDS = ("torch-zip", "torch-legacy", "pickle")
+_KNOWN_CLASSES = ("torchvision.models.resnet.ResNet",)
+
+
+def matches(file: SourceFile) -> bool:
+    """Whatever torch.save or pickle wrote: this is the last of the sources."""
+    return file.kind in _KINDS
+
+
+def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
+    """Rebuild the network (dense), or fill the module of options.arch.
+
+    UnsupportedModelError: no state dict, an unknown architecture, or a pickled module of a class that is not known
+    (its code is not in the file). UsageError: options.arch fails or does not fit."""
+    payload = payload_of(file)
+    record = network_in(payload)
+    tensors = state_dict_in(payload)
+    if record is not None and (options.arch or record.name in _KNOWN_CLASSES):
+        return open_network(state_dict_of(record), system="torch", options=options, pruned=False, record=record,
+                            description="pickled PyTorch module")  # fmt: skip
+    if record is not None and tensors is None:
+        raise UnsupportedModelError(f"{file.path} is a pickled module of class {clean(record.name)[:100]}, whose code "
+                                    "gkp does not have", ARCH_HINT)  # fmt: skip
+    if tensors is None:
+        raise UnsupportedModelError(f"{file.path} holds no network that gkp knows: {_summary(payload)}", ARCH_HINT)
+    return open_network(tensors, system="torch", options=options, pruned=False, description="PyTorch state dict")
+
+
+def _summary(payload: object) -> str:
+    if isinstance(payload, dict):
+        return "a dict with " + ", ".join(clean(str(key)[:30]) for key in list(payload)[:8])
+    return f"a {type(payload).__name__}"

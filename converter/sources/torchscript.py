@@ -1,0 +1,44 @@
+"""TorchScript archives (torch.jit.save), DSP's published models among them.
+
+The archive's code is parsed and every call checked against an operator allow-list before torch.jit.load runs, so a
+scripted module that writes files is refused, not run.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gkp.converter.graph import one_line
+from gkp.converter.sources import torch_export
+from gkp.converter.sources._script_check import check_torchscript
+from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile
+from gkp.errors import FileError
+
+CIFAR_SHAPE = (1, 3, 32, 32)
+
+
+def matches(file: SourceFile) -> bool:
+    """A zip with TorchScript code in it."""
+    return file.kind == "torchscript"
+
+
+def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
+    """Load and export. A model with DSP's packed blocks (layers_a, sampler_a, ...) counts as pruned and has CIFAR's
+    input shape by default."""
+    torch = torch_export.import_torch()
+    check_torchscript(file.path)
+    try:
+        module = torch.jit.load(str(file.path), map_location="cpu").eval()
+    except (RuntimeError, ValueError, OSError) as e:
+        raise FileError(f"{file.path} cannot be loaded as TorchScript: {one_line(e)}", "save the model again") from e
+    names = {name.rsplit(".", 1)[-1] for name, _ in module.named_modules()}
+    dsp = {"layers_a", "layers_b", "sampler_a", "sampler_b", "residual"} <= names
+    return torch_export.from_module(
+        module, system="dsp" if dsp else "torchscript", options=options, pruned=dsp, reference_name="TorchScript module",
+        description="DSP packed model (TorchScript)" if dsp else "TorchScript",
+        default_shape=CIFAR_SHAPE if dsp else None, dense_width_of=_packed_blocks(module) if dsp else None)
+
+
+def _packed_blocks(module: Any) -> dict[str, str]:
+    """In DSP's basic blocks conv_a had as many filters as conv_b writes: the width of the residual stream."""
+    return {f"{name}.layers_a": f"{name}.layers_b" for name, block in module.named_modules() if hasattr(block, "layers_a")}

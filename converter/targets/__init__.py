@@ -1,0 +1,23 @@
+"""Targets: one file each, listed here."""
+
+from __future__ import annotations
+
+from gkp.converter.targets.base import Target
+from gkp.converter.targets.onnx import OnnxTarget
+from gkp.converter.targets.openvino import OpenVinoTarget
+from gkp.converter.targets.ort import OrtTarget
+from gkp.errors import UsageError
+
+TARGETS = (OnnxTarget, OrtTarget, OpenVinoTarget)
+
+
+def make_target(name: str, provider: str | None = None) -> Target:
+    """The target called `name`. UsageError for an unknown name, or a provider that the target does not have."""
+    for cls in TARGETS:
+        if cls.name == name:
+            if cls is OrtTarget:
+                return OrtTarget(provider or "cpu")
+            if provider is not None:
+                raise UsageError(f"--provider is for --target ort, not {name}", "leave it out")
+            return cls()
+    raise UsageError(f"unknown target {name!r}", f"choose one of: {', '.join(c.name for c in TARGETS)}")

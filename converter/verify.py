@@ -1,0 +1,104 @@
+"""Does the artefact compute what the checkpoint computes? Compared on random and edge inputs, several batch sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from gkp.converter.graph import clean
+from gkp.converter.reference import Run, evaluator
+from gkp.converter.sources.base import sample_inputs
+from gkp.manifest import Check, Verification
+
+Array = npt.NDArray[Any]
+TOLERANCE = {"fp32": 1e-5, "fp16": 1e-2}
+_TOP1 = {"fp32": 1.0, "fp16": 0.995}
+_EDGE = (("random", 1.0), ("zeros", 0.0), ("large", 16.0), ("small", 1e-3))
+
+
+def check_inputs(model: onnx.ModelProto, dynamic: Mapping[str, Mapping[int, str]],
+                 batches: Sequence[int] = (2, 5)) -> list[tuple[str, int, dict[str, Array]]]:
+    """(name, batch, inputs): random, zero, large and small inputs in the model's own shape; other batch sizes and, where
+    they are dynamic, another height and width."""
+    declared = max(1, model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1)
+    out = []
+    for seed, (name, scale) in enumerate(_EDGE):
+        feeds = {k: (v * scale).astype(v.dtype) for k, v in sample_inputs(model, seed=seed).items()}
+        out.append((name, declared, feeds))
+    if any(0 in axes for axes in dynamic.values()):
+        out += [("random", n, sample_inputs(model, seed=10 + n, batch=n, dynamic=dynamic)) for n in batches]
+    if any(axis > 1 for axes in dynamic.values() for axis in axes):
+        out.append(("larger image", declared, _larger(sample_inputs(model, seed=20), dynamic)))
+    return out
+
+
+def _larger(feeds: dict[str, Array], dynamic: Mapping[str, Mapping[int, str]]) -> dict[str, Array]:
+    rng = np.random.default_rng(21)
+    grown = {}
+    for name, x in feeds.items():
+        shape = [n + 32 if axis > 1 and axis in dynamic.get(name, {}) else n for axis, n in enumerate(x.shape)]
+        grown[name] = rng.standard_normal(shape).astype(x.dtype)
+    return grown
+
+
+def compare(got: Sequence[Array], want: Sequence[Array], name: str, batch: int, precision: str = "fp32") -> Check:
+    """fp32: max abs error at most 1e-5 x max(1, max |reference|); fp16: 1e-2, and 99.5 % top-1 agreement."""
+    error, largest, agreement = 0.0, 0.0, 1.0
+    fits = len(got) == len(want) and all(g.shape == w.shape for g, w in zip(got, want, strict=True))
+    for g, w in zip(got, want, strict=True) if fits else ():
+        difference = np.abs(g.astype(np.float64) - w.astype(np.float64))
+        error = max(error, float(np.nan_to_num(difference, nan=np.inf).max(initial=0.0)))
+        largest = max(largest, float(np.abs(w).max(initial=0.0)))
+        if w.ndim == 2 and w.shape[1] > 1:
+            agreement = min(agreement, _agreement(g, w))
+    if not fits:
+        error = float("inf")
+    tolerance = TOLERANCE[precision] * max(1.0, largest)
+    return Check(name=name, batch=batch, max_abs_error=min(error, 1e308), tolerance=tolerance, max_abs_reference=largest,
+                 top1_agreement=agreement,
+                 passed=error <= tolerance and (precision == "fp32" or agreement >= _TOP1[precision]))
+
+
+def _agreement(got: Array, want: Array) -> float:
+    return float((got.argmax(1) == want.argmax(1)).mean())
+
+
+def verify(run: Run, engine: str, reference: Run, reference_name: str,
+           inputs: Sequence[tuple[str, int, dict[str, Array]]], precision: str = "fp32") -> Verification:
+    """Compare two functions on the given inputs."""
+    checks = [compare(run(feeds), reference(feeds), name, batch, precision) for name, batch, feeds in inputs]
+    return Verification(passed=all(c.passed for c in checks), reference=reference_name, engine=engine, checks=checks)
+
+
+def worst(verification: Verification) -> Check:
+    """The check that came closest to its tolerance, or went furthest beyond it."""
+    return max(verification.checks, key=lambda c: c.max_abs_error / c.tolerance)
+
+
+def first_difference(given: onnx.ModelProto, converted: onnx.ModelProto, feeds: Mapping[str, Array]) -> str | None:
+    """Name of the first tensor that both models hold, in the same shape, with different values."""
+    names = [o for n in given.graph.node for o in n.output if o]
+    common = [n for n in names if n in {o for node in converted.graph.node for o in node.output}]
+    if not common:
+        return None
+    a, b = _tapped(given, common)(feeds), _tapped(converted, common)(feeds)
+    for name, x, y in zip(common, a, b, strict=True):
+        if x.shape == y.shape and not compare([y], [x], name, len(x)).passed:
+            return clean(name)
+    return None
+
+
+def _tapped(model: onnx.ModelProto, names: list[str]) -> Run:
+    tapped = onnx.ModelProto()
+    tapped.CopyFrom(model)
+    del tapped.graph.output[:]
+    tapped.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names)
+    inferred = onnx.shape_inference.infer_shapes(tapped)
+    known = {v.name: v for v in inferred.graph.value_info}
+    del tapped.graph.output[:]
+    tapped.graph.output.extend(known.get(n, onnx.ValueInfoProto(name=n)) for n in names)
+    return evaluator(tapped)[1]

@@ -1,0 +1,82 @@
+"""The Python face: open, convert, load."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gkp.branched import BranchedConv
+
+if TYPE_CHECKING:
+    import onnx
+
+    from gkp.converter.artefact import Artefact
+    from gkp.runtime.load import LoadedModel
+
+Shape = tuple[int, ...] | Mapping[str, tuple[int, ...]] | None
+
+
+@dataclass(frozen=True)
+class Model:
+    """An opened checkpoint. system: where it comes from; layers: its convolutions in the one form, by name; given: the
+    model as published, as ONNX; form: the same function with gkp::BranchedConv nodes; left: (node, reason) of what did
+    not become one."""
+
+    system: str
+    layers: Mapping[str, BranchedConv]
+    given: onnx.ModelProto
+    form: onnx.ModelProto
+    left: tuple[tuple[str, str], ...]
+
+
+def open(source: Any, *, input_shape: Shape = None, arch: str | None = None, trust_code: bool = False) -> Model:
+    """Open a model file (or torch.nn.Module) and recognise its branches. Nothing in the file is executed.
+
+    input_shape: e.g. (1, 3, 224, 224), or a dict by input name. Raises GkpError.
+    """
+    from gkp.converter.graph import Graph
+    from gkp.converter.node import read
+    from gkp.converter.recognise import left_over, recognise
+    from gkp.converter.sources import OpenOptions, open_any
+
+    opened = open_any(source, OpenOptions(_shapes(input_shape), arch, trust_code))
+    graph = recognise(Graph(opened.model))
+    layers = {node.name: read(node) for node in graph.branched()}
+    return Model(opened.system, layers, opened.model, graph.to_model(), tuple(left_over(graph)))
+
+
+def convert(source: Any, target: str = "ort", output: str | Path | None = None, *, input_shape: Shape = None,
+            baseline: str | Path | None = None, layers: Mapping[str, str] | None = None, **options: Any) -> Artefact:
+    """Convert a model file or a torch.nn.Module.
+
+    target: "onnx", "ort" or "openvino". output: directory (default MODEL-stem.TARGET). The other options are those of
+    gkp-convert: force, dynamic_batch, opset, precision, threads, strategy, provider, benchmark, dry_run, trust_code,
+    arch. Returns an Artefact with `directory`, `manifest` and `run(x)`. Raises GkpError, and then nothing was written.
+    """
+    from gkp.converter.convert import ConvertOptions
+    from gkp.converter.convert import convert as run
+    from gkp.errors import UsageError
+
+    try:
+        made = ConvertOptions(target=target, output=None if output is None else Path(output),
+                              input_shapes=_shapes(input_shape), layers=dict(layers or {}),
+                              baseline=None if baseline is None else Path(baseline), **options)
+    except TypeError as e:
+        raise UsageError(str(e).replace("ConvertOptions.__init__()", "gkp.convert()"),
+                         "see help(gkp.convert)") from None
+    return run(source, made)
+
+
+def load(directory: str | Path) -> LoadedModel:
+    """Open an artefact directory; `.run(x)` runs one batch. Raises GkpError."""
+    from gkp.runtime.load import load as run
+
+    return run(directory)
+
+
+def _shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
+    if shape is None:
+        return {}
+    return dict(shape) if isinstance(shape, Mapping) else {"": tuple(shape)}

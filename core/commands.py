@@ -1,0 +1,211 @@
+"""What the subcommands do; gkp.cli says how they are called. Each returns an exit code, or None for 0."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from gkp import manifest as manifest_module
+from gkp.console import Screen, write_json
+from gkp.errors import FileError, UsageError
+from gkp.files import write_file
+
+
+def convert(screen: Screen, *, model: Path, output: Path | None, report: Path | None, json_to: str | None,
+            input_shape: tuple[str, ...], layers: tuple[str, ...], no_benchmark: bool, **options: Any) -> None:
+    from gkp.benchmarks import tables
+    from gkp.converter.convert import ConvertOptions
+    from gkp.converter.convert import convert as run
+
+    if report is not None:
+        from gkp.benchmarks.report import require_jinja2
+
+        require_jinja2()
+    made = ConvertOptions(output=output, input_shapes=parse_shapes(input_shape), layers=parse_layers(layers),
+                          benchmark=not no_benchmark, **options)
+    with screen.progress() as progress:
+        artefact = run(model, made, progress)
+    if screen.verbose:
+        screen.show(tables.layer_table(artefact.manifest, verbose=True))
+    screen.show(tables.conversion_table(artefact.manifest))
+    if artefact.directory is not None:
+        screen.say(f"\nwritten: {artefact.directory}   (gkp.load({str(artefact.directory)!r}).run(x))")
+    else:
+        screen.say("\ndry run: nothing was written")
+    if report is not None:
+        from gkp.benchmarks.report import write_html
+
+        write_html(artefact.manifest, report)
+        screen.say(f"report:  {report}")
+    write_json(json_to, manifest_module.encode(artefact.manifest))
+
+
+def inspect(screen: Screen, *, model: Path, target: str, input_shape: tuple[str, ...], json_to: str | None,
+            **options: Any) -> None:
+    from gkp.benchmarks import tables
+    from gkp.converter.convert import ConvertOptions
+    from gkp.converter.convert import convert as run
+
+    if model.is_dir():
+        shown = manifest_module.read(model)
+    else:
+        with screen.progress() as progress:
+            shown = run(model, ConvertOptions(target=target, benchmark=False, dry_run=True,
+                                              input_shapes=parse_shapes(input_shape), **options), progress).manifest
+    screen.show(tables.layer_table(shown, verbose=screen.verbose))
+    if screen.verbose:
+        for layer in shown.layers:
+            if layer.candidates:
+                screen.show(tables.candidates_table(layer))
+    screen.show(tables.conversion_table(shown))
+    for note in shown.notes:
+        screen.say(f"note: {note}")
+    write_json(json_to, manifest_module.encode(shown))
+
+
+def verify(screen: Screen, *, a: Path, b: Path, precision: str, input_shape: tuple[str, ...], json_to: str | None,
+           arch: str | None, trust_code: bool) -> int:
+    from gkp.benchmarks.wording import verification_words
+    from gkp.converter.compare import compare_models
+    from gkp.converter.sources import OpenOptions
+
+    with screen.progress() as progress:
+        progress("comparing", None)
+        result = compare_models(a, b, OpenOptions(parse_shapes(input_shape), arch, trust_code), precision)
+    screen.say(verification_words(result), style="bold green" if result.passed else "bold red")
+    write_json(json_to, msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
+    return 0 if result.passed else 1
+
+
+def evaluate(screen: Screen, *, model: Path, data: str, mean: str | None, std: str | None, batch: int,
+             input_shape: tuple[str, ...], json_to: str | None, arch: str | None, trust_code: bool) -> None:
+    from gkp.benchmarks import datasets
+    from gkp.converter.compare import open_runnable
+    from gkp.converter.sources import OpenOptions
+
+    test = datasets.load_test_set(data)
+    opened = open_runnable(model, OpenOptions(parse_shapes(input_shape), arch, trust_code))
+    usual = datasets.normalisation(opened.system)
+    means, stds = datasets.triple(mean, usual[0], "--mean"), datasets.triple(std, usual[1], "--std")
+    batch = opened.fixed_batch or batch
+    correct, total = 0, len(test.y)
+    with screen.progress() as progress:
+        for start in range(0, total, batch):
+            progress(f"evaluating {total} images", start / total)
+            correct += _correct(opened.run, opened.inputs[0], test, start, batch, means, stds)
+    screen.say(f"{correct} of {total} correct: {correct / total:.2%}  "
+               f"(mean {', '.join(map(str, means))}; std {', '.join(map(str, stds))})")
+    write_json(json_to, msgspec.json.encode({"schema_version": 1, "model": str(model), "data": data, "correct": correct,
+                                             "total": total, "accuracy": correct / total, "mean": means, "std": stds})
+               + b"\n")
+
+
+def _correct(run: Callable[[Mapping[str, Any]], list[Any]], name: str, test: Any, start: int, batch: int,
+             mean: tuple[float, ...], std: tuple[float, ...]) -> int:
+    x = test.normalised(start, start + batch, mean, std)
+    n = len(x)
+    if n < batch:  # the last batch of a model with a fixed batch size
+        x = np.concatenate([x, np.zeros((batch - n, *x.shape[1:]), x.dtype)])
+    scores = run({name: x})[0]
+    if scores.ndim != 2 or len(scores) != batch:
+        raise UsageError(f"the model returns shape {list(scores.shape)}, not [batch, classes]",
+                         "gkp eval needs a classifier")
+    return int((scores[:n].argmax(1) == test.y[start:start + n]).sum())
+
+
+def run(screen: Screen, *, directory: Path, input_file: Path, output_file: Path | None, json_to: str | None) -> None:
+    from gkp.runtime.load import load
+
+    with load(directory) as model:
+        result = model.run(_read_arrays(input_file))
+    outputs = result if isinstance(result, dict) else {model.manifest.outputs[0].name: result}
+    summary = []
+    for name, value in outputs.items():
+        entry: dict[str, Any] = {"name": name, "shape": list(value.shape), "dtype": str(value.dtype)}
+        if value.ndim == 2:
+            entry["top1"] = value.argmax(1).tolist()
+        summary.append(entry)
+        shown = f"; top-1 of the first samples: {entry['top1'][:10]}" if "top1" in entry else ""
+        screen.say(f"{name}: {list(value.shape)} {value.dtype}{shown}")
+    if output_file is not None:
+        _write_arrays(output_file, outputs)
+        screen.say(f"written: {output_file}")
+    write_json(json_to, msgspec.json.encode({"schema_version": 1, "outputs": summary}) + b"\n")
+
+
+def _read_arrays(path: Path) -> Any:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        return {k: loaded[k] for k in loaded.files} if path.suffix == ".npz" else np.asarray(loaded)
+    except FileNotFoundError:
+        raise FileError(f"no such file: {path}", "check the path") from None
+    except (OSError, ValueError, EOFError, AttributeError, MemoryError) as e:
+        raise FileError(f"{path} is not a readable array file: {e}", "write it with numpy.save") from e
+
+
+def _write_arrays(path: Path, outputs: dict[str, Any]) -> None:
+    buffer = io.BytesIO()
+    if len(outputs) == 1:
+        np.save(buffer, next(iter(outputs.values())))
+    else:
+        np.savez(buffer, **outputs)
+    write_file(path, buffer.getvalue())
+
+
+def bench(screen: Screen, *, directories: tuple[Path, ...], suite: str | None, checkpoints: Path | None,
+          batches: tuple[int, ...], seconds: float, json_to: str | None) -> None:
+    from gkp.benchmarks import bench as benchmarks
+    from gkp.runtime.environment import fingerprint
+
+    if bool(directories) == bool(suite):
+        raise UsageError("give artefact directories, or --suite cpu", "e.g. gkp bench model.ort model.openvino")
+    before = fingerprint()
+    with screen.progress() as progress:
+        if suite:
+            from gkp.benchmarks.suites import run_cpu
+
+            rows = run_cpu(checkpoints, progress)
+        else:
+            rows = benchmarks.bench(directories, batches, seconds, progress)
+    screen.show(benchmarks.table(rows))
+    screen.say(f"{before['cpu']}, {before['cores']} cores, load {before['load_average']} at the start; medians, "
+               "interleaved in one process", style="dim")
+    write_json(json_to, benchmarks.Bench(rows, before).json())
+
+
+def parse_shapes(values: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """["[NAME:]N,C,H,W", ...] -> {name or "": shape}. UsageError when malformed, or an axis is below 1."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for text in values:
+        name, _, numbers = text.rpartition(":")
+        try:
+            shape = tuple(int(n) for n in numbers.split(","))
+        except ValueError:
+            raise UsageError(f"--input-shape {text!r} is not a shape", "e.g. --input-shape 1,3,224,224") from None
+        if min(shape) < 1:
+            raise UsageError(f"--input-shape {text!r}: every axis must be at least 1",
+                             "a batch of 0 holds no sample; e.g. --input-shape 1,3,224,224")
+        if len(shape) < 2 or np.prod(np.asarray(shape, dtype=float)) > 2**31:
+            raise UsageError(f"--input-shape {text!r} is not an image batch", "e.g. --input-shape 1,3,224,224")
+        shapes[name] = shape
+    return shapes
+
+
+def parse_layers(values: tuple[str, ...]) -> dict[str, str]:
+    """["NAME=FORM", ...] -> {name: form}."""
+    layers: dict[str, str] = {}
+    for text in values:
+        name, equals, form = text.rpartition("=")
+        if not equals or not name or not form:
+            raise UsageError(f"--layer {text!r} is not NAME=FORM", "e.g. --layer layer1.0.conv1=dense")
+        layers[name] = form
+    return layers
+
+
+COMMANDS: dict[str, Callable[..., int | None]] = {
+    "convert": convert, "inspect": inspect, "verify": verify, "eval": evaluate, "run": run, "bench": bench}

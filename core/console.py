@@ -1,0 +1,114 @@
+"""What the command line shares: consoles, progress, errors, exit codes, JSON output."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from gkp.errors import GkpError
+from gkp.files import write_file
+
+T = TypeVar("T")
+INTERRUPTED = 130
+INTERNAL = 70
+
+
+class Screen:
+    """Tables and progress go to stderr, JSON to stdout. quiet: only errors; verbose: tracebacks too."""
+
+    def __init__(self, verbose: bool = False, quiet: bool = False) -> None:
+        self.verbose, self.quiet = verbose, quiet
+        self.err = Console(stderr=True, highlight=False)
+
+    def show(self, renderable: Any) -> None:
+        """Print a table or text on stderr, unless quiet."""
+        if not self.quiet:
+            self.err.print(renderable)
+
+    def say(self, text: str, style: str = "") -> None:
+        """Print plain text (markup in it is not interpreted)."""
+        self.show(Text(text, style=style))
+
+    @contextlib.contextmanager
+    def progress(self) -> Iterator[Callable[[str, float | None], None]]:
+        """Yields report(text, share): share is 0 to 1, or None when unknown. Invisible unless stderr is a terminal."""
+        bar = Progress(SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
+                       TimeElapsedColumn(), console=self.err, transient=True,
+                       disable=self.quiet or not self.err.is_terminal)
+        with bar:
+            task = bar.add_task("starting", total=None)
+
+            def report(text: str, share: float | None) -> None:
+                bar.update(task, description=text[:48], total=None if share is None else 1.0, completed=share or 0.0)
+
+            yield report
+
+    def fail(self, error: BaseException) -> int:
+        """Print an error in one line, and one line that says what to do. Returns the exit code."""
+        if self.verbose:
+            traceback.print_exception(error, file=sys.stderr)
+        message, hint, code = _describe(error)
+        line = Text("error: ", style="bold red")
+        line.append(_printable(message), style="default")
+        self.err.print(line, soft_wrap=True)
+        if hint:
+            self.err.print(Text(f"  try: {_printable(hint)}"), soft_wrap=True)
+        return code
+
+
+def _describe(error: BaseException) -> tuple[str, str, int]:
+    if isinstance(error, GkpError):
+        return error.message, error.hint, error.exit_code
+    if isinstance(error, MemoryError):
+        return "out of memory", "use a smaller batch or input shape", 3
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+        return f"{error.strerror}: {error.filename or ''}", "free some space or choose another place", 6
+    return (f"internal error: {type(error).__name__}: {error}",
+            "run again with -v and report the traceback", INTERNAL)
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+
+
+def guarded(screen: Screen, work: Callable[[], int | None]) -> int:
+    """Run a command's body: GkpErrors and Ctrl-C become messages and exit codes; SIGTERM counts as Ctrl-C."""
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        return work() or 0
+    except KeyboardInterrupt:
+        screen.err.print(Text("interrupted: nothing was left half-written"))
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as e:  # the last line of defence: no traceback without -v
+        return screen.fail(e)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def write_json(destination: str | None, data: bytes) -> None:
+    """Write JSON to a file, or to stdout for "-"."""
+    if destination is None:
+        return
+    if destination == "-":
+        sys.stdout.write(data.decode())
+        sys.stdout.flush()
+        return
+    write_file(Path(destination), data)

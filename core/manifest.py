@@ -1,0 +1,236 @@
+"""manifest.json: what a conversion did, measured and verified. Also what `--json` prints and the report shows.
+
+A number that was not measured is null; an estimate stands in a field named `estimated_ms`. Times are milliseconds per
+call (one call runs the whole batch), speedups come from one interleaved run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import msgspec
+
+from gkp.errors import FileError, UnsafeFileError
+
+SCHEMA_VERSION = 1
+FILE_NAME = "manifest.json"
+_MAX_BYTES = 64 << 20
+
+
+class Timing(msgspec.Struct, frozen=True, kw_only=True):
+    """Milliseconds per call: median and quartiles of `runs` calls."""
+
+    median: float
+    q1: float
+    q3: float
+    runs: int
+
+
+class Ratio(msgspec.Struct, frozen=True, kw_only=True):
+    """A speedup: median over interleaved rounds of reference time / this time, with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Latencies(msgspec.Struct, frozen=True, kw_only=True):
+    """The three rows: dense baseline, the model as given, converted."""
+
+    dense: Timing | None = None
+    as_is: Timing | None = None
+    converted: Timing | None = None
+
+
+class Speedup(msgspec.Struct, frozen=True, kw_only=True):
+    """vs_dense: dense / converted. vs_as_is: as given / converted. theoretical: dense MACs / kept MACs."""
+
+    vs_dense: Ratio | None = None
+    vs_as_is: Ratio | None = None
+    theoretical: float | None = None
+
+
+class Measurement(msgspec.Struct, frozen=True, kw_only=True):
+    """One measured setting."""
+
+    batch: int
+    threads: int
+    latency_ms: Latencies
+    speedup: Speedup
+
+
+class CandidateTime(msgspec.Struct, frozen=True, kw_only=True):
+    """A candidate of one layer. ratio: whole model with this layer dense / whole model with the layer in this form,
+    measured in context (above 1: faster), with its interval, at each batch tried; null when not measured."""
+
+    name: str
+    macs_executed: int
+    ms: float | None = None
+    estimated_ms: float | None = None
+    ratios: dict[str, Ratio] = {}
+
+
+class Layer(msgspec.Struct, frozen=True, kw_only=True):
+    """One BranchedConv. channels: (input, output); plane: output height and width; inputs_per_branch and
+    outputs_per_branch: as the branches stand; overlap: channel reads / distinct channels read."""
+
+    name: str
+    branches: int
+    channels: tuple[int, int]
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    plane: tuple[int, ...]
+    inputs_per_branch: list[int]
+    outputs_per_branch: list[int]
+    overlap: float
+    macs_dense: int
+    macs_kept: int
+    macs_executed: int
+    chosen: str
+    fast_kernel: str
+    reason: str
+    candidates: list[CandidateTime] = []
+
+
+class Macs(msgspec.Struct, frozen=True, kw_only=True):
+    """Multiply-accumulates for one image: of the dense baseline, of the kept weights, really executed."""
+
+    dense: int
+    kept: int
+    executed: int
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    path: str
+    sha256: str | None
+    system: str
+    description: str = ""
+
+
+class Baseline(msgspec.Struct, frozen=True, kw_only=True):
+    """kind: given (--baseline), twin (dense at full size, made from the one form), as_is (the model as given)."""
+
+    kind: str
+    description: str
+    sha256: str | None = None
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """One comparison of the artefact with the opened checkpoint."""
+
+    name: str
+    batch: int
+    max_abs_error: float
+    tolerance: float
+    max_abs_reference: float
+    top1_agreement: float
+    passed: bool
+
+
+class Verification(msgspec.Struct, frozen=True, kw_only=True):
+    """reference: what the artefact was compared with. engine: what computed the artefact's outputs."""
+
+    passed: bool
+    reference: str
+    engine: str
+    checks: list[Check]
+    first_difference: str | None = None
+
+
+class Tensor(msgspec.Struct, frozen=True, kw_only=True):
+    """An input or output; a dynamic axis is its name."""
+
+    name: str
+    shape: list[int | str]
+    dtype: str
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything known about an artefact."""
+
+    gkp_version: str
+    source: Source
+    target: str
+    precision: str
+    threads: int
+    provider: str | None
+    strategy: str
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    layers: list[Layer]
+    macs: Macs
+    params: int
+    baseline: Baseline | None
+    latency_ms: Latencies
+    speedup: Speedup
+    measurements: list[Measurement]
+    verification: Verification | None
+    operators: dict[str, dict[str, int]]
+    notes: list[str]
+    environment: dict[str, Any]
+    files: dict[str, str]
+    seconds: dict[str, float]
+    schema_version: int = SCHEMA_VERSION
+
+
+def encode(manifest: Manifest) -> bytes:
+    """Indented JSON."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of manifest.json."""
+    return msgspec.json.schema(Manifest)
+
+
+def read(directory: Path) -> Manifest:
+    """The manifest of an artefact directory. FileError when absent or malformed; UnsafeFileError when a file it names
+    lies outside the directory."""
+    path = directory / FILE_NAME
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise FileError(f"{path} is over {_MAX_BYTES >> 20} MiB", "convert the model again")
+        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+    except FileNotFoundError:
+        raise FileError(f"{directory} is not an artefact of gkp: no {FILE_NAME} in it",
+                        "give the directory that gkp-convert wrote") from None
+    except (OSError, msgspec.MsgspecError) as e:
+        raise FileError(f"{path} cannot be read: {e}", "convert the model again") from e
+    if manifest.schema_version != SCHEMA_VERSION:
+        raise FileError(f"{path} has schema version {manifest.schema_version}, this gkp reads {SCHEMA_VERSION}",
+                        "convert the model again with this version")
+    for name in manifest.files:
+        member(directory, name)
+    return manifest
+
+
+def member(directory: Path, name: str) -> Path:
+    """Path of a file that the manifest names, which must lie in the directory itself."""
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in name or not name or (directory / name).is_symlink():
+        raise UnsafeFileError(f"the manifest names a file outside its directory: {name!r}",
+                              "do not use this artefact; convert the model yourself")
+    return directory / name
+
+
+def check_files(directory: Path, manifest: Manifest) -> None:
+    """Raise FileError when a file of the artefact is missing or not the one that was written."""
+    for name, digest in manifest.files.items():
+        path = member(directory, name)
+        try:
+            actual = sha256(path)
+        except OSError as e:
+            raise FileError(f"{path} cannot be read: {e.strerror}", "convert the model again") from e
+        if actual != digest:
+            raise FileError(f"{path} is not the file that was written (checksum differs)", "convert the model again")
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as f:
+        while chunk := f.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,93 @@
+"""The project's own checkpoint: plain values and tensors only, so `torch.load(path, weights_only=True)` reads it.
+
+{"format": "gkp.checkpoint", "version": 1,
+ "arch": {"family", "depth", "shortcut", "num_classes", "input_shape"},
+ "state_dict": {canonical name: tensor},
+ "meta": {plain values, such as "test_accuracy"}}
+
+A conv that is a BranchedConv2d keeps its index lists in the state dict (branched.py says under which names), so the
+architecture and the state dict are enough to rebuild the network.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from gkp.branched import BranchedConv
+from gkp.errors import FileError, GkpError
+from gkp.pruning.models.architecture import Architecture
+from gkp.pruning.models.branched import branches_from_arrays
+from gkp.pruning.models.build import build
+
+FORMAT = "gkp.checkpoint"
+VERSION = 1
+MAX_CHANNELS = 1 << 16  # of one conv: no known network comes near
+ARCH_FIELDS = ("family", "depth", "shortcut", "num_classes", "input_shape")
+
+
+def save(path: str | os.PathLike[str], model: nn.Module, arch: Architecture, meta: dict[str, Any]) -> None:
+    """Write the model atomically. model: made by `build`, or `skeleton(arch)` with some convs made BranchedConv2d.
+
+    meta: plain values. FileError: the file cannot be written.
+    """
+    plain = {name: getattr(arch, name) for name in ARCH_FIELDS} | {"input_shape": list(arch.input_shape)}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    payload = {"format": FORMAT, "version": VERSION, "arch": plain, "state_dict": state, "meta": meta}
+    path = Path(path)
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            torch.save(payload, Path(folder) / path.name)
+            os.replace(Path(folder) / path.name, path)
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {error.strerror}", "choose an existing, writable folder") from error
+
+
+def architecture(payload: Mapping[str, Any]) -> Architecture:
+    """The architecture of an already-read payload. FileError: not a checkpoint of this form and version."""
+    if payload.get("format") != FORMAT or payload.get("version") != VERSION:
+        raise FileError(f"not a {FORMAT} of version {VERSION}", "write it again with this version of gkp")
+    plain = payload.get("arch")
+    fields = [plain.get(name) for name in ARCH_FIELDS] if isinstance(plain, dict) else []
+    match fields:
+        case [str(family), int(depth), str(shortcut), int(classes), [int(c), int(h), int(w)]]:
+            return Architecture(family, depth, shortcut, classes, (c, h, w))  # type: ignore[arg-type]  # skeleton checks
+    raise FileError(f"the architecture of this {FORMAT} is damaged", "get the file again")
+
+
+def from_tensors(payload: Mapping[str, Any]) -> nn.Module:
+    """The network of an already-read payload whose tensors are numpy arrays, in eval mode.
+
+    FileError: not a checkpoint of this form, or damaged index lists. UnsupportedModelError: unknown architecture, or
+    tensors that do not fit it.
+    """
+    arch = architecture(payload)
+    state = payload.get("state_dict")
+    if not isinstance(state, dict) or not all(isinstance(a, np.ndarray) for a in state.values()):
+        raise FileError(f"the state dict of this {FORMAT} is damaged", "get the file again")
+    names = [name.removesuffix(".in_index") for name in state if name.endswith(".in_index")]
+    return build(arch, state, {name: _form(name, state) for name in names})
+
+
+def _form(name: str, state: Mapping[str, npt.NDArray[Any]]) -> BranchedConv:
+    """The BranchedConv whose state dict stands under `name`; its stride and padding are left to the architecture."""
+    try:
+        part = {key.removeprefix(f"{name}."): a for key, a in state.items() if key.startswith(f"{name}.")}
+        out_channels, in_channels = (int(n) for n in part["channels"])
+        count = len(part["in_sizes"])
+        if not (0 < out_channels <= MAX_CHANNELS and 0 < in_channels <= MAX_CHANNELS and count <= out_channels):
+            raise ValueError("it claims too many channels or branches")
+        weights = [part["weight"]] if "weight" in part else [part[f"weight_{b}"] for b in range(count)]
+        triples = [(b.in_index, b.out_index, b.weight) for b in branches_from_arrays(part, weights)]
+        kernel_shape = weights[0].shape[2:] if weights else (1, 1)
+        return BranchedConv.build(in_channels, out_channels, triples, bias=part.get("bias"), kernel_shape=kernel_shape)
+    except (KeyError, ValueError, TypeError, IndexError, GkpError) as error:
+        raise FileError(f"the branched convolution {name} is damaged: {error}", "get the file again") from error

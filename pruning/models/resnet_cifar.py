@@ -1,0 +1,106 @@
+"""CIFAR ResNets (He et al. 2016, "Deep residual learning for image recognition", section 4.2): widths 16, 32, 64.
+
+The names in the state dict are those of the public TMI-GKP baseline and DSP checkpoints:
+conv_1_3x3, bn_1, stage_{1,2,3}.i.{conv_a,bn_a,conv_b,bn_b,downsample.{0,1}}, classifier.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from gkp.errors import UsageError
+
+Shortcut = Literal["pad", "pad_both", "conv"]
+
+WIDTHS = (16, 32, 64)
+
+
+class PadShortcut(nn.Module):  # type: ignore[misc]
+    """Parameter-free shortcut (option A): strided subsampling, then as many zero channels as real ones.
+
+    x float [N, C, H, W] -> [N, 2 C, ceil(H / 2), ceil(W / 2)]. zeros_before: how many of the zeros stand in front.
+    """
+
+    def __init__(self, zeros_before: int) -> None:
+        super().__init__()
+        self.zeros_before = zeros_before
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x[:, :, ::2, ::2]
+        zeros = x * 0  # and not new zeros: an exported graph then needs no shape arithmetic
+        if self.zeros_before == 0:
+            return torch.cat((x, zeros), 1)
+        return torch.cat((zeros[:, : self.zeros_before], x, zeros[:, self.zeros_before :]), 1)
+
+
+class CifarBlock(nn.Module):  # type: ignore[misc]
+    """Two 3x3 convs and a shortcut."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int, shortcut: Shortcut) -> None:
+        super().__init__()
+        self.conv_a = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
+        self.bn_a = nn.BatchNorm2d(channels)
+        self.conv_b = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn_b = nn.BatchNorm2d(channels)
+        self.downsample = _shortcut(in_channels, channels, stride, shortcut)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        y = F.relu(self.bn_a(self.conv_a(x)))
+        y = self.bn_b(self.conv_b(y))
+        return F.relu(y + shortcut)
+
+
+def _shortcut(in_channels: int, channels: int, stride: int, kind: Shortcut) -> nn.Module | None:
+    if stride == 1 and in_channels == channels:
+        return None
+    if kind == "pad":
+        return PadShortcut(0)
+    if kind == "pad_both":
+        return PadShortcut(in_channels // 2)
+    return nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
+
+
+class CifarResNet(nn.Module):  # type: ignore[misc]
+    """x float [N, 3, 32, 32] -> logits [N, num_classes]. Any H and W work: the pooling is global.
+
+    blocks: residual blocks in each of the three stages. shortcut: "conv" (1x1 conv and BN, option B), or option A with
+    the zero channels behind the real ones ("pad": TMI-GKP) or half of them in front ("pad_both": the CIFAR ResNets that
+    most public code is derived from). `normalize` is the identity unless `build` finds a mean and a std.
+    """
+
+    def __init__(self, blocks: tuple[int, int, int], num_classes: int = 10, shortcut: Shortcut = "pad") -> None:
+        super().__init__()
+        self.normalize: nn.Module = nn.Identity()
+        self.conv_1_3x3 = nn.Conv2d(3, WIDTHS[0], 3, 1, 1, bias=False)
+        self.bn_1 = nn.BatchNorm2d(WIDTHS[0])
+        self.stage_1 = _stage(WIDTHS[0], WIDTHS[0], blocks[0], 1, shortcut)
+        self.stage_2 = _stage(WIDTHS[0], WIDTHS[1], blocks[1], 2, shortcut)
+        self.stage_3 = _stage(WIDTHS[1], WIDTHS[2], blocks[2], 2, shortcut)
+        self.classifier = nn.Linear(WIDTHS[2], num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.bn_1(self.conv_1_3x3(self.normalize(x))))
+        x = self.stage_3(self.stage_2(self.stage_1(x)))
+        x = torch.flatten(F.adaptive_avg_pool2d(x, 1), 1)
+        return self.classifier(x)
+
+
+def _stage(in_channels: int, channels: int, blocks: int, stride: int, shortcut: Shortcut) -> nn.Sequential:
+    first = CifarBlock(in_channels, channels, stride, shortcut)
+    return nn.Sequential(first, *(CifarBlock(channels, channels, 1, shortcut) for _ in range(blocks - 1)))
+
+
+def cifar_resnet(depth: int, num_classes: int = 10, shortcut: Shortcut = "pad") -> CifarResNet:
+    """CIFAR ResNet of depth 6n+2: 20, 32, 44, 56, 110. UsageError: any other form of depth."""
+    n, rest = divmod(depth - 2, 6)
+    if rest or n < 1:
+        raise UsageError(f"a CIFAR ResNet cannot have depth {depth}", "use 6n+2: 20, 32, 44, 56, 110")
+    return CifarResNet((n, n, n), num_classes, shortcut)

@@ -1,0 +1,133 @@
+"""ImageNet ResNets (He et al. 2016, table 1) with the stride in the 3x3 conv of a bottleneck ("v1.5").
+
+The names in the state dict are torchvision's: conv1, bn1, layer{1..4}.i.{conv1,bn1,..,downsample.{0,1}}, fc. With a
+3x3 stem of stride 1 and no max-pooling they take 32x32 images, as Structure-LTH and other lottery-ticket code does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from gkp.errors import UsageError
+
+WIDTHS = (64, 128, 256, 512)
+
+
+class ResidualBlock(nn.Module):  # type: ignore[misc]
+    """What both kinds of block share: relu(residual(x) + shortcut(x)), or relu(shortcut(x)) without a residual."""
+
+    expansion: int
+    residual: Callable[[torch.Tensor], torch.Tensor]
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.has_residual = True
+        self.downsample: nn.Module | None = None
+        if stride != 1 or in_channels != out_channels:
+            conv = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+            self.downsample = nn.Sequential(conv, nn.BatchNorm2d(out_channels))
+
+    def remove_residual(self) -> None:
+        """Drop every conv and BN of the residual branch: the block computes relu(shortcut(x)) from now on."""
+        self.has_residual = False
+        for name in [n for n, _ in self.named_children() if n != "downsample"]:
+            setattr(self, name, None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return F.relu(self.residual(x) + shortcut) if self.has_residual else F.relu(shortcut)
+
+
+class BasicBlock(ResidualBlock):
+    """Two 3x3 convs."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__(in_channels, channels, stride)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+
+    def residual(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        return self.bn2(self.conv2(x))
+
+
+class Bottleneck(ResidualBlock):
+    """1x1, 3x3 (with the stride), 1x1 to four times the channels."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__(in_channels, channels * self.expansion, stride)
+        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = nn.Conv2d(channels, channels * self.expansion, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(channels * self.expansion)
+
+    def residual(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn2(self.conv2(x)))
+        return self.bn3(self.conv3(x))
+
+
+Block = type[BasicBlock] | type[Bottleneck]
+
+DEPTHS: dict[int, tuple[Block, tuple[int, int, int, int]]] = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+}
+
+
+class ImageNetResNet(nn.Module):  # type: ignore[misc]
+    """x float [N, 3, 224, 224] -> logits [N, num_classes]. Any H and W work: the pooling is global.
+
+    small_stem: 3x3, stride 1, no max-pooling. `normalize` is the identity unless `build` finds a mean and a std.
+    """
+
+    def __init__(
+        self, block: Block, blocks: tuple[int, int, int, int], num_classes: int = 1000, small_stem: bool = False
+    ) -> None:
+        super().__init__()
+        self.normalize: nn.Module = nn.Identity()
+        kernel, stride = (3, 1) if small_stem else (7, 2)
+        self.conv1 = nn.Conv2d(3, WIDTHS[0], kernel, stride, kernel // 2, bias=False)
+        self.bn1 = nn.BatchNorm2d(WIDTHS[0])
+        self.maxpool = nn.Identity() if small_stem else nn.MaxPool2d(3, 2, 1)
+        out = [w * block.expansion for w in WIDTHS]
+        self.layer1 = _layer(block, WIDTHS[0], WIDTHS[0], blocks[0], 1)
+        self.layer2 = _layer(block, out[0], WIDTHS[1], blocks[1], 2)
+        self.layer3 = _layer(block, out[1], WIDTHS[2], blocks[2], 2)
+        self.layer4 = _layer(block, out[2], WIDTHS[3], blocks[3], 2)
+        self.fc = nn.Linear(out[3], num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.maxpool(F.relu(self.bn1(self.conv1(self.normalize(x)))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        x = torch.flatten(F.adaptive_avg_pool2d(x, 1), 1)
+        return self.fc(x)
+
+
+def _layer(block: Block, in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
+    first = block(in_channels, channels, stride)
+    return nn.Sequential(first, *(block(channels * block.expansion, channels, 1) for _ in range(blocks - 1)))
+
+
+def imagenet_resnet(depth: int, num_classes: int = 1000, small_stem: bool = False) -> ImageNetResNet:
+    """ResNet-18, 34, 50 or 101. UsageError: any other depth."""
+    if depth not in DEPTHS:
+        raise UsageError(f"no ImageNet ResNet of depth {depth}", f"use one of {', '.join(map(str, DEPTHS))}")
+    return ImageNetResNet(*DEPTHS[depth], num_classes, small_stem)

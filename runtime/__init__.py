@@ -1,0 +1,1 @@
+"""Opens an artefact and runs it. Imports neither torch nor onnx nor the converter."""

@@ -1,0 +1,106 @@
+"""Open an artefact and run it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gkp import manifest as manifest_module
+from gkp.errors import GkpError, UsageError
+from gkp.manifest import Manifest
+from gkp.runtime.runners import OpenVinoRunner, OrtRunner, Runner
+
+Array = npt.NDArray[Any]
+
+
+class LoadedModel:
+    """An artefact ready to run. Use as a context manager, or call close()."""
+
+    def __init__(self, directory: Path, manifest: Manifest, runner: Runner) -> None:
+        self.directory, self.manifest, self._runner = directory, manifest, runner
+
+    def run(self, x: Array | Mapping[str, Array]) -> Any:
+        """Run one batch. x: the array [N, C, ...] of a model with one input, or a dict by input name; converted to the
+        model's dtype only if it is already a float. Returns the output array, or a dict by name when there are several.
+        UsageError when names, shapes or dtypes do not fit."""
+        feeds = dict(x) if isinstance(x, Mapping) else {self._only_input(): x}
+        checked = {}
+        for spec in self.manifest.inputs:
+            if spec.name not in feeds:
+                raise UsageError(f"input {spec.name!r} is missing", f"the model's inputs: {self._names()}")
+            checked[spec.name] = check_input(feeds.pop(spec.name), spec)
+        if feeds:
+            raise UsageError(f"the model has no input {next(iter(feeds))!r}", f"its inputs: {self._names()}")
+        outputs = self._runner.run(checked)
+        if len(outputs) == 1:
+            return outputs[0]
+        return {spec.name: value for spec, value in zip(self.manifest.outputs, outputs, strict=True)}
+
+    def close(self) -> None:
+        self._runner.close()
+
+    def __enter__(self) -> LoadedModel:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def _names(self) -> str:
+        return ", ".join(repr(i.name) for i in self.manifest.inputs)
+
+    def _only_input(self) -> str:
+        if len(self.manifest.inputs) != 1:
+            raise UsageError(f"the model has {len(self.manifest.inputs)} inputs", f"give a dict: {self._names()}")
+        return self.manifest.inputs[0].name
+
+
+def check_input(value: Any, spec: manifest_module.Tensor) -> Array:
+    """The value as a contiguous array of the declared dtype; UsageError when shape or kind do not fit."""
+    x = np.asarray(value)
+    if x.dtype != spec.dtype:
+        if x.dtype.kind != "f" or np.dtype(spec.dtype).kind != "f":
+            raise UsageError(f"input {spec.name!r} has dtype {x.dtype}, expected {spec.dtype}",
+                             f"convert it, e.g. x.astype('{spec.dtype}') after normalising")
+        x = x.astype(spec.dtype)
+    fits = x.ndim == len(spec.shape) and all(isinstance(want, str) or want == got
+                                             for want, got in zip(spec.shape, x.shape, strict=True))
+    if not fits:
+        raise UsageError(f"input {spec.name!r} has shape {list(x.shape)}, expected {_shape(spec)}", _shape_hint(spec, x))
+    if x.shape and x.shape[0] == 0:
+        raise UsageError(f"input {spec.name!r} has batch 0", "give at least one sample")
+    return np.ascontiguousarray(x)
+
+
+def _shape(spec: manifest_module.Tensor) -> str:
+    return "[" + ", ".join(map(str, spec.shape)) + "]"
+
+
+def _shape_hint(spec: manifest_module.Tensor, x: Array) -> str:
+    if x.ndim == len(spec.shape) and isinstance(spec.shape[0], int) and x.shape[1:] == tuple(spec.shape[1:]):
+        return "convert with --dynamic-batch to run other batch sizes"
+    return "the layout is [batch, channels, height, width]"
+
+
+def load(directory: str | Path) -> LoadedModel:
+    """Open the artefact that gkp-convert wrote into `directory`.
+
+    Files are checked against the manifest's checksums first. FileError when something is missing or altered,
+    BackendMissingError when the runtime is not installed."""
+    path = Path(directory)
+    manifest = manifest_module.read(path)
+    manifest_module.check_files(path, manifest)
+    return LoadedModel(path, manifest, open_runner(path / "model.onnx", manifest))
+
+
+def open_runner(model: Path, manifest: Manifest) -> Runner:
+    """A session for a model file of the artefact, with the manifest's target, threads and provider."""
+    if manifest.target in ("onnx", "ort"):
+        return OrtRunner(model, manifest.threads, manifest.provider or "cpu")
+    if manifest.target == "openvino":
+        return OpenVinoRunner(model, manifest.threads)
+    raise GkpError(f"this gkp cannot run artefacts for {manifest.target!r}", "update gkp")

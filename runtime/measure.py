@@ -1,0 +1,69 @@
+"""Timing: interleaved calls in one process, medians with quartiles, bootstrap intervals of ratios. numpy only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from gkp.manifest import Ratio, Timing
+
+Call = Callable[[], object]
+_RESAMPLES = 2000
+
+
+def interleave(calls: Mapping[str, Call], *, budget_s: float, min_rounds: int = 7, max_rounds: int = 400,
+               sample_ms: float = 2.0) -> dict[str, list[float]]:
+    """Time every call turn by turn, in a new random order each round (so that none always follows the one that leaves
+    the caches worst): milliseconds per call, one entry per round and name.
+
+    A call shorter than `sample_ms` is repeated within a sample. Rounds go on until `budget_s` is spent, at least
+    `min_rounds`, at most `max_rounds`. Every call is warmed up first.
+    """
+    names = list(calls)
+    repeats = {name: _warm_up(calls[name], sample_ms) for name in names}
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    rng = np.random.default_rng(0)
+    end = time.perf_counter() + budget_s
+    for round_number in range(max_rounds):
+        if round_number >= min_rounds and time.perf_counter() > end:
+            break
+        for name in rng.permutation(names).tolist():
+            call, count = calls[name], repeats[name]
+            start = time.perf_counter()
+            for _ in range(count):
+                call()
+            samples[name].append((time.perf_counter() - start) * 1e3 / count)
+    return samples
+
+
+def _warm_up(call: Call, sample_ms: float) -> int:
+    """Two calls, then how many fit into one sample."""
+    call()
+    start = time.perf_counter()
+    call()
+    once = (time.perf_counter() - start) * 1e3
+    if once >= sample_ms:
+        return 1
+    start = time.perf_counter()
+    for _ in range(5):
+        call()
+    once = (time.perf_counter() - start) * 1e3 / 5
+    return max(1, min(200, round(sample_ms / max(once, 1e-4))))
+
+
+def timing(samples: Sequence[float]) -> Timing:
+    """Median and quartiles."""
+    q1, median, q3 = np.percentile(samples, (25, 50, 75))
+    return Timing(median=float(median), q1=float(q1), q3=float(q3), runs=len(samples))
+
+
+def ratio(reference: Sequence[float], other: Sequence[float]) -> Ratio:
+    """Median over rounds of reference / other, with a 95 % bootstrap interval over the rounds. The two were timed right
+    after each other in every round, so that slow phases of a shared machine count in both."""
+    n = min(len(reference), len(other))
+    rounds = np.asarray(reference[:n], float) / np.asarray(other[:n], float)
+    picks = np.random.default_rng(0).integers(0, n, (_RESAMPLES, n))
+    low, high = np.percentile(np.median(rounds[picks], axis=1), (2.5, 97.5))
+    return Ratio(value=float(np.median(rounds)), low=float(low), high=float(high))

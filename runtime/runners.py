@@ -1,0 +1,114 @@
+"""Runners: one inference session each, with pinned threads. ONNX Runtime and OpenVINO, imported when first needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from gkp.errors import BackendMissingError, FileError, UsageError
+
+Array = npt.NDArray[Any]
+Model = bytes | Path
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider",
+             "nv-tensorrt-rtx": "NvTensorRTRTXExecutionProvider"}
+
+
+class Runner(Protocol):
+    """An opened model. Arrays go in by input name; outputs come back in the model's order."""
+
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+
+    def run(self, feeds: Mapping[str, Array]) -> list[Array]: ...
+
+    def close(self) -> None: ...
+
+
+class OrtRunner:
+    """ONNX Runtime with `threads` intra-op threads on one execution provider."""
+
+    def __init__(self, model: Model, threads: int, provider: str = "cpu") -> None:
+        ort = import_ort()
+        wanted = PROVIDERS.get(provider)
+        if wanted is None or wanted not in ort.get_available_providers():
+            have = ", ".join(k for k, v in PROVIDERS.items() if v in ort.get_available_providers())
+            raise BackendMissingError(f"ONNX Runtime here has no provider {provider!r} (it has: {have})",
+                                      'install the build that has it, e.g. pip install "gkp[gpu]"')
+        options = ort.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 4
+        try:
+            self._session = ort.InferenceSession(str(model) if isinstance(model, Path) else model, options,
+                                                 providers=[wanted] if provider == "cpu" else [wanted, PROVIDERS["cpu"]])
+        except Exception as e:  # the library raises its own untyped errors
+            raise FileError(f"ONNX Runtime cannot open the model: {_first_line(e)}", "run with -v for the whole text") from e
+        self.inputs = [i.name for i in self._session.get_inputs()]
+        self.outputs = [o.name for o in self._session.get_outputs()]
+
+    def run(self, feeds: Mapping[str, Array]) -> list[Array]:
+        try:
+            return list(self._session.run(None, dict(feeds)))
+        except Exception as e:
+            raise UsageError(f"ONNX Runtime cannot run the model on this input: {_first_line(e)}",
+                             "compare the input's shape with the artefact's manifest.json") from e
+
+    def close(self) -> None:
+        del self._session
+
+
+class OpenVinoRunner:
+    """OpenVINO on the CPU, latency mode, one stream, `threads` threads, float32."""
+
+    def __init__(self, model: Model, threads: int) -> None:
+        ov = import_openvino()
+        try:
+            core = ov.Core()
+            options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1,
+                       "INFERENCE_PRECISION_HINT": "f32"}
+            compiled = core.compile_model(core.read_model(model), "CPU", options)
+        except Exception as e:
+            raise FileError(f"OpenVINO cannot open the model: {_first_line(e)}", "run with -v for the whole text") from e
+        self._request = compiled.create_infer_request()
+        self.inputs = [i.any_name for i in compiled.inputs]
+        self.outputs = [o.any_name for o in compiled.outputs]
+
+    def run(self, feeds: Mapping[str, Array]) -> list[Array]:
+        try:
+            self._request.infer(dict(feeds), share_inputs=True)
+        except Exception as e:
+            raise UsageError(f"OpenVINO cannot run the model on this input: {_first_line(e)}",
+                             "compare the input's shape with the artefact's manifest.json") from e
+        return [np.array(self._request.get_output_tensor(k).data) for k in range(len(self.outputs))]
+
+    def close(self) -> None:
+        del self._request
+
+
+def import_ort() -> Any:
+    """The onnxruntime module, or BackendMissingError."""
+    try:
+        import onnxruntime
+    except ImportError as e:
+        raise BackendMissingError("ONNX Runtime is not installed",
+                                  'pip install "gkp[ort]" (CPU) or "gkp[gpu]" (they share a module: install one)') from e
+    return onnxruntime
+
+
+def import_openvino() -> Any:
+    """The openvino module, or BackendMissingError."""
+    try:
+        import openvino
+    except ImportError as e:
+        raise BackendMissingError("OpenVINO is not installed", 'pip install "gkp[openvino]"') from e
+    return openvino
+
+
+def _first_line(error: BaseException) -> str:
+    text = [line.strip() for line in str(error).splitlines() if line.strip()]
+    shown = " ".join(text[:1]) or type(error).__name__
+    return "".join(c if c.isprintable() else "?" for c in shown)[:300]

@@ -1,0 +1,196 @@
+"""GConv-Prune's files: masked checkpoints, GroupConv2d exports as modules and as state dicts, configurations."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch_kit import (
+    R8_CONV,
+    State,
+    assert_computes,
+    branches,
+    classes_as,
+    forward,
+    images,
+    layer_names,
+    liven,
+    moves,
+    random_state,
+    recognised,
+    save,
+    shared,
+)
+
+from gkp.converter import node as branched_node
+from gkp.converter.sources import open_model
+from gkp.errors import FileError, UnsupportedModelError
+
+G = 4
+
+
+class GroupConv2d(nn.Module):
+    """Its gathers, its grouped conv, its bias, in the published order."""
+
+    def __init__(self, c: int, f: int, stride: int, bias: bool) -> None:
+        super().__init__()
+        rng = np.random.default_rng(c + f)
+        self.ind_in = nn.Parameter(torch.from_numpy(rng.permutation(c)), requires_grad=False)
+        self.ind_out = nn.Parameter(torch.from_numpy(rng.permutation(f)), requires_grad=False)
+        self.conv2d = nn.Conv2d(c, f, 3, stride, 1, groups=G, bias=False)
+        self.bias = nn.Parameter(torch.randn(f)) if bias else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.index_select(self.conv2d(torch.index_select(x, 1, self.ind_in)), 1, self.ind_out)
+        return y if self.bias is None else y + self.bias.reshape(1, -1, 1, 1)
+
+
+class Block(nn.Module):
+    def __init__(self, conv: type, c: int, f: int, bias: bool) -> None:
+        super().__init__()
+        stride = f // c
+        self.conv1, self.bn1 = conv(c, f, stride, bias), nn.BatchNorm2d(f)
+        self.conv2, self.bn2 = conv(f, f, 1, bias), nn.BatchNorm2d(f)
+        short = nn.Sequential(nn.Conv2d(c, f, 1, stride, bias=False), nn.BatchNorm2d(f))
+        self.downsample = short if stride == 2 else nn.Sequential()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        return torch.relu(y + self.downsample(x))
+
+
+class ResNet(nn.Module):
+    def __init__(self, conv: type, block: type, bias: bool = False) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
+        self.layer1, self.layer2, self.layer3 = (
+            nn.Sequential(block(conv, c, f, bias)) for c, f in ((16, 16), (16, 32), (32, 64))
+        )
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.layer3(self.layer2(self.layer1(torch.relu(self.bn1(self.conv1(x))))))
+        return self.fc(y.mean((2, 3)))
+
+
+def exported(monkeypatch: pytest.MonkeyPatch, bias: bool = False) -> nn.Module:
+    net, block, conv = classes_as(
+        monkeypatch, gumi_DOT_models_DOT_resnet__ResNet=ResNet, gumi_DOT_models_DOT_resnet__BasicBlock=Block,
+        gumi_DOT_ops_DOT_group_conv2d__GroupConv2d=GroupConv2d,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return liven(net(conv, block, bias))
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
+def test_exported_module_computes_what_its_own_forward_computes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, legacy: bool, bias: bool
+) -> None:
+    module = exported(monkeypatch, bias)
+    opened = open_model(save(tmp_path / "gconv.pth.tar", module, legacy))
+    assert (opened.system, opened.pruned) == ("gconv_prune", True)
+    x = images()
+    assert_computes(opened, module(x), x)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_state_dict_of_an_export_is_enough(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, prefix: str) -> None:
+    module = exported(monkeypatch)
+    state = {prefix + name: tensor for name, tensor in module.state_dict().items()}
+    opened = open_model(save(tmp_path / "gconv.pth.tar", {"state_dict": state, "epoch": 3}))
+    x = images()
+    assert_computes(opened, module(x), x)
+
+
+def test_export_keeps_its_gathers_and_is_recognised_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    module: Any = exported(monkeypatch)
+    opened = open_model(save(tmp_path / "gconv.pth.tar", module))
+    assert [node.op_type for node in opened.model.graph.node].count("Gather") == 12
+    graph = recognised(opened)
+    assert moves(graph) == []
+    assert sorted(branches(graph).values()) == [1, 1, 1] + [G] * 6
+    form = branched_node.read(next(n for n in graph.branched() if n.name == "stage_3.0.conv_b"))
+    conv = module.layer3[0].conv2
+    np.testing.assert_array_equal(np.concatenate([b.in_index for b in form.branches]).reshape(G, -1),
+                                  np.sort(conv.ind_in.reshape(G, -1), axis=1))  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", ["ind_in", "ind_out", "conv2d.weight"])
+def test_damaged_export_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, damage: str) -> None:
+    state = exported(monkeypatch).state_dict()
+    name = f"layer1.0.conv1.{damage}"
+    state[name] = state[name] + 7 if damage.startswith("ind") else state[name][:, :3]
+    with pytest.raises(FileError, match=r"layer1\.0\.conv1"):
+        open_model(save(tmp_path / "gconv.pth.tar", {"state_dict": state}))
+
+
+# ---- masked checkpoints ----------------------------------------------------------------------------------------------
+def masked_state() -> tuple[State, State]:
+    """(what the checkpoint holds: weights with junk under the masks; what the network computes with)."""
+    dense, held = layer_names(random_state(R8_CONV)), {}
+    rng = np.random.default_rng(0)
+    for name in [n for n in dense if n.startswith("layer") and "conv" in n and n.endswith(".weight")]:
+        f, c = dense[name].shape[:2]
+        block = np.kron(np.eye(G), np.ones((f // G, c // G)))
+        mask = torch.from_numpy(block[rng.permutation(f)][:, rng.permutation(c)]).float()
+        held[name.replace(".weight", ".mask")] = mask
+        held[name] = dense[name].clone()
+        dense[name] = dense[name] * mask[:, :, None, None]
+    return {**dense, **held}, dense
+
+
+@pytest.mark.parametrize("infix", ["", ".conv2d"], ids=["plain", "legacy names"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_masks_are_applied_to_the_weights(tmp_path: Path, infix: str, prefix: str) -> None:
+    state, dense = masked_state()
+    layers = [n.removesuffix(".mask") for n in state if n.endswith(".mask")]
+    state = {prefix + (n.replace(".weight", f"{infix}.weight") if n.removesuffix(".weight") in layers else n): t
+             for n, t in state.items()}  # fmt: skip
+    checkpoint = {"epoch": 60, "state_dict": state, "acc": 91.0, "best_acc": 92.0, "optimizer": {}}
+    opened = open_model(save(tmp_path / "model_best.pth.tar", checkpoint))
+    assert (opened.system, opened.pruned) == ("gconv_prune", True)
+    x = images()
+    assert_computes(opened, forward(dense, x), x)
+    graph = recognised(opened)
+    assert moves(graph) == []
+    assert sorted(branches(graph).values()) == [1, 1, 1] + [G] * 6
+
+
+def test_masks_of_ones_are_not_pruning(tmp_path: Path) -> None:
+    state, _ = masked_state()
+    state = {n: torch.ones_like(t) if n.endswith(".mask") else t for n, t in state.items()}
+    assert not open_model(save(tmp_path / "checkpoint.pth.tar", {"state_dict": state})).pruned
+
+
+def test_mask_of_another_shape_is_refused(tmp_path: Path) -> None:
+    state, _ = masked_state()
+    state["layer2.0.conv2.mask"] = torch.ones(32, 16)
+    with pytest.raises(FileError, match="mask"):
+        open_model(save(tmp_path / "checkpoint.pth.tar", {"state_dict": state}))
+
+
+# ---- configurations --------------------------------------------------------------------------------------------------
+def test_published_group_configuration_is_said_to_hold_no_weights() -> None:
+    with pytest.raises(UnsupportedModelError, match="group configuration"):
+        open_model(shared("gconv_prune/resnet34_A.json"))
+
+
+def test_group_configuration_with_placeholders_is_still_one(tmp_path: Path) -> None:
+    path = tmp_path / "resnet34.json"
+    path.write_text(json.dumps({"module.conv1": {"G": -1, "F": 64, "C": 3, "id": 2}}))
+    with pytest.raises(UnsupportedModelError, match="group configuration"):
+        open_model(path)
+
+
+@pytest.mark.parametrize("text", ['{"prune_params": {"n_clusters": 8}}', "{", "[]"])
+def test_other_json_is_not_taken_for_one(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "setting.json"
+    path.write_text(text)
+    with pytest.raises(UnsupportedModelError, match="no source knows"):
+        open_model(path)

@@ -1,0 +1,164 @@
+"""Plain checkpoints: known architectures are rebuilt, others need the user's own code, and the rest is explained."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch_kit import (
+    R8_CONV,
+    R8_PAD,
+    R18,
+    State,
+    assert_computes,
+    branches,
+    classes_as,
+    forward,
+    images,
+    layer_names,
+    random_state,
+    recognised,
+    save,
+)
+
+from gkp.converter.sources import open_model
+from gkp.converter.sources.base import OpenOptions
+from gkp.errors import UnsupportedModelError, UsageError
+
+MODULE = """
+    import torch
+    from torch import nn
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3, padding=1)
+            self.fc = nn.Linear(8, 5)
+
+        def forward(self, x):
+            return self.fc(torch.relu(self.conv(x)).mean((2, 3)))
+
+    def broken():
+        raise OSError("no such dataset")
+
+    def text():
+        return "resnet20"
+
+    NET = Net()
+"""
+SHAPE = {"": (1, 3, 16, 16)}
+
+
+def mean_net(state: State, x: torch.Tensor) -> torch.Tensor:
+    y = nn.functional.conv2d(x, state["conv.weight"], state["conv.bias"], padding=1)
+    return nn.functional.linear(torch.relu(y).mean((2, 3)), state["fc.weight"], state["fc.bias"])
+
+
+@pytest.fixture
+def my_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """A package in the current folder, under a name that no other test imports."""
+    name = f"mynet_{abs(hash(request.node.name))}"
+    (tmp_path / f"{name}.py").write_text(textwrap.dedent(MODULE))
+    monkeypatch.chdir(tmp_path)
+    return name
+
+
+@pytest.fixture
+def my_state() -> State:
+    torch.manual_seed(0)
+    return dict(nn.ModuleDict({"conv": nn.Conv2d(3, 8, 3), "fc": nn.Linear(8, 5)}).state_dict())
+
+
+# ---- known architectures ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("key", [None, "state_dict", "model_state_dict", "net", "model"])
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_state_dict_of_a_known_network(tmp_path: Path, key: str | None, legacy: bool) -> None:
+    state = layer_names(random_state(R8_CONV))
+    value = state if key is None else {key: {f"module.{n}": t for n, t in state.items()}, "epoch": 3, "acc": 91.2}
+    opened = open_model(save(tmp_path / "model.pth", value, legacy))
+    assert (opened.system, opened.pruned) == ("torch", False)
+    x = images()
+    assert_computes(opened, forward(state, x), x)
+
+
+def test_half_precision_is_computed_in_single(tmp_path: Path) -> None:
+    state = {n: t.half() if t.is_floating_point() else t for n, t in random_state(R8_PAD).items()}
+    opened = open_model(save(tmp_path / "model.pth", state))
+    x = images()
+    assert_computes(opened, forward(layer_names({n: t.float() for n, t in state.items()}), x), x)
+
+
+def test_pickled_torchvision_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gkp.pruning.models.architecture import skeleton
+
+    state = random_state(R18)
+    (kind,) = classes_as(monkeypatch, torchvision_DOT_models_DOT_resnet__ResNet=nn.Module)
+    module = kind()
+    for name, child in skeleton(R18).named_children():
+        module.add_module(name, nn.Sequential(*child) if isinstance(child, nn.Sequential) else child)
+    module.load_state_dict(state)
+    opened = open_model(save(tmp_path / "model.pt", module))
+    x = images()
+    assert_computes(opened, forward(state, x), x)
+
+
+# ---- the user's own architecture -------------------------------------------------------------------------------------
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_own_architecture_is_filled(tmp_path: Path, my_package: str, my_state: State, prefix: str) -> None:
+    path = save(tmp_path / "model.pth", {"state_dict": {prefix + n: t for n, t in my_state.items()}})
+    opened = open_model(path, OpenOptions(SHAPE, arch=f"{my_package}:Net"))
+    x = images(2, 16)
+    assert_computes(opened, mean_net(my_state, x), x)
+
+
+def test_masks_reach_an_own_architecture(tmp_path: Path, my_package: str, my_state: State) -> None:
+    mask = torch.zeros(8, 3, 1, 1)
+    mask[:4, 0], mask[4:, 1:] = 1, 1
+    masked = {n: t for n, t in my_state.items() if n != "conv.weight"}
+    masked |= {"conv.weight_orig": my_state["conv.weight"], "conv.weight_mask": mask.expand(8, 3, 3, 3).clone()}
+    opened = open_model(save(tmp_path / "ticket.pth", masked), OpenOptions(SHAPE, arch=f"{my_package}:Net"))
+    x = images(2, 16)
+    assert_computes(opened, mean_net({**my_state, "conv.weight": my_state["conv.weight"] * mask}, x), x)
+    assert (opened.system, opened.pruned, branches(recognised(opened))) == ("structure_lth", True, {"conv": 2})
+
+
+@pytest.mark.parametrize(
+    ("arch", "says"),
+    [("nowhere_at_all:Net", "ModuleNotFoundError"), ("{}:Missing", "AttributeError"), ("{}:broken", "no such dataset"),
+     ("{}:text", "returns str"), ("{}", "pkg:callable"), ("{}:", "pkg:callable"), ("{}:NET", "TypeError")],
+)  # fmt: skip
+def test_own_architecture_that_fails_is_explained(
+    tmp_path: Path, my_package: str, my_state: State, arch: str, says: str
+) -> None:
+    path = save(tmp_path / "model.pth", my_state)
+    with pytest.raises(UsageError, match=says) as caught:
+        open_model(path, OpenOptions(SHAPE, arch=arch.format(my_package)))
+    assert caught.value.hint
+
+
+def test_state_dict_that_does_not_fit_the_own_architecture_is_explained(
+    tmp_path: Path, my_package: str, my_state: State
+) -> None:
+    path = save(tmp_path / "model.pth", {**my_state, "head.weight": torch.ones(1)})
+    with pytest.raises(UsageError, match=r"head\.weight"):
+        open_model(path, OpenOptions(SHAPE, arch=f"{my_package}:Net"))
+
+
+# ---- what cannot be opened -------------------------------------------------------------------------------------------
+def test_module_of_an_unknown_class_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (kind,) = classes_as(monkeypatch, somewhere_DOT_nets__Wonder=nn.Conv2d)
+    with pytest.raises(UnsupportedModelError, match=r"somewhere\.nets\.Wonder") as caught:
+        open_model(save(tmp_path / "model.pt", kind(3, 4, 3)))
+    assert "--arch" in caught.value.hint
+    assert "ONNX" in caught.value.hint
+
+
+@pytest.mark.parametrize("value", [{"weights": 1}, [1, 2], {"a.weight": torch.ones(2, 2)}, np.ones(3)])
+def test_file_without_a_known_network_is_explained(tmp_path: Path, value: object) -> None:
+    with pytest.raises(UnsupportedModelError) as caught:
+        open_model(save(tmp_path / "x.pt", value))
+    assert "--arch" in caught.value.hint

@@ -1,0 +1,147 @@
+"""Structure-LTH's checkpoints: weights times masks, refilled, regrouped or unstructured; normalisation; block files."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.utils import prune
+from torch_kit import (
+    R8_CONV,
+    R8_PAD,
+    R18,
+    State,
+    assert_computes,
+    branches,
+    forward,
+    images,
+    layer_names,
+    random_state,
+    recognised,
+    save,
+)
+
+from gkp.converter import node as branched_node
+from gkp.converter.graph import Graph
+from gkp.converter.recognise import recognise
+from gkp.converter.sources import open_model
+from gkp.errors import FileError, UnsupportedModelError
+
+MEAN, STD = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.247, 0.2435, 0.2616])
+NORMALIZE = {"normalize.mean": MEAN, "normalize.std": STD}
+
+
+def rng_of(*shape: int) -> np.random.Generator:
+    return np.random.default_rng(shape)
+
+
+def refilled(f: int, c: int, k: int) -> np.ndarray:
+    """A third of the filters kept whole."""
+    rows = rng_of(f, c, k).permutation(f) < max(1, f // 3)
+    return np.broadcast_to(rows[:, None, None, None], (f, c, k, k)).copy()
+
+
+def regrouped(f: int, c: int, k: int) -> np.ndarray:
+    """Two blocks of filters and im2col columns (channel and tap), which leave zero taps in a 3x3 kernel."""
+    rng, mask = rng_of(f, c, k), np.zeros((f, c * k * k), bool)
+    for part in np.array_split(rng.permutation(f)[: f * 3 // 4], 2):
+        mask[np.ix_(part, rng.permutation(c * k * k)[: c * k * k // 2])] = True
+    return mask.reshape(f, c, k, k)
+
+
+def unstructured(f: int, c: int, k: int) -> np.ndarray:
+    return rng_of(f, c, k).random((f, c, k, k)) < 0.2
+
+
+def ticket(dense: State, make: object) -> tuple[State, State]:
+    """(the checkpoint's state dict with torch's pairs, the tensors that it computes with). The stem is not pruned."""
+    held = {}
+    for name, tensor in dense.items():
+        if tensor.ndim == 4 and name != "conv1.weight":
+            mask = torch.from_numpy(make(*tensor.shape[:3])).float()  # type: ignore[operator]
+            held[f"{name}_orig"], held[f"{name}_mask"] = tensor, mask
+            dense = {**dense, name: tensor * mask}
+        else:
+            held[name] = tensor
+    return held, dense
+
+
+def wrapped(state: State, masks: int = 1) -> dict[str, object]:
+    return {"state": masks, "result": {"train": [], "ta": [], "test_ta": [93.1]}, "epoch": 160, "state_dict": state,
+            "best_sa": 93.0, "optimizer": {}, "scheduler": {}, "init_weight": {}}  # fmt: skip
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("make", [refilled, regrouped, unstructured])
+def test_weights_are_multiplied_by_their_masks(tmp_path: Path, make: object, legacy: bool) -> None:
+    state, dense = ticket(layer_names(random_state(R8_PAD)), make)
+    opened = open_model(save(tmp_path / "9model_SA_best.pth.tar", wrapped(state), legacy))
+    assert (opened.system, opened.pruned) == ("structure_lth", True)
+    x = images()
+    assert_computes(opened, forward(dense, x, "pad_both"), x)
+
+
+def test_refilled_layers_become_one_branch_of_the_kept_filters(tmp_path: Path) -> None:
+    state, _ = ticket(layer_names(random_state(R8_CONV)), refilled)
+    graph = recognised(open_model(save(tmp_path / "1checkpoint.pth.tar", wrapped(state))))
+    assert set(branches(graph).values()) == {1}
+    form = branched_node.read(next(n for n in graph.branched() if n.name == "stage_3.0.conv_b"))
+    assert len(form.branches[0].out_index) == 64 // 3
+
+
+def test_zero_taps_of_regrouped_layers_stay_in_the_weights(tmp_path: Path) -> None:
+    state, dense = ticket(layer_names(random_state(R8_CONV)), regrouped)
+    graph = recognise(Graph(open_model(save(tmp_path / "1checkpoint.pth.tar", wrapped(state))).model))
+    form = branched_node.read(next(n for n in graph.branched() if n.name == "stage_3.0.conv_b"))
+    kept = int((dense["layer3.0.conv2.weight"] != 0).sum())
+    assert len(form.branches) == 2
+    assert form.macs((1, 1)) == kept < form.macs((1, 1), zero_taps=True)
+
+
+def test_pairs_that_torch_itself_writes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(16, 16, 3, 1, 1, bias=False)
+    prune.random_unstructured(conv, "weight", 0.5)
+    dense = layer_names(random_state(R8_CONV))
+    state = {n: t for n, t in dense.items() if n != "layer1.0.conv2.weight"}
+    state |= {f"layer1.0.conv2.{n}": t for n, t in conv.state_dict().items()}
+    opened = open_model(save(tmp_path / "ticket.pt", state))
+    x = images()
+    assert_computes(opened, forward({**dense, "layer1.0.conv2.weight": conv.weight.detach()}, x), x)
+
+
+def test_normalisation_is_part_of_the_wide_networks_and_unused_in_the_narrow(tmp_path: Path) -> None:
+    x = images()
+    wide = random_state(R18)
+    opened = open_model(save(tmp_path / "0checkpoint.pth.tar", wrapped({**wide, **NORMALIZE})))
+    assert (opened.system, opened.pruned) == ("structure_lth", False)
+    assert_computes(opened, forward(wide, (x - MEAN.reshape(3, 1, 1)) / STD.reshape(3, 1, 1)), x)
+    narrow = layer_names(random_state(R8_PAD))
+    opened = open_model(save(tmp_path / "epoch_16.pth.tar", {**narrow, **NORMALIZE}))
+    assert_computes(opened, forward(narrow, x, "pad_both"), x)
+    assert "not used" in opened.description
+
+
+@pytest.mark.parametrize("half", ["_orig", "_mask"])
+def test_half_a_pair_is_refused(tmp_path: Path, half: str) -> None:
+    state, _ = ticket(layer_names(random_state(R8_CONV)), refilled)
+    del state[f"layer1.0.conv1.weight{half}"]
+    with pytest.raises(FileError, match=r"layer1\.0\.conv1"):
+        open_model(save(tmp_path / "1checkpoint.pth.tar", wrapped(state)))
+
+
+def test_mask_of_another_shape_is_refused(tmp_path: Path) -> None:
+    state, _ = ticket(layer_names(random_state(R8_CONV)), refilled)
+    state["layer1.0.conv1.weight_mask"] = torch.ones(16, 8, 3, 3)
+    with pytest.raises(FileError, match="mask"):
+        open_model(save(tmp_path / "1checkpoint.pth.tar", wrapped(state)))
+
+
+def test_block_file_is_said_to_hold_no_weights(tmp_path: Path) -> None:
+    path = tmp_path / "conv1.block"
+    path.write_bytes(pickle.dumps([([0, 1, 2], [3, 4, 5])]))
+    with pytest.raises(UnsupportedModelError, match="no weights"):
+        open_model(path)
