@@ -27,8 +27,9 @@ from gkp.runtime.runners import Runner
 Progress = Callable[[str, float], None]
 STRATEGIES = ("auto", "dense", "fuse", "split")
 _SCREEN_ROUNDS, _SCREEN_RATIO = 5, 0.97
+_FINALISTS, _ROUNDS = 3, 9
 _HOPELESS = 2.5
-_BATCH_MS_LIMIT = 300.0
+_BATCH_MS_LIMIT = 120.0
 
 
 @dataclass(frozen=True)
@@ -206,8 +207,7 @@ class _Measuring:
         for (c, b), key in keys.items():
             if (entry := self.cache.get(key)) is not None:
                 known[c][b] = entry
-        missing = [c for c, found in known.items() if len(found) < len(batches)
-                   and not any(e.ratio.value <= _SCREEN_RATIO for e in found.values())]
+        missing = [] if any(known.values()) else tried
         if missing:
             for c, found in self._time(names, missing, base, batches).items():
                 known[c] = found
@@ -217,22 +217,26 @@ class _Measuring:
 
     def _time(self, names: list[str], missing: list[str], base: Runner,
               batches: list[int]) -> dict[str, dict[int, Entry]]:
+        """All candidates briefly at the first batch, the best few of them thoroughly, the winners at the next batch."""
         runners = {c: self._runner({**self.default, **{n: self._option(n, c) for n in names}}) for c in missing}
         found: dict[str, dict[int, Entry]] = {c: {} for c in missing}
-        for batch in batches:
+        left = list(missing)
+        for number, batch in enumerate(batches):
             feeds = self._feeds(batch)
-            calls: dict[str, Callable[[], object]] = {
-                c: (lambda r=r, f=feeds: r.run(f)) for c, r in {"": base, **runners}.items()}  # type: ignore[misc]
-            screened = interleave(calls, budget_s=0, min_rounds=_SCREEN_ROUNDS)
-            for c in list(runners):
-                found[c][batch] = _entry(screened[""], screened[c])
-            close = {c: calls[c] for c in runners if found[c][batch].ratio.value > _SCREEN_RATIO}
-            if close:
-                samples = interleave({"": calls[""], **close}, budget_s=0.4 * (1 + len(close)), min_rounds=11)
-                for c in close:
+
+            def sample(which: list[str], budget_s: float, rounds: int, batch: int = batch, feeds: Any = feeds) -> None:
+                calls = {c: _caller(r, feeds) for c, r in {"": base, **{c: runners[c] for c in which}}.items()}
+                samples = interleave(calls, budget_s=budget_s, min_rounds=rounds)
+                for c in which:
                     found[c][batch] = _entry(samples[""], samples[c])
-            for c in [c for c in runners if c not in close]:  # lost at this batch: no need to try the next
-                runners.pop(c).close()
+
+            if number == 0:
+                sample(left, 0.0, _SCREEN_ROUNDS)
+                left = sorted((c for c in left if found[c][batch].ratio.value > _SCREEN_RATIO),
+                              key=lambda c: -found[c][batch].ratio.value)[:_FINALISTS]
+            if left:
+                sample(left, 0.4 * (1 + len(left)), _ROUNDS)
+            left = [c for c in left if found[c][batch].ratio.low > 1]
         for runner in runners.values():
             runner.close()
         return found
@@ -252,14 +256,18 @@ class _Measuring:
                                                ms=first.ms if first else None,
                                                ratios={str(b): e.ratio for b, e in found.items()})
             if best is None:
-                tried = max(known, key=lambda c: min(e.ratio.value for e in known[c].values()))
-                layer.reason = f"measured: the best other form, {tried}, is " \
-                               f"{min(e.ratio.value for e in known[tried].values()):.2f}x in the model"
+                worst = {c: min(e.ratio.value for e in found.values()) for c, found in known.items() if found}
+                tried = max(worst, key=lambda c: worst[c])
+                layer.reason = f"measured: the best other form, {tried}, is {worst[tried]:.2f}x in the model"
             else:
                 layer.take(best, f"measured: {winners[best]:.3f}x in the model ({len(names)} layers together)")
                 if best == DENSE_PADDED:
                     self.default[name] = layer.chosen
         return best is not None
+
+
+def _caller(runner: Runner, feeds: dict[str, Any]) -> Callable[[], object]:
+    return lambda: runner.run(feeds)
 
 
 def _entry(base: list[float], other: list[float]) -> Entry:

@@ -20,7 +20,7 @@ from gkp.converter.graph import Graph, clean, one_line
 from gkp.converter.half import to_half
 from gkp.converter.lower.emit import lower
 from gkp.converter.recognise import left_over, recognise, simplify
-from gkp.converter.reference import evaluator
+from gkp.converter.reference import Run, evaluator
 from gkp.converter.rows import Timed, measurements, time_rows
 from gkp.converter.sources import GroupedModel, OpenOptions, open_any
 from gkp.converter.targets import Target, make_target
@@ -250,11 +250,7 @@ class _Conversion:
 
     def _verify(self, model: onnx.ModelProto) -> manifest.Verification:
         self.progress("verifying against the checkpoint", None)
-        try:
-            runner = self.target.runner(model, self.threads)
-            engine, run = self.target.version(), runner.run
-        except BackendMissingError:
-            engine, run = evaluator(model)
+        engine, run = self._engine(model)
         inputs = check_inputs(self.opened.model, self.dynamic)
         result = verify(run, engine, self.opened.reference, self.opened.reference_name, inputs, self.options.precision)
         if result.passed:
@@ -266,6 +262,12 @@ class _Conversion:
             f"{bad.tolerance:.3g} (inputs: {bad.name}, batch {bad.batch})"
             + (f"; first tensor that differs: {where}" if where else ""),
             "nothing was written; try --strategy dense, and please report this model")
+
+    def _engine(self, model: onnx.ModelProto) -> tuple[str, Run]:
+        try:
+            return self.target.version(), self.target.runner(model, self.threads).run
+        except BackendMissingError:
+            return evaluator(model)
 
     def _manifest(self, files: dict[str, str], verification: manifest.Verification | None) -> manifest.Manifest:
         layers = layer_rows(self.graph, self.choice, self.target)

@@ -8,7 +8,7 @@ date by the passes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,8 @@ import onnx_graphsurgeon as gs
 
 from gkp.errors import FileError, UnsupportedModelError
 
-Tensor = gs.Tensor
-Node = gs.Node
+Tensor: TypeAlias = gs.Tensor
+Node: TypeAlias = gs.Node
 Array = npt.NDArray[Any]
 DOMAIN = "gkp"
 
@@ -66,7 +66,7 @@ class Graph:
     @property
     def opset(self) -> int:
         """Version of the standard operators."""
-        return self.opsets.get("", 18)
+        return int(self.opsets.get("", 18))
 
     def is_output(self, tensor: Tensor) -> bool:
         return any(t is tensor for t in self.gs.outputs)

@@ -193,10 +193,12 @@ def _selection(base: Tensor, planes: npt.NDArray[Any], by_channel: npt.NDArray[A
     strides = tuple(-(-i // o) if o else 0 for i, o in zip(planes.shape[2:], by_channel.shape[2:], strict=True))
     if any(s < 1 for s in strides):
         return None
-    strided = planes[(slice(None), slice(None), *(slice(None, None, s) for s in strides))]
+    every: tuple[Any, ...] = (slice(None), slice(None), *(slice(None, None, s) for s in strides))
+    strided = planes[every]
     if strided.shape[2:] != by_channel.shape[2:]:
         return None
-    first = by_channel[(0, slice(None), *(0,) * (planes.ndim - 2))]
+    corner: tuple[Any, ...] = (0, slice(None), *(0,) * (planes.ndim - 2))
+    first = by_channel[corner]
     index = first.astype(np.int64) - 1
     numbers = first.reshape(1, -1, *(1,) * (planes.ndim - 2))
     if not np.array_equal(by_channel, np.broadcast_to(numbers, by_channel.shape)):

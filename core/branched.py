@@ -133,7 +133,7 @@ class BranchedConv:
         triples = []
         for members in rows.values():
             ins = np.flatnonzero(mask[members[0]])
-            triples.append((ins, members, weight[np.ix_(members, ins)]))
+            triples.append((ins, members, weight[np.ix_(np.asarray(members), ins)]))
         return cls.build(weight.shape[1], weight.shape[0], triples, bias=_bias_like(weight, bias),
                          kernel_shape=weight.shape[2:], **conv)
 
@@ -341,10 +341,10 @@ def _bias_like(weight: Floats, bias: Floats | None) -> Floats:
 
 
 def _permutation(order: Any, n: int) -> Index:
-    order = _index(order, "permutation", n)
-    if not np.array_equal(np.sort(order), np.arange(n)):
+    index = _index(order, "permutation", n)
+    if not np.array_equal(np.sort(index), np.arange(n)):
         raise UsageError(f"not a permutation of {n} channels")
-    return order
+    return index
 
 
 def _merge_repeats(ins: Index, weight: Floats) -> tuple[Index, Floats]:
@@ -353,5 +353,6 @@ def _merge_repeats(ins: Index, weight: Floats) -> tuple[Index, Floats]:
     if distinct.size == ins.size and np.array_equal(distinct, ins):
         return ins, weight
     summed = np.zeros((weight.shape[0], distinct.size, *weight.shape[2:]), weight.dtype)
-    np.add.at(summed, (slice(None), inverse.ravel()), weight)
+    for place, target in enumerate(inverse.ravel()):
+        summed[:, target] += weight[:, place]
     return distinct, summed

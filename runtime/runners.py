@@ -21,8 +21,8 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "te
 class Runner(Protocol):
     """An opened model. Arrays go in by input name; outputs come back in the model's order."""
 
-    inputs: Sequence[str]
-    outputs: Sequence[str]
+    inputs: list[str]
+    outputs: list[str]
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]: ...
 

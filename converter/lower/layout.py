@@ -181,7 +181,7 @@ class Layouts:
         size = getattr(groups[0], side).size
         if layout.size != size * len(groups) or any(getattr(g, side).size != size for g in groups):
             return None
-        owner = {}
+        owner: dict[int, int] = {}
         for k, g in enumerate(groups):
             for channel in getattr(g, side)[getattr(g, side) != PAD]:
                 if owner.setdefault(int(channel), k) != k:

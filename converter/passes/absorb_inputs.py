@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from gkp.converter import node as branched_node
 from gkp.converter.graph import Graph, Tensor, channels
-from gkp.converter.movement import movement
+from gkp.converter.movement import Movement, movement
 
 
 def run(graph: Graph) -> bool:
     """BranchedConv that reads channels of one other tensor (gathered, split, sliced, shuffled, padded with zeros, in
     any idiom, without strides) reads that tensor itself. The other readers of the moved tensor are not touched."""
     changed = False
-    seen: dict[int, object] = {}
+    seen: dict[str, Movement | None] = {}
     for node in list(graph.branched()):
         if branched_node.read(node).is_copy:
             continue
         x: Tensor = node.inputs[0]
-        found = seen.setdefault(id(x), movement(graph, x))
-        terms = getattr(found, "terms", ())
+        if x.name not in seen:
+            seen[x.name] = movement(graph, x)
+        found = seen[x.name]
+        terms = found.terms if found is not None else ()
         if len(terms) != 1 or max(terms[0].strides, default=1) > 1:
             continue
         base = terms[0].base

@@ -115,7 +115,7 @@ def _fold_into_bias(conv: BranchedConv, channels: Any, values: Any) -> BranchedC
     for b in conv.branches:
         gone = channels[b.in_index]
         taps = b.weight[:, gone].astype(np.float64)
-        bias[b.out_index] += np.tensordot(taps.reshape(*taps.shape[:2], -1).sum(2), values[b.in_index[gone]], axes=1)
+        bias[b.out_index] += np.tensordot(taps.sum(tuple(range(2, taps.ndim))), values[b.in_index[gone]], axes=1)
         triples.append((b.in_index[~gone], b.out_index, b.weight[:, ~gone]))
     rebuilt = BranchedConv.build(conv.in_channels, conv.out_channels, triples, bias=bias.astype(conv.dtype),
                                  kernel_shape=conv.kernel_shape)

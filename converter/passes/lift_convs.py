@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -39,8 +40,9 @@ def run(graph: Graph) -> bool:
 def layer_name(node: Node) -> str:
     """A short name: from the weight (layer1.0.conv1.weight) or from the exporter's path (/layer1/layer1.0/conv1/Conv)."""
     weight = node.inputs[1].name
-    if weight.endswith(".weight") and "onnx::" not in weight:
-        return clean(weight[: -len(".weight")])
+    named = re.fullmatch(r"(.+)\.weight(_\d+)?", weight)
+    if named and "onnx::" not in weight:
+        return clean(named[1])
     if weight.startswith(("val_", "gkp_", "onnx::")) or not weight:
         parts: list[str] = []
         for part in node.name.strip("/").split("/")[:-1] if "/" in node.name else [node.name]:

@@ -21,6 +21,8 @@ from gkp.converter.sources import (
 from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile
 from gkp.errors import UnsupportedModelError
 
+__all__ = ["SOURCES", "GroupedModel", "OpenOptions", "SourceFile", "open_any", "open_model"]
+
 # The first one that knows a file opens it: the most specific come first, state_dict takes what is left.
 SOURCES: tuple[ModuleType, ...] = (onnx_file, torchscript, exported_program, gkp_checkpoint, tmi_gkp, gconv_prune,
                                    structure_lth, gsparsity, dsp, state_dict)

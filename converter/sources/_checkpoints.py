@@ -137,17 +137,16 @@ def _adopt_settings(record: Record, arch: Architecture, module: torch.nn.Module)
         own, fields = rebuilt.get(arch.canonical(name.removesuffix(".conv2d"))), part.fields
         if own is None:
             continue
-        if part.name == _NORM:
-            own.eps = float(fields.get("eps", own.eps))
+        if part.name == _NORM and isinstance(fields.get("eps"), float):
+            own.eps = fields["eps"]
         if part.name == _CONV:
-            expected = _geometry(own)
-            found = tuple(fields.get(key) for key in ("stride", "padding", "dilation", "padding_mode"))
+            expected = repr(_geometry(own))
+            numbers = (fields.get(key) for key in ("stride", "padding", "dilation"))
+            found = repr((*numbers, fields.get("padding_mode", "zeros")))  # PyTorch before 1.1 has no padding modes
             if found != expected:
-                raise UnsupportedModelError(
-                    f"{clean(name)} has (stride, padding, dilation, mode) {clean(str(found))[:80]}, "
-                    f"{arch.name} has {expected}",
-                    ARCH_HINT,
-                )
+                settings = "(stride, padding, dilation, mode)"
+                problem = f"{clean(name)} has {settings} {clean(found)[:80]}, in {arch.name} it has {expected}"
+                raise UnsupportedModelError(problem, ARCH_HINT)
 
 
 def _geometry(conv: Any) -> tuple[Any, ...]:

@@ -96,7 +96,7 @@ def _declared_bytes(tensor: onnx.TensorProto) -> int:
         itemsize = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
     except (KeyError, ValueError, TypeError) as e:
         raise FileError(f"tensor {clean(tensor.name)} has an unknown type", "export the model again") from e
-    return prod(max(0, d) for d in tensor.dims) * itemsize
+    return int(prod(max(0, d) for d in tensor.dims) * itemsize)
 
 
 def _check(model: onnx.ModelProto) -> None:

@@ -88,9 +88,9 @@ def _shortcut(record: Record) -> str | None:
     for name, part in submodules(record):
         if class_name(part) == "DownsampleA":
             pool = dict(submodules(part)).get("avg")
-            settings = None if pool is None else (pool.fields.get("kernel_size"), pool.fields.get("stride"))
-            if settings not in ((1, 2), ((1, 1), (2, 2))):
-                raise UnsupportedModelError(f"{clean(name)} pools with (kernel, stride) {clean(str(settings))[:40]}",
+            settings = "nothing" if pool is None else repr([pool.fields.get(key) for key in ("kernel_size", "stride")])
+            if settings not in ("[1, 2]", "[(1, 1), (2, 2)]"):
+                raise UnsupportedModelError(f"{clean(name)} pools with [kernel, stride] {clean(settings)[:40]}",
                                             "gkp knows the stride-2 subsampling of DownsampleA only")  # fmt: skip
             return "pad"
     return None
@@ -117,10 +117,11 @@ def _forms(record: Record, make: Make) -> Iterator[tuple[str, BranchedConv]]:
             if outs is not None:
                 try:
                     yield name, make(part, width, ins, outs)
-                except (UsageError, ValueError, IndexError, TypeError, AttributeError) as e:
+                except (UsageError, KeyError, ValueError, IndexError, TypeError) as e:
                     raise FileError(f"{clean(name)} is damaged: {clean(str(e))[:150]}", _DAMAGED) from e
             number += 1
-        width = int(part.fields.get("out_channels", 0))
+        weight = state_dict_of(part).get("weight")
+        width = 0 if weight is None else len(weight)
 
 
 def _lists(name: str, block: Record) -> tuple[list[Any], list[Any]]:

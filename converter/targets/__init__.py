@@ -8,6 +8,8 @@ from gkp.converter.targets.openvino import OpenVinoTarget
 from gkp.converter.targets.ort import OrtTarget
 from gkp.errors import UsageError
 
+__all__ = ["TARGETS", "Target", "make_target"]
+
 TARGETS = (OnnxTarget, OrtTarget, OpenVinoTarget)
 
 

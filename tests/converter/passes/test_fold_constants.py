@@ -129,7 +129,7 @@ BOMBS: list[Callable[[Net], str]] = [
     lambda n: n.op("Expand", n.const(COLUMN), n.ints(1, 70_000)),
     lambda n: n.op("Expand", n.const(np.float32(0)), n.ints(10**5, 10**5)),
     lambda n: n.op("Pad", n.const(ROW), n.ints(0, 0, 10**6, 0)),
-    lambda n: n.op("Pad", n.const(ROW), n.ints(10**6, 0), "", n.ints(0)),
+    lambda n: n.op("Pad", n.const(ROW), n.ints(10**6, 0), n.const(np.float32(0)), n.ints(0)),
     lambda n: n.op("Range", n.const(np.int64(0)), n.const(np.int64(10**12)), n.const(np.int64(1))),
     lambda n: n.op("Gather", n.const(ROW), n.const(np.zeros(70_000, np.int64)), axis=0),
     *[lambda n, op=op: n.op(op, n.const(COLUMN), n.const(ROW)) for op in ("Add", "Mul", "Less", "Equal", "Max")],
