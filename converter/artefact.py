@@ -53,6 +53,7 @@ def staged(path: Path) -> Iterator[Path]:
     """A fresh directory beside `path` that becomes `path` when the block ends well, and vanishes when it does not."""
     path = path.absolute()
     made: Path | None = None
+    missing = [p for p in path.parents if not p.exists()]  # innermost first
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
@@ -64,6 +65,9 @@ def staged(path: Path) -> Iterator[Path]:
     finally:
         if made is not None:
             shutil.rmtree(made, ignore_errors=True)
+        for parent in missing:
+            with contextlib.suppress(OSError):  # not empty: it worked, or others use it by now
+                parent.rmdir()
 
 
 def _replace(made: Path, path: Path) -> None:

@@ -28,7 +28,7 @@ Progress = Callable[[str, float], None]
 STRATEGIES = ("auto", "dense", "fuse", "split")
 _SCREEN_ROUNDS, _SCREEN_RATIO = 5, 0.97
 _FINALISTS, _ROUNDS = 3, 9
-_HOPELESS = 2.5
+_HOPELESS, _MOST_TRIED = 2.5, 4
 _BATCH_MS_LIMIT = 120.0
 
 
@@ -136,6 +136,7 @@ class _Measuring:
     def __init__(self, graph: Graph, target: Target, settings: Settings, choice: Choice, progress: Progress) -> None:
         self.graph, self.target, self.settings, self.choice, self.progress = graph, target, settings, choice, progress
         self.default = all_default(choice, settings.default)
+        self.model = graph.to_model()
         self.cache = Cache()
         self.context = Cache.key({"runtime": target.version(), "cpu": cpu_model(), "threads": settings.threads,
                                   "default": settings.default, "dynamic": str(settings.dynamic),
@@ -164,22 +165,22 @@ class _Measuring:
         self.cache.save()
 
     def _worth_trying(self, layer: LayerChoice) -> list[str]:
-        """Candidates other than the default, without those that the cost model puts far behind it."""
+        """The candidates other than the default that the cost model ranks best, none that it puts far behind."""
         default = _default(layer.options, self.settings.default)
         limit = _HOPELESS * estimate_ms(layer.conv, default, layer.plane, self.target.block)
-        out = []
+        out: list[tuple[float, str]] = []
         for c in layer.options:
             if c.name in (default.name, DENSE_PADDED):
                 continue
             estimate = estimate_ms(layer.conv, c, layer.plane, self.target.block)
+            layer.times[c.name] = CandidateTime(name=c.name, macs_executed=layer.times[c.name].macs_executed,
+                                                estimated_ms=estimate)
             if estimate <= limit:
-                out.append(c.name)
+                out.append((estimate, c.name))
             else:
-                layer.times[c.name] = CandidateTime(name=c.name, macs_executed=layer.times[c.name].macs_executed,
-                                                    estimated_ms=estimate)
                 layer.reason = "every other form is estimated to be over " \
                                f"{_HOPELESS:g} times slower (too few channels per group)"
-        return out
+        return [name for _, name in sorted(out)[:_MOST_TRIED]]
 
     def _runner(self, forms: Mapping[str, Candidate]) -> Runner:
         model = free_axes(lower(self.graph, forms).to_model(), self.settings.dynamic)
@@ -196,7 +197,7 @@ class _Measuring:
         return [wanted[0], largest]
 
     def _feeds(self, batch: int) -> dict[str, Any]:
-        return sample_inputs(self.graph.to_model(), batch=batch if self.settings.dynamic else None)
+        return sample_inputs(self.model, batch=batch if self.settings.dynamic else None)
 
     def _measure(self, names: list[str], tried: list[str], base: Runner, batches: list[int]) -> bool:
         """Time the candidates `tried` for these layers together; take the best if it beats what is there now."""

@@ -131,7 +131,10 @@ class _Conversion:
         self.totals = (graph_macs(graph), graph_params(graph))
         self.left = left_over(graph)
         self.kind = "given" if self.given else "twin" if self.opened.pruned else "as_is"
-        self.twin = dense_twin(graph, self.opened.dense_width_of) if self.kind == "twin" else None
+        self.twin: Graph | None = None
+        if self.kind == "twin":
+            self.twin = (recognise(Graph(self.opened.dense())) if self.opened.dense is not None
+                         else dense_twin(graph, self.opened.dense_width_of))
         self.graph = simplify(graph)
 
     def _choose(self) -> None:
@@ -274,7 +277,7 @@ class _Conversion:
         executed = sum(layer.macs_executed for layer in layers) + graph_macs(self.graph, branched=False)
         first = self.rows[0] if self.rows else None
         kinds = {"given": clean(self.options.baseline.name) if self.options.baseline else "",
-                 "twin": "",
+                 "twin": "the unpruned architecture, random weights" if self.opened.dense else "",
                  "as_is": "--baseline names a dense ancestor"}
         digest = manifest.sha256(self.options.baseline) if self.options.baseline else None
         return manifest.Manifest(

@@ -40,7 +40,8 @@ def free_axes(model: onnx.ModelProto, dynamic: Mapping[str, Mapping[int, str]]) 
                 shape.dim[0].dim_param = next(iter(next(iter(dynamic.values())).values()))
     if any(axis > 0 for axes in dynamic.values() for axis in axes):
         for value in out.graph.output:
-            value.type.tensor_type.ClearField("shape")
+            for dim in value.type.tensor_type.shape.dim[0 if not batches else 1:]:
+                dim.Clear()
     del out.graph.value_info[:]
     return out
 

@@ -7,6 +7,7 @@ date by the passes.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -43,7 +44,7 @@ class Graph:
                                             "export the model without If, Loop and Scan")
         for tensor in self.gs.tensors().values():  # lazily loaded values: read once, so that later edits are cheap
             if isinstance(tensor, gs.Constant):
-                tensor.values = np.asarray(order="C", a=tensor.values)
+                tensor.values = _frozen(tensor.values)
         self._count = 0
         self._taken = set(self.gs.tensors())
         for node in self.gs.nodes:
@@ -86,7 +87,7 @@ class Graph:
 
     def constant(self, hint: str, values: Array) -> gs.Constant:
         """A new constant with a unique name."""
-        return gs.Constant(self._name(hint), np.asarray(order="C", a=values))
+        return gs.Constant(self._name(hint), _frozen(values))
 
     def add(self, op: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor], *, name: str = "",
             attrs: dict[str, Any] | None = None, domain: str | None = None) -> Node:
@@ -171,8 +172,19 @@ class Graph:
         return model
 
     def copy(self) -> Graph:
-        """An independent copy."""
-        return Graph(self.to_model())
+        """An independent copy; the values of constants are shared (no pass changes an array in place)."""
+        self.cleanup()
+        twin = copy.copy(self)
+        twin.gs = self.gs.copy()
+        twin.opsets, twin.metadata, twin._taken = dict(self.opsets), dict(self.metadata), set(self._taken)
+        return twin
+
+
+def _frozen(array: Any) -> Array:
+    """The array, contiguous and read-only: graphs share the values of constants."""
+    frozen = np.asarray(array, order="C").view()
+    frozen.flags.writeable = False
+    return frozen
 
 
 def is_branched(node: Node) -> bool:

@@ -10,9 +10,9 @@ import numpy.typing as npt
 import onnx
 from onnx.reference import ReferenceEvaluator
 
-from gkp.converter.graph import DOMAIN, Graph
+from gkp.converter.graph import DOMAIN, Graph, one_line
 from gkp.converter.node import BranchedConvOp
-from gkp.errors import BackendMissingError
+from gkp.errors import BackendMissingError, UnsupportedModelError, UsageError
 from gkp.runtime.environment import physical_cores
 from gkp.runtime.runners import OpenVinoRunner, OrtRunner
 
@@ -37,10 +37,19 @@ def evaluator(model: onnx.ModelProto) -> tuple[str, Run]:
 
 
 def reference(model: onnx.ModelProto) -> Run:
-    """The model under onnx.reference: slow, and independent of every runtime."""
-    session = ReferenceEvaluator(model, new_ops=[BranchedConvOp])
+    """The model under onnx.reference: slow, and independent of every runtime. UnsupportedModelError for operators that
+    it does not have."""
+    try:
+        session = ReferenceEvaluator(model, new_ops=[BranchedConvOp])
+    except Exception as e:  # the library raises its own untyped errors
+        raise UnsupportedModelError(f"onnx.reference cannot open the model: {one_line(e)}",
+                                    'install a runtime: pip install "gkp[ort]"') from e
 
     def run(feeds: Mapping[str, Array]) -> list[Array]:
-        return [np.asarray(v) for v in session.run(None, dict(feeds))]
+        try:
+            return [np.asarray(v) for v in session.run(None, dict(feeds))]
+        except Exception as e:
+            raise UsageError(f"onnx.reference cannot run the model on this input: {one_line(e)}",
+                             "check the model, or give another --input-shape") from e
 
     return run

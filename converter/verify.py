@@ -69,8 +69,11 @@ def _agreement(got: Array, want: Array) -> float:
 
 def verify(run: Run, engine: str, reference: Run, reference_name: str,
            inputs: Sequence[tuple[str, int, dict[str, Array]]], precision: str = "fp32") -> Verification:
-    """Compare two functions on the given inputs."""
-    checks = [compare(run(feeds), reference(feeds), name, batch, precision) for name, batch, feeds in inputs]
+    """Compare two functions on the given inputs. The reference runs first: what it cannot run is the model's fault."""
+    checks = []
+    for name, batch, feeds in inputs:
+        want = reference(feeds)
+        checks.append(compare(run(feeds), want, name, batch, precision))
     return Verification(passed=all(c.passed for c in checks), reference=reference_name, engine=engine, checks=checks)
 
 

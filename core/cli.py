@@ -12,11 +12,12 @@ import rich_click as click
 from gkp import _version
 from gkp.console import Screen, guarded
 from gkp.errors import UsageError
+from gkp.files import check_writable
 
 click.rich_click.SHOW_ARGUMENTS = True
 click.rich_click.TEXT_MARKUP = "ansi"
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-_PATH = click.Path(path_type=Path)
+_PATH = click.Path(path_type=Path, readable=False)  # gkp says itself, with its own exit codes, what it cannot read
 
 
 def _verbosity(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -158,6 +159,9 @@ def _run(name: str, options: dict[str, Any]) -> None:
     def work() -> int | None:
         if screen.verbose and screen.quiet:
             raise UsageError("-v and -q exclude each other", "leave one out")
+        for written in ("json_to", "report", "output_file"):
+            if options.get(written) not in (None, "-"):
+                check_writable(Path(options[written]))
         from gkp import commands  # imported here: --help stays fast, and missing extras are errors of the command
 
         return commands.COMMANDS[name](screen, **options)

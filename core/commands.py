@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +191,7 @@ def parse_shapes(values: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
         if min(shape) < 1:
             raise UsageError(f"--input-shape {text!r}: every axis must be at least 1",
                              "a batch of 0 holds no sample; e.g. --input-shape 1,3,224,224")
-        if len(shape) < 2 or np.prod(np.asarray(shape, dtype=float)) > 2**31:
+        if len(shape) < 2 or prod(shape) > 2**31:
             raise UsageError(f"--input-shape {text!r} is not an image batch", "e.g. --input-shape 1,3,224,224")
         shapes[name] = shape
     return shapes

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.text import Text
 
 from gkp.errors import GkpError
-from gkp.files import write_file
+from gkp.files import plain_json, write_file
 
 T = TypeVar("T")
 INTERRUPTED = 130
@@ -38,8 +38,9 @@ class Screen:
             self.err.print(renderable)
 
     def say(self, text: str, style: str = "") -> None:
-        """Print plain text (markup in it is not interpreted)."""
-        self.show(Text(text, style=style))
+        """Print plain text: markup in it is not interpreted, control characters become "?"."""
+        self.show(Text("\n".join("".join(c if c.isprintable() else "?" for c in line) for line in text.split("\n")),
+                       style=style))
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[Callable[[str, float | None], None]]:
@@ -107,6 +108,7 @@ def write_json(destination: str | None, data: bytes) -> None:
     """Write JSON to a file, or to stdout for "-"."""
     if destination is None:
         return
+    data = plain_json(data)
     if destination == "-":
         sys.stdout.write(data.decode())
         sys.stdout.flush()

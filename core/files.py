@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from pathlib import Path
 
 from gkp.errors import FileError
+
+
+def plain_json(data: bytes) -> bytes:
+    """The same JSON with every unprintable character escaped: names of strangers reach terminals through it."""
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] if ord(c) > 0xFFFF else f"\\u{ord(c):04x}"
+                   for c in data.decode()).encode()
+
+
+def check_writable(path: Path) -> None:
+    """FileError when a file of this name cannot be written: asked before the work whose result it shall hold."""
+    folder = path.absolute().parent
+    if path.is_dir():
+        raise FileError(f"cannot write {path}: it is a directory", "give a file name")
+    if not folder.is_dir():
+        raise FileError(f"cannot write {path}: there is no folder {folder}", "create it, or choose another place")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise FileError(f"cannot write {path}: permission denied", "choose another place")
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from gkp.errors import FileError, UnsafeFileError
+from gkp.files import plain_json
 
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
@@ -177,7 +178,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 def encode(manifest: Manifest) -> bytes:
     """Indented JSON."""
-    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+    return plain_json(msgspec.json.format(msgspec.json.encode(manifest), indent=2)) + b"\n"
 
 
 def schema() -> dict[str, Any]:

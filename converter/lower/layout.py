@@ -97,10 +97,7 @@ class Layouts:
         data = [t for t in node.inputs if values(t) is None and t.name]
         if is_branched(node):
             return
-        if (node.op in _CHANNELWISE and len(node.outputs) == 1) or flattens(node) or is_depthwise(node) \
-                or reduces_plane(node):
-            self._join([data[0], node.outputs[0]])
-        elif node.op == "BatchNormalization" and all(values(t) is not None for t in node.inputs[1:]):
+        if data and self._follows(node):
             self._join([data[0], node.outputs[0]])
         elif node.op in _BINARY and self._aligned(node):
             self._join([*data, node.outputs[0]])
@@ -108,6 +105,14 @@ class Layouts:
             self._fixed.update(id(t) for t in (*data[1:], node.outputs[0]))
         else:
             self._fixed.update(id(t) for t in (*data, *node.outputs))
+
+    @staticmethod
+    def _follows(node: Node) -> bool:
+        """Output channel c depends on input channel c only, whatever the order."""
+        if node.op == "BatchNormalization":
+            return all(values(t) is not None for t in node.inputs[1:])
+        return ((node.op in _CHANNELWISE and len(node.outputs) == 1) or flattens(node) or is_depthwise(node)
+                or reduces_plane(node))
 
     @staticmethod
     def _aligned(node: Node) -> bool:

@@ -100,7 +100,8 @@ def _merge(terms: list[_Term]) -> list[_Term]:
     for term in terms:
         for other in out:
             if _unites(term, other):
-                assert term.conv is not None and other.conv is not None
+                assert term.conv is not None
+                assert other.conv is not None
                 other.conv = union([other.conv, term.conv])
                 other.names += term.names
                 break

@@ -18,11 +18,10 @@ def run(graph: Graph) -> bool:
         found = _affine(node)
         if found is None:
             continue
-        conv_node = producer(found[0])
+        conv_node, y = producer(found[0]), node.outputs[0]
         if conv_node is None or not is_branched(conv_node) or graph.sole_consumer(found[0]) is not node:
             continue
         conv = branched_node.read(conv_node).scale_outputs(found[1], found[2])
-        y = node.outputs[0]
         graph.remove(node)
         branched_node.rewrite(graph, conv_node, conv, y=y)
         changed = True

@@ -39,10 +39,10 @@ def run(graph: Graph) -> bool:
 
 
 def _vanishes(graph: Graph, node: Node) -> bool:
-    same_shape = (len(node.inputs) > 0 and node.inputs[0].shape is not None and node.outputs
-                  and node.inputs[0].shape == node.outputs[0].shape and all(isinstance(d, int) for d in node.inputs[0].shape))
-    if not node.inputs or values(node.inputs[0]) is not None:
+    if not node.inputs or not node.outputs or values(node.inputs[0]) is not None:
         return False
+    shape = node.inputs[0].shape
+    same_shape = shape is not None and shape == node.outputs[0].shape and all(isinstance(d, int) for d in shape)
     if node.op == "Dropout" and not _idle(graph, node):
         return False
     if node.op in ("Identity", "Dropout"):
@@ -111,7 +111,7 @@ def _result_size(node: Node) -> int:
         return int(abs((given[1] - given[0]) / np.where(given[2] == 0, 1, given[2])).item()) + 1
     if node.op == "Gather":
         axis = int(node.attrs.get("axis", 0))
-        return prod(d for a, d in enumerate(given[0].shape) if a != axis % given[0].ndim) * given[1].size
+        return int(prod(d for a, d in enumerate(given[0].shape) if a != axis % given[0].ndim) * given[1].size)
     if node.op in _BROADCASTS:
         return prod(np.broadcast_shapes(*(g.shape for g in given)))
     return sum(g.size for g in given)

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -107,9 +108,11 @@ def open_network(
     UnsupportedModelError: not a known architecture, or other settings than its. UsageError: options.arch does not fit.
     """
     torch_export.import_torch()
+    from gkp.pruning.models.architecture import skeleton
     from gkp.pruning.models.build import build, recognise
 
     forms = dict(forms or {})
+    dense = None
     if options.arch:
         module, default, name = _user_module(options.arch, tensors, forms), image, options.arch
     else:
@@ -117,6 +120,8 @@ def open_network(
         if shortcut is not None and arch.shortcut != "conv":
             arch = replace(arch, shortcut=shortcut)  # type: ignore[arg-type]
         module, default, name = build(arch, tensors, forms), image or arch.input_shape, arch.name
+        if pruned and _lost_filters(module, arch):
+            dense = partial(skeleton, arch)
         if record is not None:
             _adopt_settings(record, arch, module)
     return torch_export.from_module(
@@ -127,7 +132,19 @@ def open_network(
         description=f"{description}, {name}",
         default_shape=None if default is None else (1, *default),
         reference_name=reference_name,
+        dense=dense,
     )
+
+
+def _lost_filters(module: torch.nn.Module, arch: Architecture) -> bool:
+    """Has the network fewer filters than its architecture, without a form that says which?"""
+    from gkp.pruning.models.architecture import skeleton
+    from gkp.pruning.models.branched import BranchedConv2d
+
+    own = dict(module.named_modules())
+    convs = ((name, part) for name, part in skeleton(arch).named_modules() if hasattr(part, "kernel_size"))
+    return any(name not in own or (not isinstance(own[name], BranchedConv2d) and own[name].weight.shape != part.weight.shape)
+               for name, part in convs if hasattr(part, "weight"))
 
 
 def _adopt_settings(record: Record, arch: Architecture, module: torch.nn.Module) -> None:

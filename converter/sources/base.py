@@ -39,7 +39,8 @@ class GroupedModel:
     model: ONNX as published, with static shapes (nothing simplified). dynamic: the axes that may vary, by input name:
     {axis: name}. reference: computes the checkpoint's own outputs from a dict of inputs. pruned: it was pruned from a
     dense network, so the dense twin is its baseline. dense_width_of: layers known to have
-    lost output channels, with the layer that shows how many they had: {"b0.layers_a": "b0.layers_b"}. at_batch: exports the model
+    lost output channels, with the layer that shows how many they had: {"b0.layers_a": "b0.layers_b"}. dense: exports the
+    unpruned architecture with random weights, for networks whose lost filters left no trace. at_batch: exports the model
     as published for another batch size, for sources whose exports are static.
     """
 
@@ -51,6 +52,7 @@ class GroupedModel:
     description: str = ""
     dynamic: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     dense_width_of: Mapping[str, str] = field(default_factory=dict)
+    dense: Callable[[], onnx.ModelProto] | None = None
     at_batch: Callable[[int], onnx.ModelProto] | None = None
 
 

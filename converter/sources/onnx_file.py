@@ -10,8 +10,8 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from gkp.converter.graph import clean, one_line
-from gkp.converter.reference import evaluator
-from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile
+from gkp.converter.reference import Run, evaluator
+from gkp.converter.sources.base import Array, GroupedModel, OpenOptions, SourceFile
 from gkp.errors import FileError, UnsafeFileError, UnsupportedModelError, UsageError
 
 _DOMAINS = frozenset({"", "ai.onnx", "gkp"})
@@ -41,8 +41,19 @@ def from_model(model: onnx.ModelProto, options: OpenOptions, *, pruned: bool = F
     model = _modernised(model)
     static, dynamic = fix_shapes(model, options)
     name, run = evaluator(model)
-    return GroupedModel(model=static, system="onnx", reference=run, reference_name=f"the ONNX model as given, in {name}",
+    return GroupedModel(model=static, system="onnx", reference=_named_errors(run), reference_name=f"the ONNX model as given, in {name}",
                         pruned=pruned, description="ONNX model", dynamic=dynamic)
+
+
+def _named_errors(run: Run) -> Run:
+    def checked(feeds: Mapping[str, Array]) -> list[Array]:
+        try:
+            return run(feeds)
+        except UsageError as e:
+            raise UnsupportedModelError(f"the model as given does not run: {e.message}",
+                                        "check the file in its own runtime, or give another --input-shape") from e
+
+    return checked
 
 
 def _parse(path: Path) -> onnx.ModelProto:
@@ -71,7 +82,7 @@ def _load_external_data(model: onnx.ModelProto, folder: Path) -> None:
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
         info = {entry.key: entry.value for entry in tensor.external_data}
-        name = PurePosixPath(info.get("location", ""))
+        name = PurePosixPath(info.get("location", "").replace("\0", "?"))
         target = folder / name
         if name.is_absolute() or ".." in name.parts or not name.parts or target.is_symlink() \
                 or not target.resolve().is_relative_to(folder.resolve()):
@@ -178,8 +189,11 @@ def fix_shapes(model: onnx.ModelProto,
                                  f"the model declares {_declared(dims)}")
             elif asked is not None:
                 dim.dim_value = asked[axis]
-    for value in (*static.graph.output, *static.graph.value_info):
+    for value in static.graph.value_info:
         value.type.tensor_type.ClearField("shape")
+    for value in static.graph.output:  # the rank stays: the checker wants a shape
+        for dim in value.type.tensor_type.shape.dim:
+            dim.Clear()
     return static, dynamic
 
 

@@ -8,7 +8,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,8 @@ def import_torch() -> Any:
 
 def from_module(module: torch.nn.Module, *, system: str, options: OpenOptions, pruned: bool, description: str = "",
                 default_shape: tuple[int, ...] | None = None, reference_name: str = "PyTorch module",
-                dense_width_of: Mapping[str, str] | None = None) -> GroupedModel:
+                dense_width_of: Mapping[str, str] | None = None,
+                dense: Callable[[], torch.nn.Module] | None = None) -> GroupedModel:
     """Export a module (or ScriptModule) that is in eval mode.
 
     The input shape is the one asked for, else `default_shape`. UsageError when neither is known or it does not fit the
@@ -51,6 +52,7 @@ def from_module(module: torch.nn.Module, *, system: str, options: OpenOptions, p
     return GroupedModel(model=_export(module, x), system=system, reference=_reference(module),
                         reference_name=reference_name, pruned=pruned, description=description,
                         dense_width_of=dict(dense_width_of or {}),
+                        dense=None if dense is None else lambda: _export(dense().eval(), x),
                         at_batch=lambda n: _export(module, _example((n, *shape[1:]))))
 
 

@@ -3,10 +3,11 @@
 import numpy as np
 import onnx
 import pytest
-from gkp.converter.graph import Graph, channels, clean, one_line, spatial, values
-from gkp.errors import FileError, UnsupportedModelError
 from onnx import TensorProto, helper
 from onnx_kit import Net, assert_close, feeds_of, ops, run_ort
+
+from gkp.converter.graph import Graph, channels, clean, one_line, spatial, values
+from gkp.errors import FileError, UnsupportedModelError
 
 
 def small() -> onnx.ModelProto:
@@ -39,8 +40,19 @@ def test_zero_dimensional_constants_stay_zero_dimensional() -> None:
 def test_copy_is_independent() -> None:
     graph = Graph(small())
     copy = graph.copy()
-    copy.nodes[0].inputs[1].values[:] = 0
-    assert values(graph.nodes[0].inputs[1]).any()
+    copy.remove(copy.nodes[-1])
+    copy.nodes[0].attrs["strides"] = [2, 2]
+    assert len(graph.nodes) == len(copy.nodes) + 1
+    assert graph.nodes[0].attrs["strides"] != [2, 2]
+
+
+def test_values_of_constants_are_shared_and_read_only() -> None:
+    graph = Graph(small())
+    weight = values(graph.nodes[0].inputs[1])
+    assert weight is not None
+    assert np.shares_memory(weight, values(graph.copy().nodes[0].inputs[1]))
+    with pytest.raises(ValueError, match="read-only"):
+        weight[:] = 0
 
 
 def test_redirect_keeps_the_name_of_a_graph_output() -> None:

@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from gkp.converter.graph import Graph
-from gkp.converter.movement import Movement, movement
 from net_blocks import index_add, option_a, shuffle
 from onnx import TensorProto
 from onnx_kit import Net
+
+from gkp.converter.graph import Graph
+from gkp.converter.movement import Movement, movement
 
 C, H, W = 6, 4, 5
 PERM = [1, 0, 2, 3]

@@ -6,13 +6,14 @@ import sys
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx_kit import Net, assert_close, feeds_of, run_one_form
+
 from gkp.branched import BranchedConv
 from gkp.converter import node as branched_node
 from gkp.converter.graph import Graph
 from gkp.errors import UnsupportedModelError
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from onnx_kit import Net, assert_close, feeds_of, run_one_form
 
 QUICK = settings(max_examples=25, deadline=None)
 

@@ -5,9 +5,6 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import pytest
-from gkp.converter import node as branched_node
-from gkp.converter.graph import Graph
-from gkp.converter.recognise import left_over, recognise
 from hypothesis import HealthCheck, given, settings
 from net_blocks import (
     classifier,
@@ -22,6 +19,10 @@ from net_blocks import (
     tmi_block,
 )
 from onnx_kit import MOVES, Net, macs, one_form, ops
+
+from gkp.converter import node as branched_node
+from gkp.converter.graph import Graph
+from gkp.converter.recognise import left_over, recognise
 
 C = 8
 

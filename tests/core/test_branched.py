@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gkp.branched import Branch, BranchedConv, union
-from gkp.errors import UsageError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from gkp.branched import Branch, BranchedConv, union
+from gkp.errors import UsageError
 
 QUICK = settings(max_examples=60, deadline=None)
 

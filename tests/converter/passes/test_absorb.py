@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
-from gkp.converter import node as branched_node
-from gkp.converter.graph import Graph
-from gkp.converter.passes import absorb_inputs, absorb_outputs, hoist_activations, lift_convs
 from net_blocks import index_add, option_a
 from onnx import TensorProto
 from onnx_kit import Net, assert_close, feeds_of, macs, one_form, ops, run_one_form, run_ort
+
+from gkp.converter import node as branched_node
+from gkp.converter.graph import Graph
+from gkp.converter.passes import absorb_inputs, absorb_outputs, hoist_activations, lift_convs
 
 
 def after(module, net: Net, *outputs: str) -> Graph:  # type: ignore[no-untyped-def]

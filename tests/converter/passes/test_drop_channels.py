@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from onnx_kit import Net, one_form, ops
+
 from gkp.branched import BranchedConv
 from gkp.converter import node as branched_node
 from gkp.converter.graph import Graph
-from onnx_kit import Net, one_form, ops
 
 
 def forms(graph: Graph) -> list[BranchedConv]:

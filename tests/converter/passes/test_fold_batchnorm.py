@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from onnx_kit import Net, assert_close, feeds_of, ops, run_one_form, run_ort
+
 from gkp.converter.graph import Graph
 from gkp.converter.passes import fold_batchnorm, fold_constants, lift_convs
-from onnx_kit import Net, assert_close, feeds_of, ops, run_one_form, run_ort
 
 
 def folded(net: Net, *outputs: str) -> Graph:

@@ -6,11 +6,12 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnx_kit import Net, assert_close, feeds_of, ops, run_ort
+
 from gkp.converter.graph import Graph, values
 from gkp.converter.passes import fold_constants
 from gkp.errors import UnsupportedModelError
-from onnx import TensorProto, helper, numpy_helper
-from onnx_kit import Net, assert_close, feeds_of, ops, run_ort
 
 
 def folded(model: onnx.ModelProto, batch: int = 2) -> Graph:

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx_kit import Net, assert_close, feeds_of, ops, run_one_form, run_ort
+
 from gkp.converter import node as branched_node
 from gkp.converter.graph import Graph
 from gkp.converter.passes import lift_convs
 from gkp.errors import UnsupportedModelError
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from onnx_kit import Net, assert_close, feeds_of, ops, run_one_form, run_ort
 
 
 def lifted(net: Net, y: str) -> Graph:
