@@ -6,6 +6,7 @@ EXAMPLE := examples/resnet20_cifar10
 .PHONY: demo test lint fuzz bench clean
 
 demo: .venv/installed ## convert a trained model, print the table, write demo/report.html
+	mkdir -p demo
 	$(BIN)/gkp-convert $(EXAMPLE)/grouped.pt --baseline $(EXAMPLE)/dense.pt --target ort --threads 1 --dynamic-batch \
 		-o demo/grouped.ort --force --report demo/report.html
 	$(BIN)/gkp verify $(EXAMPLE)/grouped.pt demo/grouped.ort

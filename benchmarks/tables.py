@@ -166,7 +166,7 @@ def _layer_cells(layer: Layer, width: int) -> list[Text]:
     channels = Text("{} > {}".format(*layer.channels) if wide else "{}>{}".format(*layer.channels))
     macs = [Text(wording.mega(n)) for n in (layer.macs_dense, layer.macs_kept)]
     form = Text(wording.shorten(layer.chosen, 24 if wide else 12), "" if layer.chosen == "dense" else "green")
-    why = Text(wording.clean(layer.reason), "dim")
+    why = Text(wording.why_text(layer), "dim")
     if not wide:
         return [name, channels, Text(wording.branches_text(layer)), *macs, form, why]
     return [name, channels, Text(str(layer.branches)), Text(wording.span(layer.inputs_per_branch)),

@@ -279,6 +279,14 @@ def operator_changes(manifest: Manifest) -> tuple[tuple[str, int, int], ...]:
     return tuple(sorted(counts, key=lambda c: (-abs(c[1] - c[2]), -max(c[1], c[2]), c[0])))
 
 
+def why_text(layer: Layer) -> str:
+    """Why the layer has its form; first, whether the runtime's fast kernel would take its branches as they stand."""
+    reason = clean(layer.reason)
+    if layer.branches < 2 or not layer.fast_kernel.startswith("no: "):
+        return reason
+    return f"no fast kernel ({clean(layer.fast_kernel.removeprefix('no: '), 80)}); {reason}"
+
+
 def branches_text(layer: Layer) -> str:
     """Branches and the inputs of each: `8 x 4-7`."""
     return f"{layer.branches} x {span(layer.inputs_per_branch)}"

@@ -127,7 +127,7 @@ def _estimate(choice: Choice, target: Target) -> None:
         layer.times = {c.name: CandidateTime(name=c.name, macs_executed=c.macs(layer.plane), estimated_ms=ms[c.name])
                        for c in layer.options}
         best = min(ms, key=lambda name: ms[name])
-        layer.take(best, "lowest estimate of the cost model (not measured)")
+        layer.take(best, "estimated fastest (not measured)")
 
 
 class _Measuring:

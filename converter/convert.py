@@ -23,6 +23,7 @@ from gkp.converter.recognise import left_over, recognise, simplify
 from gkp.converter.reference import Run, evaluator
 from gkp.converter.rows import Timed, measurements, time_rows
 from gkp.converter.sources import GroupedModel, OpenOptions, open_any
+from gkp.converter.sources.base import sample_inputs
 from gkp.converter.targets import Target, make_target
 from gkp.converter.twin import dense_twin
 from gkp.converter.verify import check_inputs, first_difference, verify, worst
@@ -119,7 +120,7 @@ class _Conversion:
         if self.options.baseline is not None:
             self.progress(f"opening the baseline {clean(self.options.baseline.name)}", None)
             self.given = open_any(self.options.baseline, self.options.open_options)
-            _check_same_input(self.opened.model, self.given.model)
+            _check_baseline(self.opened, self.given)
 
     @property
     def _measured(self) -> bool:
@@ -312,11 +313,17 @@ def _operators(model: onnx.ModelProto) -> dict[str, int]:
     return dict(Counter(n.op_type for n in model.graph.node).most_common())
 
 
-def _check_same_input(model: onnx.ModelProto, baseline: onnx.ModelProto) -> None:
-    def shapes(m: onnx.ModelProto) -> list[list[int]]:
-        return [[d.dim_value for d in i.type.tensor_type.shape.dim] for i in m.graph.input]
+def _check_baseline(model: GroupedModel, baseline: GroupedModel) -> None:
+    """A dense ancestor takes the same inputs and gives outputs of the same shape."""
+    def shapes(m: GroupedModel) -> list[list[int]]:
+        return [[d.dim_value for d in i.type.tensor_type.shape.dim] for i in m.model.graph.input]
 
+    hint = "give the dense model that this one was pruned from, or --input-shape"
     if shapes(model) != shapes(baseline):
-        raise UsageError(f"the baseline takes inputs of shape {shapes(baseline)}, the model {shapes(model)}",
-                         "give the dense model that this one was pruned from, or --input-shape")
+        raise UsageError(f"the baseline takes inputs of shape {shapes(baseline)}, the model {shapes(model)}", hint)
+    feeds = sample_inputs(model.model)
+    theirs = {i.name: x for i, x in zip(baseline.model.graph.input, feeds.values(), strict=True)}
+    ours, others = ([list(y.shape) for y in outputs] for outputs in (model.reference(feeds), baseline.reference(theirs)))
+    if ours != others:
+        raise UsageError(f"the baseline gives outputs of shape {others}, the model {ours}", hint)
 

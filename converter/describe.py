@@ -13,6 +13,7 @@ from gkp import manifest
 from gkp.converter import node as branched_node
 from gkp.converter.choose import Choice
 from gkp.converter.graph import Graph, Node, clean, is_branched, spatial, values
+from gkp.converter.lower.candidates import grouped
 from gkp.converter.targets import Target
 
 
@@ -60,7 +61,7 @@ def layer_rows(graph: Graph, choice: Choice, target: Target) -> list[manifest.La
             outputs_per_branch=[b.out_index.size for b in conv.branches], overlap=round(conv.overlap, 3),
             macs_dense=0 if conv.is_copy else conv.macs_dense(plane), macs_kept=0 if conv.is_copy else conv.macs(plane),
             macs_executed=layer.chosen.macs(plane), chosen=layer.chosen.name,
-            fast_kernel=target.fast_kernel(layer.chosen), reason=layer.reason,
+            fast_kernel=target.fast_kernel(grouped(conv, len(conv.branches)) or layer.chosen), reason=layer.reason,
             candidates=list(layer.times.values()) if len(layer.options) > 1 else []))
     return rows
 

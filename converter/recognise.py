@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import ModuleType
 
-from gkp.converter.graph import Graph, clean
+from gkp.converter.graph import Graph, clean, is_branched
 from gkp.converter.movement import is_move
 from gkp.converter.passes import (
     absorb_inputs,
@@ -49,7 +49,7 @@ def left_over(graph: Graph) -> list[tuple[str, str]]:
     notes = [(clean(key.removeprefix("gkp.left.")), reason) for key, reason in graph.metadata.items()
              if key.startswith("gkp.left.")]
     for node in graph.nodes:
-        if is_move(node) and node.op not in ("Reshape", "Flatten", "Identity", "Squeeze", "Unsqueeze"):
+        if not is_branched(node) and is_move(node) and node.op not in ("Reshape", "Flatten", "Identity", "Squeeze", "Unsqueeze"):
             notes.append((clean(node.name), f"{node.op}: its channels come from or go to something other than one "
                                             "convolution"))
     return notes

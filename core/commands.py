@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
@@ -87,6 +89,7 @@ def evaluate(screen: Screen, *, model: Path, data: str, mean: str | None, std: s
              input_shape: tuple[str, ...], json_to: str | None, arch: str | None, trust_code: bool) -> None:
     from gkp.benchmarks import datasets
     from gkp.converter.compare import open_runnable
+    from gkp.converter.graph import clean
     from gkp.converter.sources import OpenOptions
 
     test = datasets.load_test_set(data)
@@ -101,9 +104,9 @@ def evaluate(screen: Screen, *, model: Path, data: str, mean: str | None, std: s
             correct += _correct(opened.run, opened.inputs[0], test, start, batch, means, stds)
     screen.say(f"{correct} of {total} correct: {correct / total:.2%}  "
                f"(mean {', '.join(map(str, means))}; std {', '.join(map(str, stds))})")
-    write_json(json_to, msgspec.json.encode({"schema_version": 1, "model": str(model), "data": data, "correct": correct,
-                                             "total": total, "accuracy": correct / total, "mean": means, "std": stds})
-               + b"\n")
+    write_json(json_to, msgspec.json.encode({"schema_version": 1, "model": clean(str(model)), "data": clean(data),
+                                             "correct": correct, "total": total, "accuracy": correct / total,
+                                             "mean": means, "std": stds}) + b"\n")
 
 
 def _correct(run: Callable[[Mapping[str, Any]], list[Any]], name: str, test: Any, start: int, batch: int,
@@ -142,10 +145,10 @@ def run(screen: Screen, *, directory: Path, input_file: Path, output_file: Path 
 def _read_arrays(path: Path) -> Any:
     try:
         loaded = np.load(path, allow_pickle=False)
-        return {k: loaded[k] for k in loaded.files} if path.suffix == ".npz" else np.asarray(loaded)
+        return np.asarray(loaded) if isinstance(loaded, np.ndarray) else {k: loaded[k] for k in loaded.files}
     except FileNotFoundError:
         raise FileError(f"no such file: {path}", "check the path") from None
-    except (OSError, ValueError, EOFError, AttributeError, MemoryError) as e:
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as e:
         raise FileError(f"{path} is not a readable array file: {e}", "write it with numpy.save") from e
 
 

@@ -75,7 +75,8 @@ class CandidateTime(msgspec.Struct, frozen=True, kw_only=True):
 
 class Layer(msgspec.Struct, frozen=True, kw_only=True):
     """One BranchedConv. channels: (input, output); plane: output height and width; inputs_per_branch and
-    outputs_per_branch: as the branches stand; overlap: channel reads / distinct channels read."""
+    outputs_per_branch: as the branches stand; overlap: channel reads / distinct channels read; fast_kernel: would the
+    runtime's fast kernel take the layer as one grouped convolution, as its branches stand ("yes", or "no: why")."""
 
     name: str
     branches: int

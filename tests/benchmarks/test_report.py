@@ -158,7 +158,7 @@ def test_a_file_that_cannot_be_written_is_one_clear_error(tmp_path: Path, make_m
     with pytest.raises(FileError, match=r"cannot write .*: No such file"):
         report.write_html(make_manifest(), tmp_path / "absent" / "report.html")
     (tmp_path / "taken").mkdir()
-    with pytest.raises(FileError, match=r"taken cannot be written"):
+    with pytest.raises(FileError, match=r"cannot write .*taken"):
         report.write_html(make_manifest(), tmp_path / "taken")
     assert [p.name for p in tmp_path.iterdir()] == ["taken"]
 
