@@ -13,9 +13,10 @@ import onnx
 
 from gkp import _version, manifest
 from gkp.converter.artefact import Artefact, check_destination, staged
-from gkp.converter.choose import Choice, Settings, all_default, choose, chosen
+from gkp.converter.choose import choose
 from gkp.converter.describe import graph_macs, graph_params, layer_rows, tensors
 from gkp.converter.dynamic import batch_axes, free_axes
+from gkp.converter.forms import Choice, Settings, all_default, chosen
 from gkp.converter.graph import Graph, clean, one_line
 from gkp.converter.half import to_half
 from gkp.converter.lower.emit import lower

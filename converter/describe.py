@@ -11,7 +11,7 @@ import onnx
 
 from gkp import manifest
 from gkp.converter import node as branched_node
-from gkp.converter.choose import Choice
+from gkp.converter.forms import Choice
 from gkp.converter.graph import Graph, Node, clean, is_branched, spatial, values
 from gkp.converter.lower.candidates import grouped
 from gkp.converter.targets import Target

@@ -182,7 +182,7 @@ class Graph:
 
 def _frozen(array: Any) -> Array:
     """The array, contiguous and read-only: graphs share the values of constants."""
-    frozen = np.asarray(array, order="C").view()
+    frozen: Array = np.asarray(array, order="C").view()
     frozen.flags.writeable = False
     return frozen
 

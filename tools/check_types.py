@@ -43,7 +43,7 @@ def main() -> int:
                               cwd=folder, env=env, capture_output=True, text=True, check=False)
         print(mypy.stdout, end="")
         print(mypy.stderr, end="")
-        checked = re.search(r"(?:checked |in \d+ files \(checked )(\d+) source files", mypy.stdout)
+        checked = re.search(r"(?:checked|found in) (\d+) source files", mypy.stdout)
         if checked is None or int(checked[1]) != count:
             print(f"mypy checked {checked[1] if checked else 'no'} files, the package has {count}")
             return 1

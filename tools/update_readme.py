@@ -68,7 +68,7 @@ def _conditions(results: Results) -> str:
     threads = sorted({row.threads for row in results.rows})
     packages = here["packages"]
     versions = ", ".join(f"{name} {packages[name]}" for name in ("onnxruntime", "openvino", "torch") if name in packages)
-    return (f"{here['cpu']}, {here['cores']} cores of a shared machine, {here['os']}, Python {here['python']}; {versions}; "
+    return (f"{here['cpu']}, {here['cores']} cores, {here['os']}, Python {here['python']}; {versions}; "
             f"{' and '.join(map(str, threads))} thread{'' if threads == [1] else 's'}, load average "
             f"{here['load_average']} at the start; median ratios over interleaved rounds.")
 

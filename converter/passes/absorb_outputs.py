@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from os.path import commonprefix
 
 import numpy as np
 
@@ -153,5 +152,7 @@ def _emit(graph: Graph, tensor: Tensor, terms: list[_Term]) -> None:
 def _common_name(names: tuple[str, ...]) -> str:
     if len(names) == 1:
         return names[0]
-    prefix = commonprefix(list(names)).rstrip("._/0123456789") if len(set(names)) > 1 else names[0]
-    return prefix or names[0]
+    parts = [name.split(".") for name in names]
+    shared = next((k for k, column in enumerate(zip(*parts, strict=False)) if len(set(column)) > 1),
+                  min(len(p) for p in parts))
+    return ".".join(parts[0][:shared]) or names[0]

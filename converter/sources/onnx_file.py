@@ -41,8 +41,9 @@ def from_model(model: onnx.ModelProto, options: OpenOptions, *, pruned: bool = F
     model = _modernised(model)
     static, dynamic = fix_shapes(model, options)
     name, run = evaluator(model)
-    return GroupedModel(model=static, system="onnx", reference=_named_errors(run), reference_name=f"the ONNX model as given, in {name}",
-                        pruned=pruned, description="ONNX model", dynamic=dynamic)
+    return GroupedModel(model=static, system="onnx", reference=_named_errors(run),
+                        reference_name=f"the ONNX model as given, in {name}", pruned=pruned,
+                        description="ONNX model", dynamic=dynamic)
 
 
 def _named_errors(run: Run) -> Run:

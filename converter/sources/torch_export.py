@@ -74,7 +74,7 @@ def _example(shape: tuple[int, ...]) -> torch.Tensor:
 def _try_run(module: torch.nn.Module, x: torch.Tensor) -> None:
     torch = import_torch()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _one_thread():
             y = module(x)
     except Exception as e:  # whatever the module's own code raises
         raise UsageError(f"the model does not run on an input of shape {list(x.shape)}: {_innermost(e)}",
@@ -93,7 +93,7 @@ def _reference(module: torch.nn.Module) -> Reference:
     torch = import_torch()
 
     def run(feeds: Mapping[str, Array]) -> list[Array]:
-        with torch.no_grad(), torch.jit.optimized_execution(False):  # TorchScript would recompile for every new shape
+        with torch.no_grad(), _one_thread(), torch.jit.optimized_execution(False):  # else TorchScript recompiles per shape
             return [module(torch.from_numpy(np.array(feeds[INPUT]))).numpy()]
 
     return run
@@ -107,7 +107,7 @@ def _export(module: torch.nn.Module, x: torch.Tensor) -> onnx.ModelProto:
         if name == "dynamo" and isinstance(module, torch.jit.ScriptModule):
             continue
         try:
-            with _quiet():
+            with _quiet(), _one_thread():
                 return export(module, x)
         except Exception as e:  # the exporters raise dozens of types
             failures.append(f"{name} exporter: {_innermost(e)}")
@@ -129,6 +129,18 @@ def _export_dynamo(module: torch.nn.Module, x: torch.Tensor) -> onnx.ModelProto:
     with torch.no_grad():
         program = torch.onnx.export(module, (x,), dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False)
     return program.model_proto
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """One PyTorch thread: on a busy machine its threads wait for each other for seconds in networks of milliseconds."""
+    torch = import_torch()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextlib.contextmanager

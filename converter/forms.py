@@ -1,0 +1,61 @@
+"""The nouns of choosing: settings, and per layer its candidates, the chosen one and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from gkp.branched import BranchedConv
+from gkp.converter.lower.candidates import Candidate
+from gkp.manifest import CandidateTime
+
+Progress = Callable[[str, float], None]
+STRATEGIES = ("auto", "dense", "fuse", "split")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to choose. batches: the batch sizes that count (the artefact's own, or 1 and 64). measure: time candidates.
+    default: what a layer is when nothing beats it ("dense"; "given" keeps the groups of a model designed with them)."""
+
+    strategy: str = "auto"
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    threads: int = 1
+    batches: tuple[int, ...] = (1,)
+    measure: bool = True
+    default: str = "dense"
+    dynamic: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+
+
+@dataclass
+class LayerChoice:
+    """One layer: all candidates with what is known of them, the chosen one and why."""
+
+    conv: BranchedConv
+    plane: tuple[int, ...]
+    options: tuple[Candidate, ...]
+    chosen: Candidate
+    reason: str
+    times: dict[str, CandidateTime]
+
+    def take(self, name: str, reason: str) -> None:
+        self.chosen = next(c for c in self.options if c.name == name)
+        self.reason = reason
+
+
+Choice = dict[str, LayerChoice]
+
+
+def chosen(choice: Choice) -> dict[str, Candidate]:
+    """The candidates to lower with."""
+    return {name: layer.chosen for name, layer in choice.items()}
+
+
+def all_default(choice: Choice, default: str) -> dict[str, Candidate]:
+    """Every layer in its default form."""
+    return {name: default_form(layer.options, default) for name, layer in choice.items()}
+
+
+def default_form(options: Sequence[Candidate], default: str) -> Candidate:
+    given = [c for c in options if not c.parallel and not c.is_dense and not c.name.endswith("-padded")]
+    return max(given, key=lambda c: len(c.groups), default=options[0]) if default == "given" else options[0]

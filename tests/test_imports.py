@@ -1,0 +1,93 @@
+"""Every module imports without the packages it does not need: each in a process in which those are blocked."""
+
+from __future__ import annotations
+
+import configparser
+from pathlib import Path
+
+import pytest
+from cli_kit import blocked
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNTIMES = ("onnxruntime", "openvino")
+CONVERT = ("onnx", "onnx_graphsurgeon", "google")
+EXTRAS = ("torch", "onnxscript", "jinja2", "PIL", *RUNTIMES, *CONVERT)
+DEVELOPMENT = ("pytest", "hypothesis", "mypy", "setuptools")
+# What a package's modules may import when they are loaded, of all that is not in the base install.
+NEEDS: dict[str, tuple[str, ...]] = {
+    "gkp": (),
+    "gkp.runtime": (),
+    "gkp.benchmarks": CONVERT,
+    "gkp.converter": CONVERT,
+    "gkp.converter.lower": CONVERT,
+    "gkp.converter.passes": CONVERT,
+    "gkp.converter.sources": CONVERT,
+    "gkp.converter.targets": CONVERT,
+    "gkp.pruning": (),
+    "gkp.pruning.models": ("torch",),
+}
+
+
+def packages() -> dict[str, Path]:
+    """Package -> its folder, from setup.cfg."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    lines = config["options"]["package_dir"].strip().splitlines()
+    return {name.strip(): ROOT / folder.strip() for name, folder in (line.split("=") for line in lines)}
+
+
+def modules(package: str) -> list[str]:
+    return [package, *(f"{package}.{file.stem}" for file in sorted(packages()[package].glob("*.py"))
+                       if file.stem != "__init__")]
+
+
+def test_every_package_is_listed_here() -> None:
+    named = {name for name in packages() if any(name == k or name.startswith(f"{k}.") for k in NEEDS)}
+    assert named == set(packages())
+
+
+@pytest.mark.parametrize("package", sorted(packages()))
+def test_every_module_imports_without_what_it_does_not_need(package: str) -> None:
+    """All modules of a package in one process, each newly imported."""
+    need = NEEDS[max((k for k in NEEDS if package == k or package.startswith(f"{k}.")), key=len)]
+    others = [name for name in (*EXTRAS, *DEVELOPMENT) if name not in need]
+    body = (f"names = {modules(package)!r}\n"
+            "import importlib\n"
+            "for name in names:\n"
+            "    importlib.import_module(name)\n"
+            "print(len(names))\n")
+    outcome = blocked(others, body)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.split() == [str(len(modules(package)))]
+
+
+def test_importing_gkp_and_its_command_line_loads_nothing_heavy() -> None:
+    body = ("import sys, gkp, gkp.cli\n"
+            f"print([n for n in ('numpy', *{EXTRAS!r}) if n in sys.modules])\n")
+    outcome = blocked([], body)
+    assert (outcome.code, outcome.out.strip()) == (0, "[]"), outcome.err
+
+
+@pytest.mark.parametrize("command", [[], *([c] for c in ("convert", "inspect", "verify", "eval", "run", "bench"))])
+def test_the_help_needs_the_base_install_only(command: list[str]) -> None:
+    outcome = blocked((*EXTRAS, *DEVELOPMENT), f"import sys\nsys.argv = {['gkp', *command, '--help']!r}\n"
+                      "from gkp.cli import main\nmain()\n")
+    assert outcome.code == 0, outcome.err
+    assert "Usage" in outcome.out
+
+
+def test_the_public_names_exist() -> None:
+    import gkp
+
+    assert set(gkp.__all__) <= set(dir(gkp))
+    for name in gkp.__all__:
+        assert getattr(gkp, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        gkp.nothing  # noqa: B018
+
+
+def test_the_runtime_package_never_loads_the_converter() -> None:
+    body = ("import sys, gkp.runtime.load, gkp.runtime.measure\n"
+            "print([n for n in sys.modules if n.startswith(('gkp.converter', 'gkp.pruning', 'torch', 'onnx'))])\n")
+    outcome = blocked([], body)
+    assert (outcome.code, outcome.out.strip()) == (0, "[]"), outcome.err
