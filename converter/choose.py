@@ -43,7 +43,9 @@ def _layer(node: Node, target: Target, settings: Settings) -> LayerChoice:
         reason = "moves channels only"
     elif len(options) == 1 and len(conv.branches) > 1:
         reason = "no other form executes fewer multiply-accumulates"
-    if settings.strategy in ("fuse", "split") and len(options) > 1:
+    if settings.strategy == "dense":
+        first, reason = options[0], "--strategy dense"
+    elif settings.strategy in ("fuse", "split") and len(options) > 1:
         wanted = [c for c in options if not c.is_dense and c.parallel == (settings.strategy == "split")
                   and not c.name.endswith("-padded")]
         if wanted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Protocol
@@ -9,7 +10,7 @@ from typing import ClassVar, Protocol
 import onnx
 
 from gkp.branched import BranchedConv
-from gkp.converter.lower.candidates import Candidate
+from gkp.converter.lower.candidates import Candidate, candidates
 from gkp.runtime.runners import Runner
 
 
@@ -50,19 +51,27 @@ class Target(Protocol):
         ...
 
 
-def blocked_kernel(candidate: Candidate, block: int) -> str:
-    """The rule of the CPU runtimes: a grouped convolution runs in the blocked kernel when its channels per group, in
-    and out, are multiples of the vector block (facts measured with ONNX Runtime: below that it is up to 9 times less
-    efficient per multiply-accumulate)."""
-    if candidate.is_dense or candidate.parallel:
-        return "yes"
-    o, i = candidate.groups[0].weight.shape[:2]
-    if i % block == 0 and o % block == 0:
-        return "yes"
-    return f"no: {i} -> {o} channels per group, needs multiples of {block}"
+class StockOnnx(ABC):
+    """What the targets share that read stock ONNX: the forms of gkp.converter.lower, one model.onnx."""
 
+    @property
+    @abstractmethod
+    def block(self) -> int: ...
 
-def write_model(model: onnx.ModelProto, out: Path) -> list[str]:
-    """model.onnx in `out`."""
-    (out / "model.onnx").write_bytes(model.SerializeToString())
-    return ["model.onnx"]
+    def candidates(self, conv: BranchedConv, plane: Sequence[int]) -> tuple[Candidate, ...]:
+        return candidates(conv, self.block, plane)
+
+    def fast_kernel(self, candidate: Candidate) -> str:
+        """The rule of the CPU runtimes: a grouped convolution runs in the blocked kernel when its channels per group, in
+        and out, are multiples of the vector block (measured with ONNX Runtime: below that it is up to 9 times less
+        efficient per multiply-accumulate)."""
+        if candidate.is_dense or candidate.parallel:
+            return "yes"
+        o, i = candidate.groups[0].weight.shape[:2]
+        if i % self.block == 0 and o % self.block == 0:
+            return "yes"
+        return f"no: {i} -> {o} channels per group, needs multiples of {self.block}"
+
+    def emit(self, model: onnx.ModelProto, out: Path) -> list[str]:
+        (out / "model.onnx").write_bytes(model.SerializeToString())
+        return ["model.onnx"]

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import ClassVar
 
 import onnx
 
-from gkp.branched import BranchedConv
-from gkp.converter.lower.candidates import Candidate, candidates
-from gkp.converter.targets.base import blocked_kernel, write_model
+from gkp.converter.targets.base import StockOnnx
 from gkp.errors import UsageError
 from gkp.runtime.environment import vector_floats
 from gkp.runtime.runners import OpenVinoRunner, Runner, import_openvino
 
 
-class OpenVinoTarget:
+class OpenVinoTarget(StockOnnx):
     """OpenVINO reads the ONNX file; its blocked kernels want multiples of the floats in a vector register."""
 
     name: ClassVar[str] = "openvino"
@@ -41,12 +37,3 @@ class OpenVinoTarget:
 
     def runner(self, model: onnx.ModelProto, threads: int) -> Runner:
         return OpenVinoRunner(model.SerializeToString(), threads)
-
-    def candidates(self, conv: BranchedConv, plane: Sequence[int]) -> tuple[Candidate, ...]:
-        return candidates(conv, self.block, plane)
-
-    def fast_kernel(self, candidate: Candidate) -> str:
-        return blocked_kernel(candidate, self.block)
-
-    def emit(self, model: onnx.ModelProto, out: Path) -> list[str]:
-        return write_model(model, out)

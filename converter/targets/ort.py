@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import ClassVar
 
 import onnx
 
-from gkp.branched import BranchedConv
-from gkp.converter.lower.candidates import Candidate, candidates
-from gkp.converter.targets.base import blocked_kernel, write_model
+from gkp.converter.targets.base import StockOnnx
 from gkp.errors import BackendMissingError, UsageError
 from gkp.runtime.environment import vector_floats
 from gkp.runtime.runners import PROVIDERS, OrtRunner, Runner, import_ort
 
 
-class OrtTarget:
+class OrtTarget(StockOnnx):
     """ONNX Runtime. The block is that of its NCHWc kernels: the floats in a vector register."""
 
     name: ClassVar[str] = "ort"
@@ -47,12 +43,3 @@ class OrtTarget:
 
     def runner(self, model: onnx.ModelProto, threads: int) -> Runner:
         return OrtRunner(model.SerializeToString(), threads, self.provider or "cpu")
-
-    def candidates(self, conv: BranchedConv, plane: Sequence[int]) -> tuple[Candidate, ...]:
-        return candidates(conv, self.block, plane)
-
-    def fast_kernel(self, candidate: Candidate) -> str:
-        return blocked_kernel(candidate, self.block)
-
-    def emit(self, model: onnx.ModelProto, out: Path) -> list[str]:
-        return write_model(model, out)
