@@ -19,6 +19,8 @@ from gkp.manifest import CandidateTime, Layer, Manifest
 
 WIDE = 100
 """From this many columns on, the less important columns are shown too."""
+WIDE_VERBOSE = 150
+"""The same where reasons are written out, which need room."""
 _VERDICT_STYLES = {"faster": "bold green", "mixed": "bold yellow", "slower": "bold red"}
 _RIGHT = frozenset({"median ms", "quartiles", "branches", "inputs", "overlap", "dense", "kept", "run", "MACs run",
                     "time", "channels"})
@@ -140,7 +142,7 @@ class _LayerTable:
         if not self.layers:
             yield Text("no branched convolution in this model", "dim")
             return
-        wide = options.max_width >= WIDE
+        wide = options.max_width >= (WIDE_VERBOSE if self.verbose else WIDE)
         names = (["layer", "channels", "branches", "inputs", "overlap", "dense", "kept", "run", "form", "why"] if wide
                  else ["layer", "channels", "branches", "dense", "kept", "form", "why"])
         table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim",
@@ -150,7 +152,7 @@ class _LayerTable:
             table.add_column(Text(name), justify="right" if name in _RIGHT else "left", no_wrap=not folds,
                              ratio=1 if name == "why" else None, overflow="fold" if folds else "ellipsis")
         for layer in self.layers:
-            table.add_row(*_layer_cells(layer, options.max_width))
+            table.add_row(*_layer_cells(layer, options.max_width, wide))
         yield table
         yield Text(_LEGEND if wide else _NARROW_LEGEND, "dim")
 
@@ -160,8 +162,7 @@ _LEGEND = ("inputs: channels that a branch reads; overlap: channel reads / disti
 _NARROW_LEGEND = "branches: how many x inputs of each; dense, kept: MACs for one image, millions"
 
 
-def _layer_cells(layer: Layer, width: int) -> list[Text]:
-    wide = width >= WIDE
+def _layer_cells(layer: Layer, width: int, wide: bool) -> list[Text]:
     name = Text(wording.shorten(layer.name, min(40, width // 4) if wide else 18))
     channels = Text("{} > {}".format(*layer.channels) if wide else "{}>{}".format(*layer.channels))
     macs = [Text(wording.mega(n)) for n in (layer.macs_dense, layer.macs_kept)]

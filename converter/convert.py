@@ -176,7 +176,7 @@ class _Conversion:
     def _guard(self, timed: Timed, same: bool) -> str:
         """The row that is written: a form that does not beat the default at every batch gives way to it."""
         if not same and self.options.strategy == "auto" and not self.options.layers \
-                and not timed.faster("converted", "default"):
+                and not timed.faster("converted", "default", beyond_doubt=any(not f.is_dense for f in self.forms.values())):
             for name, form in self.default_forms.items():
                 if self.choice[name].chosen is not form:
                     self.choice[name].take(form.name, "the whole model was not faster in the chosen forms at every batch")

@@ -26,9 +26,10 @@ class Timed:
     samples: Samples
     notes: list[str]
 
-    def faster(self, row: str, than: str) -> bool:
-        """Is the interval of than / row above 1 at every batch?"""
-        return all(ratio(s[than], s[row]).low > 1 for s in self.samples.values() if row in s and than in s)
+    def faster(self, row: str, than: str, *, beyond_doubt: bool = True) -> bool:
+        """Is the interval of than / row (or, not beyond doubt, its median) above 1 at every batch?"""
+        ratios = [ratio(s[than], s[row]) for s in self.samples.values() if row in s and than in s]
+        return all((r.low if beyond_doubt else r.value) > 1 for r in ratios)
 
     def slower(self, row: str, than: str) -> bool:
         """Is the interval of than / row below 1 at some batch?"""

@@ -165,7 +165,7 @@ class Trials:
                               key=lambda c: -found[c][batch].ratio.value)[:_FINALISTS]
             if left:
                 sample(left, 0.4 * (1 + len(left)), _ROUNDS)
-            left = [c for c in left if found[c][batch].ratio.low > 1]
+            left = [c for c in left if _wins(c, found[c][batch])]
         for runner in runners.values():
             runner.close()
         return found
@@ -175,7 +175,7 @@ class Trials:
 
     def _take(self, names: list[str], known: dict[str, dict[int, Entry]], batches: int) -> bool:
         winners = {c: min(e.ratio.value for e in found.values()) for c, found in known.items()
-                   if len(found) == batches and all(e.ratio.low > 1 for e in found.values())}
+                   if len(found) == batches and all(_wins(c, e) for e in found.values())}
         best = max(winners, key=lambda c: winners[c] - (_SPLIT_HANDICAP if c.startswith("split") else 0), default=None)
         for name in names:
             layer = self.choice[name]
@@ -193,6 +193,11 @@ class Trials:
                 if best == DENSE_PADDED:
                     self.default[name] = layer.chosen
         return best is not None
+
+
+def _wins(form: str, entry: Entry) -> bool:
+    """A form that is not dense must beat it beyond doubt; between dense and padded dense the median decides."""
+    return (entry.ratio.value if form == DENSE_PADDED else entry.ratio.low) > 1
 
 
 def _caller(runner: Runner, feeds: dict[str, Any]) -> Callable[[], object]:

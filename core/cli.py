@@ -13,6 +13,7 @@ from gkp import _version
 from gkp.console import Screen, guarded
 from gkp.errors import UsageError
 from gkp.files import check_writable
+from gkp.runtime.load import RUNNERS
 
 click.rich_click.SHOW_ARGUMENTS = True
 click.rich_click.TEXT_MARKUP = "ansi"
@@ -44,7 +45,7 @@ def main() -> None:
 
 @main.command("convert", context_settings=_CONTEXT)
 @click.argument("model", type=_PATH)
-@click.option("--target", type=click.Choice(["onnx", "ort", "openvino"]), default="ort", show_default=True,
+@click.option("--target", type=click.Choice(list(RUNNERS)), default="ort", show_default=True,
               help="What to produce: stock ONNX, or what is fastest on ONNX Runtime or OpenVINO here.")
 @click.option("-o", "--output", type=_PATH, help="Directory to write. [default: MODEL-stem.TARGET]")
 @click.option("--force", is_flag=True, help="Overwrite a directory that gkp wrote before.")
@@ -81,7 +82,7 @@ def convert(**options: Any) -> None:
 @main.command("inspect", context_settings=_CONTEXT)
 @click.argument("model", type=_PATH)
 @_opening
-@click.option("--target", type=click.Choice(["onnx", "ort", "openvino"]), default="onnx", show_default=True,
+@click.option("--target", type=click.Choice(list(RUNNERS)), default="onnx", show_default=True,
               help="Whose forms to show. Nothing is measured; estimates are called estimates.")
 @click.option("--json", "json_to", metavar="FILE|-", help="Write it as JSON to a file or to stdout.")
 @_verbosity

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,6 +16,18 @@ from gkp.manifest import Manifest
 from gkp.runtime.runners import OpenVinoRunner, OrtRunner, Runner
 
 Array = npt.NDArray[Any]
+
+
+def _ort(model: Path, manifest: Manifest) -> Runner:
+    return OrtRunner(model, manifest.threads, manifest.provider or "cpu")
+
+
+def _openvino(model: Path, manifest: Manifest) -> Runner:
+    return OpenVinoRunner(model, manifest.threads)
+
+
+RUNNERS: Mapping[str, Callable[[Path, Manifest], Runner]] = {"onnx": _ort, "ort": _ort, "openvino": _openvino}
+"""What runs the artefacts of each target."""
 
 
 class LoadedModel:
@@ -99,8 +111,7 @@ def load(directory: str | Path) -> LoadedModel:
 
 def open_runner(model: Path, manifest: Manifest) -> Runner:
     """A session for a model file of the artefact, with the manifest's target, threads and provider."""
-    if manifest.target in ("onnx", "ort"):
-        return OrtRunner(model, manifest.threads, manifest.provider or "cpu")
-    if manifest.target == "openvino":
-        return OpenVinoRunner(model, manifest.threads)
-    raise GkpError(f"this gkp cannot run artefacts for {manifest.target!r}", "update gkp")
+    opener = RUNNERS.get(manifest.target)
+    if opener is None:
+        raise GkpError(f"this gkp cannot run artefacts for {manifest.target!r}", "update gkp")
+    return opener(model, manifest)

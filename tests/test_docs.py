@@ -125,7 +125,8 @@ def test_every_source_and_target_is_documented() -> None:
 # ---- the README's table ---------------------------------------------------------------------------------------------
 def _tool() -> ModuleType:
     spec = importlib.util.spec_from_file_location("update_readme", ROOT / "tools" / "update_readme.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
