@@ -32,7 +32,7 @@ class Cache:
         self._path = path or Path(base) / "gkp" / "measurements.json"
         try:
             self._entries = msgspec.json.decode(self._path.read_bytes(), type=dict[str, Entry])
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, ValueError, RecursionError, msgspec.MsgspecError):
             self._entries = {}
 
     @staticmethod
@@ -52,8 +52,11 @@ class Cache:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=self._path.parent, suffix=".tmp")
-            with os.fdopen(handle, "wb") as f:
-                f.write(msgspec.json.encode(kept))
-            os.replace(name, self._path)
+            try:
+                with os.fdopen(handle, "wb") as f:
+                    f.write(msgspec.json.encode(kept))
+                os.replace(name, self._path)
+            finally:
+                Path(name).unlink(missing_ok=True)
         except OSError:
             return

@@ -12,6 +12,7 @@ import numpy as np
 from gkp import manifest as manifest_module
 from gkp.converter.reference import Run
 from gkp.converter.sources import OpenOptions, open_model
+from gkp.converter.sources.base import sample_inputs
 from gkp.converter.verify import verify
 from gkp.errors import UsageError
 from gkp.manifest import Verification
@@ -34,7 +35,7 @@ class Runnable:
 
     @property
     def fixed_batch(self) -> int | None:
-        return self.shapes[0][0]
+        return self.shapes[0][0] if self.shapes[0] else None
 
 
 def open_runnable(path: Path, options: OpenOptions) -> Runnable:
@@ -53,7 +54,7 @@ def open_runnable(path: Path, options: OpenOptions) -> Runnable:
         dims = [d.dim_value for d in value.type.tensor_type.shape.dim]
         shapes.append(tuple(None if a in axes or (a == 0 and torch_like) else n for a, n in enumerate(dims)))
     return Runnable(path.name, opened.system, opened.reference, [i.name for i in opened.model.graph.input], shapes,
-                    ["float32"] * len(shapes))
+                    [str(d.dtype) for d in sample_inputs(opened.model).values()])
 
 
 def compare_models(a: Path, b: Path, options: OpenOptions, precision: str) -> Verification:
@@ -64,19 +65,24 @@ def compare_models(a: Path, b: Path, options: OpenOptions, precision: str) -> Ve
     if len(one.shapes) != len(two.shapes) or any(s is None for s in shapes):
         raise UsageError(f"{one.name} takes inputs {_show(one)}, {two.name} {_show(two)}",
                          "compare models with the same inputs, or give --input-shape")
-    batches = [1, 3] if all(s[0] is None for s in (*one.shapes, *two.shapes)) else [None]
+    batches = [1, 3] if all(s[:1] == (None,) for s in (*one.shapes, *two.shapes)) else [None]
     inputs = []
     for seed, (name, scale) in enumerate(_SCALES):
         for batch in batches:
             rng = np.random.default_rng(seed)
-            arrays = [(scale * rng.standard_normal([batch or s[0] or 1, *(n or 32 for n in s[1:])])).astype(d)
+            arrays = [_filled([*(batch or n or 1 for n in s[:1]), *(n or 32 for n in s[1:])], np.dtype(d), scale, rng)
                       for s, d in zip([s for s in shapes if s is not None], one.dtypes, strict=True)]
-            inputs.append((name, len(arrays[0]), dict(zip(one.inputs, arrays, strict=True))))
+            inputs.append((name, batch or one.fixed_batch or 1, dict(zip(one.inputs, arrays, strict=True))))
 
     def run_two(feeds: Any) -> list[Any]:
         return two.run(dict(zip(two.inputs, feeds.values(), strict=True)))
 
     return verify(run_two, two.name, one.run, one.name, inputs, precision)
+
+
+def _filled(shape: list[int], dtype: np.dtype[Any], scale: float, rng: np.random.Generator) -> Any:
+    """Normal numbers, or 0 and 1 for an input that is not of floats (they are indices, or flags)."""
+    return ((scale * rng.standard_normal(shape)) if dtype.kind == "f" else rng.integers(0, 2, shape)).astype(dtype)
 
 
 def _common(a: tuple[int | None, ...], b: tuple[int | None, ...]) -> tuple[int | None, ...] | None:

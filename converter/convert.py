@@ -16,7 +16,7 @@ from gkp.converter.artefact import Artefact, check_destination, staged
 from gkp.converter.choose import choose
 from gkp.converter.describe import graph_macs, graph_params, layer_rows, tensors
 from gkp.converter.dynamic import batch_axes, free_axes
-from gkp.converter.forms import Choice, Settings, all_default, chosen
+from gkp.converter.forms import STRATEGIES, Choice, Settings, all_default, chosen
 from gkp.converter.graph import Graph, clean, one_line
 from gkp.converter.half import to_half
 from gkp.converter.lower.emit import lower
@@ -56,6 +56,18 @@ class ConvertOptions:
     trust_code: bool = False
     arch: str | None = None
 
+    def check(self) -> None:
+        """UsageError for values that make no sense for any target (the command line refuses most of them itself)."""
+        for name, value, allowed in (("precision", self.precision, PRECISIONS), ("strategy", self.strategy, STRATEGIES)):
+            if value not in allowed:
+                raise UsageError(f"unknown {name} {value!r}", f"choose one of: {', '.join(allowed)}")
+        for name, number, low, high in (("threads", self.threads, 1, manifest.MAX_THREADS), ("opset", self.opset, 13, 30)):
+            if number is not None and not low <= number <= high:
+                raise UsageError(f"{name} must be {low} to {high}, not {number}", "leave it out for the default")
+        for shape in self.input_shapes.values():
+            if len(shape) < 2 or not all(isinstance(n, int) and n > 0 for n in shape):
+                raise UsageError(f"{shape!r} is not an input shape", "e.g. (1, 3, 224, 224)")
+
     @property
     def open_options(self) -> OpenOptions:
         return OpenOptions(self.input_shapes, self.arch, self.trust_code)
@@ -76,6 +88,7 @@ class _Conversion:
     """One conversion; the steps run in order and hand their results on through attributes."""
 
     def __init__(self, source: Any, options: ConvertOptions, progress: Progress) -> None:
+        options.check()
         self.source, self.options, self.progress = source, options, progress
         self.path = Path(source) if isinstance(source, str | Path) else None
         self.target: Target = make_target(options.target, options.provider)

@@ -48,12 +48,13 @@ class Trials:
         for name, layer in self.choice.items():
             if len(self._worth_trying(layer)) > 0:
                 kinds.setdefault(_signature(layer, self.target.block), []).append(name)
-        padded = [n for n, layer in self.choice.items() if any(c.name == DENSE_PADDED for c in layer.options)]
+        padded = [n for n, layer in self.choice.items()
+                  if self.default[n].name == "dense" and any(c.name == DENSE_PADDED for c in layer.options)]
         if not kinds and not padded:
             return
         base = self._runner(self.default)
         batches = self._batches(base)
-        if padded and self.settings.default == "dense":  # together: one layer alone changes too little to be seen
+        if padded and self.settings.default == "dense":  # all together: one layer alone changes too little to be seen
             self.progress(f"measuring {len(padded)} layers with padded channels", 0.0)
             if self._measure(padded, [DENSE_PADDED], base, batches):
                 base.close()
@@ -97,7 +98,7 @@ class Trials:
         limit = _HOPELESS * estimate_ms(layer.conv, default, layer.plane, self.target.block)
         out: list[tuple[float, str]] = []
         for c in layer.options:
-            if c.name in (default.name, DENSE_PADDED):
+            if c.is_dense or c is default:
                 continue
             estimate = estimate_ms(layer.conv, c, layer.plane, self.target.block)
             layer.times[c.name] = CandidateTime(name=c.name, macs_executed=layer.times[c.name].macs_executed,

@@ -17,6 +17,7 @@ from gkp.files import plain_json
 
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
+MAX_THREADS = 1024
 _MAX_BYTES = 64 << 20
 
 
@@ -198,11 +199,13 @@ def read(directory: Path) -> Manifest:
     except FileNotFoundError:
         raise FileError(f"{directory} is not an artefact of gkp: no {FILE_NAME} in it",
                         "give the directory that gkp-convert wrote") from None
-    except (OSError, msgspec.MsgspecError) as e:
+    except (OSError, ValueError, RecursionError, msgspec.MsgspecError) as e:  # text that is no UTF-8 is a ValueError
         raise FileError(f"{path} cannot be read: {e}", "convert the model again") from e
     if manifest.schema_version != SCHEMA_VERSION:
         raise FileError(f"{path} has schema version {manifest.schema_version}, this gkp reads {SCHEMA_VERSION}",
                         "convert the model again with this version")
+    if not 1 <= manifest.threads <= MAX_THREADS:
+        raise FileError(f"{path} asks for {manifest.threads} threads", "convert the model again")
     for name in manifest.files:
         member(directory, name)
     return manifest
@@ -210,8 +213,8 @@ def read(directory: Path) -> Manifest:
 
 def member(directory: Path, name: str) -> Path:
     """Path of a file that the manifest names, which must lie in the directory itself."""
-    pure = PurePosixPath(name)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in name or not name or (directory / name).is_symlink():
+    plain = PurePosixPath(name).parts == (name,) and name.isprintable() and name not in ("/", "..") and "\\" not in name
+    if not plain or (directory / name).is_symlink():
         raise UnsafeFileError(f"the manifest names a file outside its directory: {name!r}",
                               "do not use this artefact; convert the model yourself")
     return directory / name

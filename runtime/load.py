@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gkp import manifest as manifest_module
-from gkp.errors import GkpError, UsageError
+from gkp.errors import FileError, GkpError, UsageError
 from gkp.manifest import Manifest
 from gkp.runtime.runners import OpenVinoRunner, OrtRunner, Runner
 
@@ -73,7 +73,10 @@ class LoadedModel:
 
 def check_input(value: Any, spec: manifest_module.Tensor) -> Array:
     """The value as a contiguous array of the declared dtype; UsageError when shape or kind do not fit."""
-    x = np.asarray(value)
+    try:
+        x = np.asarray(value)
+    except ValueError as e:  # lists of unequal lengths
+        raise UsageError(f"input {spec.name!r} is not an array: {e}", f"its shape is {_shape(spec)}") from e
     if x.dtype != spec.dtype:
         if x.dtype.kind != "f" or np.dtype(spec.dtype).kind != "f":
             raise UsageError(f"input {spec.name!r} has dtype {x.dtype}, expected {spec.dtype}",
@@ -110,7 +113,10 @@ def load(directory: str | Path) -> LoadedModel:
 
 
 def open_runner(model: Path, manifest: Manifest) -> Runner:
-    """A session for a model file of the artefact, with the manifest's target, threads and provider."""
+    """A session for a model file of the artefact, with the manifest's target, threads and provider. FileError when the
+    manifest does not know the file: its checksum was not compared."""
+    if model.name not in manifest.files:
+        raise FileError(f"the manifest does not name {model.name}", "convert the model again")
     opener = RUNNERS.get(manifest.target)
     if opener is None:
         raise GkpError(f"this gkp cannot run artefacts for {manifest.target!r}", "update gkp")

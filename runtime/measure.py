@@ -11,6 +11,7 @@ from gkp.manifest import Ratio, Timing
 
 Call = Callable[[], object]
 _RESAMPLES = 2000
+_FEWEST, _PATIENCE = 5, 10
 
 
 def interleave(calls: Mapping[str, Call], *, budget_s: float, min_rounds: int = 7, max_rounds: int = 400,
@@ -19,7 +20,7 @@ def interleave(calls: Mapping[str, Call], *, budget_s: float, min_rounds: int = 
     the caches worst): milliseconds per call, one entry per round and name.
 
     A call shorter than `sample_ms` is repeated within a sample. Rounds go on until `budget_s` is spent, at least
-    `min_rounds`, at most `max_rounds`. Every call is warmed up first.
+    `min_rounds` (5 are enough once eleven budgets are spent), at most `max_rounds`. Every call is warmed up first.
     """
     names = list(calls)
     repeats = {name: _warm_up(calls[name], sample_ms) for name in names}
@@ -27,7 +28,8 @@ def interleave(calls: Mapping[str, Call], *, budget_s: float, min_rounds: int = 
     rng = np.random.default_rng(0)
     end = time.perf_counter() + budget_s
     for round_number in range(max_rounds):
-        if round_number >= min_rounds and time.perf_counter() > end:
+        now = time.perf_counter()
+        if (round_number >= min_rounds and now > end) or (round_number >= _FEWEST and now > end + _PATIENCE * budget_s):
             break
         for name in rng.permutation(names).tolist():
             call, count = calls[name], repeats[name]

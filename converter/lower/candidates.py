@@ -87,13 +87,16 @@ def split(conv: BranchedConv, groups: int) -> Candidate | None:
     return Candidate(f"split-{groups}", parts, parallel=True)
 
 
-def candidates(conv: BranchedConv, block: int, plane: Sequence[int]) -> tuple[Candidate, ...]:
-    """Dense first, padded if that changes it, then every grouped and split form that executes fewer
-    multiply-accumulates than dense.
+def candidates(conv: BranchedConv, block: int, plane: Sequence[int], slack: float = 0.0) -> tuple[Candidate, ...]:
+    """The default first: dense, or dense padded to the block where that adds at most a share `slack` of filters; then
+    the other one, then every grouped and split form that executes fewer multiply-accumulates than dense.
 
     block: channels per vector of the runtime's fast kernels; forms are offered exact and padded to it."""
     first, wide = dense(conv), dense_padded(conv, block)
-    basic = (first,) if wide is None else (first, wide)
+    basic: tuple[Candidate, ...] = (first,)
+    if wide is not None:
+        padding = wide.groups[0].out_index.size / conv.out_channels - 1
+        basic = (wide, first) if padding <= slack else (first, wide)
     n = len(conv.branches)
     if conv.is_copy or n < 2:
         return basic

@@ -7,6 +7,8 @@ from math import prod
 from pathlib import Path, PurePosixPath
 
 import onnx
+import onnx.inliner
+import onnx.version_converter
 from google.protobuf.message import DecodeError
 
 from gkp.converter.graph import clean, one_line
@@ -85,8 +87,7 @@ def _load_external_data(model: onnx.ModelProto, folder: Path) -> None:
         info = {entry.key: entry.value for entry in tensor.external_data}
         name = PurePosixPath(info.get("location", "").replace("\0", "?"))
         target = folder / name
-        if name.is_absolute() or ".." in name.parts or not name.parts or target.is_symlink() \
-                or not target.resolve().is_relative_to(folder.resolve()):
+        if name.is_absolute() or ".." in name.parts or not name.parts or _leaves(target, folder):
             raise UnsafeFileError(f"external data of {clean(tensor.name)} lies outside the model's folder: "
                                   f"{clean(str(name))}", "do not use this file")
         try:
@@ -103,6 +104,14 @@ def _load_external_data(model: onnx.ModelProto, folder: Path) -> None:
     onnx.external_data_helper.load_external_data_for_model(model, str(folder))
 
 
+def _leaves(target: Path, folder: Path) -> bool:
+    """Does the path lead out of the folder, through a link? One that cannot be followed (too long) leads nowhere."""
+    try:
+        return target.is_symlink() or not target.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):
+        return True
+
+
 def _declared_bytes(tensor: onnx.TensorProto) -> int:
     try:
         itemsize = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
@@ -111,7 +120,17 @@ def _declared_bytes(tensor: onnx.TensorProto) -> int:
     return int(prod(max(0, d) for d in tensor.dims) * itemsize)
 
 
+def _names(model: onnx.ModelProto) -> Iterator[str | bytes]:
+    """Every name in the graph. The protobuf library gives one that is not UTF-8 as bytes."""
+    for node in model.graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output, *(a.name for a in node.attribute))
+    yield from (v.name for v in (*model.graph.initializer, *model.graph.input, *model.graph.output))
+    yield from (o.domain for o in model.opset_import)
+
+
 def _check(model: onnx.ModelProto) -> None:
+    if any(isinstance(name, bytes) for name in _names(model)):
+        raise FileError("the ONNX model holds a name that is not UTF-8", "export the model again")
     for tensor in _initialisers(model):
         if any(d < 0 for d in tensor.dims) or _declared_bytes(tensor) > _MAX_BYTES:
             raise FileError(f"tensor {clean(tensor.name)} declares an impossible shape", "export the model again")

@@ -58,8 +58,12 @@ class StockOnnx(ABC):
     @abstractmethod
     def block(self) -> int: ...
 
+    padding_slack: ClassVar[float] = 0.1
+    """Dense layers are padded to the block by default where it adds at most this share of filters: a remainder of a few
+    channels costs the blocked kernels more than that."""
+
     def candidates(self, conv: BranchedConv, plane: Sequence[int]) -> tuple[Candidate, ...]:
-        return candidates(conv, self.block, plane)
+        return candidates(conv, self.block, plane, self.padding_slack)
 
     def fast_kernel(self, candidate: Candidate) -> str:
         """The rule of the CPU runtimes: a grouped convolution runs in the blocked kernel when its channels per group, in

@@ -18,6 +18,8 @@ class OrtTarget(StockOnnx):
     name: ClassVar[str] = "ort"
     summary: ClassVar[str] = "ONNX Runtime (CPU; CUDA and TensorRT with --provider)"
 
+    padding_slack = float("inf")  # its NCHWc kernels leave a convolution with a remainder to the slow path
+
     def __init__(self, provider: str = "cpu") -> None:
         self.provider: str | None = provider
 

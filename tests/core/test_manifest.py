@@ -111,7 +111,8 @@ def test_a_manifest_that_makes_no_sense_is_refused(name: str, artefact: Path) ->
         assert "schema version" in caught.value.message
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"schema_version": 1}', b"[" * 100_000])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"schema_version": 1}', b"[" * 100_000,
+                                     b'{"schema_version": 1, "gkp_version": "\xff"}', b'{"environment": ' + b"[" * 100_000])
 def test_a_file_that_is_no_manifest_is_refused(content: bytes, artefact: Path) -> None:
     (artefact / "manifest.json").write_bytes(content)
     with pytest.raises(FileError):

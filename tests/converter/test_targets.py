@@ -1,0 +1,117 @@
+"""Targets: what they need, what they offer, what they write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from cli_kit import save, small_net
+from onnx_kit import Net, feeds_of, run_ort
+
+import gkp
+from gkp.branched import BranchedConv
+from gkp.converter.lower.candidates import dense, grouped, split
+from gkp.converter.targets import TARGETS, make_target
+from gkp.errors import BackendMissingError, UsageError
+
+NAMES = [target.name for target in TARGETS]
+
+
+def conv(per_group: int) -> BranchedConv:
+    """Four branches of per_group -> per_group channels."""
+    rng = np.random.default_rng(0)
+    parts = [(range(k * per_group, (k + 1) * per_group), range(k * per_group, (k + 1) * per_group),
+              rng.standard_normal((per_group, per_group, 3, 3)).astype(np.float32)) for k in range(4)]
+    return BranchedConv.build(4 * per_group, 4 * per_group, parts, kernel_shape=(3, 3), pads=(1, 1, 1, 1))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_target_is_made_by_name(name: str) -> None:
+    target = make_target(name)
+    assert target.name == name
+    assert target.summary
+    assert target.block in (4, 8, 16)
+    target.require("fp32")
+    assert target.version().startswith({"ort": "onnxruntime ", "openvino": "openvino ", "onnx": "onnx"}[name])
+
+
+def test_unknown_targets_and_misplaced_providers_are_usage_errors() -> None:
+    with pytest.raises(UsageError, match="unknown target 'tpu'") as caught:
+        make_target("tpu")
+    assert all(name in caught.value.hint for name in NAMES)
+    for name in ("onnx", "openvino"):
+        with pytest.raises(UsageError, match="--provider"):
+            make_target(name, "cpu")
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt", "nv-tensorrt-rtx", "abacus"])
+def test_a_provider_that_is_not_here_is_missing(provider: str) -> None:
+    with pytest.raises(BackendMissingError, match=provider):
+        make_target("ort", provider).require("fp32")
+
+
+@pytest.mark.parametrize("name", ["ort", "openvino"])
+def test_the_cpu_has_no_fp16(name: str) -> None:
+    with pytest.raises(UsageError, match="fp16") as caught:
+        make_target(name).require("fp16")
+    assert "--target onnx" in caught.value.hint
+
+
+def test_stock_onnx_takes_fp16_and_measures_nothing() -> None:
+    target = make_target("onnx")
+    target.require("fp16")
+    assert not target.measurable()
+    with pytest.raises(BackendMissingError):
+        target.runner(small_net(), 1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_dense_comes_first_and_nothing_executes_more(name: str) -> None:
+    given = conv(32)
+    offered = make_target(name).candidates(given, (8, 8))
+    assert offered[0].name == "dense"
+    assert {"grouped-4", "split-4"} <= {c.name for c in offered}
+    assert all(c.macs((8, 8)) < offered[0].macs((8, 8)) for c in offered if not c.is_dense)
+
+
+def test_the_fast_kernel_wants_whole_vectors() -> None:
+    target = make_target("onnx")
+    narrow, wide = grouped(conv(8), 4), grouped(conv(16), 4)
+    assert narrow is not None
+    assert wide is not None
+    assert target.fast_kernel(wide) == "yes"
+    assert target.fast_kernel(narrow) == "no: 8 -> 8 channels per group, needs multiples of 16"
+    parallel = split(conv(8), 4)
+    assert parallel is not None
+    assert {target.fast_kernel(c) for c in (dense(conv(8)), parallel)} == {"yes"}
+
+
+@pytest.mark.parametrize("name", ["ort", "openvino"])
+def test_runners_agree_with_onnx_runtime_unoptimised(name: str) -> None:
+    net = Net(2, 3, 8, 8)
+    model = net.model(net.conv3(net.relu(net.conv3("x", 3, 8)), 8, 8, group=4))
+    runner = make_target(name).runner(model, 1)
+    x = feeds_of(model)
+    assert runner.inputs == ["x"]
+    np.testing.assert_allclose(runner.run(x)[0], run_ort(model, x)[0], atol=1e-4)
+    runner.close()
+
+
+@pytest.mark.parametrize("name", ["ort", "openvino"])
+def test_a_permutation_before_a_plain_convolution_is_converted_right(name: str, tmp_path: Path) -> None:
+    """OpenVINO 2026.4.1 itself computes this model wrongly (with the inverse permutation); the artefact has no Gather."""
+    net = Net(1, 8, 8, 8)
+    model = net.model(net.conv3(net.take("x", [3, 0, 5, 7, 1, 2, 6, 4]), 8, 8))
+    made = gkp.convert(save(model, tmp_path / "m.onnx"), target=name, output=tmp_path / "out", benchmark=False)
+    x = feeds_of(model)
+    np.testing.assert_allclose(made.run(x["x"]), run_ort(model, x)[0], atol=1e-4)
+    assert "Gather" not in made.manifest.operators["after"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_model_file_is_written(name: str, tmp_path: Path) -> None:
+    model = small_net()
+    assert make_target(name).emit(model, tmp_path) == ["model.onnx"]
+    assert onnx.load(tmp_path / "model.onnx") == model

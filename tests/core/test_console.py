@@ -1,0 +1,100 @@
+"""Errors, interruptions and text of strangers on the terminal."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from gkp.console import INTERNAL, INTERRUPTED, Screen, guarded, write_json
+from gkp.errors import (
+    BackendMissingError,
+    FileError,
+    GkpError,
+    UnsafeFileError,
+    UnsupportedModelError,
+    UsageError,
+    VerificationError,
+)
+
+
+def terminal(screen: Screen) -> io.StringIO:
+    """Let the screen print on a colour terminal, 40 columns wide."""
+    stream = io.StringIO()
+    screen.err = Console(file=stream, force_terminal=True, color_system="standard", width=40, highlight=False)
+    return stream
+
+
+@pytest.mark.parametrize(("kind", "code"), [(VerificationError, 1), (UsageError, 2), (UnsupportedModelError, 3),
+                                            (BackendMissingError, 4), (UnsafeFileError, 5), (FileError, 6)])
+def test_each_kind_of_error_has_its_exit_code(kind: type[GkpError], code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        raise kind("what is wrong", "what to do")
+
+    assert guarded(Screen(), work) == code
+    assert capsys.readouterr() == ("", "error: what is wrong\n  try: what to do\n")
+
+
+@pytest.mark.parametrize(("error", "code", "words"), [
+    (MemoryError(), 3, "out of memory"), (OSError(28, "No space left on device"), 6, "No space left"),
+    (PermissionError(13, "Permission denied", "f"), 6, "Permission denied: f"), (KeyError("k"), INTERNAL, "KeyError"),
+    (RecursionError("deep"), INTERNAL, "RecursionError"), (KeyboardInterrupt(), INTERRUPTED, "interrupted"),
+])  # fmt: skip
+def test_other_errors_are_one_line_too(error: BaseException, code: int, words: str,
+                                       capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        raise error
+
+    assert guarded(Screen(), work) == code
+    shown = capsys.readouterr()
+    assert words in shown.err
+    assert "Traceback" not in shown.err
+    assert len(shown.err.splitlines()) <= 2
+
+
+def test_success_is_zero_and_a_code_is_passed_on() -> None:
+    assert guarded(Screen(), lambda: None) == 0
+    assert guarded(Screen(), lambda: 1) == 1
+
+
+def test_markup_and_control_characters_of_strangers_do_nothing() -> None:
+    evil = "[red]x[/red]\x1b[31m\x1b]0;title\x07\nerror: \u202eb\r"
+    for show in (lambda s: s.say(evil), lambda s: s.fail(FileError(evil, evil))):
+        screen = Screen()
+        stream = terminal(screen)
+        show(screen)
+        text = stream.getvalue()
+        assert "[red]x[/red]" in text
+        for bad in ("\x1b[31mx", "\x1b]0", "\x07", "\u202e", "\r"):
+            assert bad not in text
+    screen = Screen()
+    stream = terminal(screen)
+    screen.fail(FileError(evil))
+    assert stream.getvalue().count("\n") == 1, "an error is one line, however long"
+
+
+def test_progress_shows_strangers_text_as_text() -> None:
+    screen = Screen()
+    stream = terminal(screen)
+    with screen.progress() as report:
+        report("[red]opening \x1b[31m", None)
+        report("[/nonsense]", 0.5)
+    assert "\x1b[31mx" not in stream.getvalue()
+
+
+def test_quiet_prints_errors_only(capsys: pytest.CaptureFixture[str]) -> None:
+    screen = Screen(quiet=True)
+    screen.say("hello")
+    with screen.progress() as report:
+        report("working", 0.5)
+    assert capsys.readouterr() == ("", "")
+    screen.fail(FileError("bad"))
+    assert capsys.readouterr().err == "error: bad\n"
+
+
+def test_json_goes_nowhere_unless_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    write_json(None, b"{}\n")
+    assert capsys.readouterr() == ("", "")
+    write_json("-", '{"a": "ü\u202e"}\n'.encode())
+    assert capsys.readouterr() == ('{"a": "ü\\u202e"}\n', "")

@@ -1,0 +1,48 @@
+"""The fingerprint of a measurement, and what the machine offers."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from gkp.runtime import environment
+from gkp.runtime.environment import cpu_model, fingerprint, physical_cores, vector_floats, version
+
+
+def test_the_fingerprint_is_json_and_names_what_matters() -> None:
+    made = fingerprint()
+    assert json.loads(json.dumps(made)) == made
+    assert made["cpu"]
+    assert made["cores"] == physical_cores()
+    assert made["packages"]["numpy"] == version("numpy")
+    assert not any("/" in str(v) and Path(str(v)).exists() for v in made.values()), "no paths of this machine"
+
+
+def test_cores_are_those_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 1 <= physical_cores() <= len(os.sched_getaffinity(0))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {next(iter(range(1)))})
+    assert physical_cores() == 1
+
+
+def test_an_unknown_package_has_no_version() -> None:
+    assert version("no-such-package-of-anyone") is None
+
+
+@pytest.mark.parametrize(("flags", "floats"), [("fpu sse2 avx2 avx512f", 16), ("fpu avx2", 8), ("fpu", 8)])
+def test_vectors_are_read_from_the_processors_flags(flags: str, floats: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = f"processor : 0\nmodel name : Some CPU\nflags : {flags}\n"
+    monkeypatch.setattr(environment.Path, "read_text", lambda self, **options: text)
+    assert vector_floats() == floats
+    assert cpu_model().startswith("Some CPU")
+
+
+def test_a_machine_without_cpuinfo_still_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(self: Path, *args: object, **options: object) -> str:
+        raise FileNotFoundError(2, "No such file")
+
+    monkeypatch.setattr(environment.Path, "read_text", nothing)
+    assert isinstance(cpu_model(), str)
+    assert physical_cores() >= 1

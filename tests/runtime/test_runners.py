@@ -1,0 +1,76 @@
+"""Runners: the runtimes' own errors become gkp's, threads are obeyed, outputs come back in order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_kit import blocked, save, small_net
+from onnx_kit import Net, feeds_of, run_ort
+
+from gkp.errors import BackendMissingError, FileError, UsageError
+from gkp.runtime.runners import OpenVinoRunner, OrtRunner
+
+RUNNERS = [OrtRunner, OpenVinoRunner]
+
+
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("source", ["bytes", "path"])
+def test_a_model_is_opened_from_bytes_or_a_file(runner: type[OrtRunner], source: str, tmp_path: Path) -> None:
+    net = Net(1, 3, 8, 8)
+    y = net.conv3("x", 3, 4)
+    model = net.model(net.relu(y), net.op("Neg", y))
+    path = save(model, tmp_path / "m.onnx")
+    made = runner(path if source == "path" else path.read_bytes(), 1)
+    x = feeds_of(model)
+    assert made.inputs == ["x"]
+    assert made.outputs == [o.name for o in model.graph.output]
+    for got, want in zip(made.run(x), run_ort(model, x), strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-5)
+    made.close()
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("data", [b"", b"garbage", small_net().SerializeToString()[:300]])
+def test_what_is_no_model_is_a_file_error(runner: type[OrtRunner], data: bytes) -> None:
+    with pytest.raises(FileError, match="cannot open the model") as caught:
+        runner(data, 1)
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_an_input_that_does_not_fit_is_a_usage_error(runner: type[OrtRunner]) -> None:
+    made = runner(small_net().SerializeToString(), 1)
+    for bad in ({"x": np.zeros((1, 4, 8, 8), np.float32)}, {"nowhere": np.zeros((1, 3, 8, 8), np.float32)}):
+        with pytest.raises(UsageError, match="cannot run the model"):
+            made.run(bad)
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_results_are_not_overwritten_by_the_next_run(runner: type[OrtRunner]) -> None:
+    made = runner(small_net().SerializeToString(), 1)
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal((1, 3, 8, 8)).astype(np.float32) for _ in range(2))
+    first = made.run({"x": a})[0]
+    kept = first.copy()
+    made.run({"x": b})
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_an_unknown_provider_names_those_that_are_here() -> None:
+    for provider in ("cuda", "abacus"):
+        with pytest.raises(BackendMissingError, match=r"it has: cpu"):
+            OrtRunner(small_net().SerializeToString(), 1, provider)
+
+
+@pytest.mark.parametrize(("module", "call", "extra"), [("onnxruntime", "import_ort", "ort"),
+                                                       ("openvino", "import_openvino", "openvino")])
+def test_a_missing_runtime_says_how_to_get_it(module: str, call: str, extra: str) -> None:
+    body = (f"from gkp.runtime.runners import {call}\nfrom gkp.errors import BackendMissingError\n"
+            f"try:\n    {call}()\nexcept BackendMissingError as e:\n    print(e.message, '|', e.hint)\n")
+    outcome = blocked([module], body)
+    assert "is not installed" in outcome.out
+    assert f"gkp[{extra}]" in outcome.out
