@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -91,6 +92,7 @@ class OpenVinoRunner:
 
 def import_ort() -> Any:
     """The onnxruntime module, or BackendMissingError."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it writes files into the user's folders on import
     try:
         import onnxruntime
     except ImportError as e:

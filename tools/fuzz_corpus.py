@@ -89,7 +89,8 @@ def _manifest() -> bytes:
 
 def _onnx() -> bytes:
     """The idioms of recognition in one network: gathers around a grouped convolution, a split, a concat, a shuffle."""
-    rng, constants = _generator(), {}
+    rng = _generator()
+    constants: dict[str, onnx.TensorProto] = {}
 
     def const(value: Any, dtype: Any = np.float32) -> str:
         name = f"c{len(constants)}"

@@ -216,9 +216,9 @@ def _inserted(rng: Random) -> list[bytes]:
     short, long = struct.pack("<I", number % 2**32), struct.pack("<Q", number)
     return rng.choice((
         [call, b"X\x04\x00\x00\x00true", b"\x85", b"R"], [call, b")", b"R"], [call, b")", b"\x81"], [call, b"}", b"b"],
-        [b"(", f"i{module}\n{name}\n".encode()], [b"(", call, b"o"], [b"(" * 3000], [b"2" * 50], [b"0"], [b"1"], [b"}", b"b"],
-        [b"\x8a\xff" + b"\x7f" * 255], [b"I" + b"9" * 4000 + b"\n"], [b"r" + short], [b"j" + short], [b"B" + short],
-        [b"\x8d" + long], [b"\x8e" + long], [b"\x95" + long], [b"\x82\x01"], [b"\x97"], [b"\x98"], [b"Q"],
+        [b"(", f"i{module}\n{name}\n".encode()], [b"(", call, b"o"], [b"(" * 3000], [b"2" * 50], [b"0"], [b"1"],
+        [b"}", b"b"], [b"\x8a\xff" + b"\x7f" * 255], [b"I" + b"9" * 4000 + b"\n"], [b"r" + short], [b"j" + short],
+        [b"B" + short], [b"\x8d" + long], [b"\x8e" + long], [b"\x95" + long], [b"\x82\x01"], [b"\x97"], [b"\x98"], [b"Q"],
         [b"Pabc\n"], [b")", *[b"2\x86"] * 60], [b"]", *[b"2a"] * 9], [b"\x93"], [b"\x92"], [b"\x8f"], [b"\x91"], [b"."]))
 
 
@@ -247,7 +247,7 @@ def _sabotage(rng: Random, model: onnx.ModelProto) -> None:
         lambda: setattr(node, "domain", rng.choice(("gkp", "com.microsoft", "ai.onnx.ml", "x", "ai.onnx"))),
         lambda: node.input.append(rng.choice(model.graph.node).output[0] if rng.choice(model.graph.node).output else ""),
         lambda: tensor.dims.append(rng.choice(NUMBERS) % 2**63),
-        lambda: tensor.external_data.add(key="location", value=rng.choice(NAMES)) and setattr(tensor, "data_location", 1),
+        lambda: _outside(tensor, rng.choice(NAMES)),
         lambda: setattr(tensor, "data_type", rng.randrange(30)),
         lambda: setattr(tensor, "raw_data", b"\xff\xff\xff\x7f" * (len(tensor.raw_data) // 4)),
         lambda: tensor.CopyFrom(rng.choice(model.graph.initializer)),
@@ -261,6 +261,11 @@ def _sabotage(rng: Random, model: onnx.ModelProto) -> None:
         lambda: setattr(model.opset_import[0], "version", rng.choice((1, 5, 9, 11, 13, 18, 25, 1000))),
     )  # fmt: skip
     rng.choice(actions)()
+
+
+def _outside(tensor: onnx.TensorProto, location: str) -> None:
+    tensor.external_data.add(key="location", value=location)
+    tensor.data_location = onnx.TensorProto.EXTERNAL
 
 
 def _any_field(rng: Random, model: onnx.ModelProto) -> None:
