@@ -58,7 +58,7 @@ class StockOnnx(ABC):
     @abstractmethod
     def block(self) -> int: ...
 
-    padding_slack: ClassVar[float] = 0.1
+    padding_slack: ClassVar[float] = 0.03
     """Dense layers are padded to the block by default where it adds at most this share of filters: a remainder of a few
     channels costs the blocked kernels more than that."""
 
