@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -20,7 +20,6 @@ from rich.text import Text
 from gkp.errors import GkpError
 from gkp.files import plain_json, write_file
 
-T = TypeVar("T")
 INTERRUPTED = 130
 INTERNAL = 70
 
