@@ -14,7 +14,7 @@ import onnx
 from gkp import _version, manifest
 from gkp.converter.artefact import Artefact, check_destination, staged
 from gkp.converter.choose import choose
-from gkp.converter.describe import graph_macs, graph_params, layer_rows, tensors
+from gkp.converter.describe import executed_macs, graph_macs, graph_params, layer_rows, tensors
 from gkp.converter.dynamic import batch_axes, free_axes
 from gkp.converter.forms import STRATEGIES, Choice, Settings, all_default, chosen
 from gkp.converter.graph import Graph, clean, one_line
@@ -208,13 +208,17 @@ class _Conversion:
             graph = recognise(Graph(self.given.model))
             self.dense_macs = graph_macs(graph)
             return {"dense": free_axes(self.given.model, self._named_like(self.given.model)),
-                    "dense_simplified": free_axes(lower(simplify(graph), {}).to_model(),
+                    "dense_simplified": free_axes(self._all_dense(simplify(graph)).to_model(),
                                                   self._named_like(self.given.model))}
         if self.twin is not None:
             self.dense_macs = graph_macs(self.twin)
-            return {"dense": self._lowered(simplify(self.twin), {})}
+            return {"dense": free_axes(self._all_dense(simplify(self.twin)).to_model(), self.dynamic)}
         self.dense_macs = self.totals[0]
         return {}
+
+    def _all_dense(self, graph: Graph) -> Graph:
+        """Lowered to the target's own dense forms: the baseline gets the channel padding that the converted model gets."""
+        return lower(graph, chosen(choose(graph, self.target, Settings(strategy="dense"))))
 
     def _named_like(self, model: onnx.ModelProto) -> dict[str, dict[int, str]]:
         """The dynamic axes under the input names of another model with the same inputs."""
@@ -288,8 +292,8 @@ class _Conversion:
             return evaluator(model)
 
     def _manifest(self, files: dict[str, str], verification: manifest.Verification | None) -> manifest.Manifest:
-        layers = layer_rows(self.graph, self.choice, self.target)
-        executed = sum(layer.macs_executed for layer in layers) + graph_macs(self.graph, branched=False)
+        lowered = lower(self.graph, self.forms)
+        layers = layer_rows(self.graph, self.choice, self.target, executed_macs(self.graph, lowered))
         first = self.rows[0] if self.rows else None
         kinds = {"given": clean(self.options.baseline.name) if self.options.baseline else "",
                  "twin": "the unpruned architecture, random weights" if self.opened.dense else "",
@@ -304,7 +308,7 @@ class _Conversion:
             provider=self.target.provider, strategy=self.options.strategy,
             inputs=tensors(self.opened.model.graph.input, self.dynamic),
             outputs=tensors(Graph(self.opened.model).to_model().graph.output, self._output_axes()),
-            layers=layers, macs=manifest.Macs(dense=self.dense_macs, kept=self.totals[0], executed=executed),
+            layers=layers, macs=manifest.Macs(dense=self.dense_macs, kept=self.totals[0], executed=graph_macs(lowered)),
             params=self.totals[1],
             baseline=manifest.Baseline(kind=self.kind, description=kinds[self.kind], sha256=digest),
             latency_ms=first.latency_ms if first else manifest.Latencies(),

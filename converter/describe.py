@@ -17,17 +17,27 @@ from gkp.converter.lower.candidates import grouped
 from gkp.converter.targets import Target
 
 
-def graph_macs(graph: Graph, branched: bool = True) -> int:
-    """Multiply-accumulates for one image: BranchedConv (kept weights; left out unless `branched`), stock Conv, Gemm and
-    MatMul with constant weights. Layers that only move channels count nothing."""
-    return sum(_macs(node, branched) for node in graph.nodes)
+def graph_macs(graph: Graph) -> int:
+    """Multiply-accumulates for one image: BranchedConv (kept weights), stock Conv, Gemm and MatMul with constant weights.
+    A BranchedConv that only moves channels counts nothing."""
+    return sum(_macs(node) for node in graph.nodes)
 
 
-def _macs(node: Node, branched: bool) -> int:
+def executed_macs(graph: Graph, lowered: Graph) -> dict[str, int]:
+    """Per BranchedConv of `graph`, the multiply-accumulates of its convolutions in `lowered`, padding included."""
+    executed = {node.name: 0 for node in graph.branched()}
+    for node in lowered.nodes:
+        name = node.name if node.name in executed else node.name.rpartition("/")[0]
+        if node.op == "Conv" and name in executed:
+            executed[name] += _macs(node)
+    return executed
+
+
+def _macs(node: Node) -> int:
     if is_branched(node):
         conv = branched_node.read(node)
         plane = spatial(node.outputs[0])
-        return conv.macs(plane) if branched and plane and not conv.is_copy else 0
+        return conv.macs(plane) if plane and not conv.is_copy else 0
     weight = values(node.inputs[1]) if len(node.inputs) > 1 else None
     if weight is None:
         return 0
@@ -48,8 +58,8 @@ def graph_params(graph: Graph) -> int:
     return total
 
 
-def layer_rows(graph: Graph, choice: Choice, target: Target) -> list[manifest.Layer]:
-    """One row per BranchedConv, in the order of the network."""
+def layer_rows(graph: Graph, choice: Choice, target: Target, executed: Mapping[str, int]) -> list[manifest.Layer]:
+    """One row per BranchedConv, in the order of the network. executed: what its convolutions really compute."""
     rows = []
     for node in graph.branched():
         layer = choice[node.name]
@@ -60,7 +70,7 @@ def layer_rows(graph: Graph, choice: Choice, target: Target) -> list[manifest.La
             inputs_per_branch=[b.in_index.size for b in conv.branches],
             outputs_per_branch=[b.out_index.size for b in conv.branches], overlap=round(conv.overlap, 3),
             macs_dense=0 if conv.is_copy else conv.macs_dense(plane), macs_kept=0 if conv.is_copy else conv.macs(plane),
-            macs_executed=layer.chosen.macs(plane), chosen=layer.chosen.name,
+            macs_executed=executed[node.name], chosen=layer.chosen.name,
             fast_kernel=target.fast_kernel(grouped(conv, len(conv.branches)) or layer.chosen), reason=layer.reason,
             candidates=list(layer.times.values()) if len(layer.options) > 1 else []))
     return rows

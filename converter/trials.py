@@ -115,7 +115,7 @@ class Trials:
         return self.target.runner(model, self.settings.threads)
 
     def _batches(self, base: Runner) -> list[int]:
-        """The smallest batch that counts, and the largest, or what still runs in 0.3 s in its place."""
+        """The smallest batch that counts, and the largest, or what still runs in _BATCH_MS_LIMIT in its place."""
         wanted = sorted(set(self.settings.batches))
         if len(wanted) == 1:
             return wanted

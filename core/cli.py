@@ -71,7 +71,7 @@ def convert(**options: Any) -> None:
     """Convert MODEL into what is fastest on the target; verify it and measure the speedup.
 
     MODEL is an ONNX file, a TorchScript archive, or a checkpoint of TMI-GKP, GConv-Prune, Structure-LTH, GSparsity
-    or DSP. A converted model is never slower than the dense one on the same runtime: if nothing beats dense, dense
+    or DSP. A form is kept only if it was measured faster than the dense form of the model: if nothing beats dense, dense
     comes out and the report says so.
 
     Example: gkp-convert grouped.pt --target ort --baseline dense.pt --report report.html
