@@ -61,5 +61,6 @@ def _estimate(choice: Choice, target: Target) -> None:
         ms = {c.name: estimate_ms(layer.conv, c, layer.plane, target.block) for c in layer.options}
         layer.times = {c.name: CandidateTime(name=c.name, macs_executed=c.macs(layer.plane), estimated_ms=ms[c.name])
                        for c in layer.options}
-        best = min(ms, key=lambda name: ms[name])
+        default = layer.options[0].name  # between the dense forms the target's default stands: the model knows no remainders
+        best = min((c.name for c in layer.options if c.name == default or not c.is_dense), key=lambda name: ms[name])
         layer.take(best, "estimated fastest (not measured)")
