@@ -7,9 +7,9 @@ EXAMPLE := examples/resnet20_cifar10
 
 demo: .venv/installed ## convert a trained model, print the table, write demo/report.html
 	mkdir -p demo
-	$(BIN)/gkp-convert $(EXAMPLE)/grouped.pt --baseline $(EXAMPLE)/dense.pt --target ort --threads 1 --dynamic-batch \
-		-o demo/grouped.ort --force --report demo/report.html
-	$(BIN)/gkp verify $(EXAMPLE)/grouped.pt demo/grouped.ort
+	$(BIN)/gkp-convert $(EXAMPLE)/grouped.pt --baseline $(EXAMPLE)/dense.pt --target cpu --threads 1 --dynamic-batch \
+		-o demo/grouped --force --report demo/report.html
+	$(BIN)/gkp verify $(EXAMPLE)/grouped.pt demo/grouped
 
 test: .venv/installed ## every test; OpenMP threads pinned, because the machine may be shared
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest

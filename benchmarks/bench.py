@@ -3,60 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import numpy as np
 from rich.table import Table
 from rich.text import Text
 
 from gkp import manifest as manifest_module
+from gkp.benchmarks.results import Row
 from gkp.benchmarks.wording import clean, interval, milliseconds, times
-from gkp.manifest import Manifest, Ratio, Timing
+from gkp.manifest import Manifest, Timing
 from gkp.runtime.load import open_runner
 from gkp.runtime.measure import interleave, ratio, timing
 
 Report = Callable[[str, float | None], None]
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One artefact at one batch size. Speedups as in manifest.json; null when not measured."""
-
-    name: str
-    target: str
-    batch: int
-    threads: int
-    dense_ms: Timing | None
-    as_is_ms: Timing | None
-    converted_ms: Timing
-    speedup: Ratio | None
-    vs_as_is: Ratio | None
-    theoretical: float | None
-
-
-@dataclass(frozen=True)
-class Bench:
-    """The outcome of one run."""
-
-    rows: list[Row]
-    environment: dict[str, Any]
-
-    def json(self) -> bytes:
-        return msgspec.json.format(msgspec.json.encode(
-            {"schema_version": 1, "rows": self.rows, "environment": self.environment}), indent=2) + b"\n"
-
-
-def bench(directories: Sequence[Path], batches: Sequence[int], seconds: float, report: Report) -> list[Row]:
-    """Measure every artefact at the given batch sizes (default: those it was measured at)."""
+def bench(directories: Sequence[Path], batches: Sequence[int], seconds: float, report: Report,
+          trust_code: bool = False) -> list[Row]:
+    """Measure every artefact at the given batch sizes (default: those it was measured at). trust_code: open native
+    libraries of others too."""
     rows = []
     for number, directory in enumerate(directories):
         written = manifest_module.read(directory)
         manifest_module.check_files(directory, written)
         for batch in batches or [m.batch for m in written.measurements] or [_declared_batch(written)]:
             report(f"{clean(directory.name, 24)}, batch {batch}", number / len(directories))
-            rows.append(_row(directory, written, batch, seconds))
+            rows.append(_row(directory, written, batch, seconds, trust_code))
     return rows
 
 
@@ -65,10 +38,10 @@ def _declared_batch(written: Manifest) -> int:
     return first if isinstance(first, int) else 1
 
 
-def _row(directory: Path, written: Manifest, batch: int, seconds: float) -> Row:
-    runners = {"converted": open_runner(directory / "model.onnx", written)}
+def _row(directory: Path, written: Manifest, batch: int, seconds: float, trust_code: bool) -> Row:
+    runners = {"converted": open_runner(directory, written, trust_code)}
     if "dense.onnx" in written.files:
-        runners["dense"] = open_runner(directory / "dense.onnx", written)
+        runners["dense"] = open_runner(directory, written, model="dense.onnx")
     try:
         rng = np.random.default_rng(0)
         arrays = [rng.standard_normal([batch, *(n if isinstance(n, int) else 1 for n in i.shape[1:])]).astype(i.dtype)
@@ -92,6 +65,12 @@ def rows_of(name: str, written: Manifest) -> list[Row]:
                 as_is_ms=m.latency_ms.as_is, converted_ms=m.latency_ms.converted, speedup=m.speedup.vs_dense,
                 vs_as_is=m.speedup.vs_as_is, theoretical=m.speedup.theoretical)
             for m in written.measurements if m.latency_ms.converted is not None]
+
+
+def missing_row(name: str, target: str, batch: int, threads: int, why: str) -> Row:
+    """A conversion that there is not."""
+    return Row(name=name, target=target, batch=batch, threads=threads, dense_ms=None, as_is_ms=None, converted_ms=None,
+               speedup=None, vs_as_is=None, theoretical=None, missing=why)
 
 
 def table(rows: Sequence[Row]) -> Table:

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from gkp.benchmarks import wording
+from gkp.benchmarks import roofline, wording
 from gkp.errors import BackendMissingError
 from gkp.files import write_file
 from gkp.manifest import Manifest
@@ -94,6 +94,7 @@ def _view(manifest: Manifest) -> dict[str, Any]:
         "work": work_chart(manifest),
         "layer_scale": max((max(n.macs_dense, n.macs_executed) for n in manifest.layers), default=0) or 1,
         "baseline": wording.baseline_words(manifest),
+        "roof": roofline.picture(manifest),
         "verification": wording.verification_words(manifest.verification),
         "operators": wording.operator_changes(manifest),
         "environment": tuple(_flat(manifest.environment)),

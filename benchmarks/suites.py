@@ -9,11 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from gkp.benchmarks.bench import Row, rows_of
+from gkp.benchmarks.bench import missing_row, rows_of
+from gkp.benchmarks.results import Bench, Row
 from gkp.branched import BranchedConv
+from gkp.errors import GkpError
+from gkp.runtime.environment import fingerprint
 
 Report = Callable[[str, float | None], None]
-CPU_TARGETS = ("ort", "openvino")
+CPU_TARGETS = ("ort", "openvino", "native")
+BATCHES = (1, 64)
 
 
 @dataclass(frozen=True)
@@ -77,20 +81,46 @@ def resnet50(form: Callable[[np.ndarray[Any, Any], np.random.Generator], Branche
     return build(arch, tensors, {name: form(tensors[f"{name}.weight"], rng) for name in middle}).eval()
 
 
-def run_cpu(checkpoints: Path | None, report: Report) -> list[Row]:
-    """Convert every case for every CPU target (dry run, one thread, batch 1 and 64) and collect the measurements."""
-    from gkp.converter.convert import ConvertOptions, convert
+def run_cpu(checkpoints: Path | None, report: Report, seconds: float = 1.0) -> Bench:
+    """Every case, one thread, batch 1 and 64: converted for every CPU target (dry run), compared over the engines; then
+    the layers of the native kernels against the core's peak, and two threads against one at batch 64. What is not
+    installed is a row that says so. seconds: budget per engine and batch size."""
+    from gkp.benchmarks.engines import Native, compare, entries, make_pair
+    from gkp.benchmarks.layers import native_layers, scaling
+    from gkp.converter.sources import OpenOptions, open_any
 
-    rows: list[Row] = []
-    cases = list(cpu_cases(checkpoints))
+    cases, native = list(cpu_cases(checkpoints)), Native()
+    out = Bench(rows=[], environment=fingerprint())
     for number, case in enumerate(cases):
+        def progress(text: str, share: float | None = None, number: int = number, case: Case = case) -> None:
+            report(f"{case.name}, {text}", number / len(cases))
+
         source = case.source()
         for target in CPU_TARGETS:
-            def inner(text: str, share: float | None, number: int = number, case: Case = case,
-                      target: str = target) -> None:
-                report(f"{case.name}, {target}: {text}", number / len(cases))
+            out.rows.extend(_conversion(case, source, target, progress))
+        opened = open_any(source, OpenOptions(_shapes(case)))
+        pair = make_pair(opened, open_any(case.baseline, OpenOptions(_shapes(case))) if case.baseline else None)
+        out.engines.extend(compare(case.name, pair, entries(pair, 1, native.start), BATCHES, 1, seconds=seconds,
+                                   progress=progress))
+        progress("native, layers")
+        out.layers.append(native_layers(case.name, pair.pruned, native.start))
+        progress("native, two threads")
+        out.scaling.append(scaling(case.name, pair.pruned, native.start))
+    return out
 
-            options = ConvertOptions(target=target, threads=1, dynamic_batch=True, dry_run=True, baseline=case.baseline,
-                                     input_shapes={} if case.input_shape is None else {"": case.input_shape})
-            rows += rows_of(case.name, convert(source, options, inner).manifest)
-    return rows
+
+def _conversion(case: Case, source: Any, target: str, progress: Callable[[str, float | None], None]) -> list[Row]:
+    """The rows of a conversion; rows without times when the target is not here or refuses the model."""
+    from gkp.converter.convert import ConvertOptions, convert
+
+    options = ConvertOptions(target=target, threads=1, dynamic_batch=True, dry_run=True, baseline=case.baseline,
+                             input_shapes=_shapes(case))
+    try:
+        made = convert(source, options, lambda text, share: progress(f"{target}: {text}", share))
+    except GkpError as e:
+        return [missing_row(case.name, target, batch, 1, e.message) for batch in BATCHES]
+    return rows_of(case.name, made.manifest)
+
+
+def _shapes(case: Case) -> dict[str, tuple[int, ...]]:
+    return {} if case.input_shape is None else {"": case.input_shape}

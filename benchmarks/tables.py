@@ -90,6 +90,8 @@ def _facts(manifest: Manifest) -> RenderableType:
     grid.add_row(Text("MACs"), Text(f"dense {wording.mega(macs.dense)} M, kept {wording.mega(macs.kept)} M, "
                                     f"executed {wording.mega(macs.executed)} M (one image)"))
     grid.add_row(Text("Parameters"), Text(f"{wording.mega(manifest.params)} M"))
+    if manifest.memory is not None:
+        grid.add_row(Text("Memory"), Text(wording.memory_words(manifest.memory)))
     changes = wording.operator_changes(manifest)
     if changes:
         grid.add_row(Text("Operators"), Text(_operators(changes)))

@@ -10,7 +10,18 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gkp.manifest import CandidateTime, Latencies, Layer, Manifest, Measurement, Ratio, Speedup, Timing, Verification
+from gkp.manifest import (
+    CandidateTime,
+    Latencies,
+    Layer,
+    Manifest,
+    Measurement,
+    Memory,
+    Ratio,
+    Speedup,
+    Timing,
+    Verification,
+)
 
 NOT_MEASURED = "not measured"
 ROW_LABELS = {"dense": "dense baseline", "as_is": "as given", "converted": "converted"}
@@ -56,6 +67,17 @@ def mega(count: int) -> str:
     if value >= 1000:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.01 or not count else f"{value:.1g}"
+
+
+def mebibytes(count: int) -> str:
+    """Bytes in MiB, with the unit."""
+    return f"{count / 2**20:.3g} MiB" if count >= 1 << 14 else f"{count} B"
+
+
+def memory_words(memory: Memory) -> str:
+    """What a native model needs."""
+    return (f"weights {mebibytes(memory.weights_bytes)}, {mebibytes(memory.arena_bytes_per_thread)} per thread; "
+            f"{mebibytes(memory.peak_bytes)} with one thread")
 
 
 def times(value: float) -> str:

@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -23,15 +23,17 @@ class Entry(msgspec.Struct, frozen=True):
     ratio: Ratio
 
 
-class Cache:
-    """A JSON file in the user's cache directory, keyed by runtime version, processor, threads, batch, model structure,
-    layers and candidate. A broken file counts as empty; a failed write is no error."""
+T = TypeVar("T")
 
-    def __init__(self, path: Path | None = None) -> None:
+
+class _Store(Generic[T]):
+    """A JSON file in the user's cache directory. A broken file counts as empty; a failed write is no error."""
+
+    def __init__(self, name: str, kind: type[T], path: Path | None) -> None:
         base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-        self._path = path or Path(base) / "gkp" / "measurements.json"
+        self._path = path or Path(base) / "gkp" / name
         try:
-            self._entries = msgspec.json.decode(self._path.read_bytes(), type=dict[str, Entry])
+            self._entries: dict[str, T] = msgspec.json.decode(self._path.read_bytes(), type=dict[str, kind])  # type: ignore[valid-type]
         except (OSError, ValueError, RecursionError, msgspec.MsgspecError):
             self._entries = {}
 
@@ -40,10 +42,10 @@ class Cache:
         """Digest of everything that the measurement depends on."""
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
-    def get(self, key: str) -> Entry | None:
+    def get(self, key: str) -> T | None:
         return self._entries.get(key)
 
-    def put(self, key: str, entry: Entry) -> None:
+    def put(self, key: str, entry: T) -> None:
         self._entries[key] = entry
 
     def save(self) -> None:
@@ -60,3 +62,17 @@ class Cache:
                 Path(name).unlink(missing_ok=True)
         except OSError:
             return
+
+
+class Cache(_Store[Entry]):
+    """Candidates in context, keyed by runtime version, processor, threads, batch, model structure, layers and candidate."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        super().__init__("measurements.json", Entry, path)
+
+
+class Seconds(_Store[float]):
+    """Native kernels, keyed by compiler, processor and source."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        super().__init__("kernels.json", float, path)

@@ -42,7 +42,7 @@ def _layer(node: Node, target: Target, settings: Settings) -> LayerChoice:
     if conv.is_copy:
         reason = "moves channels only"
     elif len(options) == 1 and len(conv.branches) > 1:
-        reason = "no other form executes fewer multiply-accumulates"
+        reason = "no other form executes fewer multiply-accumulates" if first.is_dense else "its branches as they are"
     if settings.strategy == "dense":
         first, reason = options[0], "--strategy dense"
     elif settings.strategy in ("fuse", "split") and len(options) > 1:

@@ -13,7 +13,7 @@ from gkp import manifest as manifest_module
 from gkp.converter.reference import Run
 from gkp.converter.sources import OpenOptions, open_model
 from gkp.converter.sources.base import sample_inputs
-from gkp.converter.verify import verify
+from gkp.converter.verify import TOLERANCE, WINOGRAD_TOLERANCE, verify
 from gkp.errors import UsageError
 from gkp.manifest import Verification
 from gkp.runtime.load import open_runner
@@ -24,7 +24,7 @@ _SCALES = (("random", 1.0), ("zeros", 0.0), ("large", 16.0), ("small", 1e-3))
 @dataclass(frozen=True)
 class Runnable:
     """Something that computes. shapes: per input, the axis sizes, None where any size goes. fixed_batch: the only batch
-    size it takes, or None."""
+    size it takes, or None. relative: the error it was allowed when it was verified (see gkp.converter.verify)."""
 
     name: str
     system: str
@@ -32,6 +32,7 @@ class Runnable:
     inputs: Sequence[str]
     shapes: Sequence[tuple[int | None, ...]]
     dtypes: Sequence[str]
+    relative: float = TOLERANCE["fp32"]
 
     @property
     def fixed_batch(self) -> int | None:
@@ -44,8 +45,8 @@ def open_runnable(path: Path, options: OpenOptions) -> Runnable:
         written = manifest_module.read(path)
         manifest_module.check_files(path, written)
         shapes = [tuple(n if isinstance(n, int) else None for n in i.shape) for i in written.inputs]
-        return Runnable(path.name, written.source.system, open_runner(path / "model.onnx", written).run,
-                        [i.name for i in written.inputs], shapes, [i.dtype for i in written.inputs])
+        return Runnable(path.name, written.source.system, open_runner(path, written, options.trust_code).run,
+                        [i.name for i in written.inputs], shapes, [i.dtype for i in written.inputs], _relative(written))
     opened = open_model(path, options)
     torch_like = opened.at_batch is not None
     shapes = []
@@ -77,7 +78,13 @@ def compare_models(a: Path, b: Path, options: OpenOptions, precision: str) -> Ve
     def run_two(feeds: Any) -> list[Any]:
         return two.run(dict(zip(two.inputs, feeds.values(), strict=True)))
 
-    return verify(run_two, two.name, one.run, one.name, inputs, precision)
+    return verify(run_two, two.name, one.run, one.name, inputs, precision, max(one.relative, two.relative))
+
+
+def _relative(written: manifest_module.Manifest) -> float:
+    """Winograd kernels among the layers' reasons have the tolerance of their algorithm."""
+    winograd = written.target == "native" and any("winograd" in layer.reason for layer in written.layers)
+    return WINOGRAD_TOLERANCE if winograd else TOLERANCE["fp32"]
 
 
 def _filled(shape: list[int], dtype: np.dtype[Any], scale: float, rng: np.random.Generator) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -14,7 +14,9 @@ from gkp.converter import node as branched_node
 from gkp.converter.forms import Choice
 from gkp.converter.graph import Graph, Node, clean, is_branched, spatial, values
 from gkp.converter.lower.candidates import grouped
-from gkp.converter.targets import Target
+
+if TYPE_CHECKING:
+    from gkp.converter.targets.base import About, Target
 
 
 def graph_macs(graph: Graph) -> int:
@@ -24,11 +26,12 @@ def graph_macs(graph: Graph) -> int:
 
 
 def executed_macs(graph: Graph, lowered: Graph) -> dict[str, int]:
-    """Per BranchedConv of `graph`, the multiply-accumulates of its convolutions in `lowered`, padding included."""
+    """Per BranchedConv of `graph`, the multiply-accumulates of its convolutions in `lowered` (itself, where it was not
+    lowered), padding included."""
     executed = {node.name: 0 for node in graph.branched()}
     for node in lowered.nodes:
         name = node.name if node.name in executed else node.name.rpartition("/")[0]
-        if node.op == "Conv" and name in executed:
+        if (node.op == "Conv" or is_branched(node)) and name in executed:
             executed[name] += _macs(node)
     return executed
 
@@ -58,8 +61,10 @@ def graph_params(graph: Graph) -> int:
     return total
 
 
-def layer_rows(graph: Graph, choice: Choice, target: Target, executed: Mapping[str, int]) -> list[manifest.Layer]:
-    """One row per BranchedConv, in the order of the network. executed: what its convolutions really compute."""
+def layer_rows(graph: Graph, choice: Choice, target: Target, executed: Mapping[str, int],
+               about: About) -> list[manifest.Layer]:
+    """One row per BranchedConv, in the order of the network. executed: what its convolutions compute as lowered; about:
+    the target's own word, which counts for more."""
     rows = []
     for node in graph.branched():
         layer = choice[node.name]
@@ -70,8 +75,9 @@ def layer_rows(graph: Graph, choice: Choice, target: Target, executed: Mapping[s
             inputs_per_branch=[b.in_index.size for b in conv.branches],
             outputs_per_branch=[b.out_index.size for b in conv.branches], overlap=round(conv.overlap, 3),
             macs_dense=0 if conv.is_copy else conv.macs_dense(plane), macs_kept=0 if conv.is_copy else conv.macs(plane),
-            macs_executed=executed[node.name], chosen=layer.chosen.name,
-            fast_kernel=target.fast_kernel(grouped(conv, len(conv.branches)) or layer.chosen), reason=layer.reason,
+            macs_executed=about.macs.get(node.name, executed[node.name]), chosen=layer.chosen.name,
+            fast_kernel=target.fast_kernel(grouped(conv, len(conv.branches)) or layer.chosen),
+            reason=about.kernels.get(node.name, layer.reason),
             candidates=list(layer.times.values()) if len(layer.options) > 1 else []))
     return rows
 

@@ -37,10 +37,12 @@ class Timed:
 
 
 def time_rows(models: Mapping[str, AtBatch], like: onnx.ModelProto, target: Target, threads: int,
-              batches: Sequence[int], dynamic: Mapping[str, Mapping[int, str]], *, budget_s: float = 2.0,
+              batches: Sequence[int], dynamic: Mapping[str, Mapping[int, str]], engines: Mapping[str, Target], *,
+              budget_s: float = 2.0,
               progress: Callable[[str, float], None] = lambda text, share: None) -> Timed:
     """Time models on random inputs at every batch. models: what gives the model for a batch; like: the model whose
-    static shapes the inputs have. A model that the runtime cannot run is left out, with a note."""
+    static shapes the inputs have; engines: of rows that do not run on the target itself. A model that the runtime
+    cannot run is left out, with a note."""
     notes: list[str] = []
     samples: Samples = {}
     for number, batch in enumerate(batches):
@@ -49,7 +51,7 @@ def time_rows(models: Mapping[str, AtBatch], like: onnx.ModelProto, target: Targ
         runners: dict[str, Runner] = {}
         try:
             for name, at_batch in models.items():
-                runner = _try(name, at_batch, batch, feeds, target, threads, notes)
+                runner = _try(name, at_batch, batch, feeds, engines.get(name, target), threads, notes)
                 if runner is not None:
                     runners[name] = runner
             calls = {name: _call(r, _named(feeds, r)) for name, r in runners.items()}

@@ -9,11 +9,9 @@ import numpy as np
 
 from gkp.converter.cache import Cache, Entry
 from gkp.converter.cost import estimate_ms
-from gkp.converter.dynamic import free_axes
 from gkp.converter.forms import Choice, LayerChoice, Progress, Settings, all_default, default_form
 from gkp.converter.graph import Graph
 from gkp.converter.lower.candidates import DENSE_PADDED, Candidate
-from gkp.converter.lower.emit import lower
 from gkp.converter.sources.base import sample_inputs
 from gkp.converter.targets.base import Target
 from gkp.manifest import CandidateTime
@@ -111,7 +109,7 @@ class Trials:
         return [name for _, name in sorted(out)[:_MOST_TRIED]]
 
     def _runner(self, forms: Mapping[str, Candidate]) -> Runner:
-        model = free_axes(lower(self.graph, forms).to_model(), self.settings.dynamic)
+        model = self.target.to_model(self.target.lower(self.graph, forms), self.settings.dynamic)
         return self.target.runner(model, self.settings.threads)
 
     def _batches(self, base: Runner) -> list[int]:

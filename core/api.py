@@ -51,9 +51,12 @@ def convert(source: Any, target: str = "ort", output: str | Path | None = None, 
             baseline: str | Path | None = None, layers: Mapping[str, str] | None = None, **options: Any) -> Artefact:
     """Convert a model file or a torch.nn.Module.
 
-    target: "onnx", "ort" or "openvino". output: directory (default MODEL-stem.TARGET). The other options are those of
-    gkp-convert: force, dynamic_batch, opset, precision, threads, strategy, provider, benchmark, dry_run, trust_code,
-    arch. Returns an Artefact with `directory`, `manifest` and `run(x)`. Raises GkpError, and then nothing was written.
+    target: "onnx", "ort", "openvino", "native", or "cpu" (the fastest of the last three here). output: directory (default
+    MODEL-stem.TARGET). The other options are those of gkp-convert: force, dynamic_batch, opset, precision, threads,
+    strategy, provider, benchmark, dry_run, trust_code, arch; for target="native" cpu ("host", "x86-64-v3", "x86-64-v4" or
+    "aarch64": what to compile for), keep_source (True: the generated C++ stays in output/source) and hybrid (True: ONNX
+    Runtime runs the operators that have no kernel). Returns an Artefact with `directory`, `manifest` and `run(x)`. Raises
+    GkpError, and then nothing was written.
     """
     from gkp.converter.convert import ConvertOptions
     from gkp.converter.convert import convert as run
@@ -69,11 +72,12 @@ def convert(source: Any, target: str = "ort", output: str | Path | None = None, 
     return run(source, made)
 
 
-def load(directory: str | Path) -> LoadedModel:
-    """Open an artefact directory; `.run(x)` runs one batch. Raises GkpError."""
+def load(directory: str | Path, *, trust_code: bool = False) -> LoadedModel:
+    """Open an artefact directory; `.run(x)` runs one batch. trust_code: open a native library that somebody else built.
+    Raises GkpError."""
     from gkp.runtime.load import load as run
 
-    return run(directory)
+    return run(directory, trust_code)
 
 
 def _shapes(shape: Shape) -> dict[str, tuple[int, ...]]:

@@ -18,6 +18,8 @@ from gkp.runtime.load import RUNNERS
 click.rich_click.SHOW_ARGUMENTS = True
 click.rich_click.TEXT_MARKUP = "ansi"
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+CPUS = ("host", "x86-64-v3", "x86-64-v4", "aarch64")
+"""gkp.converter.targets.native.CPU_NAMES, which --help does not import."""
 _PATH = click.Path(path_type=Path, readable=False)  # gkp says itself, with its own exit codes, what it cannot read
 
 
@@ -26,10 +28,15 @@ def _verbosity(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("-v", "--verbose", is_flag=True, help="Print more, and tracebacks of errors.")(command)
 
 
+def _trust(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--trust-code", is_flag=True, help="Open files that run code when loaded: .pt2, and native "
+                        "libraries that somebody else built.")(command)
+
+
 def _opening(command: Callable[..., Any]) -> Callable[..., Any]:
     command = click.option("--arch", metavar="PKG:CALLABLE", help="Your own code that builds the module for a state dict "
                            "whose architecture is not recognised.")(command)
-    command = click.option("--trust-code", is_flag=True, help="Open files that run code when loaded (.pt2).")(command)
+    command = _trust(command)
     return click.option("--input-shape", "input_shape", multiple=True, metavar="[NAME:]N,C,H,W",
                         help="Input shape, where the file does not say it.")(command)
 
@@ -45,8 +52,10 @@ def main() -> None:
 
 @main.command("convert", context_settings=_CONTEXT)
 @click.argument("model", type=_PATH)
-@click.option("--target", type=click.Choice(list(RUNNERS)), default="ort", show_default=True,
-              help="What to produce: stock ONNX, or what is fastest on ONNX Runtime or OpenVINO here.")
+@click.option("--target", type=click.Choice([*RUNNERS, "cpu"]), default="ort", show_default=True,
+              help="What to produce: stock ONNX (onnx), what is fastest on ONNX Runtime (ort) or OpenVINO (openvino) here, "
+                   "the network compiled with kernels of its own into a library that needs no runtime (native), or "
+                   "whichever of these three is fastest here (cpu).")
 @click.option("-o", "--output", type=_PATH, help="Directory to write. [default: MODEL-stem.TARGET]")
 @click.option("--force", is_flag=True, help="Overwrite a directory that gkp wrote before.")
 @_opening
@@ -62,7 +71,12 @@ def main() -> None:
 @click.option("--layer", "layers", multiple=True, metavar="NAME=FORM",
               help="Choose a layer's form yourself (names and forms: gkp inspect -v).")
 @click.option("--provider", help="ONNX Runtime execution provider: cpu, cuda, tensorrt, nv-tensorrt-rtx.")
-@click.option("--no-benchmark", is_flag=True, help="Measure nothing; forms are chosen by estimates.")
+@click.option("--cpu", type=click.Choice(CPUS), help="native: the processor to compile for. x86-64-v3 has AVX2, x86-64-v4 "
+              "AVX-512; aarch64 is 64-bit ARM. Only host uses everything that this machine can do. [default: host]")
+@click.option("--keep-source", is_flag=True, help="native: keep the generated C++ in DIR/source, with a build.sh.")
+@click.option("--hybrid", is_flag=True, help="native: let ONNX Runtime run the operators that have no kernel, between "
+              "native segments. Without it such a model is refused (exit code 3).")
+@click.option("--no-benchmark", is_flag=True, help="Measure nothing; forms and kernels are chosen by estimates.")
 @click.option("--dry-run", is_flag=True, help="Do everything but write.")
 @click.option("--json", "json_to", metavar="FILE|-", help="Write the report as JSON to a file or to stdout.")
 @click.option("--report", type=_PATH, metavar="FILE.html", help="Write the report as a self-contained page.")
@@ -74,7 +88,7 @@ def convert(**options: Any) -> None:
     or DSP. A form is kept only if it was measured faster than the dense form of the model: if nothing beats dense, dense
     comes out and the report says so.
 
-    Example: gkp-convert grouped.pt --target ort --baseline dense.pt --report report.html
+    Example: gkp-convert grouped.pt --target native --baseline dense.pt --report report.html
     """
     _run("convert", options)
 
@@ -83,7 +97,7 @@ def convert(**options: Any) -> None:
 @click.argument("model", type=_PATH)
 @_opening
 @click.option("--target", type=click.Choice(list(RUNNERS)), default="onnx", show_default=True,
-              help="Whose forms to show. Nothing is measured; estimates are called estimates.")
+              help="Whose forms to show. Nothing is measured or compiled; estimates are called estimates.")
 @click.option("--json", "json_to", metavar="FILE|-", help="Write it as JSON to a file or to stdout.")
 @_verbosity
 def inspect(**options: Any) -> None:
@@ -128,6 +142,7 @@ def evaluate(**options: Any) -> None:
               help="Input array, normalised, [N, C, H, W]; .npz for several inputs by name.")
 @click.option("--output", "output_file", type=_PATH, metavar="FILE.npy",
               help="Where to write the output. [default: print a summary]")
+@_trust
 @click.option("--json", "json_to", metavar="FILE|-", help="Write shape, dtype and top-1 classes as JSON.")
 @_verbosity
 def run(**options: Any) -> None:
@@ -144,6 +159,7 @@ def run(**options: Any) -> None:
               help="Batch sizes. [default: those the artefact was measured at]")
 @click.option("--seconds", type=click.FloatRange(0.1, 600), default=3.0, show_default=True,
               help="Time to spend on each batch size.")
+@_trust
 @click.option("--json", "json_to", metavar="FILE|-", help="Write the table as JSON to a file or to stdout.")
 @_verbosity
 def bench(**options: Any) -> None:

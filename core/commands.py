@@ -122,10 +122,11 @@ def _correct(run: Callable[[Mapping[str, Any]], list[Any]], name: str, test: Any
     return int((scores[:n].argmax(1) == test.y[start:start + n]).sum())
 
 
-def run(screen: Screen, *, directory: Path, input_file: Path, output_file: Path | None, json_to: str | None) -> None:
+def run(screen: Screen, *, directory: Path, input_file: Path, output_file: Path | None, json_to: str | None,
+        trust_code: bool) -> None:
     from gkp.runtime.load import load
 
-    with load(directory) as model:
+    with load(directory, trust_code) as model:
         result = model.run(_read_arrays(input_file))
     outputs = result if isinstance(result, dict) else {model.manifest.outputs[0].name: result}
     summary = []
@@ -162,8 +163,10 @@ def _write_arrays(path: Path, outputs: dict[str, Any]) -> None:
 
 
 def bench(screen: Screen, *, directories: tuple[Path, ...], suite: str | None, checkpoints: Path | None,
-          batches: tuple[int, ...], seconds: float, json_to: str | None) -> None:
+          batches: tuple[int, ...], seconds: float, json_to: str | None, trust_code: bool) -> None:
     from gkp.benchmarks import bench as benchmarks
+    from gkp.benchmarks.results import Bench
+    from gkp.benchmarks.suite_tables import suite_tables
     from gkp.runtime.environment import fingerprint
 
     if bool(directories) == bool(suite):
@@ -173,13 +176,14 @@ def bench(screen: Screen, *, directories: tuple[Path, ...], suite: str | None, c
         if suite:
             from gkp.benchmarks.suites import run_cpu
 
-            rows = run_cpu(checkpoints, progress)
+            found = run_cpu(checkpoints, progress)
         else:
-            rows = benchmarks.bench(directories, batches, seconds, progress)
-    screen.show(benchmarks.table(rows))
+            found = Bench(rows=benchmarks.bench(directories, batches, seconds, progress, trust_code), environment=before)
+    screen.show(benchmarks.table(found.rows))
+    screen.show(suite_tables(found))
     screen.say(f"{before['cpu']}, {before['cores']} cores, load {before['load_average']} at the start; medians, "
                "interleaved in one process", style="dim")
-    write_json(json_to, benchmarks.Bench(rows, before).json())
+    write_json(json_to, found.json())
 
 
 def parse_shapes(values: tuple[str, ...]) -> dict[str, tuple[int, ...]]:

@@ -97,6 +97,39 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True):
     candidates: list[CandidateTime] = []
 
 
+class LayerSpeed(msgspec.Struct, frozen=True, kw_only=True):
+    """How fast one layer ran inside the network, one thread, one image. macs: multiply-accumulates of its kept weights,
+    macs_executed: what the kernel really does (fewer with Winograd, more with padding); gflops: 2 * macs / time, in units
+    of 1e9 per second; share: of the core's peak; intensity: floating point operations per byte of weights, inputs that
+    are read and outputs, each counted once."""
+
+    name: str
+    kind: str
+    macs: int
+    macs_executed: int
+    ms: float
+    gflops: float
+    share: float
+    intensity: float
+
+
+class Roofline(msgspec.Struct, frozen=True, kw_only=True):
+    """Layers against what one core of the machine can do: peak_gflops with its multiply-add units in float32,
+    bandwidth_gbs reading from memory (1e9 bytes per second). Both measured in the same run as the layers."""
+
+    peak_gflops: float
+    bandwidth_gbs: float
+    layers: list[LayerSpeed]
+
+
+class Memory(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes that a native model needs: working memory of every thread, packed weights, and both for one thread."""
+
+    arena_bytes_per_thread: int
+    weights_bytes: int
+    peak_bytes: int
+
+
 class Macs(msgspec.Struct, frozen=True, kw_only=True):
     """Multiply-accumulates for one image: of the dense baseline, of the kept weights, really executed."""
 
@@ -151,7 +184,8 @@ class Tensor(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything known about an artefact."""
+    """Everything known about an artefact. signature: of its maker, when a file of it is a program (gkp.runtime.trust).
+    Fields that are added later are empty by default."""
 
     gkp_version: str
     source: Source
@@ -175,6 +209,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     environment: dict[str, Any]
     files: dict[str, str]
     seconds: dict[str, float]
+    roofline: Roofline | None = None
+    memory: Memory | None = None
+    signature: str | None = None
     schema_version: int = SCHEMA_VERSION
 
 

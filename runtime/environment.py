@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino", "onnx", "torch", "numpy")
+_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino", "ncnn", "ziglang", "onnx", "torch", "numpy")
 
 
 def fingerprint() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,7 +14,10 @@ import numpy.typing as npt
 from gkp import manifest as manifest_module
 from gkp.errors import FileError, GkpError, UsageError
 from gkp.manifest import Manifest
+from gkp.runtime.hybrid import INDEX, HybridRunner
+from gkp.runtime.native import NativeRunner
 from gkp.runtime.runners import OpenVinoRunner, OrtRunner, Runner
+from gkp.runtime.trust import require_trust
 
 Array = npt.NDArray[Any]
 
@@ -26,8 +30,28 @@ def _openvino(model: Path, manifest: Manifest) -> Runner:
     return OpenVinoRunner(model, manifest.threads)
 
 
-RUNNERS: Mapping[str, Callable[[Path, Manifest], Runner]] = {"onnx": _ort, "ort": _ort, "openvino": _openvino}
-"""What runs the artefacts of each target."""
+def _native(model: Path, manifest: Manifest) -> Runner:
+    if model.name == INDEX:
+        return HybridRunner(model, manifest.threads, manifest.files)
+    return NativeRunner(model, manifest.threads, manifest.files[model.name])
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What runs the artefacts of a target. files: names of the model in an artefact, which holds one of them; program:
+    opening it runs code of its maker; other: what runs the artefact's other models (dense.onnx)."""
+
+    files: tuple[str, ...]
+    open: Callable[[Path, Manifest], Runner]
+    program: bool = False
+    other: Callable[[Path, Manifest], Runner] | None = None
+
+
+_ONNX = ("model.onnx",)
+RUNNERS: Mapping[str, Engine] = {"onnx": Engine(_ONNX, _ort), "ort": Engine(_ONNX, _ort),
+                                 "openvino": Engine(_ONNX, _openvino),
+                                 "native": Engine(("model.so", INDEX), _native, program=True, other=_ort)}
+"""By target."""
 
 
 class LoadedModel:
@@ -101,23 +125,32 @@ def _shape_hint(spec: manifest_module.Tensor, x: Array) -> str:
     return "the layout is [batch, channels, height, width]"
 
 
-def load(directory: str | Path) -> LoadedModel:
+def load(directory: str | Path, trust_code: bool = False) -> LoadedModel:
     """Open the artefact that gkp-convert wrote into `directory`.
 
-    Files are checked against the manifest's checksums first. FileError when something is missing or altered,
-    BackendMissingError when the runtime is not installed."""
+    Files are checked against the manifest's checksums first. trust_code: open a native library even if it was not built
+    by this user. FileError when something is missing or altered, BackendMissingError when the runtime is not installed,
+    UnsafeFileError when the artefact is somebody else's program."""
     path = Path(directory)
     manifest = manifest_module.read(path)
     manifest_module.check_files(path, manifest)
-    return LoadedModel(path, manifest, open_runner(path / "model.onnx", manifest))
+    return LoadedModel(path, manifest, open_runner(path, manifest, trust_code))
 
 
-def open_runner(model: Path, manifest: Manifest) -> Runner:
-    """A session for a model file of the artefact, with the manifest's target, threads and provider. FileError when the
-    manifest does not know the file: its checksum was not compared."""
-    if model.name not in manifest.files:
-        raise FileError(f"the manifest does not name {model.name}", "convert the model again")
-    opener = RUNNERS.get(manifest.target)
-    if opener is None:
+def open_runner(directory: Path, manifest: Manifest, trust_code: bool = False, model: str | None = None) -> Runner:
+    """A session with the manifest's target, threads and provider. model: name of the file in the artefact (default: the
+    converted model). FileError when the manifest does not know the file: its checksum was not compared. UnsafeFileError
+    when it is a program that this user did not build, unless trust_code."""
+    engine = RUNNERS.get(manifest.target)
+    if engine is None:
         raise GkpError(f"this gkp cannot run artefacts for {manifest.target!r}", "update gkp")
-    return opener(model, manifest)
+    main = next((name for name in engine.files if name in manifest.files), engine.files[0])
+    name = model or main
+    if name not in manifest.files:
+        raise FileError(f"the manifest does not name {name}", "convert the model again")
+    file = directory / name
+    if name != main and engine.other is not None:
+        return engine.other(file, manifest)
+    if engine.program:
+        require_trust(manifest, file, trust_code)
+    return engine.open(file, manifest)

@@ -31,9 +31,9 @@ class Runner(Protocol):
 
 
 class OrtRunner:
-    """ONNX Runtime with `threads` intra-op threads on one execution provider."""
+    """ONNX Runtime with `threads` intra-op threads on one execution provider. spin: they wait for work busily."""
 
-    def __init__(self, model: Model, threads: int, provider: str = "cpu") -> None:
+    def __init__(self, model: Model, threads: int, provider: str = "cpu", spin: bool = True) -> None:
         ort = import_ort()
         wanted = PROVIDERS.get(provider)
         if wanted is None or wanted not in ort.get_available_providers():
@@ -43,6 +43,7 @@ class OrtRunner:
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 4
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
         try:
             self._session = ort.InferenceSession(str(model) if isinstance(model, Path) else model, options,
                                                  providers=[wanted] if provider == "cpu" else [wanted, PROVIDERS["cpu"]])

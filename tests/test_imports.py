@@ -9,7 +9,7 @@ import pytest
 from cli_kit import blocked
 
 ROOT = Path(__file__).resolve().parents[1]
-RUNTIMES = ("onnxruntime", "openvino")
+RUNTIMES = ("onnxruntime", "openvino", "ncnn", "pnnx")
 CONVERT = ("onnx", "onnx_graphsurgeon", "google")
 EXTRAS = ("torch", "onnxscript", "jinja2", "PIL", *RUNTIMES, *CONVERT)
 DEVELOPMENT = ("pytest", "hypothesis", "mypy", "setuptools")

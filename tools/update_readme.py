@@ -1,46 +1,94 @@
-"""Writes the benchmark table of README.md from docs/benchmarks/cpu.json, which `gkp bench --suite cpu --json` wrote.
+"""Writes the benchmark tables of README.md from docs/benchmarks/cpu.json, which `gkp bench --suite cpu --json` wrote.
 
 usage: python tools/update_readme.py
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from gkp.benchmarks.bench import Row
+from gkp.benchmarks.results import Bench, Comparison, EngineRow, NativeLayers, Row
+from gkp.benchmarks.suite_tables import ENGINES, percent
 from gkp.benchmarks.wording import clean, interval, milliseconds, times
+from gkp.manifest import Ratio
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "benchmarks" / "cpu.json"
 README = ROOT / "README.md"
 START, END = "<!-- benchmarks: written by tools/update_readme.py -->", "<!-- /benchmarks -->"
 _HEADINGS = ("model", "target", "batch", "dense, ms", "as given", "converted (95 % interval)", "theoretical")
+_STOCK = ("ort", "openvino", "ncnn")
+_ENGINE_HEADINGS = ("model", "batch", *(f"{ENGINES[e]} dense, ms" for e in _STOCK), "native dense, ms (vs fastest)",
+                    "native pruned, ms", "vs ORT dense", "vs fastest dense", "theoretical")
 
 
-class Results(msgspec.Struct, frozen=True, kw_only=True):
-    """What `gkp bench --json` writes."""
-
-    schema_version: int
-    rows: list[Row]
-    environment: dict[str, Any]
-
-
-def read(path: Path = RESULTS) -> Results:
+def read(path: Path = RESULTS) -> Bench:
     """The results in a file. msgspec.ValidationError when it holds something else."""
-    return msgspec.json.decode(path.read_bytes(), type=Results)
+    return msgspec.json.decode(path.read_bytes(), type=Bench)
 
 
-def section(results: Results) -> str:
-    """The table and the conditions under it, as Markdown."""
-    lines = [_line(_HEADINGS), _line(["---", "---", *["---:"] * (len(_HEADINGS) - 2)])]
-    lines += [_line(_cells(row)) for row in results.rows]
+def section(results: Bench) -> str:
+    """The tables and the conditions under them, as Markdown. Where the engines were compared, the native kernels stand in
+    that table only."""
+    rows = [row for row in results.rows if not (results.engines and row.target == "native")]
+    ruler = ["---", "---", *["---:"] * (len(_HEADINGS) - 2)]
+    lines = [*_engines(results), _line(_HEADINGS), _line(ruler), *(_line(_cells(row)) for row in rows)]
     return "\n".join([*lines, "", _conditions(results)])
 
 
-def updated(readme: str, results: Results) -> str:
+def _engines(results: Bench) -> Iterator[str]:
+    """Every engine on the dense model (the fastest in bold) and the native kernels on both; then what their layers reach."""
+    if not results.engines:
+        return
+    yield _line(_ENGINE_HEADINGS)
+    yield _line(["---", *["---:"] * (len(_ENGINE_HEADINGS) - 1)])
+    for comparison in results.engines:
+        yield _line(_engine_cells(comparison))
+    yield ""
+    for sentence in (_layers(results.layers), _scaling(results)):
+        if sentence:
+            yield from (sentence, "")
+
+
+def _engine_cells(comparison: Comparison) -> list[str]:
+    found = {(row.engine, row.model): row for row in comparison.rows}
+    nothing = EngineRow(engine="", model="")
+    dense = [_milliseconds(found.get((engine, "dense"), nothing), bold=engine == comparison.fastest) for engine in _STOCK]
+    native, pruned = (found.get(("native", model), nothing) for model in ("dense", "pruned"))
+    versus = "" if native.vs_fastest is None else f" ({times(native.vs_fastest.value)})"
+    limit = "not known" if comparison.theoretical is None else times(comparison.theoretical)
+    return [_plain(comparison.name), str(comparison.batch), *dense, _milliseconds(native) + versus, _milliseconds(pruned),
+            _bold(pruned.vs_ort), _bold(pruned.vs_fastest), limit]
+
+
+def _milliseconds(row: EngineRow, bold: bool = False) -> str:
+    text = "not measured" if row.ms is None else milliseconds(row.ms.median)
+    return f"**{text}**" if bold else text
+
+
+def _bold(ratio: Ratio | None) -> str:
+    """`**1.31x** (1.29 to 1.33)`."""
+    return "not measured" if ratio is None else f"**{times(ratio.value)}** ({interval(ratio).partition(' (')[2]}"
+
+
+def _layers(models: list[NativeLayers]) -> str:
+    told = [f"{_plain(model.name)}: " + ", ".join(f"{kind.kind} {percent(kind.median)} ({percent(kind.lowest)})"
+                                                  for kind in model.kinds) for model in models if model.kinds]
+    return "Grouped 3x3 layers in the native kernels, share of the core's multiply-add peak, median (lowest): " \
+           + "; ".join(told) + "." if told else ""
+
+
+def _scaling(results: Bench) -> str:
+    told = [f"{_plain(s.name)} {times(s.speedup.value)}" for s in results.scaling if s.speedup is not None]
+    threads = {s.threads for s in results.scaling if s.speedup is not None}
+    return f"{min(threads)} threads over one, native, batch 64: {', '.join(told)}." if told else ""
+
+
+def updated(readme: str, results: Bench) -> str:
     """The README with the table between its two markers replaced. ValueError when a marker is missing."""
     before, start, rest = readme.partition(START)
     _, end, after = rest.partition(END)
@@ -53,21 +101,24 @@ def _line(cells: Any) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def _plain(name: str) -> str:
+    return clean(name).replace("|", "/")
+
+
 def _cells(row: Row) -> list[str]:
     dense, as_is = row.dense_ms, row.as_is_ms
-    return [clean(row.name).replace("|", "/"), row.target, str(row.batch),
+    return [_plain(row.name), row.target, str(row.batch),
             "not measured" if dense is None else milliseconds(dense.median),
             "not measured" if dense is None or as_is is None else times(dense.median / as_is.median),
-            "not measured" if row.speedup is None else f"**{times(row.speedup.value)}** "
-                                                       f"({interval(row.speedup).partition(' (')[2]}",
-            "not known" if row.theoretical is None else times(row.theoretical)]
+            _bold(row.speedup), "not known" if row.theoretical is None else times(row.theoretical)]
 
 
-def _conditions(results: Results) -> str:
+def _conditions(results: Bench) -> str:
     here = results.environment
     threads = sorted({row.threads for row in results.rows})
     packages = here["packages"]
-    versions = ", ".join(f"{name} {packages[name]}" for name in ("onnxruntime", "openvino", "torch") if name in packages)
+    versions = ", ".join(f"{name} {packages[name]}" for name in ("onnxruntime", "openvino", "ncnn", "ziglang", "torch")
+                         if name in packages)
     return (f"{here['cpu']}, {here['cores']} cores, {here['os']}, Python {here['python']}; {versions}; "
             f"{' and '.join(map(str, threads))} thread{'' if threads == [1] else 's'}, load average "
             f"{here['load_average']} at the start; median ratios over interleaved rounds.")

@@ -3,22 +3,46 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, cast
 
 import onnx
 
 from gkp.branched import BranchedConv
+from gkp.converter.dynamic import free_axes
+from gkp.converter.graph import Graph
 from gkp.converter.lower.candidates import Candidate, candidates
+from gkp.converter.lower.emit import lower
+from gkp.converter.verify import TOLERANCE
+from gkp.manifest import Memory
 from gkp.runtime.runners import Runner
+
+Axes = Mapping[str, Mapping[int, str]]
+
+
+@dataclass(frozen=True)
+class About:
+    """What a report says of a model that a target runs. kernels, macs: per layer, the kernel that was chosen for it, and
+    what it executes for one image; executed: multiply-accumulates of the whole network. Empty where nothing is compiled."""
+
+    notes: tuple[str, ...] = ()
+    memory: Memory | None = None
+    kernels: Mapping[str, str] = field(default_factory=dict)
+    macs: Mapping[str, int] = field(default_factory=dict)
+    executed: int | None = None
 
 
 class Target(Protocol):
-    """One file of this folder. `name`: as in --target. `block`: channels per vector of its fast kernels."""
+    """One file of this folder. `name`: as in --target. `block`: channels per vector of its fast kernels. `signed`: its
+    artefacts hold programs, and are signed by their maker (gkp.runtime.trust). `any_size`: takes images of other heights
+    and widths than the model was opened with, where the model does."""
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    signed: ClassVar[bool]
+    any_size: ClassVar[bool]
 
     @property
     def block(self) -> int: ...
@@ -38,12 +62,37 @@ class Target(Protocol):
         """Can models be timed here?"""
         ...
 
+    def prepare(self, model: onnx.ModelProto, build: bool) -> None:
+        """Raise UnsupportedModelError when the target cannot run the model at all, before time is spent on measuring it.
+        build: also do the work that comes before running it."""
+        ...
+
     def runner(self, model: onnx.ModelProto, threads: int) -> Runner: ...
+
+    def tolerance(self, model: onnx.ModelProto) -> float:
+        """Largest error of float32 arithmetic, relative to max(1, largest output), that verification allows."""
+        ...
+
+    def about(self, model: onnx.ModelProto, threads: int, measure: bool) -> About:
+        """What is known of the model as it runs. measure: it may be run to find out."""
+        ...
 
     def candidates(self, conv: BranchedConv, plane: Sequence[int]) -> tuple[Candidate, ...]: ...
 
     def fast_kernel(self, candidate: Candidate) -> str:
         """Does the runtime's fast kernel take this form? "yes", or "no: why"."""
+        ...
+
+    def lower(self, graph: Graph, forms: Mapping[str, Candidate]) -> Graph:
+        """A copy of the graph as the target wants it, with the layers in the chosen forms."""
+        ...
+
+    def to_model(self, graph: Graph, dynamic: Axes) -> onnx.ModelProto:
+        """A lowered graph as what the runner takes. dynamic: names of free axes, by input and axis."""
+        ...
+
+    def rivals(self) -> Sequence[Target]:
+        """Engines that the dense baseline runs on, the first one also the model as given: the fastest counts."""
         ...
 
     def emit(self, model: onnx.ModelProto, out: Path) -> list[str]:
@@ -58,6 +107,8 @@ class StockOnnx(ABC):
     @abstractmethod
     def block(self) -> int: ...
 
+    signed: ClassVar[bool] = False
+    any_size: ClassVar[bool] = True
     padding_slack: ClassVar[float] = 0.03
     """Dense layers are padded to the block by default where it adds at most this share of filters: a remainder of a few
     channels costs the blocked kernels more than that."""
@@ -75,6 +126,24 @@ class StockOnnx(ABC):
         if i % self.block == 0 and o % self.block == 0:
             return "yes"
         return f"no: {i} -> {o} channels per group, needs multiples of {self.block}"
+
+    def lower(self, graph: Graph, forms: Mapping[str, Candidate]) -> Graph:
+        return lower(graph, forms)
+
+    def to_model(self, graph: Graph, dynamic: Axes) -> onnx.ModelProto:
+        return free_axes(graph.to_model(), dynamic)
+
+    def rivals(self) -> Sequence[Target]:
+        return (cast(Target, self),)  # its subclasses are
+
+    def prepare(self, model: onnx.ModelProto, build: bool) -> None:  # noqa: B027 - not abstract: nothing to do
+        """The runtimes prepare a model when they open it."""
+
+    def tolerance(self, model: onnx.ModelProto) -> float:
+        return TOLERANCE["fp32"]
+
+    def about(self, model: onnx.ModelProto, threads: int, measure: bool) -> About:
+        return About()
 
     def emit(self, model: onnx.ModelProto, out: Path) -> list[str]:
         (out / "model.onnx").write_bytes(model.SerializeToString())

@@ -23,7 +23,8 @@ MakeLayer = Callable[..., Layer]
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 ALLOWED = {"html", "head", "meta", "title", "style", "body", "main", "header", "section", "footer", "div", "h1", "h2",
            "h3", "p", "code", "small", "span", "dl", "dt", "dd", "ul", "li", "br", "figure", "figcaption", "table",
-           "thead", "tbody", "tr", "th", "td", "details", "summary", "svg", "desc", "rect", "line", "text", "g"}
+           "thead", "tbody", "tr", "th", "td", "details", "summary", "svg", "desc", "rect", "line", "text", "g",
+           "circle"}
 
 
 class Page(HTMLParser):

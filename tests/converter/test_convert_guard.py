@@ -11,7 +11,7 @@ from cli_kit import save, small_net
 from fake_target import FakeTarget, convolutions, groups
 
 import gkp
-from gkp.converter import convert as pipeline
+from gkp.converter import conversion as pipeline
 from gkp.manifest import Manifest
 
 LAYER = "conv_t6"
@@ -25,7 +25,7 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., M
     baseline = save(small_net(channels=32, groups=1, batch="n"), tmp_path / "dense.onnx")
 
     def run(cost: Callable[[onnx.ModelProto, int], float], *, dense: bool = True, **options: object) -> Manifest:
-        monkeypatch.setattr(pipeline, "make_target", lambda name, provider: FakeTarget(monkeypatch, cost))
+        monkeypatch.setattr(pipeline, "make_target", lambda *_: FakeTarget(monkeypatch, cost))
         return gkp.convert(given, baseline=baseline if dense else None, dry_run=True, threads=1, **options).manifest  # type: ignore[arg-type]
 
     return run

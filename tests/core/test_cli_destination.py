@@ -13,7 +13,7 @@ import pytest
 from cli_kit import DENSE, FAST, GROUPED, Outcome, assert_refused, entry_point, gkp, listing, program, save, small_net
 
 import gkp as package
-from gkp.converter import convert as pipeline
+from gkp.converter import conversion as pipeline
 from gkp.manifest import Verification
 
 
@@ -157,9 +157,9 @@ def test_json_into_a_closed_pipe_is_quiet(model: Path) -> None:
 # ---- a conversion that fails late ------------------------------------------------------------------------------------
 def _wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """An emitter that swaps two weights of the result."""
-    right = pipeline._Conversion._lowered
+    right = pipeline.Conversion._lowered
 
-    def wrong(self: pipeline._Conversion, *args: object) -> object:
+    def wrong(self: pipeline.Conversion, *args: object) -> object:
         model = right(self, *args)  # type: ignore[arg-type]
         weight = next(t for t in model.graph.initializer if len(t.dims) == 4)
         numbers = np.frombuffer(weight.raw_data, np.float32).copy()
@@ -167,7 +167,7 @@ def _wrong(monkeypatch: pytest.MonkeyPatch) -> None:
         weight.raw_data = numbers.tobytes()
         return model
 
-    monkeypatch.setattr(pipeline._Conversion, "_lowered", wrong)
+    monkeypatch.setattr(pipeline.Conversion, "_lowered", wrong)
 
 
 def test_a_failed_verification_exits_with_1_and_writes_nothing(model: Path, tmp_path: Path,

@@ -19,8 +19,9 @@ STAGES = ("opening", "finding the branches", "measuring", "verifying against the
 def interrupted(folder: Path, number: int, after: float, *options: str) -> Outcome:
     """Convert the example with measurements, and send a signal `after` seconds."""
     command = [*entry_point("gkp"), "convert", str(GROUPED), "-o", str(folder / "out"), "--threads", "1", *options]
+    (folder / "cache").mkdir()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               env={**os.environ, "XDG_CACHE_HOME": str(folder / "cache")})
+                               env={**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "TMPDIR": str(folder / "cache")})
     try:
         time.sleep(after)
         process.send_signal(number)
@@ -42,6 +43,25 @@ def test_a_signal_during_a_conversion_leaves_nothing(number: int, after: float, 
     assert (outcome.code, outcome.out) == (130, ""), outcome.err
     assert outcome.err.splitlines() == ["interrupted: nothing was left half-written"]
     assert left(tmp_path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "after"), [(signal.SIGINT, 6.0), (signal.SIGTERM, 9.0)])
+def test_a_signal_while_native_kernels_are_tried_ends_the_compilers(number: int, after: float, tmp_path: Path) -> None:
+    outcome = interrupted(tmp_path, number, after, "--target", "native")
+    assert (outcome.code, outcome.out) == (130, ""), outcome.err
+    assert outcome.err.splitlines() == ["interrupted: nothing was left half-written"]
+    assert left(tmp_path) == []
+    assert [name for name in os.listdir(tmp_path / "cache") if name.startswith("gkp-")] == []
+    running = [p for p in Path("/proc").glob("[0-9]*") if str(tmp_path) in _environment(p)]
+    assert running == []
+
+
+def _environment(process: Path) -> str:
+    try:
+        return (process / "environ").read_bytes().decode(errors="replace")
+    except OSError:  # it has ended, or is another user's
+        return ""
 
 
 @pytest.mark.parametrize("stage", STAGES)

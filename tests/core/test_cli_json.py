@@ -115,7 +115,7 @@ def test_stdout_holds_nothing_but_json(quiet: list[str], tmp_path: Path) -> None
                     ["bench", tmp_path / "out", "--seconds", "0.1"]):  # fmt: skip
         report = no_constants(gkp(*command, *quiet, "--json", "-", expect=0).out)
         if command[0] != "verify":
-            assert report["schema_version"] == 1
+            assert report["schema_version"] == (2 if command[0] == "bench" else 1)
 
 
 def test_a_failed_command_prints_no_json(tmp_path: Path) -> None:

@@ -1,0 +1,107 @@
+"""What `gkp bench` measured, as its JSON holds it. Ratios are reference time / this time: above 1 is faster."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import Any
+
+import msgspec
+
+from gkp.manifest import Ratio, Roofline, Timing
+
+SCHEMA_VERSION = 2
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One artefact at one batch size. Speedups as in manifest.json; null when not measured. missing: why there is no
+    converted model."""
+
+    name: str
+    target: str
+    batch: int
+    threads: int
+    dense_ms: Timing | None
+    as_is_ms: Timing | None
+    converted_ms: Timing | None
+    speedup: Ratio | None
+    vs_as_is: Ratio | None
+    theoretical: float | None
+    missing: str | None = None
+
+
+class EngineRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One model (dense or pruned) in one engine. form: the fastest of the forms that were tried. vs_ort: against the dense
+    model on ONNX Runtime; vs_fastest: against the dense model on the fastest stock engine. missing: why there is no
+    time."""
+
+    engine: str
+    model: str
+    form: str | None = None
+    ms: Timing | None = None
+    vs_ort: Ratio | None = None
+    vs_fastest: Ratio | None = None
+    missing: str | None = None
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """One model of the suite at one batch size, all engines in one interleaved run. theoretical: dense MACs / kept MACs.
+    fastest: the stock engine with the lowest median on the dense model, null when none ran."""
+
+    name: str
+    batch: int
+    threads: int
+    theoretical: float | None
+    fastest: str | None
+    rows: list[EngineRow]
+
+
+class LayerKind(msgspec.Struct, frozen=True, kw_only=True):
+    """The grouped 3x3 convolutions of one kind. shares: of the core's peak, by the multiply-adds of the kept weights, in
+    the order of the network; busy: the same by the multiply-adds that the kernel executes (Winograd executes fewer). bar:
+    what each share should reach, null when there is none."""
+
+    kind: str
+    bar: float | None
+    shares: list[float]
+    busy: list[float]
+
+    @property
+    def median(self) -> float:
+        return median(self.shares)
+
+    @property
+    def lowest(self) -> float:
+        return min(self.shares)
+
+
+class NativeLayers(msgspec.Struct, frozen=True, kw_only=True):
+    """Layers of one model in the native kernels, or why there are none."""
+
+    name: str
+    roofline: Roofline | None = None
+    kinds: list[LayerKind] = []
+    missing: str | None = None
+
+
+class Scaling(msgspec.Struct, frozen=True, kw_only=True):
+    """speedup: time with one thread / time with `threads`, of the native pruned model."""
+
+    name: str
+    batch: int
+    threads: int
+    speedup: Ratio | None = None
+    missing: str | None = None
+
+
+class Bench(msgspec.Struct, frozen=True, kw_only=True):
+    """The outcome of one run. engines, layers, scaling: of the standard suite only."""
+
+    rows: list[Row]
+    environment: dict[str, Any]
+    engines: list[Comparison] = []
+    layers: list[NativeLayers] = []
+    scaling: list[Scaling] = []
+    schema_version: int = SCHEMA_VERSION
+
+    def json(self) -> bytes:
+        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"

@@ -1,0 +1,359 @@
+"""The pipeline: open -> form -> simplify -> choose -> measure -> emit -> verify."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from gkp import _version, manifest
+from gkp.converter.artefact import Artefact, check_destination, staged
+from gkp.converter.choose import choose
+from gkp.converter.describe import executed_macs, graph_macs, graph_params, layer_rows, tensors
+from gkp.converter.dynamic import batch_axes, free_axes
+from gkp.converter.forms import Choice, Settings, all_default, chosen
+from gkp.converter.graph import DOMAIN, Graph, clean, one_line
+from gkp.converter.half import to_half
+from gkp.converter.native.roofline import network_roofline
+from gkp.converter.options import ConvertOptions
+from gkp.converter.recognise import left_over, recognise, simplify
+from gkp.converter.reference import Run, evaluator
+from gkp.converter.rows import Timed, measurements, time_rows
+from gkp.converter.sources import GroupedModel, open_any
+from gkp.converter.sources.base import sample_inputs
+from gkp.converter.targets import NativeOptions, Target, make_target
+from gkp.converter.twin import dense_twin
+from gkp.converter.verify import check_inputs, first_difference, verify, worst
+from gkp.errors import BackendMissingError, UnsupportedModelError, UsageError, VerificationError
+from gkp.runtime.environment import fingerprint, physical_cores
+from gkp.runtime.native import NativeRunner
+from gkp.runtime.trust import make_key, sign
+
+Progress = Callable[[str, float | None], None]
+
+def default_output(source: Path, target: str) -> Path:
+    """MODEL-stem.TARGET in the current directory."""
+    return Path(f"{source.stem or source.name}.{target}")
+
+
+class Conversion:
+    """One conversion; the steps run in order and hand their results on through attributes."""
+
+    def __init__(self, source: Any, options: ConvertOptions, progress: Progress) -> None:
+        options.check()
+        self.source, self.options, self.progress = source, options, progress
+        self.path = Path(source) if isinstance(source, str | Path) else None
+        self.output = options.output or (default_output(self.path, options.target) if self.path else None)
+        native = NativeOptions(options.cpu or "host", options.keep_source, options.hybrid, options.benchmark)
+        self.target: Target = make_target(options.target, options.provider, native, progress)
+        self.threads = options.threads or physical_cores()
+        self.seconds: dict[str, float] = {}
+        self.notes: list[str] = []
+
+    def run(self) -> Artefact:
+        self.measure()
+        return self.finish()
+
+    def measure(self) -> None:
+        """Everything but writing."""
+        options = self.options
+        self.target.require(options.precision)
+        if self.output is None and not options.dry_run:
+            raise UsageError("a module has no file name to derive the output from", "give output=DIR")
+        if self.output is not None and not options.dry_run:
+            check_destination(self.output, options.force)
+            if self.target.signed:  # what fails, fails before any work is done
+                self.target.version()
+                make_key()
+        self._step("open", self._open)
+        self._step("recognise", self._recognise)
+        self._step("choose", self._choose)
+        self._step("compile", self._prepare)
+        self._step("measure", self._measure)
+
+    def finish(self) -> Artefact:
+        """Write and verify, unless it is a dry run."""
+        if self.options.dry_run or self.output is None:
+            return Artefact(None, self._manifest({}, None))
+        return self._write(self.output)
+
+    def _step(self, name: str, step: Callable[[], None]) -> None:
+        start = time.perf_counter()
+        step()
+        self.seconds[name] = round(time.perf_counter() - start, 3)
+
+    # ---- steps --------------------------------------------------------------------------------------------------
+    def _open(self) -> None:
+        self.progress(f"opening {clean(self.path.name) if self.path else 'the module'}", None)
+        self.opened: GroupedModel = open_any(self.source, self.options.open_options)
+        dynamic = {k: dict(v) for k, v in self.opened.dynamic.items()}
+        if self.options.dynamic_batch:
+            for name, axes in batch_axes(self.opened.model).items():
+                dynamic.setdefault(name, {}).update(axes)
+        self.dynamic = dynamic if self.target.any_size else self._batches_only(dynamic)
+        dims = self.opened.model.graph.input[0].type.tensor_type.shape.dim
+        declared = dims[0].dim_value if dims else 1
+        free = any(0 in axes for axes in dynamic.values())
+        self.batches = tuple(sorted({1, 64})) if free and self._measured else (declared,)
+        self.given: GroupedModel | None = None
+        if self.options.baseline is not None:
+            self.progress(f"opening the baseline {clean(self.options.baseline.name)}", None)
+            self.given = open_any(self.options.baseline, self.options.open_options)
+            _check_baseline(self.opened, self.given)
+
+    def _batches_only(self, dynamic: Mapping[str, Mapping[int, str]]) -> dict[str, dict[int, str]]:
+        """Without the axes that --input-shape fixes (an open size without it was refused when the file was opened)."""
+        if any(axis > 0 for axes in dynamic.values() for axis in axes):
+            self.notes.append(f"--target {self.target.name} takes one image size: the one that --input-shape says")
+        return {name: {0: axes[0]} for name, axes in dynamic.items() if 0 in axes}
+
+    @property
+    def _measured(self) -> bool:
+        return self.options.benchmark and self.target.measurable()
+
+    def _recognise(self) -> None:
+        self.progress("finding the branches", None)
+        graph = recognise(Graph(self.opened.model))
+        self.totals = (graph_macs(graph), graph_params(graph))
+        self.left = left_over(graph)
+        self.kind = "given" if self.given else "twin" if self.opened.pruned else "as_is"
+        self.twin: Graph | None = None
+        if self.kind == "twin":
+            self.twin = (recognise(Graph(self.opened.dense())) if self.opened.dense is not None
+                         else dense_twin(graph, self.opened.dense_width_of))
+        self.graph = simplify(graph)
+
+    def _choose(self) -> None:
+        settings = Settings(strategy=self.options.strategy, overrides=self.options.layers, threads=self.threads,
+                            batches=self.batches, measure=self._measured, dynamic=self.dynamic,
+                            default="given" if self.kind == "as_is" else "dense")
+        self.choice: Choice = choose(self.graph, self.target, settings, self.progress)
+        self.forms = chosen(self.choice)
+        self.default_forms = all_default(self.choice, settings.default)
+
+    def _lowered(self, graph: Graph, forms: Mapping[str, Any]) -> onnx.ModelProto:
+        return self.target.to_model(self.target.lower(graph, forms), self.dynamic)
+
+    def _prepare(self) -> None:
+        self.model = self._lowered(self.graph, self.forms)
+        self.target.prepare(self.model, build=self.options.benchmark or not self.options.dry_run)
+
+    def _measure(self) -> None:
+        self.rows: list[manifest.Measurement] = []
+        self.roofline: manifest.Roofline | None = None
+        self.dense_row: onnx.ModelProto | None = None
+        rivals = self.target.rivals()
+        dense = self._dense_models(rivals)
+        if not self._measured:
+            if dense and self.options.benchmark and self.target.signed:  # for another processor: measured there
+                self.dense_row = next(iter(dense.values()))[0]
+            return
+        as_is = self.opened.at_batch if self.opened.at_batch and self.dynamic else _always(
+            free_axes(self.opened.model, self.dynamic))
+        models = {"converted": _always(self.model), **{k: _always(m) for k, (m, _) in dense.items()}, "as_is": as_is}
+        engines = {**{k: target for k, (_, target) in dense.items()}, "as_is": rivals[0]}
+        same = all(self.forms[n].name == c.name for n, c in self.default_forms.items())
+        if not same:
+            models["default"] = _always(self._lowered(self.graph, self.default_forms))
+        timed = time_rows(models, self.opened.model, self.target, self.threads, self.batches, self.dynamic, engines,
+                          progress=self.progress)
+        converted = self._guard(timed, same)
+        self.notes += timed.notes
+        rows = {"converted": converted, "as_is": "as_is"}
+        if dense:
+            rows["dense"] = self._fastest(timed, list(dense))
+            self.dense_row, engine = dense[rows["dense"]]
+            if engine is not self.target:
+                self.notes.append(f"dense baseline: on {engine.version()}, the fastest of "
+                                  f"{', '.join(r.name for r in rivals)}; the model as given runs on {rivals[0].name}")
+        self.rows = measurements(timed, rows, self.threads, self._theoretical())
+        if self.target.signed:
+            self.roofline = self._roofline()
+
+    def _roofline(self) -> manifest.Roofline | None:
+        """The layers of a network that is native as a whole, against what a core of this machine can do."""
+        self.progress("measuring layers against the core's peak", None)
+        with contextlib.closing(self.target.runner(self.model, 1)) as runner:
+            return network_roofline(runner, self.graph) if isinstance(runner, NativeRunner) else None
+
+    def _guard(self, timed: Timed, same: bool) -> str:
+        """The row that is written: a form that does not beat the default at every batch gives way to it."""
+        if not same and self.options.strategy == "auto" and not self.options.layers \
+                and not timed.faster("converted", "default", beyond_doubt=any(not f.is_dense for f in self.forms.values())):
+            for name, form in self.default_forms.items():
+                if self.choice[name].chosen is not form:
+                    self.choice[name].take(form.name, "the whole model was not faster in the chosen forms at every batch")
+            self.forms = self.default_forms
+            self.model = self._lowered(self.graph, self.forms)
+            return "default"
+        if self.kind == "as_is" and timed.slower("converted", "as_is") and self.options.strategy == "auto":
+            rival = self.target.rivals()[0]
+            if rival is not self.target:
+                self.notes.append(f"the model as given is faster on {rival.version()}: --target {rival.name}")
+                return "converted"
+            self.notes.append("the model as given is faster than every rewritten form: it was written unchanged")
+            self.model = free_axes(self.opened.model, self.dynamic)
+            return "as_is"
+        return "converted"
+
+    def _dense_models(self, rivals: Sequence[Target]) -> dict[str, tuple[onnx.ModelProto, Target]]:
+        """The dense baseline in every rival engine: the given file both as it is and simplified (the faster one counts),
+        or the twin."""
+        found: dict[str, tuple[onnx.ModelProto, Target]] = {}
+        engines = {f" on {t.name}" if len(rivals) > 1 else "": t for t in rivals}
+        if self.given is not None:
+            graph = recognise(Graph(self.given.model))
+            self.dense_macs = graph_macs(graph)
+            axes = self._named_like(self.given.model)
+            for where, target in engines.items():
+                found[f"dense{where}"] = free_axes(self.given.model, axes), target
+                found[f"simplified{where}"] = target.to_model(_all_dense(simplify(graph), target), axes), target
+        elif self.twin is not None:
+            self.dense_macs = graph_macs(self.twin)
+            for where, target in engines.items():
+                found[f"dense{where}"] = target.to_model(_all_dense(simplify(self.twin), target), self.dynamic), target
+        else:
+            self.dense_macs = self.totals[0]
+        return found
+
+    def _named_like(self, model: onnx.ModelProto) -> dict[str, dict[int, str]]:
+        """The dynamic axes under the input names of another model with the same inputs."""
+        return {theirs.name: dict(self.dynamic[ours.name])
+                for ours, theirs in zip(self.opened.model.graph.input, model.graph.input, strict=True)
+                if ours.name in self.dynamic}
+
+    def _fastest(self, timed: Timed, names: list[str]) -> str:
+        def total(name: str) -> float:
+            return sum(min(s[name]) for s in timed.samples.values() if name in s)
+
+        present = [n for n in names if all(n in s for s in timed.samples.values())]
+        best = min(present, key=total) if present else names[0]
+        if best.startswith("simplified"):
+            self.notes.append("dense baseline: the given file, simplified by gkp (faster than the file as it is)")
+        return best
+
+    def _theoretical(self) -> float | None:
+        return None if self.kind == "as_is" else round(self.dense_macs / max(1, self.totals[0]), 4)
+
+    # ---- output -------------------------------------------------------------------------------------------------
+    def _final_model(self) -> onnx.ModelProto:
+        model = to_half(self.model) if self.options.precision == "fp16" else self.model
+        if self.options.opset is not None:
+            try:
+                model = onnx.version_converter.convert_version(model, self.options.opset)
+            except (RuntimeError, ValueError, TypeError) as e:
+                raise UsageError(f"the model cannot be written in opset {self.options.opset}: {one_line(e)}",
+                                 "leave --opset out") from e
+        try:
+            onnx.checker.check_model(model)
+        except (onnx.checker.ValidationError, ValueError) as e:
+            raise UnsupportedModelError(f"the rewritten model is not valid ONNX: {one_line(e)}",
+                                        "please report this model") from e
+        return model
+
+    def _write(self, output: Path) -> Artefact:
+        model = self._final_model()
+        with staged(output) as folder:
+            names = self.target.emit(model, folder)
+            if self.dense_row is not None and all(n.domain != DOMAIN for n in self.dense_row.graph.node):
+                (folder / "dense.onnx").write_bytes(self.dense_row.SerializeToString())
+                names = [*names, "dense.onnx"]
+            start = time.perf_counter()
+            verification = self._verify(model)
+            self.seconds["verify"] = round(time.perf_counter() - start, 3)
+            files = {name: manifest.sha256(folder / name) for name in names}
+            written = self._manifest(files, verification)
+            written = sign(written) if self.target.signed else written
+            (folder / manifest.FILE_NAME).write_bytes(manifest.encode(written))
+        return Artefact(output, written)
+
+    def _verify(self, model: onnx.ModelProto) -> manifest.Verification:
+        self.progress("verifying against the checkpoint", None)
+        engine, run = self._engine(model)
+        inputs = check_inputs(self.opened.model, self.dynamic)
+        result = verify(run, engine, self.opened.reference, self.opened.reference_name, inputs, self.options.precision,
+                        self.target.tolerance(model))
+        if result.passed:
+            return result
+        bad = worst(result)
+        where = first_difference(self.opened.model, self._lowered(self.graph, {}), inputs[0][2])
+        raise VerificationError(
+            f"the converted model computes something else: max error {bad.max_abs_error:.3g}, allowed "
+            f"{bad.tolerance:.3g} (inputs: {bad.name}, batch {bad.batch})"
+            + (f"; first tensor that differs: {where}" if where else ""),
+            "nothing was written; try --strategy dense, and please report this model")
+
+    def _engine(self, model: onnx.ModelProto) -> tuple[str, Run]:
+        try:
+            return self.target.version(), self.target.runner(model, self.threads).run
+        except BackendMissingError:
+            if self.target.signed:  # what was compiled is what is verified
+                raise
+            return evaluator(model)
+
+    def _manifest(self, files: dict[str, str], verification: manifest.Verification | None) -> manifest.Manifest:
+        lowered = self.target.lower(self.graph, self.forms)
+        about = self.target.about(self.model, self.threads, self._measured)
+        executed = graph_macs(lowered) if about.executed is None else about.executed
+        layers = layer_rows(self.graph, self.choice, self.target, executed_macs(self.graph, lowered), about)
+        first = self.rows[0] if self.rows else None
+        kinds = {"given": clean(self.options.baseline.name) if self.options.baseline else "",
+                 "twin": "the unpruned architecture, random weights" if self.opened.dense else "",
+                 "as_is": "--baseline names a dense ancestor"}
+        digest = manifest.sha256(self.options.baseline) if self.options.baseline else None
+        return manifest.Manifest(
+            gkp_version=_version.__version__,
+            source=manifest.Source(path=clean(self.path.name) if self.path else type(self.source).__name__,
+                                   sha256=manifest.sha256(self.path) if self.path else None,
+                                   system=self.opened.system, description=clean(self.opened.description)),
+            target=self.target.name, precision=self.options.precision, threads=self.threads,
+            provider=self.target.provider, strategy=self.options.strategy,
+            inputs=tensors(self.opened.model.graph.input, self.dynamic),
+            outputs=tensors(Graph(self.opened.model).to_model().graph.output, self._output_axes()),
+            layers=layers, macs=manifest.Macs(dense=self.dense_macs, kept=self.totals[0], executed=executed),
+            params=self.totals[1],
+            baseline=manifest.Baseline(kind=self.kind, description=kinds[self.kind], sha256=digest),
+            latency_ms=first.latency_ms if first else manifest.Latencies(),
+            speedup=first.speedup if first else manifest.Speedup(theoretical=self._theoretical()),
+            measurements=self.rows, verification=verification,
+            operators={"before": _operators(self.opened.model), "after": _operators(self.model)},
+            notes=[*self.notes, *about.notes, *(f"left as it is: {name} ({why})" for name, why in self.left)],
+            environment=fingerprint(), files=files, seconds=self.seconds, roofline=self.roofline, memory=about.memory)
+
+    def _output_axes(self) -> dict[str, dict[int, str]]:
+        axes = next((a for a in self.dynamic.values() if 0 in a), None)
+        return {o.name: {0: axes[0]} for o in self.opened.model.graph.output} if axes else {}
+
+
+def _all_dense(graph: Graph, target: Target) -> Graph:
+    """Lowered to the target's own dense forms: the baseline gets the channel padding that the converted model gets."""
+    return target.lower(graph, chosen(choose(graph, target, Settings(strategy="dense"))))
+
+
+def _always(model: onnx.ModelProto) -> Callable[[int], onnx.ModelProto]:
+    return lambda batch: model
+
+
+def _operators(model: onnx.ModelProto) -> dict[str, int]:
+    return dict(Counter(n.op_type for n in model.graph.node).most_common())
+
+
+def _check_baseline(model: GroupedModel, baseline: GroupedModel) -> None:
+    """A dense ancestor takes the same inputs and gives outputs of the same shape."""
+    def shapes(m: GroupedModel) -> list[list[int]]:
+        return [[d.dim_value for d in i.type.tensor_type.shape.dim] for i in m.model.graph.input]
+
+    hint = "give the dense model that this one was pruned from, or --input-shape"
+    if shapes(model) != shapes(baseline):
+        raise UsageError(f"the baseline takes inputs of shape {shapes(baseline)}, the model {shapes(model)}", hint)
+    feeds = sample_inputs(model.model)
+    theirs = {i.name: x for i, x in zip(baseline.model.graph.input, feeds.values(), strict=True)}
+    ours, others = ([list(y.shape) for y in outputs] for outputs in (model.reference(feeds), baseline.reference(theirs)))
+    if ours != others:
+        raise UsageError(f"the baseline gives outputs of shape {others}, the model {ours}", hint)
+

@@ -1,0 +1,167 @@
+"""What a program computes, in numpy: the reference that every kernel is tested against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gkp.branched import BranchedConv
+from gkp.converter.native.program import (
+    Activation,
+    Affine,
+    Binary,
+    Conv,
+    Copy,
+    Depthwise,
+    Pool,
+    Program,
+    Reshape,
+    Softmax,
+    Step,
+)
+from gkp.errors import UsageError
+
+Array = npt.NDArray[Any]
+
+
+def interpret(program: Program, inputs: Sequence[Array], *, double: bool = False) -> list[Array]:
+    """The outputs [N, *port.shape] for inputs [N, *port.shape], in the order of the ports; any batch N.
+
+    Computed step by step in float32, or in float64 (then the outputs are float64 too). UsageError when the inputs do
+    not fit the ports."""
+    dtype = np.float64 if double else np.float32
+    if len(inputs) != len(program.inputs):
+        raise UsageError(f"{len(inputs)} inputs for a program with {len(program.inputs)}")
+    values: dict[int, Array] = {}
+    for port, x in zip(program.inputs, inputs, strict=True):
+        if np.shape(x)[1:] != port.shape:
+            raise UsageError(f"an input of shape {np.shape(x)}, expected [N, {', '.join(map(str, port.shape))}]")
+        value = program.values[port.value]
+        values[port.value] = np.asarray(x, dtype).reshape(-1, value.channels, value.height, value.width)
+    for step in program.steps:
+        run_step(program, step, values)
+    return [values[port.value].reshape(-1, *port.shape) for port in program.outputs]
+
+
+def run_step(program: Program, step: Step, values: MutableMapping[int, Array]) -> Array:
+    """Compute one step: read its operands from `values` ([N, channels, height, width] by value number), store its
+    target there and return it. A Copy fills its channels of the target and leaves the others as they are (zero if the
+    target is new)."""
+    if isinstance(step, Copy):
+        result = _copy(program, step, values)
+    elif isinstance(step, Conv | Depthwise):
+        result = _convolve(step, values)
+    elif isinstance(step, Pool):
+        result = _pool(program, step, values[step.source])
+    elif isinstance(step, Binary):
+        op = {"add": np.add, "sub": np.subtract, "mul": np.multiply}[step.op]
+        result = activate(step.activation, op(values[step.a], values[step.b]))
+    elif isinstance(step, Affine):
+        x = values[step.source]
+        scale, shift = (v.astype(x.dtype)[:, None, None] for v in (step.scale, step.shift))
+        result = activate(step.activation, x * scale + shift)
+    elif isinstance(step, Reshape):
+        value = program.values[step.target]
+        result = values[step.source].reshape(-1, value.channels, value.height, value.width)
+    else:
+        result = _softmax(step, values[step.source])
+    value = program.values[step.target]
+    if result.shape[1:] != (value.channels, value.height, value.width):
+        raise UsageError(f"{type(step).__name__} gives {result.shape[1:]} for a value declared {value}")
+    values[step.target] = result
+    return result
+
+
+def activate(kind: Activation, x: Array) -> Array:
+    """The activation of every element, in x's dtype."""
+    done: Array = np.asarray(_ACTIVATIONS[kind](x), x.dtype)
+    return done
+
+
+def _sigmoid(x: Array) -> Array:
+    e = np.exp(-np.abs(x))  # never overflows
+    y: Array = np.where(x >= 0, 1 / (1 + e), e / (1 + e))
+    return y
+
+
+def _hardsigmoid(x: Array) -> Array:
+    y: Array = np.clip(x / 6 + 0.5, 0, 1)
+    return y
+
+
+_ACTIVATIONS: Mapping[Activation, Callable[[Array], Array]] = {
+    Activation.NONE: lambda x: x,
+    Activation.RELU: lambda x: np.maximum(x, 0),
+    Activation.RELU6: lambda x: np.clip(x, 0, 6),
+    Activation.SILU: lambda x: x * _sigmoid(x),
+    Activation.SIGMOID: _sigmoid,
+    Activation.HARDSIGMOID: _hardsigmoid,
+    Activation.HARDSWISH: lambda x: x * _hardsigmoid(x),
+}
+
+
+def _convolve(step: Conv | Depthwise, values: Mapping[int, Array]) -> Array:
+    x = values[step.source]
+    y = activate(step.activation, step.conv(x) if isinstance(step, Conv) else _depthwise(step, x))
+    return y if step.residual is None else activate(step.final, y + values[step.residual])
+
+
+def _depthwise(step: Depthwise, x: Array) -> Array:
+    """The sum over the taps of the plane that each tap sees."""
+    f, kh, kw = step.weight.shape
+    channel = np.arange(f) * x.shape[1] // f
+    form = BranchedConv(1, 1, (), np.zeros(1), (kh, kw), step.strides, step.pads, step.dilations)
+    height, width = form.out_shape(x.shape[2:])
+    padded = np.pad(x, ((0, 0), (0, 0), step.pads[::2], step.pads[1::2]))[:, channel]
+    y: Array = np.broadcast_to(step.bias.astype(x.dtype)[:, None, None], (len(x), f, height, width)).copy()
+    for i in range(kh):
+        for j in range(kw):
+            seen = _window(padded, (i * step.dilations[0], j * step.dilations[1]), step.strides, (height, width))
+            y += seen * step.weight[:, i, j].astype(x.dtype)[:, None, None]
+    return y
+
+
+def _window(x: Array, offset: tuple[int, int], strides: tuple[int, int], size: tuple[int, int]) -> Array:
+    """x[:, :, offset + k * stride] for k < size, on both axes."""
+    rows, columns = (slice(o, o + (n - 1) * s + 1, s) for o, s, n in zip(offset, strides, size, strict=True))
+    return x[:, :, rows, columns]
+
+
+def _pool(program: Program, step: Pool, x: Array) -> Array:
+    """Every tap's plane, with a filler outside the input and a plane of counts (0 or 1 per cell) beside it."""
+    value = program.values[step.target]
+    size = value.height, value.width
+    top, left, bottom, right = step.pads
+    reach = [(n - 1) * s + d * (k - 1) + 1 for n, s, d, k in zip(size, step.strides, step.dilations, step.kernel,
+                                                                strict=True)]
+    inside = np.ones((1, 1, *x.shape[2:]), x.dtype)
+    counted = np.pad(inside, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=int(step.count_pads))
+    beyond = [(0, max(0, r - n)) for r, n in zip(reach, counted.shape[2:], strict=True)]  # only ceil_mode reaches there
+    counted = np.pad(counted, ((0, 0), (0, 0), *beyond))
+    widths = ((0, 0), (0, 0), (top, bottom + beyond[0][1]), (left, right + beyond[1][1]))
+    padded = np.pad(x, widths, constant_values=-np.inf if step.maximum else 0)
+    taps = [(i * step.dilations[0], j * step.dilations[1]) for i in range(step.kernel[0]) for j in range(step.kernel[1])]
+    planes = [_window(padded, tap, step.strides, size) for tap in taps]
+    if step.maximum:
+        largest: Array = np.maximum.reduce(planes)
+        return largest
+    mean: Array = sum(planes) / sum(_window(counted, tap, step.strides, size) for tap in taps)  # type: ignore[assignment]
+    return mean
+
+
+def _copy(program: Program, step: Copy, values: Mapping[int, Array]) -> Array:
+    value, x = program.values[step.target], values[step.source]
+    old = values.get(step.target)
+    y = np.zeros((len(x), value.channels, value.height, value.width), x.dtype) if old is None else old.copy()
+    taken = _window(x, (0, 0), step.strides, (value.height, value.width))[:, step.index]
+    y[:, step.first:step.first + step.index.size] = np.where((step.index >= 0)[:, None, None], taken, 0)
+    return y
+
+
+def _softmax(step: Softmax, x: Array) -> Array:
+    e = np.exp(x - x.max(1, keepdims=True))
+    y: Array = e / e.sum(1, keepdims=True)
+    return y

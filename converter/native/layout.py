@@ -1,0 +1,66 @@
+"""Where the elements of a value lie in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from gkp.converter.native.program import Value
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Element (c, y, x) of a value lies at float `origin + c * channel + y * row + x * column` of its buffer.
+
+    Planar: column = 1, one plane per channel. Channels-last: channel = 1, and the channels are padded to a multiple of
+    the vector. Both have a halo of zeros around the plane (top, left, bottom, right), which the buffer is born with and
+    no kernel may overwrite with anything but zeros; in planar layout the right halo of a row and the left halo of the
+    next are the same cells. block (channels, floats): the channels come in blocks of so many, which begin so many floats
+    apart. padded: channels stored per pixel (channels-last) or planes. size: floats of the buffer,
+    with slack for vectors that reach past the end."""
+
+    value: Value
+    channel: int
+    row: int
+    column: int
+    origin: int
+    size: int
+    padded: int
+    block: tuple[int, int] | None = None
+
+    @property
+    def planar(self) -> bool:
+        return self.column == 1 and self.padded == self.value.channels
+
+    def channel_offsets(self, index: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Floats from channel 0 to the channels `index`."""
+        if self.block is None:
+            return index * self.channel
+        channels, floats = self.block
+        return index // channels * floats + index % channels * self.channel
+
+    def offset(self, c: int, y: int, x: int) -> int:
+        return self.origin + c * self.channel + y * self.row + x * self.column
+
+
+Halo = tuple[int, int, int, int]
+"""top, left, bottom, right."""
+
+
+def planar(value: Value, halo: Halo = (0, 0, 0, 0), lanes: int = 16, pitch: int | None = None) -> Layout:
+    """One plane per channel. pitch: floats from row to row, at least the width and the larger side of the halo."""
+    top, left, bottom, right = halo
+    row = pitch or value.width + max(left, right)
+    plane = row * (value.height + top + bottom)
+    return Layout(value, plane, row, 1, top * row + left, value.channels * plane + left + right + 2 * lanes,
+                  value.channels)
+
+
+def channels_last(value: Value, halo: Halo = (0, 0, 0, 0), lanes: int = 16) -> Layout:
+    """All channels of a pixel side by side, padded to whole vectors. Lanes that hold no channel are zero."""
+    top, left, bottom, right = halo
+    padded = -(-value.channels // lanes) * lanes
+    row = padded * (value.width + left + right)
+    return Layout(value, 1, row, padded, top * row + left * padded, row * (value.height + top + bottom) + 2 * lanes, padded)

@@ -1,0 +1,30 @@
+"""Which taps of a branch compute something."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from gkp.branched import Branch, BranchedConv
+
+
+@lru_cache(maxsize=4096)
+def used(branch: Branch) -> npt.NDArray[np.int64]:
+    """[n, 3]: (input of the branch, ky, kx) of the taps that are not zero for all outputs, in this order."""
+    return np.argwhere(np.any(branch.weight != 0, axis=0)).reshape(-1, 3)
+
+
+@lru_cache(maxsize=1024)
+def with_rest(conv: BranchedConv) -> tuple[Branch, ...]:
+    """The branches that write something, and one without inputs for the outputs that no branch writes (they equal their
+    bias)."""
+    branches = tuple(b for b in conv.branches if len(b.out_index))
+    written = np.zeros(conv.out_channels, bool)
+    for b in branches:
+        written[b.out_index] = True
+    rest = np.flatnonzero(~written)
+    if not rest.size:
+        return branches
+    return (*branches, Branch(np.zeros(0, np.int64), rest, np.zeros((rest.size, 0, *conv.kernel_shape), np.float32)))

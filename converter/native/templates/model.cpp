@@ -1,0 +1,227 @@
+// The network: which kernel runs on which part of memory, and how images are shared among threads. Written by gkp.
+#include "model.h"
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <new>
+
+#include "pool.h"
+#include "processor.h"
+
+extern "C" {
+__attribute__((visibility("hidden"))) extern const unsigned char gkp_data[];  // weights.bin
+__attribute__((visibility("hidden"))) extern const char gkp_json[];           // describe.json and a 0
+
+// x, residual or second operand, y, weights, part, parts
+#define KERNEL(name) void name(const float*, const float*, float*, const unsigned char*, int, int)
+@KERNELS@
+}
+
+namespace {
+
+enum class Where { nowhere, arena, input, output };
+
+// at: first float in the arena, or number of the input or output.
+struct Place {
+  Where where;
+  size_t at;
+};
+
+struct Step {
+  KERNEL((*kernel));
+  Place x, r, y;
+  size_t data;  // offset in gkp_data
+};
+
+constexpr int MAX_THREADS = 1024;
+constexpr size_t ARENA = @ARENA@;  // floats of working memory for one image in flight, a multiple of 16
+constexpr long GROUP = @GROUP@;  // images in flight on one thread
+constexpr int INPUTS = @INPUTS@, OUTPUTS = @OUTPUTS@;
+constexpr size_t INPUT_SIZE[] = {@INPUT_SIZE@};  // floats per image
+constexpr size_t OUTPUT_SIZE[] = {@OUTPUT_SIZE@};
+
+constexpr Place arena(size_t at) { return {Where::arena, at}; }
+constexpr Place input(size_t at) { return {Where::input, at}; }
+constexpr Place output(size_t at) { return {Where::output, at}; }
+constexpr Place none{Where::nowhere, 0};
+
+constexpr int STEPS = @COUNT@;
+// kernel, source, residual or second operand, target, weights
+const Step steps[] = {
+@STEPS@
+};
+
+thread_local const char* create_error = "";
+
+}  // namespace
+
+struct gkp_model {
+  explicit gkp_model(int threads) : pool(threads) {}
+
+  float* arena(int worker) {
+    char* aligned = memory + (64 - reinterpret_cast<uintptr_t>(memory) % 64) % 64;
+    return reinterpret_cast<float*>(aligned) + ARENA * GROUP * worker;
+  }
+
+  Pool pool;
+  char* memory = nullptr;  // of all arenas
+  const pid_t process = getpid();
+  std::atomic<bool> busy{false};
+  std::atomic<const char*> error{""};
+};
+
+namespace {
+
+struct Job {
+  gkp_model* model;
+  long batch;
+  const float* const* inputs;
+  float* const* outputs;
+  std::atomic<long> next{0};  // first image that no thread has taken
+
+  const float* source(const Place& place, long image, float* memory) const {
+    return place.where == Where::input ? inputs[place.at] + INPUT_SIZE[place.at] * image : target(place, image, memory);
+  }
+
+  float* target(const Place& place, long image, float* memory) const {
+    if (place.where == Where::arena) return memory + place.at;
+    return place.where == Where::output ? outputs[place.at] + OUTPUT_SIZE[place.at] * image : nullptr;
+  }
+
+  void compute(const Step& step, long image, float* memory, int part, int parts) const {
+    step.kernel(source(step.x, image, memory), source(step.r, image, memory), target(step.y, image, memory),
+                gkp_data + step.data, part, parts);
+  }
+};
+
+double now() {
+  timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+}
+
+// Up to GROUP images on one thread, each step for all of them before the next: its weights stay in the cache.
+void compute_group(const Job& job, long first, long count, float* memory, double* seconds) {
+  double before = seconds != nullptr ? now() : 0;
+  for (int s = 0; s < STEPS; ++s) {
+    for (long i = 0; i < count; ++i) job.compute(steps[s], first + i, memory + ARENA * i, 0, 1);
+    if (seconds == nullptr) continue;
+    const double after = now();
+    seconds[s] += after - before;
+    before = after;
+  }
+}
+
+// As many images as go evenly into the threads are taken group by group by whoever is free; the rest are computed one
+// after another by all threads together, each doing its part of every step.
+void work(void* context, int worker) {
+  Job& job = *static_cast<Job*>(context);
+  gkp_model& model = *job.model;
+  const int threads = model.pool.threads();
+  const long alone = job.batch - job.batch % threads, share = alone / threads;
+  const long group = share < GROUP ? share : GROUP;
+  while (alone > 0) {
+    const long first = job.next.fetch_add(group);
+    if (first >= alone) break;
+    compute_group(job, first, alone - first < group ? alone - first : group, model.arena(worker), nullptr);
+  }
+  if (alone == job.batch) return;
+  model.pool.meet();  // the first thread's arena is free now
+  for (long image = alone; image < job.batch; ++image) {
+    for (const Step& step : steps) {
+      job.compute(step, image, model.arena(0), worker, threads);
+      model.pool.meet();
+    }
+  }
+}
+
+int fail(gkp_model* model, int status, const char* text) {
+  model->error.store(text);
+  return status;
+}
+
+void check(const float* array, const char** problem) {
+  if (array == nullptr) *problem = "an input or output is NULL";
+  if (reinterpret_cast<uintptr_t>(array) % alignof(float) != 0) *problem = "an input or output lies at no multiple of 4";
+}
+
+// GKP_OK with the handle reserved for this thread, or a failure.
+int reserve(gkp_model* model, long batch, const float* const* inputs, float* const* outputs) {
+  if (model == nullptr) return GKP_BAD_ARGUMENT;
+  if (batch < 1) return fail(model, GKP_BAD_ARGUMENT, "the batch must be at least 1");
+  if (inputs == nullptr || outputs == nullptr) return fail(model, GKP_BAD_ARGUMENT, "inputs or outputs is NULL");
+  const char* problem = nullptr;
+  for (int i = 0; i < INPUTS; ++i) check(inputs[i], &problem);
+  for (int i = 0; i < OUTPUTS; ++i) check(outputs[i], &problem);
+  if (problem != nullptr) return fail(model, GKP_BAD_ARGUMENT, problem);
+  if (model->pool.threads() > 1 && model->process != getpid()) {
+    return fail(model, GKP_BAD_ARGUMENT, "the handle's threads are in another process: create a handle after the fork");
+  }
+  if (model->busy.exchange(true)) return fail(model, GKP_BUSY, "the handle is in use by another thread");
+  return GKP_OK;
+}
+
+int fail_create(int status, const char* text) {
+  create_error = text;
+  return status;
+}
+
+}  // namespace
+
+int gkp_create(int threads, gkp_model** out) {
+  if (out == nullptr) return fail_create(GKP_BAD_ARGUMENT, "out is NULL");
+  *out = nullptr;
+  if (threads < 1 || threads > MAX_THREADS) return fail_create(GKP_BAD_ARGUMENT, "threads must be 1 to 1024");
+  if (const char* missing = missing_feature()) return fail_create(GKP_UNSUPPORTED_PROCESSOR, missing);
+  const size_t bytes = ARENA * sizeof(float) * GROUP * static_cast<size_t>(threads);
+  void* place = aligned_alloc(alignof(gkp_model), sizeof(gkp_model));
+  char* memory = static_cast<char*>(calloc(bytes + 64, 1));  // kernels rely on zeros around planes
+  if (place == nullptr || memory == nullptr) {
+    free(memory);
+    free(place);
+    return fail_create(GKP_OUT_OF_MEMORY, "out of memory");
+  }
+  gkp_model* model = new (place) gkp_model(threads);
+  model->memory = memory;
+  if (!model->pool.create()) {
+    free(memory);
+    free(place);
+    return fail_create(GKP_NO_THREADS, "the system refused to start a thread");
+  }
+  *out = model;
+  return GKP_OK;
+}
+
+int gkp_run(gkp_model* model, long batch, const float* const* inputs, float* const* outputs) {
+  if (const int status = reserve(model, batch, inputs, outputs)) return status;
+  Job job{model, batch, inputs, outputs};
+  model->pool.run(work, &job);
+  model->busy.store(false);
+  return GKP_OK;
+}
+
+int gkp_profile(gkp_model* model, long batch, const float* const* inputs, float* const* outputs, double* seconds) {
+  if (model != nullptr && seconds == nullptr) return fail(model, GKP_BAD_ARGUMENT, "seconds is NULL");
+  if (const int status = reserve(model, batch, inputs, outputs)) return status;
+  const Job job{model, batch, inputs, outputs};
+  for (long first = 0; first < batch; first += GROUP) {
+    compute_group(job, first, batch - first < GROUP ? batch - first : GROUP, model->arena(0), seconds);
+  }
+  model->busy.store(false);
+  return GKP_OK;
+}
+
+void gkp_destroy(gkp_model* model) {
+  if (model == nullptr) return;
+  if (model->process == getpid()) model->pool.destroy();  // the threads of another process are not here
+  free(model->memory);
+  free(model);
+}
+
+const char* gkp_describe(void) { return gkp_json; }
+
+const char* gkp_last_error(const gkp_model* model) { return model == nullptr ? create_error : model->error.load(); }

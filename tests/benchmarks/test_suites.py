@@ -1,0 +1,166 @@
+"""The standard suite: what it reports, in JSON, in the terminal and in the README, and what it says of what is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from cli_kit import save
+from onnx_kit import Net
+from rich.cells import cell_len
+from rich.console import Console, RenderableType
+
+from gkp.benchmarks import bench, engines, suites
+from gkp.benchmarks.results import Bench, Comparison, EngineRow, LayerKind, NativeLayers, Row, Scaling
+from gkp.benchmarks.suite_tables import suite_tables
+from gkp.manifest import LayerSpeed, Ratio, Roofline, Timing
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def draw(renderable: RenderableType, width: int = 80) -> str:
+    out = io.StringIO()
+    Console(file=out, width=width, force_terminal=False, _environ={}).print(renderable)
+    text = out.getvalue()
+    assert max(map(cell_len, text.splitlines()), default=0) <= width
+    return text
+
+
+def timing(ms: float) -> Timing:
+    return Timing(median=ms, q1=ms, q3=ms, runs=9)
+
+
+def ratio(value: float) -> Ratio:
+    return Ratio(value=value, low=value - 0.01, high=value + 0.01)
+
+
+def row(engine: str, model: str, ms: float, vs_ort: float, vs_fastest: float) -> EngineRow:
+    return EngineRow(engine=engine, model=model, form="simplified", ms=timing(ms), vs_ort=ratio(vs_ort),
+                     vs_fastest=ratio(vs_fastest))
+
+
+def results(**changes: Any) -> Bench:
+    """One model, complete."""
+    comparison = Comparison(name="ResNet-50 block-diagonal 3x3, 8 groups", batch=64, threads=1, theoretical=1.66,
+                            fastest="openvino", rows=[
+        row("ort", "dense", 2403.0, 1.0, 0.97), row("openvino", "dense", 2331.0, 1.031, 1.0),
+        EngineRow(engine="ncnn", model="dense", missing="ncnn is not installed"),
+        row("native", "dense", 2500.0, 0.961, 0.932), row("native", "pruned", 1502.0, 1.599, 1.552)])
+    speed = LayerSpeed(name="layer1.0.conv2", kind="conv 3x3", macs=10**7, macs_executed=10**7, ms=0.1, gflops=200.0, share=0.77, intensity=20.0)
+    fields: dict[str, Any] = {
+        "rows": [Row(name="ResNet-50", target="ort", batch=64, threads=1, dense_ms=timing(2403), as_is_ms=timing(2800),
+                     converted_ms=timing(1700), speedup=ratio(1.41), vs_as_is=ratio(1.6), theoretical=1.66),
+                 bench.missing_row("ResNet-50", "native", 64, 1, "there is no C++ compiler here")],
+        "environment": {"cpu": "AMD", "cores": 2, "os": "Linux", "python": "3.11", "packages": {"ncnn": "1.0"},
+                        "load_average": 0.1},
+        "engines": [comparison],
+        "layers": [NativeLayers(name="ResNet-50", roofline=Roofline(peak_gflops=266.0, bandwidth_gbs=39.0, layers=[speed]),
+                                kinds=[LayerKind(kind="stride 1, 16x16 and larger", bar=0.75, shares=[0.77, 0.81, 0.7],
+                                                 busy=[0.4, 0.41, 0.39]),
+                                       LayerKind(kind="a branch with a single output", bar=None, shares=[0.3], busy=[0.3])])],
+        "scaling": [Scaling(name="ResNet-50", batch=64, threads=2, speedup=ratio(1.83))]}
+    return Bench(**{**fields, **changes})
+
+
+def test_the_json_is_read_back_as_it_was() -> None:
+    assert msgspec.json.decode(results().json(), type=Bench) == results()
+
+
+def test_the_terminal_shows_every_engine_with_both_ratios() -> None:
+    text = draw(suite_tables(results()))
+    lines = {line[:29].strip(): line for line in text.splitlines() if line.startswith("  ")}
+    assert "1.60x (1.59 to 1.61)" in lines["native kernels, pruned"]
+    assert "1.55x (1.54 to 1.56)" in lines["native kernels, pruned"]
+    assert "2,331" in lines["OpenVINO, dense *"], "the fastest is marked"
+    assert lines["ncnn, dense"].split()[-3:] == ["-", "-", "-"]
+    assert "ResNet-50 block-diagonal 3x3, 8 groups, batch 64, 1 thread; theoretical 1.66x" in text
+
+
+def test_the_terminal_shows_shares_of_peak_scaling_and_reasons() -> None:
+    text = draw(suite_tables(results()))
+    (kind,) = (line for line in text.splitlines() if "stride 1, 16x16" in line)
+    assert kind.split()[-9:] == ["3", "70", "%", "75", "%", "77", "%", "40", "%"]
+    assert "peak 266 GFLOP/s" in text
+    assert "batch 64: 2 threads are 1.83x (1.82 to 1.84) one" in " ".join(text.split())
+    assert "not measured: native: there is no C++ compiler here" in text
+    assert "not measured: ncnn, dense: ncnn is not installed" in text
+
+
+def test_a_reason_is_told_once() -> None:
+    rows = [bench.missing_row(f"net {n}", "native", n, 1, "no compiler") for n in (1, 64)]
+    assert draw(suite_tables(Bench(rows=rows, environment={}))).count("no compiler") == 1
+
+
+def test_artefacts_alone_add_nothing_to_their_table() -> None:
+    assert draw(suite_tables(Bench(rows=[], environment={}))).strip() == ""
+    assert "not measured" in draw(bench.table(results().rows))
+
+
+# ---- the README -----------------------------------------------------------------------------------------------------
+def _tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("update_readme_tool", ROOT / "tools" / "update_readme.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_readme_has_the_engines_first_and_native_in_no_other_table() -> None:
+    text = _tool().section(results())
+    first, _, rest = text.partition("\n\n")
+    cells = [c.strip() for c in first.splitlines()[2].split("|")[1:-1]]
+    assert cells == ["ResNet-50 block-diagonal 3x3, 8 groups", "64", "2,403", "**2,331**", "not measured", "2,500 (0.93x)",
+                     "1,502", "**1.60x** (1.59 to 1.61)", "**1.55x** (1.54 to 1.56)", "1.66x"]
+    assert len({line.count("|") for line in first.splitlines()}) == 1
+    assert "stride 1, 16x16 and larger 77 % (70 %)" in rest
+    assert "2 threads over one, native, batch 64: ResNet-50 1.83x." in rest
+    assert "| native |" not in rest
+    assert "ncnn 1.0" in rest
+
+
+def test_the_readme_of_artefacts_has_the_conversions_only() -> None:
+    text = _tool().section(results(engines=[], layers=[], scaling=[]))
+    assert text.startswith("| model | target |")
+    assert "| native |" in text
+
+
+# ---- the whole suite, on a small model ------------------------------------------------------------------------------
+def _small(tmp_path: Path) -> suites.Case:
+    net = Net(1, 8, 6, 6)
+    hidden = net.op("Relu", net.conv3("x", 8, 8, group=4))
+    model = net.model(net.op("Flatten", net.op("GlobalAveragePool", net.conv3(hidden, 8, 4))))
+    path = save(model, tmp_path / "m.onnx")
+    return suites.Case("small", lambda: path, path)
+
+
+def test_the_suite_runs_every_part_and_reports_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = engines.make_target
+
+    def without_native(name: str) -> Any:
+        return real("there is none" if name == "native" else name)
+
+    monkeypatch.setattr(engines, "make_target", without_native)
+    monkeypatch.setattr(suites, "CPU_TARGETS", ("ort", "nowhere"))
+    monkeypatch.setattr(suites, "BATCHES", (1, 2))
+    monkeypatch.setattr(suites, "cpu_cases", lambda checkpoints: iter([_small(tmp_path)]))
+    said: list[tuple[str, float | None]] = []
+    found = suites.run_cpu(None, lambda text, share: said.append((text, share)), seconds=0.0)
+    assert [(r.target, r.missing is None) for r in found.rows] == [("ort", True)] * 2 + [("nowhere", False)] * 2
+    assert [(c.name, c.batch) for c in found.engines] == [("small", 1), ("small", 2)]
+    for comparison in found.engines:
+        assert [(r.engine, r.model) for r in comparison.rows] == [
+            ("ort", "dense"), ("openvino", "dense"), ("ncnn", "dense"), ("native", "dense"), ("native", "pruned")]
+        assert all((r.missing is None) == (r.ms is not None) for r in comparison.rows)
+        assert comparison.rows[-1].missing is not None
+    assert found.layers[0].missing is not None
+    assert found.scaling[0].missing is not None
+    assert all(text.startswith("small, ") for text, _ in said)
+    assert np.isfinite(found.environment["load_average"])
+    assert draw(suite_tables(msgspec.json.decode(found.json(), type=Bench)))

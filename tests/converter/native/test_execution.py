@@ -1,0 +1,65 @@
+"""The generated program: any number of threads and images gives the same, under sanitizers and on other processors too."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from native_kit import native_run, qemu_run, sanitized_run, two_port_plan, two_step_plan
+
+from gkp.converter.native.kernel import CPUS
+from gkp.converter.native.toolchain import host_cpu
+
+CPU = host_cpu()
+
+
+def images(batch: int, *shape: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    return np.random.default_rng(batch).standard_normal((batch, *shape)).astype(np.float32)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+@pytest.mark.parametrize("group", [1, 3])
+def test_every_batch_is_computed_with_every_number_of_threads(threads: int, group: int) -> None:
+    x = images(19, 3, 5, 7)
+    whole = native_run(two_step_plan(CPU), {"x": x}, threads, group)[0]
+    np.testing.assert_allclose(whole, 3 * x + 1, rtol=1e-6, atol=1e-6)
+
+
+def test_several_inputs_and_outputs() -> None:
+    a, b = images(5, 40), images(6, 40)[:5]
+    total, triple = native_run(two_port_plan(CPU), {"a": a, "b": b}, 2)
+    np.testing.assert_allclose(total, a + b + 1, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(triple, 3 * a, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("threads", "batch", "group"), [(1, 1, 1), (1, 7, 4), (2, 5, 1), (3, 7, 2), (8, 3, 1)])
+def test_address_and_undefined_behaviour_sanitizers_find_nothing(threads: int, batch: int, group: int) -> None:
+    x = images(batch, 3, 5, 7)
+    np.testing.assert_allclose(sanitized_run(two_step_plan(CPU), {"x": x}, threads, group)[0], 3 * x + 1, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("threads", "batch"), [(2, 5), (4, 23), (8, 3)])
+def test_the_thread_sanitizer_finds_no_race(threads: int, batch: int) -> None:
+    x = images(batch, 3, 5, 7)
+    np.testing.assert_allclose(sanitized_run(two_step_plan(CPU), {"x": x}, threads, 2, sanitize="thread")[0], 3 * x + 1, rtol=1e-6,
+                               atol=1e-6)
+
+
+def test_the_sanitizers_would_find_an_overrun() -> None:
+    plan = two_step_plan(CPU)
+    wrong = type(plan)(plan.cpu, plan.calls, plan.arena, plan.inputs, (type(plan.outputs[0])("y", 1, (3, 5, 6)),))
+    with pytest.raises(AssertionError, match=r"AddressSanitizer[\s\S]*in kernel_1"):
+        sanitized_run(wrong, {"x": images(2, 3, 5, 7)})
+
+
+@pytest.mark.parametrize(("threads", "batch"), [(1, 2), (3, 4)])
+def test_aarch64(threads: int, batch: int) -> None:
+    x = images(batch, 3, 5, 7)
+    np.testing.assert_allclose(qemu_run(two_step_plan(CPUS["aarch64"]), {"x": x}, threads)[0], 3 * x + 1, rtol=1e-6, atol=1e-6)
+
+
+def test_a_processor_without_the_instructions_gets_words_not_a_signal() -> None:
+    haswell = ("qemu-x86_64", "-cpu", "Haswell")
+    x = images(1, 3, 5, 7)
+    with pytest.raises(AssertionError, match="the kernels need AVX-512F, which this processor or operating system lacks"):
+        qemu_run(two_step_plan(CPUS["x86-64-v4"]), {"x": x}, emulator=haswell)
+    np.testing.assert_allclose(qemu_run(two_step_plan(CPUS["x86-64-v3"]), {"x": x}, emulator=haswell)[0], 3 * x + 1, rtol=1e-6, atol=1e-6)

@@ -1,0 +1,247 @@
+"""--target native, end to end: what is written, how it runs, and what is refused before time is spent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from cli_kit import DENSE, FAST, GROUPED, assert_refused, listing, save, small_net
+from cli_kit import gkp as command
+from onnx_kit import Net, feeds_of, run_ort
+
+import gkp
+from gkp import cli, manifest
+from gkp.converter import conversion as pipeline
+from gkp.converter.compare import compare_models
+from gkp.converter.sources import OpenOptions
+from gkp.converter.targets import NativeOptions, make_target
+from gkp.converter.targets.native import CPU_NAMES
+from gkp.converter.verify import TOLERANCE, WINOGRAD_TOLERANCE
+from gkp.errors import UnsafeFileError, UnsupportedModelError, UsageError
+
+NATIVE = ("--target", "native", *FAST)
+
+
+def convert(model: Path, output: Path, **options: Any) -> manifest.Manifest:
+    return gkp.convert(model, target="native", output=output, threads=1, **{"benchmark": False, **options}).manifest
+
+
+@pytest.fixture(scope="module")
+def given() -> onnx.ModelProto:
+    return small_net(batch="n", size=16, channels=32)
+
+
+@pytest.fixture(scope="module")
+def artefact(given: onnx.ModelProto, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("native")
+    convert(save(given, folder / "m.onnx"), folder / "out", keep_source=True)
+    return folder / "out"
+
+
+def unsupported() -> onnx.ModelProto:
+    net = Net("n", 3, 8, 8)
+    y = net.op("Erf", net.conv3("x", 3, 8))
+    return net.model(net.op("Elu", net.conv3(net.op("Erf", y), 8, 8)))
+
+
+# ---- what is written ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("batch", [1, 3, 64])
+def test_the_library_computes_the_model_at_any_batch(batch: int, artefact: Path, given: onnx.ModelProto) -> None:
+    x = feeds_of(given, batch)
+    with gkp.load(artefact) as model:
+        np.testing.assert_allclose(model.run(x), run_ort(given, x)[0], atol=1e-4)
+
+
+def test_the_manifest_tells_what_was_compiled(artefact: Path) -> None:
+    made = manifest.read(artefact)
+    assert set(made.files) == {"model.so", "model.h"}
+    assert made.signature
+    assert made.verification is not None
+    assert made.verification.passed
+    assert made.verification.engine.startswith("gkp native, ")
+    assert made.memory is not None
+    assert made.memory.peak_bytes == made.memory.arena_bytes_per_thread + made.memory.weights_bytes > 0
+    grouped = next(layer for layer in made.layers if layer.branches == 4)
+    assert grouped.chosen == "native"
+    assert grouped.reason.startswith("conv 3x3")
+    assert 0 < grouped.macs_executed <= grouped.macs_kept
+    assert made.macs.executed >= sum(layer.macs_executed for layer in made.layers)
+    assert any("chose the kernels" in note for note in made.notes), "nothing was measured, and it says so"
+    assert made.latency_ms == manifest.Latencies()
+
+
+def test_the_source_is_kept_but_is_no_part_of_the_artefact(artefact: Path) -> None:
+    kept = {p.name for p in (artefact / "source").iterdir()}
+    assert {"model.cpp", "model.h", "gkp.h", "kernel_0.cpp", "weights.bin", "build.sh"} <= kept
+    assert not any(name.endswith((".o", ".so")) for name in kept)
+    described = json.loads((artefact / "source" / "describe.json").read_text())
+    assert [p["shape"] for p in described["inputs"]] == [[3, 16, 16]]
+
+
+def test_without_being_asked_no_source_is_kept(tmp_path: Path) -> None:
+    convert(save(small_net(), tmp_path / "m.onnx"), tmp_path / "out")
+    assert listing(tmp_path / "out") == ["manifest.json", "model.h", "model.so"]
+
+
+def test_hostile_names_reach_neither_code_nor_files(tmp_path: Path) -> None:
+    names = {"x": 'x"\n*/ #error \\ $(touch pwned) ../../y', "conv_t2": '*/ int main() { } /* "; \u202e'}
+    model = small_net()
+    model.graph.input[0].name = names["x"]
+    for node in model.graph.node:
+        node.name = names.get(node.name, node.name)
+        node.input[:] = [names.get(name, name) for name in node.input]
+    made = gkp.convert(save(model, tmp_path / "m.onnx"), target="native", output=tmp_path / "out", threads=1,
+                       benchmark=False, keep_source=True)
+    x = feeds_of(model)
+    np.testing.assert_allclose(made.run(x), run_ort(model, x)[0], atol=1e-4)
+    for file in (tmp_path / "out" / "source").iterdir():
+        if file.name != "describe.json":
+            assert b"pwned" not in file.read_bytes()
+            assert b"int main" not in file.read_bytes()
+    assert not list(tmp_path.rglob("*pwned*"))
+
+
+def test_the_table_shows_memory_and_inspect_the_kernels(artefact: Path) -> None:
+    shown = command("inspect", artefact, "-v", expect=0).err
+    assert "Memory" in shown
+    assert "MiB" in shown
+    assert "conv 3x3" in shown
+
+
+def test_another_users_artefact_is_a_strangers_program(artefact: Path, tmp_path: Path, given: onnx.ModelProto,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    with pytest.raises(UnsafeFileError, match="did not build it"):
+        gkp.load(artefact)
+    x = feeds_of(given, 1)
+    with gkp.load(artefact, trust_code=True) as model:
+        assert model.run(x).shape == (1, 5)
+
+
+@pytest.mark.slow
+def test_a_measured_conversion_compares_with_the_fastest_stock_engine(tmp_path: Path) -> None:
+    made = convert(GROUPED, tmp_path / "out", baseline=DENSE, benchmark=True)
+    assert made.speedup.vs_dense is not None
+    assert made.latency_ms.as_is is not None
+    assert set(made.files) == {"model.so", "model.h", "dense.onnx"}
+    assert any(note.startswith("dense baseline: on ") for note in made.notes)
+    assert not any("chose the kernels" in note for note in made.notes)
+    assert command("bench", tmp_path / "out", "--seconds", "0.1").code == 0
+
+
+# ---- tolerance ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (1, 1), (3, 2)])
+def test_only_winograd_kernels_have_a_wider_tolerance(kernel: int, stride: int, tmp_path: Path) -> None:
+    net = Net(1, 32, 32, 32)
+    weight = net.weight(32, 32, kernel, kernel)
+    model = net.model(net.conv("x", weight, pads=[kernel // 2] * 4, strides=[stride] * 2))
+    made = convert(save(model, tmp_path / "m.onnx"), tmp_path / "out")
+    winograd = "winograd" in made.layers[0].reason
+    assert winograd == (kernel == 3 and stride == 1)
+    allowed = WINOGRAD_TOLERANCE if winograd else TOLERANCE["fp32"]
+    assert made.verification is not None
+    for check in (*made.verification.checks,
+                  *compare_models(tmp_path / "m.onnx", tmp_path / "out", OpenOptions(), "fp32").checks):
+        assert check.tolerance == pytest.approx(allowed * max(1.0, check.max_abs_reference))
+
+
+# ---- what is refused ------------------------------------------------------------------------------------------------
+def test_the_command_line_knows_all_processors() -> None:
+    assert cli.CPUS == CPU_NAMES
+    with pytest.raises(UsageError, match="'z80'") as caught:
+        make_target("native", native=NativeOptions(cpu="z80"))
+    assert all(name in caught.value.hint for name in CPU_NAMES)
+
+
+@pytest.mark.parametrize("option", [("--strategy", "dense"), ("--layer", "conv_t6=dense"), ("--opset", "17"),
+                                    ("--provider", "cpu"), ("--precision", "fp16")])
+def test_options_of_stock_targets_are_refused(option: tuple[str, str], tmp_path: Path) -> None:
+    path = save(small_net(), tmp_path / "m.onnx")
+    words = "fp32" if option[0] == "--precision" else option[0]
+    assert_refused(command("convert", path, "-o", tmp_path / "out", *NATIVE, *option), 2, words)
+    assert listing(tmp_path) == ["m.onnx"]
+
+
+@pytest.mark.parametrize("option", [("--cpu", "host"), ("--keep-source",), ("--hybrid",)])
+def test_options_of_the_native_target_are_its_own(option: tuple[str, ...], tmp_path: Path) -> None:
+    path = save(small_net(), tmp_path / "m.onnx")
+    assert_refused(command("convert", path, "--target", "ort", "-o", tmp_path / "out", *FAST, *option), 2,
+                   f"{option[0]} is for --target native")
+
+
+def test_operators_without_a_kernel_are_listed_before_anything_is_measured(tmp_path: Path,
+                                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_late(*_: object, **__: object) -> None:
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(pipeline, "time_rows", too_late)
+    path = save(unsupported(), tmp_path / "m.onnx")
+    outcome = command("convert", path, "-o", tmp_path / "out", "--target", "native")
+    assert_refused(outcome, 3, "Erf (2 nodes", "Elu", "--hybrid", "--target ort")
+    assert listing(tmp_path) == ["m.onnx"]
+
+
+def test_a_dry_run_refuses_what_a_conversion_would(tmp_path: Path) -> None:
+    path = save(unsupported(), tmp_path / "m.onnx")
+    assert_refused(command("convert", path, *NATIVE, "--dry-run"), 3, "Erf")
+    assert_refused(command("inspect", path, "--target", "native"), 3, "Erf")
+
+
+def test_the_image_size_must_be_said_and_is_kept(tmp_path: Path) -> None:
+    path = save(small_net(batch="n", size=None), tmp_path / "m.onnx")
+    assert_refused(command("convert", path, *NATIVE, "-o", tmp_path / "out"), 2, "dynamic axis", "--input-shape")
+    made = convert(path, tmp_path / "out", input_shape=(1, 3, 12, 10))
+    assert made.inputs[0].shape == ["n", 3, 12, 10]
+    assert any("one image size" in note for note in made.notes)
+    with gkp.load(tmp_path / "out") as model:
+        assert model.run(np.zeros((2, 3, 12, 10), np.float32)).shape == (2, 5)
+        with pytest.raises(UsageError, match="expected"):
+            model.run(np.zeros((2, 3, 16, 16), np.float32))
+
+
+def test_without_a_compiler_nothing_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GKP_CXX", "no-such-compiler")
+    path = save(small_net(), tmp_path / "m.onnx")
+    assert_refused(command("convert", path, "-o", tmp_path / "out", *NATIVE), 4, "no-such-compiler")
+    assert_refused(command("convert", tmp_path / "nowhere.onnx", "-o", tmp_path / "out", *NATIVE), 4, "no-such-compiler")
+    assert listing(tmp_path) == ["m.onnx"]
+
+
+@pytest.mark.parametrize("act", [lambda path: command("inspect", path, "--target", "native", expect=0),
+                                 lambda path: command("convert", path, *NATIVE, "--dry-run", expect=0)])
+def test_looking_needs_no_compiler(act: Callable[[Path], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GKP_CXX", "no-such-compiler")
+    assert "not verified" in act(save(small_net(), tmp_path / "m.onnx")).err
+
+
+def test_a_compiler_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = tmp_path / "clang"
+    fake.write_text('#!/bin/sh\ncase "$*" in *--version*) echo clang version 19.1.7;; *) echo "error: broken"; exit 1;; esac\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("GKP_CXX", str(fake))
+    path = save(small_net(), tmp_path / "m.onnx")
+    for measured in (("--no-benchmark",), ()):
+        assert_refused(command("convert", path, "-o", tmp_path / "out", "--target", "native", *measured), 4, "broken")
+    assert listing(tmp_path) == ["clang", "m.onnx"]
+
+
+def test_a_model_is_compiled_once(tmp_path: Path, given: onnx.ModelProto) -> None:
+    done: list[str] = []
+    target = make_target("native", native=NativeOptions(tune=False), progress=lambda text, share: done.append(text))
+    model = small_net()
+    target.prepare(model, build=True)
+    assert target.emit(model, tmp_path) == ["model.so", "model.h"]
+    runner = target.runner(model, 1)
+    x = feeds_of(model)
+    np.testing.assert_allclose(runner.run(x)[0], run_ort(model, x)[0], atol=1e-4)
+    runner.close()
+    assert done == ["compiling"]
+    assert target.about(model, 1, measure=False).memory is not None
+    assert target.about(given, 1, measure=False).memory is None, "that one was not compiled"
+    with pytest.raises(UnsupportedModelError):
+        target.prepare(unsupported(), build=True)

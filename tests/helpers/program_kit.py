@@ -1,0 +1,70 @@
+"""Programs of models, compared with the models."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx_kit import assert_close, feeds_of, run_ort
+
+from gkp.converter.graph import Graph
+from gkp.converter.native.frontend import program
+from gkp.converter.native.fuse import fuse
+from gkp.converter.native.interpret import interpret
+from gkp.converter.native.program import Copy, Program, Step, reads
+from gkp.converter.recognise import recognise, simplify
+
+
+def one_form_graph(model: onnx.ModelProto) -> Graph:
+    """What the frontend is given."""
+    return simplify(recognise(Graph(model)))
+
+
+def kinds(steps: Program) -> Counter[str]:
+    """How many steps of each kind."""
+    return Counter(type(step).__name__ for step in steps.steps)
+
+
+def only(found: Program, kind: type[Any]) -> Any:
+    """The only step of this kind."""
+    (step,) = [s for s in found.steps if isinstance(s, kind)]
+    return step
+
+
+def check_program(found: Program) -> None:
+    """Every value is written once and before it is read, numbers are in use, each output has a value of its own."""
+    filled: dict[int, np.ndarray[Any, Any]] = {p.value: np.ones(found.values[p.value].channels, int) for p in found.inputs}
+    for step in found.steps:
+        assert all((filled[v] == 1).all() for v in reads(step)), step
+        written = filled.setdefault(step.target, np.zeros(found.values[step.target].channels, int))
+        written[_written(step)] += 1
+    outputs = [p.value for p in found.outputs]
+    assert all((channels == 1).all() for channels in filled.values())
+    assert all(v in filled for v in outputs)
+    assert len({*outputs, *(p.value for p in found.inputs)}) == len(outputs) + len(found.inputs)
+    for port in (*found.inputs, *found.outputs):
+        assert int(np.prod(port.shape)) == found.values[port.value].size
+
+
+def _written(step: Step) -> slice:
+    return slice(step.first, step.first + step.index.size) if isinstance(step, Copy) else slice(None)
+
+
+def translated(model: onnx.ModelProto, *, batch: int = 3, tol: float = 2e-5) -> Program:
+    """The fused program of a model, after it and the unfused one were compared with ONNX Runtime on the model as it is."""
+    feeds = feeds_of(model, batch)
+    want = run_ort(model, feeds)
+    plain = program(one_form_graph(model))
+    fused = fuse(plain)
+    check_program(plain)
+    check_program(fused)
+    assert set(range(len(fused.values))) == {p.value for p in fused.inputs} | {s.target for s in fused.steps}
+    for found, where in ((plain, "unfused"), (fused, "fused")):
+        assert [p.name for p in found.inputs] == [i.name for i in model.graph.input]
+        assert [p.name for p in found.outputs] == [o.name for o in model.graph.output]
+        for double in (False, True):
+            got = interpret(found, [feeds[p.name] for p in found.inputs], double=double)
+            assert_close(got, want, where, tol)
+    return fused
