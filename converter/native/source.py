@@ -18,23 +18,25 @@ FORMAT = 1
 """Version of what gkp_describe returns."""
 
 _ALIGN = 64
+_SHARED_MACS = 1_500_000
+"""Multiply-accumulates per step, on average: about ten microseconds of a core."""
 _TEMPLATES = Path(__file__).with_name("templates")
 _PLAIN = ("model.h", "pool.h", "processor.h", "processor.cpp")
 
 
-def write(plan: Plan, folder: Path, group: int = 1) -> list[str]:
+def write(plan: Plan, folder: Path, shared: bool | None = None) -> list[str]:
     """Write everything that makes model.so into the folder; the names of the files.
 
-    One kernel_<n>.cpp per distinct kernel, one copy of equal weights. group: images in flight on one thread, computed
-    step by step together (each has an arena of its own). Names from the model are in describe.json only, as ASCII.
+    One kernel_<n>.cpp per distinct kernel, one copy of equal weights. shared: may several threads compute one image
+    together (default: where the steps are long enough for it). Names from the model are in describe.json only, as ASCII.
     build.sh builds with these files alone."""
     kernels = {source: n for n, source in enumerate(dict.fromkeys(call.kernel.source for call in plan.calls))}
     weights, offsets = _pack(call.kernel.data for call in plan.calls)
-    about = describe(plan, group, len(weights))
+    about = describe(plan, len(weights))
     files: dict[str, str | bytes] = {name: (_TEMPLATES / name).read_text("ascii") for name in _PLAIN}
     files["gkp.h"] = prelude(plan.cpu)
     files |= {f"kernel_{n}.cpp": re.sub(rf"\b{FUNCTION}\b", f"kernel_{n}", source) for source, n in kernels.items()}
-    files["model.cpp"] = _model(plan, group, kernels, offsets)
+    files["model.cpp"] = _model(plan, kernels, offsets, _shared(plan) if shared is None else shared)
     files["weights.bin"], files["describe.json"] = weights, about
     digest = hashlib.sha256(weights)
     digest.update(about.encode())
@@ -47,9 +49,9 @@ def write(plan: Plan, folder: Path, group: int = 1) -> list[str]:
     return list(files)
 
 
-def describe(plan: Plan, group: int, weights: int) -> str:
+def describe(plan: Plan, weights: int) -> str:
     """What gkp_describe returns. arena_bytes: working memory per thread; peak_bytes: of one thread, with the weights."""
-    arena = 4 * _arena(plan) * group
+    arena = 4 * _arena(plan)
 
     def ports(of: tuple[Port, ...]) -> list[dict[str, object]]:
         return [{"name": p.name, "shape": list(p.shape)} for p in of]
@@ -77,10 +79,16 @@ def _arena(plan: Plan) -> int:
     return max(16, -(-plan.arena // 16) * 16)
 
 
-def _model(plan: Plan, group: int, kernels: Mapping[str, int], offsets: list[int]) -> str:
+def _shared(plan: Plan) -> bool:
+    """Is it worth while to compute one image on several threads? They meet after every step, which takes some
+    microseconds, and have to be woken first."""
+    return sum(call.macs for call in plan.calls) >= _SHARED_MACS * len(plan.calls)
+
+
+def _model(plan: Plan, kernels: Mapping[str, int], offsets: list[int], shared: bool) -> str:
     return _fill("model.cpp", {
         "KERNELS": "\n".join(f"KERNEL(kernel_{n});" for n in kernels.values()),
-        "ARENA": str(_arena(plan)), "GROUP": str(group), "COUNT": str(len(plan.calls)),
+        "ARENA": str(_arena(plan)), "SHARED": "true" if shared else "false", "COUNT": str(len(plan.calls)),
         "INPUTS": str(len(plan.inputs)), "OUTPUTS": str(len(plan.outputs)),
         "INPUT_SIZE": ", ".join(str(prod(p.shape)) for p in plan.inputs),
         "OUTPUT_SIZE": ", ".join(str(prod(p.shape)) for p in plan.outputs),

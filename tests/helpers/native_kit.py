@@ -26,11 +26,11 @@ DRIVER = Path(__file__).with_name("native_driver.c")
 
 
 # ---- running --------------------------------------------------------------------------------------------------------
-def native_run(plan: Plan, feeds: Feeds, threads: int = 1, group: int = 1) -> list[Array]:
+def native_run(plan: Plan, feeds: Feeds, threads: int = 1, shared: bool | None = None) -> list[Array]:
     """Through gkp.runtime.native. float32 arrays [batch, *shape] by input name; the outputs in the plan's order."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        source.write(plan, folder, group)
+        source.write(plan, folder, shared)
         runner = NativeRunner(toolchain.build(folder, plan.cpu), threads)
         try:
             return runner.run(feeds)
@@ -38,7 +38,7 @@ def native_run(plan: Plan, feeds: Feeds, threads: int = 1, group: int = 1) -> li
             runner.close()
 
 
-def sanitized_run(plan: Plan, feeds: Feeds, threads: int = 1, group: int = 1,
+def sanitized_run(plan: Plan, feeds: Feeds, threads: int = 1, shared: bool | None = None,
                   sanitize: str = "address,undefined") -> list[Array]:
     """As a C program, with every access and every undefined operation checked: AssertionError with the report when there
     is one. Every array ends where its memory ends. Skips the test without a compiler that has sanitizers."""
@@ -53,10 +53,10 @@ def sanitized_run(plan: Plan, feeds: Feeds, threads: int = 1, group: int = 1,
                             "-lpthread"], cwd=folder, capture_output=True, text=True))
         return ["./driver"]
 
-    return _run_program(plan, feeds, threads, group, compile_program)
+    return _run_program(plan, feeds, threads, shared, compile_program)
 
 
-def qemu_run(plan: Plan, feeds: Feeds, threads: int = 1, group: int = 1, emulator: Sequence[str] = AARCH64) -> list[Array]:
+def qemu_run(plan: Plan, feeds: Feeds, threads: int = 1, shared: bool | None = None, emulator: Sequence[str] = AARCH64) -> list[Array]:
     """A C program that links model.so, on an emulated processor, both compiled with zig. Skips the test where zig, the
     emulator or the libc that it needs is absent."""
     path = shutil.which(emulator[0])
@@ -76,15 +76,15 @@ def qemu_run(plan: Plan, feeds: Feeds, threads: int = 1, group: int = 1, emulato
                            capture_output=True, text=True, env=toolchain.environment(str(folder))))
         return [path, *emulator[1:], "./driver"]
 
-    return _run_program(plan, feeds, threads, group, compile_program)
+    return _run_program(plan, feeds, threads, shared, compile_program)
 
 
-def _run_program(plan: Plan, feeds: Feeds, threads: int, group: int, compile_program: Callable[[Path], list[str]]
+def _run_program(plan: Plan, feeds: Feeds, threads: int, shared: bool | None, compile_program: Callable[[Path], list[str]]
                  ) -> list[Array]:
     batch = len(next(iter(feeds.values())))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        source.write(plan, folder, group)
+        source.write(plan, folder, shared)
         command = compile_program(folder)
         data = b"".join(np.ascontiguousarray(feeds[p.name], np.float32).tobytes() for p in plan.inputs)
         (folder / "inputs").write_bytes(data)

@@ -51,10 +51,10 @@ class Chance:
 
 
 @contextmanager
-def built(plan: Plan, group: int = 1) -> Iterator[Path]:
+def built(plan: Plan, shared: bool | None = None) -> Iterator[Path]:
     """The path of model.so."""
     with tempfile.TemporaryDirectory() as name:
-        source.write(plan, Path(name), group)
+        source.write(plan, Path(name), shared)
         yield toolchain.build(Path(name), plan.cpu)
 
 

@@ -31,8 +31,8 @@ CPU = host_cpu()
 OK, BAD_ARGUMENT, BUSY = 0, 1, 4
 
 
-def built(plan: Plan, folder: Path, group: int = 1) -> Path:
-    source.write(plan, folder, group)
+def built(plan: Plan, folder: Path, shared: bool | None = None) -> Path:
+    source.write(plan, folder, shared)
     return build(folder, plan.cpu)
 
 

@@ -39,7 +39,7 @@ struct Step {
 
 constexpr int MAX_THREADS = 1024;
 constexpr size_t ARENA = @ARENA@;  // floats of working memory for one image in flight, a multiple of 16
-constexpr long GROUP = @GROUP@;  // images in flight on one thread
+constexpr bool SHARED = @SHARED@;  // are steps long enough to be worth sharing among threads?
 constexpr int INPUTS = @INPUTS@, OUTPUTS = @OUTPUTS@;
 constexpr size_t INPUT_SIZE[] = {@INPUT_SIZE@};  // floats per image
 constexpr size_t OUTPUT_SIZE[] = {@OUTPUT_SIZE@};
@@ -64,7 +64,7 @@ struct gkp_model {
 
   float* arena(int worker) {
     char* aligned = memory + (64 - reinterpret_cast<uintptr_t>(memory) % 64) % 64;
-    return reinterpret_cast<float*>(aligned) + ARENA * GROUP * worker;
+    return reinterpret_cast<float*>(aligned) + ARENA * worker;
   }
 
   Pool pool;
@@ -104,11 +104,11 @@ double now() {
   return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
 }
 
-// Up to GROUP images on one thread, each step for all of them before the next: its weights stay in the cache.
-void compute_group(const Job& job, long first, long count, float* memory, double* seconds) {
+// One image on one thread.
+void compute_image(const Job& job, long image, float* memory, double* seconds) {
   double before = seconds != nullptr ? now() : 0;
   for (int s = 0; s < STEPS; ++s) {
-    for (long i = 0; i < count; ++i) job.compute(steps[s], first + i, memory + ARENA * i, 0, 1);
+    job.compute(steps[s], image, memory, 0, 1);
     if (seconds == nullptr) continue;
     const double after = now();
     seconds[s] += after - before;
@@ -116,18 +116,17 @@ void compute_group(const Job& job, long first, long count, float* memory, double
   }
 }
 
-// As many images as go evenly into the threads are taken group by group by whoever is free; the rest are computed one
-// after another by all threads together, each doing its part of every step.
+// As many images as go evenly into the threads (all, if steps are short) are taken one by one by whoever is free; the
+// rest are computed one after another by all threads together, each doing its part of every step.
 void work(void* context, int worker) {
   Job& job = *static_cast<Job*>(context);
   gkp_model& model = *job.model;
   const int threads = model.pool.threads();
-  const long alone = job.batch - job.batch % threads, share = alone / threads;
-  const long group = share < GROUP ? share : GROUP;
+  const long alone = SHARED ? job.batch - job.batch % threads : job.batch;
   while (alone > 0) {
-    const long first = job.next.fetch_add(group);
-    if (first >= alone) break;
-    compute_group(job, first, alone - first < group ? alone - first : group, model.arena(worker), nullptr);
+    const long image = job.next.fetch_add(1);
+    if (image >= alone) break;
+    compute_image(job, image, model.arena(worker), nullptr);
   }
   if (alone == job.batch) return;
   model.pool.meet();  // the first thread's arena is free now
@@ -177,7 +176,7 @@ int gkp_create(int threads, gkp_model** out) {
   *out = nullptr;
   if (threads < 1 || threads > MAX_THREADS) return fail_create(GKP_BAD_ARGUMENT, "threads must be 1 to 1024");
   if (const char* missing = missing_feature()) return fail_create(GKP_UNSUPPORTED_PROCESSOR, missing);
-  const size_t bytes = ARENA * sizeof(float) * GROUP * static_cast<size_t>(threads);
+  const size_t bytes = ARENA * sizeof(float) * static_cast<size_t>(threads);
   void* place = aligned_alloc(alignof(gkp_model), sizeof(gkp_model));
   char* memory = static_cast<char*>(calloc(bytes + 64, 1));  // kernels rely on zeros around planes
   if (place == nullptr || memory == nullptr) {
@@ -199,7 +198,11 @@ int gkp_create(int threads, gkp_model** out) {
 int gkp_run(gkp_model* model, long batch, const float* const* inputs, float* const* outputs) {
   if (const int status = reserve(model, batch, inputs, outputs)) return status;
   Job job{model, batch, inputs, outputs};
-  model->pool.run(work, &job);
+  if (!SHARED && batch == 1) {
+    compute_image(job, 0, model->arena(0), nullptr);
+  } else {
+    model->pool.run(work, &job);
+  }
   model->busy.store(false);
   return GKP_OK;
 }
@@ -208,9 +211,7 @@ int gkp_profile(gkp_model* model, long batch, const float* const* inputs, float*
   if (model != nullptr && seconds == nullptr) return fail(model, GKP_BAD_ARGUMENT, "seconds is NULL");
   if (const int status = reserve(model, batch, inputs, outputs)) return status;
   const Job job{model, batch, inputs, outputs};
-  for (long first = 0; first < batch; first += GROUP) {
-    compute_group(job, first, batch - first < GROUP ? batch - first : GROUP, model->arena(0), seconds);
-  }
+  for (long image = 0; image < batch; ++image) compute_image(job, image, model->arena(0), seconds);
   model->busy.store(false);
   return GKP_OK;
 }

@@ -17,10 +17,10 @@ def images(batch: int, *shape: int) -> np.ndarray[tuple[int, ...], np.dtype[np.f
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
-@pytest.mark.parametrize("group", [1, 3])
-def test_every_batch_is_computed_with_every_number_of_threads(threads: int, group: int) -> None:
+@pytest.mark.parametrize("shared", [True, False])
+def test_every_batch_is_computed_with_every_number_of_threads(threads: int, shared: bool) -> None:
     x = images(19, 3, 5, 7)
-    whole = native_run(two_step_plan(CPU), {"x": x}, threads, group)[0]
+    whole = native_run(two_step_plan(CPU), {"x": x}, threads, shared)[0]
     np.testing.assert_allclose(whole, 3 * x + 1, rtol=1e-6, atol=1e-6)
 
 
@@ -31,10 +31,10 @@ def test_several_inputs_and_outputs() -> None:
     np.testing.assert_allclose(triple, 3 * a, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("threads", "batch", "group"), [(1, 1, 1), (1, 7, 4), (2, 5, 1), (3, 7, 2), (8, 3, 1)])
-def test_address_and_undefined_behaviour_sanitizers_find_nothing(threads: int, batch: int, group: int) -> None:
+@pytest.mark.parametrize(("threads", "batch", "shared"), [(1, 1, True), (1, 7, False), (2, 5, True), (3, 7, False), (8, 3, True)])
+def test_address_and_undefined_behaviour_sanitizers_find_nothing(threads: int, batch: int, shared: bool) -> None:
     x = images(batch, 3, 5, 7)
-    np.testing.assert_allclose(sanitized_run(two_step_plan(CPU), {"x": x}, threads, group)[0], 3 * x + 1, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(sanitized_run(two_step_plan(CPU), {"x": x}, threads, shared)[0], 3 * x + 1, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(("threads", "batch"), [(2, 5), (4, 23), (8, 3)])

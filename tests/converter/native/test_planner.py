@@ -29,10 +29,10 @@ AARCH64 = CPUS["aarch64"]
 
 
 def check(program: Program, cpu: Cpu, timer: Chance | None = None, runs: tuple[tuple[int, int], ...] = ((1, 1), (3, 2), (1, 8)),
-          group: int = 1) -> None:
+          shared: bool | None = None) -> None:
     """runs: (batch, threads). Each handle runs twice, on different images: what the first run left in the arena counts."""
     plan = make_plan(program, cpu, timer)
-    with built(plan, group) as path:
+    with built(plan, shared) as path:
         for batch, threads in runs:
             runner = NativeRunner(path, threads)
             for seed in range(2):
@@ -73,7 +73,7 @@ def test_any_number_of_threads_and_images_gives_the_same(threads: int, network: 
 
 
 def test_resnet20_with_overlapping_branches() -> None:
-    check(resnet20(np.random.default_rng(0)), CPU, runs=((1, 1), (5, 2)), group=2)
+    check(resnet20(np.random.default_rng(0)), CPU, runs=((1, 1), (5, 2)), shared=True)
 
 
 # ---- corners --------------------------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ def test_the_same_program_gives_the_same_plan(cpu: Cpu) -> None:
     first, second = ([(c.kernel, c.x, c.r, c.y, c.layer, c.kind, c.macs) for c in p.calls] for p in plans)
     assert first == second
     assert plans[0].arena == plans[1].arena
-    assert source.describe(plans[0], 1, 0) == source.describe(plans[1], 1, 0)
+    assert source.describe(plans[0], 0) == source.describe(plans[1], 0)
 
 
 def test_the_plan_does_not_depend_on_the_process() -> None:

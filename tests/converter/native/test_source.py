@@ -23,8 +23,8 @@ HOSTILE = ['"; system("rm -rf /"); //', "*/ evil \\", "line\nbreak\r\x00", "\x7f
            "KERNEL", "</script>"]
 
 
-def written(plan: Plan, folder: Path, group: int = 1) -> dict[str, bytes]:
-    names = source.write(plan, folder, group)
+def written(plan: Plan, folder: Path, shared: bool | None = None) -> dict[str, bytes]:
+    names = source.write(plan, folder, shared)
     assert sorted(names) == sorted(p.name for p in folder.iterdir())
     return {name: (folder / name).read_bytes() for name in names}
 
@@ -83,8 +83,8 @@ def test_a_kind_cannot_leave_its_comment(tmp_path: Path) -> None:
 
 
 def test_the_description_says_what_memory_is_needed(tmp_path: Path) -> None:
-    about = json.loads(written(two_step_plan(CPU, (3, 5, 7)), tmp_path, group=4)["describe.json"])
-    assert about["arena_bytes"] == 4 * 128 * 4  # 121 floats in whole cache lines, for each of four images
+    about = json.loads(written(two_step_plan(CPU, (3, 5, 7)), tmp_path)["describe.json"])
+    assert about["arena_bytes"] == 4 * 128  # 121 floats in whole cache lines
     assert about["weights_bytes"] == 4
     assert about["peak_bytes"] == about["arena_bytes"] + about["weights_bytes"]
     assert about["inputs"] == [{"name": "x", "shape": [3, 5, 7]}]
