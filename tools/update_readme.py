@@ -36,7 +36,8 @@ def section(results: Bench) -> str:
     that table only."""
     rows = [row for row in results.rows if not (results.engines and row.target == "native")]
     ruler = ["---", "---", *["---:"] * (len(_HEADINGS) - 2)]
-    lines = [*_engines(results), _line(_HEADINGS), _line(ruler), *(_line(_cells(row)) for row in rows)]
+    lines = [*_engines(results), "Converted for stock runtimes:", "", _line(_HEADINGS), _line(ruler),
+             *(_line(_cells(row)) for row in rows)]
     return "\n".join([*lines, "", _conditions(results)])
 
 
@@ -44,14 +45,17 @@ def _engines(results: Bench) -> Iterator[str]:
     """Every engine on the dense model (the fastest in bold) and the native kernels on both; then what their layers reach."""
     if not results.engines:
         return
+    yield from ("`--target native`, every engine in one interleaved run (**bold**: the fastest dense engine):", "")
     yield _line(_ENGINE_HEADINGS)
     yield _line(["---", *["---:"] * (len(_ENGINE_HEADINGS) - 1)])
     for comparison in results.engines:
         yield _line(_engine_cells(comparison))
     yield ""
-    for sentence in (_layers(results.layers), _scaling(results)):
-        if sentence:
-            yield from (sentence, "")
+    if sentence := _pruning(results.engines):
+        yield from (sentence, "")
+    yield from _layers(results.layers)
+    if sentence := _scaling(results):
+        yield from (sentence, "")
 
 
 def _engine_cells(comparison: Comparison) -> list[str]:
@@ -65,6 +69,17 @@ def _engine_cells(comparison: Comparison) -> list[str]:
             _bold(pruned.vs_ort), _bold(pruned.vs_fastest), limit]
 
 
+def _pruning(comparisons: list[Comparison]) -> str:
+    """What pruning buys where both networks run in the same kernels."""
+    told = []
+    for comparison in comparisons:
+        found = {row.model: row.ms for row in comparison.rows if row.engine == "native"}
+        dense, pruned = found.get("dense"), found.get("pruned")
+        if dense is not None and pruned is not None:
+            told.append(f"{_plain(comparison.name)} (batch {comparison.batch}) {times(dense.median / pruned.median)}")
+    return f"Native dense over native pruned: {', '.join(told)}." if told else ""
+
+
 def _milliseconds(row: EngineRow, bold: bool = False) -> str:
     text = "not measured" if row.ms is None else milliseconds(row.ms.median)
     return f"**{text}**" if bold else text
@@ -75,11 +90,20 @@ def _bold(ratio: Ratio | None) -> str:
     return "not measured" if ratio is None else f"**{times(ratio.value)}** ({interval(ratio).partition(' (')[2]}"
 
 
-def _layers(models: list[NativeLayers]) -> str:
-    told = [f"{_plain(model.name)}: " + ", ".join(f"{kind.kind} {percent(kind.median)} ({percent(kind.lowest)})"
-                                                  for kind in model.kinds) for model in models if model.kinds]
-    return "Grouped 3x3 layers in the native kernels, share of the core's multiply-add peak, median (lowest): " \
-           + "; ".join(told) + "." if told else ""
+def _layers(models: list[NativeLayers]) -> Iterator[str]:
+    """A row per model, a column per kind of layer."""
+    kinds = list(dict.fromkeys(kind.kind for model in models for kind in model.kinds))
+    if not kinds:
+        return
+    yield from ("Grouped 3x3 layers of the native models: share of the core's multiply-add peak by the multiplications of "
+                "the kept weights, median (lowest). Winograd executes fewer, so it can pass 100 %.", "")
+    yield _line(["model", *kinds])
+    yield _line(["---", *["---:"] * len(kinds)])
+    for model in models:
+        found = {kind.kind: f"{percent(kind.median)} ({percent(kind.lowest)})" for kind in model.kinds}
+        if found:
+            yield _line([_plain(model.name), *(found.get(kind, "") for kind in kinds)])
+    yield ""
 
 
 def _scaling(results: Bench) -> str:

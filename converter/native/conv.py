@@ -17,7 +17,7 @@ from gkp.converter.native.kernel import Cpu, Recipe
 from gkp.converter.native.layout import Layout
 from gkp.converter.native.pixel import PixelTile, fits, pixel_kernel
 from gkp.converter.native.program import Conv, Value
-from gkp.converter.native.taps import used
+from gkp.converter.native.taps import is_sparse, used
 
 Tile = PixelTile | ChannelTile
 _SPARE = 3  # registers for inputs and weights beside the accumulators
@@ -82,11 +82,11 @@ def pixel_cycles(step: Conv, tile: PixelTile, source: Layout, target: Layout, cp
         columns = ceil(plane.width / cpu.lanes) if rows == 1 else 1
         per_tile, count = tile.vectors * columns, ceil(plane.height / (tile.vectors * rows))
         loads = kw * columns * (tile.vectors * rows + (kh - 1)) * (straddle if rows == 1 else 2.0)
-    total = 0.0
+    sparse, total = is_sparse(step.conv), 0.0
     for branch in step.conv.branches:
         n = len(branch.out_index)
         parts = ceil(n / tile.outputs)
-        share = len(used(branch)) / max(1, kh * kw * len(branch.in_index))
+        share = len(used(branch)) / max(1, kh * kw * len(branch.in_index)) if sparse else 1.0
         for size in (n * (k + 1) // parts - n * k // parts for k in range(parts)):
             spill = 1.5 if size * per_tile + _SPARE > cpu.registers else 1.0
             inner = max(size * per_tile * kh * kw, 4 * kh * kw, loads + size * kh * kw) / 2 * share * spill

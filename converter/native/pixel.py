@@ -19,7 +19,7 @@ from gkp.branched import Branch
 from gkp.converter.native.kernel import FUNCTION, SIGNATURE, Cpu, Recipe, activation
 from gkp.converter.native.layout import Layout
 from gkp.converter.native.program import Conv
-from gkp.converter.native.taps import used, with_rest
+from gkp.converter.native.taps import is_sparse, used, with_rest
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,8 @@ class _Writer:
         self.kh, self.kw = step.conv.kernel_shape
         self.dy, self.dx = step.conv.dilations
         self.top, self.left = step.conv.pads[0], step.conv.pads[1]
-        self.branches = branches = with_rest(step.conv)
-        dense = sum(b.weight.size for b in branches)
-        kept = sum(len(used(b)) * len(b.out_index) for b in branches)
-        self.sparse = kept < 0.9 * dense  # zero taps: a list of taps instead of whole windows
+        self.branches = with_rest(step.conv)
+        self.sparse = is_sparse(step.conv)  # zero taps: a list of taps instead of whole windows
         plane = target.value
         if tile.line:
             self.length = (plane.height - 1) * target.row + plane.width

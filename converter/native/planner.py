@@ -17,16 +17,28 @@ from gkp.converter.native.steps.convert import convert
 from gkp.converter.native.steps.pack import pack, unpack
 from gkp.converter.native.tune import Model, Timer
 from gkp.converter.native.ways import Way, conv_ways, fastest
+from gkp.errors import UnsupportedModelError
+
+_MOST_FLOATS = 1 << 28
+"""Of one value: a GiB. Offsets are 32-bit numbers, and Winograd's transforms are several times as large."""
 
 
 def make_plan(program: Program, cpu: Cpu, timer: Timer | None = None) -> Plan:
     """Choose tiles and layouts by what `timer` says (default: the model), and lay everything out."""
     program = contiguous_outputs(program)
     at = geometry(program, cpu.lanes)
+    _check_sizes(at)
     found = fastest(conv_ways(program, at, cpu), timer or Model())
     times = {n: {w.kinds: w.seconds for w in ways} for n, ways in found.items()}
     kinds = choose_layouts(program, at, times.__getitem__)
     return _Planner(program, cpu, at, kinds, found).plan()
+
+
+def _check_sizes(at: Geometry) -> None:
+    largest = max((layout.size for kinds in at.layouts for layout in kinds.values()), default=0)
+    if largest > _MOST_FLOATS:
+        raise UnsupportedModelError(f"a value of the network needs {largest >> 18} MiB per image, the native kernels take "
+                                    f"{_MOST_FLOATS >> 18} MiB", "use --target ort, or smaller images")
 
 
 # ---- calls ------------------------------------------------------------------------------------------------------

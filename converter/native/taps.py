@@ -17,6 +17,13 @@ def used(branch: Branch) -> npt.NDArray[np.int64]:
 
 
 @lru_cache(maxsize=1024)
+def is_sparse(conv: BranchedConv) -> bool:
+    """Are so many taps zero that a list of taps beats whole windows, which reuse what they load?"""
+    kept = sum(len(used(b)) * len(b.out_index) for b in conv.branches)
+    return kept < 0.9 * sum(b.weight.size for b in conv.branches)
+
+
+@lru_cache(maxsize=1024)
 def with_rest(conv: BranchedConv) -> tuple[Branch, ...]:
     """The branches that write something, and one without inputs for the outputs that no branch writes (they equal their
     bias)."""

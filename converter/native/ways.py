@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from gkp.converter.native.conv import conv_kernel, cycles, polyphase, polyphase_value, tiles
+from gkp.converter.native.conv import Tile, conv_kernel, cycles, polyphase, polyphase_value, tiles
 from gkp.converter.native.geometry import Geometry, Kind
 from gkp.converter.native.kernel import Cpu, Kernel, recipe
 from gkp.converter.native.layout import Layout, planar
+from gkp.converter.native.pixel import PixelTile
 from gkp.converter.native.program import Conv, Program
 from gkp.converter.native.steps.convert import space_to_depth
+from gkp.converter.native.taps import is_sparse, used
 from gkp.converter.native.tune import Timer, Trial
 from gkp.converter.native.winograd import Rows, Tiles, rows, rows_fit, rows_in, rows_out, tiles_fit, tiles_in, tiles_out
 from gkp.converter.native.winograd import tiles as winograd_tiles
@@ -83,9 +85,11 @@ def _name(step: Conv) -> str:
     return f"conv {kh}x{kw}" + (f" stride {stride}" if stride > 1 else "")
 
 
-def _macs(step: Conv, target: Layout) -> int:
-    """Multiply-accumulates of one image: a (branch, channel, tap) that is zero for all outputs costs nothing."""
-    return target.value.pixels * sum(len(b.out_index) * int((b.weight != 0).any(axis=0).sum())
+def _macs(step: Conv, tile: Tile, target: Layout) -> int:
+    """Multiply-accumulates that are executed for one image: a (branch, channel, tap) that is zero for all outputs costs
+    nothing, except in windows of pixels with few such taps."""
+    windows = isinstance(tile, PixelTile) and not is_sparse(step.conv)
+    return target.value.pixels * sum(b.weight.size if windows else len(b.out_index) * len(used(b))
                                      for b in step.conv.branches)
 
 
@@ -93,7 +97,7 @@ def _direct(step: Conv, source: Layout, target: Layout, residual: Layout | None,
     for tile in tiles(step, source, target, cpu):
         trial = Trial(conv_kernel(step, tile, source, target, residual, cpu), source.size,
                       residual.size if residual else 0, target.size, cycles(step, tile, source, target, cpu))
-        yield Way(kinds, f"{_name(step)}, {tile.label}", trial, _macs(step, target))
+        yield Way(kinds, f"{_name(step)}, {tile.label}", trial, _macs(step, tile, target))
 
 
 def _side(kernel: Kernel, between: Layout, x: int, r: int, y: int, name: str, cpu: Cpu) -> Side:
@@ -136,4 +140,5 @@ def _winograd(step: Conv, plan: Rows | Tiles, first: Kernel, last: Kernel, sourc
     for tile in tiles(plan.step, plan.source, plan.target, cpu, 6):
         trial = Trial(conv_kernel(plan.step, tile, plan.source, plan.target, None, cpu), plan.source.size, 0,
                       plan.target.size, cycles(plan.step, tile, plan.source, plan.target, cpu))
-        yield Way((kind, kind), f"{_name(step)} {label}, {tile.label}", trial, _macs(plan.step, plan.target), before, after)
+        macs = _macs(plan.step, tile, plan.target)
+        yield Way((kind, kind), f"{_name(step)} {label}, {tile.label}", trial, macs, before, after)

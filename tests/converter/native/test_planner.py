@@ -22,6 +22,7 @@ from gkp.converter.native.plan import Place
 from gkp.converter.native.planner import make_plan
 from gkp.converter.native.program import Activation, Affine, Binary, Conv, Port, Program, Reshape, Value
 from gkp.converter.native.toolchain import host_cpu
+from gkp.errors import UnsupportedModelError
 from gkp.runtime.native import NativeRunner
 
 CPU = host_cpu()
@@ -236,3 +237,11 @@ def test_resnet20_on_aarch64() -> None:
     program = resnet20(np.random.default_rng(0), 16)
     feeds = feeds_for(program, 2)
     assert_right(program, feeds, qemu_run(make_plan(program, AARCH64), feeds), "aarch64")
+
+
+def test_values_too_large_for_the_kernels_are_refused_before_anything_is_made() -> None:
+    values = (Value(16, 5000, 5000), Value(16, 5000, 5000))
+    program = Program(values, (Affine(0, 1, np.ones(16, np.float32), np.zeros(16, np.float32)),),
+                      (Port("x", 0, (16, 5000, 5000)),), (Port("y", 1, (16, 5000, 5000)),))
+    with pytest.raises(UnsupportedModelError, match="1525 MiB per image"):
+        make_plan(program, CPU)
