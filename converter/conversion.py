@@ -23,7 +23,7 @@ from gkp.converter.native.roofline import network_roofline
 from gkp.converter.options import ConvertOptions
 from gkp.converter.recognise import left_over, recognise, simplify
 from gkp.converter.reference import Run, evaluator
-from gkp.converter.rows import Timed, measurements, time_rows
+from gkp.converter.rows import Timed, fastest, measurements, time_rows
 from gkp.converter.sources import GroupedModel, open_any
 from gkp.converter.sources.base import sample_inputs
 from gkp.converter.targets import NativeOptions, Target, make_target
@@ -164,13 +164,9 @@ class Conversion:
                           progress=self.progress)
         converted = self._guard(timed, same)
         self.notes += timed.notes
-        rows = {"converted": converted, "as_is": "as_is"}
+        rows = {"converted": [converted], "as_is": ["as_is"], "dense": list(dense)}
         if dense:
-            rows["dense"] = self._fastest(timed, list(dense))
-            self.dense_row, engine = dense[rows["dense"]]
-            if engine is not self.target:
-                self.notes.append(f"dense baseline: on {engine.version()}, the fastest of "
-                                  f"{', '.join(r.name for r in rivals)}; the model as given runs on {rivals[0].name}")
+            self._name_baseline(timed, dense)
         self.rows = measurements(timed, rows, self.threads, self._theoretical())
         if self.target.signed:
             self.roofline = self._roofline()
@@ -227,15 +223,17 @@ class Conversion:
                 for ours, theirs in zip(self.opened.model.graph.input, model.graph.input, strict=True)
                 if ours.name in self.dynamic}
 
-    def _fastest(self, timed: Timed, names: list[str]) -> str:
-        def total(name: str) -> float:
-            return sum(min(s[name]) for s in timed.samples.values() if name in s)
-
-        present = [n for n in names if all(n in s for s in timed.samples.values())]
-        best = min(present, key=total) if present else names[0]
-        if best.startswith("simplified"):
+    def _name_baseline(self, timed: Timed, dense: Mapping[str, tuple[onnx.ModelProto, Target]]) -> None:
+        """Notes on what the dense baseline is at each batch; the artefact keeps that of the first batch."""
+        best = {batch: name for batch, samples in timed.samples.items() if (name := fastest(samples, list(dense)))}
+        self.dense_row = dense[next(iter(best.values()), next(iter(dense)))][0]
+        if any(name.startswith("simplified") for name in best.values()):
             self.notes.append("dense baseline: the given file, simplified by gkp (faster than the file as it is)")
-        return best
+        engines = list(dict.fromkeys(target for _, target in dense.values()))
+        if engines != [self.target]:
+            told = ", ".join(f"{dense[name][1].version()} at batch {batch}" for batch, name in best.items())
+            self.notes.append(f"dense baseline: the fastest of {', '.join(e.name for e in engines)}: {told}; the model as "
+                              f"given runs on {engines[0].name}")
 
     def _theoretical(self) -> float | None:
         return None if self.kind == "as_is" else round(self.dense_macs / max(1, self.totals[0]), 4)

@@ -62,6 +62,11 @@ def time_rows(models: Mapping[str, AtBatch], like: onnx.ModelProto, target: Targ
     return Timed(samples, notes)
 
 
+def fastest(samples: Mapping[str, Sequence[float]], names: Sequence[str]) -> str | None:
+    """The name with the smallest median, of those that were timed."""
+    return min((n for n in names if n in samples), key=lambda n: timing(samples[n]).median, default=None)
+
+
 def _try(name: str, at_batch: AtBatch, batch: int, feeds: Mapping[str, Any], target: Target, threads: int,
          notes: list[str]) -> Runner | None:
     runner = None
@@ -85,11 +90,12 @@ def _call(runner: Runner, feeds: dict[str, Any]) -> Callable[[], object]:
     return lambda: runner.run(feeds)
 
 
-def measurements(timed: Timed, rows: Mapping[str, str], threads: int, theoretical: float | None) -> list[Measurement]:
-    """rows: which sampled model stands in which row ("dense", "as_is", "converted")."""
+def measurements(timed: Timed, rows: Mapping[str, Sequence[str]], threads: int,
+                 theoretical: float | None) -> list[Measurement]:
+    """rows: which sampled models may stand in which row ("dense", "as_is", "converted"); the fastest does, at each batch."""
     out = []
     for batch, samples in timed.samples.items():
-        found = {row: samples[name] for row, name in rows.items() if name in samples}
+        found = {row: samples[best] for row, names in rows.items() if (best := fastest(samples, names)) is not None}
         times = {row: timing(s) for row, s in found.items()}
         converted = found.get("converted")
 

@@ -93,7 +93,8 @@ class _Writer:
     def _offsets(self, b: Branch) -> npt.NDArray[np.int64]:
         (dy, dx), s = self.step.conv.dilations, self.source
         c, ky, kx = self._order(b).T
-        return s.channel_offsets(b.in_index[c]) + ky * dy * s.row + kx * dx * s.column
+        offsets: npt.NDArray[np.int64] = s.channel_offsets(b.in_index[c]) + ky * dy * s.row + kx * dx * s.column
+        return offsets
 
     # ---- data ---------------------------------------------------------------------------------------------------
     def recipe(self) -> Recipe:
