@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -67,9 +68,8 @@ class OpenVinoRunner:
     """OpenVINO on the CPU, latency mode, one stream, `threads` threads, float32."""
 
     def __init__(self, model: Model, threads: int) -> None:
-        ov = import_openvino()
+        core = _openvino_core()
         try:
-            core = ov.Core()
             options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1,
                        "INFERENCE_PRECISION_HINT": "f32"}
             compiled = core.compile_model(core.read_model(model), "CPU", options)
@@ -89,6 +89,14 @@ class OpenVinoRunner:
 
     def close(self) -> None:
         del self._request
+
+
+@cache
+def _openvino_core() -> Any:
+    """One for the process. Its CPU plugin sets the stack for signal handlers (sigaltstack) when it starts, and the one it
+    found when it ends: of two, the first to end leaves the second one's successor with freed memory, and the next Ctrl-C
+    is a crash."""
+    return import_openvino().Core()
 
 
 def import_ort() -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -74,3 +76,23 @@ def test_a_missing_runtime_says_how_to_get_it(module: str, call: str, extra: str
     outcome = blocked([module], body)
     assert "is not installed" in outcome.out
     assert f"gkp[{extra}]" in outcome.out
+
+
+@pytest.mark.parametrize("order", ["", "[::-1]"])
+def test_a_signal_after_two_openvino_models_is_handled(order: str, tmp_path: Path) -> None:
+    """OpenVINO exchanges the stack of signal handlers: with two of its cores Ctrl-C was a segmentation fault."""
+    path = save(small_net(), tmp_path / "m.onnx")
+    program = f"""
+import os, signal, sys
+from pathlib import Path
+from gkp.runtime.runners import OpenVinoRunner
+runners = [OpenVinoRunner(Path({str(path)!r}), 1) for _ in range(2)]
+for runner in runners{order}:
+    runner.close()
+del runner, runners
+rubbish = [bytearray(11568) for _ in range(1000)]
+signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+os.kill(os.getpid(), signal.SIGINT)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 130, done.stderr
