@@ -136,13 +136,15 @@ def _tool() -> ModuleType:
 
 def test_the_table_is_what_the_tool_writes() -> None:
     tool, readme = _tool(), _read(README)
-    assert readme == tool.updated(readme, tool.read())
+    results, details = tool.read(), _read(tool.DETAILS)
+    assert readme == tool.updated(readme, tool.section(results))
+    assert details == tool.updated(details, tool.details(results))
 
 
 def test_the_tool_writes_one_row_per_measurement_and_keeps_the_rest() -> None:
     tool = _tool()
     results = tool.read()
-    before, after = tool.updated(f"above\n{tool.START}\nold\n{tool.END}\nbelow\n", results).split(tool.section(results))
+    before, after = tool.updated(f"above\n{tool.START}\nold\n{tool.END}\nbelow\n", tool.section(results)).split(tool.section(results))
     assert (before, after) == (f"above\n{tool.START}\n", f"\n{tool.END}\nbelow\n")
     assert sum(row.name in tool.section(results) for row in results.rows) == len(results.rows) > 0
     shown = [row for row in results.rows if not (results.engines and row.target == "native")]
@@ -153,7 +155,7 @@ def test_the_tool_writes_one_row_per_measurement_and_keeps_the_rest() -> None:
 def test_the_tool_refuses_a_readme_without_its_markers() -> None:
     tool = _tool()
     with pytest.raises(ValueError, match="lacks"):
-        tool.updated("no markers here", tool.read())
+        tool.updated("no markers here", "text")
 
 
 # ---- what the repository never holds --------------------------------------------------------------------------------

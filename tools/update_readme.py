@@ -1,4 +1,5 @@
-"""Writes the benchmark tables of README.md from docs/benchmarks/cpu.json, which `gkp bench --suite cpu --json` wrote.
+"""Writes the benchmark tables of README.md and docs/measuring.md from docs/benchmarks/cpu.json, which
+`gkp bench --suite cpu --json` wrote.
 
 usage: python tools/update_readme.py
 """
@@ -19,6 +20,7 @@ from gkp.manifest import Ratio
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "benchmarks" / "cpu.json"
 README = ROOT / "README.md"
+DETAILS = ROOT / "docs" / "measuring.md"
 START, END = "<!-- benchmarks: written by tools/update_readme.py -->", "<!-- /benchmarks -->"
 _HEADINGS = ("model", "target", "batch", "dense, ms", "as given", "converted (95 % interval)", "theoretical")
 _STOCK = ("ort", "openvino", "ncnn")
@@ -36,8 +38,7 @@ def section(results: Bench) -> str:
     that table only."""
     rows = [row for row in results.rows if not (results.engines and row.target == "native")]
     ruler = ["---", "---", *["---:"] * (len(_HEADINGS) - 2)]
-    lines = [*_engines(results), "Converted for stock runtimes:", "", _line(_HEADINGS), _line(ruler),
-             *(_line(_cells(row)) for row in rows)]
+    lines = [*_engines(results), _line(_HEADINGS), _line(ruler), *(_line(_cells(row)) for row in rows)]
     return "\n".join([*lines, "", _conditions(results)])
 
 
@@ -45,16 +46,12 @@ def _engines(results: Bench) -> Iterator[str]:
     """Every engine on the dense model (the fastest in bold) and the native kernels on both; then what their layers reach."""
     if not results.engines:
         return
-    yield from ("`--target native`, every engine in one interleaved run (**bold**: the fastest dense engine):", "")
     yield _line(_ENGINE_HEADINGS)
     yield _line(["---", *["---:"] * (len(_ENGINE_HEADINGS) - 1)])
     for comparison in results.engines:
         yield _line(_engine_cells(comparison))
     yield ""
     if sentence := _pruning(results.engines):
-        yield from (sentence, "")
-    yield from _layers(results.layers)
-    if sentence := _scaling(results):
         yield from (sentence, "")
 
 
@@ -112,13 +109,18 @@ def _scaling(results: Bench) -> str:
     return f"{min(threads)} threads over one, native, batch 64: {', '.join(told)}." if told else ""
 
 
-def updated(readme: str, results: Bench) -> str:
-    """The README with the table between its two markers replaced. ValueError when a marker is missing."""
-    before, start, rest = readme.partition(START)
+def details(results: Bench) -> str:
+    """What the layers and two threads of the native kernels reach, as Markdown."""
+    return "\n".join([*_layers(results.layers), *([sentence] if (sentence := _scaling(results)) else [])])
+
+
+def updated(page: str, text: str) -> str:
+    """A page with what is between its two markers replaced. ValueError when a marker is missing."""
+    before, start, rest = page.partition(START)
     _, end, after = rest.partition(END)
     if not start or not end:
-        raise ValueError(f"README lacks {START} or {END}")
-    return f"{before}{START}\n{section(results)}\n{END}{after}"
+        raise ValueError(f"the page lacks {START} or {END}")
+    return f"{before}{START}\n{text}\n{END}{after}"
 
 
 def _line(cells: Any) -> str:
@@ -149,7 +151,9 @@ def _conditions(results: Bench) -> str:
 
 
 def main() -> None:
-    README.write_text(updated(README.read_text(encoding="utf-8"), read()), encoding="utf-8")
+    results = read()
+    for page, text in ((README, section(results)), (DETAILS, details(results))):
+        page.write_text(updated(page.read_text(encoding="utf-8"), text), encoding="utf-8")
 
 
 if __name__ == "__main__":
