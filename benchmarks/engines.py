@@ -12,10 +12,9 @@ import numpy as np
 import onnx
 
 from gkp.benchmarks.results import Comparison, EngineRow
-from gkp.converter.choose import choose
+from gkp.converter.choose import all_dense
 from gkp.converter.describe import graph_macs
 from gkp.converter.dynamic import batch_axes, free_axes
-from gkp.converter.forms import Settings, chosen
 from gkp.converter.graph import Graph
 from gkp.converter.ncnn import ncnn_runner
 from gkp.converter.recognise import recognise, simplify
@@ -177,7 +176,7 @@ def _ncnn(dense: Graph, threads: int, off: Sequence[str]) -> Runner:
 
 def _lowered(dense: Graph, target: Target) -> onnx.ModelProto:
     """Stock ONNX in the target's dense forms."""
-    return target.lower(dense, chosen(choose(dense, target, Settings(strategy="dense")))).to_model()
+    return all_dense(dense, target).to_model()
 
 
 def _time(runners: Mapping[int, Runner], feeds: Mapping[str, Any], seconds: float,

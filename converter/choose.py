@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gkp.converter import node as branched_node
 from gkp.converter.cost import estimate_ms
-from gkp.converter.forms import Choice, LayerChoice, Progress, Settings, default_form
+from gkp.converter.forms import Choice, LayerChoice, Progress, Settings, chosen, default_form
 from gkp.converter.graph import Graph, Node, spatial
 from gkp.converter.lower.candidates import candidates
 from gkp.converter.targets.base import Target
@@ -31,6 +31,11 @@ def choose(graph: Graph, target: Target, settings: Settings, progress: Progress 
                              f"its forms: {', '.join(c.name for c in layer.options)}")
         layer.take(wanted, "asked for with --layer")
     return choice
+
+
+def all_dense(graph: Graph, target: Target) -> Graph:
+    """Lowered to the target's own dense forms: a baseline gets the channel padding that a converted model gets."""
+    return target.lower(graph, chosen(choose(graph, target, Settings(strategy="dense"))))
 
 
 def _layer(node: Node, target: Target, settings: Settings) -> LayerChoice:

@@ -13,7 +13,7 @@ import onnx
 
 from gkp import _version, manifest
 from gkp.converter.artefact import Artefact, check_destination, staged
-from gkp.converter.choose import choose
+from gkp.converter.choose import all_dense, choose
 from gkp.converter.describe import executed_macs, graph_macs, graph_params, layer_rows, tensors
 from gkp.converter.dynamic import batch_axes, free_axes
 from gkp.converter.forms import Choice, Settings, all_default, chosen
@@ -208,11 +208,11 @@ class Conversion:
             axes = self._named_like(self.given.model)
             for where, target in engines.items():
                 found[f"dense{where}"] = free_axes(self.given.model, axes), target
-                found[f"simplified{where}"] = target.to_model(_all_dense(simplify(graph), target), axes), target
+                found[f"simplified{where}"] = target.to_model(all_dense(simplify(graph), target), axes), target
         elif self.twin is not None:
             self.dense_macs = graph_macs(self.twin)
             for where, target in engines.items():
-                found[f"dense{where}"] = target.to_model(_all_dense(simplify(self.twin), target), self.dynamic), target
+                found[f"dense{where}"] = target.to_model(all_dense(simplify(self.twin), target), self.dynamic), target
         else:
             self.dense_macs = self.totals[0]
         return found
@@ -326,11 +326,6 @@ class Conversion:
     def _output_axes(self) -> dict[str, dict[int, str]]:
         axes = next((a for a in self.dynamic.values() if 0 in a), None)
         return {o.name: {0: axes[0]} for o in self.opened.model.graph.output} if axes else {}
-
-
-def _all_dense(graph: Graph, target: Target) -> Graph:
-    """Lowered to the target's own dense forms: the baseline gets the channel padding that the converted model gets."""
-    return target.lower(graph, chosen(choose(graph, target, Settings(strategy="dense"))))
 
 
 def _always(model: onnx.ModelProto) -> Callable[[int], onnx.ModelProto]:

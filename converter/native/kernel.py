@@ -84,7 +84,6 @@ static inline V keep(V v, const int* mask) {
   return (V)((I)v & *reinterpret_cast<const Iu*>(mask));
 }
 
-static inline V none(V v) { return v; }
 // As ONNX Runtime does: NaN stays NaN, -0 stays -0 (written so that one max instruction computes it).
 static inline V relu(V v) { return 0.0f > v ? V{} : v; }
 static inline V relu6(V v) { v = relu(v); return 6.0f < v ? splat(6.0f) : v; }

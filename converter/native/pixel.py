@@ -39,15 +39,6 @@ class PixelTile:
                 f"{' by tile' if self.by_tile else ''}")
 
 
-@dataclass(frozen=True)
-class Tap:
-    """One input pixel per output pixel: channel number in the branch, displacement in the source's plane."""
-
-    channel: int
-    dy: int
-    dx: int
-
-
 def pixel_kernel(step: Conv, tile: PixelTile, source: Layout, target: Layout, cpu: Cpu) -> Recipe:
     """The kernel of a convolution with stride 1. The source's halo covers the pads; in line mode both planes have the
     same row pitch. A residual has the target's layout."""

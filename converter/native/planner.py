@@ -145,7 +145,7 @@ class _Planner:
                           getattr(step, "layer", ""), type(step).__name__.lower(), count))
 
     def _kind_for(self, value: int, target: Kind) -> Kind:
-        """The kind in which a simple step reads a value: the home, unless that is slow beside the target's."""
+        """The kind in which a simple step reads a value: the target's where the value is there in it, else its home."""
         return target if target in self.at.kinds(value) and (value, target) in self.homes else self.kinds[value]
 
     def _finish(self) -> Plan:

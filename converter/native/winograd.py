@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
@@ -36,20 +37,13 @@ def cook_toom(m: int, r: int = 3) -> tuple[Matrix, Matrix, Matrix]:
     """(A^T [m, n], G [n, r], B^T [n, n]) of F(m, r) with n = m + r - 1 points, the last one infinity."""
     points = [Fraction(p) for p in _POINTS[m + r - 3]]
     n = m + r - 1
-    scale = [_product(points[i] - p for j, p in enumerate(points) if j != i) for i in range(n - 1)]
+    scale = [prod(points[i] - p for j, p in enumerate(points) if j != i) for i in range(n - 1)]
     at = [[p ** k for p in points] + [Fraction(int(k == m - 1))] for k in range(m)]
     g = [[p ** k / s for k in range(r)] for p, s in zip(points, scale, strict=True)]
     g.append([Fraction(int(k == r - 1)) for k in range(r)])
     bt = [[*_coefficients([p for j, p in enumerate(points) if j != i]), Fraction(0)] for i in range(n - 1)]
     bt.append(_coefficients(points))
     return _array(at), _array(g), _array(bt)
-
-
-def _product(values: object) -> Fraction:
-    result = Fraction(1)
-    for v in values:  # type: ignore[attr-defined]
-        result *= v
-    return result
 
 
 def _coefficients(roots: list[Fraction]) -> list[Fraction]:

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from interpret import run_step
 from kernel_kit import PARTS, Buffer, Case, Function, check_bounds, compile_kernels
 
 from gkp.branched import Branch, BranchedConv
 from gkp.converter.native.geometry import Geometry, Kind
-from gkp.converter.native.interpret import run_step
 from gkp.converter.native.kernel import Cpu, Kernel
 from gkp.converter.native.layout import Halo, Layout, channels_last, planar
 from gkp.converter.native.program import Activation, Conv, Program, Value

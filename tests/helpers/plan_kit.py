@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from conv_kit import random_conv
+from interpret import interpret
 from program_kit import check_program
 
 from gkp.branched import Branch, BranchedConv
 from gkp.converter.native import source, toolchain
-from gkp.converter.native.interpret import interpret
 from gkp.converter.native.plan import Plan
 from gkp.converter.native.program import (
     Activation,

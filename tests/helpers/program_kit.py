@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+from interpret import interpret
 from onnx_kit import assert_close, feeds_of, run_ort
 
 from gkp.converter.graph import Graph
 from gkp.converter.native.frontend import program
 from gkp.converter.native.fuse import fuse
-from gkp.converter.native.interpret import interpret
 from gkp.converter.native.program import Copy, Program, Step, reads
 from gkp.converter.recognise import recognise, simplify
 

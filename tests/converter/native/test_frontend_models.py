@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from interpret import interpret
 from onnx_kit import assert_close, feeds_of
 from program_kit import check_program, kinds, one_form_graph, translated
 from torch_kit import liven, shared
@@ -16,7 +17,6 @@ from gkp.benchmarks.suites import block_diagonal, resnet50
 from gkp.converter.graph import Graph
 from gkp.converter.native.frontend import program
 from gkp.converter.native.fuse import fuse
-from gkp.converter.native.interpret import interpret
 from gkp.converter.native.program import Activation, Affine, Conv, Depthwise, Program
 from gkp.converter.recognise import recognise, simplify
 from gkp.converter.sources import GroupedModel, OpenOptions, open_any

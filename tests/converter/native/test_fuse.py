@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interpret import interpret
 from onnx_kit import assert_close
 from program_kit import check_program, kinds, only
 
 from gkp.branched import BranchedConv
 from gkp.converter.native.fuse import fuse
-from gkp.converter.native.interpret import interpret
 from gkp.converter.native.program import (
     Activation,
     Affine,

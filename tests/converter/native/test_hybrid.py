@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
+from interpret import interpret
 from net_blocks import networks
 from onnx import TensorProto, helper
 from onnx_kit import Net, assert_close, checked, feeds_of, run_ort
@@ -19,7 +20,6 @@ from gkp.converter.graph import Graph
 from gkp.converter.native.frontend import program
 from gkp.converter.native.fuse import fuse
 from gkp.converter.native.hybrid import NATIVE, ONNX, Segment, segments, stock_model
-from gkp.converter.native.interpret import interpret
 from gkp.errors import UnsupportedModelError
 
 

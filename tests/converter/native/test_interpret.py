@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interpret import activate, interpret, run_step
 from onnx_kit import Net, run_ort
 
 from gkp.branched import BranchedConv
-from gkp.converter.native.interpret import activate, interpret, run_step
 from gkp.converter.native.program import (
     Activation,
     Affine,

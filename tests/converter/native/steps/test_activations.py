@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pytest
+from interpret import activate
 from kernel_kit import compile_kernels, cpus
 
-from gkp.converter.native.interpret import activate
 from gkp.converter.native.kernel import FUNCTION, SIGNATURE, Cpu, Kernel
 from gkp.converter.native.program import Activation
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from interpret import run_step
 from kernel_kit import Array, Buffer, Case, check, check_bounds, compile_kernels, cpus, normal, random_buffer, random_value
 
-from gkp.converter.native.interpret import run_step
 from gkp.converter.native.kernel import Cpu
 from gkp.converter.native.program import Activation, Affine, Binary, Depthwise, Pool, Program, Softmax, Value
 from gkp.converter.native.steps import SimpleStep, step_kernel
