@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EXAMPLE := examples/resnet20_cifar10
 
-.PHONY: demo test lint fuzz bench clean
+.PHONY: demo test lint fuzz bench bench-gpu clean
 
 demo: .venv/installed ## convert a trained model, print the table, write demo/report.html
 	mkdir -p demo
@@ -23,6 +23,9 @@ fuzz: .venv/installed ## mutate real checkpoints 10,000 times: nothing may run, 
 
 bench: .venv/installed ## the standard suite; CHECKPOINTS=DIR adds the published checkpoints
 	$(BIN)/gkp bench --suite cpu $(if $(CHECKPOINTS),--checkpoints $(CHECKPOINTS))
+
+bench-gpu: ## the GPU suite, by PYTHON with torch (nothing is installed); under 8 minutes; JSON=FILE
+	$(PYTHON) tools/bench_gpu.py $(or $(JSON),bench-gpu.json)
 
 .venv/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

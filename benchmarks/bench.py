@@ -13,7 +13,7 @@ from gkp import manifest as manifest_module
 from gkp.benchmarks.results import Row
 from gkp.benchmarks.wording import clean, interval, milliseconds, times
 from gkp.manifest import Manifest, Timing
-from gkp.runtime.load import open_runner
+from gkp.runtime.load import open_baseline, open_runner
 from gkp.runtime.measure import interleave, ratio, timing
 
 Report = Callable[[str, float | None], None]
@@ -40,8 +40,8 @@ def _declared_batch(written: Manifest) -> int:
 
 def _row(directory: Path, written: Manifest, batch: int, seconds: float, trust_code: bool) -> Row:
     runners = {"converted": open_runner(directory, written, trust_code)}
-    if "dense.onnx" in written.files:
-        runners["dense"] = open_runner(directory, written, model="dense.onnx")
+    if (dense := open_baseline(directory, written, trust_code)) is not None:
+        runners["dense"] = dense
     try:
         rng = np.random.default_rng(0)
         arrays = [rng.standard_normal([batch, *(n if isinstance(n, int) else 1 for n in i.shape[1:])]).astype(i.dtype)
@@ -52,10 +52,10 @@ def _row(directory: Path, written: Manifest, batch: int, seconds: float, trust_c
     finally:
         for runner in runners.values():
             runner.close()
-    dense = samples.get("dense")
+    reference = samples.get("dense")
     return Row(name=clean(directory.name, 60), target=written.target, batch=batch, threads=written.threads,
-               dense_ms=timing(dense) if dense else None, as_is_ms=None, converted_ms=timing(samples["converted"]),
-               speedup=ratio(dense, samples["converted"]) if dense else None, vs_as_is=None,
+               dense_ms=timing(reference) if reference else None, as_is_ms=None, converted_ms=timing(samples["converted"]),
+               speedup=ratio(reference, samples["converted"]) if reference else None, vs_as_is=None,
                theoretical=written.speedup.theoretical)
 
 

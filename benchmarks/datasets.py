@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gkp.errors import FileError, UsageError
+from gkp.errors import UsageError
+from gkp.pruning import cifar10
 
 Array = npt.NDArray[Any]
-CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 _SYSTEM_STD = {"dsp": (0.2470, 0.2435, 0.2616)}
-_MAX_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class TestSet:
 
 def normalisation(system: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(mean, std) that the system's published CIFAR-10 checkpoints were trained with."""
-    return CIFAR10_MEAN, _SYSTEM_STD.get(system, CIFAR10_STD)
+    return cifar10.MEAN, _SYSTEM_STD.get(system, cifar10.STD)
 
 
 def triple(text: str | None, default: tuple[float, ...], option: str) -> tuple[float, ...]:
@@ -52,46 +51,10 @@ def triple(text: str | None, default: tuple[float, ...], option: str) -> tuple[f
 def load_test_set(spec: str) -> TestSet:
     """`cifar10:DIR`: cifar10_test.npz in DIR, else the standard python version (cifar-10-batches-py/test_batch), whose
     pickle is read without executing anything. FileError / UsageError when it is not there or malformed."""
+    from gkp.converter.sources._torchfile import read_pickle_file
+
     kind, _, folder = spec.partition(":")
     if kind != "cifar10" or not folder:
         raise UsageError(f"--data {spec!r} is not understood", "give cifar10:DIR")
-    directory = Path(folder)
-    packed = directory / "cifar10_test.npz"
-    batch = next((p for p in (directory / "test_batch", directory / "cifar-10-batches-py" / "test_batch")
-                  if p.is_file()), None)
-    if packed.is_file():
-        x, y = _npz(packed)
-    elif batch is not None:
-        x, y = _batch(batch)
-    else:
-        raise FileError(f"no cifar10_test.npz and no cifar-10-batches-py/test_batch in {directory}",
-                        "give the folder that holds the CIFAR-10 test images")
-    if x.dtype != np.uint8 or x.ndim != 4 or x.shape[1:] != (32, 32, 3) or y.shape != x.shape[:1]:
-        raise FileError(f"the test set in {directory} has shape {x.shape}, labels {y.shape}",
-                        "expected uint8 [N, 32, 32, 3] and [N]")
-    return TestSet(x, y.astype(np.int64))
-
-
-def _npz(path: Path) -> tuple[Array, Array]:
-    import zipfile
-
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(i.file_size for i in archive.infolist()) > _MAX_BYTES:
-                raise FileError(f"{path} unpacks to over 4 GiB", "this is not a CIFAR-10 test set")
-        with np.load(path, allow_pickle=False) as data:
-            return data["x"], data["y"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as e:
-        raise FileError(f"{path} cannot be read: {e}", "it needs the arrays x and y") from e
-
-
-def _batch(path: Path) -> tuple[Array, Array]:
-    from gkp.converter.sources._torchfile import read_pickle_file
-
-    content = read_pickle_file(path)
-    if isinstance(content, dict):
-        named = {k.decode("latin1") if isinstance(k, bytes) else str(k): v for k, v in content.items()}
-        data = named.get("data")
-        if isinstance(data, np.ndarray) and data.ndim == 2 and data.shape[1] == 3072:
-            return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.asarray(named.get("labels", []), np.int64)
-    raise FileError(f"{path} is not a CIFAR-10 batch", "give the folder of the standard python version")
+    images = cifar10.read_split(Path(folder), "test", read_pickle_file)
+    return TestSet(images.x, images.y)

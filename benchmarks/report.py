@@ -96,6 +96,8 @@ def _view(manifest: Manifest) -> dict[str, Any]:
         "baseline": wording.baseline_words(manifest),
         "roof": roofline.picture(manifest),
         "verification": wording.verification_words(manifest.verification),
+        "on_gpu": None if manifest.engine_verification is None else wording.verification_words(manifest.engine_verification),
+        "engines": [(wording.engine_words(e), wording.engine_layers(e)) for e in manifest.engines],
         "operators": wording.operator_changes(manifest),
         "environment": tuple(_flat(manifest.environment)),
         "title": wording.shorten(Path(wording.clean(manifest.source.path)).name, 80),

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from gkp.benchmarks.bench import missing_row, rows_of
+from gkp.benchmarks.networks import block_diagonal, resnet50, tmi_style
 from gkp.benchmarks.results import Bench, Row
-from gkp.branched import BranchedConv
 from gkp.errors import GkpError
 from gkp.runtime.environment import fingerprint
 
@@ -41,44 +39,6 @@ def cpu_cases(checkpoints: Path | None) -> Iterator[Case]:
             yield Case("DSP ResNet-20 g4", lambda: dsp)
     yield Case("ResNet-50 block-diagonal 3x3, 8 groups", lambda: resnet50(block_diagonal), None, (1, 3, 224, 224))
     yield Case("ResNet-50 TMI-GKP style 3x3", lambda: resnet50(tmi_style), None, (1, 3, 224, 224))
-
-
-def block_diagonal(weight: np.ndarray[Any, Any], rng: np.random.Generator, groups: int = 8) -> BranchedConv:
-    """GConv-Prune's form: channels shuffled, then `groups` equal groups that share no channel."""
-    ins = np.array_split(rng.permutation(weight.shape[1]), groups)
-    outs = np.array_split(rng.permutation(weight.shape[0]), groups)
-    return _keep(weight, ins, outs)
-
-
-def tmi_style(weight: np.ndarray[Any, Any], rng: np.random.Generator, groups: int = 8) -> BranchedConv:
-    """TMI-GKP's form: `groups` equal groups, each reading its own 9/16 of all input channels."""
-    n = weight.shape[1] * 9 // 16
-    ins = [np.sort(rng.choice(weight.shape[1], n, replace=False)) for _ in range(groups)]
-    outs = np.array_split(rng.permutation(weight.shape[0]), groups)
-    return _keep(weight, ins, outs)
-
-
-def _keep(weight: np.ndarray[Any, Any], ins: list[Any], outs: list[Any]) -> BranchedConv:
-    triples = [(np.sort(i), o, weight[np.ix_(o, np.sort(i))]) for i, o in zip(ins, outs, strict=True)]
-    return BranchedConv.build(weight.shape[1], weight.shape[0], triples, kernel_shape=weight.shape[2:])
-
-
-def resnet50(form: Callable[[np.ndarray[Any, Any], np.random.Generator], BranchedConv]) -> Any:
-    """A ResNet-50 with random weights (fixed seed) whose 3x3 convolutions have the given form."""
-    import torch
-
-    from gkp.pruning.models.architecture import Architecture
-    from gkp.pruning.models.build import build
-
-    torch.manual_seed(0)
-    rng = np.random.default_rng(0)
-    arch = Architecture(family="imagenet_resnet", depth=50, shortcut="conv", num_classes=1000,
-                        input_shape=(3, 224, 224))
-    from gkp.pruning.models.architecture import skeleton
-
-    tensors = {k: v.numpy() for k, v in skeleton(arch).state_dict().items()}
-    middle = [k.removesuffix(".weight") for k in tensors if k.startswith("layer") and k.endswith(".conv2.weight")]
-    return build(arch, tensors, {name: form(tensors[f"{name}.weight"], rng) for name in middle}).eval()
 
 
 def run_cpu(checkpoints: Path | None, report: Report, seconds: float = 1.0) -> Bench:

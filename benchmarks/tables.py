@@ -98,6 +98,12 @@ def _facts(manifest: Manifest) -> RenderableType:
     check = manifest.verification
     grid.add_row(Text("Verified"), Text(wording.verification_words(check),
                                         "" if check is None else "green" if check.passed else "bold red"))
+    if manifest.engine_verification is not None:
+        passed = manifest.engine_verification.passed
+        grid.add_row(Text("On the GPU"), Text(wording.verification_words(manifest.engine_verification),
+                                              "green" if passed else "bold red"))
+    for engine in manifest.engines:
+        grid.add_row(Text("Engine"), Text(wording.engine_words(engine)))
     grid.add_row(Text("Baseline"), Text(wording.baseline_words(manifest)))
     for note in manifest.notes:
         grid.add_row(Text("Note"), Text(wording.clean(note, 400)))

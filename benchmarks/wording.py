@@ -9,19 +9,22 @@ import math
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from gkp.manifest import (
-    CandidateTime,
-    Latencies,
-    Layer,
-    Manifest,
-    Measurement,
-    Memory,
-    Ratio,
-    Speedup,
-    Timing,
-    Verification,
-)
+if TYPE_CHECKING:  # the words are also for machines that have numpy and rich only (tools/bench_gpu.py)
+    from gkp.manifest import (
+        CandidateTime,
+        Engine,
+        Latencies,
+        Layer,
+        Manifest,
+        Measurement,
+        Memory,
+        Ratio,
+        Speedup,
+        Timing,
+        Verification,
+    )
 
 NOT_MEASURED = "not measured"
 ROW_LABELS = {"dense": "dense baseline", "as_is": "as given", "converted": "converted"}
@@ -72,6 +75,23 @@ def mega(count: int) -> str:
 def mebibytes(count: int) -> str:
     """Bytes in MiB, with the unit."""
     return f"{count / 2**20:.3g} MiB" if count >= 1 << 14 else f"{count} B"
+
+
+def engine_words(engine: Engine) -> str:
+    """`engine.sm86+sm89.trt: tensorrt_rtx 1.7.1 for compute capability 8.6, 8.9; 21 convolutions, ...`."""
+    convs = [layer for layer in engine.layers if layer.kind == "CONVOLUTION"]
+    grouped = sum((layer.groups or 1) > 1 for layer in convs)
+    moves = sum(layer.kind in ("GATHER", "SLICE", "CONCATENATION") for layer in engine.layers)
+    half = sum(layer.dtype == "float16" for layer in convs)
+    return (f"{clean(engine.file, 80)}: {clean(engine.package, 40)} {clean(engine.version, 40)} for compute capability "
+            f"{', '.join(clean(c, 10) for c in engine.capabilities)}; {len(convs)} convolutions, {grouped} of them grouped, "
+            f"{half} in fp16; {moves} channel copies")
+
+
+def engine_layers(engine: Engine) -> list[tuple[str, str, str, str]]:
+    """(name, kind, groups, dtype) of the layers of an engine, safe to print."""
+    return [(clean(layer.name, 80), clean(layer.kind, 40).lower(), "" if layer.groups is None else str(layer.groups),
+             clean(layer.dtype, 20)) for layer in engine.layers]
 
 
 def memory_words(memory: Memory) -> str:
@@ -238,7 +258,8 @@ def _gain(manifest: Manifest) -> str:
     theory = "" if manifest.speedup.theoretical is None else f"theoretical {times(manifest.speedup.theoretical)}"
     ratio = shown[0].converted.interval if shown else None
     if ratio is None:
-        return f"speed {NOT_MEASURED}" + (f"; {theory} from the multiply-accumulates kept" if theory else "")
+        start = "engines built, not run here: " if manifest.engines else ""
+        return f"{start}speed {NOT_MEASURED}" + (f"; {theory} from the multiply-accumulates kept" if theory else "")
     where = f"({_where(shown)})"
     if kind == "dense":
         start = ("dense was written, as asked" if manifest.strategy == "dense"

@@ -13,17 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from gkp.errors import FileError, UsageError
+from gkp.errors import FileError, GkpError, UsageError
 from gkp.manifest import FILE_NAME, Manifest
 from gkp.runtime.load import load
 
 
 @dataclass(frozen=True)
 class Artefact:
-    """What a conversion wrote. directory is None after a dry run."""
+    """What a conversion wrote. directory is None after a dry run; incomplete: why a part that was asked for is not there."""
 
     directory: Path | None
     manifest: Manifest
+    incomplete: GkpError | None = None
 
     def run(self, x: Any) -> np.ndarray[Any, Any]:
         """Load the artefact and run one batch (for repeated calls, keep `gkp.load(directory)`)."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from gkp.converter import node as branched_node
-from gkp.converter.cost import estimate_ms
 from gkp.converter.forms import Choice, LayerChoice, Progress, Settings, chosen, default_form
 from gkp.converter.graph import Graph, Node, spatial
 from gkp.converter.lower.candidates import candidates
@@ -24,6 +23,7 @@ def choose(graph: Graph, target: Target, settings: Settings, progress: Progress 
             Trials(graph, target, settings, choice, progress).run()
         else:
             _estimate(choice, target)
+            target.settle(graph, choice)
     for name, wanted in settings.overrides.items():
         layer = choice[name]
         if wanted not in {c.name for c in layer.options}:
@@ -63,9 +63,9 @@ def _estimate(choice: Choice, target: Target) -> None:
     for layer in choice.values():
         if len(layer.options) < 2:
             continue
-        ms = {c.name: estimate_ms(layer.conv, c, layer.plane, target.block) for c in layer.options}
-        layer.times = {c.name: CandidateTime(name=c.name, macs_executed=c.macs(layer.plane), estimated_ms=ms[c.name])
+        found = {c.name: target.estimate(layer.conv, c, layer.plane) for c in layer.options}
+        layer.times = {c.name: CandidateTime(name=c.name, macs_executed=c.macs(layer.plane), estimated_ms=found[c.name].ms)
                        for c in layer.options}
         default = layer.options[0].name  # between the dense forms the target's default stands: the model knows no remainders
-        best = min((c.name for c in layer.options if c.name == default or not c.is_dense), key=lambda name: ms[name])
+        best = min((c.name for c in layer.options if c.name == default or not c.is_dense), key=lambda name: found[name].cost)
         layer.take(best, "estimated fastest (not measured)")

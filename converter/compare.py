@@ -45,8 +45,10 @@ def open_runnable(path: Path, options: OpenOptions) -> Runnable:
         written = manifest_module.read(path)
         manifest_module.check_files(path, written)
         shapes = [tuple(n if isinstance(n, int) else None for n in i.shape) for i in written.inputs]
-        return Runnable(path.name, written.source.system, open_runner(path, written, options.trust_code).run,
-                        [i.name for i in written.inputs], shapes, [i.dtype for i in written.inputs], _relative(written))
+        runner, dtypes = open_runner(path, written, options.trust_code), {i.name: i.dtype for i in written.inputs}
+        return Runnable(path.name, written.source.system,
+                        lambda feeds: runner.run({name: x.astype(dtypes[name], copy=False) for name, x in feeds.items()}),
+                        list(dtypes), shapes, list(dtypes.values()), _relative(written))
     opened = open_model(path, options)
     torch_like = opened.at_batch is not None
     shapes = []

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import onnx
 
 from gkp import _version, manifest
@@ -18,18 +19,21 @@ from gkp.converter.describe import executed_macs, graph_macs, graph_params, laye
 from gkp.converter.dynamic import batch_axes, free_axes
 from gkp.converter.forms import Choice, Settings, all_default, chosen
 from gkp.converter.graph import DOMAIN, Graph, clean, one_line
-from gkp.converter.half import to_half
+from gkp.converter.half import overflowing, to_half
+from gkp.converter.kept import mark_kept
+from gkp.converter.lower.emit import lower
 from gkp.converter.native.roofline import network_roofline
 from gkp.converter.options import ConvertOptions
 from gkp.converter.recognise import left_over, recognise, simplify
-from gkp.converter.reference import Run, evaluator
+from gkp.converter.reference import Run
 from gkp.converter.rows import Timed, fastest, measurements, time_rows
 from gkp.converter.sources import GroupedModel, open_any
-from gkp.converter.sources.base import sample_inputs
+from gkp.converter.sources.base import in_precision, sample_inputs
 from gkp.converter.targets import NativeOptions, Target, make_target
+from gkp.converter.targets.native import NativeTarget
 from gkp.converter.twin import dense_twin
 from gkp.converter.verify import check_inputs, first_difference, verify, worst
-from gkp.errors import BackendMissingError, UnsupportedModelError, UsageError, VerificationError
+from gkp.errors import UnsupportedModelError, UsageError, VerificationError
 from gkp.runtime.environment import fingerprint, physical_cores
 from gkp.runtime.native import NativeRunner
 from gkp.runtime.trust import make_key, sign
@@ -50,7 +54,8 @@ class Conversion:
         self.path = Path(source) if isinstance(source, str | Path) else None
         self.output = options.output or (default_output(self.path, options.target) if self.path else None)
         native = NativeOptions(options.cpu or "host", options.keep_source, options.hybrid, options.benchmark)
-        self.target: Target = make_target(options.target, options.provider, native, progress)
+        self.target: Target = make_target(options.target, options.provider, native, options.engine_options(),
+                                          options.precision, progress)
         self.threads = options.threads or physical_cores()
         self.seconds: dict[str, float] = {}
         self.notes: list[str] = []
@@ -79,7 +84,7 @@ class Conversion:
     def finish(self) -> Artefact:
         """Write and verify, unless it is a dry run."""
         if self.options.dry_run or self.output is None:
-            return Artefact(None, self._manifest({}, None))
+            return Artefact(None, self._manifest({}, ()))
         return self._write(self.output)
 
     def _step(self, name: str, step: Callable[[], None]) -> None:
@@ -92,19 +97,24 @@ class Conversion:
         self.progress(f"opening {clean(self.path.name) if self.path else 'the module'}", None)
         self.opened: GroupedModel = open_any(self.source, self.options.open_options)
         dynamic = {k: dict(v) for k, v in self.opened.dynamic.items()}
-        if self.options.dynamic_batch:
+        if self.options.free_batch:
             for name, axes in batch_axes(self.opened.model).items():
                 dynamic.setdefault(name, {}).update(axes)
         self.dynamic = dynamic if self.target.any_size else self._batches_only(dynamic)
         dims = self.opened.model.graph.input[0].type.tensor_type.shape.dim
         declared = dims[0].dim_value if dims else 1
         free = any(0 in axes for axes in dynamic.values())
-        self.batches = tuple(sorted({1, 64})) if free and self._measured else (declared,)
+        self.batches = self._usual_batches() if free and self._measured else (declared,)
         self.given: GroupedModel | None = None
         if self.options.baseline is not None:
             self.progress(f"opening the baseline {clean(self.options.baseline.name)}", None)
             self.given = open_any(self.options.baseline, self.options.open_options)
             _check_baseline(self.opened, self.given)
+
+    def _usual_batches(self) -> tuple[int, ...]:
+        """Those that count where any may come."""
+        profile = self.options.engine_options().batch_profile
+        return tuple(sorted({profile[0], profile[1]} if profile else {1, 64}))
 
     def _batches_only(self, dynamic: Mapping[str, Mapping[int, str]]) -> dict[str, dict[int, str]]:
         """Without the axes that --input-shape fixes (an open size without it was refused when the file was opened)."""
@@ -129,15 +139,35 @@ class Conversion:
         self.graph = simplify(graph)
 
     def _choose(self) -> None:
+        if self.options.precision == "fp16":
+            self._find_overflow()
         settings = Settings(strategy=self.options.strategy, overrides=self.options.layers, threads=self.threads,
                             batches=self.batches, measure=self._measured, dynamic=self.dynamic,
-                            default="given" if self.kind == "as_is" else "dense")
+                            default="given" if self.kind == "as_is" else "dense", encode=self._encoded,
+                            io=self.options.io_precision)
         self.choice: Choice = choose(self.graph, self.target, settings, self.progress)
         self.forms = chosen(self.choice)
         self.default_forms = all_default(self.choice, settings.default)
 
+    def _find_overflow(self) -> None:
+        """The operators that half precision cannot hold, by running the network."""
+        self.progress("looking for what overflows fp16", None)
+        stock = lower(self.graph, {}).to_model()
+        self.wide = overflowing(stock, [feeds for _, _, feeds in check_inputs(self.opened.model, {})])
+        if self.wide:
+            first = next(iter(self.wide))
+            self.notes.append(f"{len(self.wide)} operators stay in fp32, which fp16 cannot hold: {clean(first)} "
+                              f"({self.wide[first]})" + (" and more" if len(self.wide) > 1 else ""))
+
+    def _encoded(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """In the precision asked for."""
+        if self.options.precision == "fp32":
+            return model
+        names = [n.name for n in model.graph.node if n.name in self.wide or n.name.rpartition("/")[0] in self.wide]
+        return mark_kept(to_half(model, names, self.options.io_precision), names)
+
     def _lowered(self, graph: Graph, forms: Mapping[str, Any]) -> onnx.ModelProto:
-        return self.target.to_model(self.target.lower(graph, forms), self.dynamic)
+        return self._encoded(self.target.to_model(self.target.lower(graph, forms), self.dynamic))
 
     def _prepare(self) -> None:
         self.model = self._lowered(self.graph, self.forms)
@@ -155,20 +185,21 @@ class Conversion:
             return
         as_is = self.opened.at_batch if self.opened.at_batch and self.dynamic else _always(
             free_axes(self.opened.model, self.dynamic))
-        models = {"converted": _always(self.model), **{k: _always(m) for k, (m, _) in dense.items()}, "as_is": as_is}
+        models = {"converted": _always(self.model), **{k: _always(m) for k, (m, _) in dense.items()},
+                  "as_is": lambda batch: self._encoded(as_is(batch))}
         engines = {**{k: target for k, (_, target) in dense.items()}, "as_is": rivals[0]}
         same = all(self.forms[n].name == c.name for n, c in self.default_forms.items())
         if not same:
             models["default"] = _always(self._lowered(self.graph, self.default_forms))
         timed = time_rows(models, self.opened.model, self.target, self.threads, self.batches, self.dynamic, engines,
-                          progress=self.progress)
+                          io=self.options.io_precision, progress=self.progress)
         converted = self._guard(timed, same)
         self.notes += timed.notes
         rows = {"converted": [converted], "as_is": ["as_is"], "dense": list(dense)}
         if dense:
             self._name_baseline(timed, dense)
         self.rows = measurements(timed, rows, self.threads, self._theoretical())
-        if self.target.signed:
+        if isinstance(self.target, NativeTarget):
             self.roofline = self._roofline()
 
     def _roofline(self) -> manifest.Roofline | None:
@@ -193,7 +224,7 @@ class Conversion:
                 self.notes.append(f"the model as given is faster on {rival.version()}: --target {rival.name}")
                 return "converted"
             self.notes.append("the model as given is faster than every rewritten form: it was written unchanged")
-            self.model = free_axes(self.opened.model, self.dynamic)
+            self.model = self._encoded(free_axes(self.opened.model, self.dynamic))
             return "as_is"
         return "converted"
 
@@ -202,17 +233,21 @@ class Conversion:
         or the twin."""
         found: dict[str, tuple[onnx.ModelProto, Target]] = {}
         engines = {f" on {t.name}" if len(rivals) > 1 else "": t for t in rivals}
+
+        def rewritten(graph: Graph, target: Target, axes: Mapping[str, Mapping[int, str]]) -> onnx.ModelProto:
+            return self._encoded(target.to_model(all_dense(simplify(graph), target), axes))
+
         if self.given is not None:
             graph = recognise(Graph(self.given.model))
             self.dense_macs = graph_macs(graph)
             axes = self._named_like(self.given.model)
             for where, target in engines.items():
-                found[f"dense{where}"] = free_axes(self.given.model, axes), target
-                found[f"simplified{where}"] = target.to_model(all_dense(simplify(graph), target), axes), target
+                found[f"dense{where}"] = self._encoded(free_axes(self.given.model, axes)), target
+                found[f"simplified{where}"] = rewritten(graph, target, axes), target
         elif self.twin is not None:
             self.dense_macs = graph_macs(self.twin)
             for where, target in engines.items():
-                found[f"dense{where}"] = target.to_model(all_dense(simplify(self.twin), target), self.dynamic), target
+                found[f"dense{where}"] = rewritten(self.twin, target, self.dynamic), target
         else:
             self.dense_macs = self.totals[0]
         return found
@@ -240,7 +275,7 @@ class Conversion:
 
     # ---- output -------------------------------------------------------------------------------------------------
     def _final_model(self) -> onnx.ModelProto:
-        model = to_half(self.model) if self.options.precision == "fp16" else self.model
+        model = self.model
         if self.options.opset is not None:
             try:
                 model = onnx.version_converter.convert_version(model, self.options.opset)
@@ -259,42 +294,47 @@ class Conversion:
         with staged(output) as folder:
             names = self.target.emit(model, folder)
             if self.dense_row is not None and all(n.domain != DOMAIN for n in self.dense_row.graph.node):
-                (folder / "dense.onnx").write_bytes(self.dense_row.SerializeToString())
-                names = [*names, "dense.onnx"]
+                names = [*names, *self.target.emit_dense(self.dense_row, folder)]
             start = time.perf_counter()
-            verification = self._verify(model)
+            verifications = self._verify(model)
             self.seconds["verify"] = round(time.perf_counter() - start, 3)
             files = {name: manifest.sha256(folder / name) for name in names}
-            written = self._manifest(files, verification)
+            written = self._manifest(files, verifications)
             written = sign(written) if self.target.signed else written
             (folder / manifest.FILE_NAME).write_bytes(manifest.encode(written))
-        return Artefact(output, written)
+        return Artefact(output, written, self.target.missing())
 
-    def _verify(self, model: onnx.ModelProto) -> manifest.Verification:
+    def _verify(self, model: onnx.ModelProto) -> list[manifest.Verification]:
+        """By everything that the target computes with. VerificationError for the first that differs."""
         self.progress("verifying against the checkpoint", None)
-        engine, run = self._engine(model)
-        inputs = check_inputs(self.opened.model, self.dynamic)
-        result = verify(run, engine, self.opened.reference, self.opened.reference_name, inputs, self.options.precision,
-                        self.target.tolerance(model))
-        if result.passed:
-            return result
+        profile = self.options.engine_options().batch_profile
+        inputs = check_inputs(self.opened.model, self.dynamic, profile or (2, 5))
+        done = []
+        for number, (engine, run) in enumerate(self.target.engines(model, self.threads)):
+            if number and profile:  # an engine takes no other batches
+                inputs = [given for given in inputs if profile[0] <= given[1] <= profile[2]]
+            precision = "fp16" if number else self.options.precision  # tensor cores round fp32 to as few bits (TF32)
+            result = verify(self._fed(run), engine, self.opened.reference, self.opened.reference_name, inputs, precision,
+                            self.target.tolerance(model))
+            if not result.passed:
+                raise self._differs(result, inputs[0][2])
+            done.append(result)
+        return done
+
+    def _fed(self, run: Run) -> Run:
+        """With float32 inputs, whatever the model's own are."""
+        return lambda feeds: run(in_precision(feeds, self.options.io_precision))
+
+    def _differs(self, result: manifest.Verification, feeds: Mapping[str, Any]) -> VerificationError:
         bad = worst(result)
-        where = first_difference(self.opened.model, self._lowered(self.graph, {}), inputs[0][2])
-        raise VerificationError(
+        where = first_difference(self.opened.model, self._lowered(self.graph, {}), feeds)
+        return VerificationError(
             f"the converted model computes something else: max error {bad.max_abs_error:.3g}, allowed "
             f"{bad.tolerance:.3g} (inputs: {bad.name}, batch {bad.batch})"
             + (f"; first tensor that differs: {where}" if where else ""),
             "nothing was written; try --strategy dense, and please report this model")
 
-    def _engine(self, model: onnx.ModelProto) -> tuple[str, Run]:
-        try:
-            return self.target.version(), self.target.runner(model, self.threads).run
-        except BackendMissingError:
-            if self.target.signed:  # what was compiled is what is verified
-                raise
-            return evaluator(model)
-
-    def _manifest(self, files: dict[str, str], verification: manifest.Verification | None) -> manifest.Manifest:
+    def _manifest(self, files: dict[str, str], verifications: Sequence[manifest.Verification]) -> manifest.Manifest:
         lowered = self.target.lower(self.graph, self.forms)
         about = self.target.about(self.model, self.threads, self._measured)
         executed = graph_macs(lowered) if about.executed is None else about.executed
@@ -311,17 +351,23 @@ class Conversion:
                                    system=self.opened.system, description=clean(self.opened.description)),
             target=self.target.name, precision=self.options.precision, threads=self.threads,
             provider=self.target.provider, strategy=self.options.strategy,
-            inputs=tensors(self.opened.model.graph.input, self.dynamic),
-            outputs=tensors(Graph(self.opened.model).to_model().graph.output, self._output_axes()),
+            inputs=self._ports(self.opened.model.graph.input, self.dynamic),
+            outputs=self._ports(Graph(self.opened.model).to_model().graph.output, self._output_axes()),
             layers=layers, macs=manifest.Macs(dense=self.dense_macs, kept=self.totals[0], executed=executed),
             params=self.totals[1],
             baseline=manifest.Baseline(kind=self.kind, description=kinds[self.kind], sha256=digest),
             latency_ms=first.latency_ms if first else manifest.Latencies(),
             speedup=first.speedup if first else manifest.Speedup(theoretical=self._theoretical()),
-            measurements=self.rows, verification=verification,
+            measurements=self.rows, verification=next(iter(verifications), None),
+            engine_verification=verifications[1] if len(verifications) > 1 else None, engines=list(about.engines),
             operators={"before": _operators(self.opened.model), "after": _operators(self.model)},
             notes=[*self.notes, *about.notes, *(f"left as it is: {name} ({why})" for name, why in self.left)],
             environment=fingerprint(), files=files, seconds=self.seconds, roofline=self.roofline, memory=about.memory)
+
+    def _ports(self, infos: Any, axes: Mapping[str, Mapping[int, str]]) -> list[manifest.Tensor]:
+        half = self.options.io_precision == "fp16"
+        return [msgspec.structs.replace(t, dtype="float16") if half and t.dtype == "float32" else t
+                for t in tensors(infos, axes)]
 
     def _output_axes(self) -> dict[str, dict[int, str]]:
         axes = next((a for a in self.dynamic.values() if 0 in a), None)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import onnx
+
 from gkp.branched import BranchedConv
 from gkp.converter.lower.candidates import Candidate
 from gkp.manifest import CandidateTime
@@ -16,7 +18,8 @@ STRATEGIES = ("auto", "dense", "fuse", "split")
 @dataclass(frozen=True)
 class Settings:
     """How to choose. batches: the batch sizes that count (the artefact's own, or 1 and 64). measure: time candidates.
-    default: what a layer is when nothing beats it ("dense"; "given" keeps the groups of a model designed with them)."""
+    default: what a layer is when nothing beats it ("dense"; "given" keeps the groups of a model designed with them).
+    encode: puts a model into the precision in which it is measured; io: that of its inputs then."""
 
     strategy: str = "auto"
     overrides: Mapping[str, str] = field(default_factory=dict)
@@ -25,6 +28,8 @@ class Settings:
     measure: bool = True
     default: str = "dense"
     dynamic: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    encode: Callable[[onnx.ModelProto], onnx.ModelProto] = lambda model: model
+    io: str = "fp32"
 
 
 @dataclass

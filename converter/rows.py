@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx
 
-from gkp.converter.sources.base import sample_inputs
+from gkp.converter.sources.base import in_precision, sample_inputs
 from gkp.converter.targets.base import Target
 from gkp.errors import GkpError
 from gkp.manifest import Latencies, Measurement, Speedup
@@ -38,16 +38,16 @@ class Timed:
 
 def time_rows(models: Mapping[str, AtBatch], like: onnx.ModelProto, target: Target, threads: int,
               batches: Sequence[int], dynamic: Mapping[str, Mapping[int, str]], engines: Mapping[str, Target], *,
-              budget_s: float = 2.0,
+              budget_s: float = 2.0, io: str = "fp32",
               progress: Callable[[str, float], None] = lambda text, share: None) -> Timed:
     """Time models on random inputs at every batch. models: what gives the model for a batch; like: the model whose
-    static shapes the inputs have; engines: of rows that do not run on the target itself. A model that the runtime
-    cannot run is left out, with a note."""
+    static shapes the inputs have; io: the precision of these; engines: of rows that do not run on the target itself. A
+    model that the runtime cannot run is left out, with a note."""
     notes: list[str] = []
     samples: Samples = {}
     for number, batch in enumerate(batches):
         progress(f"measuring {len(models)} models at batch {batch}", number / len(batches))
-        feeds = sample_inputs(like, batch=batch if dynamic else None, dynamic=dynamic)
+        feeds = in_precision(sample_inputs(like, batch=batch if dynamic else None, dynamic=dynamic), io)
         runners: dict[str, Runner] = {}
         try:
             for name, at_batch in models.items():

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 
 from gkp.converter.cache import Cache, Entry
-from gkp.converter.cost import estimate_ms
 from gkp.converter.forms import Choice, LayerChoice, Progress, Settings, all_default, default_form
 from gkp.converter.graph import Graph
 from gkp.converter.lower.candidates import DENSE_PADDED, Candidate
-from gkp.converter.sources.base import sample_inputs
+from gkp.converter.sources.base import in_precision, sample_inputs
 from gkp.converter.targets.base import Target
 from gkp.manifest import CandidateTime
 from gkp.runtime.environment import cpu_model
@@ -93,16 +92,16 @@ class Trials:
     def _worth_trying(self, layer: LayerChoice) -> list[str]:
         """The candidates other than the default that the cost model ranks best, none that it puts far behind."""
         default = default_form(layer.options, self.settings.default)
-        limit = _HOPELESS * estimate_ms(layer.conv, default, layer.plane, self.target.block)
+        limit = _HOPELESS * self.target.estimate(layer.conv, default, layer.plane).cost
         out: list[tuple[float, str]] = []
         for c in layer.options:
             if c.is_dense or c is default:
                 continue
-            estimate = estimate_ms(layer.conv, c, layer.plane, self.target.block)
+            estimate = self.target.estimate(layer.conv, c, layer.plane)
             layer.times[c.name] = CandidateTime(name=c.name, macs_executed=layer.times[c.name].macs_executed,
-                                                estimated_ms=estimate)
-            if estimate <= limit:
-                out.append((estimate, c.name))
+                                                estimated_ms=estimate.ms)
+            if estimate.cost <= limit:
+                out.append((estimate.cost, c.name))
             else:
                 layer.reason = "every other form is estimated to be over " \
                                f"{_HOPELESS:g} times slower (too few channels per group)"
@@ -110,7 +109,7 @@ class Trials:
 
     def _runner(self, forms: Mapping[str, Candidate]) -> Runner:
         model = self.target.to_model(self.target.lower(self.graph, forms), self.settings.dynamic)
-        return self.target.runner(model, self.settings.threads)
+        return self.target.runner(self.settings.encode(model), self.settings.threads)
 
     def _batches(self, base: Runner) -> list[int]:
         """The smallest batch that counts, and the largest, or what still runs in _BATCH_MS_LIMIT in its place."""
@@ -123,7 +122,7 @@ class Trials:
         return [wanted[0], largest]
 
     def _feeds(self, batch: int) -> dict[str, Any]:
-        return sample_inputs(self.model, batch=batch if self.settings.dynamic else None)
+        return in_precision(sample_inputs(self.model, batch=batch if self.settings.dynamic else None), self.settings.io)
 
     def _measure(self, names: list[str], tried: list[str], base: Runner, batches: list[int]) -> bool:
         """Time the candidates `tried` for these layers together; take the best if it beats what is there now."""

@@ -51,12 +51,15 @@ def convert(source: Any, target: str = "ort", output: str | Path | None = None, 
             baseline: str | Path | None = None, layers: Mapping[str, str] | None = None, **options: Any) -> Artefact:
     """Convert a model file or a torch.nn.Module.
 
-    target: "onnx", "ort", "openvino", "native", or "cpu" (the fastest of the last three here). output: directory (default
-    MODEL-stem.TARGET). The other options are those of gkp-convert: force, dynamic_batch, opset, precision, threads,
-    strategy, provider, benchmark, dry_run, trust_code, arch; for target="native" cpu ("host", "x86-64-v3", "x86-64-v4" or
-    "aarch64": what to compile for), keep_source (True: the generated C++ stays in output/source) and hybrid (True: ONNX
-    Runtime runs the operators that have no kernel). Returns an Artefact with `directory`, `manifest` and `run(x)`. Raises
-    GkpError, and then nothing was written.
+    target: "onnx", "ort", "openvino", "native", "trt", or "cpu" (the fastest of ort, openvino and native here). output:
+    directory (default MODEL-stem.TARGET). The other options are those of gkp-convert: force, dynamic_batch, opset,
+    precision, io_precision, threads, strategy, provider, benchmark, dry_run, trust_code, arch; for target="native" cpu
+    ("host", "x86-64-v3", "x86-64-v4" or "aarch64": what to compile for), keep_source (True: the generated C++ stays in
+    output/source) and hybrid (True: ONNX Runtime runs the operators that have no kernel); for target="trt" backend,
+    compute_capability ("86,89,120"), batch_profile ("1,8,64"), workspace ("2G"), channels_last, timing_cache,
+    runtime_cache and engine (False: only the ONNX file, and the command that builds the engine). Returns an Artefact with
+    `directory`, `manifest` and `run(x)`. Raises GkpError, and then nothing was written (but the ONNX file of target "trt",
+    where TensorRT is missing).
     """
     from gkp.converter.convert import ConvertOptions
     from gkp.converter.convert import convert as run
@@ -69,7 +72,10 @@ def convert(source: Any, target: str = "ort", output: str | Path | None = None, 
     except TypeError as e:
         raise UsageError(str(e).replace("ConvertOptions.__init__()", "gkp.convert()"),
                          "see help(gkp.convert)") from None
-    return run(source, made)
+    artefact = run(source, made)
+    if artefact.incomplete is not None:
+        raise artefact.incomplete
+    return artefact
 
 
 def load(directory: str | Path, *, trust_code: bool = False) -> LoadedModel:

@@ -13,6 +13,7 @@ from gkp import _version
 from gkp.console import Screen, guarded
 from gkp.errors import UsageError
 from gkp.files import check_writable
+from gkp.pruning.methods import METHODS
 from gkp.runtime.load import RUNNERS
 
 click.rich_click.SHOW_ARGUMENTS = True
@@ -30,7 +31,7 @@ def _verbosity(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _trust(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--trust-code", is_flag=True, help="Open files that run code when loaded: .pt2, and native "
-                        "libraries that somebody else built.")(command)
+                        "libraries and TensorRT engines that somebody else built.")(command)
 
 
 def _opening(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,8 +55,8 @@ def main() -> None:
 @click.argument("model", type=_PATH)
 @click.option("--target", type=click.Choice([*RUNNERS, "cpu"]), default="ort", show_default=True,
               help="What to produce: stock ONNX (onnx), what is fastest on ONNX Runtime (ort) or OpenVINO (openvino) here, "
-                   "the network compiled with kernels of its own into a library that needs no runtime (native), or "
-                   "whichever of these three is fastest here (cpu).")
+                   "the network compiled with kernels of its own into a library that needs no runtime (native), "
+                   "TensorRT engines (trt), or whichever of ort, openvino and native is fastest here (cpu).")
 @click.option("-o", "--output", type=_PATH, help="Directory to write. [default: MODEL-stem.TARGET]")
 @click.option("--force", is_flag=True, help="Overwrite a directory that gkp wrote before.")
 @_opening
@@ -76,6 +77,19 @@ def main() -> None:
 @click.option("--keep-source", is_flag=True, help="native: keep the generated C++ in DIR/source, with a build.sh.")
 @click.option("--hybrid", is_flag=True, help="native: let ONNX Runtime run the operators that have no kernel, between "
               "native segments. Without it such a model is refused (exit code 3).")
+@click.option("--backend", type=click.Choice(["tensorrt", "tensorrt_rtx"]), help="trt: the package that builds the engine. "
+              "[default: tensorrt where it is installed and a GPU answers, else tensorrt_rtx]")
+@click.option("--compute-capability", metavar="86,89,120", help="trt: GPUs to build for, with tensorrt_rtx: 75 Turing (an "
+              "engine of its own), 80 and 86 Ampere, 89 Ada, 120 Blackwell. [default: all from Ampere on]")
+@click.option("--batch-profile", metavar="MIN,OPT,MAX", help="trt: the range of the batch, and the batch to be fastest at.")
+@click.option("--workspace", metavar="SIZE", help="trt: scratch memory that the engine may take, e.g. 2G.")
+@click.option("--io-precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True,
+              help="fp16: type of the inputs and outputs.")
+@click.option("--channels-last", is_flag=True, help="trt: the engine takes and gives NHWC tensors, and does not transpose.")
+@click.option("--timing-cache", type=_PATH, metavar="FILE", help="trt: what tensorrt measured, kept between builds.")
+@click.option("--runtime-cache", type=_PATH, metavar="FILE", help="trt: what tensorrt_rtx compiled for the GPU, kept "
+              "between runs.")
+@click.option("--no-engine", is_flag=True, help="trt: write the rewritten ONNX file and the command that builds the engine.")
 @click.option("--no-benchmark", is_flag=True, help="Measure nothing; forms and kernels are chosen by estimates.")
 @click.option("--dry-run", is_flag=True, help="Do everything but write.")
 @click.option("--json", "json_to", metavar="FILE|-", help="Write the report as JSON to a file or to stdout.")
@@ -88,7 +102,8 @@ def convert(**options: Any) -> None:
     or DSP. A form is kept only if it was measured faster than the dense form of the model: if nothing beats dense, dense
     comes out and the report says so.
 
-    Example: gkp-convert grouped.pt --target native --baseline dense.pt --report report.html
+    Examples: gkp-convert grouped.pt --target native --baseline dense.pt --report report.html;
+    gkp-convert grouped.pt --target trt --precision fp16 --compute-capability 86,89,120
     """
     _run("convert", options)
 
@@ -152,9 +167,12 @@ def run(**options: Any) -> None:
 
 @main.command("bench", context_settings=_CONTEXT)
 @click.argument("directories", type=_PATH, nargs=-1)
-@click.option("--suite", type=click.Choice(["cpu"]), help="The standard suite instead of artefacts: the published "
-              "checkpoints and ResNet-50 with grouped 3x3 convolutions, on ONNX Runtime and OpenVINO.")
-@click.option("--checkpoints", type=_PATH, metavar="DIR", help="Published checkpoints for --suite.")
+@click.option("--suite", type=click.Choice(["cpu", "gpu"]), help="A standard suite instead of artefacts. cpu: the published "
+              "checkpoints and ResNet-50 with grouped 3x3 convolutions, on every engine of the CPU; gpu: a ResNet-50 and a "
+              "ResNet-20 on PyTorch, ONNX Runtime and TensorRT, under 8 minutes.")
+@click.option("--calibrate", type=click.Choice(["trt"]), help="Measure convolutions on the GPU here, and write them into "
+              "your own cost table, by which --target trt chooses forms.")
+@click.option("--checkpoints", type=_PATH, metavar="DIR", help="Published checkpoints for --suite cpu.")
 @click.option("--batch", "batches", type=click.IntRange(1, 4096), multiple=True,
               help="Batch sizes. [default: those the artefact was measured at]")
 @click.option("--seconds", type=click.FloatRange(0.1, 600), default=3.0, show_default=True,
@@ -168,6 +186,33 @@ def bench(**options: Any) -> None:
     Example: gkp bench grouped.ort grouped.openvino
     """
     _run("bench", options)
+
+
+@main.command("prune", context_settings=_CONTEXT, epilog="\n\n".join(f"{m.name}: {m.summary}" for m in METHODS))
+@click.argument("method", type=click.Choice([method.name for method in METHODS]))
+@click.option("--baseline", type=_PATH, required=True, metavar="FILE",
+              help="The trained dense network: a checkpoint of gkp, a state dict, or the baseline of TMI-GKP.")
+@click.option("-o", "--output", type=_PATH, required=True, help="Directory to write, or to go on with.")
+@click.option("--model", metavar="NAME", help="What the baseline must be, such as resnet20. [default: as recognised]")
+@click.option("--data", metavar="cifar10:DIR|folder:DIR", help="Images to train and test on; optional with --epochs 0.")
+@click.option("--snapshots", type=_PATH, metavar="DIR", help="tmi-gkp: epoch_N.pt files of the baseline's training.")
+@click.option("--settings", type=_PATH, metavar="FILE.json", help="Settings of the method. [default: the published ones]")
+@click.option("--epochs", type=click.IntRange(0, 100_000), help="Epochs of every training phase, whose schedule is scaled "
+              "to it; 0 trains nothing. [default: as published]")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
+@click.option("--multi", is_flag=True, help="tmi-gkp: prune all convolutions of a bottleneck, not its 3x3 only.")
+@click.option("--mixed-precision", type=click.Choice(["no", "fp16", "bf16"]), default="no", show_default=True)
+@click.option("--force", is_flag=True, help="Begin again in a directory that gkp prune wrote before.")
+@click.option("--json", "json_to", metavar="FILE|-", help="Write settings and results as JSON to a file or to stdout.")
+@_verbosity
+def prune(**options: Any) -> None:
+    """Prune a trained network into grouped convolutions and fine-tune it.
+
+    An interrupted run goes on after its last finished epoch when the same command is given again.
+
+    Example: gkp prune tmi-gkp --baseline baseline --snapshots snapshots --data cifar10:data -o pruned
+    """
+    _run("prune", options)
 
 
 def _run(name: str, options: dict[str, Any]) -> None:

@@ -20,7 +20,8 @@ from gkp.files import write_file
 
 
 def convert(screen: Screen, *, model: Path, output: Path | None, report: Path | None, json_to: str | None,
-            input_shape: tuple[str, ...], layers: tuple[str, ...], no_benchmark: bool, **options: Any) -> None:
+            input_shape: tuple[str, ...], layers: tuple[str, ...], no_benchmark: bool, no_engine: bool,
+            **options: Any) -> None:
     from gkp.benchmarks import tables
     from gkp.converter.convert import ConvertOptions
     from gkp.converter.convert import convert as run
@@ -30,7 +31,7 @@ def convert(screen: Screen, *, model: Path, output: Path | None, report: Path | 
 
         require_jinja2()
     made = ConvertOptions(output=output, input_shapes=parse_shapes(input_shape), layers=parse_layers(layers),
-                          benchmark=not no_benchmark, **options)
+                          benchmark=not no_benchmark, engine=not no_engine, **options)
     with screen.progress() as progress:
         artefact = run(model, made, progress)
     if screen.verbose:
@@ -46,6 +47,8 @@ def convert(screen: Screen, *, model: Path, output: Path | None, report: Path | 
         write_html(artefact.manifest, report)
         screen.say(f"report:  {report}")
     write_json(json_to, manifest_module.encode(artefact.manifest))
+    if artefact.incomplete is not None:
+        raise artefact.incomplete
 
 
 def inspect(screen: Screen, *, model: Path, target: str, input_shape: tuple[str, ...], json_to: str | None,
@@ -162,15 +165,21 @@ def _write_arrays(path: Path, outputs: dict[str, Any]) -> None:
     write_file(path, buffer.getvalue())
 
 
-def bench(screen: Screen, *, directories: tuple[Path, ...], suite: str | None, checkpoints: Path | None,
-          batches: tuple[int, ...], seconds: float, json_to: str | None, trust_code: bool) -> None:
+def bench(screen: Screen, *, directories: tuple[Path, ...], suite: str | None, calibrate: str | None,
+          checkpoints: Path | None, batches: tuple[int, ...], seconds: float, json_to: str | None, trust_code: bool) -> None:
     from gkp.benchmarks import bench as benchmarks
     from gkp.benchmarks.results import Bench
     from gkp.benchmarks.suite_tables import suite_tables
     from gkp.runtime.environment import fingerprint
 
-    if bool(directories) == bool(suite):
-        raise UsageError("give artefact directories, or --suite cpu", "e.g. gkp bench model.ort model.openvino")
+    if bool(directories) + bool(suite) + bool(calibrate) != 1:
+        raise UsageError("give artefact directories, or --suite cpu|gpu, or --calibrate trt",
+                         "e.g. gkp bench model.ort model.openvino")
+    if suite == "gpu" or calibrate:
+        from gkp.benchmarks.gpu.command import gpu_bench
+
+        gpu_bench(screen, bool(calibrate), json_to)
+        return
     before = fingerprint()
     with screen.progress() as progress:
         if suite:
@@ -184,6 +193,30 @@ def bench(screen: Screen, *, directories: tuple[Path, ...], suite: str | None, c
     screen.say(f"{before['cpu']}, {before['cores']} cores, load {before['load_average']} at the start; medians, "
                "interleaved in one process", style="dim")
     write_json(json_to, found.json())
+
+
+def prune(screen: Screen, *, baseline: Path, output: Path, json_to: str | None, **options: Any) -> None:
+    from gkp.converter.sources._torchfile import read_pickle_file
+    from gkp.converter.sources.dense import open_dense
+
+    opened = open_dense(baseline)
+    from gkp.pruning import command  # needs PyTorch, which open_dense asks for in words
+
+    dense = command.Baseline(baseline, opened.arch, opened.module, opened.meta)
+    say = screen.say if screen.verbose else None
+    try:
+        with screen.progress() as progress:
+            setting = command.prune(command.Request(output=output, **options), dense, read_pickle_file, say, progress)
+    except KeyboardInterrupt:
+        if (output / "setting.json").is_file():
+            screen.say(f"{output} holds what is finished: the same command goes on from there")
+        raise
+    if setting is None:  # not the first of several processes
+        return
+    table, following = command.summary(setting, output)
+    screen.show(table)
+    screen.say(f"\nnext: {following}")
+    write_json(json_to, msgspec.json.format(msgspec.json.encode(setting), indent=2) + b"\n")
 
 
 def parse_shapes(values: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
@@ -216,4 +249,5 @@ def parse_layers(values: tuple[str, ...]) -> dict[str, str]:
 
 
 COMMANDS: dict[str, Callable[..., int | None]] = {
-    "convert": convert, "inspect": inspect, "verify": verify, "eval": evaluate, "run": run, "bench": bench}
+    "convert": convert, "inspect": inspect, "verify": verify, "eval": evaluate, "run": run, "bench": bench,
+    "prune": prune}

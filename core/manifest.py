@@ -183,9 +183,49 @@ class Tensor(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str
 
 
+class EngineTensor(msgspec.Struct, frozen=True, kw_only=True):
+    """An input or output of an engine. dtype: "float32", "float16", ...; format: TensorRT's name of the memory layout
+    ("LINEAR" is NCHW, "HWC" NHWC); profile: smallest, usual and largest shape where it is dynamic."""
+
+    name: str
+    dtype: str
+    format: str
+    shape: list[int]
+    profile: tuple[list[int], list[int], list[int]] | None = None
+
+
+class EngineLayer(msgspec.Struct, frozen=True, kw_only=True):
+    """A layer of the network that an engine was built from. kind: TensorRT's layer type ("CONVOLUTION", ...); groups: of
+    a convolution; dtype: of its output."""
+
+    name: str
+    kind: str
+    dtype: str
+    groups: int | None = None
+
+
+class Engine(msgspec.Struct, frozen=True, kw_only=True):
+    """A TensorRT engine, described when it was built. file: in the artefact; package: "tensorrt" or "tensorrt_rtx";
+    capabilities: compute capabilities that it runs on ("8.9"); strongly_typed: it computes in the types of the ONNX file;
+    baseline: it is the dense baseline's."""
+
+    file: str
+    package: str
+    version: str
+    capabilities: list[str]
+    strongly_typed: bool
+    workspace_bytes: int | None
+    inputs: list[EngineTensor]
+    outputs: list[EngineTensor]
+    layers: list[EngineLayer]
+    baseline: bool = False
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Everything known about an artefact. signature: of its maker, when a file of it is a program (gkp.runtime.trust).
-    Fields that are added later are empty by default."""
+    verification: of the ONNX file or library that was written;
+    engine_verification: of a TensorRT engine, run on a GPU (null: it was not run). Fields that are added later are empty by
+    default."""
 
     gkp_version: str
     source: Source
@@ -211,6 +251,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     seconds: dict[str, float]
     roofline: Roofline | None = None
     memory: Memory | None = None
+    engines: list[Engine] = []
+    engine_verification: Verification | None = None
     signature: str | None = None
     schema_version: int = SCHEMA_VERSION
 

@@ -8,12 +8,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino", "ncnn", "ziglang", "onnx", "torch", "numpy")
+from gkp.runtime.cuda import ask_driver
+
+_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino", "ncnn", "ziglang", "tensorrt", "tensorrt-rtx-cu12",
+             "tensorrt-rtx-cu13", "onnx", "torch", "numpy")
 
 
 def fingerprint() -> dict[str, Any]:
-    """CPU model, cores, operating system, Python, package versions, load average."""
-    return {"cpu": cpu_model(), "cores": physical_cores(), "os": f"{platform.system()} {platform.machine()}",
+    """CPU model, cores, GPU and driver where there are, operating system, Python, package versions, load average."""
+    driver = ask_driver()
+    gpu = {"gpu": driver.name, "cuda_driver": driver.version} if driver and driver.name else {}
+    return {"cpu": cpu_model(), "cores": physical_cores(), **gpu, "os": f"{platform.system()} {platform.machine()}",
             "python": platform.python_version(), "packages": {p: v for p in _PACKAGES if (v := version(p))},
             "load_average": round(os.getloadavg()[0], 2)}
 

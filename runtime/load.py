@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,9 +17,12 @@ from gkp.manifest import Manifest
 from gkp.runtime.hybrid import INDEX, HybridRunner
 from gkp.runtime.native import NativeRunner
 from gkp.runtime.runners import OpenVinoRunner, OrtRunner, Runner
+from gkp.runtime.trt import TrtRunner, pick_engine, runtime_cache_file
 from gkp.runtime.trust import require_trust
 
 Array = npt.NDArray[Any]
+DENSE = "dense.onnx"
+"""The dense baseline, in an artefact whose target runs ONNX."""
 
 
 def _ort(model: Path, manifest: Manifest) -> Runner:
@@ -36,21 +39,45 @@ def _native(model: Path, manifest: Manifest) -> Runner:
     return NativeRunner(model, manifest.threads, manifest.files[model.name])
 
 
+def _trt(model: Path, manifest: Manifest) -> Runner:
+    info = next(e for e in manifest.engines if e.file == model.name)
+    digest = manifest.files[model.name]
+    return TrtRunner(model, info, digest, runtime_cache_file(digest))
+
+
+def _trt_baseline(manifest: Manifest) -> str | None:
+    """Built by the same package for the same GPUs: a baseline on another engine would compare engines."""
+    return pick_engine(manifest, baseline=True).file if any(e.baseline for e in manifest.engines) else None
+
+
+def _one_of(*names: str) -> Callable[[Manifest], list[str]]:
+    return lambda manifest: [name for name in names if name in manifest.files] or [names[0]]
+
+
 @dataclass(frozen=True)
 class Engine:
-    """What runs the artefacts of a target. files: names of the model in an artefact, which holds one of them; program:
-    opening it runs code of its maker; other: what runs the artefact's other models (dense.onnx)."""
+    """What runs the artefacts of a target. files: names of the files in an artefact that it opens; pick: the one of them
+    for this machine; program: opening it runs code of its maker; other: what runs the artefact's other models
+    (dense.onnx); baseline: the file of the dense baseline, None where there is none."""
 
-    files: tuple[str, ...]
+    files: Callable[[Manifest], Sequence[str]]
     open: Callable[[Path, Manifest], Runner]
     program: bool = False
     other: Callable[[Path, Manifest], Runner] | None = None
+    pick: Callable[[Manifest], str] | None = None
+    baseline: Callable[[Manifest], str | None] = lambda manifest: DENSE if DENSE in manifest.files else None
+
+    def main(self, manifest: Manifest) -> str:
+        """Name of the converted model. BackendMissingError when no file of the artefact is for this machine."""
+        return self.pick(manifest) if self.pick else self.files(manifest)[0]
 
 
-_ONNX = ("model.onnx",)
-RUNNERS: Mapping[str, Engine] = {"onnx": Engine(_ONNX, _ort), "ort": Engine(_ONNX, _ort),
-                                 "openvino": Engine(_ONNX, _openvino),
-                                 "native": Engine(("model.so", INDEX), _native, program=True, other=_ort)}
+_ONNX = _one_of("model.onnx")
+RUNNERS: Mapping[str, Engine] = {
+    "onnx": Engine(_ONNX, _ort), "ort": Engine(_ONNX, _ort), "openvino": Engine(_ONNX, _openvino),
+    "native": Engine(_one_of("model.so", INDEX), _native, program=True, other=_ort),
+    "trt": Engine(lambda m: [e.file for e in m.engines], _trt, program=True, other=_ort, pick=lambda m: pick_engine(m).file,
+                  baseline=_trt_baseline)}
 """By target."""
 
 
@@ -128,13 +155,20 @@ def _shape_hint(spec: manifest_module.Tensor, x: Array) -> str:
 def load(directory: str | Path, trust_code: bool = False) -> LoadedModel:
     """Open the artefact that gkp-convert wrote into `directory`.
 
-    Files are checked against the manifest's checksums first. trust_code: open a native library even if it was not built
-    by this user. FileError when something is missing or altered, BackendMissingError when the runtime is not installed,
-    UnsafeFileError when the artefact is somebody else's program."""
+    Files are checked against the manifest's checksums first. trust_code: open a native library or an engine even if it
+    was not built by this user. FileError when something is missing or altered, BackendMissingError when the runtime is
+    not installed or no engine is for the GPU here, UnsafeFileError when the artefact is somebody else's program."""
     path = Path(directory)
     manifest = manifest_module.read(path)
     manifest_module.check_files(path, manifest)
     return LoadedModel(path, manifest, open_runner(path, manifest, trust_code))
+
+
+def open_baseline(directory: Path, manifest: Manifest, trust_code: bool = False) -> Runner | None:
+    """A session with the artefact's dense baseline; None when there is none in it. Errors of open_runner."""
+    engine = RUNNERS.get(manifest.target)
+    name = engine.baseline(manifest) if engine else None
+    return open_runner(directory, manifest, trust_code, name) if name else None
 
 
 def open_runner(directory: Path, manifest: Manifest, trust_code: bool = False, model: str | None = None) -> Runner:
@@ -144,12 +178,11 @@ def open_runner(directory: Path, manifest: Manifest, trust_code: bool = False, m
     engine = RUNNERS.get(manifest.target)
     if engine is None:
         raise GkpError(f"this gkp cannot run artefacts for {manifest.target!r}", "update gkp")
-    main = next((name for name in engine.files if name in manifest.files), engine.files[0])
-    name = model or main
+    name = model or engine.main(manifest)
     if name not in manifest.files:
         raise FileError(f"the manifest does not name {name}", "convert the model again")
     file = directory / name
-    if name != main and engine.other is not None:
+    if name not in engine.files(manifest) and engine.other is not None:
         return engine.other(file, manifest)
     if engine.program:
         require_trust(manifest, file, trust_code)

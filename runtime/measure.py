@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from gkp.manifest import Ratio, Timing
+from gkp.runtime.statistics import quartiles, ratio_interval
 
 Call = Callable[[], object]
-_RESAMPLES = 2000
 _FEWEST, _PATIENCE = 5, 10
 
 
@@ -58,15 +58,11 @@ def _warm_up(call: Call, sample_ms: float) -> int:
 
 def timing(samples: Sequence[float]) -> Timing:
     """Median and quartiles."""
-    q1, median, q3 = np.percentile(samples, (25, 50, 75))
-    return Timing(median=float(median), q1=float(q1), q3=float(q3), runs=len(samples))
+    q1, median, q3 = quartiles(samples)
+    return Timing(median=median, q1=q1, q3=q3, runs=len(samples))
 
 
 def ratio(reference: Sequence[float], other: Sequence[float]) -> Ratio:
-    """Median over rounds of reference / other, with a 95 % bootstrap interval over the rounds. The two were timed right
-    after each other in every round, so that slow phases of a shared machine count in both."""
-    n = min(len(reference), len(other))
-    rounds = np.asarray(reference[:n], float) / np.asarray(other[:n], float)
-    picks = np.random.default_rng(0).integers(0, n, (_RESAMPLES, n))
-    low, high = np.percentile(np.median(rounds[picks], axis=1), (2.5, 97.5))
-    return Ratio(value=float(np.median(rounds)), low=float(low), high=float(high))
+    """gkp.runtime.statistics.ratio_interval: above 1, `other` is the faster."""
+    value, low, high = ratio_interval(reference, other)
+    return Ratio(value=value, low=low, high=high)

@@ -12,12 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gkp.errors import BackendMissingError, FileError, UsageError
+from gkp.runtime.providers import find_provider
 
 Array = npt.NDArray[Any]
 Model = bytes | Path
-
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider",
-             "nv-tensorrt-rtx": "NvTensorRTRTXExecutionProvider"}
 
 
 class Runner(Protocol):
@@ -32,22 +30,22 @@ class Runner(Protocol):
 
 
 class OrtRunner:
-    """ONNX Runtime with `threads` intra-op threads on one execution provider. spin: they wait for work busily."""
+    """ONNX Runtime with `threads` intra-op threads on one execution provider. spin: they wait for work busily.
+
+    BackendMissingError when ONNX Runtime or the provider is missing, or would leave the model to the CPU; FileError when
+    the model cannot be opened."""
 
     def __init__(self, model: Model, threads: int, provider: str = "cpu", spin: bool = True) -> None:
         ort = import_ort()
-        wanted = PROVIDERS.get(provider)
-        if wanted is None or wanted not in ort.get_available_providers():
-            have = ", ".join(k for k, v in PROVIDERS.items() if v in ort.get_available_providers())
-            raise BackendMissingError(f"ONNX Runtime here has no provider {provider!r} (it has: {have})",
-                                      'install the build that has it, e.g. pip install "gkp[gpu]"')
+        found = find_provider(ort, provider)
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 4
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
         try:
-            self._session = ort.InferenceSession(str(model) if isinstance(model, Path) else model, options,
-                                                 providers=[wanted] if provider == "cpu" else [wanted, PROVIDERS["cpu"]])
+            self._session = found.session(ort, str(model) if isinstance(model, Path) else model, options)
+        except BackendMissingError:
+            raise
         except Exception as e:  # the library raises its own untyped errors
             raise FileError(f"ONNX Runtime cannot open the model: {_first_line(e)}", "run with -v for the whole text") from e
         self.inputs = [i.name for i in self._session.get_inputs()]

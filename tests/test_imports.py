@@ -11,20 +11,22 @@ from cli_kit import blocked
 ROOT = Path(__file__).resolve().parents[1]
 RUNTIMES = ("onnxruntime", "openvino", "ncnn", "pnnx")
 CONVERT = ("onnx", "onnx_graphsurgeon", "google")
-EXTRAS = ("torch", "onnxscript", "jinja2", "PIL", *RUNTIMES, *CONVERT)
+PRUNE = ("accelerate", "mtkahypar", "sklearn", "scipy")
+EXTRAS = ("torch", "onnxscript", "jinja2", "PIL", *PRUNE, *RUNTIMES, *CONVERT)
 DEVELOPMENT = ("pytest", "hypothesis", "mypy", "setuptools")
 # What a package's modules may import when they are loaded, of all that is not in the base install.
 NEEDS: dict[str, tuple[str, ...]] = {
     "gkp": (),
     "gkp.runtime": (),
     "gkp.benchmarks": CONVERT,
+    "gkp.benchmarks.gpu": ("torch", *CONVERT),
     "gkp.converter": CONVERT,
     "gkp.converter.lower": CONVERT,
     "gkp.converter.passes": CONVERT,
     "gkp.converter.sources": CONVERT,
     "gkp.converter.targets": CONVERT,
-    "gkp.pruning": (),
-    "gkp.pruning.models": ("torch",),
+    "gkp.pruning": ("torch",),
+    "gkp.pruning.methods": ("torch", "scipy", "sklearn"),
 }
 
 
@@ -68,7 +70,7 @@ def test_importing_gkp_and_its_command_line_loads_nothing_heavy() -> None:
     assert (outcome.code, outcome.out.strip()) == (0, "[]"), outcome.err
 
 
-@pytest.mark.parametrize("command", [[], *([c] for c in ("convert", "inspect", "verify", "eval", "run", "bench"))])
+@pytest.mark.parametrize("command", [[], *([c] for c in ("convert", "inspect", "verify", "eval", "run", "bench", "prune"))])
 def test_the_help_needs_the_base_install_only(command: list[str]) -> None:
     outcome = blocked((*EXTRAS, *DEVELOPMENT), f"import sys\nsys.argv = {['gkp', *command, '--help']!r}\n"
                       "from gkp.cli import main\nmain()\n")

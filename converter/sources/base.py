@@ -97,6 +97,11 @@ class Source(Protocol):
     def open(file: SourceFile, options: OpenOptions) -> GroupedModel: ...
 
 
+def in_precision(feeds: Mapping[str, Array], io: str) -> dict[str, Array]:
+    """The arrays as a model takes them whose float inputs are "fp32" or "fp16"."""
+    return {k: x.astype(np.float16) if io == "fp16" and x.dtype == np.float32 else x for k, x in feeds.items()}
+
+
 def sample_inputs(model: onnx.ModelProto, seed: int = 0, batch: int | None = None,
                   dynamic: Mapping[str, Mapping[int, str]] | None = None) -> dict[str, Array]:
     """Standard normal inputs of the model's static shapes (dynamic axis 0 resized to `batch` where given)."""

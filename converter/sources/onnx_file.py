@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 import onnx
 import onnx.inliner
 import onnx.version_converter
@@ -43,9 +44,29 @@ def from_model(model: onnx.ModelProto, options: OpenOptions, *, pruned: bool = F
     model = _modernised(model)
     static, dynamic = fix_shapes(model, options)
     name, run = evaluator(model)
-    return GroupedModel(model=static, system="onnx", reference=_named_errors(run),
+    return GroupedModel(model=static, system="onnx", reference=_named_errors(_at_any_batch(model, run)),
                         reference_name=f"the ONNX model as given, in {name}", pruned=pruned,
                         description="ONNX model", dynamic=dynamic)
+
+
+def _at_any_batch(model: onnx.ModelProto, run: Run) -> Run:
+    """A file with a fixed batch is the reference for other batches too (--dynamic-batch): it runs them in portions."""
+    constants = {t.name for t in model.graph.initializer}
+    sizes = {i.type.tensor_type.shape.dim[0].dim_value for i in model.graph.input
+             if i.name not in constants and i.type.tensor_type.shape.dim}
+    fixed = sizes.pop() if len(sizes) == 1 else 0
+    if fixed < 1:
+        return run
+
+    def portions(feeds: Mapping[str, Array]) -> list[Array]:
+        batch = len(next(iter(feeds.values())))
+        if batch == fixed:
+            return run(feeds)
+        order = np.minimum(np.arange(-(-batch // fixed) * fixed), batch - 1)
+        parts = [run({k: x[part] for k, x in feeds.items()}) for part in order.reshape(-1, fixed)]
+        return [np.concatenate(outputs)[:batch] for outputs in zip(*parts, strict=True)]
+
+    return portions
 
 
 def _named_errors(run: Run) -> Run:

@@ -11,12 +11,17 @@ from typing import ClassVar, Protocol, cast
 import onnx
 
 from gkp.branched import BranchedConv
+from gkp.converter.cost import estimate_ms
 from gkp.converter.dynamic import free_axes
+from gkp.converter.forms import Choice
 from gkp.converter.graph import Graph
 from gkp.converter.lower.candidates import Candidate, candidates
 from gkp.converter.lower.emit import lower
+from gkp.converter.reference import Run
 from gkp.converter.verify import TOLERANCE
-from gkp.manifest import Memory
+from gkp.errors import GkpError
+from gkp.manifest import Engine, Memory
+from gkp.runtime.load import DENSE
 from gkp.runtime.runners import Runner
 
 Axes = Mapping[str, Mapping[int, str]]
@@ -25,13 +30,24 @@ Axes = Mapping[str, Mapping[int, str]]
 @dataclass(frozen=True)
 class About:
     """What a report says of a model that a target runs. kernels, macs: per layer, the kernel that was chosen for it, and
-    what it executes for one image; executed: multiply-accumulates of the whole network. Empty where nothing is compiled."""
+    what it executes for one image; executed: multiply-accumulates of the whole network; engines: those of TensorRT. Empty
+    where nothing is compiled."""
 
     notes: tuple[str, ...] = ()
     memory: Memory | None = None
     kernels: Mapping[str, str] = field(default_factory=dict)
     macs: Mapping[str, int] = field(default_factory=dict)
     executed: int | None = None
+    engines: tuple[Engine, ...] = ()
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a cost model says of one form of a layer. cost: relative time, comparable between forms of the same layer
+    (infinite: not to be chosen); ms: milliseconds per image, None where the model only compares."""
+
+    cost: float
+    ms: float | None = None
 
 
 class Target(Protocol):
@@ -83,6 +99,14 @@ class Target(Protocol):
         """Does the runtime's fast kernel take this form? "yes", or "no: why"."""
         ...
 
+    def estimate(self, conv: BranchedConv, candidate: Candidate, plane: Sequence[int]) -> Estimate:
+        """By the stated cost model, where nothing is measured."""
+        ...
+
+    def settle(self, graph: Graph, choice: Choice) -> None:
+        """Mend estimated choices that do not fit together."""
+        ...
+
     def lower(self, graph: Graph, forms: Mapping[str, Candidate]) -> Graph:
         """A copy of the graph as the target wants it, with the layers in the chosen forms."""
         ...
@@ -95,8 +119,21 @@ class Target(Protocol):
         """Engines that the dense baseline runs on, the first one also the model as given: the fastest counts."""
         ...
 
+    def engines(self, model: onnx.ModelProto, threads: int) -> Sequence[tuple[str, Run]]:
+        """(name, function): what computes the artefact's outputs when it is verified. A second one is the engine itself,
+        where the first ran the ONNX file that it was built from."""
+        ...
+
     def emit(self, model: onnx.ModelProto, out: Path) -> list[str]:
         """Write the artefact's files into `out`; their names."""
+        ...
+
+    def emit_dense(self, model: onnx.ModelProto, out: Path) -> list[str]:
+        """Write the dense baseline, which `gkp bench` measures the artefact against; the files' names."""
+        ...
+
+    def missing(self) -> GkpError | None:
+        """Why the artefact lacks a part that was asked for, after emit; None when it is whole."""
         ...
 
 
@@ -127,6 +164,13 @@ class StockOnnx(ABC):
             return "yes"
         return f"no: {i} -> {o} channels per group, needs multiples of {self.block}"
 
+    def estimate(self, conv: BranchedConv, candidate: Candidate, plane: Sequence[int]) -> Estimate:
+        ms = estimate_ms(conv, candidate, plane, self.block)
+        return Estimate(ms, ms)
+
+    def settle(self, graph: Graph, choice: Choice) -> None:  # noqa: B027 - not abstract: nothing to do
+        """A Gather mends what does not fit."""
+
     def lower(self, graph: Graph, forms: Mapping[str, Candidate]) -> Graph:
         return lower(graph, forms)
 
@@ -145,6 +189,22 @@ class StockOnnx(ABC):
     def about(self, model: onnx.ModelProto, threads: int, measure: bool) -> About:
         return About()
 
+    def engines(self, model: onnx.ModelProto, threads: int) -> Sequence[tuple[str, Run]]:
+        target = cast(Target, self)
+        return [(target.version(), target.runner(model, threads).run)]
+
+    def missing(self) -> GkpError | None:
+        return None
+
+    def emit_dense(self, model: onnx.ModelProto, out: Path) -> list[str]:
+        return write_dense(model, out)
+
     def emit(self, model: onnx.ModelProto, out: Path) -> list[str]:
         (out / "model.onnx").write_bytes(model.SerializeToString())
         return ["model.onnx"]
+
+
+def write_dense(model: onnx.ModelProto, out: Path) -> list[str]:
+    """The dense baseline as ONNX."""
+    (out / DENSE).write_bytes(model.SerializeToString())
+    return [DENSE]

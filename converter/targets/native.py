@@ -17,6 +17,7 @@ import onnx
 
 from gkp.branched import BranchedConv
 from gkp.converter.describe import graph_macs
+from gkp.converter.forms import Choice
 from gkp.converter.graph import Graph, clean
 from gkp.converter.lower.candidates import Candidate, Group
 from gkp.converter.lower.emit import lower
@@ -25,12 +26,13 @@ from gkp.converter.native.hybrid import NATIVE
 from gkp.converter.native.kernel import CPUS, Cpu
 from gkp.converter.native.toolchain import Toolchain, find, host_cpu, machine
 from gkp.converter.native.tune import Measured, Model, Timer
+from gkp.converter.reference import Run
 from gkp.converter.sources.base import sample_inputs
-from gkp.converter.targets.base import About, Axes, Target
+from gkp.converter.targets.base import About, Axes, Estimate, Target, write_dense
 from gkp.converter.targets.openvino import OpenVinoTarget
 from gkp.converter.targets.ort import OrtTarget
 from gkp.converter.verify import TOLERANCE, WINOGRAD_TOLERANCE
-from gkp.errors import BackendMissingError, UsageError
+from gkp.errors import BackendMissingError, GkpError, UsageError
 from gkp.runtime.hybrid import HybridRunner
 from gkp.runtime.runners import Runner
 
@@ -117,6 +119,13 @@ class NativeTarget:
             return f"no: {single} of {len(candidate.groups)} branches have a single output, which no register tile shares"
         return "yes"
 
+    def estimate(self, conv: BranchedConv, candidate: Candidate, plane: Sequence[int]) -> Estimate:
+        """There is one form: by its multiply-accumulates."""
+        return Estimate(candidate.macs(plane))
+
+    def settle(self, graph: Graph, choice: Choice) -> None:
+        """There is nothing to mend."""
+
     def lower(self, graph: Graph, forms: Mapping[str, Candidate]) -> Graph:
         """Nothing to lower: the compiler reads the one form."""
         return graph.copy()
@@ -136,6 +145,16 @@ class NativeTarget:
                 target.require("fp32")
                 found.append(target)
         return found or (self,)
+
+    def engines(self, model: onnx.ModelProto, threads: int) -> Sequence[tuple[str, Run]]:
+        return [(self.version(), self.runner(model, threads).run)]
+
+    def emit_dense(self, model: onnx.ModelProto, out: Path) -> list[str]:
+        """For a stock engine."""
+        return write_dense(model, out)
+
+    def missing(self) -> GkpError | None:
+        return None
 
     def emit(self, model: onnx.ModelProto, out: Path) -> list[str]:
         """The sources are no part of the artefact: no manifest names them, nothing reads them."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import onnx
 
+from gkp.converter.reference import Run, evaluator
 from gkp.converter.targets.base import StockOnnx
 from gkp.errors import BackendMissingError
 from gkp.runtime.runners import Runner
@@ -31,6 +33,10 @@ class OnnxTarget(StockOnnx):
 
     def measurable(self) -> bool:
         return False
+
+    def engines(self, model: onnx.ModelProto, threads: int) -> Sequence[tuple[str, Run]]:
+        """Whatever runs ONNX here."""
+        return [evaluator(model)]
 
     def runner(self, model: onnx.ModelProto, threads: int) -> Runner:
         raise BackendMissingError("target onnx has no runtime of its own", "use --target ort or openvino to measure")

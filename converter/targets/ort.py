@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import numpy as np
 import onnx
+from onnx import TensorProto, helper, numpy_helper
 
 from gkp.converter.targets.base import StockOnnx
-from gkp.errors import BackendMissingError, UsageError
+from gkp.converter.verify import TOLERANCE
+from gkp.errors import UsageError
 from gkp.runtime.environment import vector_floats
-from gkp.runtime.runners import PROVIDERS, OrtRunner, Runner, import_ort
+from gkp.runtime.runners import OrtRunner, Runner, import_ort
+
+_ACROSS_DEVICES = 5e-5
+_IN_TF32 = ("tensorrt", "nv-tensorrt-rtx")
+"""TensorRT computes float32 convolutions in TF32, whose mantissa is float16's."""
 
 
 class OrtTarget(StockOnnx):
@@ -28,14 +35,15 @@ class OrtTarget(StockOnnx):
         return vector_floats() if self.provider == "cpu" else 8
 
     def require(self, precision: str) -> None:
-        ort = import_ort()
-        wanted = PROVIDERS.get(self.provider or "cpu")
-        if wanted not in ort.get_available_providers():
-            raise BackendMissingError(f"this ONNX Runtime has no provider {self.provider!r}",
-                                      'pip install "gkp[gpu]" in place of onnxruntime (they share a module)')
+        """A provider that is listed may still not start, so a small convolution is run on it."""
+        import_ort()
         if precision == "fp16" and self.provider == "cpu":
             raise UsageError("ONNX Runtime has no fast fp16 convolutions on the CPU",
                              "use fp32, or --provider cuda, or --target onnx --precision fp16")
+        if self.provider != "cpu":
+            runner = self.runner(_probe(), 1)
+            runner.run({"x": np.zeros((1, 8, 8, 8), np.float32)})
+            runner.close()
 
     def version(self) -> str:
         return f"onnxruntime {import_ort().__version__} {self.provider}"
@@ -45,3 +53,16 @@ class OrtTarget(StockOnnx):
 
     def runner(self, model: onnx.ModelProto, threads: int) -> Runner:
         return OrtRunner(model.SerializeToString(), threads, self.provider or "cpu")
+
+    def tolerance(self, model: onnx.ModelProto) -> float:
+        return TOLERANCE["fp32"] if self.provider == "cpu" else TOLERANCE["fp16"] if self.provider in _IN_TF32 \
+            else _ACROSS_DEVICES
+
+
+def _probe() -> onnx.ModelProto:
+    """One convolution."""
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 8, 8, 8]) for name in "xy"]
+    weight = numpy_helper.from_array(np.ones((8, 8, 3, 3), np.float32), "w")
+    graph = helper.make_graph([helper.make_node("Conv", ["x", "w"], ["y"], pads=[1] * 4)], "probe", value[:1], value[1:],
+                              [weight])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

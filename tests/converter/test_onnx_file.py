@@ -13,7 +13,7 @@ from onnx_kit import Net, feeds_of, run_ort
 
 from gkp.converter.dynamic import free_axes
 from gkp.converter.sources import OpenOptions, open_model
-from gkp.converter.sources.onnx_file import MIN_OPSET, fix_shapes, input_shapes
+from gkp.converter.sources.onnx_file import MIN_OPSET, fix_shapes, from_model, input_shapes
 from gkp.errors import UsageError
 
 
@@ -87,3 +87,10 @@ def test_the_reference_is_the_file_as_given(tmp_path: Path) -> None:
     model = open_model(save(given, tmp_path / "m.onnx"))
     x = {"x": np.random.default_rng(0).standard_normal((3, 3, 8, 8)).astype(np.float32)}
     np.testing.assert_allclose(model.reference(x)[0], run_ort(given, x)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("fixed", [1, 3])
+def test_a_file_with_a_fixed_batch_is_the_reference_for_every_batch(fixed: int) -> None:
+    model, free = small_net(batch=fixed), small_net(batch="n")
+    given, x = from_model(model, OpenOptions()), feeds_of(free, 7)
+    np.testing.assert_allclose(given.reference(x)[0], run_ort(free, x)[0], atol=1e-5)

@@ -35,7 +35,7 @@ def test_a_target_is_made_by_name(name: str) -> None:
     assert target.summary
     assert target.block in (4, 8, 16)
     target.require("fp32")
-    beginnings = {"ort": "onnxruntime ", "openvino": "openvino ", "onnx": "onnx", "native": "gkp native, "}
+    beginnings = {"ort": "onnxruntime ", "openvino": "openvino ", "onnx": "onnx", "native": "gkp native, ", "trt": "tensorrt_rtx "}
     assert target.version().startswith(beginnings[name])
 
 

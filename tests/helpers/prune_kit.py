@@ -1,0 +1,47 @@
+"""A small pruning session: a ResNet-8, a few random images, a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from gkp.pruning.cifar10 import Images
+from gkp.pruning.data import ArrayData, Normalisation
+from gkp.pruning.models.architecture import Architecture, skeleton
+from gkp.pruning.run_folder import open_run
+from gkp.pruning.session import Session
+
+RESNET8 = Architecture("cifar_resnet", 8, "pad", 10, (3, 32, 32))
+
+
+def network(arch: Architecture = RESNET8, seed: int = 0) -> nn.Module:
+    """The architecture with random weights, in eval mode."""
+    torch.manual_seed(seed)
+    return skeleton(arch).eval()
+
+
+def pictures(count: int, seed: int = 0, classes: int = 10, size: int = 32) -> Images:
+    """Random images with random labels."""
+    rng = np.random.default_rng(seed)
+    return Images(rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8), rng.integers(0, classes, count))
+
+
+def data(train: int = 32, test: int = 16) -> ArrayData:
+    return ArrayData("noise", pictures(train), pictures(test, 1), 10, Normalisation())
+
+
+def session(
+    folder: Path, *, baseline: nn.Module | None = None, arch: Architecture = RESNET8, images: ArrayData | None = None,
+    settings: Any = None, force: bool = False, say: Callable[[str], None] | None = None, seed: int = 0,
+    epochs: int | None = None, **options: Any,
+) -> Session:
+    """A session whose run folder is `folder`; without `images` it has no data."""
+    setting = {"method": "test", "model": arch.name, "baseline": {"path": "b", "sha256": "0" * 64}, "seed": seed,
+               "epochs": epochs, "settings": settings}  # fmt: skip
+    return Session(arch=arch, baseline=network(arch) if baseline is None else baseline, data=images, seed=seed,
+                   epochs=epochs, folder=open_run(folder, setting, force), say=say, **options)
