@@ -109,21 +109,16 @@ def open_network(
     """
     torch_export.import_torch()
     from gkp.pruning.models.architecture import skeleton
-    from gkp.pruning.models.build import build, recognise
 
     forms = dict(forms or {})
     dense = None
     if options.arch:
         module, default, name = _user_module(options.arch, tensors, forms), image, options.arch
     else:
-        arch = recognise(tensors, forms)
-        if shortcut is not None and arch.shortcut != "conv":
-            arch = replace(arch, shortcut=shortcut)  # type: ignore[arg-type]
-        module, default, name = build(arch, tensors, forms), image or arch.input_shape, arch.name
-        if pruned and _lost_filters(module, arch):
+        arch, module = rebuild(tensors, forms, record, shortcut)
+        default, name = image or arch.input_shape, arch.name
+        if pruned and lost_filters(module, arch):
             dense = partial(skeleton, arch)
-        if record is not None:
-            _adopt_settings(record, arch, module)
     return torch_export.from_module(
         module,
         system=system,
@@ -136,7 +131,21 @@ def open_network(
     )
 
 
-def _lost_filters(module: torch.nn.Module, arch: Architecture) -> bool:
+def rebuild(tensors: Mapping[str, Array], forms: Mapping[str, BranchedConv], record: Record | None,
+            shortcut: str | None) -> tuple[Architecture, torch.nn.Module]:
+    """The architecture of these tensors, and the network with them in it. See open_network."""
+    from gkp.pruning.models.build import build, recognise
+
+    arch = recognise(tensors, forms)
+    if shortcut is not None and arch.shortcut != "conv":
+        arch = replace(arch, shortcut=shortcut)  # type: ignore[arg-type]
+    module = build(arch, tensors, forms)
+    if record is not None:
+        _adopt_settings(record, arch, module)
+    return arch, module
+
+
+def lost_filters(module: torch.nn.Module, arch: Architecture) -> bool:
     """Has the network fewer filters than its architecture, without a form that says which?"""
     from gkp.pruning.models.architecture import skeleton
     from gkp.pruning.models.branched import BranchedConv2d

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from gkp.converter.sources import torch_export
-from gkp.converter.sources._checkpoints import payload_of
+from gkp.converter.sources._checkpoints import lost_filters, payload_of
 from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile
 
 _FORMAT = "gkp.checkpoint"  # pruning.models.checkpoint.FORMAT, which cannot be imported without PyTorch
@@ -18,13 +20,16 @@ def matches(file: SourceFile) -> bool:
 def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
     """Rebuild and export. FileError: another version, or damaged; UnsupportedModelError: tensors that do not fit."""
     torch_export.import_torch()
+    from gkp.pruning.models.architecture import skeleton
     from gkp.pruning.models.branched import BranchedConv2d
     from gkp.pruning.models.checkpoint import architecture, from_tensors
 
     arch, module = architecture(file.payload), from_tensors(file.payload)
     branched = sum(isinstance(m, BranchedConv2d) for m in module.modules())
+    narrow = lost_filters(module, arch)
     return torch_export.from_module(
-        module, system="gkp", options=options, pruned=branched > 0, default_shape=(1, *arch.input_shape),
+        module, system="gkp", options=options, pruned=branched > 0 or narrow, default_shape=(1, *arch.input_shape),
+        dense=partial(skeleton, arch) if narrow else None,
         description=f"gkp checkpoint, {arch.name}, {branched} branched convolutions",
         reference_name="the checkpoint's network in PyTorch",
     )  # fmt: skip

@@ -15,7 +15,7 @@ from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile
 from gkp.errors import UnsupportedModelError
 
 _KINDS = ("torch-zip", "torch-legacy", "pickle")
-_KNOWN_CLASSES = ("torchvision.models.resnet.ResNet",)
+KNOWN_CLASSES = ("torchvision.models.resnet.ResNet",)
 
 
 def matches(file: SourceFile) -> bool:
@@ -31,7 +31,7 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
     payload = payload_of(file)
     record = network_in(payload)
     tensors = state_dict_in(payload)
-    if record is not None and (options.arch or record.name in _KNOWN_CLASSES):
+    if record is not None and (options.arch or record.name in KNOWN_CLASSES):
         return open_network(state_dict_of(record), system="torch", options=options, pruned=False, record=record,
                             description="pickled PyTorch module")  # fmt: skip
     if record is not None and tensors is None:

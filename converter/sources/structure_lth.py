@@ -52,7 +52,8 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
     dense = {name: array for name, array in dense.items() if name.removesuffix(".weight") not in forms}
     pruned = kept < 1
     note = f"{kept:.1%} of the masked weights kept" if pruned else "no weight masked"
-    if not options.arch and "normalize.mean" in dense and not any(name.startswith("layer4.") for name in dense):
+    uses_it = any(name.startswith(("layer4.", "features.")) for name in dense)
+    if not options.arch and "normalize.mean" in dense and not uses_it:
         # Its CIFAR ResNets (widths 16, 32, 64) hold these two and do not use them; its others do.
         dense = {name: array for name, array in dense.items() if not name.startswith("normalize.")}
         note += ", its input normalisation is stored but not used"

@@ -28,7 +28,7 @@ from gkp.converter.sources.base import Array, GroupedModel, OpenOptions, SourceF
 from gkp.errors import FileError, UnsupportedModelError, UsageError
 
 _GROUPED, _PRUNED = "GroupResNet", "ModifiedResNet"
-_BASELINES = ("models.resnet.CifarResNet", "models.resnet_bottleneck.ResNet")
+BASELINES = ("models.resnet.CifarResNet", "models.resnet_bottleneck.ResNet")
 _ALIAS = "new_weight"  # a root parameter of grouped networks: the last conv's weight again
 _ORIGINAL = "original_model"  # pruned networks carry the dense one along
 _TINY_IMAGE = (3, 64, 64)  # networks without an avgpool module pool 8x8 at the end of a stride-8 body
@@ -40,7 +40,7 @@ def matches(file: SourceFile) -> bool:
     payload = payload_of(file)
     record = network_in(payload)
     if record is not None:
-        return class_name(record) in (_GROUPED, _PRUNED) or record.name in _BASELINES
+        return class_name(record) in (_GROUPED, _PRUNED) or record.name in BASELINES
     tensors = state_dict_in(payload)
     if tensors is None:
         return False
@@ -68,7 +68,7 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
     small = record.name.startswith(("group_imagenet.", "models.resnet_bottleneck.")) and not _has(record, "avgpool")
     return open_network(
         tensors, forms, system="tmi_gkp", options=options, pruned=make is not None, record=record,
-        shortcut=_shortcut(record), image=_TINY_IMAGE if small else None,
+        shortcut=shortcut_of(record), image=_TINY_IMAGE if small else None,
         reference_name="the pickled network, rebuilt in PyTorch",
         description={_GROUPED: "TMI-GKP grouped network", _PRUNED: "TMI-GKP pruned network"}.get(
             kind, "TMI-GKP baseline (dense)"),
@@ -83,7 +83,7 @@ def _has(record: Record, child: str) -> bool:
     return any(name == child for name, _ in submodules(record))
 
 
-def _shortcut(record: Record) -> str | None:
+def shortcut_of(record: Record) -> str | None:
     """"pad" for DownsampleA (every second pixel, zeros behind the channels); else what the tensors say."""
     for name, part in submodules(record):
         if class_name(part) == "DownsampleA":

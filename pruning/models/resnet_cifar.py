@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from gkp.errors import UsageError
+from gkp.pruning.models.residual import ResidualBlock, conv_shortcut, init_convs
 
 Shortcut = Literal["pad", "pad_both", "conv"]
 
@@ -37,22 +38,22 @@ class PadShortcut(nn.Module):  # type: ignore[misc]
         return torch.cat((zeros[:, : self.zeros_before], x, zeros[:, self.zeros_before :]), 1)
 
 
-class CifarBlock(nn.Module):  # type: ignore[misc]
+class CifarBlock(ResidualBlock):
     """Two 3x3 convs and a shortcut."""
 
+    chain = (("conv_a", "bn_a"), ("conv_b", "bn_b"))
+
     def __init__(self, in_channels: int, channels: int, stride: int, shortcut: Shortcut) -> None:
-        super().__init__()
+        super().__init__(channels)
         self.conv_a = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
         self.bn_a = nn.BatchNorm2d(channels)
         self.conv_b = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
         self.bn_b = nn.BatchNorm2d(channels)
         self.downsample = _shortcut(in_channels, channels, stride, shortcut)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        y = F.relu(self.bn_a(self.conv_a(x)))
-        y = self.bn_b(self.conv_b(y))
-        return F.relu(y + shortcut)
+    def residual(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.bn_a(self.conv_a(x)))
+        return self.bn_b(self.conv_b(x))
 
 
 def _shortcut(in_channels: int, channels: int, stride: int, kind: Shortcut) -> nn.Module | None:
@@ -62,7 +63,7 @@ def _shortcut(in_channels: int, channels: int, stride: int, kind: Shortcut) -> n
         return PadShortcut(0)
     if kind == "pad_both":
         return PadShortcut(in_channels // 2)
-    return nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
+    return conv_shortcut(in_channels, channels, stride)
 
 
 class CifarResNet(nn.Module):  # type: ignore[misc]
@@ -82,9 +83,7 @@ class CifarResNet(nn.Module):  # type: ignore[misc]
         self.stage_2 = _stage(WIDTHS[0], WIDTHS[1], blocks[1], 2, shortcut)
         self.stage_3 = _stage(WIDTHS[1], WIDTHS[2], blocks[2], 2, shortcut)
         self.classifier = nn.Linear(WIDTHS[2], num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        init_convs(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = F.relu(self.bn_1(self.conv_1_3x3(self.normalize(x))))

@@ -6,53 +6,30 @@ The names in the state dict are torchvision's: conv1, bn1, layer{1..4}.i.{conv1,
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from gkp.errors import UsageError
+from gkp.pruning.models.residual import ResidualBlock, conv_shortcut, init_convs
 
 WIDTHS = (64, 128, 256, 512)
-
-
-class ResidualBlock(nn.Module):  # type: ignore[misc]
-    """What both kinds of block share: relu(residual(x) + shortcut(x)), or relu(shortcut(x)) without a residual."""
-
-    expansion: int
-    residual: Callable[[torch.Tensor], torch.Tensor]
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
-        super().__init__()
-        self.has_residual = True
-        self.downsample: nn.Module | None = None
-        if stride != 1 or in_channels != out_channels:
-            conv = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
-            self.downsample = nn.Sequential(conv, nn.BatchNorm2d(out_channels))
-
-    def remove_residual(self) -> None:
-        """Drop every conv and BN of the residual branch: the block computes relu(shortcut(x)) from now on."""
-        self.has_residual = False
-        for name in [n for n, _ in self.named_children() if n != "downsample"]:
-            setattr(self, name, None)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        return F.relu(self.residual(x) + shortcut) if self.has_residual else F.relu(shortcut)
 
 
 class BasicBlock(ResidualBlock):
     """Two 3x3 convs."""
 
     expansion = 1
+    chain = (("conv1", "bn1"), ("conv2", "bn2"))
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
-        super().__init__(in_channels, channels, stride)
+        super().__init__(channels)
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
+        if stride != 1 or in_channels != channels:
+            self.downsample = conv_shortcut(in_channels, channels, stride)
 
     def residual(self, x: torch.Tensor) -> torch.Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
@@ -63,15 +40,19 @@ class Bottleneck(ResidualBlock):
     """1x1, 3x3 (with the stride), 1x1 to four times the channels."""
 
     expansion = 4
+    chain = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
-        super().__init__(in_channels, channels * self.expansion, stride)
+        out_channels = channels * self.expansion
+        super().__init__(out_channels)
         self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, stride, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.conv3 = nn.Conv2d(channels, channels * self.expansion, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(channels * self.expansion)
+        self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        if stride != 1 or in_channels != out_channels:
+            self.downsample = conv_shortcut(in_channels, out_channels, stride)
 
     def residual(self, x: torch.Tensor) -> torch.Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
@@ -110,9 +91,7 @@ class ImageNetResNet(nn.Module):  # type: ignore[misc]
         self.layer3 = _layer(block, out[1], WIDTHS[2], blocks[2], 2)
         self.layer4 = _layer(block, out[2], WIDTHS[3], blocks[3], 2)
         self.fc = nn.Linear(out[3], num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        init_convs(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.maxpool(F.relu(self.bn1(self.conv1(self.normalize(x)))))

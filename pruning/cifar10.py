@@ -1,0 +1,92 @@
+"""CIFAR-10 as it lies on disk: two .npz files, or the standard python batches. numpy only."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from gkp.errors import FileError
+
+Array = npt.NDArray[Any]
+ReadPickle = Callable[[Path], Any]
+
+MEAN = (0.4914, 0.4822, 0.4465)
+STD = (0.2023, 0.1994, 0.2010)
+"""Of the channels, as TMI-GKP and most public code have them; DSP's std is another."""
+BATCHES = {"train": tuple(f"data_batch_{n}" for n in range(1, 6)), "test": ("test_batch",)}
+_MAX_BYTES = 4 << 30
+
+
+@dataclass(frozen=True)
+class Images:
+    """x: uint8 [N, H, W, 3]; y: int64 [N]."""
+
+    x: npt.NDArray[np.uint8]
+    y: npt.NDArray[np.int64]
+
+
+def read_split(directory: Path, split: Literal["train", "test"], read_pickle: ReadPickle) -> Images:
+    """cifar10_<split>.npz (x uint8 [N, 32, 32, 3], y [N]) in the directory, else the standard python batches there or in
+    cifar-10-batches-py, which `read_pickle` reads without executing anything. FileError: absent or malformed."""
+    packed = directory / f"cifar10_{split}.npz"
+    names = BATCHES[split]
+    folder = next((f for f in (directory, directory / "cifar-10-batches-py") if (f / names[0]).is_file()), None)
+    if packed.is_file():
+        x, y = _npz(packed)
+    elif folder is not None:
+        parts = [_batch(folder / name, read_pickle) for name in names]
+        x, y = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+    else:
+        raise FileError(f"no cifar10_{split}.npz and no cifar-10-batches-py/{names[0]} in {directory}",
+                        f"give the folder that holds the CIFAR-10 {split} images")
+    if x.dtype != np.uint8 or x.ndim != 4 or x.shape[1:] != (32, 32, 3) or y.shape != x.shape[:1] or not len(x):
+        raise FileError(f"the {split} set in {directory} has shape {x.shape}, labels {y.shape}",
+                        "expected uint8 [N, 32, 32, 3] and [N]")
+    if y.dtype.kind not in "iu" or y.min() < 0:
+        raise FileError(f"the labels of the {split} set in {directory} are no class numbers", "expected integers from 0")
+    return Images(x, y.astype(np.int64))
+
+
+def _npz(path: Path) -> tuple[Array, Array]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in ("x.npy", "y.npy"):
+                _check_size(archive, name)
+        with np.load(path, allow_pickle=False) as data:
+            return data["x"], data["y"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as e:
+        raise FileError(f"{path} cannot be read: {e}", "it needs the arrays x and y") from e
+
+
+def _check_size(archive: zipfile.ZipFile, name: str) -> None:
+    """The array's header may not promise more than the archive holds: numpy takes the memory before it reads."""
+    info = archive.getinfo(name)
+    if info.file_size > _MAX_BYTES:
+        raise ValueError(f"{name} unpacks to over {_MAX_BYTES >> 30} GiB")
+    with archive.open(info) as member:
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(
+            np.lib.format.read_magic(member))
+        if read is None:
+            raise ValueError(f"{name} is of an unknown version")
+        shape, _, dtype = read(member)
+        if prod(shape) * dtype.itemsize != info.file_size - member.tell():
+            raise ValueError(f"the size of {name} contradicts its header")
+
+
+def _batch(path: Path, read_pickle: ReadPickle) -> tuple[Array, Array]:
+    content = read_pickle(path)
+    if isinstance(content, dict):
+        named = {k.decode("latin1") if isinstance(k, bytes) else str(k): v for k, v in content.items()}
+        data, labels = named.get("data"), named.get("labels")
+        if (isinstance(data, np.ndarray) and data.ndim == 2 and data.shape[1] == 3072 and isinstance(labels, list)
+                and all(type(label) is int and 0 <= label < 1000 for label in labels)):
+            return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.asarray(labels, np.int64)
+    raise FileError(f"{path} is not a CIFAR-10 batch", "give the folder of the standard python version")
