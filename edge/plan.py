@@ -1,0 +1,148 @@
+"""plan.json: which device computes what, and what moves between devices. The nouns that everything in edge/ shares.
+
+A split model is a data flow of *segments*. A segment is a piece of the network that one device runs without waiting: it
+starts when all its input values are there, and its output values go to every device that reads them. Every mode is such a
+data flow; only how the segments were cut differs. The request enters as the value `Plan.input` on the devices that read
+it, and the answer is the value `Plan.output`, computed whole by one segment: no device ever returns a partial sum.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import msgspec
+
+SCHEMA_VERSION = 1
+FILE_NAME = "plan.json"
+COORDINATOR = -1
+"""Stands for the coordinator where a device index is expected: it sends the input and receives the output."""
+
+MODES = ("auto", "local", "replicas", "branch", "spatial", "pipeline", "hybrid")
+
+
+class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A device of devices.yaml. speed: relative to the machine that the profile was measured on (2.0: twice as fast);
+    memory_bytes: what a shard may take, None: unlimited; address: "host:port" where its worker listens, None for --local."""
+
+    name: str
+    speed: float = 1.0
+    memory_bytes: int | None = None
+    address: str | None = None
+
+
+class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Between any two devices: bandwidth in bytes per second each way, rtt and software overhead per message in seconds;
+    shared: all devices share the bandwidth (WiFi)."""
+
+    name: str
+    bandwidth: float
+    rtt: float
+    overhead: float = 2e-4
+    shared: bool = False
+
+
+class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where a tensor lies. kind: "one" (whole on `devices[0]`), "replicated" (whole on each of `devices`), "channels" (the
+    owner map: channels[k] lie on devices[k]), "rows" (rows[k] = (first, end) lie on devices[k])."""
+
+    kind: str
+    devices: list[int]
+    channels: list[list[int]] = []
+    rows: list[tuple[int, int]] = []
+
+
+class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a segment makes or the request brings: one array. name: "v<number>" (the input is "v0"); tensor: of the network,
+    that it is (a part of); shape, batch first; dtype: numpy's name; producer: a segment's index, or COORDINATOR for the input."""
+
+    name: str
+    tensor: str
+    shape: list[int]
+    dtype: str
+    producer: int
+
+    @property
+    def bytes(self) -> int:
+        """Of the array."""
+        import math
+
+        return math.prod(self.shape) * {"float32": 4, "float16": 2, "int64": 8, "uint8": 1}[self.dtype]
+
+
+class Segment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A piece of the network on one device. file: in the device's folder ("segment_3.onnx" or "segment_3.so"); inputs,
+    outputs: names of values, in the order of the file's own; layers: what it computes, by name; macs: really executed;
+    weights_bytes; estimated_ms: by the cost model; measured_ms: by `gkp edge profile` on the profiled machine, else null."""
+
+    index: int
+    device: int
+    file: str
+    inputs: list[str]
+    outputs: list[str]
+    layers: list[str]
+    macs: int
+    weights_bytes: int
+    estimated_ms: float | None = None
+    measured_ms: float | None = None
+
+
+class Transfer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A value on its way from one device (or the COORDINATOR) to another: one message."""
+
+    value: str
+    source: int
+    target: int
+    bytes: int
+
+
+class Prediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a plan costs on the stated devices and link: critical_path_ms of one request, period_ms between requests in the
+    long run (throughput), cpu_ms of all devices together, memory_bytes of the fullest device. based_on: "measured" segment
+    times, or "estimated". bytes, messages: between devices, for one request (the coordinator's own left out)."""
+
+    mode: str
+    critical_path_ms: float
+    period_ms: float
+    cpu_ms: float
+    memory_bytes: int
+    bytes: int
+    messages: int
+    based_on: str
+    reason: str = ""
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """See the module. mode: what was asked or found; objective: latency, throughput or memory; model_sha256: of the source;
+    files: device index -> file name -> sha256; layouts: of the network's tensors; rejected: what every other mode would have
+    cost; notes: in words, such as why not to split. In mode "replicas" every device holds the whole network as a segment of
+    its own (same inputs and outputs by name and device), and requests go to one device each."""
+
+    mode: str
+    objective: str
+    model: str
+    model_sha256: str | None
+    devices: list[Device]
+    link: Link
+    input: str
+    output: str
+    values: list[Value]
+    segments: list[Segment]
+    transfers: list[Transfer]
+    layouts: dict[str, Layout]
+    files: dict[str, dict[str, str]]
+    predicted: Prediction | None
+    rejected: list[Prediction]
+    notes: list[str]
+    wire: str = "float32"
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def hash(self) -> str:
+        """Identifies the plan to every worker: SHA-256 of its canonical JSON."""
+        return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()
+
+
+def device_folder(directory: Path, device: int) -> Path:
+    """`device_<k>` in the folder of a split model."""
+    return directory / f"device_{device}"
