@@ -3,13 +3,20 @@ PYTHON ?= python3
 BIN := .venv/bin
 EXAMPLE := examples/resnet20_cifar10
 
-.PHONY: demo test lint fuzz bench bench-gpu clean
+.PHONY: demo demo-edge test lint fuzz soak bench bench-gpu clean
 
 demo: .venv/installed ## convert a trained model, print the table, write demo/report.html
 	mkdir -p demo
 	$(BIN)/gkp-convert $(EXAMPLE)/grouped.pt --baseline $(EXAMPLE)/dense.pt --target cpu --threads 1 --dynamic-batch \
 		-o demo/grouped --force --report demo/report.html
 	$(BIN)/gkp verify $(EXAMPLE)/grouped.pt demo/grouped
+
+demo-edge: demo/grouped/manifest.json ## split that model over 2 devices, run them here, count the bytes, compare the answers
+	$(BIN)/gkp split $(EXAMPLE)/grouped.pt --devices 2 --link loopback --mode branch -o demo/edge --force
+	$(BIN)/python tools/demo_edge.py demo/edge demo/grouped
+
+demo/grouped/manifest.json:
+	$(MAKE) demo
 
 test: .venv/installed ## every test; OpenMP threads pinned, because the machine may be shared
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest
@@ -20,6 +27,10 @@ lint: .venv/installed ## ruff, mypy and the import contract
 
 fuzz: .venv/installed ## mutate real checkpoints 10,000 times: nothing may run, every failure is a GkpError
 	$(BIN)/python tools/fuzz.py --runs 10000
+
+soak: demo/grouped/manifest.json ## 10 minutes of requests on 4 local workers: answers right, memory flat; SECONDS=N
+	$(BIN)/gkp split $(EXAMPLE)/grouped.pt --devices 4 --link loopback --mode spatial -o demo/soak --force -q
+	$(BIN)/python tools/soak.py demo/soak demo/grouped --seconds $(or $(SECONDS),600)
 
 bench: .venv/installed ## the standard suite; CHECKPOINTS=DIR adds the published checkpoints
 	$(BIN)/gkp bench --suite cpu $(if $(CHECKPOINTS),--checkpoints $(CHECKPOINTS))

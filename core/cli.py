@@ -42,6 +42,13 @@ def _opening(command: Callable[..., Any]) -> Callable[..., Any]:
                         help="Input shape, where the file does not say it.")(command)
 
 
+def _devices(command: Callable[..., Any]) -> Callable[..., Any]:
+    command = click.option("--link", default="1gbe", show_default=True, metavar="NAME|BANDWIDTH,RTT", help="Between the "
+                           "devices: 1gbe, wifi, loopback, or numbers such as 100mbit,2ms.")(command)
+    return click.option("--devices", required=True, metavar="N|FILE.yaml", help="How many equal devices, or a devices.yaml "
+                        "with their names, speeds, memory and addresses.")(command)
+
+
 @click.group(context_settings=_CONTEXT)
 @click.version_option(_version.__version__, prog_name="gkp")
 def main() -> None:
@@ -157,11 +164,17 @@ def evaluate(**options: Any) -> None:
               help="Input array, normalised, [N, C, H, W]; .npz for several inputs by name.")
 @click.option("--output", "output_file", type=_PATH, metavar="FILE.npy",
               help="Where to write the output. [default: print a summary]")
+@click.option("--local", is_flag=True, help="A split model: start a worker per device on this machine, and run it there.")
+@click.option("--cluster", type=_PATH, metavar="FILE.yaml", help="A split model: run it on the workers that FILE lists.")
+@click.option("--profile", is_flag=True, help="A split model: show what every device computed and sent, and when.")
 @_trust
 @click.option("--json", "json_to", metavar="FILE|-", help="Write shape, dtype and top-1 classes as JSON.")
 @_verbosity
 def run(**options: Any) -> None:
-    """Run the artefact in DIRECTORY on one input file."""
+    """Run the artefact in DIRECTORY on one input file.
+
+    DIRECTORY may hold a split model (gkp split): then say where it runs, with --local or --cluster.
+    """
     _run("run", options)
 
 
@@ -213,6 +226,102 @@ def prune(**options: Any) -> None:
     Example: gkp prune tmi-gkp --baseline baseline --snapshots snapshots --data cifar10:data -o pruned
     """
     _run("prune", options)
+
+
+@main.command("split", context_settings=_CONTEXT)
+@click.argument("model", type=_PATH)
+@_devices
+@click.option("--objective", type=click.Choice(["latency", "throughput", "memory"]), default="latency", show_default=True,
+              help="What to make small: the time of one request, the time between requests, or the memory of the fullest "
+                   "device.")
+@click.option("--mode", type=click.Choice(["auto", "local", "replicas", "branch", "spatial", "pipeline", "hybrid"]),
+              default="auto", show_default=True, help="How to divide the work. auto: the best of them by prediction, which "
+              "may be local: do not split. Any other is obeyed, with a warning when it loses.")
+@click.option("--profile", "profiles", multiple=True, metavar="[DEVICE=]FILE", help="Measured times, of gkp edge profile; "
+              "with DEVICE=, measured on that device. [default: estimates]")
+@click.option("--wire", type=click.Choice(["float32", "float16"]), default="float32", show_default=True,
+              help="How arrays travel between devices; float16 halves the bytes and rounds.")
+@click.option("-o", "--output", type=_PATH, help="Directory to write. [default: MODEL-stem.split]")
+@click.option("--force", is_flag=True, help="Overwrite a directory that gkp split wrote before.")
+@_opening
+@click.option("--json", "json_to", metavar="FILE|-", help="Write the plan as JSON to a file or to stdout.")
+@_verbosity
+def split(**options: Any) -> None:
+    """Split MODEL over several devices: predict every mode, choose, write one folder per device, verify.
+
+    DIR/plan.json says what every mode would cost, DIR/plan.html shows it. Times of segments are measured ones where
+    --profile has them, else estimates, and called so.
+
+    Examples: gkp split grouped.pt --devices 4 --link 1gbe -o split;
+    gkp split grouped.pt --devices devices.yaml --link 100mbit,2ms --objective throughput --profile profile.json
+    """
+    _run("split", options)
+
+
+@main.command("serve", context_settings=_CONTEXT)
+@click.argument("folders", type=_PATH, nargs=-1, required=True)
+@click.option("--listen", required=True, metavar="HOST:PORT", help="Where to listen; unix:PATH for a socket here.")
+@click.option("--keys", type=_PATH, metavar="DIR", help="This device's folder of those that gkp edge keys wrote.")
+@click.option("--insecure", is_flag=True, help="No certificates and no encryption: loopback addresses and sockets only.")
+@click.option("--peer", "peers", multiple=True, metavar="NAME=HOST:PORT",
+              help="Where another device listens, if not where the plan says.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Threads of every segment. [default: physical cores]")
+@click.option("--queue", type=click.IntRange(1, 1024), default=16, show_default=True,
+              help="Requests that may be open at once; more are refused (RESOURCE_EXHAUSTED).")
+@click.option("--grace", type=click.FloatRange(0, 600), default=10.0, show_default=True, metavar="SECONDS",
+              help="After SIGTERM: time for the requests that are open.")
+@click.option("--json", "json_to", metavar="FILE|-", help="When ready, write address and plans as JSON.")
+@_verbosity
+def serve(**options: Any) -> None:
+    """Serve this device's part of a split model (DIR/device_0, ...) to the coordinator and the other devices.
+
+    It speaks the Open Inference Protocol over gRPC with mTLS, and ends after SIGTERM once the open requests are answered.
+
+    Example: gkp serve split/device_0 --listen 0.0.0.0:7000 --keys keys/kitchen
+    """
+    _run("serve", options)
+
+
+@main.group("edge", context_settings=_CONTEXT)
+def edge() -> None:
+    """A model on several devices: what is done once for a cluster."""
+
+
+@edge.command("keys", context_settings=_CONTEXT)
+@click.argument("directories", type=_PATH, nargs=-1, required=True)
+@click.option("-o", "--output", type=_PATH, default=Path("keys"), show_default=True, metavar="DIR",
+              help="Where the authority is, or is made, and the certificates are written.")
+@click.option("--days", type=click.IntRange(1, 3650), default=365, show_default=True, help="How long they are valid.")
+@_verbosity
+def edge_keys(**options: Any) -> None:
+    """Make certificates for the coordinator and every device of the split models in DIRECTORIES.
+
+    They name the plans: a worker takes requests for those only. Run it again after splitting again. Copy DIR/NAME to the
+    device NAME; DIR/ca.key stays here.
+
+    Example: gkp edge keys split -o keys
+    """
+    _run("edge keys", options)
+
+
+@edge.command("profile", context_settings=_CONTEXT)
+@click.argument("target", type=_PATH)
+@click.option("--devices", metavar="N|FILE.yaml", help="TARGET is a model: the devices to split it for.")
+@click.option("--link", default="1gbe", show_default=True, metavar="NAME|BANDWIDTH,RTT", help="TARGET is a model: the link.")
+@click.option("--seconds", type=click.FloatRange(0.1, 3600), default=20.0, show_default=True, help="Time to spend, about.")
+@click.option("-o", "--output", type=_PATH, metavar="FILE", help="[default: profile.json in the folder TARGET, or here]")
+@_opening
+@click.option("--json", "json_to", metavar="FILE|-", help="Write the profile as JSON to a file or to stdout as well.")
+@_verbosity
+def edge_profile(**options: Any) -> None:
+    """Measure segments, each alone on one core with one thread, turn by turn; for gkp split --profile.
+
+    TARGET is a folder of gkp split (or one device's folder in it, on that device), or a model: then the segments of every
+    mode are measured, so that all modes can be compared by measured times.
+
+    Example: gkp edge profile grouped.pt --devices 4 -o profile.json
+    """
+    _run("edge profile", options)
 
 
 def _run(name: str, options: dict[str, Any]) -> None:

@@ -13,8 +13,11 @@ from pathlib import Path
 
 import msgspec
 
+from gkp.errors import FileError
+
 SCHEMA_VERSION = 1
 FILE_NAME = "plan.json"
+MAX_PLAN_BYTES = 256 << 20
 COORDINATOR = -1
 """Stands for the coordinator where a device index is expected: it sends the input and receives the output."""
 
@@ -54,13 +57,16 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a segment makes or the request brings: one array. name: "v<number>" (the input is "v0"); tensor: of the network,
-    that it is (a part of); shape, batch first; dtype: numpy's name; producer: a segment's index, or COORDINATOR for the input."""
+    that it is (a part of); shape, batch first; dtype: numpy's name; producer: a segment's index, or COORDINATOR for (a part
+    of) the input. channels: of the tensor, on axis 1, that it holds; rows: (first, end) on axis 2; None: all."""
 
     name: str
     tensor: str
     shape: list[int]
     dtype: str
     producer: int
+    channels: list[int] | None = None
+    rows: tuple[int, int] | None = None
 
     @property
     def bytes(self) -> int:
@@ -73,7 +79,8 @@ class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class Segment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A piece of the network on one device. file: in the device's folder ("segment_3.onnx" or "segment_3.so"); inputs,
     outputs: names of values, in the order of the file's own; layers: what it computes, by name; macs: really executed;
-    weights_bytes; estimated_ms: by the cost model; measured_ms: by `gkp edge profile` on the profiled machine, else null."""
+    weights_bytes; working_bytes: of the arrays alive at once inside it, at most; estimated_ms: by the cost model;
+    measured_ms: by `gkp edge profile` on the profiled machine, else null."""
 
     index: int
     device: int
@@ -83,6 +90,7 @@ class Segment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     layers: list[str]
     macs: int
     weights_bytes: int
+    working_bytes: int = 0
     estimated_ms: float | None = None
     measured_ms: float | None = None
 
@@ -141,6 +149,24 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     def hash(self) -> str:
         """Identifies the plan to every worker: SHA-256 of its canonical JSON."""
         return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()
+
+
+def read_plan(directory: Path) -> Plan:
+    """The plan of a split model's folder. FileError when it is missing, too large, malformed, or of another version."""
+    path = directory / FILE_NAME
+    try:
+        if path.stat().st_size > MAX_PLAN_BYTES:
+            raise FileError(f"{path} is larger than {MAX_PLAN_BYTES >> 20} MiB", "split the model again")
+        plan = msgspec.json.decode(path.read_bytes(), type=Plan)
+    except FileNotFoundError:
+        raise FileError(f"{directory} holds no {FILE_NAME}", "give a folder that gkp split wrote") from None
+    except OSError as e:
+        raise FileError(f"{path} cannot be read: {e.strerror}", "check its permissions") from e
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+        raise FileError(f"{path} is not a plan: {str(e)[:200]}", "split the model again") from e
+    if plan.schema_version != SCHEMA_VERSION:
+        raise FileError(f"{path} has version {plan.schema_version}, this gkp reads {SCHEMA_VERSION}", "split the model again")
+    return plan
 
 
 def device_folder(directory: Path, device: int) -> Path:

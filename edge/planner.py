@@ -1,0 +1,275 @@
+"""gkp split: every mode drafted and predicted, one chosen, written. What the others would have cost stands in the plan.
+
+Which devices take part, and with which shares of the work, is found by trying: all of them, and ever fewer of the slowest;
+the shares are in proportion to their speeds. `hybrid` takes each block from the mode that suits it (gkp.edge.chain).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from gkp import manifest
+from gkp.converter import node as branched_node
+from gkp.converter.graph import Graph, clean
+from gkp.converter.sources import OpenOptions, open_any
+from gkp.edge import chain, modes, report, words
+from gkp.edge.alone import Forms, best_forms, in_forms
+from gkp.edge.costs import Cost, estimate, with_cost
+from gkp.edge.decide import OBJECTIVES, Candidate, Decision, best_of, break_even, candidate, decide
+from gkp.edge.layouts import Costs, best_layouts, mixed
+from gkp.edge.pieces import Piece
+from gkp.edge.placement import Assignment, NodePlacement
+from gkp.edge.plan import COORDINATOR, MODES, Device, Link, Plan
+from gkp.edge.prepare import prepare
+from gkp.edge.profile import Job, Opened, Profile, Profiles, measure, signature, with_measured
+from gkp.edge.split import Draft, check_folder, draft, write
+from gkp.errors import UnsupportedModelError, UsageError
+from gkp.runtime.runners import OrtRunner
+
+Progress = Callable[[str, float | None], None]
+WIRES = ("float32", "float16")
+_WHOLE_LAYERS = ("local", "replicas", "spatial", "pipeline")
+"""Modes in which a device computes all groups of a layer; in the others it computes standard convolutions only."""
+SEARCHED = tuple(mode for mode in MODES if mode != "auto")
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """What `gkp split` can be asked for; see its --help. wire: dtype of float32 values on their way between devices."""
+
+    devices: Sequence[Device]
+    link: Link
+    objective: str = "latency"
+    mode: str = "auto"
+    wire: str = "float32"
+    profiles: Profiles = field(default_factory=Profiles)
+    opening: OpenOptions = field(default_factory=OpenOptions)
+    force: bool = False
+
+    def check(self) -> None:
+        """UsageError for what makes no sense."""
+        for name, value, allowed in (("objective", self.objective, OBJECTIVES), ("mode", self.mode, MODES),
+                                     ("wire", self.wire, WIRES)):
+            if value not in allowed:
+                raise UsageError(f"unknown {name} {value!r}", f"one of {', '.join(allowed)}")
+        if not self.devices:
+            raise UsageError("there is no device", "give at least one")
+        for name in self.profiles.own:
+            if name not in {d.name for d in self.devices}:
+                raise UsageError(f"there is a profile of device {clean(name)[:80]!r}, but no such device",
+                                 f"the devices are {', '.join(d.name for d in self.devices[:8])}")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A draft and what it costs."""
+
+    draft: Draft
+    candidate: Candidate
+
+
+class Planner:
+    """Drafts and predicts ways to divide one prepared network (gkp.edge.prepare)."""
+
+    def __init__(self, graph: Graph, options: SplitOptions, model: str = "", sha256: str | None = None,
+                 progress: Progress = lambda text, share: None) -> None:
+        options.check()
+        self.graph, self.options, self.model, self.sha256, self.progress = graph, options, model, sha256, progress
+        self.devices, self.link = list(options.devices), options.link
+        self.chain = chain.blocks(graph)
+        self.impossible: dict[str, str] = {}
+        self.forms: Forms | None = None
+
+    def plan(self) -> tuple[Draft, Decision]:
+        """The draft to write, its plan complete but for files, and the decision behind it."""
+        found: dict[str, Variant] = {}
+        for number, mode in enumerate(SEARCHED):
+            self.progress(f"predicting {mode}", number / len(SEARCHED))
+            self._best(mode, found)
+        decision = decide([v.candidate for v in found.values()], self.options.objective, self.options.mode, self.impossible)
+        made = found[decision.chosen.mode].draft
+        notes = [*(n for n in made.plan.notes if not n.startswith("idle: ")), *decision.notes, *self._break_even(found)]
+        plan = msgspec.structs.replace(made.plan, predicted=decision.chosen.prediction, rejected=list(decision.rejected),
+                                       notes=list(dict.fromkeys(notes)))
+        return Draft(plan, made.pieces), decision
+
+    def jobs(self) -> list[Job]:
+        """Every segment of every way to divide the network that would be predicted, to be measured; the whole network on
+        one device first."""
+        found: dict[str, Variant] = {}
+        jobs: dict[str, Job] = {}
+        for number, mode in enumerate(SEARCHED):
+            self.progress(f"drafting {mode}", number / len(SEARCHED))
+            for variant in self._best(mode, found):
+                plan = variant.draft.plan
+                for segment, piece in zip(plan.segments, variant.draft.pieces, strict=True):
+                    jobs.setdefault(signature(plan, segment), Job(plan, segment, partial(_opened, piece)))
+        return list(jobs.values())
+
+    # ---- candidates ---------------------------------------------------------------------------------------------
+    def _best(self, mode: str, found: dict[str, Variant]) -> list[Variant]:
+        """The variants of a mode: over how many devices take part; all of them where the mode was asked for. The best one is
+        added to `found`, the modes so far, unless it is the same as one of them."""
+        variants = self._variants(mode, found)
+        if not variants:
+            return []
+        best = best_of([v.candidate for v in variants], self.options.objective)
+        if mode != self.options.mode and (same := _same(best.plan, found)) is not None:
+            self.impossible[mode] = f"it is the same as {same} here"
+        else:
+            found[mode] = next(v for v in variants if v.candidate is best)
+        return variants
+
+    def _variants(self, mode: str, found: Mapping[str, Variant]) -> list[Variant]:
+        variants, errors = [], []
+        for shares in self._shares(mode, found):
+            try:
+                if (variant := self._variant(mode, shares)) is not None:
+                    variants.append(variant)
+            except (UsageError, UnsupportedModelError) as e:
+                errors.append(e.message)
+        if not variants:
+            self.impossible.setdefault(mode, errors[0] if errors else "there is one device")
+        return variants
+
+    def _shares(self, mode: str, found: Mapping[str, Variant]) -> list[list[float]]:
+        """The shares to try. local and replicas: each, or all; hybrid: the devices of the modes that it mixes; others: all
+        devices, then the fastest half, quarter, ..."""
+        speeds = [d.speed for d in self.devices]
+        order = sorted(range(len(speeds)), key=lambda d: (-speeds[d], d))
+        if mode == "local":
+            tried = [[d] for d in self._distinct(order)]
+        elif mode == "replicas" or mode == self.options.mode:
+            tried = [order]
+        elif mode == "hybrid":
+            used = [words.busy_devices(found[m].candidate.plan) for m in ("branch", "spatial") if m in found]
+            tried = [mine for k, mine in enumerate(used) if len(mine) > 1 and mine not in used[:k]] or [order]
+        else:
+            counts, n = [], len(order)
+            while n > 1:
+                counts.append(n)
+                n = n - 1 if len(order) <= 4 else (n + 1) // 2
+            tried = [order[:n] for n in counts]
+        return [[speeds[d] if d in taken else 0.0 for d in range(len(speeds))] for taken in tried]
+
+    def _distinct(self, order: Sequence[int]) -> list[int]:
+        """One device of each kind."""
+        seen: dict[tuple[float, int | None], int] = {}
+        for d in order:
+            seen.setdefault((self.devices[d].speed, self.devices[d].memory_bytes), d)
+        return list(seen.values())
+
+    def _variant(self, mode: str, shares: Sequence[float]) -> Variant | None:
+        if len(self.devices) == 1 and mode != "local" and mode != self.options.mode:
+            return None
+        assignment = self._assignment(mode, shares)
+        return None if assignment is None else self._drafted(mode, assignment)
+
+    def _assignment(self, mode: str, shares: Sequence[float]) -> Assignment | None:
+        if mode == "hybrid":
+            return self._hybrid(shares)
+        if mode == "pipeline":
+            return self._pipeline(shares)
+        return modes.assign(mode, self.graph, len(self.devices), shares)
+
+    def _drafted(self, mode: str, assignment: Assignment) -> Variant:
+        made = draft(self.graph, mode, assignment, self.devices, self.link, objective=self.options.objective,
+                     model=self.model, sha256=self.sha256)
+        pieces = list(made.pieces)
+        if mode in _WHOLE_LAYERS:
+            if self.forms is None:  # the first mode of all is local
+                self.forms = best_forms(pieces[0])
+            pieces = [in_forms(piece, self.forms) for piece in pieces]
+        costs: dict[int, Cost] = {}  # replicas share a graph
+        for piece in pieces:
+            if id(piece.graph) not in costs:
+                costs[id(piece.graph)] = estimate(piece.lowered())
+        segments = [with_cost(s, costs[id(p.graph)]) for s, p in zip(made.plan.segments, pieces, strict=True)]
+        plan = _on_wire(msgspec.structs.replace(made.plan, segments=segments), self.options.wire)
+        plan = with_measured(plan, self.options.profiles)
+        return Variant(Draft(plan, pieces), candidate(plan, self.options.profiles))
+
+    def _pipeline(self, shares: Sequence[float]) -> Assignment:
+        """Consecutive blocks, cut so that the slowest stage is fastest; the fastest devices first."""
+        order = sorted((d for d, s in enumerate(shares) if s > 0), key=lambda d: (-self.devices[d].speed, d))
+        owner = chain.cut(chain.stages(self.chain), self.devices, self.link, order, self.options.objective == "memory")
+        if owner is None:
+            raise UsageError("the network cannot be cut into consecutive parts that fit")
+        return {n.name: NodePlacement((d,)) for nodes, d in zip(self.chain, owner, strict=True) for n in nodes}
+
+    def _hybrid(self, shares: Sequence[float]) -> Assignment | None:
+        """Each block in its best way; None when that is one way throughout (then the hybrid is that mode)."""
+        count = len(self.devices)
+        ways: dict[str, Assignment] = {mode: modes.assign(mode, self.graph, count, shares)
+                                       for mode in ("local", "branch", "spatial")}
+        everyone = tuple(d for d, s in enumerate(shares) if s > 0)
+        ways["everyone"] = {n.name: NodePlacement(everyone) for n in self.graph.nodes}
+        chosen = best_layouts(self.chain, Costs(ways, self.devices, self.link, self.options.profiles.scale()))
+        if len(set(chosen)) == 1 and self.options.mode != "hybrid":
+            self.impossible["hybrid"] = f"block by block, {chosen[0]} is best throughout"
+            return None
+        return mixed(self.chain, chosen, ways)
+
+    # ---- words --------------------------------------------------------------------------------------------------
+    def _break_even(self, found: Mapping[str, Variant]) -> list[str]:
+        """The arithmetic behind "do not scatter grouped convolutions", where branches have to exchange something."""
+        local, branch = found.get("local"), found.get("branch")
+        if local is None or branch is None or branch.candidate.prediction.messages == 0:
+            return []
+        macs = sum(s.macs for s in local.candidate.plan.segments)
+        rate = macs / max(local.candidate.compute_ms, 1e-9) * 1e3
+        known = break_even([branched_node.read(n) for n in self.graph.branched()], rate, self.link)
+        return [] if known is None else [known.words]
+
+
+def _same(plan: Plan, found: Mapping[str, Variant]) -> str | None:
+    """The mode that has the very same segments and messages."""
+    return next((mode for mode, v in found.items() if v.candidate.plan.segments == plan.segments
+                 and v.candidate.plan.transfers == plan.transfers), None)
+
+
+def _on_wire(plan: Plan, wire: str) -> Plan:
+    """With the bytes that really travel: float16 halves what moves between devices, not what the coordinator sends."""
+    if wire == "float32":
+        return plan
+    wide = {v.name for v in plan.values if v.dtype == "float32"}
+    halved = [t.value in wide and COORDINATOR not in (t.source, t.target) for t in plan.transfers]
+    transfers = [msgspec.structs.replace(t, bytes=t.bytes // 2) if half else t
+                 for t, half in zip(plan.transfers, halved, strict=True)]
+    return msgspec.structs.replace(plan, transfers=transfers, wire=wire)
+
+
+def _opened(piece: Piece) -> Opened:
+    return OrtRunner(piece.model().SerializeToString(), 1)
+
+
+def measure_modes(model: Path, options: SplitOptions, seconds: float,
+                  progress: Progress = lambda text, share: None) -> Profile:
+    """Measure the segments of every mode of a model, here; nothing is written. See gkp.edge.profile.measure."""
+    options.check()
+    progress(f"opening {clean(model.name)}", None)
+    graph = prepare(open_any(model, options.opening).model)
+    return measure(Planner(graph, options, clean(model.name), progress=progress).jobs(), seconds, progress)
+
+
+def split(model: Path, out: Path, options: SplitOptions, progress: Progress = lambda text, share: None) -> Plan:
+    """Open a model, plan it, and write it to `out`: plan.json, plan.html and one folder per device, verified against the
+    unsplit model.
+
+    Errors: those of gkp.converter.sources and gkp.edge.split.write; UsageError for options that make no sense."""
+    options.check()
+    check_folder(out, options.force)
+    progress(f"opening {clean(model.name)}", None)
+    opened = open_any(model, options.opening)
+    graph = prepare(opened.model)
+    made, _ = Planner(graph, options, clean(model.name), manifest.sha256(model), progress).plan()
+    report.require_jinja2()
+    progress("writing and verifying", None)
+    plan = write(opened, made, out, force=options.force)
+    report.write_html(plan, out / report.FILE_NAME, options.profiles)
+    return plan

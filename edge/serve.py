@@ -1,0 +1,143 @@
+"""`gkp serve`: one device's worker as a process, from its folders to the drained end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from gkp.edge.client import Connection, message_limit
+from gkp.edge.identity import Keys, check_address, read_keys
+from gkp.edge.served import Shard, open_shard
+from gkp.edge.service import Server
+from gkp.edge.worker import QUEUE, Worker
+from gkp.errors import UnsafeFileError, UsageError
+from gkp.runtime.environment import physical_cores
+
+GRACE_S = 10.0
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """folders: of this device, one per plan; listen: "host:port" or "unix:path"; keys: folder, None: plaintext; peers:
+    device name -> address, where the plan names none or another; threads: of every segment, None: physical cores; queue:
+    open requests at most; grace: seconds for open requests at the end."""
+
+    folders: Sequence[Path]
+    listen: str
+    keys: Path | None
+    peers: Mapping[str, str]
+    threads: int | None = None
+    queue: int = QUEUE
+    grace: float = GRACE_S
+
+
+class Serving:
+    """A worker that is ready, listening at `address`. plans: hash -> index of this device in it; name: of the device."""
+
+    def __init__(self, options: ServeOptions) -> None:
+        check_address(options.listen)
+        keys = read_keys(options.keys) if options.keys is not None else None
+        threads = options.threads or physical_cores()
+        shards = [open_shard(folder, threads, keys.identity.plans if keys else None) for folder in options.folders]
+        self.plans = {shard.hash: shard.device for shard in shards}
+        if len(self.plans) != len(shards):
+            raise UsageError("two folders are of the same plan", "one worker is one device")
+        self.name = _only_name(shards, keys, options.keys)
+        limit = max(message_limit(shard.plan) for shard in shards)
+        self._connections = _connect(shards, options.peers, keys, limit)
+        self._worker = Worker(shards, self._connections, options.queue)
+        self._grace = options.grace
+        try:
+            self._server = Server(self._worker, options.listen, keys, options.queue, limit)
+        except BaseException:
+            self._close()
+            raise
+        self.address = self._server.address
+        self._server.start()
+        for connection in self._connections.values():
+            connection.watch(lambda _: None)  # connect now: no request waits for a handshake
+
+    def stop(self) -> bool:
+        """Refuse new requests, answer the open ones, close. False when the time of grace was too short."""
+        drained = self._worker.drain(self._grace)
+        self._server.stop(1.0 if drained else 0.0)
+        self._close()
+        return drained
+
+    def _close(self) -> None:
+        self._worker.close()
+        for connection in self._connections.values():
+            connection.close()
+
+
+def _only_name(shards: Sequence[Shard], keys: Keys | None, folder: Path | None) -> str:
+    names = {shard.name for shard in shards}
+    if len(names) != 1:
+        raise UsageError(f"the folders are of {len(names)} devices: {', '.join(sorted(names))}", "start one worker for each")
+    name = names.pop()
+    if keys is not None and keys.identity.worker != name:
+        whose = f"device {keys.identity.worker}" if keys.identity.worker else "the coordinator"
+        raise UnsafeFileError(f"the keys in {folder} are of {whose}, the model's folder is of device {name}",
+                              f"give the folder of {name} that gkp edge keys wrote")
+    return name
+
+
+def _connect(shards: Sequence[Shard], peers: Mapping[str, str], keys: Keys | None, limit: int) -> dict[str, Connection]:
+    """To every device that a shard sends to. The addresses are the owner's (options, plan): no message can name one."""
+    known = {d.name: d.address for shard in shards for d in shard.plan.devices}
+    if strange := next((name for name in peers if name not in known), None):
+        raise UsageError(f"--peer {strange}: the plan has no such device", f"its devices: {', '.join(known)}")
+    wanted = {name: peers.get(name) or known[name] for shard in shards for name in shard.peers.values()}
+    for name, address in wanted.items():
+        if address is None:
+            raise UsageError(f"the plan has no address of device {name}", f"--peer {name}=HOST:PORT")
+    return {name: Connection(address, name, keys, limit) for name, address in wanted.items() if address is not None}
+
+
+def serve(options: ServeOptions, ready: Callable[[Serving], None]) -> bool:
+    """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once. ready: called when it listens. Returns
+    whether every open request was answered. Errors of open_shard, read_keys, Server."""
+    stop = threading.Event()
+
+    def on_signal(signum: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            os._exit(130)
+        stop.set()
+
+    before = {s: signal.signal(s, on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        serving = Serving(options)
+        try:
+            ready(serving)
+            stop.wait()
+        finally:
+            drained = serving.stop()
+        return drained
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def parse_peers(values: Sequence[str]) -> dict[str, str]:
+    """["NAME=HOST:PORT", ...] -> {name: address}. UsageError when malformed."""
+    found: dict[str, str] = {}
+    for text in values:
+        name, equals, address = text.partition("=")
+        if not name or not equals:
+            raise UsageError(f"--peer {text[:80]!r} is not NAME=HOST:PORT", "e.g. --peer kitchen=192.0.2.20:7000")
+        found[name] = check_address(address)
+    return found
+
+
+def check_keys_given(keys: Path | None, insecure: bool) -> None:
+    """UsageError unless exactly one of --keys and --insecure was given: plaintext is never what one gets by leaving
+    something out."""
+    if (keys is None) != insecure:
+        raise UsageError("give the keys of this device, or --insecure on this machine only" if keys is None
+                         else "--keys and --insecure exclude each other", "gkp edge keys DIR -o keys makes them")
+

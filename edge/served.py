@@ -1,0 +1,229 @@
+"""A device's folder, opened: its part of the plan, with a session for every segment. Everything is checked before anything
+runs: the plan against itself, the files against the plan."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path, PurePosixPath
+
+import msgspec
+import numpy as np
+
+from gkp.edge import identity
+from gkp.edge.flow import Routes
+from gkp.edge.oip import DATATYPES, MAX_AXES, Array, Spec
+from gkp.edge.plan import COORDINATOR, Plan, Segment, read_plan
+from gkp.errors import FileError, UnsafeFileError
+from gkp.runtime.native import NativeRunner
+from gkp.runtime.runners import OrtRunner, Runner
+
+MANIFEST = "manifest.json"
+_MAX_MANIFEST = 1 << 20
+_MAX_SEGMENT = 2 << 30
+
+
+class DeviceManifest(msgspec.Struct, frozen=True, kw_only=True):
+    """manifest.json of a device's folder: which device of the plan it is for, and the plan's hash."""
+
+    schema_version: int
+    device: int
+    plan: str
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What one device computes of a plan. hash: of the plan; runners: by segment index."""
+
+    plan: Plan
+    hash: str
+    device: int
+    runners: Mapping[int, Runner]
+
+    @property
+    def name(self) -> str:
+        """Of the device."""
+        return self.plan.devices[self.device].name
+
+    @cached_property
+    def routes(self) -> Routes:
+        """The plan as this device sees it."""
+        return Routes(self.plan, self.device)
+
+    @cached_property
+    def segments(self) -> list[Segment]:
+        """Of this device, in the plan's order."""
+        return [s for s in self.plan.segments if s.device == self.device]
+
+    @cached_property
+    def entering(self) -> list[Spec]:
+        """Values that the coordinator sends here."""
+        return [self.spec(t.value, COORDINATOR) for t in self.plan.transfers
+                if t.source == COORDINATOR and t.target == self.device]
+
+    @cached_property
+    def arriving(self) -> dict[tuple[int, str], Spec]:
+        """(sending device, value) -> the value as it travels."""
+        return {(t.source, t.value): self.spec(t.value, t.source) for t in self.plan.transfers
+                if t.source not in (COORDINATOR, self.device) and t.target == self.device}
+
+    @cached_property
+    def peers(self) -> dict[int, str]:
+        """Devices that this one sends values to -> their names."""
+        found = {t.target for t in self.plan.transfers if t.source == self.device} - {COORDINATOR, self.device}
+        return {k: self.plan.devices[k].name for k in sorted(found)}
+
+    @cached_property
+    def answer(self) -> Spec | None:
+        """The plan's output, if it is made here."""
+        made = any(self.plan.output in s.outputs for s in self.segments)
+        return self.spec(self.plan.output, COORDINATOR) if made else None
+
+    def spec(self, value: str, other: int | None = None) -> Spec:
+        """A value as it is inside a segment, or (other: a device) as it travels to or from another device."""
+        found = self._values[value]
+        dtype = found[0]
+        if other not in (None, COORDINATOR) and dtype == "float32":
+            dtype = self.plan.wire
+        return Spec(value, dtype, found[1])
+
+    @cached_property
+    def _values(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        return {v.name: (v.dtype, tuple(v.shape)) for v in self.plan.values}
+
+    def run(self, index: int, feeds: Mapping[str, Array]) -> list[Array]:
+        """One segment. feeds: its inputs by value name. FileError when the file makes something else than the plan says."""
+        segment, runner = self.plan.segments[index], self.runners[index]
+        outputs = runner.run({port: feeds[name] for port, name in zip(runner.inputs, segment.inputs, strict=True)})
+        for name, array in zip(segment.outputs, outputs, strict=True):
+            spec = self.spec(name)
+            if array.shape != spec.shape or array.dtype != spec.dtype:
+                raise FileError(f"{segment.file} made {name} as {array.dtype} {list(array.shape)}, the plan says "
+                                f"{spec.dtype} {list(spec.shape)}", "split the model again")
+        return outputs
+
+    def close(self) -> None:
+        for runner in self.runners.values():
+            runner.close()
+
+
+def open_shard(folder: Path, threads: int, signed: frozenset[str] | None) -> Shard:
+    """Open the folder of one device, run every segment once, and say what it serves. signed: hashes in the own certificate;
+    None: there is none (plaintext), and then no native library is opened. FileError when something is missing, altered or
+    contradicts itself, UnsafeFileError for a plan that the authority did not sign."""
+    plan, manifest = read_plan(folder), _read_manifest(folder)
+    check_plan(plan)
+    digest = plan.hash
+    if manifest.plan != digest:
+        raise FileError(f"{folder}: plan.json is not the plan that the folder was made for", "copy the whole folder again")
+    if not 0 <= manifest.device < len(plan.devices):
+        raise FileError(f"{folder} is for device {manifest.device}, which the plan does not have", "split the model again")
+    if signed is not None and digest not in signed:
+        raise UnsafeFileError(f"the plan in {folder} is not named by this device's certificate",
+                              "run gkp edge keys on the split model again, and copy the keys")
+    listed = plan.files.get(str(manifest.device), {})
+    mine = [s for s in plan.segments if s.device == manifest.device]
+    runners = {s.index: _open(folder, s, listed, threads, signed is not None) for s in mine}
+    shard = Shard(plan, digest, manifest.device, runners)
+    for segment in mine:
+        _warm_up(shard, segment)
+    return shard
+
+
+def _read_manifest(folder: Path) -> DeviceManifest:
+    path = folder / MANIFEST
+    try:
+        if path.stat().st_size > _MAX_MANIFEST:
+            raise FileError(f"{path} is over {_MAX_MANIFEST >> 10} KiB", "split the model again")
+        return msgspec.json.decode(path.read_bytes(), type=DeviceManifest)
+    except FileNotFoundError:
+        raise FileError(f"{folder} holds no {MANIFEST}", "give the folder of one device: DIR/device_0, ...") from None
+    except OSError as e:
+        raise FileError(f"{path} cannot be read: {e.strerror}", "check its permissions") from e
+    except (msgspec.MsgspecError, ValueError, RecursionError) as e:
+        raise FileError(f"{path} is not the manifest of a device: {str(e)[:200]}",
+                        "give the folder of one device: DIR/device_0, ...") from e
+
+
+def _open(folder: Path, segment: Segment, listed: Mapping[str, str], threads: int, signed: bool) -> Runner:
+    name, digest = segment.file, listed.get(segment.file)
+    if digest is None or PurePosixPath(name).name != name or not name.isprintable() or "\\" in name:
+        raise FileError(f"the plan has no checksum of segment {segment.index}'s file", "split the model again")
+    path = folder / name
+    if name.endswith(".so"):
+        if not signed:
+            raise UnsafeFileError(f"{path} is a program, and without keys nobody vouches for the plan that names it",
+                                  "use keys (gkp edge keys)")
+        runner: Runner = NativeRunner(path, threads, digest)
+    else:
+        runner = OrtRunner(_read_checked(path, digest), threads, spin=False)
+    if len(runner.inputs) != len(segment.inputs) or len(runner.outputs) != len(segment.outputs):
+        raise FileError(f"{path} has other inputs and outputs than the plan says", "split the model again")
+    if set(runner.inputs) == set(segment.inputs) and runner.inputs != segment.inputs:
+        raise FileError(f"{path} has its inputs in another order than the plan says", "split the model again")
+    return runner
+
+
+def _read_checked(path: Path, digest: str) -> bytes:
+    """The bytes that are hashed are those that run."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        with os.fdopen(handle, "rb") as file:
+            if os.fstat(handle).st_size > _MAX_SEGMENT:
+                raise FileError(f"{path} is over {_MAX_SEGMENT >> 30} GiB", "split the model again")
+            data = file.read()
+    except OSError as e:
+        raise FileError(f"{path} cannot be read: {e.strerror}", "copy the whole folder again") from e
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise FileError(f"{path} is not the file that the plan names (checksum differs)", "copy the whole folder again")
+    return data
+
+
+def _warm_up(shard: Shard, segment: Segment) -> None:
+    """The first run of a session takes memory and time that no request should wait for."""
+    specs = [shard.spec(name) for name in segment.inputs]
+    shard.run(segment.index, {s.name: np.zeros(s.shape, s.dtype) for s in specs})
+
+
+# ---- the plan against itself ----------------------------------------------------------------------------------------
+def check_plan(plan: Plan) -> None:
+    """FileError when the plan contradicts itself: an index that leads nowhere, a shape that makes no sense, a value that is
+    read where it never arrives."""
+    values = {v.name: v for v in plan.values}
+    devices = range(len(plan.devices))
+    _must(len(values) == len(plan.values) and {plan.input, plan.output} <= set(values), "values are missing, or named twice")
+    _must(len({d.name.lower() for d in plan.devices}) == len(plan.devices), "two devices have the same name")
+    for device in plan.devices:
+        identity.check_name(device.name)
+    _must(plan.wire in ("float32", "float16"), f"wire type {plan.wire!r}")
+    _must([s.index for s in plan.segments] == list(range(len(plan.segments))), "segments are not numbered in order")
+    for v in plan.values:
+        _must(v.dtype in DATATYPES and len(v.shape) <= MAX_AXES and all(1 <= d < 2**31 for d in v.shape)
+              and prod(v.shape) < 2**31, f"value {v.name[:40]!r} has a dtype or shape that makes no sense")
+        _must(v.producer == COORDINATOR or v.producer in range(len(plan.segments)),
+              f"value {v.name[:40]!r} comes from nowhere")
+    there = {(t.value, t.target) for t in plan.transfers} | {(n, s.device) for s in plan.segments for n in s.outputs}
+    for s in plan.segments:
+        _must(s.device in devices, f"segment {s.index} runs on a device that is not there")
+        _must(set(s.inputs) | set(s.outputs) <= set(values), f"segment {s.index} reads or makes an unknown value")
+        _must(all((n, s.device) in there for n in s.inputs),
+              f"segment {s.index} reads a value that never reaches its device")
+    made = {(n, s.device) for s in plan.segments for n in s.outputs}
+    for t in plan.transfers:
+        _must(t.source in (COORDINATOR, *devices) and t.target in (COORDINATOR, *devices) and t.source != t.target,
+              "a transfer leads nowhere")
+        _must(t.value in values and (values[t.value].producer == COORDINATOR) == (t.source == COORDINATOR),
+              "a transfer carries an unknown value")
+        _must(t.source == COORDINATOR or (t.value, t.source) in made,
+              f"device {t.source} sends a value that it does not make")
+    sent: Sequence[tuple[str, int, int]] = [(t.value, t.source, t.target) for t in plan.transfers]
+    _must(len(set(sent)) == len(sent), "a value is sent twice to the same device")
+
+
+def _must(holds: bool, what: str) -> None:
+    if not holds:
+        raise FileError(f"the plan contradicts itself: {what}", "split the model again")

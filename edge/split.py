@@ -1,0 +1,169 @@
+"""Write a model as one folder per device: the plan, the segments as stock ONNX, verified against the unsplit model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import onnx
+
+from gkp import manifest
+from gkp.converter.artefact import staged
+from gkp.converter.graph import Graph, clean
+from gkp.converter.sources import GroupedModel, OpenOptions, open_any
+from gkp.converter.verify import check_inputs, verify, worst
+from gkp.edge.local import LocalExecutor
+from gkp.edge.modes import assign
+from gkp.edge.pieces import Piece, build
+from gkp.edge.placement import Assignment, NodePlacement
+from gkp.edge.plan import COORDINATOR, FILE_NAME, Device, Layout, Link, Plan, Segment, Transfer, device_folder
+from gkp.edge.prepare import prepare
+from gkp.edge.shard import SegmentDraft, Sharded, shard
+from gkp.errors import UnsupportedModelError, UsageError, VerificationError
+
+TOLERANCE = 5e-5
+"""Relative to max(1, largest output): across devices, sums are taken in another order."""
+DEVICE_FILE = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A split model before it is written. plan: without files; pieces: the segments' networks, in the plan's order."""
+
+    plan: Plan
+    pieces: Sequence[Piece]
+
+    @cached_property
+    def models(self) -> list[onnx.ModelProto]:
+        """The segments as stock ONNX (made here, not before)."""
+        return [piece.model() for piece in self.pieces]
+
+
+def draft(graph: Graph, mode: str, assignment: Assignment, devices: Sequence[Device], link: Link, *,
+          objective: str = "latency", model: str = "", sha256: str | None = None, notes: Sequence[str] = ()) -> Draft:
+    """Split a prepared graph (gkp.edge.prepare) in memory; nothing is written or verified. In mode replicas every device
+    that the assignment names computes the whole network for itself."""
+    copies: list[int] = []
+    if mode == "replicas":
+        copies = sorted({d for placement in assignment.values() for d in placement.devices})
+        assignment = {name: NodePlacement((copies[0],)) for name in assignment}
+    sharded = shard(graph, assignment, len(devices))
+    pieces = [build(sharded, segment) for segment in sharded.segments]
+    pieces = [replace(pieces[0], index=k, device=d) for k, d in enumerate(copies)] or pieces
+    segments = [_segment(sharded.segments[0 if copies else piece.index], piece) for piece in pieces]
+    idle = [clean(d.name) for k, d in enumerate(devices) if all(s.device != k for s in segments)]
+    told = [*notes, *sharded.notes, *([f"idle: {', '.join(idle)}"] if idle else [])]
+    plan = Plan(
+        mode=mode, objective=objective, model=model, model_sha256=sha256, devices=list(devices), link=link,
+        input=sharded.input, output=sharded.output, values=sharded.values, segments=segments,
+        transfers=_replicated(sharded, copies) if copies else sharded.transfers,
+        layouts=_everywhere(sharded, copies) if copies else sharded.layouts, files={},
+        predicted=None, rejected=[], notes=told)
+    return Draft(plan, pieces)
+
+
+def _segment(source: SegmentDraft, piece: Piece) -> Segment:
+    macs, weights = piece.sizes
+    return Segment(index=piece.index, device=piece.device, file=f"segment_{piece.index}.onnx", inputs=list(source.reads),
+                   outputs=list(source.writes), layers=[clean(s.node.name) for s in source.steps], macs=macs,
+                   weights_bytes=weights)
+
+
+def _replicated(sharded: Sharded, devices: Sequence[int]) -> list[Transfer]:
+    """Input and output of every replica."""
+    return [msgspec.structs.replace(t, **({"target": d} if t.source == COORDINATOR else {"source": d}))
+            for d in devices for t in sharded.transfers]
+
+
+def _everywhere(sharded: Sharded, devices: Sequence[int]) -> dict[str, Layout]:
+    kind = "replicated" if len(devices) > 1 else "one"
+    return {name: Layout(kind=kind, devices=list(devices)) for name in sharded.layouts}
+
+
+def split_model(source: Any, devices: Sequence[Device], link: Link, out: Path, *, mode: str = "local",
+                assignment: Assignment | None = None, shares: Sequence[float] | None = None, objective: str = "latency",
+                options: OpenOptions | None = None, force: bool = False) -> Plan:
+    """Open a model, split it and write it to `out`: plan.json and one folder per device. assignment: of the nodes of the
+    prepared graph; by default that of the mode (gkp.edge.modes).
+
+    VerificationError when the split model computes something else than the unsplit one (nothing is written then);
+    UsageError for a destination that exists, or a mode that needs the planner; UnsupportedModelError for a model with
+    several inputs or outputs, or open shapes."""
+    check_folder(out, force)
+    opened = open_any(source, options or OpenOptions())
+    graph = prepare(opened.model)
+    path = Path(source) if isinstance(source, str | Path) else None
+    chosen = assignment if assignment is not None else assign(mode, graph, len(devices), shares)
+    made = draft(graph, mode, chosen, devices, link, objective=objective,
+                 model=clean(path.name) if path else type(source).__name__, sha256=manifest.sha256(path) if path else None)
+    return write(opened, made, out, force=force)
+
+
+def write(opened: GroupedModel, made: Draft, out: Path, *, force: bool = False) -> Plan:
+    """Write a draft and verify it, all devices in this process, against the opened model; the plan with its files. Nothing
+    is left behind when it fails."""
+    check_folder(out, force)
+    with staged(out) as folder:
+        files: dict[str, dict[str, str]] = {}
+        for device in range(len(made.plan.devices)):
+            device_folder(folder, device).mkdir()
+            files[str(device)] = {}
+        for segment, piece in zip(made.plan.segments, made.pieces, strict=True):
+            path = device_folder(folder, segment.device) / segment.file
+            path.write_bytes(_checked(piece.model()).SerializeToString())
+            files[str(segment.device)][segment.file] = manifest.sha256(path)
+        note = check(opened, made.plan, folder)
+        plan = msgspec.structs.replace(made.plan, files=files, notes=[*made.plan.notes, note])
+        _describe(plan, folder)
+    return plan
+
+
+def _describe(plan: Plan, folder: Path) -> None:
+    """plan.json for all, and for each device its own number and the plan's hash."""
+    text = msgspec.json.format(msgspec.json.encode(plan, order="deterministic"), indent=1)
+    (folder / FILE_NAME).write_bytes(text)
+    for device in range(len(plan.devices)):
+        mine = device_folder(folder, device)
+        (mine / FILE_NAME).write_bytes(text)
+        about = {"schema_version": plan.schema_version, "device": device, "plan": plan.hash}
+        (mine / DEVICE_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(about), indent=1))
+
+
+def _checked(model: onnx.ModelProto) -> onnx.ModelProto:
+    try:
+        onnx.checker.check_model(model)
+    except (onnx.checker.ValidationError, ValueError) as e:
+        raise UnsupportedModelError(f"a segment is not valid ONNX: {clean(str(e))[:200]}", "please report this model") from e
+    return model
+
+
+def check(opened: GroupedModel, plan: Plan, folder: Path) -> str:
+    """Run the split model on random and edge inputs beside the opened one; what to note. VerificationError when they
+    differ by more than TOLERANCE."""
+    name = opened.model.graph.input[0].name
+    executor = LocalExecutor.open(plan, folder)
+    try:
+        result = verify(lambda feeds: [executor.run(feeds[name])], "ONNX Runtime", opened.reference, opened.reference_name,
+                        check_inputs(opened.model, {}), relative=TOLERANCE)
+    finally:
+        executor.close()
+    bad = worst(result)
+    if not result.passed:
+        raise VerificationError(f"the split model computes something else: max error {bad.max_abs_error:.3g}, allowed "
+                                f"{bad.tolerance:.3g} (inputs: {bad.name})", "nothing was written; please report this model")
+    return f"verified against {opened.reference_name}: max error {bad.max_abs_error:.2g}, allowed {bad.tolerance:.2g}"
+
+
+def check_folder(out: Path, force: bool) -> None:
+    """UsageError for a destination that must not be written."""
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise UsageError(f"{out} exists and is not a directory", "choose another name with -o")
+    if out.is_dir() and any(out.iterdir()):
+        if not (out / FILE_NAME).is_file():
+            raise UsageError(f"{out} exists and was not written by gkp split", "choose another directory with -o")
+        if not force:
+            raise UsageError(f"{out} exists", "overwrite it with --force, or choose another directory with -o")
