@@ -302,8 +302,8 @@ def edge_profile(screen: Screen, *, target: Path, devices: str | None, link: str
                + (f" on core {found.cpu}" if found.cpu is not None else ", not pinned")
                + f"; load {found.load_average[0]} to {found.load_average[1]}{steal})")
     if found.waited > 0.25:
-        screen.say(f"warning: half of the segments waited for the processor {found.waited:.0%} of their time: measure again when "
-                   "the machine is quiet", style="bold yellow")
+        screen.say(f"warning: half of the segments waited for the processor {found.waited:.0%} of their time or more: "
+                   "measure again when the machine is quiet", style="bold yellow")
     write_json(json_to, profiling.encode(found))
 
 

@@ -122,7 +122,7 @@ def cut(found: Sequence[Stage], devices: Sequence[Device], link: Link, order: Se
             for end in range(first, count + 1):
                 mine = 0.0 if end == first else cost(devices[k], first, end)
                 if mine is not None:
-                    option = (max(worst, mine), used + (end > first), -first)  # of equal ones, the last devices stay idle
+                    option = (max(worst, mine), used + (end > first), -first)  # of equals: the last ones stay idle
                     here[end] = min(here.get(end, option), option)
         best.append(here)
     if count not in best[-1]:

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from threading import BoundedSemaphore
 from types import TracebackType
 
 import numpy as np
@@ -16,9 +15,9 @@ import numpy as np
 from gkp.edge.attempt import Array
 from gkp.edge.client import KEEPALIVE_S, Connection, message_limit
 from gkp.edge.errand import Errand, Means
-from gkp.edge.failures import DeadlineError
 from gkp.edge.fleet import Fleet
 from gkp.edge.identity import Keys, read_keys
+from gkp.edge.inflight import InFlight
 from gkp.edge.inventory import read_inventory
 from gkp.edge.plan import Plan, read_plan
 from gkp.edge.routes import Route, Routes, routes_of
@@ -54,7 +53,7 @@ class Cluster:
                              "give one of the two")
         self.directory, self.plan = Path(directory), _plan(Path(directory))
         self._deadline, self._closed = _checked(deadline), False
-        self._slots, self._pool = BoundedSemaphore(in_flight), ThreadPoolExecutor(in_flight, "gkp-request")
+        self._in_flight, self._pool = in_flight, ThreadPoolExecutor(in_flight, "gkp-request")
         self._input, self._output = (next(v for v in self.plan.values if v.name == name)
                                      for name in (self.plan.input, self.plan.output))
         self._open = ExitStack()
@@ -78,8 +77,8 @@ class Cluster:
         end = time.monotonic() + (self._deadline if deadline is None else _checked(deadline))
         pieces = self._pieces(x)
         if len(pieces) == 1:
-            return self._answer(pieces[0], end, profile=False)[0]
-        tasks = [self._pool.submit(self._answer, piece, end, False) for piece in pieces]
+            return Errand(self._means, pieces[0], end).run()[0]
+        tasks = [self._pool.submit(Errand(self._means, piece, end).run) for piece in pieces]
         try:
             return np.concatenate([task.result()[0] for task in tasks])
         except CancelledError:
@@ -95,7 +94,7 @@ class Cluster:
         pieces = self._pieces(x)
         if len(pieces) != 1:
             raise UsageError(f"{len(pieces)} batches cannot be traced together", f"give {self._input.shape[0]} samples")
-        y, trace = self._answer(pieces[0], end, profile=True)
+        y, trace = Errand(self._means, pieces[0], end, profile=True).run()
         assert trace is not None
         return y, trace
 
@@ -106,14 +105,6 @@ class Cluster:
     def states(self) -> dict[str, DeviceState]:
         """Of every device that computes something, by name."""
         return self._means.supervisor.states()
-
-    def _answer(self, x: Array, end: float, profile: bool) -> tuple[Array, Trace | None]:
-        if not self._slots.acquire(timeout=max(0.0, end - time.monotonic())):
-            raise DeadlineError("other requests took until the deadline", "send fewer at once, or allow more time")
-        try:
-            return Errand(self._means, x, end, profile).run()
-        finally:
-            self._slots.release()
 
     def _pieces(self, x: Array) -> list[Array]:
         if self._closed:
@@ -151,7 +142,7 @@ class Cluster:
         hashes = {name: [r.hash for r in routes if name in r.names] for name in connections}
         revive = None if self._fleet is None else self._fleet.revive
         supervisor = self._open.enter_context(Supervisor(connections, hashes, revive=revive))
-        self._means = Means(connections, supervisor, Routes(routes, supervisor), spare)
+        self._means = Means(connections, supervisor, Routes(routes, supervisor), spare, InFlight(self._in_flight))
         supervisor.wait(supervisor.asked_once, KEEPALIVE_S * PATIENCE + 1.0)
         if not self._means.routes.usable() and not (spare and spare.there):
             raise self._means.nobody()

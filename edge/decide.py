@@ -126,9 +126,24 @@ def _warnings(chosen: Candidate, by_mode: Mapping[str, Candidate], objective: st
             local.prediction, objective):
         notes.append(f"warning: {chosen.mode} loses against one device: {mine} against "
                      f"{words.amount(local.prediction, objective)} ({_why_slow(chosen)})")
+    if local is not None and chosen is not local and objective != "memory":
+        notes += _beyond_parallelism(chosen, local, objective)
     for text in chosen.too_full:
         notes.append(f"warning: the plan does not fit: {text}")
     return notes
+
+
+def _beyond_parallelism(chosen: Candidate, local: Candidate, objective: str) -> list[str]:
+    """n devices working at once cannot be more than n times as fast as one of them: what is above that is no gain of
+    distribution."""
+    speeds = [d.speed for d in chosen.plan.devices]
+    alone = max(speeds[d] for d in words.busy_devices(local.plan))
+    most = sum(speeds[d] for d in words.busy_devices(chosen.plan)) / alone
+    gain = words.cost(local.prediction, objective) / max(words.cost(chosen.prediction, objective), 1e-12)
+    if gain <= most * 1.02:
+        return []
+    return [f"of the gain of {gain:.2f}x, {most:.2f}x at most can come from working in parallel: the rest comes from layers "
+            "whose parts are faster than their share, or from wrong times"]
 
 
 def _sorted(candidates: Sequence[Candidate], objective: str) -> list[Candidate]:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import random
-import threading
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from gkp.edge.attempt import Array, AttemptFailedError, Request, attempt
 from gkp.edge.client import KEEPALIVE_S, Connection, RemoteError
 from gkp.edge.failures import ClusterError, DeadlineError, DeviceLostError, Verdict, typed, verdict
+from gkp.edge.inflight import InFlight
 from gkp.edge.routes import Route, Routes
 from gkp.edge.spare import Spare
 from gkp.edge.supervise import Supervisor
 from gkp.edge.trace import Trace, trace_of
 
 _PAUSES_S = (0.005, 0.2)
-"""Between attempts while a queue is full: the first, and the longest."""
+"""Between attempts while a queue is full or devices connect: the first, and the longest."""
 _SECOND_LOOK_S = 0.05
 """How long devices may take to say that they are there after all, before they are left out."""
 _RECONNECT_S = 1.2
@@ -26,42 +26,16 @@ _RECONNECT_S = 1.2
 restart the coordinator may see a device before its peers do."""
 
 
-class Line:
-    """Requests that find a queue full try again one at a time, first come first served. A request needs room on several
-    devices at once: if all tried at once, they would take it from each other."""
-
-    def __init__(self) -> None:
-        self._turn = threading.Semaphore(1)  # wakes who waited longest
-        self._lock, self.length = threading.Lock(), 0
-
-    def join(self, timeout: float) -> bool:
-        """Wait for the own turn; False when it does not come within timeout seconds."""
-        self._count(1)
-        if self._turn.acquire(timeout=timeout):
-            return True
-        self._count(-1)
-        return False
-
-    def leave(self) -> None:
-        """After join() gave True."""
-        self._count(-1)
-        self._turn.release()
-
-    def _count(self, more: int) -> None:
-        with self._lock:
-            self.length += more
-
-
 @dataclass(frozen=True)
 class Means:
-    """What answers requests. spare: None when the coordinator may not compute them itself; line: for requests that found a
-    queue full."""
+    """What answers requests. spare: None when the coordinator may not compute them itself; inflight: how
+    many at once."""
 
     connections: Mapping[str, Connection]
     supervisor: Supervisor
     routes: Routes
     spare: Spare | None
-    line: Line = field(default_factory=Line)
+    inflight: InFlight
 
     def nobody(self) -> DeviceLostError:
         """The error when nothing can compute anything now."""
@@ -77,20 +51,28 @@ class Errand:
         self._means, self._x, self._deadline, self._profile = means, x, deadline, profile
         self._id, self._started = uuid.uuid4().hex, time.monotonic()
         self._attempts, self._repeats, self._pause = 0, 0, _PAUSES_S[0]
-        self._looked_again, self._in_line = False, False
+        self._looked_again, self._inside = False, False
         self._apart = 0.0  # when devices first did not reach each other, of time.monotonic
         self._avoid: list[Route] = []
         self._lost: ClusterError | None = None
 
     def run(self) -> tuple[Array, Trace | None]:
         """The answer, and with profile where its time went. ClusterError."""
+        self._enter()
+        answered = False
         try:
-            if self._means.line.length:
-                self._queue()
-            return self._run()
+            found = self._run()
+            answered = True
+            return found
         finally:
-            if self._in_line:
-                self._means.line.leave()
+            if self._inside:
+                self._means.inflight.leave(answered)
+
+    def _enter(self, refused: bool = False) -> None:
+        self._inside = self._means.inflight.enter(max(0.0, self._left()), first=refused)
+        if not self._inside:
+            what = "the devices' queues were full" if refused else "other requests were under way"
+            raise DeadlineError(f"{what} until the deadline", "send fewer at once, or allow more time")
 
     def _run(self) -> tuple[Array, Trace | None]:
         while (route := self._route()) is not None:
@@ -130,11 +112,13 @@ class Errand:
         if self._left() <= 0 and what is not Verdict.FAILED:
             raise DeadlineError(f"no answer until the deadline; the last thing heard: {failed.error.message}",
                                 "allow more time, or see what keeps the device busy") from failed
-        if what is Verdict.BUSY or (what is Verdict.PEER and took < _RECONNECT_S and self._may_reconnect(route)):
-            if what is Verdict.BUSY:
-                self._queue()
-            time.sleep(min(self._pause * random.uniform(0.5, 1), max(0.0, self._left())))
-            self._pause = min(2 * self._pause, _PAUSES_S[1])
+        if what is Verdict.BUSY:
+            self._means.inflight.leave(refused=True)
+            self._inside = False
+            self._wait()
+            self._enter(refused=True)
+        elif what is Verdict.PEER and took < _RECONNECT_S and self._may_reconnect(route):
+            self._wait()
         elif what is Verdict.CORRUPT and not self._repeats:
             self._repeats += 1
         elif what in (Verdict.LOST, Verdict.PEER, Verdict.REFUSED) and not (self._looked_again and route in self._avoid):
@@ -146,10 +130,9 @@ class Errand:
                 self._means.supervisor.ask(route.names, 0)
             raise typed(failed.error) from failed
 
-    def _queue(self) -> None:
-        if not self._in_line and not self._means.line.join(max(0.0, self._left())):
-            raise DeadlineError("the devices' queues were full until the deadline", "send fewer at once, or allow more time")
-        self._in_line = True
+    def _wait(self) -> None:
+        time.sleep(min(self._pause * random.uniform(0.5, 1), max(0.0, self._left())))
+        self._pause = min(2 * self._pause, _PAUSES_S[1])
 
     def _may_reconnect(self, route: Route) -> bool:
         self._apart = self._apart or time.monotonic()

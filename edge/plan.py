@@ -165,7 +165,8 @@ def read_plan(directory: Path) -> Plan:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise FileError(f"{path} is not a plan: {str(e)[:200]}", "split the model again") from e
     if plan.schema_version != SCHEMA_VERSION:
-        raise FileError(f"{path} has version {plan.schema_version}, this gkp reads {SCHEMA_VERSION}", "split the model again")
+        raise FileError(f"{path} has version {plan.schema_version}, this gkp reads {SCHEMA_VERSION}",
+                        "split the model again")
     return plan
 
 

@@ -7,7 +7,7 @@ the shares are in proportion to their speeds. `hybrid` takes each block from the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -190,9 +190,25 @@ class Planner:
             if id(piece.graph) not in costs:
                 costs[id(piece.graph)] = estimate(piece.lowered())
         segments = [with_cost(s, costs[id(p.graph)]) for s, p in zip(made.plan.segments, pieces, strict=True)]
-        plan = _on_wire(msgspec.structs.replace(made.plan, segments=segments), self.options.wire)
+        plan = msgspec.structs.replace(made.plan, segments=segments)
+        if mode == "replicas":
+            plan, pieces = self._with_room(plan, pieces)
+        plan = _on_wire(plan, self.options.wire)
         plan = with_measured(plan, self.options.profiles)
         return Variant(Draft(plan, pieces), candidate(plan, self.options.profiles))
+
+    def _with_room(self, plan: Plan, pieces: list[Piece]) -> tuple[Plan, list[Piece]]:
+        """Replicas on the devices that have room for the network only; on all when none has."""
+        arrays = sum(v.bytes for v in plan.values)
+        fits = [d.memory_bytes is None or d.memory_bytes >= s.weights_bytes + s.working_bytes + arrays
+                for d, s in zip(plan.devices, plan.segments, strict=True)]
+        if all(fits) or not any(fits):
+            return plan, pieces
+        kept = [k for k, fit in enumerate(fits) if fit]
+        segments = [msgspec.structs.replace(plan.segments[k], index=n, file=f"segment_{n}.onnx") for n, k in enumerate(kept)]
+        transfers = [t for t in plan.transfers if t.source in kept or t.target in kept]
+        return (msgspec.structs.replace(plan, segments=segments, transfers=transfers),
+                [replace(pieces[k], index=n) for n, k in enumerate(kept)])
 
     def _pipeline(self, shares: Sequence[float]) -> Assignment:
         """Consecutive blocks, cut so that the slowest stage is fastest; the fastest devices first."""

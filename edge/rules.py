@@ -68,7 +68,7 @@ class Opaque:
 
     def write(self, part: Part, held: Sequence[Held | None], out: Region) -> list[Tensor]:
         inputs = [_input(part, t, h) for t, h in zip(self.node.inputs, held, strict=True)]
-        outputs = [part.tensor(t, whole(t)) if t.name else part.graph.variable("unread") for t in self.node.outputs]
+        outputs = [part.tensor(t, whole(t)) if t.name else part.graph.variable("unread", None) for t in self.node.outputs]
         part.graph.add(self.node.op, inputs, outputs, name=clean(self.node.name), attrs=dict(self.node.attrs),
                        domain=self.node.domain)
         return outputs

@@ -155,7 +155,7 @@ def test_a_profile_of_the_very_device_counts_as_it_is() -> None:
 
 
 def test_what_was_not_measured_is_an_estimate_scaled_to_this_machine() -> None:
-    p, profile, _ = measured(2.0, 5.0)
+    _, profile, _ = measured(2.0, 5.0)
     scaled = {k: msgspec.structs.replace(e, ms=3 * (e.estimated_ms or 1)) for k, e in profile.entries.items()}
     other = chain((7.0, 8.0, 9.0), size=500, measured=False)
     times, based_on = plan_times(other, Profiles(msgspec.structs.replace(profile, entries=scaled)))
@@ -205,7 +205,14 @@ def test_a_folder_without_a_plan_cannot_be_measured(tmp_path: Path) -> None:
 
 def test_pinning_ends_when_it_is_interrupted() -> None:
     before = os.sched_getaffinity(0)
-    with pytest.raises(KeyboardInterrupt), pinned() as cpu:
-        assert os.sched_getaffinity(0) == {cpu}
-        raise KeyboardInterrupt
+    seen = []
+
+    def interrupted() -> None:
+        with pinned() as cpu:
+            seen.append(os.sched_getaffinity(0) == {cpu})
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert seen == [True]
     assert os.sched_getaffinity(0) == before

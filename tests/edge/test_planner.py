@@ -268,8 +268,14 @@ def test_a_mode_that_was_asked_for_is_obeyed_with_a_warning_when_it_loses() -> N
     assert chosen.chosen.mode == "branch"
     assert chosen.notes[0].startswith("warning: branch loses against one device: 15.0 ms against 14.0 ms")
     assert chosen.chosen.prediction.reason == "asked for with --mode"
-    assert not decide([candidate(one(40.0)), candidate(halves(4.0))], "latency", "branch").notes
+    assert not decide([candidate(one(40.0)), candidate(halves(20.0))], "latency", "branch").notes
     assert decide(plans, "latency", "local").notes == ("idle: d1",)
+
+
+def test_a_gain_above_what_the_devices_can_give_is_not_called_distribution() -> None:
+    # 46 ms against 15 ms on two devices
+    told = decide([candidate(one(40.0)), candidate(halves(4.0))], "latency").notes
+    assert told[0].startswith("of the gain of 3.07x, 2.00x at most can come from working in parallel")
 
 
 def test_a_mode_that_is_not_possible_is_named_with_its_reason() -> None:
@@ -311,7 +317,8 @@ def test_the_break_even_is_nine_c_over_two_b_n(c: int, n: int, limit: float) -> 
     # R/B < 9C/(2bn) = 1.125 C/n in float32
     found = break_even([conv(c, n)], rate=15.6e9, link=parse_link("1gbe"))
     assert found is not None
-    assert found.limit == pytest.approx(limit) == pytest.approx(1.125 * c / n)
+    assert found.limit == pytest.approx(limit)
+    assert 1.125 * c / n == limit  # noqa: SIM300
     assert found.ratio == pytest.approx(15.6e9 / 117e6)
     assert f"9*{c}/(2*4*{n}) = {limit:.3g}" in found.words
     assert f"R/B = 15.6e9 multiply-adds/s / 117e6 bytes/s = 133.3, {'below' if 133.3 < limit else 'above'}" in found.words
@@ -424,6 +431,15 @@ def test_the_network_goes_to_the_fastest_device_that_has_room() -> None:
     made, chosen = Planner(prepare(residual()), options(devices)).plan()
     assert chosen.chosen.mode == "local"
     assert [s.device for s in made.plan.segments] == [2]
+
+
+def test_replicas_are_on_the_devices_that_have_room() -> None:
+    devices = [Device(name="tiny", memory_bytes=1000), *of_speed(1, 1)]
+    made, _ = Planner(prepare(residual()), options(devices, mode="replicas")).plan()
+    assert [(s.index, s.device) for s in made.plan.segments] == [(0, 1), (1, 2)]
+    assert {t.source for t in made.plan.transfers} | {t.target for t in made.plan.transfers} == {COORDINATOR, 1, 2}
+    assert [p.device for p in made.pieces] == [1, 2]
+    assert "idle: tiny" in made.plan.notes
 
 
 def test_half_precision_on_the_wire_halves_what_devices_send_each_other_only() -> None:
