@@ -38,7 +38,7 @@ def best_forms(piece: Piece) -> Forms:
 
 
 def in_forms(piece: Piece, forms: Forms) -> Piece:
-    """The piece, which holds layers or rows of them with all their channels, in these forms."""
+    """The piece with these forms of layers that it holds with all their channels (or rows of them)."""
     made = {}
     for node in piece.graph.branched():
         found = _named(branched_node.read(node), forms.get(node.name, ""))

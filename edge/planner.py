@@ -15,7 +15,7 @@ import msgspec
 
 from gkp import manifest
 from gkp.converter import node as branched_node
-from gkp.converter.graph import Graph, clean
+from gkp.converter.graph import Graph, Node, clean
 from gkp.converter.sources import OpenOptions, open_any
 from gkp.edge import chain, modes, report, words
 from gkp.edge.alone import Forms, best_forms, in_forms
@@ -33,8 +33,6 @@ from gkp.runtime.runners import OrtRunner
 
 Progress = Callable[[str, float | None], None]
 WIRES = ("float32", "float16")
-_WHOLE_LAYERS = ("local", "replicas", "spatial", "pipeline")
-"""Modes in which a device computes all groups of a layer; in the others it computes standard convolutions only."""
 SEARCHED = tuple(mode for mode in MODES if mode != "auto")
 
 
@@ -181,10 +179,10 @@ class Planner:
         made = draft(self.graph, mode, assignment, self.devices, self.link, objective=self.options.objective,
                      model=self.model, sha256=self.sha256)
         pieces = list(made.pieces)
-        if mode in _WHOLE_LAYERS:
-            if self.forms is None:  # the first mode of all is local
-                self.forms = best_forms(pieces[0])
-            pieces = [in_forms(piece, self.forms) for piece in pieces]
+        if self.forms is None and mode == "local":  # it comes first
+            self.forms = best_forms(pieces[0])
+        whole = {name: form for name, form in (self.forms or {}).items() if assignment[name].kind != "channels"}
+        pieces = [in_forms(piece, whole) for piece in pieces]
         costs: dict[int, Cost] = {}  # replicas share a graph
         for piece in pieces:
             if id(piece.graph) not in costs:
@@ -235,12 +233,20 @@ class Planner:
     def _break_even(self, found: Mapping[str, Variant]) -> list[str]:
         """The arithmetic behind "do not scatter grouped convolutions", where branches have to exchange something."""
         local, branch = found.get("local"), found.get("branch")
-        if local is None or branch is None or branch.candidate.prediction.messages == 0:
+        grouped = [n for n in self.graph.branched() if len(branched_node.read(n).branches) > 1]
+        if local is None or branch is None or not _scattered(branch.candidate.plan, grouped):
             return []
         macs = sum(s.macs for s in local.candidate.plan.segments)
         rate = macs / max(local.candidate.compute_ms, 1e-9) * 1e3
-        known = break_even([branched_node.read(n) for n in self.graph.branched()], rate, self.link)
+        known = break_even([branched_node.read(n) for n in grouped], rate, self.link)
         return [] if known is None else [known.words]
+
+
+def _scattered(plan: Plan, grouped: Sequence[Node]) -> bool:
+    """Does what grouped convolutions read move between devices?"""
+    read = {clean(node.inputs[0].name) for node in grouped}
+    tensor = {v.name: v.tensor for v in plan.values}
+    return any(tensor[t.value] in read for t in plan.transfers if COORDINATOR not in (t.source, t.target))
 
 
 def _same(plan: Plan, found: Mapping[str, Variant]) -> str | None:

@@ -98,7 +98,7 @@ def _table(title: str, words: tuple[str, ...], numbers: tuple[str, ...]) -> Tabl
 
 
 def _hops(trace: Trace) -> Table:
-    shown = _table(f"one request: {trace.total_ms:.2f} ms, {trace.sent_bytes:,} bytes between devices", ("from", "to"),
+    shown = _table(f"one request: {trace.total_ms:.2f} ms, {trace.sent_bytes:,} bytes moved", ("from", "to"),
                    ("messages", "bytes", "ms in all"))
     hops: dict[tuple[str, str], list[Step]] = {}
     for step in trace.steps:

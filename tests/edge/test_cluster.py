@@ -249,7 +249,7 @@ def test_gkp_run_local_writes_the_answer_and_the_profile(made: kit.Split, tmp_pa
     assert said["profile"]["ran"] == "devices"
     assert sum(share["sent_bytes"] for share in said["profile"]["shares"]) == sum(
         t.bytes for t in made.plan.transfers if COORDINATOR not in (t.source, t.target))
-    assert "bytes between devices" in ran.stderr
+    assert "bytes moved" in ran.stderr
 
 
 def test_gkp_run_on_a_cluster_file_notes_lost_devices(made: kit.Split, tmp_path: Path) -> None:

@@ -25,9 +25,11 @@ from gkp.edge.plan import COORDINATOR
 
 C = COORDINATOR
 DETECTION = 2 * KEEPALIVE_S
-BUSY = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-SLACK = 1.5 * BUSY
-"""For a busy machine; what is measured against it takes milliseconds or never ends."""
+
+
+def slack(seconds: float = 1.5) -> float:
+    """More on a busy machine; what is measured against it takes milliseconds or never ends."""
+    return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 class Asked(threading.Thread):
@@ -100,7 +102,7 @@ def test_kill_in_a_request_is_an_answer_or_an_error_at_once_and_the_next_request
             assert cluster.trace(kit.images())[1].attempts == 0, "a lost device was asked"
         else:
             assert isinstance(error, DeviceLostError)
-            assert asked.ended - killed < SLACK
+            assert asked.ended - killed < slack()
             with pytest.raises(DeviceLostError):
                 cluster.run(kit.images())
         them.start(1)
@@ -128,7 +130,7 @@ def test_what_follows_a_kill_takes_less_than_a_tenth_of_a_second(made: kit.Split
             them.start(1)
             them.await_ready(1)
             assert kit.until(lambda: cluster.states()["d1"].alive, 10)
-        assert min(took) < 0.1 * BUSY
+        assert min(took) < slack(0.1)
 
 
 def test_another_replica_answers_when_one_is_killed(tmp_path: Path) -> None:
@@ -175,7 +177,7 @@ def test_a_stopped_device_ends_requests_at_their_deadline(made: kit.Split, tmp_p
         began = time.monotonic()
         asked = Asked(made, cluster, deadline=0.5)
         assert isinstance(asked.outcome(30), DeadlineError | DeviceLostError)
-        assert asked.ended - began < 0.5 + SLACK
+        assert asked.ended - began < 0.5 + slack()
         them.signal(1, kit.CONTINUE)
         assert kit.until(lambda: cluster.states()["d1"].alive, 10)
         _right(made, cluster)
@@ -193,9 +195,9 @@ def test_silence_is_noticed_within_two_keepalive_intervals(made: kit.Split, tmp_
         silence[what]()
         asked = Asked(made, cluster, deadline=20)  # needs the silent device
         assert kit.until(lambda: not cluster.states()["d1"].alive, 30)
-        assert time.monotonic() - began < DETECTION + SLACK
+        assert time.monotonic() - began < DETECTION + slack()
         assert asked.outcome(30) is None
-        assert asked.ended - began < DETECTION + SLACK
+        assert asked.ended - began < DETECTION + slack()
         _right(made, cluster, "coordinator")
         them.signal(1, kit.CONTINUE)
         relay.mend()
@@ -208,7 +210,7 @@ def test_idle_devices_are_watched_too(made: kit.Split, tmp_path: Path) -> None:
         began = time.monotonic()
         them.relays[C, 0].hold()
         assert kit.until(lambda: not cluster.states()["d0"].alive, 30)
-        assert time.monotonic() - began < DETECTION + SLACK
+        assert time.monotonic() - began < DETECTION + slack()
         them.relays[C, 0].mend()
         assert kit.until(lambda: cluster.states()["d0"].alive, 15)
         _right(made, cluster)
@@ -415,7 +417,7 @@ def test_a_queue_that_stays_full_is_an_error_at_the_deadline(slow: kit.Split, tm
         began = time.monotonic()
         second = Asked(slow, two, deadline=0.2)
         assert isinstance(second.outcome(30), DeadlineError)
-        assert second.ended - began < 0.2 + SLACK
+        assert second.ended - began < 0.2 + slack()
         assert first.outcome(60) is None
 
 
@@ -460,7 +462,7 @@ def test_under_random_faults_every_answer_is_right_or_an_explicit_error(
         try:
             for first in range(0, requests, 4):
                 asked = [Asked(made, cluster, seed=first + k) for k in range(4)]
-                errors += [a.outcome(5 + SLACK + 5) for a in asked]
+                errors += [a.outcome(5 + slack() + 5) for a in asked]
                 time.sleep(0.02)
         finally:
             ended.set()

@@ -345,8 +345,16 @@ def test_one_device_computes_groups_together_where_that_is_faster() -> None:
     made = planner._drafted("local", assign("local", planner.graph, 2)).draft
     piece = made.pieces[0]
     assert estimate(in_forms(piece, best_forms(piece)).lowered()).ms <= estimate(piece.lowered()).ms
-    ops = [n for n in piece.model().graph.node if n.op_type == "Conv"]
-    assert any(a.name == "group" and a.i == 4 for n in ops for a in n.attribute)
+    assert 4 in groups(piece.model())
+
+
+def groups(model: onnx.ModelProto) -> set[int]:
+    return {a.i for n in model.graph.node if n.op_type == "Conv" for a in n.attribute if a.name == "group"}
+
+
+def test_layers_that_are_divided_by_groups_are_standard_convolutions_on_every_device() -> None:
+    made, _ = Planner(prepare(aligned_net(4, 64, 16)), options(4, mode="branch")).plan()
+    assert all(groups(model) <= {1} for model in made.models)
 
 
 # ---- whole networks -------------------------------------------------------------------------------------------------
@@ -387,11 +395,12 @@ def test_stock_groups_are_replicated_for_throughput() -> None:
 def test_aligned_groups_are_split_where_that_wins_and_nothing_moves_from_stem_to_head() -> None:
     slow = [Device(name=f"pi{k}", speed=0.01) for k in range(4)]
     graph = prepare(aligned_net(4, 64, 16))
-    _, chosen = Planner(graph, options(slow)).plan()
+    made, chosen = Planner(graph, options(slow)).plan()
     assert chosen.chosen.mode in ("branch", "hybrid")
     found = {p.mode: p for p in (chosen.chosen.prediction, *chosen.rejected)}
     branch, local = found["branch"], found["local"]
     assert local.critical_path_ms / branch.critical_path_ms > 1.2
+    assert not any("break-even" in note for note in made.plan.notes)  # nothing is scattered
     assert branch.messages == 3  # the means of the last layer, to one device
     assert branch.bytes == 3 * 128 // 4 * 4
 
