@@ -55,7 +55,7 @@ def train(model: torch.nn.Module, data: DataSet, epochs: int, lr: float, seed: i
                 schedule.step()
                 progress.advance(task)
             reached = accuracy(model, data)
-            torch.save({"model_state_dict": model.state_dict(), "epoch": epoch, "loss": float(loss)},
+            torch.save({"model_state_dict": model.state_dict(), "epoch": epoch, "loss": loss.item()},
                        snapshots / f"epoch_{epoch}.pt")
             progress.console.print(f"epoch {epoch} of {epochs}: test accuracy {reached:.2%}")
     return reached
