@@ -215,7 +215,7 @@ def prune(screen: Screen, *, baseline: Path, output: Path, json_to: str | None, 
         return
     table, following = command.summary(setting, output)
     screen.show(table)
-    screen.say(f"\nnext: {following}")
+    screen.say(f"\nnext: {following}", wrap=False)
     write_json(json_to, msgspec.json.format(msgspec.json.encode(setting), indent=2) + b"\n")
 
 

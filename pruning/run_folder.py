@@ -3,7 +3,9 @@
     baseline pruned grouped finetuned   networks (gkp.pruning.models.checkpoint)
     setting.json                        what was asked, and the results so far
     experiment.log                      what happened, line by line
+    cluster.json                        TMI-GKP's record of its groups
     checkpoints/                        finished phases and the last epoch of the present one
+    public/                             with --public, the last network in the form of the method's own program
 
 Every file is written completely or not at all. Of several processes one writes; all read.
 """
@@ -17,7 +19,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from gkp.files import plain_json, write_file
 
 FORMAT = "gkp.prune"
 SCHEMA_VERSION = 1
-SETTING, LOG, CHECKPOINTS = "setting.json", "experiment.log", "checkpoints"
+SETTING, LOG, CHECKPOINTS, PUBLIC = "setting.json", "experiment.log", "checkpoints", "public"
 COMPARED = ("method", "model", "baseline", "data", "seed", "epochs", "multi", "mixed_precision", "settings")
 _MAX_JSON = 256 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -86,6 +88,25 @@ class RunFolder:
                 os.replace(Path(folder) / path.name, path)
         self._forget_replaced()
 
+    def write_document(self, name: str, content: bytes) -> None:
+        """OUT/<name>, beside the stages."""
+        if self._writes:
+            write_file(self.path / _file_name(name), content)
+
+    def write_public(self, name: str, write: Callable[[Path], None]) -> None:
+        """public/<name>, which `write` writes atomically at the path it is given. If it fails, no empty folder remains."""
+        if not self._writes:
+            return
+        folder = self.path / PUBLIC
+        with _as_file_error(folder):
+            folder.mkdir(exist_ok=True)
+        try:
+            write(folder / _file_name(name))
+        except BaseException:
+            with contextlib.suppress(OSError):  # not empty: another run of the same command wrote it
+                folder.rmdir()
+            raise
+
     def drop_if_not_begun(self) -> None:
         """After a failure: without a finished phase or epoch there is nothing to go on from, so the folder vanishes, and
         what --force replaced is there again."""
@@ -105,9 +126,7 @@ class RunFolder:
             self._replaced = None
 
     def _checkpoint(self, name: str) -> Path:
-        if not _NAME.fullmatch(name):
-            raise ValueError(f"{name!r} cannot be a file name")
-        return self.path / CHECKPOINTS / f"{name}.pt"
+        return self.path / CHECKPOINTS / f"{_file_name(name)}.pt"
 
     def _write_setting(self) -> None:
         if self._writes:
@@ -160,6 +179,12 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(plain(entry) for entry in value) if type(value) in (list, tuple) else [plain(e) for e in value]
     raise TypeError(f"a checkpoint cannot hold {type(value).__name__}")
+
+
+def _file_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} cannot be a file name")
+    return name
 
 
 def _identity(setting: Mapping[str, Any], key: str) -> Any:

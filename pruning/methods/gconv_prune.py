@@ -33,6 +33,7 @@ from gkp.pruning.methods.grps import (
     norm_criterion,
     taylor_criterion,
 )
+from gkp.pruning.methods.gumi_form import PUBLIC_NAME, save_masked
 from gkp.pruning.models.group_config import groups_of, read_group_config
 from gkp.pruning.training import Hooks, Recipe
 
@@ -119,7 +120,9 @@ class GconvPrune:
         session.save("pruned", model, preserved=found["preserved"])
         session.save("grouped", masks.in_groups(model, kept))
         session.train("finetune", model, settings.recipe(), Hooks(after_step=masks.mask_keeper(kept)))
-        session.save("finetuned", masks.in_groups(model, kept))
+        final = masks.in_groups(model, kept)
+        session.save("finetuned", final)
+        session.public(PUBLIC_NAME, lambda path, accuracy: save_masked(path, final, accuracy))
 
 
 # ---- how many groups -------------------------------------------------------------------------------------------------

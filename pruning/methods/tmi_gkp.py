@@ -23,7 +23,7 @@ from gkp.errors import UsageError
 from gkp.pruning import masks
 from gkp.pruning.methods import tmi_settings
 from gkp.pruning.methods.cluster_dbscan import dbscan_clusters
-from gkp.pruning.methods.cluster_info import GIVEN, Grouping
+from gkp.pruning.methods.cluster_info import GIVEN, Grouping, to_json
 from gkp.pruning.methods.cluster_kpca import kpca_clusters
 from gkp.pruning.methods.cluster_spectral import spectral_clusters
 from gkp.pruning.methods.equal_kmeans import Floats, Labels
@@ -65,6 +65,7 @@ class TmiGkp:
         forms = {name: form_of(masks.conv_named(session.baseline, name), grouping) for name, grouping in groupings.items()}
         model = masks.grouped(session.baseline, forms)
         session.save("grouped", model, methods=" ".join(grouping.method for grouping in groupings.values()))
+        session.document("cluster.json", to_json(groupings.values()))
         session.train("finetune", model, settings.recipe())
         session.save("finetuned", model)
 
@@ -111,6 +112,7 @@ def _groupings(session: Session, convs: Convs, settings: TmiGkpSettings) -> dict
     scores = _scores(session, convs, settings)
     found = {}
     for number, (name, weight) in enumerate(convs.items()):
+
         def make(number: int = number, name: str = name, weight: Floats = weight) -> dict[str, Any]:
             session.progress(f"grouping {name}", number / len(convs))
             grouping = group_layer(weight, settings, number, scores.get(name), session.seed)
