@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from gkp.pruning.session import Report, Session
 from gkp.pruning.training import make_accelerator
 
 _MAX_SETTINGS = 256 << 20
+_DAMAGED = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)  # from other values than ours
 _STAGES = ("baseline", "pruned", "grouped", "finetuned")
 
 
@@ -97,8 +99,11 @@ def prune(request: Request, baseline: Baseline, read_pickle: ReadPickle, say: Ca
         session.progress("testing the baseline", None)
         session.save("baseline", baseline.module)
         method.run(session, settings)
-    except BaseException:
+    except BaseException as error:
         folder.drop_if_not_begun()
+        if folder.resumed and isinstance(error, _DAMAGED):
+            raise FileError(f"{request.output} cannot go on, {type(error).__name__}: {error}",
+                            "if its files were changed, begin again with --force; -v shows the traceback") from error
         raise
     folder.finish()
     return folder.setting if main else None
@@ -178,7 +183,7 @@ def _data(spec: str, baseline: Baseline, read_pickle: ReadPickle) -> DataSet:
     mean, std = (_triple(baseline.meta.get(key)) for key in ("mean", "std"))
     if isinstance(getattr(baseline.module, "normalize", None), Normalize):
         normalisation = NONE
-    elif mean is not None and std is not None and min(std) > 0:
+    elif mean is not None and std is not None and min(std) > 1e-6:  # else the usual one
         normalisation = Normalisation(mean, std)
     data = open_data(spec, baseline.arch.input_shape, read_pickle, normalisation)
     if data.classes != baseline.arch.num_classes:
@@ -188,5 +193,5 @@ def _data(spec: str, baseline: Baseline, read_pickle: ReadPickle) -> DataSet:
 
 
 def _triple(value: Any) -> tuple[float, ...] | None:
-    good = isinstance(value, list) and len(value) == 3 and all(isinstance(v, float) for v in value)
+    good = isinstance(value, list) and len(value) == 3 and all(isinstance(v, float) and abs(v) < math.inf for v in value)
     return tuple(value) if good else None

@@ -33,6 +33,7 @@ from gkp.pruning.methods.tickets import magnitude_increase, majority, preferred
 from gkp.pruning.methods.tmi_settings import TmiGkpSettings
 from gkp.pruning.models.residual import ResidualBlock
 from gkp.pruning.models.resnet_imagenet import Bottleneck
+from gkp.pruning.training import Hooks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,12 +63,12 @@ class TmiGkp:
         pruned = copy.deepcopy(session.baseline)
         masks.apply_masks(pruned, kept)
         session.save("pruned", pruned)
-        forms = {name: form_of(masks.conv_named(session.baseline, name), grouping) for name, grouping in groupings.items()}
-        model = masks.grouped(session.baseline, forms)
-        session.save("grouped", model, methods=" ".join(grouping.method for grouping in groupings.values()))
+        methods = " ".join(grouping.method for grouping in groupings.values())
+        session.save("grouped", in_groups(pruned, groupings), methods=methods)
         session.document("cluster.json", to_json(groupings.values()))
-        session.train("finetune", model, settings.recipe())
-        session.save("finetuned", model)
+        # The same network with its zeros kept trains several times faster than its grouped form, and to the same weights.
+        session.train("finetune", pruned, settings.recipe(), Hooks(after_step=masks.mask_keeper(kept)))
+        session.save("finetuned", in_groups(pruned, groupings))
 
 
 # ---- which layers ---------------------------------------------------------------------------------------------------
@@ -193,6 +194,11 @@ def mask_of(grouping: Grouping, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]
     for group, kept in zip(grouping.groups, grouping.kept, strict=True):
         mask[np.ix_(group, kept)] = True
     return mask
+
+
+def in_groups(model: nn.Module, groupings: Mapping[str, Grouping]) -> nn.Module:
+    """A copy of the network with its convs in their groups."""
+    return masks.grouped(model, {n: form_of(masks.conv_named(model, n), grouping) for n, grouping in groupings.items()})
 
 
 def form_of(conv: nn.Conv2d, grouping: Grouping) -> BranchedConv:

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -28,8 +29,10 @@ from gkp.pruning.methods.snapshots import read_snapshot, snapshot_path
 from gkp.pruning.methods.tickets import magnitude_increase
 from gkp.pruning.methods.tmi_gkp import TmiGkp, check, form_of, group_layer, mask_of, prunable
 from gkp.pruning.methods.tmi_settings import TmiGkpSettings
+from gkp.pruning.models import checkpoint
 from gkp.pruning.models.architecture import Architecture, skeleton
 from gkp.pruning.models.branched import BranchedConv2d
+from gkp.pruning.training import Recipe
 
 R50 = Architecture("imagenet_resnet", 50, "conv", 10, (3, 64, 64))
 METHOD = TmiGkp()
@@ -104,6 +107,28 @@ def test_snapshots_vote_and_a_resumed_run_asks_nobody_again(tmp_path: Path) -> N
     assert [line for line in lines(out) if "Method" in line] == [line for line in before if "Method" in line]
     again = state_of(out / "grouped")
     assert all(torch.equal(again[name], grouped[name]) for name in grouped)
+
+
+def test_training_with_the_zeros_kept_is_training_in_groups(tmp_path: Path) -> None:
+    """Four steps of SGD with momentum and weight decay, once as masked dense convolutions, once as branches."""
+    METHOD.run(session(tmp_path, epochs=0), QUICK)
+    setting = session(tmp_path / "masked", images=data(64, 16), epochs=1)
+    METHOD.run(setting, msgspec.structs.replace(QUICK, batch_size=16, lr=0.02))
+    grouped = checkpoint.from_tensors(arrays(tmp_path / "grouped"))
+    session(tmp_path / "other", images=data(64, 16), epochs=1).train(
+        "finetune", grouped, Recipe(1, 0.02, 0.9, 5e-4, 16))
+    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    tuned = checkpoint.from_tensors(arrays(tmp_path / "masked" / "finetuned"))
+    with torch.inference_mode():
+        torch.testing.assert_close(grouped.eval()(x), tuned(x), atol=1e-3, rtol=1e-3)
+        before = checkpoint.from_tensors(arrays(tmp_path / "grouped"))(x)
+    assert not torch.allclose(before, tuned(x), atol=1e-2)
+
+
+def arrays(path: Path) -> dict[str, Any]:
+    """A gkp checkpoint with numpy arrays, as from_tensors takes it."""
+    payload = torch.load(path, weights_only=True)
+    return {**payload, "state_dict": {name: tensor.numpy() for name, tensor in payload["state_dict"].items()}}
 
 
 def test_fine_tuning_moves_the_weights_and_not_the_wiring(tmp_path: Path) -> None:
