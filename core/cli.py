@@ -88,7 +88,7 @@ def main() -> None:
 @click.option("--channels-last", is_flag=True, help="trt: the engine takes and gives NHWC tensors, and does not transpose.")
 @click.option("--timing-cache", type=_PATH, metavar="FILE", help="trt: what tensorrt measured, kept between builds.")
 @click.option("--runtime-cache", type=_PATH, metavar="FILE", help="trt: what tensorrt_rtx compiled for the GPU, kept "
-              "between runs.")
+              "between conversions.")
 @click.option("--no-engine", is_flag=True, help="trt: write the rewritten ONNX file and the command that builds the engine.")
 @click.option("--no-benchmark", is_flag=True, help="Measure nothing; forms and kernels are chosen by estimates.")
 @click.option("--dry-run", is_flag=True, help="Do everything but write.")

@@ -38,7 +38,9 @@ def convert(screen: Screen, *, model: Path, output: Path | None, report: Path | 
         screen.show(tables.layer_table(artefact.manifest, verbose=True))
     screen.show(tables.conversion_table(artefact.manifest))
     if artefact.directory is not None:
-        screen.say(f"\nwritten: {artefact.directory}   (gkp.load({str(artefact.directory)!r}).run(x))")
+        built = artefact.manifest.target != "trt" or artefact.manifest.engines
+        usage = f"   (gkp.load({str(artefact.directory)!r}).run(x))" if built else ""
+        screen.say(f"\nwritten: {artefact.directory}{usage}")
     else:
         screen.say("\ndry run: nothing was written")
     if report is not None:

@@ -161,7 +161,7 @@ def open_run(path: Path, setting: Mapping[str, Any], force: bool = False, writes
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise UsageError(f"{path} exists and is not a directory", "choose another name with -o")
     existed, replaced = path.is_dir(), None
-    if existed and any(path.iterdir()):
+    if existed and not _is_empty(path):
         earlier = _read_setting(path)
         different = [key for key in COMPARED if _identity(earlier, key) != _identity(asked, key)]
         if not different and not force:
@@ -182,6 +182,7 @@ def open_run(path: Path, setting: Mapping[str, Any], force: bool = False, writes
         path.mkdir(parents=True, exist_ok=True)
     folder = RunFolder(path, asked, resumed=False, log=_open_log(path), existed=existed, replaced=replaced)
     try:
+        _remove_half_written(path)
         folder._write_setting()
     except BaseException:
         folder.drop_if_not_begun()
@@ -249,6 +250,12 @@ def _open_log(path: Path) -> BinaryIO:
     except OSError:  # a file system without locks
         pass
     return file
+
+
+def _is_empty(path: Path) -> bool:
+    """Does the folder hold nothing, or what a process leaves that is killed before it has written setting.json?"""
+    return all(_HALF_WRITTEN.fullmatch(entry.name) or (entry.name == LOG and entry.lstat().st_size == 0)
+               for entry in path.iterdir())
 
 
 def _remove_half_written(path: Path) -> None:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 UNIFORM = 2  # groups where the settings name nothing else: the most accurate of the published uniform settings
 Shapes = Mapping[str, tuple[int, int]]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+Millions = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
 
 
 class GconvSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -60,8 +61,8 @@ class GconvSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     num_groups: Annotated[int, msgspec.Meta(ge=2)] | None = None
     mcpg: Positive | None = None
     group_cfg: str | None = None
-    max_num_params: Annotated[float, msgspec.Meta(gt=0)] | None = None
-    max_num_ops: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    max_num_params: Millions | None = None
+    max_num_ops: Millions | None = None
     min_factor: Positive = 1
     max_groups: Annotated[int, msgspec.Meta(ge=2)] = MAX_GROUPS
     perm: Order = "GRPS"
