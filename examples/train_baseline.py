@@ -37,7 +37,8 @@ def accuracy(model: torch.nn.Module, data: DataSet) -> float:
     return right / data.test_size
 
 
-def train(model: torch.nn.Module, data: DataSet, epochs: int, lr: float, seed: int, snapshots: Path, console: Console) -> float:
+def train(model: torch.nn.Module, data: DataSet, epochs: int, lr: float, seed: int, snapshots: Path,
+          console: Console) -> float:
     """SGD with one cycle of the learning rate, in place; one snapshot per epoch. The accuracy after the last one."""
     rng, steps, reached = np.random.default_rng(seed), data.steps(BATCH), 0.0
     model.to(memory_format=torch.channels_last)
