@@ -154,8 +154,8 @@ def test_a_form_that_cannot_be_written_leaves_no_empty_folder(tmp_path: Path) ->
         folder.write_public("a.pth", fails)
     with pytest.raises(ValueError, match="file name"):
         folder.write_public("../a.pth", fails)
-    assert listing(tmp_path / "out") == ["setting.json"]
+    assert listing(tmp_path / "out") == ["experiment.log", "setting.json"]
     folder.write_public("b.pth", lambda path: path.write_text("whole") and None)
     with pytest.raises(FileError, match="full"):
         folder.write_public("a.pth", fails)
-    assert listing(tmp_path / "out") == ["public", "public/b.pth", "setting.json"]
+    assert listing(tmp_path / "out") == ["experiment.log", "public", "public/b.pth", "setting.json"]
