@@ -116,7 +116,8 @@ def _groupings(session: Session, convs: Convs, settings: TmiGkpSettings) -> dict
 
         def make(number: int = number, name: str = name, weight: Floats = weight) -> dict[str, Any]:
             session.progress(f"grouping {name}", number / len(convs))
-            grouping = group_layer(weight, settings, number, scores.get(name), session.seed)
+            seed = session.seed % 2**32  # scikit-learn takes no larger ones
+            grouping = group_layer(weight, settings, number, scores.get(name), seed)
             session.log(_line(name, weight, grouping))
             return dict(msgspec.to_builtins(grouping))
 
