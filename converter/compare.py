@@ -56,8 +56,10 @@ def open_runnable(path: Path, options: OpenOptions) -> Runnable:
         axes = opened.dynamic.get(value.name, {})
         dims = [d.dim_value for d in value.type.tensor_type.shape.dim]
         shapes.append(tuple(None if a in axes or (a == 0 and torch_like) else n for a, n in enumerate(dims)))
-    return Runnable(path.name, opened.system, opened.reference, [i.name for i in opened.model.graph.input], shapes,
-                    [str(d.dtype) for d in sample_inputs(opened.model).values()])
+    types = {name: str(x.dtype) for name, x in sample_inputs(opened.model).items()}
+    return Runnable(path.name, opened.system,
+                    lambda feeds: opened.reference({name: x.astype(types[name], copy=False) for name, x in feeds.items()}),
+                    list(types), shapes, list(types.values()))
 
 
 def compare_models(a: Path, b: Path, options: OpenOptions, precision: str) -> Verification:

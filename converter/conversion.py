@@ -31,6 +31,7 @@ from gkp.converter.sources import GroupedModel, open_any
 from gkp.converter.sources.base import in_precision, sample_inputs
 from gkp.converter.targets import NativeOptions, Target, make_target
 from gkp.converter.targets.native import NativeTarget
+from gkp.converter.trt.profile import verified_batches
 from gkp.converter.twin import dense_twin
 from gkp.converter.verify import check_inputs, first_difference, verify, worst
 from gkp.errors import UnsupportedModelError, UsageError, VerificationError
@@ -144,7 +145,7 @@ class Conversion:
         settings = Settings(strategy=self.options.strategy, overrides=self.options.layers, threads=self.threads,
                             batches=self.batches, measure=self._measured, dynamic=self.dynamic,
                             default="given" if self.kind == "as_is" else "dense", encode=self._encoded,
-                            io=self.options.io_precision)
+                            precision=self.options.precision, io=self.options.io_precision)
         self.choice: Choice = choose(self.graph, self.target, settings, self.progress)
         self.forms = chosen(self.choice)
         self.default_forms = all_default(self.choice, settings.default)
@@ -153,7 +154,11 @@ class Conversion:
         """The operators that half precision cannot hold, by running the network."""
         self.progress("looking for what overflows fp16", None)
         stock = lower(self.graph, {}).to_model()
-        self.wide = overflowing(stock, [feeds for _, _, feeds in check_inputs(self.opened.model, {})])
+        try:
+            self.wide = overflowing(stock, [feeds for _, _, feeds in check_inputs(self.opened.model, {})])
+        except UsageError as e:
+            raise UnsupportedModelError(f"the model does not run: {e.message}",
+                                        "check the file in its own runtime, or give another --input-shape") from e
         if self.wide:
             first = next(iter(self.wide))
             self.notes.append(f"{len(self.wide)} operators stay in fp32, which fp16 cannot hold: {clean(first)} "
@@ -308,7 +313,7 @@ class Conversion:
         """By everything that the target computes with. VerificationError for the first that differs."""
         self.progress("verifying against the checkpoint", None)
         profile = self.options.engine_options().batch_profile
-        inputs = check_inputs(self.opened.model, self.dynamic, profile or (2, 5))
+        inputs = check_inputs(self.opened.model, self.dynamic, verified_batches(profile) if profile else (2, 5))
         done = []
         for number, (engine, run) in enumerate(self.target.engines(model, self.threads)):
             if number and profile:  # an engine takes no other batches

@@ -12,7 +12,7 @@ import onnx
 from gkp import manifest
 from gkp.converter import node as branched_node
 from gkp.converter.forms import Choice
-from gkp.converter.graph import Graph, Node, clean, is_branched, spatial, values
+from gkp.converter.graph import Array, Graph, Node, Tensor, clean, is_branched, producer, spatial, values
 from gkp.converter.lower.candidates import grouped
 
 if TYPE_CHECKING:
@@ -41,12 +41,18 @@ def _macs(node: Node) -> int:
         conv = branched_node.read(node)
         plane = spatial(node.outputs[0])
         return conv.macs(plane) if plane and not conv.is_copy else 0
-    weight = values(node.inputs[1]) if len(node.inputs) > 1 else None
+    weight = _weight(node.inputs[1]) if len(node.inputs) > 1 else None
     if weight is None:
         return 0
     if node.op == "Conv":
         return int(weight.size) * prod(spatial(node.outputs[0]) or (0,))
     return int(weight.size) if node.op in ("Gemm", "MatMul") else 0
+
+
+def _weight(tensor: Tensor) -> Array | None:
+    """A constant, or one that is dequantised first."""
+    source = producer(tensor)
+    return values(source.inputs[0]) if source is not None and source.op == "DequantizeLinear" else values(tensor)
 
 
 def graph_params(graph: Graph) -> int:
@@ -57,7 +63,7 @@ def graph_params(graph: Graph) -> int:
             conv = branched_node.read(node)
             total += 0 if conv.is_copy else conv.params + int(np.count_nonzero(conv.bias))
         elif node.op in ("Conv", "Gemm", "MatMul", "BatchNormalization"):
-            total += sum(int(v.size) for t in node.inputs if (v := values(t)) is not None)
+            total += sum(int(v.size) for t in node.inputs if (v := _weight(t)) is not None)
     return total
 
 

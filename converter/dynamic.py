@@ -12,8 +12,8 @@ BATCH = "batch"
 
 
 def batch_axes(model: onnx.ModelProto) -> dict[str, dict[int, str]]:
-    """Axis 0 of every input, as a dynamic axis."""
-    return {value.name: {0: BATCH} for value in model.graph.input}
+    """Axis 0 of every input that has axes, as a dynamic axis."""
+    return {value.name: {0: BATCH} for value in model.graph.input if value.type.tensor_type.shape.dim}
 
 
 def free_axes(model: onnx.ModelProto, dynamic: Mapping[str, Mapping[int, str]]) -> onnx.ModelProto:

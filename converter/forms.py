@@ -19,7 +19,7 @@ STRATEGIES = ("auto", "dense", "fuse", "split")
 class Settings:
     """How to choose. batches: the batch sizes that count (the artefact's own, or 1 and 64). measure: time candidates.
     default: what a layer is when nothing beats it ("dense"; "given" keeps the groups of a model designed with them).
-    encode: puts a model into the precision in which it is measured; io: that of its inputs then."""
+    encode: puts a model into the precision in which it is measured; precision: its name; io: that of its inputs then."""
 
     strategy: str = "auto"
     overrides: Mapping[str, str] = field(default_factory=dict)
@@ -29,6 +29,7 @@ class Settings:
     default: str = "dense"
     dynamic: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     encode: Callable[[onnx.ModelProto], onnx.ModelProto] = lambda model: model
+    precision: str = "fp32"
     io: str = "fp32"
 
 

@@ -54,7 +54,8 @@ class ConvertOptions:
 
     def check(self) -> None:
         """UsageError for values that make no sense for any target (the command line refuses most of them itself)."""
-        for name, value, allowed in (("precision", self.precision, PRECISIONS), ("strategy", self.strategy, STRATEGIES)):
+        for name, value, allowed in (("precision", self.precision, PRECISIONS), ("strategy", self.strategy, STRATEGIES),
+                                     ("io_precision", self.io_precision, PRECISIONS)):
             if value not in allowed:
                 raise UsageError(f"unknown {name} {value!r}", f"choose one of: {', '.join(allowed)}")
         for name, number, low, high in (("threads", self.threads, 1, manifest.MAX_THREADS), ("opset", self.opset, 13, 30)):

@@ -38,6 +38,7 @@ class Trials:
         self.cache = Cache()
         self.context = Cache.key({"runtime": target.version(), "cpu": cpu_model(), "threads": settings.threads,
                                   "default": settings.default, "dynamic": str(settings.dynamic),
+                                  "precision": [settings.precision, settings.io],
                                   "model": _structure(graph)})
 
     def run(self) -> None:

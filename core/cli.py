@@ -95,7 +95,7 @@ def main() -> None:
 @click.option("--channels-last", is_flag=True, help="trt: the engine takes and gives NHWC tensors, and does not transpose.")
 @click.option("--timing-cache", type=_PATH, metavar="FILE", help="trt: what tensorrt measured, kept between builds.")
 @click.option("--runtime-cache", type=_PATH, metavar="FILE", help="trt: what tensorrt_rtx compiled for the GPU, kept "
-              "between runs.")
+              "between conversions.")
 @click.option("--no-engine", is_flag=True, help="trt: write the rewritten ONNX file and the command that builds the engine.")
 @click.option("--no-benchmark", is_flag=True, help="Measure nothing; forms and kernels are chosen by estimates.")
 @click.option("--dry-run", is_flag=True, help="Do everything but write.")
@@ -215,6 +215,8 @@ def bench(**options: Any) -> None:
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
 @click.option("--multi", is_flag=True, help="tmi-gkp: prune all convolutions of a bottleneck, not its 3x3 only.")
 @click.option("--mixed-precision", type=click.Choice(["no", "fp16", "bf16"]), default="no", show_default=True)
+@click.option("--public", is_flag=True, help="Write the last network also as the method's own program publishes it, in the "
+              f"directory's folder public. For {', '.join(method.name for method in METHODS if method.public)}.")
 @click.option("--force", is_flag=True, help="Begin again in a directory that gkp prune wrote before.")
 @click.option("--json", "json_to", metavar="FILE|-", help="Write settings and results as JSON to a file or to stdout.")
 @_verbosity

@@ -38,7 +38,9 @@ def convert(screen: Screen, *, model: Path, output: Path | None, report: Path | 
         screen.show(tables.layer_table(artefact.manifest, verbose=True))
     screen.show(tables.conversion_table(artefact.manifest))
     if artefact.directory is not None:
-        screen.say(f"\nwritten: {artefact.directory}   (gkp.load({str(artefact.directory)!r}).run(x))")
+        built = artefact.manifest.target != "trt" or artefact.manifest.engines
+        usage = f"   (gkp.load({str(artefact.directory)!r}).run(x))" if built else ""
+        screen.say(f"\nwritten: {artefact.directory}{usage}")
     else:
         screen.say("\ndry run: nothing was written")
     if report is not None:
@@ -250,7 +252,7 @@ def prune(screen: Screen, *, baseline: Path, output: Path, json_to: str | None, 
         return
     table, following = command.summary(setting, output)
     screen.show(table)
-    screen.say(f"\nnext: {following}")
+    screen.say(f"\nnext: {following}", wrap=False)
     write_json(json_to, msgspec.json.format(msgspec.json.encode(setting), indent=2) + b"\n")
 
 

@@ -31,15 +31,16 @@ class Screen:
         self.verbose, self.quiet = verbose, quiet
         self.err = Console(stderr=True, highlight=False)
 
-    def show(self, renderable: Any) -> None:
-        """Print a table or text on stderr, unless quiet."""
+    def show(self, renderable: Any, wrap: bool = True) -> None:
+        """Print a table or text on stderr, unless quiet. wrap: break lines at the terminal's width."""
         if not self.quiet:
-            self.err.print(renderable)
+            self.err.print(renderable, soft_wrap=not wrap)
 
-    def say(self, text: str, style: str = "") -> None:
-        """Print plain text: markup in it is not interpreted, control characters become "?"."""
+    def say(self, text: str, style: str = "", wrap: bool = True) -> None:
+        """Print plain text: markup in it is not interpreted, control characters become "?". wrap: not for what is copied,
+        such as commands."""
         self.show(Text("\n".join("".join(c if c.isprintable() else "?" for c in line) for line in text.split("\n")),
-                       style=style))
+                       style=style), wrap)
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[Callable[[str, float | None], None]]:

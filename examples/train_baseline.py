@@ -37,7 +37,8 @@ def accuracy(model: torch.nn.Module, data: DataSet) -> float:
     return right / data.test_size
 
 
-def train(model: torch.nn.Module, data: DataSet, epochs: int, lr: float, seed: int, snapshots: Path, console: Console) -> float:
+def train(model: torch.nn.Module, data: DataSet, epochs: int, lr: float, seed: int, snapshots: Path,
+          console: Console) -> float:
     """SGD with one cycle of the learning rate, in place; one snapshot per epoch. The accuracy after the last one."""
     rng, steps, reached = np.random.default_rng(seed), data.steps(BATCH), 0.0
     model.to(memory_format=torch.channels_last)
@@ -55,7 +56,7 @@ def train(model: torch.nn.Module, data: DataSet, epochs: int, lr: float, seed: i
                 schedule.step()
                 progress.advance(task)
             reached = accuracy(model, data)
-            torch.save({"model_state_dict": model.state_dict(), "epoch": epoch, "loss": float(loss)},
+            torch.save({"model_state_dict": model.state_dict(), "epoch": epoch, "loss": loss.item()},
                        snapshots / f"epoch_{epoch}.pt")
             progress.console.print(f"epoch {epoch} of {epochs}: test accuracy {reached:.2%}")
     return reached

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,15 +18,17 @@ from gkp.errors import BackendMissingError, FileError, UsageError
 from gkp.manifest import sha256
 from gkp.pruning.cifar10 import ReadPickle
 from gkp.pruning.data import NONE, DataSet, Normalisation, open_data
-from gkp.pruning.methods import load_method
+from gkp.pruning.methods import METHODS, load_method
 from gkp.pruning.methods.base import Method
 from gkp.pruning.models.architecture import Architecture
 from gkp.pruning.models.build import Normalize
+from gkp.pruning.models.recognise import recognise
 from gkp.pruning.run_folder import open_run
 from gkp.pruning.session import Report, Session
 from gkp.pruning.training import make_accelerator
 
 _MAX_SETTINGS = 256 << 20
+_DAMAGED = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)  # from other values than ours
 _STAGES = ("baseline", "pruned", "grouped", "finetuned")
 
 
@@ -53,6 +56,7 @@ class Request:
     seed: int = 0
     multi: bool = False
     mixed_precision: str = "no"
+    public: bool = False
     force: bool = False
 
 
@@ -67,6 +71,8 @@ def prune(request: Request, baseline: Baseline, read_pickle: ReadPickle, say: Ca
     method = _method(request.method)
     settings = method.read_settings(read_settings(request.settings))
     _check(request, baseline.arch)
+    if request.public:
+        _check_public(request.method, baseline)
     accelerator = make_accelerator(request.mixed_precision)
     main = bool(accelerator.is_main_process)
     data = None if request.data is None else _data(request.data, baseline, read_pickle)
@@ -86,15 +92,18 @@ def prune(request: Request, baseline: Baseline, read_pickle: ReadPickle, say: Ca
     try:
         session = Session(
             arch=baseline.arch, baseline=baseline.module, data=data, snapshots=request.snapshots, epochs=request.epochs,
-            seed=request.seed, multi=request.multi, folder=folder, accelerator=accelerator,
+            seed=request.seed, multi=request.multi, public=request.public, folder=folder, accelerator=accelerator,
             say=say if main else None, progress=progress if main else None,
         )  # fmt: skip
         session.log(f"{'resumed' if folder.resumed else 'started'}: {request.method} on {baseline.arch.name}")
         session.progress("testing the baseline", None)
         session.save("baseline", baseline.module)
         method.run(session, settings)
-    except BaseException:
+    except BaseException as error:
         folder.drop_if_not_begun()
+        if folder.resumed and isinstance(error, _DAMAGED):
+            raise FileError(f"{request.output} cannot go on, {type(error).__name__}: {error}",
+                            "if its files were changed, begin again with --force; -v shows the traceback") from error
         raise
     folder.finish()
     return folder.setting if main else None
@@ -154,13 +163,27 @@ def _check(request: Request, arch: Architecture) -> None:
         raise FileError(f"no such folder: {request.snapshots}", "check --snapshots")
 
 
+def _check_public(method: str, baseline: Baseline) -> None:
+    """A public form is a state dict, from which the network is guessed: refuse what would be guessed wrong."""
+    known = [entry.name for entry in METHODS if entry.public]
+    if method not in known:
+        raise UsageError(f"gkp prune writes no public form for {method}",
+                         f"leave out --public, which is for {', '.join(known)}; gkp-convert opens what is written without")
+    arch = baseline.arch
+    guessed = recognise({name: tensor.detach().numpy() for name, tensor in baseline.module.state_dict().items()})
+    if (guessed.family, guessed.depth, guessed.shortcut) != (arch.family, arch.depth, arch.shortcut):
+        raise UsageError(f"a public form holds tensors only, and these would be taken for a {guessed.family} with shortcut "
+                         f"{guessed.shortcut}, not the {arch.family} with shortcut {arch.shortcut} that this is",
+                         "leave out --public: the files that are written without it say what they are")
+
+
 def _data(spec: str, baseline: Baseline, read_pickle: ReadPickle) -> DataSet:
     """Normalised as the baseline wants it: by itself, by what its file says, or as usual."""
     normalisation = None
     mean, std = (_triple(baseline.meta.get(key)) for key in ("mean", "std"))
     if isinstance(getattr(baseline.module, "normalize", None), Normalize):
         normalisation = NONE
-    elif mean is not None and std is not None and min(std) > 0:
+    elif mean is not None and std is not None and min(std) > 1e-6:  # else the usual one
         normalisation = Normalisation(mean, std)
     data = open_data(spec, baseline.arch.input_shape, read_pickle, normalisation)
     if data.classes != baseline.arch.num_classes:
@@ -170,5 +193,5 @@ def _data(spec: str, baseline: Baseline, read_pickle: ReadPickle) -> DataSet:
 
 
 def _triple(value: Any) -> tuple[float, ...] | None:
-    good = isinstance(value, list) and len(value) == 3 and all(isinstance(v, float) for v in value)
+    good = isinstance(value, list) and len(value) == 3 and all(isinstance(v, float) and abs(v) < math.inf for v in value)
     return tuple(value) if good else None

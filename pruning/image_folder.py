@@ -148,7 +148,7 @@ def _opened(path: Path) -> Any:
         image = pillow.open(path, formats=FORMATS)
     except pillow.DecompressionBombError as error:
         raise _too_large(path) from error
-    except OSError as error:
+    except Exception as error:  # pillow raises almost anything for a damaged file
         raise FileError(f"{path} is not an image: {error}", "remove it, or get it again") from error
     if image.width * image.height > MAX_PIXELS:
         image.close()
@@ -163,7 +163,7 @@ def _too_large(path: Path) -> UnsafeFileError:
 def _scaled(path: Path, image: Any, size: int, box: tuple[float, float, float, float]) -> Pixels:
     try:
         scaled = image.convert("RGB").resize((size, size), _pillow().Resampling.BILINEAR, box=box)
-    except (OSError, ValueError, SyntaxError) as error:  # what pillow raises for damaged files
+    except Exception as error:  # pillow raises almost anything for a damaged file
         raise FileError(f"{path} is damaged: {error}", "remove it, or get it again") from error
     return np.asarray(scaled, dtype=np.uint8)
 

@@ -17,7 +17,7 @@ from gkp.pruning.counting import cost_of
 from gkp.pruning.data import DataSet, Shard
 from gkp.pruning.models import checkpoint
 from gkp.pruning.models.architecture import Architecture
-from gkp.pruning.run_folder import CHECKPOINTS, RunFolder, plain
+from gkp.pruning.run_folder import CHECKPOINTS, PUBLIC, RunFolder, plain
 from gkp.pruning.training import Hooks, Recipe, Training, accuracy_of, make_accelerator, seed_of
 
 if TYPE_CHECKING:
@@ -30,17 +30,18 @@ Report = Callable[[str, "float | None"], None]
 class Session:
     """arch: canonical names, no prefix. baseline: the dense network, in eval mode, float32, on the CPU; copy it before
     changing it. data: None without --data. snapshots: the folder of --snapshots. epochs: --epochs, which overrides the
-    settings' number of epochs of every training phase (0: no training at all). multi: --multi.
+    settings' number of epochs of every training phase (0: no training at all). multi: --multi. public: --public.
     """
 
     def __init__(
         self, *, arch: Architecture, baseline: nn.Module, folder: RunFolder, data: DataSet | None = None,
         snapshots: Path | None = None, epochs: int | None = None, seed: int = 0, multi: bool = False,
-        accelerator: Accelerator | None = None, say: Callable[[str], None] | None = None, progress: Report | None = None,
+        public: bool = False, accelerator: Accelerator | None = None, say: Callable[[str], None] | None = None,
+        progress: Report | None = None,
     ) -> None:  # fmt: skip
         self.arch = replace(arch, scheme="canonical", prefix="")
         self.baseline, self.data, self.snapshots = baseline, data, snapshots
-        self.epochs, self.seed, self.multi = epochs, seed, multi
+        self.epochs, self.seed, self.multi, self.wants_public = epochs, seed, multi, public
         self._folder, self._accelerator = folder, accelerator or make_accelerator()
         self._say, self._progress = say or _nothing, progress or _nothing
 
@@ -99,6 +100,22 @@ class Session:
         accuracy = results["accuracy"]
         measured = "" if accuracy is None else f", test accuracy {accuracy:.2%}"
         self.log(f"{stage}: {cost.macs / 1e6:.2f}M multiply-accumulates, {cost.parameters} parameters{measured}")
+
+    def document(self, name: str, content: bytes) -> None:
+        """A file of the method's own in OUT, beside the stages."""
+        self._folder.write_document(name, content)
+
+    def public(self, name: str, write: Callable[[Path, float | None], None]) -> None:
+        """With --public, OUT/public/<name>: the network of the last stage, which was saved before, in the form that the
+        method's own program reads.
+
+        write: is called with the path and that stage's test accuracy (0 to 1, None without data), and writes atomically.
+        """
+        if not self.wants_public:
+            return
+        accuracy = self._folder.results["grouped" if self.epochs == 0 else "finetuned"]["accuracy"]
+        self._folder.write_public(name, lambda path: write(path, accuracy))
+        self.log(f"{PUBLIC}/{name}: the same network in the form of the method's own program")
 
     def train(self, name: str, model: nn.Module, recipe: Recipe, hooks: Hooks | None = None) -> float | None:
         """Train in place; the test accuracy of the epoch whose weights are in the model afterwards (on the CPU, eval

@@ -26,6 +26,7 @@ MOST_RECENT = "most_recent_checkpoint"
 SNAPSHOT_EVERY = 10  # epochs
 TEST_BATCH = 500
 CHECK_EVERY = 50  # steps between two looks at the loss on a GPU, each of which waits for it
+MAX_RATE = 1e30  # of learning and weight decay: float32 ends soon after
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,9 @@ class Recipe:
     cosine: int | None = None
 
     def __post_init__(self) -> None:
-        if self.epochs < 0 or self.batch_size < 1 or not 0 < self.lr < math.inf:
-            raise UsageError(f"cannot train {self.epochs} epochs with batch {self.batch_size} and lr {self.lr}",
-                             "epochs from 0, batch size from 1, a positive learning rate")
+        if self.epochs < 0 or self.batch_size < 1 or not 0 < self.lr <= MAX_RATE or not 0 <= self.weight_decay <= MAX_RATE:
+            raise UsageError(f"cannot train {self.epochs} epochs with batch {self.batch_size}, lr {self.lr} and weight "
+                             f"decay {self.weight_decay}", "epochs from 0, batch size from 1, a positive learning rate")
         if self.cosine is not None and self.cosine < 1:
             raise UsageError(f"a cosine cycle of {self.cosine} epochs is none", "give at least 1")
 
@@ -281,10 +282,15 @@ class Training:
             if self.hooks.after_step is not None:
                 self.hooks.after_step(self.model)
             if (on_cpu or step % CHECK_EVERY == 0 or step == steps - 1) and not math.isfinite(float(total)):
-                raise GkpError(f"{self.name}: the loss is not a finite number in epoch {epoch + 1}, step {step + 1}",
-                               "lower the learning rate in the settings, or use --mixed-precision no")
+                raise self._diverged("the loss is not a finite number", epoch, step)
             self.progress(f"{self.name}: epoch {epoch + 1} of {self.recipe.epochs}", (step + 1) / steps)
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in self.model.state_dict().values()):
+            raise self._diverged("the weights are not finite numbers", epoch, step)
         return float(total) / steps
+
+    def _diverged(self, what: str, epoch: int, step: int) -> GkpError:
+        return GkpError(f"{self.name}: {what} in epoch {epoch + 1}, step {step + 1}",
+                        "lower the learning rate in the settings, or use --mixed-precision no")
 
     def _keep(self, epoch: int, accuracy: float) -> None:
         wanted = min(self.hooks.keep_from, self.recipe.epochs - 1)
@@ -316,9 +322,9 @@ class Training:
             if self.accelerator.scaler is not None and saved["scaler"] is not None:
                 self.accelerator.scaler.load_state_dict(saved["scaler"])
             self._kept = _Kept(**saved["kept"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            done = int(saved["epochs"])
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise _misfit(self.name) from error
-        done: int = saved["epochs"]
         self.log(f"{self.name}: resumed after epoch {done}")
         return done
 
@@ -327,7 +333,7 @@ class Training:
             self.model.load_state_dict(saved["model"])
             if self.hooks.extra is not None and saved["extra"] is not None:
                 self.hooks.extra.load_state_dict(saved["extra"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise _misfit(self.name) from error
 
     def _state(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -152,7 +153,7 @@ def _emit(graph: Graph, tensor: Tensor, terms: list[_Term]) -> None:
 def _common_name(names: tuple[str, ...]) -> str:
     if len(names) == 1:
         return names[0]
-    parts = [name.split(".") for name in names]
+    parts = [re.sub(r"-\d+$", "", name).split(".") for name in names]  # numbers that Graph.rename gave to parts of a layer
     shared = next((k for k, column in enumerate(zip(*parts, strict=False)) if len(set(column)) > 1),
                   min(len(p) for p in parts))
     return ".".join(parts[0][:shared]) or names[0]

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from gkp.converter.targets.base import StockOnnx
 from gkp.converter.verify import TOLERANCE
 from gkp.errors import UsageError
+from gkp.runtime.cuda import device_name
 from gkp.runtime.environment import vector_floats
 from gkp.runtime.runners import OrtRunner, Runner, import_ort
 
@@ -46,7 +47,8 @@ class OrtTarget(StockOnnx):
             runner.close()
 
     def version(self) -> str:
-        return f"onnxruntime {import_ort().__version__} {self.provider}"
+        where = "" if self.provider == "cpu" else f", {device_name()}"
+        return f"onnxruntime {import_ort().__version__} {self.provider}{where}"
 
     def measurable(self) -> bool:
         return True

@@ -14,7 +14,7 @@ import onnx
 
 from gkp.branched import BranchedConv
 from gkp.converter.forms import Choice, LayerChoice, chosen
-from gkp.converter.graph import Graph
+from gkp.converter.graph import Graph, clean
 from gkp.converter.kept import kept_fp32
 from gkp.converter.lower.candidates import Candidate
 from gkp.converter.lower.copies import copying
@@ -22,13 +22,14 @@ from gkp.converter.reference import Run, evaluator
 from gkp.converter.targets.base import About, Estimate, StockOnnx, write_dense
 from gkp.converter.trt.backend import Backend, find_backend
 from gkp.converter.trt.build import BuiltEngine, build_engines
+from gkp.converter.trt.capability import dotted
 from gkp.converter.trt.command import build_command
 from gkp.converter.trt.costs import Costs, Table
 from gkp.converter.trt.options import EngineOptions
 from gkp.converter.trt.profile import check_batch_profile
-from gkp.errors import BackendMissingError, GkpError
+from gkp.errors import BackendMissingError, GkpError, UsageError
 from gkp.manifest import Engine
-from gkp.runtime.cuda import device_capability
+from gkp.runtime.cuda import device_capability, device_name
 from gkp.runtime.runners import Runner
 from gkp.runtime.trt import TrtRunner
 
@@ -65,19 +66,26 @@ class TrtTarget(StockOnnx):
         """A missing package does not stop the rewriting: `missing` tells of it in the end."""
         if self._options.build:
             try:
-                self._backend = find_backend(self._options.backend)
-                self._backend.check(self._options)
+                backend = find_backend(self._options.backend)
+                backend.check(self._options)
+                self._backend = backend
             except BackendMissingError as e:
                 self._absent = e
 
     def version(self) -> str:
-        return "tensorrt (no engine)" if self._backend is None else f"{self._backend.name} {self._backend.version}"
+        """With all that engines of one model differ by: another GPU, precision or batch has other times."""
+        options, backend = self._options, self._backend
+        if backend is None:
+            return "tensorrt (no engine)"
+        parts = [f"{backend.name} {backend.version}", device_name(), self._precision, options.batch_profile,
+                 options.workspace, "NHWC" if options.channels_last else None]
+        return ", ".join(str(part) for part in parts if part is not None)
 
     def measurable(self) -> bool:
-        """A GPU answers, and the package that is to build can build for it."""
+        """A GPU answers that one of the engines will be for."""
         here, backend = device_capability(), self._find_quietly()
         return (self._options.build and here is not None and backend is not None
-                and here in (backend.capabilities or (here,)))
+                and any(here in group for group in backend.groups(self._options)))
 
     def _find_quietly(self) -> Backend | None:
         with contextlib.suppress(BackendMissingError):
@@ -122,7 +130,8 @@ class TrtTarget(StockOnnx):
         """Forms whose channels do not lie side by side need a Gather. Where no measured table says that they win even so,
         each gives way to its next best, at last to dense, the cheapest loss first, until nothing else is copied."""
         for layer in choice.values():
-            self._explain(layer)
+            if len(layer.options) > 1:
+                self._explain(layer)
         while True:
             copied = [choice[name] for name in copying(graph, chosen(choice))]
             losing = [layer for layer in copied if not self._worth_copying(layer)]
@@ -144,6 +153,10 @@ class TrtTarget(StockOnnx):
         elif best is not None:
             layer.reason = f"the best other form, {best.name}, is {self._gain(layer, best):.2f}x dense by the cost table, " \
                            f"below its margin of {self._table().margin:g}"
+        elif layer.conv.is_copy:
+            layer.reason = "moves channels only"
+        elif len(layer.conv.kernel_shape) != 2:
+            layer.reason = "the cost table knows convolutions with two axes only"
         elif len(layer.conv.branches) > 1:
             layer.reason = "no other form has fewer multiply-accumulates and channels per group that fill tensor cores"
 
@@ -171,8 +184,8 @@ class TrtTarget(StockOnnx):
 
     # ---- engines ------------------------------------------------------------------------------------------------
     def prepare(self, model: onnx.ModelProto, build: bool) -> None:
-        check_batch_profile(model, self._options.batch_profile)
         if build:
+            check_batch_profile(model, self._options.batch_profile)
             self._engines(model)
 
     def _engines(self, model: onnx.ModelProto) -> list[BuiltEngine]:
@@ -181,25 +194,31 @@ class TrtTarget(StockOnnx):
             return []
         key = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
         if key not in self._built:
-            self._built[key] = build_engines(model, self._options, self._backend, self._precision, kept_fp32(model),
-                                             self._progress)
+            self._built[key] = self._build(model, self._options, self._backend)
         return self._built[key]
 
+    def _build(self, model: onnx.ModelProto, options: EngineOptions, backend: Backend) -> list[BuiltEngine]:
+        kept = kept_fp32(model) if self._precision == "fp16" else ()  # without to_half, it is a stranger who says so
+        return build_engines(model, options, backend, self._precision, kept, self._progress)
+
     def runner(self, model: onnx.ModelProto, threads: int) -> Runner:
-        """On the GPU that is here."""
+        """On the GPU that is here, in an engine for it alone."""
         here, backend = device_capability(), self._find_quietly()
         if here is None or backend is None or not self.measurable():
             raise BackendMissingError("no GPU answers here that an engine can be built for, so none was run",
                                       "copy the artefact to a machine with one")
         options = replace(self._options, capabilities=(here,) if backend.capabilities else ())
-        built = build_engines(model, options, backend, self._precision, kept_fp32(model), self._progress)[0]
-        return TrtRunner(built.data, built.info, runtime_cache=self._options.runtime_cache)
+        return self._start(self._build(model, options, backend)[0])
+
+    def _start(self, engine: BuiltEngine) -> Runner:
+        return TrtRunner(engine.data, engine.info, runtime_cache=self._options.runtime_cache)
 
     def engines(self, model: onnx.ModelProto, threads: int) -> Sequence[tuple[str, Run]]:
-        """The ONNX file on the CPU always, the engine where a GPU is."""
-        found = [evaluator(model)]
-        if self.measurable():
-            found.append((f"{self.version()} on the GPU", self.runner(model, threads).run))
+        """The ONNX file on the CPU always, and of the engines that are written the one for the GPU that is here."""
+        found, here = [evaluator(model)], device_capability()
+        for engine in self._engines(model):
+            if here is not None and dotted(here) in engine.info.capabilities:
+                found.append((f"{engine.info.file} on the GPU ({device_name()})", self._start(engine).run))
         return found
 
     def emit(self, model: onnx.ModelProto, out: Path) -> list[str]:
@@ -219,12 +238,19 @@ class TrtTarget(StockOnnx):
 
     def about(self, model: onnx.ModelProto, threads: int, measure: bool) -> About:
         engines = tuple(self._written) or tuple(e.info for e in next(iter(self._built.values()), []))
-        notes = [] if measure else [f"forms were chosen by the cost table: {self._table().source}"]
+        notes = [] if measure else [f"forms were chosen by the cost table: {clean(self._table().source)}"]
         if not engines:
-            notes.append(f"no engine was built; to build it: {build_command(self._options, model)}")
+            notes.append(self._how_to_build(model))
         elif not self.measurable():
-            notes.append("the engines were built, not run: no GPU answers here; the ONNX file was verified on the CPU")
+            notes.append("the engines were built, not run: no GPU answers here that they are for; the ONNX file was "
+                         "verified on the CPU")
         return About(tuple(notes), engines=engines)
+
+    def _how_to_build(self, model: onnx.ModelProto) -> str:
+        try:
+            return f"no engine was built; to build it: {build_command(self._options, model)}"
+        except UsageError as e:  # a model that was looked at only
+            return f"no engine was built, and none can be: {e.message} ({e.hint})"
 
     def missing(self) -> GkpError | None:
         if self._absent is None:

@@ -15,7 +15,7 @@ AMPERE: Capability = (8, 0)
 def parse_capabilities(text: str) -> tuple[Capability, ...]:
     """ "86,89,120" or "8.6,8.9,12.0" as sorted pairs. UsageError for anything else."""
     found = set()
-    for part in text.split(","):
+    for part in str(text).split(","):
         match = re.fullmatch(r"(\d{1,2})\.?(\d)", part.strip(), re.ASCII)
         if match is None:
             raise UsageError(f"{part.strip()!r} is not a compute capability", "e.g. 86,89,120 or 8.6,8.9,12.0")

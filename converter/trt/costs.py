@@ -41,7 +41,7 @@ BYTES = {"fp32": 4, "fp16": 2}
 _MAX_BYTES = 4 << 20
 
 _Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
-_Positive = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
+_Positive = Annotated[float, msgspec.Meta(ge=1e-6, le=1e9)]
 _Setting = tuple[int, int, int, int]
 
 
@@ -162,7 +162,7 @@ class Table:
 def _gather_share(entry: Entry, precision: str, kernel: int, stride: int, in_channels: int, out_channels: int,
                   gathered: int, plane: int, batch: int) -> float | None:
     best = entry.dense_macs_per_ms(precision)
-    if entry.gather_gbs is None or best is None:
+    if not entry.measured or entry.gather_gbs is None or best is None:
         return None
     moved = 2 * BYTES[precision] * gathered * (plane * stride) ** 2 * batch
     dense_ms = batch * plane**2 * in_channels * out_channels * kernel**2 / best

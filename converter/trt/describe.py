@@ -34,15 +34,18 @@ def describe(network: Any, backend: Backend, file: str, capabilities: tuple[Capa
 
 def check_half(network: Any, keep_fp32: Collection[str]) -> None:
     """UsageError when a convolution or matrix product does not compute in half precision, and stems from no ONNX node
-    that is to stay in float32."""
+    that is to stay in float32; and when all of them stay there."""
     products = [layer for layer in _computing(network) if layer.type.name in _PRODUCTS]
-    wrong = [layer.name for layer in products
-             if layer.get_output(0).dtype.name != "HALF" and not {layer.name, _node(layer)} & set(keep_fp32)]
+    others = [layer for layer in products if layer.get_output(0).dtype.name != "HALF"]
+    wrong = [layer.name for layer in others if not {layer.name, _node(layer)} & set(keep_fp32)]
     if wrong:
         more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         raise UsageError(f"fp16 was asked, but {len(wrong)} of {len(products)} convolutions and matrix products compute in "
                          f"another type: {clean(', '.join(wrong[:_SHOWN]))}{more}",
                          "cast the ONNX file to fp16 first, or use --precision fp32")
+    if products and len(others) == len(products):
+        raise UsageError("fp16 was asked, but it can hold none of the network's convolutions and matrix products: "
+                         f"{clean(others[0].name)} and all others would stay in fp32", "use --precision fp32")
 
 
 def _computing(network: Any) -> Iterator[Any]:

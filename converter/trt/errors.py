@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from gkp.converter.graph import clean
 from gkp.errors import BackendMissingError, GkpError, UnsupportedModelError, UsageError
 
-_SHOWN = 3
+_SHOWN, _LONGEST = 3, 200
 _NO_PROFILE = "leave out --batch-profile, or add --dynamic-batch"
 _REPLACE = "replace the operator in the model, or use --target ort"
 
@@ -100,7 +100,9 @@ def explain_parser(errors: Sequence[Any]) -> GkpError:
 
 
 def _node(error: Any) -> str:
-    return clean(f"{error.node_operator()} {error.node_name()!r}")
+    name = error.node_name()
+    shown = name if len(name) <= _LONGEST else f"{name[:_LONGEST]}..."
+    return clean(f"{error.node_operator()} {shown!r}")
 
 
 def _is_unsupported(error: Any) -> bool:

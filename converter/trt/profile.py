@@ -9,12 +9,13 @@ from gkp.errors import UnsupportedModelError, UsageError
 BatchProfile = tuple[int, int, int]
 Shape = tuple[int, ...]
 _LARGEST = 1 << 24
+_LARGEST_VERIFIED = 32
 _EXAMPLE = "give it, e.g. --batch-profile 1,8,64"
 
 
 def parse_batch_profile(text: str) -> BatchProfile:
     """ "1,8,64": smallest, usual and largest batch. UsageError when it is anything else."""
-    parts = text.split(",")
+    parts = str(text).split(",")
     if len(parts) != 3 or not all(p.strip().isascii() and p.strip().isdigit() for p in parts):
         raise UsageError(f"{text!r} is not a batch profile", "MIN,OPT,MAX, e.g. --batch-profile 1,8,64")
     profile = (int(parts[0]), int(parts[1]), int(parts[2]))
@@ -33,6 +34,12 @@ def check_batch_profile(model: onnx.ModelProto, profile: BatchProfile | None) ->
                              "leave out --batch-profile, or add --dynamic-batch")
     elif dynamic:
         raise UsageError("the batch is dynamic, TensorRT needs its range", _EXAMPLE)
+
+
+def verified_batches(profile: BatchProfile) -> list[int]:
+    """The batch sizes at which the ONNX file is compared with the checkpoint: the profile's own, but none that would keep
+    the CPU busy for long."""
+    return sorted({min(batch, max(profile[0], _LARGEST_VERIFIED)) for batch in profile})
 
 
 def shape_ranges(model: onnx.ModelProto, profile: BatchProfile | None) -> dict[str, tuple[Shape, Shape, Shape]]:

@@ -7,9 +7,10 @@ reports, and tells the build to stop through the monitor's answer.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 Progress = Callable[[str, "float | None"], None]
@@ -67,8 +68,16 @@ def watched(work: Callable[[Watch], T], progress: Progress, text: str) -> T:
             progress(text, 1.0)
         except BaseException:
             watch.stop()
+            _outwait(future)
             raise
     return result
+
+
+def _outwait(future: Future[T]) -> None:
+    """Until the work has ended, however often Ctrl-C is pressed: Python cannot end while TensorRT is calling it."""
+    while not future.done():
+        with contextlib.suppress(KeyboardInterrupt):
+            wait([future])
 
 
 def monitor(trt: Any, watch: Watch) -> Any:

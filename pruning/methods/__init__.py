@@ -12,23 +12,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Entry:
-    """A method: its name on the command line, where it is, one line for --help."""
+    """A method: its name on the command line, where it is, one line for --help. public: does it write a public form?"""
 
     name: str
     module: str
     kind: str
     summary: str
+    public: bool = False
 
 
 METHODS: tuple[Entry, ...] = (
     Entry("tmi-gkp", "gkp.pruning.methods.tmi_gkp", "TmiGkp",
           "Equal groups of filters that keep their own input channels, no data needed (TMI-GKP)"),
     Entry("gconv-prune", "gkp.pruning.methods.gconv_prune", "GconvPrune",
-          "Equal groups around the strongest kernels, uniform or searched under a budget (GConv-Prune)"),
+          "Equal groups around the strongest kernels, uniform or searched under a budget (GConv-Prune)", public=True),
     Entry("structure-lth", "gkp.pruning.methods.structure_lth", "StructureLth",
           "Lottery tickets by magnitude, then whole filters (refill) or dense blocks (regroup)"),
-    Entry("gsparsity", "gkp.pruning.methods.gsparsity", "Gsparsity", "filters removed by group-sparse training"),
-    Entry("dsp", "gkp.pruning.methods.dsp", "Dsp", "learned groups with their own pruned channels"),
+    Entry("gsparsity", "gkp.pruning.methods.gsparsity", "Gsparsity", "filters removed by group-sparse training",
+          public=True),
+    Entry("dsp", "gkp.pruning.methods.dsp", "Dsp", "learned groups with their own pruned channels", public=True),
 )
 
 

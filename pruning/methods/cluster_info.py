@@ -7,17 +7,14 @@ groups, is filter f. kernel: of each group the input channels that it keeps. met
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-import torch
 
-from gkp.errors import FileError, UsageError
+from gkp.errors import UsageError
 
 METHODS = {"K-PCA": "KPCA", "Spectral": "SPECTRAL", "DBSCAN": "DBSCAN"}  # as recorded -> as settings name them
 GIVEN = "given"  # where groups were given and nobody said how they were found
@@ -32,27 +29,6 @@ class Grouping:
     groups: tuple[tuple[int, ...], ...]
     kept: tuple[tuple[int, ...], ...]
     votes: tuple[tuple[str, int], ...] = ()
-
-
-def of_run(folder: Path) -> list[Grouping]:
-    """The groupings of a `gkp prune tmi-gkp` run, in the network's order, without votes: from its files `grouped` and
-    setting.json. FileError: the folder holds no such run, or one that has not got so far."""
-    try:
-        state = torch.load(folder / "grouped", map_location="cpu", weights_only=True)["state_dict"]
-        setting = msgspec.json.decode((folder / "setting.json").read_bytes())
-        methods = str(setting["results"]["grouped"]["methods"]).split()
-        names = [name.removesuffix(".in_index") for name in state if name.endswith(".in_index")]
-        return [Grouping(method, _parts(state, f"{name}.out"), _parts(state, f"{name}.in"))
-                for name, method in zip(names, methods, strict=True)]  # fmt: skip
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, EOFError, pickle.UnpicklingError,
-            msgspec.MsgspecError) as error:  # fmt: skip
-        raise FileError(f"{folder} does not hold a grouped network of gkp prune tmi-gkp", "check the folder") from error
-
-
-def _parts(state: dict[str, torch.Tensor], prefix: str) -> tuple[tuple[int, ...], ...]:
-    """The index lists of a BranchedConv2d, one for each branch."""
-    parts = state[f"{prefix}_index"].split(state[f"{prefix}_sizes"].tolist())
-    return tuple(tuple(part.tolist()) for part in parts)
 
 
 def to_json(groupings: Iterable[Grouping]) -> bytes:

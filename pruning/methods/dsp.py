@@ -19,7 +19,7 @@ from gkp.pruning.methods.dsp_dead import remove_dead
 from gkp.pruning.methods.dsp_finetuning import Cycles
 from gkp.pruning.methods.dsp_group_learning import GroupLearner, Learning
 from gkp.pruning.methods.dsp_network import Chain, chains_of, check_finite, check_groups, layers_of
-from gkp.pruning.methods.dsp_pack import pack
+from gkp.pruning.methods.dsp_pack import pack, public_name, write_public
 from gkp.pruning.models.branched import BranchedConv2d
 from gkp.pruning.session import Session
 from gkp.pruning.training import Hooks, Recipe
@@ -97,6 +97,8 @@ class Dsp:
             packed = pack(finetuned.model, chains, finetuned.masks)
             log_branches(session, packed, chains)
             session.save("finetuned", packed, **finetuned.results())
+        session.public(public_name(session.arch, settings.groups, settings.rate),
+                       lambda path, accuracy: write_public(path, packed, chains, settings.groups, accuracy))
 
 
 def learn_groups(session: Session, settings: DspSettings, model: nn.Module, chains: tuple[Chain, ...]) -> Groups:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +10,14 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from gkp.errors import FileError, UsageError
+from gkp.errors import UsageError
 from gkp.pruning.masks import conv_named, form_of_mask, grouped
 from gkp.pruning.methods.dsp_channels import Masks
 from gkp.pruning.methods.dsp_dead import without_silent
 from gkp.pruning.methods.dsp_network import Chain, layers_of
+from gkp.pruning.models.architecture import Architecture
 from gkp.pruning.models.branched import BranchedConv2d
+from gkp.pruning.tensor_file import save_tensors
 
 
 def pack(model: nn.Module, chains: tuple[Chain, ...], masks: Masks) -> nn.Module:
@@ -26,6 +27,11 @@ def pack(model: nn.Module, chains: tuple[Chain, ...], masks: Masks) -> nn.Module
     branch, and neither are inputs that are always zero nor filters that nothing reads."""
     exact = without_silent(model, chains, masks)
     return grouped(model, {name: form_of_mask(conv_named(model, name), mask) for name, mask in exact.items()}).eval()
+
+
+def public_name(arch: Architecture, groups: int, rate: float) -> str:
+    """The file name that DSP gives a pruned network, such as resnet20_P0g4c0.60.pkl; 0 is the device."""
+    return f"{arch.name}_P0g{groups}c{rate:.2f}.pkl"
 
 
 def public_state(packed: nn.Module, chains: tuple[Chain, ...], groups: int) -> dict[str, torch.Tensor]:
@@ -48,14 +54,7 @@ def write_public(
     """Write DSP's checkpoint [state dict, accuracy in per cent], which `torch.load(path, weights_only=True)` reads.
 
     accuracy: 0 to 1; None becomes 0. FileError: the file cannot be written. UsageError: see public_state."""
-    path = Path(path)
-    payload = [public_state(packed, chains, groups), 100 * (accuracy or 0.0)]
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            torch.save(payload, Path(folder) / path.name)
-            os.replace(Path(folder) / path.name, path)
-    except OSError as error:
-        raise FileError(f"cannot write {path}: {error.strerror}", "choose an existing, writable folder") from error
+    save_tensors(Path(path), [public_state(packed, chains, groups), 100 * (accuracy or 0.0)])
 
 
 def _conv_arrays(name: str, conv: nn.Module, groups: int) -> dict[str, npt.NDArray[np.float32]]:

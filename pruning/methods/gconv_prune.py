@@ -33,6 +33,7 @@ from gkp.pruning.methods.grps import (
     norm_criterion,
     taylor_criterion,
 )
+from gkp.pruning.methods.gumi_form import PUBLIC_NAME, save_masked
 from gkp.pruning.models.group_config import groups_of, read_group_config
 from gkp.pruning.training import Hooks, Recipe
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 UNIFORM = 2  # groups where the settings name nothing else: the most accurate of the published uniform settings
 Shapes = Mapping[str, tuple[int, int]]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+Millions = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
 
 
 class GconvSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -59,8 +61,8 @@ class GconvSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     num_groups: Annotated[int, msgspec.Meta(ge=2)] | None = None
     mcpg: Positive | None = None
     group_cfg: str | None = None
-    max_num_params: Annotated[float, msgspec.Meta(gt=0)] | None = None
-    max_num_ops: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    max_num_params: Millions | None = None
+    max_num_ops: Millions | None = None
     min_factor: Positive = 1
     max_groups: Annotated[int, msgspec.Meta(ge=2)] = MAX_GROUPS
     perm: Order = "GRPS"
@@ -119,7 +121,9 @@ class GconvPrune:
         session.save("pruned", model, preserved=found["preserved"])
         session.save("grouped", masks.in_groups(model, kept))
         session.train("finetune", model, settings.recipe(), Hooks(after_step=masks.mask_keeper(kept)))
-        session.save("finetuned", masks.in_groups(model, kept))
+        final = masks.in_groups(model, kept)
+        session.save("finetuned", final)
+        session.public(PUBLIC_NAME, lambda path, accuracy: save_masked(path, final, accuracy))
 
 
 # ---- how many groups -------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from torch import nn
 from gkp.errors import UsageError
 from gkp.pruning.methods.base import settings_of
 from gkp.pruning.methods.gsparsity_compress import Compression, compress, zero_filters, zeroed
+from gkp.pruning.methods.gsparsity_form import check_small_model, save_small_model
 from gkp.pruning.methods.proxsgd import Normalization, ProxSGD
 from gkp.pruning.models.residual import ResidualBlock
 from gkp.pruning.training import Hooks, Recipe
@@ -77,6 +78,8 @@ class Gsparsity:
 
     def run(self, session: Session, settings: GsparsitySettings) -> None:
         factors = prunable(session.arch, session.baseline, settings.scope)
+        if session.wants_public:
+            check_small_model(session.baseline, session.arch, settings.scope)
         model = _search(session, settings, factors)
         zero = zero_filters(model, factors, settings.threshold)
         masked = zeroed(model, zero)
@@ -92,6 +95,8 @@ class Gsparsity:
                         settings.retrain_weight_decay, settings.batch_size, settings.retrain_milestones)  # fmt: skip
         session.train("retrain", compression.model, recipe)
         session.save("finetuned", compression.model)
+        session.public(f"small_model_{settings.scope}_{settings.threshold}.pth.tar",
+                       lambda path, _: save_small_model(path, compression.model, session.arch))
 
 
 def prunable(arch: Architecture, model: nn.Module, scope: Scope) -> dict[str, float]:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import os
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from gkp.errors import UsageError
-from gkp.files import write_file
 from gkp.pruning.models.architecture import Architecture
 from gkp.pruning.models.branched import BranchedConv2d
 from gkp.pruning.models.residual import ResidualBlock
+from gkp.pruning.tensor_file import save_tensors
 
 
 def save_small_model(path: str | os.PathLike[str], model: nn.Module, arch: Architecture) -> None:
@@ -22,13 +20,20 @@ def save_small_model(path: str | os.PathLike[str], model: nn.Module, arch: Archi
 
     UsageError: the public form cannot hold this network: another family than ImageNet ResNets, a conv in branches (of
     all-conv), a block that is relu(shortcut + constant), a normalisation in front. FileError: it cannot be written."""
-    reason = _misfit(model, arch)
-    if reason:
-        raise UsageError(f"GSparsity's public form cannot hold this network: {reason}", "use gkp's own checkpoint")
+    _refuse(_misfit(model, arch))
     state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-    data = io.BytesIO()
-    torch.save({"small_model": state}, data)
-    write_file(Path(path), data.getvalue())
+    save_tensors(Path(path), {"small_model": state})
+
+
+def check_small_model(baseline: nn.Module, arch: Architecture, scope: str) -> None:
+    """UsageError: whatever is removed from this dense network, the public form cannot hold it. scope: see the settings."""
+    _refuse(_misfit(baseline, arch) or ("" if scope == "conv12" else f"it is for conv12, not {scope}"))
+
+
+def _refuse(reason: str) -> None:
+    if reason:
+        raise UsageError(f"GSparsity's public form cannot hold this network: {reason}",
+                         "leave out --public: gkp's own checkpoints hold every network")
 
 
 def _misfit(model: nn.Module, arch: Architecture) -> str:

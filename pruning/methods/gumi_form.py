@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from gkp.errors import FileError, UsageError
+from gkp.errors import UsageError
 from gkp.pruning.models.branched import BranchedConv2d
+from gkp.pruning.tensor_file import save_tensors
+
+PUBLIC_NAME = "model_best.pth.tar"
 
 
 def masked_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -46,10 +48,4 @@ def save_masked(path: str | os.PathLike[str], model: nn.Module, accuracy: float 
         raise UsageError("no convolution of this network is in branches", "save the grouped or finetuned network")
     percent = None if accuracy is None else 100 * accuracy
     payload = {"epoch": epoch, "state_dict": masked_state_dict(model), "acc": percent, "best_acc": percent}
-    path = Path(path)
-    try:
-        with tempfile.TemporaryDirectory(dir=path.absolute().parent) as folder:
-            torch.save(payload, Path(folder) / path.name)
-            os.replace(Path(folder) / path.name, path)
-    except OSError as error:
-        raise FileError(f"cannot write {path}: {error.strerror}", "choose an existing, writable folder") from error
+    save_tensors(Path(path), payload)

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from gkp.errors import FileError, UsageError
+from gkp.errors import UsageError
+from gkp.pruning.tensor_file import load_tensors
 
 Masks = dict[str, torch.Tensor]
-MAX_SNAPSHOT_BYTES = 4 << 30
 
 
 def prune_smallest(weights: Mapping[str, torch.Tensor], masks: Mapping[str, torch.Tensor], rate: float) -> Masks:
@@ -68,21 +68,13 @@ class RewindPoint:
 def read_snapshot(folder: Path, epoch: int, model: nn.Module) -> dict[str, torch.Tensor]:
     """The state dict of epoch_<epoch>.pt, which must fit the model: {"model_state_dict": ...} or the dict itself.
 
-    UsageError: no such snapshot, or one of another network. FileError: it cannot be read.
+    UsageError: no such snapshot, or one of another network. FileError, UnsafeFileError: see load_tensors.
     """
     path = folder / f"epoch_{epoch}.pt"
     if not path.is_file():
         raise UsageError(f"{folder} has no {path.name}, whose weights shall be rewound to",
                          "set rewind_epoch to an epoch that is there, or leave --snapshots out")  # fmt: skip
-    try:
-        if path.stat().st_size > MAX_SNAPSHOT_BYTES:
-            raise FileError(f"{path} is too large for a snapshot", "check the file")
-        payload = torch.load(path, map_location="cpu", weights_only=True)
-    except FileError:
-        raise
-    except Exception as error:  # whatever torch.load raises for a damaged or unsafe file
-        raise FileError(f"{path} cannot be read: {type(error).__name__}",
-                        "it must be a state dict that torch.load(weights_only=True) reads") from error  # fmt: skip
+    payload = load_tensors(path)
     state = payload.get("model_state_dict", payload.get("state_dict", payload)) if isinstance(payload, dict) else None
     own = model.state_dict()
     if not isinstance(state, dict) or {n: getattr(t, "shape", None) for n, t in state.items()} != {

@@ -19,8 +19,11 @@ def kept_count(channels: int, rate: float) -> int:
 
 
 def select_channels(
-    kernels: Floats, keep: int, kept_ratio: float | Literal["all"] = 0.2,
-    balance: float | Literal["auto"] = "auto", weigh_pruned: bool = True,
+    kernels: Floats,
+    keep: int,
+    kept_ratio: float | Literal["all"] = 0.2,
+    balance: float | Literal["auto"] = "auto",
+    weigh_pruned: bool = True,
 ) -> Index:
     """The kept channels, int64 [keep], ascending.
 
@@ -38,18 +41,17 @@ def select_channels(
 def grown(similarity: Floats, keep: int) -> npt.NDArray[np.bool_]:
     """Row c: the `keep` channels of the list that begins with c, each next one the least similar in sum to those in it
     (the first of several). similarity: float [C, C]; bool [C, C]."""
-    chosen = np.eye(len(similarity), dtype=bool)
-    sums = similarity.copy()
+    rows = np.arange(len(similarity))
+    sums = similarity.copy()  # infinite where a channel is in the list
+    sums[rows, rows] = np.inf
     for _ in range(keep - 1):
-        best = np.where(chosen, np.inf, sums).argmin(1)
-        chosen[np.arange(len(chosen)), best] = True
+        best = sums.argmin(1)
         sums += similarity[best]
-    return chosen
+        sums[rows, best] = np.inf
+    return np.asarray(np.isinf(sums))
 
 
-def costs(
-    similarity: Floats, lists: npt.NDArray[np.bool_], near: int, balance: float | Literal["auto"] = "auto"
-) -> Floats:
+def costs(similarity: Floats, lists: npt.NDArray[np.bool_], near: int, balance: float | Literal["auto"] = "auto") -> Floats:
     """Of each list (bool [n, C]): the similarity of all its pairs, less `balance` times the sum, over the channels not in
     it, of the `near` largest similarities to channels in it. float [n].
 
@@ -62,6 +64,6 @@ def costs(
         pairs = size * (size - 1) // 2
         terms = len(outside) * near
         weight = (pairs / terms if terms else 0.0) if balance == "auto" else balance
-        nearest = np.sort(outside, axis=1)[:, size - near :].sum() if terms else 0.0
+        nearest = np.partition(outside, size - near, axis=1)[:, size - near :].sum() if terms else 0.0
         found[number] = (inside.sum() - np.trace(inside)) / 2 - weight * nearest
     return found

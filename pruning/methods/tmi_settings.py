@@ -17,6 +17,7 @@ STRATEGY, METRIC = "greedy", "euclidean"
 SECTIONS = ("train_params", "prune_params", "cluster_info", "management", "results")
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
+Epochs = Annotated[int, msgspec.Meta(ge=0, le=100_000)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Rate = Annotated[float, msgspec.Meta(gt=0)]
 NotNegative = Annotated[float, msgspec.Meta(ge=0)]
@@ -49,7 +50,7 @@ class TmiGkpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     cost_balancer: NotNegative | Literal["auto"] = "auto"
     methods: tuple[Literal["K-PCA", "Spectral", "DBSCAN"], ...] | None = None
     permutations: tuple[tuple[Count, ...], ...] | None = None
-    epochs: Count = 300
+    epochs: Epochs = 300
     lr: Rate = 0.01
     lr_step_size: Positive = 100
     gamma: Share = 0.1
@@ -59,8 +60,9 @@ class TmiGkpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     def __post_init__(self) -> None:
         if self.ticket_end_epoch < self.ticket_start_epoch:
-            raise ValueError(f"ticket_end_epoch {self.ticket_end_epoch} is before ticket_start_epoch "
-                             f"{self.ticket_start_epoch}")
+            raise ValueError(
+                f"ticket_end_epoch {self.ticket_end_epoch} is before ticket_start_epoch {self.ticket_start_epoch}"
+            )
         if self.permutations is not None and self.methods is not None and len(self.permutations) != len(self.methods):
             raise ValueError("permutations and methods differ in length")
 
@@ -85,7 +87,7 @@ class _Train(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     gamma: Share
     weight_decay: NotNegative
     train_batch_size: Positive
-    epoch_num: Annotated[tuple[Count, ...], msgspec.Meta(min_length=1, max_length=1)]
+    epoch_num: Annotated[tuple[Epochs, ...], msgspec.Meta(min_length=1, max_length=1)]
     momentum: Momentum = 0.9
     test_batch_size: Positive = 100
 

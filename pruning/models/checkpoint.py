@@ -12,14 +12,12 @@ architecture and the state dict are enough to rebuild the network.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import nn
 
 from gkp.branched import BranchedConv
@@ -27,10 +25,12 @@ from gkp.errors import FileError, GkpError
 from gkp.pruning.models.architecture import Architecture
 from gkp.pruning.models.branched import branches_from_arrays
 from gkp.pruning.models.build import build
+from gkp.pruning.tensor_file import save_tensors
 
 FORMAT = "gkp.checkpoint"
 VERSION = 1
 MAX_CHANNELS = 1 << 16  # of one conv: no known network comes near
+MAX_SIDE = 1 << 10  # of an image: memory is taken for planes of that size
 ARCH_FIELDS = ("family", "depth", "shortcut", "num_classes", "input_shape")
 
 
@@ -42,13 +42,7 @@ def save(path: str | os.PathLike[str], model: nn.Module, arch: Architecture, met
     plain = {name: getattr(arch, name) for name in ARCH_FIELDS} | {"input_shape": list(arch.input_shape)}
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     payload = {"format": FORMAT, "version": VERSION, "arch": plain, "state_dict": state, "meta": meta}
-    path = Path(path)
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            torch.save(payload, Path(folder) / path.name)
-            os.replace(Path(folder) / path.name, path)
-    except OSError as error:
-        raise FileError(f"cannot write {path}: {error.strerror}", "choose an existing, writable folder") from error
+    save_tensors(Path(path), payload)
 
 
 def architecture(payload: Mapping[str, Any]) -> Architecture:
@@ -59,7 +53,8 @@ def architecture(payload: Mapping[str, Any]) -> Architecture:
     fields = [plain.get(name) for name in ARCH_FIELDS] if isinstance(plain, dict) else []
     match fields:
         case [str(family), int(depth), str(shortcut), int(classes), [int(c), int(h), int(w)]]:
-            return Architecture(family, depth, shortcut, classes, (c, h, w))  # type: ignore[arg-type]  # skeleton checks
+            if c == 3 and 0 < min(h, w) <= max(h, w) <= MAX_SIDE:
+                return Architecture(family, depth, shortcut, classes, (c, h, w))  # type: ignore[arg-type]  # skeleton checks
     raise FileError(f"the architecture of this {FORMAT} is damaged", "get the file again")
 
 

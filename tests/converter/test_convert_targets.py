@@ -45,7 +45,7 @@ def test_every_strategy_verifies_on_every_target(name: str, strategy: str, targe
     assert {"BatchNormalization", "ScatterElements", "Constant"}.isdisjoint(n.op_type for n in model.graph.node)
     sizes = group_sizes(model)
     if strategy == "fuse":
-        assert max(sizes) == {"example": 4, "tmi-gkp": 8, "dsp": 4}[name]
+        assert max(sizes) == {"example": 8, "tmi-gkp": 8, "dsp": 4}[name]
     else:
         assert max(sizes) == 1 or strategy == "auto"
     if strategy == "split":

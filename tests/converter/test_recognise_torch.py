@@ -4,12 +4,18 @@ import io
 import warnings
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
 import torch.nn.functional as functional
 from onnx_kit import MOVES, one_form, ops
 from torch import nn
+
+import gkp
+from gkp.branched import BranchedConv
+from gkp.pruning.models.architecture import Architecture, skeleton
+from gkp.pruning.models.branched import BranchedConv2d
 
 C = 8
 
@@ -184,3 +190,13 @@ def test_exported_network_ends_without_any_movement(name: str, layers: int, dyna
     assert not any(found[m] for m in MOVES if m != "Reshape")
     assert found["BranchedConv"] == layers
     assert found["BatchNormalization"] == 0
+
+
+def test_unequal_branches_get_the_name_of_their_layer() -> None:
+    weight = np.random.default_rng(0).standard_normal((16, 16, 3, 3)).astype(np.float32)
+    unequal = BranchedConv.build(16, 16, [(range(5), range(4), weight[:4, :5]), (range(2, 16), range(4, 16), weight[4:, 2:])],
+                                 kernel_shape=(3, 3), pads=(1, 1, 1, 1))
+    network = skeleton(Architecture("cifar_resnet", 8, "pad", 10, (3, 32, 32)))
+    network.stage_1[0].conv_a, network.stage_1[0].conv_b = BranchedConv2d(unequal), BranchedConv2d(unequal)
+    layers = gkp.open(network, input_shape=(1, 3, 32, 32)).layers
+    assert {"stage_1.0.conv_a", "stage_1.0.conv_b"} <= set(layers)

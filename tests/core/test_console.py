@@ -83,6 +83,16 @@ def test_progress_shows_strangers_text_as_text() -> None:
     assert "\x1b[31mx" not in stream.getvalue()
 
 
+def test_text_is_broken_at_the_terminals_width_unless_it_is_to_be_copied() -> None:
+    command = "next: gkp-convert " + " ".join(["--option=value"] * 9)
+    for wrap in (True, False):
+        screen = Screen()
+        stream = terminal(screen)
+        screen.say(command, wrap=wrap)
+        assert (stream.getvalue() == f"{command}\n") is not wrap
+        assert (max(map(len, stream.getvalue().splitlines())) <= 40) is wrap
+
+
 def test_quiet_prints_errors_only(capsys: pytest.CaptureFixture[str]) -> None:
     screen = Screen(quiet=True)
     screen.say("hello")

@@ -128,7 +128,8 @@ def test_a_run_writes_its_stages_settings_and_log(place: Path) -> None:
         assert f"{result['parameters']:,}" in outcome.err
         assert open_model(out / stage).system == "gkp"
     assert setting["results"]["grouped"]["macs"] < setting["results"]["baseline"]["macs"]
-    assert f"gkp-convert {out / 'finetuned'} --target cpu --baseline {out / 'baseline'}" in " ".join(outcome.err.split())
+    following = f"next: gkp-convert {out / 'finetuned'} --target cpu --baseline {out / 'baseline'}"
+    assert following in outcome.err.splitlines(), "a command to copy is not broken at the terminal's width"
     log = (out / "experiment.log").read_text()
     assert "finetune: epoch 2 of 2" in log
 

@@ -67,7 +67,7 @@ def test_force_begins_again_and_what_was_there_goes_with_the_first_finished_phas
     assert not folder.resumed
     assert folder.read("phase") is None
     folder.write("new", {})
-    assert listing(tmp_path) == ["out", "out/checkpoints", "out/checkpoints/new.pt", "out/setting.json"]
+    assert listing(tmp_path) == ["out", "out/checkpoints", "out/checkpoints/new.pt", "out/experiment.log", "out/setting.json"]
 
 
 def test_a_failure_before_the_first_finished_phase_leaves_things_as_they_were(tmp_path: Path) -> None:

@@ -52,8 +52,8 @@ def test_the_script_explains_itself() -> None:
 
 
 def test_make_calls_the_script_with_any_python_and_installs_nothing() -> None:
-    done = subprocess.run(["make", "-n", "bench-gpu", "PYTHON=some-python", "JSON=out.json"], cwd=ROOT, capture_output=True,
-                          text=True, check=False, timeout=60)
+    done = subprocess.run(["make", "-n", "--no-print-directory", "bench-gpu", "PYTHON=some-python", "JSON=out.json"], cwd=ROOT,
+                          capture_output=True, text=True, check=False, timeout=60)
     assert done.stdout == "some-python tools/bench_gpu.py out.json\n"
 
 

@@ -71,6 +71,7 @@ def test_unsupported_operators_are_listed_by_node() -> None:
     found = explain_parser([parser_error("UNSUPPORTED_NODE", "false", f"n{i}") for i in range(5)])
     assert found.message == "TensorRT does not take Det 'n0', Det 'n1', Det 'n2' and 2 more"
     assert found.exit_code == 3
+    assert len(explain_parser([parser_error("UNSUPPORTED_NODE", "false", "n" * 100_000)]).message) < 300
     plugin = parser_error("INVALID_NODE", 'creator && "Plugin not found, are the plugin name, version, and namespace correct?"',
                           "n", "Foo")
     assert explain_parser([plugin]).message == "TensorRT does not take Foo 'n'"

@@ -1,3 +1,4 @@
+import signal
 import threading
 import time
 
@@ -70,6 +71,24 @@ def test_an_interrupted_waiter_stops_the_work_and_waits_for_its_end() -> None:
         ended.append(True)
 
     def progress(text: str, share: float | None) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        watched(work, progress, "working")
+    assert ended == [True]
+
+
+def test_a_second_interrupt_waits_for_the_end_of_the_work_too() -> None:
+    ended = []
+
+    def work(watch: Watch) -> None:
+        while not watch.stopped:
+            time.sleep(0.01)
+        time.sleep(0.5)
+        ended.append(True)
+
+    def progress(text: str, share: float | None) -> None:
+        threading.Timer(0.1, signal.pthread_kill, (threading.get_ident(), signal.SIGINT)).start()
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

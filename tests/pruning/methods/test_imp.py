@@ -10,7 +10,7 @@ from prune_kit import network
 from torch import nn
 from torch.nn.utils import prune
 
-from gkp.errors import FileError, UsageError
+from gkp.errors import FileError, UnsafeFileError, UsageError
 from gkp.pruning.masks import plain_convs
 from gkp.pruning.methods.imp import RewindPoint, density, prune_smallest, read_snapshot
 
@@ -91,5 +91,5 @@ def test_missing_foreign_and_damaged_snapshots_are_refused(tmp_path: Path) -> No
     with pytest.raises(FileError, match="cannot be read"):
         read_snapshot(tmp_path, 2, model)
     torch.save(model, tmp_path / "epoch_3.pt")  # a pickled module would run code
-    with pytest.raises(FileError, match="cannot be read"):
+    with pytest.raises(UnsafeFileError, match="more than tensors"):
         read_snapshot(tmp_path, 3, model)
