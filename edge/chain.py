@@ -108,7 +108,8 @@ def cut(found: Sequence[Stage], devices: Sequence[Device], link: Link, order: Se
     def cost(device: Device, first: int, end: int) -> float | None:
         """Of blocks first to end on a device; None where they do not fit, or leave no second stage."""
         kept = weight[end] - weight[first]
-        if ((first, end) == (0, count) and len(order) > 1) or (device.memory_bytes is not None and kept > device.memory_bytes):
+        too_large = device.memory_bytes is not None and kept > device.memory_bytes
+        if too_large or ((first, end) == (0, count) and len(order) > 1):
             return None
         if by_memory:
             return float(kept)

@@ -318,10 +318,10 @@ def test_the_break_even_is_nine_c_over_two_b_n(c: int, n: int, limit: float) -> 
     found = break_even([conv(c, n)], rate=15.6e9, link=parse_link("1gbe"))
     assert found is not None
     assert found.limit == pytest.approx(limit)
-    assert 1.125 * c / n == limit  # noqa: SIM300
+    assert 1.125 * c / n == limit
     assert found.ratio == pytest.approx(15.6e9 / 117e6)
     assert f"9*{c}/(2*4*{n}) = {limit:.3g}" in found.words
-    assert f"R/B = 15.6e9 multiply-adds/s / 117e6 bytes/s = 133.3, {'below' if 133.3 < limit else 'above'}" in found.words
+    assert f"R/B = 15.6e9 multiply-adds/s / 117e6 bytes/s = 133.3, {'below' if limit > 133.3 else 'above'}" in found.words
 
 
 def test_overlapping_groups_count_by_their_kept_products_and_other_kernels_by_their_taps() -> None:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from gkp.edge import keys as keys_module
 from gkp.edge import oip
-from gkp.edge.client import Call, Connection, RemoteError
+from gkp.edge.client import Call, Connection, Pending, RemoteError
 from gkp.edge.identity import Keys, read_keys
 
 triton = pytest.importorskip("tritonclient.grpc")
@@ -488,26 +488,32 @@ def test_values_whose_run_call_never_comes_are_let_go(pair: kit.Pair, left: Conn
 
 
 def test_a_full_queue_is_refused_and_recovers(pair: kit.Pair, right: Connection, from_left: Connection) -> None:
-    requests = [new() for _ in range(6)]
-    waiting = [right.start(pair.call(r), 20) for r in requests]
-    _until(lambda: _status(lambda: right.infer(pair.call(new()), 1.0)) == "RESOURCE_EXHAUSTED")
+    waiting = _fill(pair, right)
     refused(lambda: right.infer(pair.call(new()), 5), "RESOURCE_EXHAUSTED", "full")
     refused(lambda: right.infer(pair.call(new(), model="segment_1", values={"v0": kit.example(), "v1": kit.example()}), 5),
             "RESOURCE_EXHAUSTED", "full")
-    for request, pending in zip(requests, waiting, strict=True):
+    for request, pending in waiting.items():
         assert from_left.infer(pair.value(request, 2 * kit.example()), 5).parameters["accepted"] == "new"
         np.testing.assert_allclose(pending.result().values["v2"], kit.expected(kit.example()), atol=1e-5)
 
 
 def test_a_full_peer_is_named_in_the_error(pair: kit.Pair, left: Connection, right: Connection) -> None:
-    waiting = [right.start(pair.call(new()), 20) for _ in range(6)]
-    _until(lambda: _status(lambda: right.infer(pair.call(new()), 1.0)) == "RESOURCE_EXHAUSTED")
+    waiting = _fill(pair, right).values()
     refused(lambda: left.infer(pair.call(new()), 5), "RESOURCE_EXHAUSTED", "full", kit.RIGHT)
     for pending in waiting:
         pending.cancel()
     for pending in waiting:
         refused(pending.result, "CANCELLED")
     _until(lambda: _status(lambda: answer(pair, left, right, kit.example())) == "OK")
+
+
+def _fill(pair: kit.Pair, connection: Connection) -> dict[str, Pending]:
+    """As many requests as the worker lets open: two more are started, and two are refused."""
+    started = {request: connection.start(pair.call(request), 30) for request in (new() for _ in range(8))}
+    _until(lambda: sum(p.done() for p in started.values()) == 2)
+    for pending in [p for p in started.values() if p.done()]:
+        refused(pending.result, "RESOURCE_EXHAUSTED", "full")
+    return {request: pending for request, pending in started.items() if not pending.done()}
 
 
 def _status(call: Callable[[], Any]) -> str:
@@ -527,9 +533,8 @@ def _until(holds: Callable[[], bool], seconds: float = 40) -> None:
 
 def test_a_coordinator_that_is_gone_frees_its_requests(pair: kit.Pair, left: Connection, right: Connection) -> None:
     gone = pair.connect("right")
-    for _ in range(6):
-        gone.start(pair.call(new()), 60)
-    _until(lambda: _status(lambda: right.infer(pair.call(new()), 1.0)) == "RESOURCE_EXHAUSTED")
+    _fill(pair, gone)
+    refused(lambda: right.infer(pair.call(new()), 5), "RESOURCE_EXHAUSTED", "full")
     gone.close()
     _until(lambda: _status(lambda: answer(pair, left, right, kit.example())) == "OK")
 
