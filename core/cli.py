@@ -42,6 +42,14 @@ def _opening(command: Callable[..., Any]) -> Callable[..., Any]:
                         help="Input shape, where the file does not say it.")(command)
 
 
+def _segments(command: Callable[..., Any]) -> Callable[..., Any]:
+    command = click.option("--cpu", type=click.Choice(CPUS), default="host", show_default=True, help="native: the processor "
+                           "of the devices.")(command)
+    return click.option("--target", type=click.Choice(["ort", "native"]), default="ort", show_default=True,
+                        help="What runs the segments: ONNX Runtime, or native kernels compiled for --cpu, with ONNX Runtime "
+                             "for segments that have an operator without a kernel.")(command)
+
+
 def _devices(command: Callable[..., Any]) -> Callable[..., Any]:
     command = click.option("--link", default="1gbe", show_default=True, metavar="NAME|BANDWIDTH,RTT", help="Between the "
                            "devices: 1gbe, wifi, loopback, or numbers such as 100mbit,2ms.")(command)
@@ -243,6 +251,7 @@ def prune(**options: Any) -> None:
               "with DEVICE=, measured on that device. [default: estimates]")
 @click.option("--wire", type=click.Choice(["float32", "float16"]), default="float32", show_default=True,
               help="How arrays travel between devices; float16 halves the bytes and rounds.")
+@_segments
 @click.option("-o", "--output", type=_PATH, help="Directory to write. [default: MODEL-stem.split]")
 @click.option("--force", is_flag=True, help="Overwrite a directory that gkp split wrote before.")
 @_opening
@@ -307,23 +316,45 @@ def edge_keys(**options: Any) -> None:
 
 
 @edge.command("profile", context_settings=_CONTEXT)
-@click.argument("target", type=_PATH)
-@click.option("--devices", metavar="N|FILE.yaml", help="TARGET is a model: the devices to split it for.")
-@click.option("--link", default="1gbe", show_default=True, metavar="NAME|BANDWIDTH,RTT", help="TARGET is a model: the link.")
+@click.argument("source", type=_PATH)
+@click.option("--devices", metavar="N|FILE.yaml", help="SOURCE is a model: the devices to split it for.")
+@click.option("--link", default="1gbe", show_default=True, metavar="NAME|BANDWIDTH,RTT", help="SOURCE is a model: the link.")
 @click.option("--seconds", type=click.FloatRange(0.1, 3600), default=20.0, show_default=True, help="Time to spend, about.")
-@click.option("-o", "--output", type=_PATH, metavar="FILE", help="[default: profile.json in the folder TARGET, or here]")
+@_segments
+@click.option("-o", "--output", type=_PATH, metavar="FILE", help="[default: profile.json in the folder SOURCE, or here]")
 @_opening
 @click.option("--json", "json_to", metavar="FILE|-", help="Write the profile as JSON to a file or to stdout as well.")
 @_verbosity
 def edge_profile(**options: Any) -> None:
     """Measure segments, each alone on one core with one thread, turn by turn; for gkp split --profile.
 
-    TARGET is a folder of gkp split (or one device's folder in it, on that device), or a model: then the segments of every
+    SOURCE is a folder of gkp split (or one device's folder in it, on that device), or a model: then the segments of every
     mode are measured, so that all modes can be compared by measured times.
 
     Example: gkp edge profile grouped.pt --devices 4 -o profile.json
     """
     _run("edge profile", options)
+
+
+@edge.command("up", context_settings=_CONTEXT)
+@click.argument("directory", type=_PATH)
+@click.option("--ray", "address", required=True, metavar="HOST:PORT", help="The Ray cluster, as ray start --head says it. It "
+              "must ask for a token (RAY_AUTH_MODE=token).")
+@click.option("--keys", type=_PATH, default=Path("keys"), show_default=True, metavar="DIR",
+              help="What gkp edge keys wrote. Every device gets its own keys only.")
+@click.option("-o", "--output", type=_PATH, default=Path("cluster.yaml"), show_default=True, metavar="FILE",
+              help="The cluster file for gkp run --cluster; it is there as long as the workers are.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Threads of every worker. [default: its physical cores]")
+@_verbosity
+def edge_up(**options: Any) -> None:
+    """Start a worker for every device of the split model in DIRECTORY on a Ray cluster, and keep them running.
+
+    A node is the device NAME when it was started with ray start --resources='{"gkp:NAME": 1}'. Folders and keys travel to
+    the nodes through Ray, requests do not. Ctrl-C ends the workers.
+
+    Example: gkp edge up split --ray 192.0.2.20:6379 --keys keys
+    """
+    _run("edge up", options)
 
 
 def _run(name: str, options: dict[str, Any]) -> None:

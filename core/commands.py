@@ -277,27 +277,28 @@ def split(screen: Screen, *, model: Path, output: Path | None, devices: str, lin
     write_json(json_to, msgspec.json.format(msgspec.json.encode(plan, order="deterministic"), indent=1) + b"\n")
 
 
-def edge_profile(screen: Screen, *, target: Path, devices: str | None, link: str, seconds: float, output: Path | None,
-                 input_shape: tuple[str, ...], arch: str | None, trust_code: bool, json_to: str | None) -> None:
+def edge_profile(screen: Screen, *, source: Path, devices: str | None, link: str, seconds: float, output: Path | None,
+                 input_shape: tuple[str, ...], arch: str | None, trust_code: bool, json_to: str | None, target: str,
+                 cpu: str) -> None:
     from gkp.edge import profile as profiling
 
-    out = output or (target / profiling.FILE_NAME if target.is_dir() else Path(profiling.FILE_NAME))
+    out = output or (source / profiling.FILE_NAME if source.is_dir() else Path(profiling.FILE_NAME))
     check_writable(out)
     with screen.progress() as progress:
-        if target.is_dir():
-            if devices is not None:
-                raise UsageError("--devices is for a model; a split folder has its devices", "leave it out")
-            found = profiling.measure(profiling.folder_jobs(target), seconds, progress)
+        if source.is_dir():
+            if devices is not None or target != "ort":
+                raise UsageError("--devices and --target are for a model; a split folder has its own", "leave them out")
+            found = profiling.measure(profiling.folder_jobs(source, trust_code), seconds, progress)
         else:
             from gkp.converter.sources import OpenOptions
             from gkp.edge.devices import parse_devices, parse_link
             from gkp.edge.planner import SplitOptions, measure_modes
 
             if devices is None:
-                raise UsageError(f"{target} is a model: for which devices?", "e.g. --devices 4, or a folder of gkp split")
-            asked = SplitOptions(parse_devices(devices), parse_link(link),
+                raise UsageError(f"{source} is a model: for which devices?", "e.g. --devices 4, or a folder of gkp split")
+            asked = SplitOptions(parse_devices(devices), parse_link(link), target=target, cpu=cpu,
                                  opening=OpenOptions(parse_shapes(input_shape), arch, trust_code))
-            found = measure_modes(target, asked, seconds, progress)
+            found = measure_modes(source, asked, seconds, progress)
     write_file(out, profiling.encode(found))
     steal = "" if not found.steal else f", {found.steal:.1%} of the time stolen"
     screen.say(f"written: {out} ({len(found.entries)} segments, one thread"
@@ -338,6 +339,17 @@ def edge_keys(screen: Screen, *, directories: tuple[Path, ...], output: Path, da
     screen.say(f"copy each to its device; {output / 'ca.key'} stays here")
 
 
+def edge_up(screen: Screen, *, directory: Path, address: str, keys: Path, output: Path, threads: int | None) -> None:
+    from gkp.edge.identity import require_grpc
+
+    require_grpc()
+    from gkp.edge import ray_cluster
+
+    check_writable(output)
+    ray_cluster.up(ray_cluster.UpOptions(directory, address, keys, output, threads), screen.say)
+    screen.say("stopped; the workers have ended")
+
+
 def parse_shapes(values: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     """["[NAME:]N,C,H,W", ...] -> {name or "": shape}. UsageError when malformed, or an axis is below 1."""
     shapes: dict[str, tuple[int, ...]] = {}
@@ -369,4 +381,4 @@ def parse_layers(values: tuple[str, ...]) -> dict[str, str]:
 
 COMMANDS: dict[str, Callable[..., int | None]] = {
     "convert": convert, "inspect": inspect, "verify": verify, "eval": evaluate, "run": run, "bench": bench,
-    "prune": prune, "split": split, "edge profile": edge_profile, "serve": serve, "edge keys": edge_keys}
+    "prune": prune, "split": split, "edge profile": edge_profile, "serve": serve, "edge keys": edge_keys, "edge up": edge_up}

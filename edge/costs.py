@@ -73,7 +73,8 @@ def node_ms(node: Node) -> float:
     """Estimated milliseconds of one operator."""
     weight = values(node.inputs[1]) if len(node.inputs) > 1 else None
     if node.op == "Conv" and weight is not None:
-        return node_macs(node) / (PEAK_MACS_PER_MS * efficiency(*weight.shape[:2], int(node.attrs.get("group", 1))))
+        filled = efficiency(weight.shape[0], weight.shape[1], int(node.attrs.get("group", 1)))
+        return node_macs(node) / (PEAK_MACS_PER_MS * filled)
     if node.op in ("Gemm", "MatMul") and weight is not None:
         return node_macs(node) / PEAK_MACS_PER_MS + weight.nbytes / 2 / BYTES_PER_MS
     if node.op in _FREE or _fused(node):

@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from gkp.edge.flow import Flow, Routes, entering
 from gkp.edge.plan import COORDINATOR, Plan, Segment, Transfer, device_folder
+from gkp.edge.segment_file import open_segment
 from gkp.errors import GkpError
-from gkp.runtime.runners import OrtRunner, Runner
+from gkp.runtime.runners import Runner
 
 Array = npt.NDArray[Any]
 Open = Callable[[Segment], Runner]
@@ -30,9 +31,9 @@ class LocalExecutor:
         self._routes = {d: Routes(plan, d) for d in devices}
 
     @classmethod
-    def open(cls, plan: Plan, directory: Path, threads: int = 1) -> LocalExecutor:
-        """From the folder of a split model. FileError when a segment cannot be opened."""
-        return cls(plan, lambda s: OrtRunner(device_folder(directory, s.device) / s.file, threads))
+    def open(cls, plan: Plan, directory: Path, threads: int = 1, trust_code: bool = False) -> LocalExecutor:
+        """From the folder of a split model. Errors of gkp.edge.segment_file.open_segment."""
+        return cls(plan, lambda s: open_segment(device_folder(directory, s.device), plan, s, threads, trusted=trust_code))
 
     def run(self, x: Array, device: int | None = None) -> Array:
         """One request. device: which replica takes it, in mode replicas (the first one by default). UsageError when x has

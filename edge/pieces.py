@@ -23,12 +23,18 @@ from gkp.edge.shard import Item, SegmentDraft, Sharded, Step
 @dataclass(frozen=True, eq=False)
 class Piece:
     """A segment's network. graph: in the one form, its inputs and outputs named like the values; forms: how its
-    convolutions are to be lowered: to standard convolutions only."""
+    convolutions are to be lowered: to standard convolutions only; suffix: of its file (gkp.edge.engines)."""
 
     index: int
     device: int
     graph: Graph
     forms: Mapping[str, Candidate]
+    suffix: str = ".onnx"
+
+    @property
+    def file(self) -> str:
+        """Its name in the device's folder."""
+        return f"segment_{self.index}{self.suffix}"
 
     def lowered(self) -> Graph:
         """The stock operators (weights are copied here, not before)."""

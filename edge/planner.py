@@ -21,15 +21,16 @@ from gkp.edge import chain, modes, report, words
 from gkp.edge.alone import Forms, best_forms, in_forms
 from gkp.edge.costs import Cost, estimate, with_cost
 from gkp.edge.decide import OBJECTIVES, Candidate, Decision, best_of, break_even, candidate, decide
+from gkp.edge.engines import TARGETS, make_engine
 from gkp.edge.layouts import Costs, best_layouts, mixed
 from gkp.edge.pieces import Piece
 from gkp.edge.placement import Assignment, NodePlacement
 from gkp.edge.plan import COORDINATOR, MODES, Device, Link, Plan
 from gkp.edge.prepare import prepare
-from gkp.edge.profile import Job, Opened, Profile, Profiles, measure, signature, with_measured
+from gkp.edge.profile import Job, Profile, Profiles, measure, signature, with_measured
+from gkp.edge.segment_file import NATIVE
 from gkp.edge.split import Draft, check_folder, draft, write
 from gkp.errors import UnsupportedModelError, UsageError
-from gkp.runtime.runners import OrtRunner
 
 Progress = Callable[[str, float | None], None]
 WIRES = ("float32", "float16")
@@ -38,13 +39,16 @@ SEARCHED = tuple(mode for mode in MODES if mode != "auto")
 
 @dataclass(frozen=True)
 class SplitOptions:
-    """What `gkp split` can be asked for; see its --help. wire: dtype of float32 values on their way between devices."""
+    """What `gkp split` can be asked for; see its --help. wire: dtype of float32 values on their way between devices; target:
+    what runs the segments (gkp.edge.engines.TARGETS); cpu: that native libraries are for."""
 
     devices: Sequence[Device]
     link: Link
     objective: str = "latency"
     mode: str = "auto"
     wire: str = "float32"
+    target: str = "ort"
+    cpu: str = "host"
     profiles: Profiles = field(default_factory=Profiles)
     opening: OpenOptions = field(default_factory=OpenOptions)
     force: bool = False
@@ -52,11 +56,13 @@ class SplitOptions:
     def check(self) -> None:
         """UsageError for what makes no sense."""
         for name, value, allowed in (("objective", self.objective, OBJECTIVES), ("mode", self.mode, MODES),
-                                     ("wire", self.wire, WIRES)):
+                                     ("wire", self.wire, WIRES), ("target", self.target, TARGETS)):
             if value not in allowed:
                 raise UsageError(f"unknown {name} {value!r}", f"one of {', '.join(allowed)}")
         if not self.devices:
             raise UsageError("there is no device", "give at least one")
+        if self.cpu != "host" and self.target != "native":
+            raise UsageError("--cpu is for --target native", "leave it out: ONNX runs anywhere")
         for name in self.profiles.own:
             if name not in {d.name for d in self.devices}:
                 raise UsageError(f"there is a profile of device {clean(name)[:80]!r}, but no such device",
@@ -82,6 +88,7 @@ class Planner:
         self.chain = chain.blocks(graph)
         self.impossible: dict[str, str] = {}
         self.forms: Forms | None = None
+        self.engine = make_engine(options.target, options.cpu, progress)
 
     def plan(self) -> tuple[Draft, Decision]:
         """The draft to write, its plan complete but for files, and the decision behind it."""
@@ -106,7 +113,7 @@ class Planner:
             for variant in self._best(mode, found):
                 plan = variant.draft.plan
                 for segment, piece in zip(plan.segments, variant.draft.pieces, strict=True):
-                    jobs.setdefault(signature(plan, segment), Job(plan, segment, partial(_opened, piece)))
+                    jobs.setdefault(signature(plan, segment), Job(plan, segment, partial(self.engine.open, piece, None, 1)))
         return list(jobs.values())
 
     # ---- candidates ---------------------------------------------------------------------------------------------
@@ -178,16 +185,18 @@ class Planner:
     def _drafted(self, mode: str, assignment: Assignment) -> Variant:
         made = draft(self.graph, mode, assignment, self.devices, self.link, objective=self.options.objective,
                      model=self.model, sha256=self.sha256)
-        pieces = list(made.pieces)
+        prepared = {id(piece.graph): self.engine.prepare(piece).suffix for piece in {id(p.graph): p for p in made.pieces}.values()}
+        pieces = [replace(piece, suffix=prepared[id(piece.graph)]) for piece in made.pieces]
         if self.forms is None and mode == "local":  # it comes first
             self.forms = best_forms(pieces[0])
         whole = {name: form for name, form in (self.forms or {}).items() if assignment[name].kind != "channels"}
-        pieces = [in_forms(piece, whole) for piece in pieces]
+        pieces = [piece if piece.suffix == NATIVE else in_forms(piece, whole) for piece in pieces]
         costs: dict[int, Cost] = {}  # replicas share a graph
         for piece in pieces:
             if id(piece.graph) not in costs:
                 costs[id(piece.graph)] = estimate(piece.lowered())
-        segments = [with_cost(s, costs[id(p.graph)]) for s, p in zip(made.plan.segments, pieces, strict=True)]
+        segments = [msgspec.structs.replace(with_cost(s, costs[id(p.graph)]), file=p.file)
+                    for s, p in zip(made.plan.segments, pieces, strict=True)]
         plan = msgspec.structs.replace(made.plan, segments=segments)
         if mode == "replicas":
             plan, pieces = self._with_room(plan, pieces)
@@ -203,10 +212,10 @@ class Planner:
         if all(fits) or not any(fits):
             return plan, pieces
         kept = [k for k, fit in enumerate(fits) if fit]
-        segments = [msgspec.structs.replace(plan.segments[k], index=n, file=f"segment_{n}.onnx") for n, k in enumerate(kept)]
+        pieces = [replace(pieces[k], index=n) for n, k in enumerate(kept)]
+        segments = [msgspec.structs.replace(plan.segments[k], index=n, file=pieces[n].file) for n, k in enumerate(kept)]
         transfers = [t for t in plan.transfers if t.source in kept or t.target in kept]
-        return (msgspec.structs.replace(plan, segments=segments, transfers=transfers),
-                [replace(pieces[k], index=n) for n, k in enumerate(kept)])
+        return msgspec.structs.replace(plan, segments=segments, transfers=transfers), pieces
 
     def _pipeline(self, shares: Sequence[float]) -> Assignment:
         """Consecutive blocks, cut so that the slowest stage is fastest; the fastest devices first."""
@@ -266,10 +275,6 @@ def _on_wire(plan: Plan, wire: str) -> Plan:
     return msgspec.structs.replace(plan, transfers=transfers, wire=wire)
 
 
-def _opened(piece: Piece) -> Opened:
-    return OrtRunner(piece.model().SerializeToString(), 1)
-
-
 def measure_modes(model: Path, options: SplitOptions, seconds: float,
                   progress: Progress = lambda text, share: None) -> Profile:
     """Measure the segments of every mode of a model, here; nothing is written. See gkp.edge.profile.measure."""
@@ -289,9 +294,9 @@ def split(model: Path, out: Path, options: SplitOptions, progress: Progress = la
     progress(f"opening {clean(model.name)}", None)
     opened = open_any(model, options.opening)
     graph = prepare(opened.model)
-    made, _ = Planner(graph, options, clean(model.name), manifest.sha256(model), progress).plan()
     report.require_jinja2()
-    progress("writing and verifying", None)
-    plan = write(opened, made, out, force=options.force)
+    planner = Planner(graph, options, clean(model.name), manifest.sha256(model), progress)
+    made, _ = planner.plan()
+    plan = write(opened, made, out, force=options.force, engine=planner.engine, progress=progress)
     report.write_html(plan, out / report.FILE_NAME, options.profiles)
     return plan

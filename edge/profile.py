@@ -1,6 +1,6 @@
 """profile.json: measured times of segments, and what a plan's segments take by them. Needs one runtime, and no converter.
 
-A time belongs to a *signature* (layers, multiply-accumulates, bytes of weights, shapes in and out), so that a profile of one
+A time belongs to a *signature* (layers, multiply-accumulates, bytes of weights, shapes in and out, kind of file), so that a profile of one
 plan serves every other plan that cuts the same pieces, and equal shards of several devices are measured once.
 """
 
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from statistics import median
 from typing import Any, Protocol
 
@@ -21,13 +21,12 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from gkp import manifest
 from gkp.edge.plan import Plan, Segment, Value, device_folder, read_plan
+from gkp.edge.segment_file import open_segment
 from gkp.edge.words import clean
 from gkp.errors import FileError, UsageError
 from gkp.runtime.environment import fingerprint
 from gkp.runtime.measure import interleave
-from gkp.runtime.runners import OrtRunner
 from gkp.runtime.statistics import quartiles, ratio_interval
 
 FILE_NAME = "profile.json"
@@ -37,7 +36,7 @@ SCHEMA_VERSION = 1
 _MAX_FILE = 64 << 20
 _MAX_OPEN = 256 << 20
 """Bytes of weights opened at once."""
-_ONES = np.ones(10_000)
+_ONES = [1.0] * 10_000
 
 Array = npt.NDArray[Any]
 Progress = Callable[[str, float | None], None]
@@ -107,7 +106,7 @@ def signature(plan: Plan, segment: Segment) -> str:
         return [(values[name].shape, values[name].dtype) for name in names]
 
     text = msgspec.json.encode([segment.layers, segment.macs, segment.weights_bytes, shapes(segment.inputs),
-                                shapes(segment.outputs)])
+                                shapes(segment.outputs), PurePosixPath(segment.file).suffix])
     return hashlib.sha256(text).hexdigest()[:32]
 
 
@@ -201,20 +200,18 @@ class Job:
     open: Callable[[], Opened]
 
 
-def folder_jobs(directory: Path) -> list[Job]:
-    """The segments of a split model's folder, or of one device's folder in it. FileError when one is missing or is not what
-    the plan says, BackendMissingError without ONNX Runtime."""
+def folder_jobs(directory: Path, trust_code: bool = False) -> list[Job]:
+    """The segments of a split model's folder, or of one device's folder in it. trust_code: run native libraries too. Errors
+    of gkp.edge.segment_file.open_segment, here or when a job is opened."""
     plan, jobs = read_plan(directory), []
     single = (directory / DEVICE_FILE).is_file()
     for segment in plan.segments:
-        path = (directory if single else device_folder(directory, segment.device)) / segment.file
-        if single and not path.is_file():
+        folder = directory if single else device_folder(directory, segment.device)
+        if single and not (folder / Path(segment.file).name).is_file():
             continue  # another device's
-        if Path(segment.file).name != segment.file or not segment.file.endswith(".onnx"):
-            raise FileError(f"{clean(segment.file)!r} is not a segment that can be measured", "split the model again")
-        if not path.is_file() or manifest.sha256(path) != plan.files.get(str(segment.device), {}).get(segment.file):
-            raise FileError(f"{path} is missing, or is not the file that the plan names", "split the model again")
-        jobs.append(Job(plan, segment, partial(OrtRunner, path, 1)))
+        opening = partial(open_segment, folder, plan, segment, 1, trusted=trust_code)
+        opening().close()  # what cannot be measured is said before the others are
+        jobs.append(Job(plan, segment, opening))
     return jobs
 
 

@@ -3,13 +3,11 @@ runs: the plan against itself, the files against the plan."""
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -18,13 +16,12 @@ from gkp.edge import identity
 from gkp.edge.flow import Routes
 from gkp.edge.oip import DATATYPES, MAX_AXES, Array, Spec
 from gkp.edge.plan import COORDINATOR, Plan, Segment, read_plan
+from gkp.edge.segment_file import open_segment
 from gkp.errors import FileError, UnsafeFileError
-from gkp.runtime.native import NativeRunner
-from gkp.runtime.runners import OrtRunner, Runner
+from gkp.runtime.runners import Runner
 
 MANIFEST = "manifest.json"
 _MAX_MANIFEST = 1 << 20
-_MAX_SEGMENT = 2 << 30
 
 
 class DeviceManifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,9 +122,8 @@ def open_shard(folder: Path, threads: int, signed: frozenset[str] | None) -> Sha
     if signed is not None and digest not in signed:
         raise UnsafeFileError(f"the plan in {folder} is not named by this device's certificate",
                               "run gkp edge keys on the split model again, and copy the keys")
-    listed = plan.files.get(str(manifest.device), {})
     mine = [s for s in plan.segments if s.device == manifest.device]
-    runners = {s.index: _open(folder, s, listed, threads, signed is not None) for s in mine}
+    runners = {s.index: open_segment(folder, plan, s, threads, trusted=signed is not None, spin=False) for s in mine}
     shard = Shard(plan, digest, manifest.device, runners)
     for segment in mine:
         _warm_up(shard, segment)
@@ -147,40 +143,6 @@ def _read_manifest(folder: Path) -> DeviceManifest:
     except (msgspec.MsgspecError, ValueError, RecursionError) as e:
         raise FileError(f"{path} is not the manifest of a device: {str(e)[:200]}",
                         "give the folder of one device: DIR/device_0, ...") from e
-
-
-def _open(folder: Path, segment: Segment, listed: Mapping[str, str], threads: int, signed: bool) -> Runner:
-    name, digest = segment.file, listed.get(segment.file)
-    if digest is None or PurePosixPath(name).name != name or not name.isprintable() or "\\" in name:
-        raise FileError(f"the plan has no checksum of segment {segment.index}'s file", "split the model again")
-    path = folder / name
-    if name.endswith(".so"):
-        if not signed:
-            raise UnsafeFileError(f"{path} is a program, and without keys nobody vouches for the plan that names it",
-                                  "use keys (gkp edge keys)")
-        runner: Runner = NativeRunner(path, threads, digest)
-    else:
-        runner = OrtRunner(_read_checked(path, digest), threads, spin=False)
-    if len(runner.inputs) != len(segment.inputs) or len(runner.outputs) != len(segment.outputs):
-        raise FileError(f"{path} has other inputs and outputs than the plan says", "split the model again")
-    if set(runner.inputs) == set(segment.inputs) and runner.inputs != segment.inputs:
-        raise FileError(f"{path} has its inputs in another order than the plan says", "split the model again")
-    return runner
-
-
-def _read_checked(path: Path, digest: str) -> bytes:
-    """The bytes that are hashed are those that run."""
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-        with os.fdopen(handle, "rb") as file:
-            if os.fstat(handle).st_size > _MAX_SEGMENT:
-                raise FileError(f"{path} is over {_MAX_SEGMENT >> 30} GiB", "split the model again")
-            data = file.read()
-    except OSError as e:
-        raise FileError(f"{path} cannot be read: {e.strerror}", "copy the whole folder again") from e
-    if hashlib.sha256(data).hexdigest() != digest:
-        raise FileError(f"{path} is not the file that the plan names (checksum differs)", "copy the whole folder again")
-    return data
 
 
 def _warm_up(shard: Shard, segment: Segment) -> None:

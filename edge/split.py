@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from gkp.converter.artefact import staged
 from gkp.converter.graph import Graph, clean
 from gkp.converter.sources import GroupedModel, OpenOptions, open_any
 from gkp.converter.verify import check_inputs, verify, worst
+from gkp.edge.engines import Engine, OrtEngine
 from gkp.edge.local import LocalExecutor
 from gkp.edge.modes import assign
 from gkp.edge.pieces import Piece, build
@@ -28,6 +29,7 @@ from gkp.errors import UnsupportedModelError, UsageError, VerificationError
 TOLERANCE = 5e-5
 """Relative to max(1, largest output): across devices, sums are taken in another order."""
 DEVICE_FILE = "manifest.json"
+Progress = Callable[[str, float | None], None]
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def draft(graph: Graph, mode: str, assignment: Assignment, devices: Sequence[Dev
 
 def _segment(source: SegmentDraft, piece: Piece) -> Segment:
     macs, weights = piece.sizes
-    return Segment(index=piece.index, device=piece.device, file=f"segment_{piece.index}.onnx", inputs=list(source.reads),
+    return Segment(index=piece.index, device=piece.device, file=piece.file, inputs=list(source.reads),
                    outputs=list(source.writes), layers=[clean(s.node.name) for s in source.steps], macs=macs,
                    weights_bytes=weights)
 
@@ -103,9 +105,11 @@ def split_model(source: Any, devices: Sequence[Device], link: Link, out: Path, *
     return write(opened, made, out, force=force)
 
 
-def write(opened: GroupedModel, made: Draft, out: Path, *, force: bool = False) -> Plan:
-    """Write a draft and verify it, all devices in this process, against the opened model; the plan with its files. Nothing
-    is left behind when it fails."""
+def write(opened: GroupedModel, made: Draft, out: Path, *, force: bool = False, engine: Engine | None = None,
+          progress: Progress = lambda text, share: None) -> Plan:
+    """Write a draft and verify it, all devices in this process, against the opened model; the plan with its files. engine:
+    that prepared the draft's pieces, by default ONNX Runtime's. Nothing is left behind when it fails."""
+    engine = engine or OrtEngine()
     check_folder(out, force)
     with staged(out) as folder:
         files: dict[str, dict[str, str]] = {}
@@ -113,10 +117,12 @@ def write(opened: GroupedModel, made: Draft, out: Path, *, force: bool = False) 
             device_folder(folder, device).mkdir()
             files[str(device)] = {}
         for segment, piece in zip(made.plan.segments, made.pieces, strict=True):
+            progress("writing segments", segment.index / len(made.pieces))
             path = device_folder(folder, segment.device) / segment.file
-            path.write_bytes(_checked(piece.model()).SerializeToString())
+            engine.write(piece, path)
             files[str(segment.device)][segment.file] = manifest.sha256(path)
-        note = check(opened, made.plan, folder)
+        progress("verifying", None)
+        note = check(opened, made, folder, engine)
         plan = msgspec.structs.replace(made.plan, files=files, notes=[*made.plan.notes, note])
         _describe(plan, folder)
     return plan
@@ -133,21 +139,14 @@ def _describe(plan: Plan, folder: Path) -> None:
         (mine / DEVICE_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(about), indent=1))
 
 
-def _checked(model: onnx.ModelProto) -> onnx.ModelProto:
-    try:
-        onnx.checker.check_model(model)
-    except (onnx.checker.ValidationError, ValueError) as e:
-        raise UnsupportedModelError(f"a segment is not valid ONNX: {clean(str(e))[:200]}", "please report this model") from e
-    return model
-
-
-def check(opened: GroupedModel, plan: Plan, folder: Path) -> str:
-    """Run the split model on random and edge inputs beside the opened one; what to note. VerificationError when they
-    differ by more than TOLERANCE."""
+def check(opened: GroupedModel, made: Draft, folder: Path, engine: Engine) -> str:
+    """Run the split model that was written on random and edge inputs beside the opened one; what to note. VerificationError
+    when they differ by more than TOLERANCE."""
     name = opened.model.graph.input[0].name
-    executor = LocalExecutor.open(plan, folder)
+    executor = LocalExecutor(made.plan, lambda s: engine.open(made.pieces[s.index],
+                                                              device_folder(folder, s.device) / s.file, 1))
     try:
-        result = verify(lambda feeds: [executor.run(feeds[name])], "ONNX Runtime", opened.reference, opened.reference_name,
+        result = verify(lambda feeds: [executor.run(feeds[name])], engine.about, opened.reference, opened.reference_name,
                         check_inputs(opened.model, {}), relative=TOLERANCE)
     finally:
         executor.close()
