@@ -34,10 +34,11 @@ def _keep(weight: Weights, ins: Sequence[Any], outs: Sequence[Any]) -> BranchedC
     return BranchedConv.build(weight.shape[1], weight.shape[0], triples, kernel_shape=weight.shape[2:])
 
 
-def resnet50(form: Form | None) -> Any:
-    """A ResNet-50 with random weights (fixed seed) whose 3x3 convolutions have the given form; None: dense."""
+def resnet50(form: Form | None, everywhere: bool = False) -> Any:
+    """A ResNet-50 with random weights (fixed seed) whose 3x3 convolutions (everywhere: all but the first one) have the
+    given form; None: dense."""
     return _pruned("imagenet_resnet", 50, "conv", 1000, (3, 224, 224),
-                   lambda name: name.startswith("layer") and name.endswith(".conv2"), form)
+                   lambda name: name.startswith("layer") and (everywhere or name.endswith(".conv2")), form)
 
 
 def resnet20(form: Form | None) -> Any:

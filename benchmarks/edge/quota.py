@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from math import ceil
 from pathlib import Path
 from types import TracebackType
 
@@ -26,7 +27,7 @@ def groups_folder() -> Path | None:
 
 def period_us(share: float) -> int:
     """The shortest period whose quota the kernel takes: waiting for the next one is what a quota adds to a request."""
-    return max(_SHORTEST_US, -(-_SHORTEST_US // share).__int__())
+    return max(_SHORTEST_US, ceil(_SHORTEST_US / share))
 
 
 class Quota:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import cluster_kit as kit
 import pytest
 import ray_kit
-from cli_kit import assert_refused, program
+from cli_kit import assert_refused
 from ray_kit import RayCluster, Up, needs_ray
 
 from gkp.edge import Cluster
