@@ -35,7 +35,7 @@ RESOURCE = "gkp:"
 FIRST_LINE = "# Written by gkp edge up, which removes it when it ends."
 _MAX_FOLDER = 4 << 30
 _PLACE_S, _START_S, _CHECK_S, _STOP_S = 60.0, 120.0, 3.0, 5.0
-_REACH_S = 15.0
+_REACH_S, _FREE_S = 15.0, 5.0
 Say = Callable[[str], None]
 
 
@@ -162,8 +162,8 @@ class RayFleet:
         try:
             place: Place = self._ray.get(ref, timeout=_PLACE_S)
         except self._ray.exceptions.GetTimeoutError:
-            raise BackendMissingError(f"Ray found no room for the worker of device {name} in {_PLACE_S:g} s",
-                                      "is another gkp edge up running? ray status shows who has the resource") from None
+            raise BackendMissingError(f"Ray did not start the worker of device {name} in {_PLACE_S:g} s",
+                                      "ray status shows the nodes and what they wait for") from None
         except GkpError:
             raise
         except Exception as e:  # Ray raises its own, and what unpickling raises on a node without gkp
@@ -218,7 +218,7 @@ def _keys(folder: Path, name: str | None, plan: Plan) -> Keys:
 
 
 def _check_nodes(ray: Any, address: str, names: list[str]) -> None:
-    """Every device is one node of the cluster."""
+    """Every device is one node of the cluster, and free. (That of a worker that just ended may take a moment.)"""
     nodes = [set(node["Resources"]) for node in ray.nodes() if node["Alive"]]
     count = {name: sum(RESOURCE + name in resources for resources in nodes) for name in names}
     if missing := [name for name in names if not count[name]]:
@@ -228,6 +228,12 @@ def _check_nodes(ray: Any, address: str, names: list[str]) -> None:
     if twice := [name for name in names if count[name] > 1]:
         raise BackendMissingError(f"several nodes of the Ray cluster say that they are {', '.join(twice)}",
                                   "start each with the resource of its own device")
+    end = time.monotonic() + _FREE_S
+    while taken := [name for name in names if ray.available_resources().get(RESOURCE + name, 0) < 1]:
+        if time.monotonic() > end:
+            raise BackendMissingError(f"somebody else uses {', '.join(taken)} of the Ray cluster",
+                                      "is another gkp edge up running? ray status shows it")
+        time.sleep(0.25)
 
 
 def read_folder(folder: Path, plan: Plan, device: int) -> dict[str, bytes]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import signal
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,9 @@ def joined(address: str) -> Iterator[Any]:
     """The module ray, connected to the cluster at "HOST:PORT" until the end of the context. UsageError when the cluster
     has no token authentication or the token is not right, BackendMissingError when Ray is missing, is another version than
     the cluster's, or no cluster answers."""
-    check_ray()
+    ray = import_ray()
     check_authentication(address)
     before = signal.getsignal(signal.SIGTERM)
-    os.environ[MODE] = "token"  # the one way to tell Ray; read when it is imported or connects
-    import ray
-
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # where Ray tells of nodes that come and go
         try:
             ray.init(address=address, log_to_driver=False, configure_logging=False, logging_level=logging.ERROR)
@@ -50,16 +47,17 @@ def joined(address: str) -> Iterator[Any]:
             ray.shutdown()
 
 
-def check_ray() -> None:
-    """BackendMissingError when Ray is not installed or too old to ask for a token."""
-    from importlib import metadata, util
-
-    if util.find_spec("ray") is None:
-        raise BackendMissingError("Ray is not installed", 'pip install "gkp[ray]", on every node')
-    version = metadata.version("ray")
-    if tuple(int(n) for n in version.split(".")[:2] if n.isdigit()) < _OLDEST:
-        raise BackendMissingError(f"Ray {version} has no token authentication",
+def import_ray() -> Any:
+    """The module. BackendMissingError when Ray is not installed or too old to ask for a token."""
+    os.environ[MODE] = "token"  # the one way to tell Ray, which reads it when it is imported
+    try:
+        import ray
+    except ImportError as e:
+        raise BackendMissingError("Ray is not installed", 'pip install "gkp[ray]", on every node') from e
+    if tuple(int(n) for n in ray.__version__.split(".")[:2] if n.isdigit()) < _OLDEST:
+        raise BackendMissingError(f"Ray {ray.__version__} has no token authentication",
                                   f'pip install "ray>={_OLDEST[0]}.{_OLDEST[1]}", on every node')
+    return ray
 
 
 # ---- the token ------------------------------------------------------------------------------------------------------
@@ -73,7 +71,7 @@ def check_authentication(address: str) -> None:
     if without == "OK":
         raise UsageError(f"the Ray cluster at {address} lets everybody in: it runs without token authentication",
                          f"ray get-auth-token --generate, the same token on every node, and {MODE}=token ray start ...")
-    if without == "UNAVAILABLE" or without == "DEADLINE_EXCEEDED":
+    if without in ("UNAVAILABLE", "DEADLINE_EXCEEDED"):
         raise BackendMissingError(f"no Ray cluster answers at {address}",
                                   "ray start --head says the address; with TLS set RAY_USE_TLS=1 here, too")
     if without != "UNAUTHENTICATED":
@@ -141,16 +139,11 @@ def encrypted() -> bool:
 
 def _not_joined(address: str, error: BaseException) -> BackendMissingError:
     said = " ".join(str(error).split())
-    if "Version mismatch" in said:
-        ours = f"Python {sys.version.split()[0]}, Ray {_ray_version()}"
-        theirs = said.partition("started with:")[2].partition("This process")[0].strip()
-        return BackendMissingError(f"the Ray cluster at {address} runs {theirs}; here is {ours}",
+    versions = re.findall(r"Ray: (\S+) Python: (\S+)", said)
+    if len(versions) == 2:
+        (their_ray, their_python), (our_ray, our_python) = versions
+        return BackendMissingError(f"the Ray cluster at {address} runs Ray {their_ray} on Python {their_python}, here is Ray "
+                                   f"{our_ray} on Python {our_python}",
                                    "all nodes need the same Ray and Python 3.x; gkp serve under systemd does not")
     return BackendMissingError(f"cannot join the Ray cluster at {address}: {said[:200]}",
                                "this machine must be a node of it: ray start --address=... here first")
-
-
-def _ray_version() -> str:
-    from importlib import metadata
-
-    return metadata.version("ray")

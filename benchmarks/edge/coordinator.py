@@ -1,7 +1,7 @@
-"""The measuring process: `python -m gkp.benchmarks.edge.coordinator JOB.json`, in the network namespace of the coordinator.
+"""The measuring process: `python -m gkp.benchmarks.edge.coordinator`, in the network namespace of the coordinator.
 
-Everything is timed turn by turn: in every round each entry once, in a new random order. It writes lines of JSON to stdout,
-and ends when its stdin does: with the suite, in whatever way that ends."""
+Everything is timed turn by turn: in every round each entry once, in a new random order. It reads a Job from the first line of
+stdin, writes lines of JSON to stdout, and ends when stdin does: with the suite, in whatever way that ends."""
 
 from __future__ import annotations
 
@@ -274,8 +274,9 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def main(arguments: Sequence[str]) -> int:
+def main() -> int:
     """See the module."""
+    job = msgspec.json.decode(sys.stdin.buffer.readline(), type=Job)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with os.fdopen(os.dup(1), "wb", buffering=0) as out:
         os.dup2(2, 1)  # what libraries print is no line of ours
@@ -284,7 +285,6 @@ def main(arguments: Sequence[str]) -> int:
             out.write(msgspec.json.encode(Line(**fields)) + b"\n")
 
         try:
-            job = msgspec.json.decode(Path(arguments[0]).read_bytes(), type=Job)
             write(outcome=measure(job, lambda text, share: write(text=text, share=share)))
         except GkpError as e:
             write(failed=e.message)
@@ -293,4 +293,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -23,6 +23,8 @@ import pytest
 from cli_kit import Outcome, entry_point, program
 from cluster_kit import until
 
+_IMPATIENT = {"RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "2", "RAY_kill_worker_timeout_milliseconds": "500"}
+"""Ray waits longer before it gives up a node or process: these tests would, too."""
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 
 
@@ -154,7 +156,7 @@ def outsider(folder: Path) -> dict[str, str]:
     home.mkdir(exist_ok=True)
     (folder / "tmp").mkdir(exist_ok=True)
     return {**{k: v for k, v in os.environ.items() if not k.startswith("RAY_")}, "HOME": str(home), "OMP_NUM_THREADS": "1",
-            "RAY_USAGE_STATS_ENABLED": "0", "TMPDIR": str(folder / "tmp")}
+            "RAY_USAGE_STATS_ENABLED": "0", "TMPDIR": str(folder / "tmp"), **_IMPATIENT}
 
 
 def processes(mark: str) -> list[int]:

@@ -1,0 +1,138 @@
+"""The link as it is: tiny split models that do nothing but send arrays to and fro between two workers, and the straight line
+through what that takes.
+
+A model of k hops makes an array of b bytes on device 0, which then goes from device to device k times. The time of one hop
+is the difference between a long and a short chain over the difference of their hops, less what the segments compute: the
+coordinator's part cancels."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from gkp import manifest
+from gkp.benchmarks.edge.job import Taken
+from gkp.edge.devices import parse_devices
+from gkp.edge.plan import COORDINATOR, FILE_NAME, Link, Plan, Segment, Transfer, Value, device_folder
+from gkp.edge.split import DEVICE_FILE
+
+SIZES = (1_000, 16_000, 128_000, 1_000_000)
+HOPS = (2, 10)
+_ANY = Link(name="any", bandwidth=1e9, rtt=0.0)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """alpha_ms + bytes * beta_ns_per_byte; residual: largest relative error at the points."""
+
+    alpha_ms: float
+    beta_ns_per_byte: float
+    residual: float
+
+    def link(self, name: str, rtt_ms: float | None, shared: bool) -> Link:
+        """As gkp.edge counts: alpha is the overhead of a message and half a round trip."""
+        half = min((rtt_ms or 0.0) / 2, self.alpha_ms)
+        return Link(name=name, bandwidth=1e9 / max(self.beta_ns_per_byte, 1e-3), rtt=2e-3 * half, shared=shared,
+                    overhead=(self.alpha_ms - half) / 1e3)
+
+
+def straight_line(points: Sequence[tuple[int, float]]) -> Fitted:
+    """Least squares of the relative errors, neither number below 0. points: (bytes, milliseconds), two at least."""
+    sizes, times = (np.array(column, float) for column in zip(*points, strict=True))
+    best: tuple[float, float, float] | None = None
+    for columns in ((0, 1), (0,), (1,)):  # both, or one of them alone where the other would be negative
+        matrix = np.stack([1 / times, sizes / times], axis=1)[:, columns]
+        found, *_ = np.linalg.lstsq(matrix, np.ones(len(times)), rcond=None)
+        full = np.zeros(2)
+        full[list(columns)] = found
+        error = (full[0] + full[1] * sizes) / times - 1
+        if full.min() >= 0 and (best is None or float(error @ error) < best[2] - 1e-12):
+            best = float(full[0]), float(full[1]), float(error @ error)
+    assert best is not None
+    alpha, beta, _ = best
+    return Fitted(alpha, beta * 1e6, float(np.abs((alpha + beta * sizes) / times - 1).max()))
+
+
+def write_chains(folder: Path, devices: int) -> dict[Path, Plan]:
+    """The models, by folder: their names are those of chain_name."""
+    return {path: _write(path, size, hops, devices) for size in SIZES for hops in HOPS
+            for path in [folder / chain_name(size, hops)]}
+
+
+def chain_name(size: int, hops: int) -> str:
+    return f"{size}-bytes-{hops}-hops"
+
+
+def hop_times(taken: Mapping[str, Taken]) -> list[tuple[int, float]]:
+    """(bytes, milliseconds of one hop), where both chains of a size were measured."""
+    found = []
+    for size in SIZES:
+        short, long = (taken.get(chain_name(size, hops)) for hops in HOPS)
+        if short and long and short.ms and long.ms and short.counted and long.counted:
+            spent = statistics.median(long.ms) - statistics.median(short.ms)
+            computed = long.counted.compute_ms - short.counted.compute_ms
+            found.append((size, max(1e-3, (spent - max(0.0, computed)) / (HOPS[1] - HOPS[0]))))
+    return found
+
+
+def request_ms(taken: Mapping[str, Taken], hop: float) -> float | None:
+    """What a request costs apart from hops and segments, by the shortest chain of the smallest array."""
+    short = taken.get(chain_name(SIZES[0], HOPS[0]))
+    if short is None or not short.ms or short.counted is None:
+        return None
+    return max(0.0, statistics.median(short.ms) - HOPS[0] * hop - short.counted.compute_ms)
+
+
+# ---- the models -----------------------------------------------------------------------------------------------------
+def _write(folder: Path, size: int, hops: int, devices: int) -> Plan:
+    count = size // 4
+    shapes = [[1, 1], *([1, count] for _ in range(hops)), [1, 1]]
+    values = [Value(name=f"v{k}", tensor=f"v{k}", shape=shape, dtype="float32", producer=k - 1 if k else COORDINATOR)
+              for k, shape in enumerate(shapes)]
+    segments = [Segment(index=k, device=k % 2, file=f"segment_{k}.onnx", inputs=[f"v{k}"], outputs=[f"v{k + 1}"],
+                        layers=[f"hop {k}"], macs=0, weights_bytes=0, estimated_ms=0.0) for k in range(hops + 1)]
+    transfers = [Transfer(value="v0", source=COORDINATOR, target=0, bytes=4)]
+    transfers += [Transfer(value=f"v{k}", source=(k - 1) % 2, target=k % 2, bytes=4 * count) for k in range(1, hops + 1)]
+    transfers.append(Transfer(value=f"v{hops + 1}", source=hops % 2, target=COORDINATOR, bytes=4))
+    files: dict[str, dict[str, str]] = {str(k): {} for k in range(devices)}
+    for segment, model in zip(segments, _models(shapes), strict=True):
+        path = device_folder(folder, segment.device) / segment.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(model.SerializeToString())
+        files[str(segment.device)][segment.file] = manifest.sha256(path)
+    plan = Plan(mode="pipeline", objective="latency", model="chain", model_sha256=None, devices=parse_devices(str(devices)),
+                link=_ANY, input="v0", output=f"v{hops + 1}", values=values, segments=segments, transfers=transfers, layouts={},
+                files=files, predicted=None, rejected=[], notes=[])
+    text = msgspec.json.encode(plan, order="deterministic")
+    (folder / FILE_NAME).write_bytes(text)
+    for device in range(devices):
+        mine = device_folder(folder, device)
+        mine.mkdir(exist_ok=True)
+        (mine / FILE_NAME).write_bytes(text)
+        (mine / DEVICE_FILE).write_bytes(msgspec.json.encode({"schema_version": 1, "device": device, "plan": plan.hash}))
+    return plan
+
+
+def _models(shapes: Sequence[Sequence[int]]) -> Iterator[onnx.ModelProto]:
+    """The first one makes the array, the last one its maximum, those between hand it on."""
+    last = len(shapes) - 2
+    for k, (before, after) in enumerate(zip(shapes, shapes[1:], strict=False)):
+        ends = [[helper.make_tensor_value_info(f"v{k + j}", TensorProto.FLOAT, shape)] for j, shape in enumerate((before, after))]
+        constants = []
+        if k == 0:
+            constants.append(numpy_helper.from_array(np.array(after, np.int64), "shape"))
+            node = helper.make_node("Expand", ["v0", "shape"], ["v1"])
+        elif k == last:
+            constants.append(numpy_helper.from_array(np.array([1], np.int64), "axes"))
+            node = helper.make_node("ReduceMax", [f"v{k}", "axes"], [f"v{k + 1}"], keepdims=1)
+        else:
+            node = helper.make_node("Neg", [f"v{k}"], [f"v{k + 1}"])
+        graph = helper.make_graph([node], "hop", *ends, constants)
+        yield helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)

@@ -1,0 +1,163 @@
+"""One group of measurements: workers started on a network, the measuring process beside them, everything ended."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from gkp.benchmarks.edge import net as nets
+from gkp.benchmarks.edge.cases import Report
+from gkp.benchmarks.edge.job import Alone, Counter, Job, Line, Outcome, Route
+from gkp.benchmarks.edge.net import Net
+from gkp.benchmarks.edge.quota import Quota
+from gkp.benchmarks.edge.workers import Workers
+from gkp.edge.plan import Link, Plan
+from gkp.errors import BackendMissingError, GkpError
+
+SPARE = 0.9
+"""Of the cores, for workers and the coordinator under quotas; the rest is for what shapes the link."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A way to run `devices` devices: over `link` (None: this machine's loopback), on `cores`. dilation: 1, or by how much
+    all processors and the link are slowed down to make room for more devices than cores."""
+
+    devices: int
+    link: Link | None
+    cores: tuple[int, ...]
+    dilation: float = 1.0
+
+    @property
+    def name(self) -> str:
+        return "loopback" if self.link is None else self.link.name
+
+    @property
+    def share(self) -> float:
+        """Of a core, for each process."""
+        return 1 / self.dilation
+
+
+def sites(devices: int, links: Sequence[Link | None], cores: Sequence[int]) -> list[Site]:
+    """One per link, dilated where there are more devices than cores."""
+    crowded = devices > len(cores)
+    dilation = (devices + 1) / (SPARE * len(cores)) if crowded else 1.0
+    return [Site(devices, link, tuple(cores), dilation) for link in links]
+
+
+def check(site: Site) -> None:
+    """BackendMissingError with the reason when a site cannot be had here."""
+    if site.dilation > 1:
+        why = f"{site.devices} devices on {len(site.cores)} cores"
+        if site.link is None:
+            raise BackendMissingError(f"{why}: processors can be slowed down, loopback cannot", "measure a shaped link")
+        try:
+            with Quota(999, site.share):
+                pass
+        except BackendMissingError as e:
+            raise BackendMissingError(f"{why}: {e.message}", e.hint) from e
+
+
+def open_net(site: Site, folder: Path) -> Net:
+    """The network of a site."""
+    if site.link is None:
+        return nets.loopback(site.devices, folder)
+    slowed = msgspec.structs.replace(site.link, bandwidth=site.link.bandwidth / site.dilation,
+                                     rtt=site.link.rtt * site.dilation)
+    return nets.shaped(slowed, site.devices, folder, site.cores[-1])
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to measure at a site. splits: name -> (folder, plan); flights: name -> requests at once; alone, reference, same,
+    rate_of: as in Job; latency_s, rate_s: seconds for each entry."""
+
+    shape: list[int]
+    splits: Mapping[str, tuple[Path, Plan]]
+    flights: Mapping[str, int]
+    alone: Sequence[Alone] = ()
+    reference: str | None = None
+    same: Sequence[str] = ()
+    rate_of: str | None = None
+    latency_s: float = 1.0
+    rate_s: float = 0.5
+
+
+def run(site: Site, wanted: Wanted, folder: Path, report: Report) -> tuple[Outcome, str]:
+    """(what was measured, the emulator). folder: for keys, sockets, logs; short, and of this user alone. GkpError when
+    nothing can be measured."""
+    check(site)
+    with ExitStack() as stack:
+        net = stack.enter_context(open_net(site, folder))
+        quotas = [stack.enter_context(Quota(k, site.share)) for k in range(site.devices + 1)] if site.dilation > 1 else []
+        report("starting the workers", None)
+        folders = dict(wanted.splits.values())
+        workers = stack.enter_context(Workers(folders, net, site.cores, folder, quotas)) if folders else None
+        return _measured(site, wanted, net, workers, folder, report, quotas[-1] if quotas else None), net.emulator
+
+
+def _measured(site: Site, wanted: Wanted, net: Net, workers: Workers | None, folder: Path, report: Report,
+              quota: Quota | None) -> Outcome:
+    pids = workers.pids if workers else {}
+    routes = [Route(name=name, directory=str(path), cluster=str(workers.cluster_files[path]), in_flight=wanted.flights.get(name, 0))
+              for name, (path, _) in wanted.splits.items()] if workers else []
+    seen: dict[str, Counter] = {}
+    for k, pid in pids.items():
+        place = net.workers[k]
+        if place.interface is not None:  # one namespace, one counter
+            seen.setdefault(" ".join(place.prefix), Counter(pid=pid, interface=place.interface))
+    job = Job(shape=wanted.shape, alone=list(wanted.alone), routes=routes, reference=wanted.reference, same=list(wanted.same),
+              rate_of=wanted.rate_of, core=site.cores[0], workers=list(pids.values()),
+              endpoints=workers.addresses() if workers else [], counters=list(seen.values()),
+              matrix=None if net.matrix is None else str(net.matrix), ports=site.devices + 1,
+              latency_s=wanted.latency_s, rate_s=wanted.rate_s)
+    own = " ".join(net.coordinator.prefix)
+    return ask(job, net.coordinator.prefix, folder, report, quota,
+               net.coordinator.interface if own not in seen and seen else None)
+
+
+def ask(job: Job, prefix: Sequence[str], folder: Path, report: Report, quota: Quota | None = None,
+        interface: str | None = None) -> Outcome:
+    """Run the measuring process. interface: of its own, to be counted too. GkpError when it fails."""
+    with (folder / "coordinator.log").open("wb") as errors:
+        process = subprocess.Popen([*prefix, sys.executable, "-m", "gkp.benchmarks.edge.coordinator"],
+                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True)
+    try:
+        if quota is not None:
+            quota.add(process.pid)
+        if interface is not None:
+            job = msgspec.structs.replace(job, counters=[*job.counters, Counter(pid=process.pid, interface=interface)])
+        assert process.stdin is not None and process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # then its log says why
+            process.stdin.write(msgspec.json.encode(job) + b"\n")
+            process.stdin.flush()
+        for text in process.stdout:
+            line = msgspec.json.decode(text, type=Line)
+            if line.failed is not None:
+                raise GkpError(line.failed, "run with -v")
+            if line.outcome is not None:
+                return line.outcome
+            report(line.text, line.share)
+        said = " ".join((folder / "coordinator.log").read_text("utf-8", "replace").split())[-300:]
+        raise GkpError(f"the measuring process ended early: {said or 'it says nothing'}", "run with -v")
+    finally:
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None and process.stdout is not None
+    for stream in (process.stdin, process.stdout):
+        with contextlib.suppress(OSError):
+            stream.close()
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
