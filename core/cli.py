@@ -188,16 +188,19 @@ def run(**options: Any) -> None:
 
 @main.command("bench", context_settings=_CONTEXT)
 @click.argument("directories", type=_PATH, nargs=-1)
-@click.option("--suite", type=click.Choice(["cpu", "gpu"]), help="A standard suite instead of artefacts. cpu: the published "
-              "checkpoints and ResNet-50 with grouped 3x3 convolutions, on every engine of the CPU; gpu: a ResNet-50 and a "
-              "ResNet-20 on PyTorch, ONNX Runtime and TensorRT, under 8 minutes.")
+@click.option("--suite", type=click.Choice(["cpu", "gpu", "edge"]), help="A standard suite instead of artefacts. cpu: the "
+              "published checkpoints and ResNet-50 with grouped 3x3 convolutions, on every engine of the CPU; gpu: a "
+              "ResNet-50 and a ResNet-20 on PyTorch, ONNX Runtime and TensorRT, under 8 minutes; edge: what splitting them "
+              "over devices buys, with worker processes on this machine, about 15 minutes.")
+@click.option("--devices", type=click.IntRange(2, 16), multiple=True, metavar="N",
+              help="Of --suite edge: over how many devices; may be repeated. [default: 2]")
 @click.option("--calibrate", type=click.Choice(["trt"]), help="Measure convolutions on the GPU here, and write them into "
               "your own cost table, by which --target trt chooses forms.")
-@click.option("--checkpoints", type=_PATH, metavar="DIR", help="Published checkpoints for --suite cpu.")
+@click.option("--checkpoints", type=_PATH, metavar="DIR", help="Published checkpoints for --suite cpu and edge.")
 @click.option("--batch", "batches", type=click.IntRange(1, 4096), multiple=True,
               help="Batch sizes. [default: those the artefact was measured at]")
 @click.option("--seconds", type=click.FloatRange(0.1, 600), default=3.0, show_default=True,
-              help="Time to spend on each batch size.")
+              help="Time to spend on each batch size; of --suite edge, on each row.")
 @_trust
 @click.option("--json", "json_to", metavar="FILE|-", help="Write the table as JSON to a file or to stdout.")
 @_verbosity
@@ -337,9 +340,9 @@ def edge_profile(**options: Any) -> None:
 
 
 @edge.command("up", context_settings=_CONTEXT)
-@click.argument("directory", type=_PATH)
-@click.option("--ray", "address", required=True, metavar="HOST:PORT", help="The Ray cluster, as ray start --head says it. It "
-              "must ask for a token (RAY_AUTH_MODE=token).")
+@click.argument("directories", type=_PATH, nargs=-1, required=True)
+@click.option("--ray", "address", required=True, metavar="HOST:PORT", help="The Ray cluster, as ray start --head says it. "
+              "It must ask for a token (RAY_AUTH_MODE=token).")
 @click.option("--keys", type=_PATH, default=Path("keys"), show_default=True, metavar="DIR",
               help="What gkp edge keys wrote. Every device gets its own keys only.")
 @click.option("-o", "--output", type=_PATH, default=Path("cluster.yaml"), show_default=True, metavar="FILE",
@@ -347,7 +350,9 @@ def edge_profile(**options: Any) -> None:
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads of every worker. [default: its physical cores]")
 @_verbosity
 def edge_up(**options: Any) -> None:
-    """Start a worker for every device of the split model in DIRECTORY on a Ray cluster, and keep them running.
+    """Start a worker for every device of a split model on a Ray cluster, and keep them running.
+
+    DIRECTORIES: of the split model, then of the same one split for fewer of the devices, for when one is lost.
 
     A node is the device NAME when it was started with ray start --resources='{"gkp:NAME": 1}'. Folders and keys travel to
     the nodes through Ray, requests do not. Ctrl-C ends the workers.

@@ -203,20 +203,28 @@ def _write_arrays(path: Path, outputs: dict[str, Any]) -> None:
 
 
 def bench(screen: Screen, *, directories: tuple[Path, ...], suite: str | None, calibrate: str | None,
-          checkpoints: Path | None, batches: tuple[int, ...], seconds: float, json_to: str | None, trust_code: bool) -> None:
+          checkpoints: Path | None, batches: tuple[int, ...], seconds: float, json_to: str | None, trust_code: bool,
+          devices: tuple[int, ...]) -> None:
     from gkp.benchmarks import bench as benchmarks
     from gkp.benchmarks.results import Bench
     from gkp.benchmarks.suite_tables import suite_tables
     from gkp.runtime.environment import fingerprint
 
     if bool(directories) + bool(suite) + bool(calibrate) != 1:
-        raise UsageError("give artefact directories, or --suite cpu|gpu, or --calibrate trt",
+        raise UsageError("give artefact directories, or --suite cpu|gpu|edge, or --calibrate trt",
                          "e.g. gkp bench model.ort model.openvino")
     if suite == "gpu" or calibrate:
         from gkp.benchmarks.gpu.command import gpu_bench
 
         gpu_bench(screen, bool(calibrate), json_to)
         return
+    if suite == "edge":
+        from gkp.benchmarks.edge.command import edge_bench
+
+        edge_bench(screen, devices, checkpoints, seconds, json_to)
+        return
+    if devices:
+        raise UsageError("--devices is of --suite edge", "leave it out")
     before = fingerprint()
     with screen.progress() as progress:
         if suite:
@@ -339,14 +347,15 @@ def edge_keys(screen: Screen, *, directories: tuple[Path, ...], output: Path, da
     screen.say(f"copy each to its device; {output / 'ca.key'} stays here")
 
 
-def edge_up(screen: Screen, *, directory: Path, address: str, keys: Path, output: Path, threads: int | None) -> None:
+def edge_up(screen: Screen, *, directories: tuple[Path, ...], address: str, keys: Path, output: Path,
+            threads: int | None) -> None:
     from gkp.edge.identity import require_grpc
 
     require_grpc()
     from gkp.edge import ray_cluster
 
     check_writable(output)
-    ray_cluster.up(ray_cluster.UpOptions(directory, address, keys, output, threads), screen.say)
+    ray_cluster.up(ray_cluster.UpOptions(directories, address, keys, output, threads), screen.say)
     screen.say("stopped; the workers have ended")
 
 

@@ -90,10 +90,9 @@ def _neighbours(device: Sequence[int], active: Sequence[int]) -> Iterator[list[i
 
 def _program(times: Sequence[float], speeds: Sequence[float], active: Sequence[int]) -> list[int] | None:
     """The integer program of the module; None when it finds nothing in time."""
-    try:
-        from scipy.optimize import Bounds, LinearConstraint, milp
-    except ImportError:
-        raise BackendMissingError("planning needs SciPy, which is not installed", 'pip install "gkp[edge]"') from None
+    require_scipy()
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
     n, m, scale = len(times), len(active), max(times)
     once, ends = np.zeros((n, n * m + 1)), np.zeros((m, n * m + 1))
     for k in range(n):
@@ -107,3 +106,11 @@ def _program(times: Sequence[float], speeds: Sequence[float], active: Sequence[i
     if found.x is None:
         return None
     return [active[int(np.argmax(found.x[k * m:(k + 1) * m]))] for k in range(n)]
+
+
+def require_scipy() -> None:
+    """BackendMissingError where SciPy is not installed."""
+    try:
+        import scipy.optimize  # noqa: F401
+    except ImportError:
+        raise BackendMissingError("planning needs SciPy, which is not installed", 'pip install "gkp[edge]"') from None

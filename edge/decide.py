@@ -212,7 +212,7 @@ class BreakEven:
                 f"the best layer's {self.area}*{self.channels}/(2*{_BYTES}*{self.n:.3g}) = {self.limit:.3g} (C = "
                 f"{self.channels} channels in {words.plural(self.groups, 'group')}, n = {self.n:.3g} dense over kept "
                 f"products, b = {_BYTES} bytes)"
-                + ("" if self.ratio >= self.limit else ": its bytes alone would let it pay, the time per message is not in this"))
+                + ("" if self.ratio >= self.limit else ": by its bytes it would pay; the time per message is not in this"))
 
 
 def break_even(convs: Sequence[BranchedConv], rate: float, link: Link) -> BreakEven | None:

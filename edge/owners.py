@@ -15,11 +15,9 @@ from math import ceil, prod
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linear_sum_assignment, linprog
-from scipy.sparse import coo_matrix, eye, kron
-from scipy.sparse.csgraph import connected_components
 
 from gkp.converter.graph import Graph, Node, spatial, values
+from gkp.edge.balance import balance, require_scipy
 from gkp.edge.rules import (
     BatchNorm,
     Branched,
@@ -64,6 +62,7 @@ def owner_maps(graph: Graph, shares: Sequence[float]) -> dict[str, list[int]]:
     """Tensor's name -> owner of each of its channels, for every tensor with channels of a prepared graph: the device, plus a
     multiple of the number of devices where a device computes several aligned groups in lanes of their own (gkp.edge.modes.
     by_owner). shares add up to one."""
+    require_scipy()
     labels, count = _atoms(graph)
     layers = [_layer(node, labels) for node in graph.branched()]
     weights = np.zeros(count)
@@ -102,8 +101,17 @@ def _atoms(graph: Graph) -> tuple[dict[str, Index], int]:
         labels[tensor.name] = made
     rows = np.concatenate([a for a, _ in ties]) if ties else np.zeros(0, np.int64)
     columns = np.concatenate([b for _, b in ties]) if ties else np.zeros(0, np.int64)
-    number, atom = connected_components(coo_matrix((np.ones(rows.size), (rows, columns)), (count, count)), directed=False)
+    number, atom = _connected(rows, columns, count)
     return {name: atom[ids].astype(np.int64) for name, ids in labels.items()}, int(number)
+
+
+def _connected(a: Index, b: Index, count: int) -> tuple[int, Index]:
+    """(how many there are, which one each of `count` belongs to) of the components that the pairs (a, b) connect."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    number, component = connected_components(coo_matrix((np.ones(a.size), (a, b)), (count, count)), directed=False)
+    return int(number), component
 
 
 def _followed(node: Node, labels: dict[str, Index], ties: list[tuple[Index, Index]]) -> Index | None:
@@ -149,7 +157,7 @@ def _components(layers: Sequence[_Layer], count: int) -> Index:
             rows.append(atoms[:-1])
             columns.append(atoms[1:])
     a, b = np.concatenate(rows), np.concatenate(columns)
-    found: Index = connected_components(coo_matrix((np.ones(a.size), (a, b)), (count, count)), directed=False)[1]
+    found = _connected(a, b, count)[1]
     return found
 
 
@@ -189,10 +197,7 @@ def _by_component(layers: Sequence[_Layer], labels: dict[str, Index], component:
     components = [int(c) for c in np.argsort(-sums, kind="stable") if sums[c] > 0]
     homes: dict[int, list[int]] = {c: [] for c in components}
     if len(components) >= len(working):
-        load = dict.fromkeys(working, 0.0)
-        for c in components:
-            device = min(working, key=lambda d: ((load[d] + sums[c]) / shares[d], d))
-            load[device] += float(sums[c])
+        for c, device in zip(components, balance([float(sums[c]) for c in components], shares), strict=True):
             homes[c].append(device)
     else:
         for device in sorted(working, key=lambda d: (-shares[d], d)):
@@ -311,6 +316,8 @@ def _units(atoms: Index, writers: Sequence[_Layer], wanted: int) -> list[Index]:
 
 def _assigned(cost: Floats, units: Sequence[Index], weights: Floats, shares: Sequence[float]) -> Index:
     """The owners of the atoms: every device gets its share of the units, at the least cost."""
+    from scipy.optimize import linear_sum_assignment
+
     total = np.stack([cost[u].sum(0) for u in units])
     in_order = np.linspace(0, 1e-9 * (1.0 + total.max()), len(units))
     total = total + in_order[::-1, None] * np.arange(len(shares))[None, :]  # ties: in order
@@ -327,6 +334,9 @@ def _assigned(cost: Floats, units: Sequence[Index], weights: Floats, shares: Seq
 
 def _transported(cost: Floats, weights: Floats, shares: Sequence[float]) -> Index:
     """Units of unequal weight: the transport problem in fractions (at most one unit less than devices is cut), rounded."""
+    from scipy.optimize import linprog
+    from scipy.sparse import eye, kron
+
     units, devices = cost.shape
     assigned = kron(eye(units), np.ones((1, devices)))
     carried = kron(weights[None, :], eye(devices))

@@ -185,7 +185,8 @@ class Planner:
     def _drafted(self, mode: str, assignment: Assignment) -> Variant:
         made = draft(self.graph, mode, assignment, self.devices, self.link, objective=self.options.objective,
                      model=self.model, sha256=self.sha256)
-        prepared = {id(piece.graph): self.engine.prepare(piece).suffix for piece in {id(p.graph): p for p in made.pieces}.values()}
+        graphs = {id(piece.graph): piece for piece in made.pieces}  # replicas share one
+        prepared = {key: self.engine.prepare(piece).suffix for key, piece in graphs.items()}
         pieces = [replace(piece, suffix=prepared[id(piece.graph)]) for piece in made.pieces]
         if self.forms is None and mode == "local":  # it comes first
             self.forms = best_forms(pieces[0])

@@ -1,7 +1,7 @@
 """profile.json: measured times of segments, and what a plan's segments take by them. Needs one runtime, and no converter.
 
-A time belongs to a *signature* (layers, multiply-accumulates, bytes of weights, shapes in and out, kind of file), so that a profile of one
-plan serves every other plan that cuts the same pieces, and equal shards of several devices are measured once.
+A time belongs to a *signature* (layers, multiply-accumulates, bytes of weights, shapes in and out, kind of file), so that a
+profile of one plan serves every other plan that cuts the same pieces, and equal shards of several devices are measured once.
 """
 
 from __future__ import annotations

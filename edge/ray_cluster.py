@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -20,7 +21,7 @@ from typing import Any
 
 from gkp._version import __version__
 from gkp.edge.client import Connection, message_limit
-from gkp.edge.identity import Keys, check_name, read_keys
+from gkp.edge.identity import Keys, check_address, check_name, read_keys
 from gkp.edge.keys import COORDINATOR_FOLDER
 from gkp.edge.plan import FILE_NAME, Plan, device_folder, read_plan
 from gkp.edge.ray_join import encrypted, joined
@@ -35,37 +36,50 @@ RESOURCE = "gkp:"
 FIRST_LINE = "# Written by gkp edge up, which removes it when it ends."
 _MAX_FOLDER = 4 << 30
 _PLACE_S, _START_S, _CHECK_S, _STOP_S = 60.0, 120.0, 3.0, 5.0
-_REACH_S, _FREE_S = 15.0, 5.0
+_REACH_S, _FREE_S = 15.0, 3.0
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class UpOptions:
-    """directory: of a split model; address: of the Ray cluster, "host:port"; keys: folder that gkp edge keys wrote; output:
-    the cluster file; threads: of every worker, None: the physical cores of its node."""
+    """directories: of a split model, and of the same one split for fewer of the devices (fallback plans); address: of the
+    Ray cluster, "host:port"; keys: folder that gkp edge keys wrote; output: the cluster file; threads: of every worker,
+    None: the physical cores of its node."""
 
-    directory: Path
+    directories: Sequence[Path]
     address: str
     keys: Path
     output: Path
     threads: int | None = None
 
 
+@dataclass(frozen=True)
+class Part:
+    """Of one device in one plan."""
+
+    directory: Path
+    plan: Plan
+    device: int
+
+
 def up(options: UpOptions, say: Say) -> None:
     """Start a worker for every device that computes something, write the cluster file, and watch them until
     KeyboardInterrupt, which ends the workers. say: gets every change. Errors of read_plan, read_keys and joined();
     BackendMissingError when a device is no node of the cluster, GkpError when a worker does not start."""
-    plan = read_plan(options.directory)
-    check_plan(plan)
-    keys = {name: _keys(options.keys / name, name, plan) for name in _names(plan).values()}
-    coordinator = _keys(options.keys / COORDINATOR_FOLDER, None, plan)
+    plans = {directory: read_plan(directory) for directory in options.directories}
+    for plan in plans.values():
+        check_plan(plan)
+    parts = _parts(plans)
+    keys = {name: _keys(options.keys / name, name, [p.plan for p in parts[name]]) for name in parts}
+    coordinator = _keys(options.keys / COORDINATOR_FOLDER, None, list(plans.values()))
     _check_ours(options.output)
-    with joined(options.address) as ray, RayFleet(ray, options, plan, keys) as fleet:
+    with joined(options.address) as ray, RayFleet(ray, options, parts, keys) as fleet:
         if not encrypted() and fleet.hosts != {ray.util.get_node_ip_address()}:
             say("note: Ray's connections are not encrypted (RAY_USE_TLS): token, folders and keys travel as they are")
-        limit = message_limit(plan)
+        limit = max(map(message_limit, plans.values()))
         connections = {n: Connection(address, n, coordinator, limit) for n, address in fleet.addresses.items()}
-        with Supervisor(connections, {n: [plan.hash] for n in connections}, revive=fleet.revive) as supervisor, \
+        hashes = {name: [part.plan.hash for part in parts[name]] for name in parts}
+        with Supervisor(connections, hashes, revive=fleet.revive) as supervisor, \
                 fleet.closing():  # before the supervisor waits for its threads, which may wait for a worker
             _await_all(supervisor, fleet)
             with _cluster_file(options, fleet.addresses):
@@ -75,21 +89,20 @@ def up(options: UpOptions, say: Say) -> None:
 
 
 class RayFleet:
-    """Workers as actors of a Ray cluster. keys: by device name. addresses: of the workers, the same after a restart; hosts: of
-    their nodes. A context manager, which ends the workers."""
+    """Workers as actors of a Ray cluster. parts, keys: by device name. addresses: of the workers, the same after a restart;
+    hosts: of their nodes. A context manager, which ends the workers."""
 
-    def __init__(self, ray: Any, options: UpOptions, plan: Plan, keys: Mapping[str, Keys]) -> None:
-        self._ray, self._keys, self._threads = ray, keys, options.threads
+    def __init__(self, ray: Any, options: UpOptions, parts: Mapping[str, Sequence[Part]], keys: Mapping[str, Keys]) -> None:
+        self._ray, self._parts, self._keys, self._threads = ray, parts, keys, options.threads
         self._closed = threading.Event()
         self._reasons: dict[str, str] = {}
-        devices = _names(plan)
-        _check_nodes(ray, options.address, list(devices.values()))
-        self._files = {name: ray.put(read_folder(device_folder(options.directory, k), plan, k))
-                       for k, name in devices.items()}
+        _check_nodes(ray, options.address, list(parts))
+        self._folders = {name: ray.put([read_folder(device_folder(p.directory, p.device), p.plan, p.device) for p in mine])
+                         for name, mine in parts.items()}
         self._actors: dict[str, Any] = {}
         try:
-            self._actors = {name: self._actor(name) for name in devices.values()}
-            asked = {name: self._actors[name].place.remote(_port(plan.devices[k].address)) for k, name in devices.items()}
+            self._actors = {name: self._actor(name) for name in parts}
+            asked = {name: self._actors[name].place.remote(_port(mine)) for name, mine in parts.items()}
             self._places: dict[str, Place] = {name: self._placed(name, ref) for name, ref in asked.items()}
             self.addresses = {name: place.address for name, place in self._places.items()}
             self.hosts = {place.host for place in self._places.values()}
@@ -112,24 +125,25 @@ class RayFleet:
 
     def revive(self, name: str) -> None:
         """Called while the device does not answer: gives a new process its folder, and ends one that is stuck."""
-        actor = self._actors[name]
-        waited = self._wait(check := actor.check.remote(), _CHECK_S)
-        if self._closed.is_set():
-            return
-        if not waited:
-            self._reasons[name] = "its process is stuck, or its node is gone; Ray starts it again"
-            self._kill(actor, no_restart=False)
-            return
+        errors = self._ray.exceptions
         try:
-            serving = self._ray.get(check)
-        except self._ray.exceptions.ActorUnavailableError:
+            self._reasons[name] = self._revived(name, self._actors[name])
+        except errors.ActorUnavailableError:
             self._reasons[name] = "Ray starts it again"
-            return
-        except self._ray.exceptions.RayActorError:  # for good: Ray has given it up
+        except errors.RayActorError:  # for good: Ray has given it up
             self._actors[name] = self._actor(name)
-            return
-        self._reasons[name] = "its worker runs, and does not answer here" if serving else \
-            self._outcome(self._start(name), _START_S) or "it was started again"
+        except errors.RayError as e:
+            self._reasons[name] = _one_line(e)
+
+    def _revived(self, name: str, actor: Any) -> str:
+        """What was done, in words."""
+        if not self._wait(check := actor.check.remote(), _CHECK_S):
+            if not self._closed.is_set():
+                self._kill(actor, no_restart=False)
+            return "its process is stuck, or its node is gone; Ray starts it again"
+        if self._ray.get(check):
+            return "its worker runs, and does not answer here"
+        return self._outcome(self._start(name), _START_S) or "it was started again"
 
     @contextlib.contextmanager
     def closing(self) -> Iterator[None]:
@@ -164,11 +178,9 @@ class RayFleet:
         except self._ray.exceptions.GetTimeoutError:
             raise BackendMissingError(f"Ray did not start the worker of device {name} in {_PLACE_S:g} s",
                                       "ray status shows the nodes and what they wait for") from None
-        except GkpError:
-            raise
         except Exception as e:  # Ray raises its own, and what unpickling raises on a node without gkp
-            said = next((line for line in reversed(str(e).splitlines()) if line.strip()), type(e).__name__)
-            raise BackendMissingError(f"the node of device {name} cannot run gkp: {said.strip()[:200]}",
+            last = next((line for line in reversed(str(e).splitlines()) if line.strip()), type(e).__name__)
+            raise BackendMissingError(f"the node of device {name} cannot run gkp: {last.strip()[:200]}",
                                       f'pip install "gkp[ray]=={__version__}" in the Python of its ray start') from e
         if place.version != __version__:
             raise BackendMissingError(f"the node of device {name} has gkp {place.version}, here is {__version__}",
@@ -176,9 +188,10 @@ class RayFleet:
         return place
 
     def _start(self, name: str) -> Any:
-        peers = {other: address for other, address in self.addresses.items() if other != name}
+        known = {device.name for part in self._parts[name] for device in part.plan.devices} - {name}
+        peers = {other: address for other, address in self.addresses.items() if other in known}
         return self._actors[name].start.remote(Duty(name, self._places[name], self._keys[name], peers, self._threads),
-                                               self._files[name])
+                                               self._folders[name])
 
     def _outcome(self, ref: Any, timeout: float) -> str:
         """Of a start. "" when it serves."""
@@ -187,7 +200,7 @@ class RayFleet:
         try:
             return str(self._ray.get(ref))
         except Exception as e:  # the process died, the object store is full, ...
-            return " ".join(str(e).split())[:200]
+            return _one_line(e)
 
     def _wait(self, ref: Any, timeout: float) -> bool:
         end = time.monotonic() + timeout
@@ -201,19 +214,28 @@ class RayFleet:
             self._ray.kill(actor, no_restart=no_restart)
 
 
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
 # ---- what is checked before -----------------------------------------------------------------------------------------
-def _names(plan: Plan) -> dict[int, str]:
-    """Device index -> name, of those that compute something."""
-    return {k: check_name(plan.devices[k].name) for k in sorted({segment.device for segment in plan.segments})}
+def _parts(plans: Mapping[Path, Plan]) -> dict[str, list[Part]]:
+    """By device name, of those that compute something in any plan."""
+    found: dict[str, list[Part]] = {}
+    for directory, plan in plans.items():
+        for k in sorted({segment.device for segment in plan.segments}):
+            found.setdefault(check_name(plan.devices[k].name), []).append(Part(directory, plan, k))
+    return found
 
 
-def _keys(folder: Path, name: str | None, plan: Plan) -> Keys:
+def _keys(folder: Path, name: str | None, plans: Sequence[Plan]) -> Keys:
     keys = read_keys(folder)
     if keys.identity.worker != name:
         raise UnsafeFileError(f"the keys in {folder} are not of {name or 'the coordinator'}",
                               "give the folder that gkp edge keys wrote")
-    if plan.hash not in keys.identity.plans:
-        raise UnsafeFileError(f"the keys in {folder} do not name this plan", "run gkp edge keys on the split model again")
+    if not {plan.hash for plan in plans} <= keys.identity.plans:
+        raise UnsafeFileError(f"the keys in {folder} do not name {'this plan' if len(plans) == 1 else 'these plans'}",
+                              "run gkp edge keys on the split models again, all at once")
     return keys
 
 
@@ -245,8 +267,11 @@ def read_folder(folder: Path, plan: Plan, device: int) -> dict[str, bytes]:
         if PurePosixPath(name).name != name or name in (".", "..") or not name.isprintable():
             raise FileError(f"the plan names the file {name[:80]!r}", "split the model again")
         try:
-            with os.fdopen(os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
-                if os.fstat(file.fileno()).st_size > left:
+            with os.fdopen(os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+                about = os.fstat(file.fileno())
+                if not stat.S_ISREG(about.st_mode):
+                    raise FileError(f"{folder / name} is no plain file", "split the model again")
+                if about.st_size > left:
                     raise FileError(f"the files in {folder} are over {_MAX_FOLDER >> 30} GiB", "split over more devices")
                 found[name] = file.read(left)
         except OSError as e:
@@ -255,11 +280,12 @@ def read_folder(folder: Path, plan: Plan, device: int) -> dict[str, bytes]:
     return found
 
 
-def _port(address: str | None) -> int | None:
+def _port(parts: Sequence[Part]) -> int | None:
     """The one that devices.yaml gives the device."""
-    if address is None or address.startswith("unix:"):
-        return None
-    return int(address.rpartition(":")[2]) or None
+    for address in (part.plan.devices[part.device].address for part in parts):
+        if address is not None and not address.startswith("unix:"):
+            return int(check_address(address).rpartition(":")[2]) or None
+    return None
 
 
 # ---- the cluster file -----------------------------------------------------------------------------------------------
@@ -278,10 +304,12 @@ def _check_ours(path: Path) -> None:
 @contextlib.contextmanager
 def _cluster_file(options: UpOptions, addresses: Mapping[str, str]) -> Iterator[None]:
     """It is there as long as the workers are."""
-    folder = options.output.absolute().parent
-    keys = os.path.relpath((options.keys / COORDINATOR_FOLDER).absolute(), folder)
-    lines = [FIRST_LINE, f"keys: {json.dumps(keys)}", "devices:",
-             *(f"  {json.dumps(name)}: {json.dumps(address)}" for name, address in addresses.items())]
+    folder = options.output.resolve().parent
+    keys, *others = (json.dumps(os.path.relpath(path.resolve(), folder))
+                     for path in (options.keys / COORDINATOR_FOLDER, *options.directories[1:]))
+    lines = [FIRST_LINE, f"keys: {keys}", "devices:",
+             *(f"  {json.dumps(name)}: {json.dumps(address)}" for name, address in addresses.items()),
+             *(["fallback:", *(f"  - {other}" for other in others)] if others else [])]
     write_file(options.output, ("\n".join(lines) + "\n").encode())
     try:
         yield

@@ -142,8 +142,8 @@ def _not_joined(address: str, error: BaseException) -> BackendMissingError:
     versions = re.findall(r"Ray: (\S+) Python: (\S+)", said)
     if len(versions) == 2:
         (their_ray, their_python), (our_ray, our_python) = versions
-        return BackendMissingError(f"the Ray cluster at {address} runs Ray {their_ray} on Python {their_python}, here is Ray "
-                                   f"{our_ray} on Python {our_python}",
+        return BackendMissingError(f"the Ray cluster at {address} runs Ray {their_ray} on Python {their_python}, here is "
+                                   f"Ray {our_ray} on Python {our_python}",
                                    "all nodes need the same Ray and Python 3.x; gkp serve under systemd does not")
     return BackendMissingError(f"cannot join the Ray cluster at {address}: {said[:200]}",
                                "this machine must be a node of it: ray start --address=... here first")

@@ -8,7 +8,7 @@ import random
 import socket
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +42,7 @@ class Place:
 @dataclass(frozen=True)
 class Duty:
     """What a worker serves besides its files. place: where it was first, and where the others look for it; peers: name ->
-    address of every other device; threads: of every segment, None: physical cores."""
+    address of the other devices of its plans; threads: of every segment, None: physical cores."""
 
     name: str
     place: Place
@@ -67,9 +67,9 @@ class RayWorker:
         """Whether it serves. (A worker that does not answer this is stuck.)"""
         return self._serving is not None
 
-    def start(self, duty: Duty, files: Mapping[str, bytes]) -> str:
-        """Serve the files of a device's folder, by name. Returns "", or in words why that cannot be. What lies on the disk
-        for it, keys included, is gone again when this returns."""
+    def start(self, duty: Duty, folders: Sequence[Mapping[str, bytes]]) -> str:
+        """Serve the device's folders, one per plan: files by name. Returns "", or in words why that cannot be. What lies on
+        the disk for it, keys included, is gone again when this returns."""
         with self._lock:
             if self._serving is not None:
                 return ""
@@ -77,7 +77,7 @@ class RayWorker:
                 return f"its node came back at {here} instead of {duty.place.host}: start gkp edge up again"
             try:
                 with tempfile.TemporaryDirectory(prefix="gkp-") as folder:  # mode 0700
-                    self._serving = Serving(_unpack(Path(folder), duty, files))
+                    self._serving = Serving(_unpack(Path(folder), duty, folders))
             except GkpError as e:
                 return f"{e.message} ({e.hint})" if e.hint else e.message
             except OSError as e:
@@ -91,15 +91,16 @@ class RayWorker:
         return serving is None or serving.stop()
 
 
-def _unpack(folder: Path, duty: Duty, files: Mapping[str, bytes]) -> ServeOptions:
+def _unpack(root: Path, duty: Duty, folders: Sequence[Mapping[str, bytes]]) -> ServeOptions:
     keys = duty.keys
     pem = {identity.CA: keys.ca, identity.CERTIFICATE: keys.certificate, identity.KEY: keys.key}
-    for part, contents in (("device", files), ("keys", pem)):
-        (folder / part).mkdir()
-        for name, data in contents.items():
-            with open(folder / part / name, "xb", opener=_private) as file:
+    places = [root / "keys", *(root / f"plan_{i}" for i in range(len(folders)))]
+    for place, files in zip(places, [pem, *folders], strict=True):
+        place.mkdir()
+        for name, data in files.items():
+            with open(place / name, "xb", opener=_private) as file:
                 file.write(data)
-    return ServeOptions(folders=[folder / "device"], listen=duty.place.address, keys=folder / "keys", peers=duty.peers,
+    return ServeOptions(folders=places[1:], listen=duty.place.address, keys=places[0], peers=duty.peers,
                         threads=duty.threads, grace=_GRACE_S)
 
 

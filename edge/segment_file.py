@@ -1,4 +1,4 @@
-"""The file of a segment, opened for running. Nothing runs whose bytes are not those that the plan names. Needs one runtime."""
+"""The file of a segment, opened for running: nothing runs whose bytes are not those that the plan names."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from gkp.edge.placement import Assignment, NodePlacement
 from gkp.edge.plan import COORDINATOR, FILE_NAME, Device, Layout, Link, Plan, Segment, Transfer, device_folder
 from gkp.edge.prepare import prepare
 from gkp.edge.shard import SegmentDraft, Sharded, shard
-from gkp.errors import UnsupportedModelError, UsageError, VerificationError
+from gkp.errors import UsageError, VerificationError
 
 TOLERANCE = 5e-5
 """Relative to max(1, largest output): across devices, sums are taken in another order."""

@@ -1,6 +1,7 @@
 """Makes tests/helpers importable: pytest's importlib mode leaves sys.path alone. And no test touches the user's key."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,12 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "helpers"))
+
+
+def pytest_configure() -> None:
+    """A shell that runs this in the background has it ignore Ctrl-C, and so would every program that is interrupted here."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

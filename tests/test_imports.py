@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RUNTIMES = ("onnxruntime", "openvino", "ncnn", "pnnx")
 CONVERT = ("onnx", "onnx_graphsurgeon", "google")
 PRUNE = ("accelerate", "mtkahypar", "sklearn", "scipy")
-EXTRAS = ("torch", "onnxscript", "jinja2", "PIL", *PRUNE, *RUNTIMES, *CONVERT)
+EDGE = ("grpc", "cryptography", "networkx", "yaml", "ray")
+EXTRAS = ("torch", "onnxscript", "jinja2", "PIL", *PRUNE, *EDGE, *RUNTIMES, *CONVERT)
 DEVELOPMENT = ("pytest", "hypothesis", "mypy", "setuptools")
 # What a package's modules may import when they are loaded, of all that is not in the base install.
 NEEDS: dict[str, tuple[str, ...]] = {
@@ -20,6 +21,8 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "gkp.runtime": (),
     "gkp.benchmarks": CONVERT,
     "gkp.benchmarks.gpu": ("torch", *CONVERT),
+    "gkp.benchmarks.edge": ("grpc", *CONVERT),
+    "gkp.edge": ("grpc", *CONVERT),  # what a device needs of it: tests/edge/test_service_process.py
     "gkp.converter": CONVERT,
     "gkp.converter.lower": CONVERT,
     "gkp.converter.passes": CONVERT,

@@ -1,7 +1,7 @@
 """The measuring process: `python -m gkp.benchmarks.edge.coordinator`, in the network namespace of the coordinator.
 
-Everything is timed turn by turn: in every round each entry once, in a new random order. It reads a Job from the first line of
-stdin, writes lines of JSON to stdout, and ends when stdin does: with the suite, in whatever way that ends."""
+Everything is timed turn by turn: in every round each entry once, in a new random order. It reads a Job from the first line
+of stdin, writes lines of JSON to stdout, and ends when stdin does: with the suite, in whatever way that ends."""
 
 from __future__ import annotations
 
@@ -35,8 +35,6 @@ Array = npt.NDArray[Any]
 Call = Callable[[], Array]
 Say = Callable[[str, "float | None"], None]
 _FEWEST, _MOST, _RATE_ROUNDS = 7, 200, 5
-_SHORT_MS = 5.0
-"""Calls shorter than this are repeated within a sample."""
 
 
 def measure(job: Job, say: Say = lambda text, share: None) -> Outcome:
@@ -108,15 +106,14 @@ class _Session:
         return Outcome(taken=taken, idle=idle, rtt_ms=rtt)
 
     def _errors(self) -> dict[str, float]:
-        """Largest difference from the reference's outputs, relative to their largest value (at least 1)."""
-        if self.job.reference not in self.calls:
-            return {}
-        want = self.calls[self.job.reference]()
-        scale, found = max(1.0, float(np.abs(want).max())), {}
-        for name in self.job.same:
-            if name in self.calls:
-                got = self.calls[name]()
-                found[name] = float(np.abs(got.reshape(want.shape) - want).max()) / scale if got.size == want.size else np.inf
+        """Largest difference from the outputs that it must have, relative to their largest value (at least 1)."""
+        outputs = {name: self.calls[name]() for name in {*self.job.same, *self.job.same.values()} & set(self.calls)}
+        found = {}
+        for name, other in self.job.same.items():
+            if name in outputs and other in outputs:
+                got, want = outputs[name], outputs[other]
+                apart = np.abs(got.reshape(want.shape) - want).max() if got.size == want.size else np.inf
+                found[name] = float(apart) / max(1.0, float(np.abs(want).max()))
         return found
 
     # ---- one request at a time --------------------------------------------------------------------------------------
@@ -130,7 +127,8 @@ class _Session:
         budget = self.job.latency_s * len(self.calls)
         for number in range(_MOST):
             spent = time.perf_counter() - begin
-            if spent > budget and number >= (_FEWEST if spent < 3 * budget else 5) or not self.calls:
+            enough = _FEWEST if spent < 3 * budget else 5
+            if not self.calls or (spent > budget and number >= enough):
                 break
             self.say("one request at a time", min(1.0, max(spent / budget, number / _MOST)))
             for name in rng.permutation(list(self.calls)).tolist():
@@ -145,7 +143,7 @@ class _Session:
         for _ in range(2):
             self._try(name)
         once = (time.perf_counter() - start) * 1e3 / 2
-        return max(1, min(50, round(_SHORT_MS / max(once, 1e-3))))
+        return max(1, min(50, round(self.job.sample_ms / max(once, 1e-3))))
 
     def _sample(self, name: str, count: int) -> tuple[float, tuple[float | None, float]] | None:
         """Milliseconds for a request, and the processor's; None when it failed, which ends the entry."""

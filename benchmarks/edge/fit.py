@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -108,8 +109,8 @@ def _write(folder: Path, size: int, hops: int, devices: int) -> Plan:
         path.write_bytes(model.SerializeToString())
         files[str(segment.device)][segment.file] = manifest.sha256(path)
     plan = Plan(mode="pipeline", objective="latency", model="chain", model_sha256=None, devices=parse_devices(str(devices)),
-                link=_ANY, input="v0", output=f"v{hops + 1}", values=values, segments=segments, transfers=transfers, layouts={},
-                files=files, predicted=None, rejected=[], notes=[])
+                link=_ANY, input="v0", output=f"v{hops + 1}", values=values, segments=segments, transfers=transfers,
+                layouts={}, files=files, predicted=None, rejected=[], notes=[])
     text = msgspec.json.encode(plan, order="deterministic")
     (folder / FILE_NAME).write_bytes(text)
     for device in range(devices):
@@ -123,8 +124,9 @@ def _write(folder: Path, size: int, hops: int, devices: int) -> Plan:
 def _models(shapes: Sequence[Sequence[int]]) -> Iterator[onnx.ModelProto]:
     """The first one makes the array, the last one its maximum, those between hand it on."""
     last = len(shapes) - 2
-    for k, (before, after) in enumerate(zip(shapes, shapes[1:], strict=False)):
-        ends = [[helper.make_tensor_value_info(f"v{k + j}", TensorProto.FLOAT, shape)] for j, shape in enumerate((before, after))]
+    for k, (before, after) in enumerate(pairwise(shapes)):
+        ends = [[helper.make_tensor_value_info(f"v{k + j}", TensorProto.FLOAT, shape)]
+                for j, shape in enumerate((before, after))]
         constants = []
         if k == 0:
             constants.append(numpy_helper.from_array(np.array(after, np.int64), "shape"))

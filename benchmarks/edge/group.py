@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -21,6 +21,8 @@ from gkp.benchmarks.edge.workers import Workers
 from gkp.edge.plan import Link, Plan
 from gkp.errors import BackendMissingError, GkpError
 
+SAMPLE_MS, UNDER_QUOTA_MS = 5.0, 60.0
+"""Of a sample at least: a quota holds on average over many of its periods only."""
 SPARE = 0.9
 """Of the cores, for workers and the coordinator under quotas; the rest is for what shapes the link."""
 
@@ -76,18 +78,18 @@ def open_net(site: Site, folder: Path) -> Net:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to measure at a site. splits: name -> (folder, plan); flights: name -> requests at once; alone, reference, same,
-    rate_of: as in Job; latency_s, rate_s: seconds for each entry."""
+    """What to measure at a site. splits: name -> (folder, plan); flights: name -> requests at once; alone, same, rate_of: as
+    in Job; latency_s, rate_s, bytes_s: seconds for each entry."""
 
     shape: list[int]
     splits: Mapping[str, tuple[Path, Plan]]
     flights: Mapping[str, int]
     alone: Sequence[Alone] = ()
-    reference: str | None = None
-    same: Sequence[str] = ()
+    same: Mapping[str, str] = field(default_factory=dict)
     rate_of: str | None = None
     latency_s: float = 1.0
     rate_s: float = 0.5
+    bytes_s: float = 0.5
 
 
 def run(site: Site, wanted: Wanted, folder: Path, report: Report) -> tuple[Outcome, str]:
@@ -106,18 +108,19 @@ def run(site: Site, wanted: Wanted, folder: Path, report: Report) -> tuple[Outco
 def _measured(site: Site, wanted: Wanted, net: Net, workers: Workers | None, folder: Path, report: Report,
               quota: Quota | None) -> Outcome:
     pids = workers.pids if workers else {}
-    routes = [Route(name=name, directory=str(path), cluster=str(workers.cluster_files[path]), in_flight=wanted.flights.get(name, 0))
+    routes = [Route(name=name, directory=str(path), cluster=str(workers.cluster_files[path]),
+                    in_flight=wanted.flights.get(name, 0))
               for name, (path, _) in wanted.splits.items()] if workers else []
     seen: dict[str, Counter] = {}
     for k, pid in pids.items():
         place = net.workers[k]
         if place.interface is not None:  # one namespace, one counter
             seen.setdefault(" ".join(place.prefix), Counter(pid=pid, interface=place.interface))
-    job = Job(shape=wanted.shape, alone=list(wanted.alone), routes=routes, reference=wanted.reference, same=list(wanted.same),
-              rate_of=wanted.rate_of, core=site.cores[0], workers=list(pids.values()),
-              endpoints=workers.addresses() if workers else [], counters=list(seen.values()),
-              matrix=None if net.matrix is None else str(net.matrix), ports=site.devices + 1,
-              latency_s=wanted.latency_s, rate_s=wanted.rate_s)
+    job = Job(shape=wanted.shape, alone=list(wanted.alone), routes=routes, same=dict(wanted.same), rate_of=wanted.rate_of,
+              core=site.cores[0], workers=list(pids.values()), endpoints=workers.addresses() if workers else [],
+              counters=list(seen.values()), matrix=None if net.matrix is None else str(net.matrix), ports=site.devices + 1,
+              sample_ms=UNDER_QUOTA_MS if site.dilation > 1 else SAMPLE_MS, latency_s=wanted.latency_s,
+              rate_s=wanted.rate_s, bytes_s=wanted.bytes_s)
     own = " ".join(net.coordinator.prefix)
     return ask(job, net.coordinator.prefix, folder, report, quota,
                net.coordinator.interface if own not in seen and seen else None)
@@ -134,7 +137,8 @@ def ask(job: Job, prefix: Sequence[str], folder: Path, report: Report, quota: Qu
             quota.add(process.pid)
         if interface is not None:
             job = msgspec.structs.replace(job, counters=[*job.counters, Counter(pid=process.pid, interface=interface)])
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         with contextlib.suppress(BrokenPipeError):  # then its log says why
             process.stdin.write(msgspec.json.encode(job) + b"\n")
             process.stdin.flush()
@@ -152,12 +156,17 @@ def ask(job: Job, prefix: Sequence[str], folder: Path, report: Report, quota: Qu
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    assert process.stdin is not None and process.stdout is not None
     for stream in (process.stdin, process.stdout):
-        with contextlib.suppress(OSError):
-            stream.close()
+        if stream is not None:
+            with contextlib.suppress(OSError):
+                stream.close()
     try:
         process.wait(5)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def job_alone(shape: list[int], means: Sequence[Alone], core: int, seconds: float) -> Job:
+    """To compare engines in one process."""
+    return Job(shape=shape, alone=list(means), core=core, latency_s=seconds)

@@ -32,15 +32,16 @@ class Counter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """shape: of the input, batch first; reference: name of the Alone whose outputs are right for those named in `same`;
-    core: for what is computed in the process itself; workers: process ids; endpoints: HOST:PORT of the workers; matrix: file
-    of the relay's counts, for `ports` interfaces, the coordinator's first. latency_s, rate_s: to spend on each entry."""
+    """shape: of the input, batch first; same: name -> name of the entry whose outputs it must have; rate_of: the Alone whose
+    rate is measured in every round of rates; core: for what is computed in the process itself; workers: process ids;
+    endpoints: HOST:PORT of the workers; matrix: file of the relay's counts, for `ports` interfaces, the coordinator's
+    first. sample_ms: shorter calls are repeated within a sample; latency_s, rate_s: to spend on each entry; idle_s,
+    bytes_s: on counting bytes; deadline_s: of a request."""
 
     shape: list[int]
     alone: list[Alone] = []
     routes: list[Route] = []
-    reference: str | None = None
-    same: list[str] = []
+    same: dict[str, str] = {}
     rate_of: str | None = None
     core: int | None = None
     workers: list[int] = []
@@ -48,9 +49,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     counters: list[Counter] = []
     matrix: str | None = None
     ports: int = 0
+    sample_ms: float = 5.0
     latency_s: float = 1.0
     rate_s: float = 0.5
-    idle_s: float = 1.0
+    idle_s: float = 2.0
     bytes_s: float = 0.5
     deadline_s: float = 60.0
 

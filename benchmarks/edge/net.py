@@ -54,10 +54,10 @@ class Net:
 
 
 def loopback(devices: int, folder: Path) -> Net:
-    """TCP over the loopback device of one namespace; Unix sockets in `folder` where there are no namespaces."""
-    if unavailable() is not None:
+    """TCP over the loopback device of one namespace; Unix sockets in `folder` where there can be no namespaces."""
+    if (reason := unavailable()) is not None:
         places = [Place((), f"unix:{folder / f'{k}.sock'}", None) for k in range(devices)]
-        return Net("none: Unix sockets", Place((), "", None), places)
+        return Net(f"none: Unix sockets, no frames to count ({reason})", Place((), "", None), places)
     with ExitStack() as stack:
         (name,) = stack.enter_context(Namespaces(1)).names
         prefix = _inside(name)

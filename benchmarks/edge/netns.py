@@ -44,9 +44,9 @@ def command(*words: str) -> str:
 def unavailable() -> str | None:
     """Why there can be no namespaces here; None: there can."""
     if os.geteuid() != 0:
-        return "shaped links need network namespaces, which need root"
+        return "network namespaces need root"
     if shutil.which("ip") is None:
-        return "shaped links need the program ip (iproute2), which is not here"
+        return "network namespaces need the program ip (iproute2), which is not here"
     try:
         with Namespaces(1):
             return None

@@ -1,5 +1,5 @@
-"""A switch with slow ports: `python -m gkp.benchmarks.edge.relay SPEC.json` makes a TAP device in every namespace and carries
-frames between them with a rate and a delay, where the kernel has no netem.
+"""A switch with slow ports: `python -m gkp.benchmarks.edge.relay SPEC.json` makes a TAP device in every namespace and
+carries frames between them with a rate and a delay, where the kernel has no netem.
 
 A port sends one frame at a time, and receives one at a time; on a shared medium there is one at a time at all. Frames
 are delivered `delay` seconds after their last bit. Nothing is dropped: TCP's windows bound what waits. It says "ready" when
@@ -7,6 +7,7 @@ the devices are there, and ends with its stdin."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import heapq
@@ -84,10 +85,8 @@ def carry(ports: Sequence[int], medium: Medium, counts: memoryview) -> None:
         now = time.perf_counter()
         while waiting and waiting[0][0] <= now:
             _, _, target, frame = heapq.heappop(waiting)
-            try:
+            with contextlib.suppress(OSError):  # its device is down, or full: a link that loses a frame
                 os.write(ports[target], frame)
-            except OSError:
-                pass  # its device is down, or full: a link that loses a frame
 
 
 def _frames(fd: int) -> list[bytes]:

@@ -1,5 +1,6 @@
 """What the edge suite measured, as its JSON holds it. Ratios are reference time / this time: above 1 is faster. A number
-that was not measured is null, and `missing` says why. Everything under `predicted` and `scaling` was computed, not measured."""
+that was not measured is null, and `missing` says why. Everything under `predicted` and `scaling` was computed, not
+measured."""
 
 from __future__ import annotations
 
@@ -69,7 +70,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One way to compute a case. what: of gkp.benchmarks.edge.rows.WHAT; means: the engine; busy: devices that compute
     something. cpu_ms: of all processes that compute, for one request; coordinator_cpu_ms: of the coordinator's.
     pruning_gain: the dense network on one device / this one on one device; distribution_gain: the same network on one device
-    by the best means / this; vs_dense: both together. refused: why a gain is not called one of distribution. max_error:
+    by the best means / this, for several devices; overhead: the same for one; vs_dense: against the dense network on one
+    device, pruning and distribution together. refused: why a gain is not called one of distribution. max_error:
     largest difference from the network on one device, relative to its largest output. same_as: the row that has the very
     same plan. error: what must not be."""
 
@@ -86,6 +88,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     coordinator_cpu_ms: float | None = None
     pruning_gain: Ratio | None = None
     distribution_gain: Ratio | None = None
+    overhead: Ratio | None = None
     vs_dense: Ratio | None = None
     refused: str | None = None
     rate: Rate | None = None

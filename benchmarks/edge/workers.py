@@ -49,7 +49,8 @@ class Workers:
         except BaseException:
             self.close()
             raise
-        self.cluster_files = {folder: self._cluster_file(number, plan) for number, (folder, plan) in enumerate(folders.items())}
+        self.cluster_files = {folder: self._cluster_file(number, plan)
+                              for number, (folder, plan) in enumerate(folders.items())}
 
     @property
     def pids(self) -> dict[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -66,7 +67,7 @@ def test_a_guarded_cluster_is_joined_with_its_token(address: str, monkeypatch: p
 @pytest.mark.parametrize("address", ["open", "other"], indirect=True)
 def test_nothing_but_a_refusal_counts_as_guarded(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
-    with pytest.raises(UsageError, match="without token authentication|no Ray cluster that asks for a token"):
+    with pytest.raises(UsageError, match=r"without token authentication|no Ray cluster that asks for a token"):
         check_authentication(address)
 
 
@@ -74,7 +75,7 @@ def test_nothing_but_a_refusal_counts_as_guarded(address: str, monkeypatch: pyte
 @pytest.mark.parametrize("token", ["wrong", "lin\nes", "ünicode", " "])
 def test_a_token_that_is_not_the_clusters_is_refused(address: str, token: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", token)
-    with pytest.raises(UsageError, match="does not accept the token|there is none here"):
+    with pytest.raises(UsageError, match=r"does not accept the token|there is none here"):
         check_authentication(address)
 
 
@@ -178,4 +179,8 @@ def test_links_missing_files_and_huge_folders_are_refused(made: kit.Split, tmp_p
     secret.write_text("private")
     file.symlink_to(secret)
     with pytest.raises(GkpError, match="cannot be read"):
+        read_folder(folder, made.plan, 0)
+    file.unlink()
+    os.mkfifo(file)  # nobody ever writes into it
+    with pytest.raises(GkpError, match="no plain file"):
         read_folder(folder, made.plan, 0)

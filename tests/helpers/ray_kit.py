@@ -50,11 +50,13 @@ class Node:
 
 @dataclass
 class RayCluster:
-    """One head and more nodes, all with the token. folder: for its files, its user's home among them."""
+    """One head and more nodes, all with the token. folder: for its files, its user's home among them; mode: of authentication;
+    also: environment of the nodes."""
 
     folder: Path
     token: str
     mode: str
+    also: Mapping[str, str] = field(default_factory=dict)
     port: int = field(default_factory=lambda: free_port())
     nodes: list[Node] = field(default_factory=list)
 
@@ -76,7 +78,7 @@ class RayCluster:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", *where, "--block", "--num-cpus=1", "--disable-usage-stats",
                    "--object-store-memory=100000000", f"--resources={json.dumps({r: 1 for r in resources})}"]
         log = (self.folder / f"node_{len(self.nodes)}.log").open("wb")
-        node = Node(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**self.environment, "GKP_TEST_MARK": mark}), mark)
+        node = Node(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**self.environment, **self.also, "GKP_TEST_MARK": mark}), mark)
         self.nodes.append(node)
         assert until(lambda: b"--block" in Path(log.name).read_bytes() or node.process.poll() is not None, 60)
         assert node.process.poll() is None, Path(log.name).read_text()
@@ -93,10 +95,10 @@ class RayCluster:
 
 
 @contextlib.contextmanager
-def ray_cluster(*nodes: Sequence[str], mode: str = "token") -> Iterator[RayCluster]:
-    """nodes: resources of each. mode: of authentication. No process of it is left at the end."""
+def ray_cluster(*nodes: Sequence[str], mode: str = "token", also: Mapping[str, str] | None = None) -> Iterator[RayCluster]:
+    """nodes: resources of each. No process of it is left at the end."""
     folder = Path(tempfile.mkdtemp(prefix="r"))  # short: Ray makes sockets deep in it
-    cluster = RayCluster(folder, f"t{os.getpid():x}x{time.monotonic_ns():x}", mode)
+    cluster = RayCluster(folder, f"t{os.getpid():x}x{time.monotonic_ns():x}", mode, also or {})
     try:
         for resources in nodes:
             cluster.start(resources)
@@ -129,12 +131,12 @@ class Up:
 
 
 @contextlib.contextmanager
-def up(ray: RayCluster, split: Path, keys: Path, folder: Path, *options: str) -> Iterator[Up]:
+def up(ray: RayCluster, splits: Sequence[Path], keys: Path, folder: Path) -> Iterator[Up]:
     """Running, all workers ready."""
     log = folder / "up.log"
     with log.open("wb") as err:
-        process = subprocess.Popen([*entry_point("gkp"), "edge", "up", str(split), "--ray", ray.address, "--keys", str(keys), "--threads", "1",
-                                    "-o", str(folder / "cluster.yaml"), *options], stdin=subprocess.DEVNULL, stderr=err,
+        process = subprocess.Popen([*entry_point("gkp"), "edge", "up", *map(str, splits), "--ray", ray.address, "--keys", str(keys), "--threads", "1",
+                                    "-o", str(folder / "cluster.yaml")], stdin=subprocess.DEVNULL, stderr=err,
                                    env={**ray.environment, "COLUMNS": "300"})
     found = Up(process, folder / "cluster.yaml", log)
     try:

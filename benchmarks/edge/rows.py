@@ -1,0 +1,173 @@
+"""From what was measured to rows: gains kept apart, bytes compared with the plan's, predictions beside measurements."""
+
+from __future__ import annotations
+
+from collections import Counter as Count
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from gkp.benchmarks.edge.job import Counted, Outcome, Taken
+from gkp.benchmarks.edge.results import Payload, Predicted, Rate, Row, Wire
+from gkp.edge.plan import COORDINATOR, Plan
+from gkp.edge.predict import predict
+from gkp.edge.profile import Profiles
+from gkp.edge.split import TOLERANCE
+from gkp.errors import GkpError
+from gkp.manifest import Ratio
+from gkp.runtime.measure import ratio, timing
+
+DENSE, GROUPED = "dense", "grouped"
+WHAT: Mapping[str, str] = {
+    DENSE: "dense alone", GROUPED: "grouped alone", "stock": "grouped alone, as worker",
+    "sequential": "shards in turn, alone", "runtime": "one worker", "replicas": "replicas",
+    "spatial-dense": "dense, spatial", "auto": "auto", "branch": "branch", "spatial": "spatial", "pipeline": "pipeline",
+    "hybrid": "hybrid"}
+"""Row.what in words, in the order of the report."""
+WITHIN = 0.20
+"""How far a prediction may be from the measurement, relative to it."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a row is of. name: in the Outcome; network: DENSE or GROUPED; means: the engine; plan: None for what is not
+    split; wall: does its time come from several processes (else from one)."""
+
+    what: str
+    name: str
+    network: str
+    means: str
+    plan: Plan | None = None
+    wall: bool = True
+    same_as: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Context:
+    """Of one group: the best entry names of both networks on one device, cores, dilation; profiles: times of segments;
+    plans that are to be predicted are on the fitted link already (None: there is no fit)."""
+
+    case: str
+    devices: int
+    link: str
+    best: Mapping[str, str]
+    cores: int
+    dilation: float
+    profiles: Profiles
+    flights: Mapping[str, int]
+
+
+def row(entry: Entry, outcome: Outcome, context: Context, linked: Plan | None) -> Row:
+    """One row. linked: the entry's plan on the fitted link, to be predicted."""
+    taken = outcome.taken.get(entry.name, Taken(failed="it was not measured"))
+    base, dense = (outcome.taken.get(context.best.get(network, ""), Taken()).ms for network in (entry.network, DENSE))
+    busy = 1 if entry.plan is None or not entry.wall else len(_busy(entry.plan))
+    refused: list[str] = []
+    against = _ratio(base, taken.ms) if entry.name != context.best.get(entry.network) else None
+    gain = honest(against, busy, context.cores, context.dilation, refused) if busy > 1 else None
+    payload = None if taken.counted is None or entry.plan is None else payload_of(taken.counted, entry.plan)
+    return Row(
+        case=context.case, devices=context.devices, link=context.link, what=entry.what, means=entry.means, busy=busy,
+        mode=None if entry.plan is None else entry.plan.mode, plan=None if entry.plan is None else entry.plan.hash,
+        ms=timing(taken.ms) if taken.ms else None, cpu_ms=_cpu(entry, taken), coordinator_cpu_ms=taken.own_cpu_ms,
+        pruning_gain=_ratio(dense, taken.ms) if entry.what == GROUPED else None,
+        distribution_gain=gain, overhead=against if busy == 1 else None,
+        vs_dense=_ratio(dense, taken.ms) if entry.what != DENSE else None,
+        rate=_rate(entry, taken, busy, context, refused), refused="; ".join(dict.fromkeys(refused)) or None, payload=payload,
+        wire=_wire(entry, taken, outcome), predicted=_predicted(entry, taken, context, linked), max_error=taken.max_error,
+        same_as=entry.same_as, notes=list(entry.notes), missing=taken.failed if not taken.ms else None,
+        error=_error(taken, payload))
+
+
+def honest(gain: Ratio | None, busy: int, cores: int, dilation: float, refused: list[str]) -> Ratio | None:
+    """The gain, if working at once can bring it: not more than there are devices, nor than cores (which under time dilation
+    are as many as devices). Else None, and the reason is added to `refused`."""
+    most = busy if dilation > 1 else min(busy, cores)
+    if gain is None or gain.value <= most:
+        return gain
+    refused.append(f"{gain.value:.2f}x from {busy} devices on {cores} cores cannot come from working at once: it is a "
+                   "better form of the layers, or a fault")
+    return None
+
+
+def payload_of(counted: Counted, plan: Plan) -> Payload:
+    """What the workers counted beside what the plan says, device by device and hop by hop."""
+    between = [t for t in plan.transfers if COORDINATOR not in (t.source, t.target)]
+    names = [d.name for d in plan.devices]
+    sent, received = (Count[str](), Count[str]()), (Count[str](), Count[str]())
+    for t in between:
+        for tally, device in ((sent, names[t.source]), (received, names[t.target])):
+            tally[0][device] += t.bytes
+            tally[1][device] += 1
+    wanted = {(name, sent[0][name], sent[1][name], received[0][name], received[1][name]) for name in names}
+    nothing = {(name, 0, 0, 0, 0) for name in names}
+    hops = Count((t.value, names[t.source], names[t.target]) for t in between)
+    equal = set(counted.shares) - nothing == wanted - nothing and Count(counted.hops) == hops
+    size = {(t.value, names[t.source], names[t.target]): t.bytes for t in between}
+    totals: dict[tuple[str, str], tuple[int, int]] = {}
+    for hop in counted.hops if equal else []:
+        messages, moved = totals.get(hop[1:], (0, 0))
+        totals[hop[1], hop[2]] = messages + 1, moved + size[hop]
+    return Payload(counted_bytes=sum(s[1] for s in counted.shares), counted_messages=sum(s[2] for s in counted.shares),
+                   plan_bytes=sum(t.bytes for t in between), plan_messages=len(between), equal=equal,
+                   hops=[(*ends, *total) for ends, total in sorted(totals.items())] if equal else None)
+
+
+def _busy(plan: Plan) -> set[int]:
+    return {s.device for s in plan.segments}
+
+
+def _ratio(reference: Sequence[float], other: Sequence[float]) -> Ratio | None:
+    return ratio(reference, other) if reference and other else None
+
+
+def _cpu(entry: Entry, taken: Taken) -> float | None:
+    """Of everything that computes: the workers, or the measuring process where it computes itself."""
+    if entry.plan is None or not entry.wall:
+        return taken.own_cpu_ms
+    return taken.cpu_ms
+
+
+def _rate(entry: Entry, taken: Taken, busy: int, context: Context, refused: list[str]) -> Rate | None:
+    if not taken.rates:
+        return None
+    gain = None
+    if taken.base_rates and entry.network == GROUPED:
+        gain = ratio([1 / r for r in taken.base_rates], [1 / r for r in taken.rates])
+        gain = honest(gain, busy, context.cores, context.dilation, refused)
+    return Rate(per_second=timing(taken.rates), in_flight=context.flights.get(entry.name, 1), gain=gain)
+
+
+def _wire(entry: Entry, taken: Taken, outcome: Outcome) -> Wire | None:
+    if taken.wire is None or entry.plan is None:
+        return None
+    payload = sum(t.bytes for t in entry.plan.transfers)
+    if entry.plan.mode == "replicas":
+        payload //= max(1, len(_busy(entry.plan)))  # a request goes to one of them
+    return Wire(bytes=taken.wire[0], payload_bytes=payload, framing=taken.wire[0] / max(1, payload),
+                between_devices=taken.wire[1], idle_bytes_per_second=outcome.idle or 0.0)
+
+
+def _predicted(entry: Entry, taken: Taken, context: Context, linked: Plan | None) -> Predicted | None:
+    if linked is None or entry.plan is None:
+        return None
+    try:
+        found = predict(linked, context.profiles)
+    except GkpError:
+        return None
+    critical = found.critical_path_ms if entry.wall else found.cpu_ms  # one process: one segment after the other
+    against = critical / timing(taken.ms).median if taken.ms else None
+    return Predicted(critical_path_ms=critical, period_ms=found.period_ms if entry.wall else critical, cpu_ms=found.cpu_ms,
+                     memory_bytes=found.memory_bytes, based_on=found.based_on, ratio=against,
+                     within=None if against is None else abs(against - 1) <= WITHIN)
+
+
+def _error(taken: Taken, payload: Payload | None) -> str | None:
+    if payload is not None and not payload.equal:
+        return (f"the workers counted {payload.counted_bytes:,} bytes in {payload.counted_messages} messages, the plan says "
+                f"{payload.plan_bytes:,} in {payload.plan_messages}")
+    if taken.max_error is not None and not taken.max_error <= TOLERANCE:
+        return f"it computes something else: error {taken.max_error:.1e}"
+    if taken.failed is not None and taken.ms:
+        return f"it failed in the end: {taken.failed}"
+    return None

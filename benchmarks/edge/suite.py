@@ -1,0 +1,248 @@
+"""The edge suite: what is measured, in which order. One process at a time measures, everything in it turn by turn."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import msgspec
+
+from gkp.benchmarks.edge import fit, group
+from gkp.benchmarks.edge.cases import Case, Opened, Opener, Report, cases
+from gkp.benchmarks.edge.counters import Watch
+from gkp.benchmarks.edge.group import Site, Wanted
+from gkp.benchmarks.edge.job import Alone
+from gkp.benchmarks.edge.netns import Janitor, remove_stale
+from gkp.benchmarks.edge.plans import SPATIAL_DENSE, Split, Splits, decide, make_splits, on_link
+from gkp.benchmarks.edge.quota import groups_folder
+from gkp.benchmarks.edge.results import EdgeBench, Group, LinkFit, Row, ScalePoint
+from gkp.benchmarks.edge.rows import DENSE, GROUPED, WHAT, Context, Entry, row
+from gkp.benchmarks.edge.scaling import scale
+from gkp.edge.devices import parse_link
+from gkp.edge.plan import Device, Link, Plan
+from gkp.errors import BackendMissingError, GkpError
+from gkp.runtime.environment import fingerprint
+
+LINKS = ("loopback", "1gbe")
+STATED = ("1gbe", "wifi")
+_SCREEN_S = 0.3
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to measure. devices: each one number of a table; links: "loopback", and those of gkp split --link to be shaped;
+    seconds: for each row, a third for one request at a time, a sixth for the rate; only: names of cases, none: all; stated:
+    links of the simulation."""
+
+    devices: tuple[int, ...] = (2,)
+    links: tuple[str, ...] = LINKS
+    checkpoints: Path | None = None
+    seconds: float = 3.0
+    only: tuple[str, ...] = ()
+    stated: tuple[str, ...] = STATED
+    cases: tuple[Case, ...] = ()
+    scaling: bool = True
+
+
+def run_edge(settings: Settings, report: Report) -> EdgeBench:
+    """Everything. BackendMissingError where processes cannot be pinned to cores or gRPC is not installed; what else is
+    missing is a row that says so."""
+    from gkp.edge.identity import require_grpc
+
+    require_grpc()
+    if not hasattr(os, "sched_getaffinity"):
+        raise BackendMissingError("the edge suite pins processes to cores, which this system cannot", "run it on Linux")
+    started = time.monotonic()
+    remove_stale(groups_folder())
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gkp-edge-")))
+        stack.enter_context(Janitor(folder, groups_folder()))
+        suite = _Suite(settings, folder, report)
+        suite.run()
+        return EdgeBench(environment=fingerprint(), cores=list(suite.cores), seconds=round(time.monotonic() - started, 1),
+                         groups=suite.groups, links=suite.fits, scaling=suite.points)
+
+
+@dataclass
+class _Suite:
+    settings: Settings
+    folder: Path
+    report: Report
+    cores: tuple[int, ...] = field(default_factory=lambda: tuple(sorted(os.sched_getaffinity(0))))
+    groups: list[Group] = field(default_factory=list)
+    fits: list[LinkFit] = field(default_factory=list)
+    points: list[ScalePoint] = field(default_factory=list)
+    fitted: dict[tuple[str, float], Link] = field(default_factory=dict)
+    runs: int = 0
+
+    def run(self) -> None:
+        links = [None if name == "loopback" else parse_link(name) for name in self.settings.links]
+        sites = {devices: group.sites(devices, links, self.cores) for devices in self.settings.devices}
+        for devices in sites:
+            for site in sites[devices]:
+                self._fit(site)
+        opener = Opener(self.folder, self.report)
+        chosen = [c for c in (self.settings.cases or cases(self.settings.checkpoints))
+                  if not self.settings.only or c.name in self.settings.only]
+        for number, case in enumerate(chosen):
+            self._case(case, number, opener, sites, partial(self._tell, case.name, number, len(chosen)))
+
+    def _tell(self, case: str, number: int, count: int, text: str, share: float | None = None) -> None:
+        self.report(f"{case}: {text}", number / count)
+
+    def _work(self) -> Path:
+        """A folder of its own for every run: short, for sockets."""
+        self.runs += 1
+        made = self.folder / str(self.runs)
+        made.mkdir()
+        return made
+
+    # ---- links ------------------------------------------------------------------------------------------------------
+    def _fit(self, site: Site) -> None:
+        """Once per link and dilation."""
+        key = (site.name, site.dilation)
+        if key in self.fitted or site.devices < 2:
+            return
+        found = LinkFit(link=site.name, devices=site.devices, emulator="", stated=_stated(site), dilation=site.dilation)
+        try:
+            work = self._work()
+            chains = fit.write_chains(work / "chains", site.devices)
+            splits = {path.name: (path, plan) for path, plan in chains.items()}
+            wanted = Wanted([1, 1], splits, {}, latency_s=min(0.7, self.settings.seconds / 4), bytes_s=0)
+            outcome, emulator = group.run(site, wanted, work, lambda text, share: self.report(f"{site.name}: {text}", None))
+            points = fit.hop_times(outcome.taken)
+            if len(points) < 2:
+                raise GkpError("the link could not be measured: " + next(
+                    (t.failed for t in outcome.taken.values() if t.failed), "no message came through"))
+            line = fit.straight_line(points)
+            self.fitted[key] = line.link(f"{site.name}, fitted", outcome.rtt_ms, site.link is not None and site.link.shared)
+            found = msgspec.structs.replace(
+                found, emulator=emulator, alpha_ms=line.alpha_ms, beta_ns_per_byte=line.beta_ns_per_byte,
+                rtt_ms=outcome.rtt_ms, residual=line.residual, points=points,
+                request_ms=fit.request_ms(outcome.taken, points[0][1]))
+        except GkpError as e:
+            found = msgspec.structs.replace(found, missing=e.message)
+        self.fits.append(found)
+
+    # ---- cases ------------------------------------------------------------------------------------------------------
+    def _case(self, case: Case, number: int, opener: Opener, sites: Mapping[int, Sequence[Site]], report: Report) -> None:
+        try:
+            opened = opener.open(case, number)
+        except GkpError as e:
+            self.groups += [_absent(case.name, site, e.message) for some in sites.values() for site in some]
+            return
+        best = self._screen(opened, report)
+        profiles = None
+        for devices, some in sites.items():
+            splits = make_splits(opened, devices, some[0].link or parse_link("loopback"), self._work(), report,
+                                 self.settings.seconds)
+            profiles = profiles or splits.profiles
+            for site in some:
+                try:
+                    group.check(site)
+                    self.groups.append(self._group(opened, splits, site, best, report))
+                except GkpError as e:
+                    self.groups.append(_absent(case.name, site, e.message))
+        if self.settings.scaling and profiles is not None:
+            links = {name: parse_link(name) for name in self.settings.stated}
+            links |= {link.name: link for (_, dilation), link in self.fitted.items() if dilation == 1}
+            self.points += scale(opened, links, profiles, [r for g in self.groups for r in g.rows], report)
+
+    def _screen(self, opened: Opened, report: Report) -> dict[str, Alone]:
+        """The fastest engine for the dense and for the grouped network, found turn by turn."""
+        work = self._work()
+        outcome = group.ask(group.job_alone(opened.shape, opened.means, self.cores[0], _SCREEN_S), (), work,
+                            lambda text, share: report("comparing engines", share))
+        found = {}
+        for network in (DENSE, GROUPED):
+            mine = [m for m in opened.means if m.name.startswith(network) and outcome.taken[m.name].ms]
+            if mine:
+                found[network] = min(mine, key=lambda m: median(outcome.taken[m.name].ms))
+        return found
+
+    def _group(self, opened: Opened, splits: Splits, site: Site, best: Mapping[str, Alone], report: Report) -> Group:
+        link = self.fitted.get((site.name, site.dilation))
+        real = None if link is None else _faster(link, site.dilation)
+        same, decided, words = decide(opened, splits, real or site.link or parse_link("loopback"), self._work())
+        chosen = {**splits.by_mode, **({} if same != "auto" else {"auto": decided})}
+        flights = {name: min(16, 2 * site.devices) for name in chosen if name != SPATIAL_DENSE}
+        wanted = _wanted(opened, chosen, best, flights, self.settings.seconds)
+        watch = Watch()
+        outcome, emulator = group.run(site, wanted, self._work(), lambda text, share: report(f"{site.name}: {text}", share))
+        entries = _entries(chosen, best, opened, same)
+        context = Context(opened.case.name, site.devices, site.name, {k: v.name for k, v in best.items()}, len(site.cores),
+                          site.dilation, splits.profiles, flights)
+        rows = [row(e, outcome, context, None if e.plan is None or link is None else _slowed(on_link(e.plan, link), site))
+                for e in entries]
+        rows += [Row(case=opened.case.name, devices=site.devices, link=site.name, what=name, missing=why)
+                 for name, why in splits.missing.items()]
+        return Group(case=opened.case.name, devices=site.devices, link=site.name, emulator=emulator, dilation=site.dilation,
+                     machine=watch.machine(), decision=words, rows=sorted(rows, key=lambda r: list(WHAT).index(r.what)))
+
+
+def _wanted(opened: Opened, chosen: Mapping[str, Split], best: Mapping[str, Alone], flights: Mapping[str, int],
+            seconds: float) -> Wanted:
+    alone = list(best.values())
+    local, branch = chosen.get("local"), chosen.get("branch")
+    if local is not None:
+        alone.append(Alone(name="stock", kind="shards", path=str(local.folder)))
+    if branch is not None:
+        alone.append(Alone(name="sequential", kind="shards", path=str(branch.folder)))
+    grouped, dense = best.get(GROUPED), best.get(DENSE)
+    same = {name: "stock" for name in (*chosen, "sequential", *([grouped.name] if grouped else []))
+            if name not in (SPATIAL_DENSE,)} if local is not None else {}
+    if dense is not None and SPATIAL_DENSE in chosen:
+        same[SPATIAL_DENSE] = dense.name
+    return Wanted(opened.shape, {name: (s.folder, s.plan) for name, s in chosen.items()}, flights, alone, same,
+                  None if grouped is None else grouped.name, seconds / 3, seconds / 6)
+
+
+def _entries(chosen: Mapping[str, Split], best: Mapping[str, Alone], opened: Opened, same: str) -> list[Entry]:
+    """One per row. what the worker runs is ONNX Runtime."""
+    found = [Entry(network, means.name, network, means.name.partition(", ")[2], notes=tuple(
+        f"{name}: {why}" for name, why in opened.missing.items() if name.startswith(network)))
+        for network, means in best.items()]
+    for name, split in chosen.items():
+        what = "runtime" if name == "local" else name
+        found.append(Entry(what, name, DENSE if name == SPATIAL_DENSE else GROUPED, "ort", split.plan))
+        if name in ("local", "branch"):
+            alone = "stock" if name == "local" else "sequential"
+            found.append(Entry(alone, alone, GROUPED, "ort", split.plan, wall=False))
+    if same != "auto":
+        found.append(Entry("auto", same, GROUPED, "ort", chosen[same].plan, same_as="runtime" if same == "local" else same))
+    return found
+
+
+def _slowed(plan: Plan, site: Site) -> Plan:
+    """With processors as slow as the site's: the fitted link is that already."""
+    devices = [Device(name=d.name, speed=d.speed / site.dilation, memory_bytes=d.memory_bytes, address=d.address)
+               for d in plan.devices]
+    return msgspec.structs.replace(plan, devices=devices)
+
+
+def _faster(link: Link, dilation: float) -> Link:
+    """A link that was found under time dilation, as it would be without."""
+    return msgspec.structs.replace(link, bandwidth=link.bandwidth * dilation, rtt=link.rtt / dilation,
+                                   overhead=link.overhead / dilation)
+
+
+def _stated(site: Site) -> str | None:
+    if site.link is None:
+        return None
+    return (f"{site.link.bandwidth / 1e6:.4g} MB/s{', shared' if site.link.shared else ''}, round trip "
+            f"{site.link.rtt * 1e3:.3g} ms")
+
+
+def _absent(case: str, site: Site, why: str) -> Group:
+    rows = [Row(case=case, devices=site.devices, link=site.name, what=what, missing=why) for what in WHAT]
+    return Group(case=case, devices=site.devices, link=site.name, emulator="", dilation=site.dilation, machine=None,
+                 decision=[], rows=rows)
+
+
