@@ -161,6 +161,7 @@ def _run_split(screen: Screen, directory: Path, x: Any, profile: bool,
     """(outputs by name, what else goes into the JSON: "devices", and with profile "profile")."""
     from gkp.edge import Cluster
     from gkp.edge import trace as tracing
+    from gkp.edge.words import predicted_words
 
     if isinstance(x, dict):
         if len(x) != 1:
@@ -173,6 +174,8 @@ def _run_split(screen: Screen, directory: Path, x: Any, profile: bool,
             y, trace = opened.trace(x)
             for table in tracing.tables(trace, every_step=screen.verbose):
                 screen.show(table)
+            if opened.plan.predicted is not None:
+                screen.say(predicted_words(opened.plan))
             said["profile"] = trace
         else:
             y = opened.run(x)
@@ -272,6 +275,7 @@ def split(screen: Screen, *, model: Path, output: Path | None, devices: str, lin
     from gkp.edge.planner import split as run
     from gkp.edge.profile import parse_profiles
     from gkp.edge.report import FILE_NAME, modes_table
+    from gkp.edge.words import reasons
 
     asked = SplitOptions(parse_devices(devices), parse_link(link), profiles=parse_profiles(profiles),
                          opening=OpenOptions(parse_shapes(input_shape), arch, trust_code), **options)
@@ -279,6 +283,8 @@ def split(screen: Screen, *, model: Path, output: Path | None, devices: str, lin
     with screen.progress() as progress:
         plan = run(model, out, asked, progress)
     screen.show(modes_table(plan))
+    for text in reasons(plan) if screen.verbose else ():
+        screen.say(text)
     for note in plan.notes:
         screen.say(note, style="bold yellow" if note.startswith("warning: ") else "")
     screen.say(f"\nwritten: {out}   (picture: {out / FILE_NAME}; try: gkp run {out} --local --input FILE.npy)")

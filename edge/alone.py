@@ -12,10 +12,10 @@ from dataclasses import replace
 
 from gkp.branched import BranchedConv
 from gkp.converter import node as branched_node
-from gkp.converter.cost import estimate_ms
+from gkp.converter.cost import PEAK_MACS_PER_MS, estimate_ms
 from gkp.converter.graph import spatial
 from gkp.converter.lower.candidates import Candidate, candidates, dense, grouped, split
-from gkp.edge.costs import BLOCK, estimate
+from gkp.edge.costs import BLOCK, efficiency, estimate
 from gkp.edge.pieces import Piece
 
 Forms = Mapping[str, str]
@@ -35,6 +35,19 @@ def best_forms(piece: Piece) -> Forms:
         name = f"grouped-{len(conv.branches)}"
         exact[node.name] = name if name in costs else cheapest[node.name]
     return min((own, cheapest, exact), key=lambda forms: estimate(in_forms(piece, forms).lowered()).ms)
+
+
+def alone_ms(piece: Piece) -> dict[str, float]:
+    """Estimated milliseconds at speed 1 of every convolution of the whole network, in the forms that the piece has."""
+    found: dict[str, float] = {}
+    for node in piece.graph.branched():
+        if (form := piece.forms.get(node.name)) is not None:
+            outputs, inputs = form.groups[0].weight.shape[:2]
+            count = 1 if form.parallel else len(form.groups)
+            filled = efficiency(outputs * count, inputs, count)
+            macs = form.macs(spatial(node.outputs[0]) or (1,)) * int(node.outputs[0].shape[0])
+            found[node.name] = macs / (PEAK_MACS_PER_MS * filled)
+    return found
 
 
 def in_forms(piece: Piece, forms: Forms) -> Piece:

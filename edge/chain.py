@@ -6,7 +6,7 @@ A block ends where a single tensor goes on: residual blocks are one block each (
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -60,7 +60,8 @@ def part_ms(node: Node, region: Region, conv: BranchedConv | None = None) -> flo
     if conv.is_copy:
         return 0.0
     rows = (region.rows[1] - region.rows[0]) / max(1, everything.rows[1] - everything.rows[0])
-    mine, plane = set(region.channels), prod(node.outputs[0].shape[2:]) * rows
+    shape = node.outputs[0].shape
+    mine, plane = set(region.channels), shape[0] * prod(shape[2:]) * rows  # of all images
     counts = [(len(mine.intersection(b.out_index.tolist())), b.in_index.size) for b in conv.branches]
     return sum(conv_ms(o, i, prod(conv.kernel_shape) * plane) for o, i in counts if o)
 
@@ -82,15 +83,17 @@ class Stage:
     out_bytes: int
 
 
-def stages(chain: Sequence[Sequence[Node]]) -> list[Stage]:
-    """Of every block."""
+def stages(chain: Sequence[Sequence[Node]], alone: Mapping[str, float] | None = None) -> list[Stage]:
+    """Of every block. alone: estimated time of layers in the form they have on one device (gkp.edge.alone.alone_ms), where it
+    is not the one by branches."""
+    alone = alone or {}
     found = []
     for nodes in chain:
         everything = [(node, whole(node.outputs[0])) for node in nodes]
         weights = {id(t): v.nbytes for node in nodes for t in node.inputs if (v := values(t)) is not None}
         last = nodes[-1].outputs[0]
-        found.append(Stage(sum(part_ms(node, region) for node, region in everything), sum(weights.values()),
-                           whole(last).size * element_bytes(last)))
+        ms = sum(alone[node.name] if node.name in alone else part_ms(node, region) for node, region in everything)
+        found.append(Stage(ms, sum(weights.values()), whole(last).size * element_bytes(last)))
     return found
 
 

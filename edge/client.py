@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ RECONNECT_S = 1.0
 _SLOWEST = 1e6
 """Bytes per second, that a value may take besides."""
 MAX_MESSAGE = 1 << 30
-_HEADERS = 64 << 10
+_HEADERS, _PER_TENSOR, _PER_STEP = 64 << 10, 128, 128
+"""Bytes of a message besides its arrays: in all, for each of them (name, shape, checksum), for each step of `timing`."""
 ERROR_KEY, DEVICE_KEY = "gkp-error", "gkp-device"
 """Trailing metadata of an error: what it is in the protocol, and the index of the device at fault."""
 
@@ -52,11 +54,12 @@ class ServerMetadata:
 def message_limit(plan: Plan) -> int:
     """Bytes of the largest message that the plan needs, headers included: what a worker accepts at most. UsageError when
     gRPC cannot carry it."""
-    sizes = {value.name: value.bytes for value in plan.values}
+    sizes = {value.name: value.bytes + _PER_TENSOR for value in plan.values}
     entering = [sum(sizes[t.value] for t in plan.transfers if t.source == COORDINATOR and t.target == d)
                 for d in range(len(plan.devices))]
     ports = [sum(sizes[name] for name in names) for s in plan.segments for names in (s.inputs, s.outputs)]
-    largest = max([*sizes.values(), *entering, *ports], default=0)
+    steps = Counter([s.device for s in plan.segments] + [d for t in plan.transfers for d in (t.source, t.target)])
+    largest = max([*sizes.values(), *entering, *ports], default=0) + _PER_STEP * max(steps.values(), default=0)
     if largest > MAX_MESSAGE - _HEADERS:
         raise UsageError(f"the plan moves {largest >> 20} MiB in one message; at most {MAX_MESSAGE >> 20} MiB can be sent",
                          "split for a smaller batch")
@@ -65,7 +68,8 @@ def message_limit(plan: Plan) -> int:
 
 def channel_options(max_bytes: int) -> list[tuple[str, Any]]:
     """For both ends of a connection: limits, signs of life, quick reconnection. Newer gRPC waits ping_timeout for the answer
-    to a sign of life (a minute, unless told), older ones keepalive_timeout."""
+    to a sign of life (a minute, unless told), older ones keepalive_timeout. All handshakes of a connection, which are several
+    round trips and a slow board's arithmetic, may together take min_reconnect_backoff."""
     interval, timeout = int(KEEPALIVE_S * 1000), int(KEEPALIVE_TIMEOUT_S * 1000)
     return [("grpc.max_receive_message_length", max_bytes), ("grpc.max_send_message_length", max_bytes),
             ("grpc.max_metadata_size", 8 << 10),
@@ -73,7 +77,7 @@ def channel_options(max_bytes: int) -> list[tuple[str, Any]]:
             ("grpc.http2.ping_timeout_ms", timeout), ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.max_pings_without_data", 0), ("grpc.http2.max_ping_strikes", 0),
             ("grpc.http2.min_recv_ping_interval_without_data_ms", interval // 2),
-            ("grpc.initial_reconnect_backoff_ms", 100), ("grpc.min_reconnect_backoff_ms", 500),
+            ("grpc.initial_reconnect_backoff_ms", 100), ("grpc.min_reconnect_backoff_ms", interval + timeout),
             ("grpc.max_reconnect_backoff_ms", 500), ("grpc.enable_retries", 0), ("grpc.enable_http_proxy", 0),
             ("grpc.use_local_subchannel_pool", 1)]
 
@@ -204,9 +208,9 @@ class Pending:
 
     def _sent_again(self, rpc: Any, error: BaseException) -> bool:
         """Once, where that can help."""
-        self._first = False
+        self._first = False  # DATA_LOSS with a device: the request is open, and bytes on their way to that one changed
         now = time.monotonic()
-        if rpc.code() == grpc.StatusCode.DATA_LOSS:
+        if rpc.code() == grpc.StatusCode.DATA_LOSS and isinstance(error, RemoteError) and error.device is None:
             self._send(self._deadline)
         elif isinstance(error, RemoteError) and error.status == "UNAVAILABLE" and not error.error \
                 and self._call.source != COORDINATOR and now - self._started < RECONNECT_S:

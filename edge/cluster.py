@@ -4,9 +4,9 @@ why."""
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -51,6 +51,8 @@ class Cluster:
         if local == (cluster is not None):
             raise UsageError("a cluster runs either on the workers of a cluster file, or on local ones",
                              "give one of the two")
+        if in_flight < 1:
+            raise UsageError(f"{in_flight} requests under way make no sense", "at least 1")
         self.directory, self.plan = Path(directory), _plan(Path(directory))
         self._deadline, self._closed = _checked(deadline), False
         self._in_flight, self._pool = in_flight, ThreadPoolExecutor(in_flight, "gkp-request")
@@ -76,16 +78,15 @@ class Cluster:
         right answer in time."""
         end = time.monotonic() + (self._deadline if deadline is None else _checked(deadline))
         pieces = self._pieces(x)
-        if len(pieces) == 1:
-            return Errand(self._means, pieces[0], end).run()[0]
-        tasks = [self._pool.submit(Errand(self._means, piece, end).run) for piece in pieces]
-        try:
-            return np.concatenate([task.result()[0] for task in tasks])
-        except CancelledError:
-            raise _closed() from None
-        finally:
-            for task in tasks:
-                task.cancel()
+        with self._said_when_closed():
+            if len(pieces) == 1:
+                return Errand(self._means, pieces[0], end).run()[0]
+            tasks = [self._pool.submit(Errand(self._means, piece, end).run) for piece in pieces]
+            try:
+                return np.concatenate([task.result()[0] for task in tasks])
+            finally:
+                for task in tasks:
+                    task.cancel()
 
     def trace(self, x: Array, deadline: float | None = None) -> tuple[Array, Trace]:
         """run() for one batch of the plan's size, and where its time and bytes went. Waits for the report of every
@@ -94,7 +95,8 @@ class Cluster:
         pieces = self._pieces(x)
         if len(pieces) != 1:
             raise UsageError(f"{len(pieces)} batches cannot be traced together", f"give {self._input.shape[0]} samples")
-        y, trace = Errand(self._means, pieces[0], end, profile=True).run()
+        with self._said_when_closed():
+            y, trace = Errand(self._means, pieces[0], end, profile=True).run()
         assert trace is not None
         return y, trace
 
@@ -105,6 +107,16 @@ class Cluster:
     def states(self) -> dict[str, DeviceState]:
         """Of every device that computes something, by name."""
         return self._means.supervisor.states()
+
+    @contextmanager
+    def _said_when_closed(self) -> Iterator[None]:
+        """What goes wrong with a request after close() goes wrong because of that, however it looks from inside."""
+        try:
+            yield
+        except Exception:
+            if self._closed:
+                raise _closed() from None
+            raise
 
     def _pieces(self, x: Array) -> list[Array]:
         if self._closed:
@@ -157,7 +169,7 @@ class Cluster:
         return plan
 
     def close(self) -> None:
-        """Requests under way fail; local workers end."""
+        """Requests under way fail with UsageError; local workers end."""
         self._closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._open.close()

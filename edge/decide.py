@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 
 import msgspec
 
 from gkp.branched import BranchedConv
 from gkp.edge import words
-from gkp.edge.plan import Link, Plan, Prediction
+from gkp.edge.plan import COORDINATOR, Link, Plan, Prediction
 from gkp.edge.predict import busy_ms, device_memory, predict
 from gkp.edge.profile import Profiles, plan_times
 from gkp.edge.simulate import simulate
@@ -62,8 +62,11 @@ def candidate(plan: Plan, profiles: Profiles | None = None) -> Candidate:
     full = tuple(f"{words.clean(d.name, 40)} needs {words.size(need)} and has {words.size(limit)}"
                  for d, limit, need in pairs if need > limit)
     busy = busy_ms(plan, times)
+    if plan.mode == "replicas":  # a request goes to one of them
+        busy = {key: t / len(words.busy_devices(plan)) if key[1] == COORDINATOR or key[0] == "medium" else t
+                for key, t in busy.items()}
     return Candidate(plan, predict(plan, profiles), full,
-                     max((t for (kind, _), t in busy.items() if kind == "compute"), default=0.0),
+                     max((t for (kind, d), t in busy.items() if kind == "compute" and d != COORDINATOR), default=0.0),
                      max((t for (kind, _), t in busy.items() if kind != "compute"), default=0.0))
 
 
@@ -85,7 +88,7 @@ def decide(candidates: Sequence[Candidate], objective: str, asked: str = "auto",
     else:
         raise UsageError(f"the model cannot be split in mode {asked}: {(impossible or {}).get(asked, 'no such mode')}",
                          "leave --mode out, and see what the other modes cost")
-    notes = [*_warnings(chosen, by_mode, objective, asked), *_idle(chosen)]
+    notes = [*_warnings(chosen, by_mode, objective, asked, why), *_full(chosen, by_mode, asked), *_idle(chosen)]
     notes += [f"mode {mode} is not possible: {words.clean(text)}" for mode, text in (impossible or {}).items()]
     rejected = [_with_reason(c.prediction, _against(c, chosen, objective)) for c in candidates if c is not chosen]
     taken = Candidate(chosen.plan, _with_reason(chosen.prediction, why), chosen.too_full, chosen.compute_ms, chosen.link_ms)
@@ -102,17 +105,23 @@ def _automatic(by_mode: Mapping[str, Candidate], objective: str) -> tuple[Candid
     if local is None or local.too_full:
         full = f": one device alone does not do ({local.too_full[0]})" if local is not None else ""
         return best, f"best by {objective} of what fits{full}"
+    unknown = ""
+    if local.prediction.based_on == "measured" != best.prediction.based_on and objective != "memory":
+        # a measured time against an estimate: their difference would count as a gain
+        unknown = f"; {best.mode} cannot be compared, because not all of its segments are in the profile"
+        best = best_of([c for c in fitting if c.prediction.based_on == "measured"], objective)
     if best is local:
-        return local, "no other mode costs less"
+        return local, f"no other mode costs less{unknown}"
     gain = words.cost(local.prediction, objective) / words.cost(best.prediction, objective) - 1
-    margin = MARGIN[best.prediction.based_on]
+    based_on = max(best.prediction.based_on, local.prediction.based_on, key=lambda text: MARGIN[text])
+    margin = MARGIN[based_on]
     if gain < margin:
-        return local, (f"the best other mode, {best.mode}, would gain {gain:.1%}: less than the {margin:.0%} that "
-                       f"{best.prediction.based_on} times can promise")
-    return best, f"{gain + 1:.2f} times as good as one device by {objective}"
+        return local, (f"the best other mode, {best.mode}, would gain {gain:.1%}: less than the {margin:.0%} that {based_on} "
+                       f"times can promise" + ("" if based_on == "measured" else " (gkp edge profile measures them)") + unknown)
+    return best, f"{gain + 1:.2f} times as good as one device by {objective}{unknown}"
 
 
-def _warnings(chosen: Candidate, by_mode: Mapping[str, Candidate], objective: str, asked: str) -> list[str]:
+def _warnings(chosen: Candidate, by_mode: Mapping[str, Candidate], objective: str, asked: str, why: str) -> list[str]:
     local, notes = by_mode.get("local"), []
     mine = words.amount(chosen.prediction, objective)
     if chosen.mode == "local" and asked == "auto":
@@ -121,7 +130,9 @@ def _warnings(chosen: Candidate, by_mode: Mapping[str, Candidate], objective: st
                          + (f" ({c.too_full[0]})" if c.too_full else "") for c in _sorted(others, objective))
         what = "one device does" if objective == "throughput" else "one device needs"
         inside = f" (computing: {words.ms(chosen.compute_ms)} ms)" if objective == "latency" else ""
-        notes.append(f"do not split: {what} {mine}{inside}" + (f", the other modes: {told}" if told else ""))
+        notes.append(f"do not split: {what} {mine}{inside}" + (f", the other modes: {told}" if told else "")
+                     + (f". {why[0].upper()}{why[1:]}" if words.cost(chosen.prediction, objective) > min(
+                         (words.cost(c.prediction, objective) for c in others if not c.too_full), default=inf) else ""))
     elif local is not None and not local.too_full and words.cost(chosen.prediction, objective) > words.cost(
             local.prediction, objective):
         notes.append(f"warning: {chosen.mode} loses against one device: {mine} against "
@@ -131,6 +142,14 @@ def _warnings(chosen: Candidate, by_mode: Mapping[str, Candidate], objective: st
     for text in chosen.too_full:
         notes.append(f"warning: the plan does not fit: {text}")
     return notes
+
+
+def _full(chosen: Candidate, by_mode: Mapping[str, Candidate], asked: str) -> list[str]:
+    """The other modes that do not fit, where the words above do not tell."""
+    if chosen.mode == "local" and asked == "auto":
+        return []
+    full = [f"{c.mode} ({c.too_full[0]})" for c in by_mode.values() if c.too_full and c is not chosen]
+    return [f"does not fit: {', '.join(full)}"] if full else []
 
 
 def _beyond_parallelism(chosen: Candidate, local: Candidate, objective: str) -> list[str]:
@@ -212,7 +231,8 @@ class BreakEven:
                 f"the best layer's {self.area}*{self.channels}/(2*{_BYTES}*{self.n:.3g}) = {self.limit:.3g} (C = "
                 f"{self.channels} channels in {words.plural(self.groups, 'group')}, n = {self.n:.3g} dense over kept "
                 f"products, b = {_BYTES} bytes)"
-                + ("" if self.ratio >= self.limit else ": by its bytes it would pay; the time per message is not in this"))
+                + (": it pays for no layer" if self.ratio >= self.limit else
+                   ": by its bytes that layer would pay; the time per message and the other layers are not in this"))
 
 
 def break_even(convs: Sequence[BranchedConv], rate: float, link: Link) -> BreakEven | None:

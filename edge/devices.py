@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ gRPC with mTLS. The overhead is gRPC's on a fast x86 core, and several times hig
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     speed: float = 1.0
-    memory: str | int | None = None
+    memory: str | int | float | None = None
     address: str | None = None
 
 
@@ -106,11 +107,11 @@ def _device(entry: _Entry, path: Path) -> Device:
                   memory_bytes=None if entry.memory is None else _bytes(entry.memory, where))
 
 
-def _bytes(size: str | int, where: str) -> int:
-    match = re.fullmatch(r"(\d{1,15})([KMGT]?)(?:i?B)?", str(size).strip(), re.ASCII | re.IGNORECASE)
-    found = int(match[1]) << 10 * " KMGT".index(match[2].upper() or " ") if match else 0
+def _bytes(size: str | float, where: str) -> int:
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,3})?) ?([KMGT]?)(?:i?B)?", str(size).strip(), re.ASCII | re.IGNORECASE)
+    found = int(Decimal(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " ")) if match else 0
     if not found:
-        raise UsageError(f"{where}: memory {str(size)[:40]!r} is not a size", "e.g. 512M or 2G")
+        raise UsageError(f"{where}: memory {str(size)[:40]!r} is not a size", "e.g. 512M or 1.5G, in units of 1024")
     return found
 
 

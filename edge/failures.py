@@ -61,9 +61,19 @@ def verdict(error: RemoteError) -> Verdict:
         return Verdict.FAILED if "larger than max" in error.message.lower() else Verdict.BUSY
     if status in ("ABORTED", "CANCELLED") or (status in ("INTERNAL", "UNKNOWN") and not said):
         return Verdict.LOST  # nobody but the transport, or a worker that stops, does that to a request of ours
-    return {"DATA_LOSS": Verdict.CORRUPT, "ALREADY_EXISTS": Verdict.CORRUPT,  # sent again after it arrived broken
+    return {"DATA_LOSS": Verdict.CORRUPT, "ALREADY_EXISTS": Verdict.CORRUPT,  # a repeated request has another attempt
             "DEADLINE_EXCEEDED": Verdict.DEADLINE, "NOT_FOUND": Verdict.REFUSED, "PERMISSION_DENIED": Verdict.REFUSED,
             "UNAUTHENTICATED": Verdict.REFUSED}.get(status, Verdict.FAILED)
+
+
+_HINTS = {
+    Verdict.LOST: "start its worker again, or name plans for fewer devices under fallback in the cluster file",
+    Verdict.PEER: "let the devices reach each other's ports: the addresses are the plan's, or gkp serve --peer",
+    Verdict.BUSY: "send fewer requests at once, or allow more time",
+    Verdict.CORRUPT: "look for broken memory or network hardware on the way to that device",
+    Verdict.DEADLINE: "allow more time, or see what keeps the device busy",
+    Verdict.REFUSED: "run gkp edge keys with all the plans again, and copy each device's folder and keys to it",
+    Verdict.FAILED: "gkp run --local tells whether it is the model or that device"}
 
 
 def typed(error: RemoteError) -> ClusterError:
@@ -71,4 +81,7 @@ def typed(error: RemoteError) -> ClusterError:
     kinds = {Verdict.LOST: DeviceLostError, Verdict.PEER: DeviceLostError, Verdict.BUSY: DeadlineError,
              Verdict.CORRUPT: CorruptDataError, Verdict.DEADLINE: DeadlineError, Verdict.REFUSED: RefusedError,
              Verdict.FAILED: ComputeError}
-    return kinds[verdict(error)](error.message, error.hint)
+    what = verdict(error)
+    finite = "an input far out of range does that; so does float16 between devices, above 65504: gkp split --wire float32"
+    hint = finite if error.error == "not-finite" else _HINTS[what]
+    return kinds[what](error.message, error.hint or hint)

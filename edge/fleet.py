@@ -94,14 +94,16 @@ class Fleet:
                 worker.process.send_signal(signal.SIGTERM)
                 worker.process.send_signal(signal.SIGCONT)  # a stopped process would not hear of the other one
         end = time.monotonic() + _STOP_S
-        for worker in workers:
-            try:
-                worker.process.wait(max(0.1, end - time.monotonic()))
-            except subprocess.TimeoutExpired:
+        try:
+            for worker in workers:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    worker.process.wait(max(0.1, end - time.monotonic()))
+        finally:  # also when Ctrl-C comes once more
+            for worker in workers:
                 worker.process.kill()
                 worker.process.wait()
-            _forget(worker.process)
-        shutil.rmtree(self._folder, ignore_errors=True)
+                _forget(worker.process)
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> Fleet:
         return self

@@ -31,10 +31,12 @@ class InFlight:
         me = object()
         with self._changed:
             (self._waiting.appendleft if first else self._waiting.append)(me)
-            room = self._changed.wait_for(lambda: self._waiting[0] is me and self._active < self.limit, timeout)
-            self._waiting.remove(me)
+            try:
+                room = self._changed.wait_for(lambda: self._waiting[0] is me and self._active < self.limit, timeout)
+            finally:  # also after Ctrl-C: nobody else could enter while it heads the queue
+                self._waiting.remove(me)
+                self._changed.notify_all()
             self._active += room
-            self._changed.notify_all()
         return room
 
     def leave(self, answered: bool = False, refused: bool = False) -> None:

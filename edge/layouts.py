@@ -25,10 +25,12 @@ Parts = list[tuple[int, Region]]
 
 
 class Costs:
-    """What blocks cost in the ways given. scale: measured over estimated time, from a profile."""
+    """What blocks cost in the ways given. scale: measured over estimated time, from a profile; alone: estimated time of layers
+    in the form that they have wherever they are not divided by channels (gkp.edge.alone.alone_ms)."""
 
-    def __init__(self, ways: Mapping[str, Assignment], devices: Sequence[Device], link: Link, scale: float = 1.0) -> None:
-        self.ways, self.devices, self.link, self.scale = ways, devices, link, scale
+    def __init__(self, ways: Mapping[str, Assignment], devices: Sequence[Device], link: Link, scale: float = 1.0,
+                 alone: Mapping[str, float] | None = None) -> None:
+        self.ways, self.devices, self.link, self.scale, self.alone = ways, devices, link, scale, alone or {}
         self._rules: dict[str, Rule] = {}
         self._convs: dict[str, BranchedConv] = {}
         self._made: dict[tuple[str, str], Parts] = {}
@@ -42,8 +44,13 @@ class Costs:
             if _by_input_rows(node, placement):  # each device takes the mean of its rows
                 parts = [(d, parts[0][1]) for d in placement.devices]
             for device, region in parts:
-                load[device] += part_ms(node, region, self._conv(node)) / self.devices[device].speed
+                load[device] += self._part_ms(node, region, placement) / self.devices[device].speed
         return max(load.values(), default=0.0) * self.scale
+
+    def _part_ms(self, node: Node, region: Region, placement: NodePlacement) -> float:
+        if node.name in self.alone and placement.kind != "channels":
+            return self.alone[node.name] * region.size / max(1, whole(node.outputs[0]).size)
+        return part_ms(node, region, self._conv(node))
 
     def exchange_ms(self, nodes: Sequence[Node], before: str, way: str) -> float:
         """Until every device has what it needs for these nodes: of the tensors that they read, each once. before: the way of

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from gkp.edge.flow import Flow, Routes, entering
@@ -20,11 +21,11 @@ Open = Callable[[Segment], Runner]
 
 
 class LocalExecutor:
-    """Runs a plan with one session per segment. moved: the values that devices handed to each other during the last
+    """Runs a plan with one session per segment. wire: what float32 values between devices are rounded to. moved: the values that devices handed to each other during the last
     request, with the bytes of the arrays themselves (the coordinator's included)."""
 
-    def __init__(self, plan: Plan, open_segment: Open) -> None:
-        self.plan = plan
+    def __init__(self, plan: Plan, open_segment: Open, wire: str = "float32") -> None:
+        self.plan, self.wire = plan, wire
         self.moved: list[Transfer] = []
         self._runners: Mapping[int, Runner] = {s.index: open_segment(s) for s in plan.segments}
         devices = sorted({s.device for s in plan.segments})
@@ -71,10 +72,16 @@ class LocalExecutor:
             if target == COORDINATOR:
                 answer.append(array)
             elif target in flows:
-                ready.extend(flows[target].give(name, array))
+                ready.extend(flows[target].give(name, self._rounded(array) if source != COORDINATOR else array))
             else:
                 continue
             self.moved.append(Transfer(value=name, source=source, target=target, bytes=array.nbytes))
+
+    def _rounded(self, array: Array) -> Array:
+        if self.wire == "float32" or array.dtype != np.float32:
+            return array
+        with np.errstate(over="ignore"):  # infinity is for the caller to see
+            return array.astype(self.wire).astype(np.float32)
 
     def close(self) -> None:
         """Let the sessions go."""

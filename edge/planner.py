@@ -18,7 +18,7 @@ from gkp.converter import node as branched_node
 from gkp.converter.graph import Graph, Node, clean
 from gkp.converter.sources import OpenOptions, open_any
 from gkp.edge import chain, modes, report, words
-from gkp.edge.alone import Forms, best_forms, in_forms
+from gkp.edge.alone import Forms, alone_ms, best_forms, in_forms
 from gkp.edge.costs import Cost, estimate, with_cost
 from gkp.edge.decide import OBJECTIVES, Candidate, Decision, best_of, break_even, candidate, decide
 from gkp.edge.engines import TARGETS, make_engine
@@ -34,6 +34,7 @@ from gkp.errors import UnsupportedModelError, UsageError
 
 Progress = Callable[[str, float | None], None]
 WIRES = ("float32", "float16")
+_CHANNELWISE = frozenset({"BatchNormalization", "Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish"})
 SEARCHED = tuple(mode for mode in MODES if mode != "auto")
 
 
@@ -88,17 +89,18 @@ class Planner:
         self.chain = chain.blocks(graph)
         self.impossible: dict[str, str] = {}
         self.forms: Forms | None = None
+        self.alone: dict[str, float] = {}
         self.engine = make_engine(options.target, options.cpu, progress)
 
     def plan(self) -> tuple[Draft, Decision]:
         """The draft to write, its plan complete but for files, and the decision behind it."""
         found: dict[str, Variant] = {}
-        for number, mode in enumerate(SEARCHED):
-            self.progress(f"predicting {mode}", number / len(SEARCHED))
+        for mode in SEARCHED:
             self._best(mode, found)
         decision = decide([v.candidate for v in found.values()], self.options.objective, self.options.mode, self.impossible)
         made = found[decision.chosen.mode].draft
-        notes = [*(n for n in made.plan.notes if not n.startswith("idle: ")), *decision.notes, *self._break_even(found)]
+        notes = [*(n for n in made.plan.notes if not n.startswith("idle: ")), *decision.notes, *self._unmeasured(decision),
+                 *self._break_even(found)]
         plan = msgspec.structs.replace(made.plan, predicted=decision.chosen.prediction, rejected=list(decision.rejected),
                                        notes=list(dict.fromkeys(notes)))
         return Draft(plan, made.pieces), decision
@@ -108,8 +110,7 @@ class Planner:
         one device first."""
         found: dict[str, Variant] = {}
         jobs: dict[str, Job] = {}
-        for number, mode in enumerate(SEARCHED):
-            self.progress(f"drafting {mode}", number / len(SEARCHED))
+        for mode in SEARCHED:
             for variant in self._best(mode, found):
                 plan = variant.draft.plan
                 for segment, piece in zip(plan.segments, variant.draft.pieces, strict=True):
@@ -133,9 +134,10 @@ class Planner:
     def _variants(self, mode: str, found: Mapping[str, Variant]) -> list[Variant]:
         variants, errors = [], []
         for shares in self._shares(mode, found):
+            self.progress(f"trying {mode} on {words.plural(sum(s > 0 for s in shares), 'device')}",
+                          SEARCHED.index(mode) / len(SEARCHED))
             try:
-                if (variant := self._variant(mode, shares)) is not None:
-                    variants.append(variant)
+                variants += [self._drafted(mode, assignment) for assignment in self._assignments(mode, shares)]
             except (UsageError, UnsupportedModelError) as e:
                 errors.append(e.message)
         if not variants:
@@ -169,18 +171,16 @@ class Planner:
             seen.setdefault((self.devices[d].speed, self.devices[d].memory_bytes), d)
         return list(seen.values())
 
-    def _variant(self, mode: str, shares: Sequence[float]) -> Variant | None:
+    def _assignments(self, mode: str, shares: Sequence[float]) -> list[Assignment]:
+        """The ways to divide the work with these shares."""
         if len(self.devices) == 1 and mode != "local" and mode != self.options.mode:
-            return None
-        assignment = self._assignment(mode, shares)
-        return None if assignment is None else self._drafted(mode, assignment)
-
-    def _assignment(self, mode: str, shares: Sequence[float]) -> Assignment | None:
+            return []
         if mode == "hybrid":
-            return self._hybrid(shares)
+            found = self._hybrid(shares)
+            return [] if found is None else [found]
         if mode == "pipeline":
-            return self._pipeline(shares)
-        return modes.assign(mode, self.graph, len(self.devices), shares)
+            return self._pipelines(shares)
+        return [modes.assign(mode, self.graph, len(self.devices), shares)]
 
     def _drafted(self, mode: str, assignment: Assignment) -> Variant:
         made = draft(self.graph, mode, assignment, self.devices, self.link, objective=self.options.objective,
@@ -190,6 +190,7 @@ class Planner:
         pieces = [replace(piece, suffix=prepared[id(piece.graph)]) for piece in made.pieces]
         if self.forms is None and mode == "local":  # it comes first
             self.forms = best_forms(pieces[0])
+            self.alone = alone_ms(in_forms(pieces[0], self.forms))
         whole = {name: form for name, form in (self.forms or {}).items() if assignment[name].kind != "channels"}
         pieces = [piece if piece.suffix == NATIVE else in_forms(piece, whole) for piece in pieces]
         costs: dict[int, Cost] = {}  # replicas share a graph
@@ -218,13 +219,17 @@ class Planner:
         transfers = [t for t in plan.transfers if t.source in kept or t.target in kept]
         return msgspec.structs.replace(plan, segments=segments, transfers=transfers), pieces
 
-    def _pipeline(self, shares: Sequence[float]) -> Assignment:
-        """Consecutive blocks, cut so that the slowest stage is fastest; the fastest devices first."""
+    def _pipelines(self, shares: Sequence[float]) -> list[Assignment]:
+        """Consecutive blocks, the fastest devices first, cut so that the slowest stage is fastest, and so that the fullest
+        device is emptiest: what the cut knows of memory are the weights, and the arrays may be too much for the first."""
         order = sorted((d for d, s in enumerate(shares) if s > 0), key=lambda d: (-self.devices[d].speed, d))
-        owner = chain.cut(chain.stages(self.chain), self.devices, self.link, order, self.options.objective == "memory")
-        if owner is None:
+        found = chain.stages(self.chain, self.alone)  # not scaled: the cuts that gkp edge profile measures
+        owners = [chain.cut(found, self.devices, self.link, order, by_memory) for by_memory in (False, True)]
+        kept = [owner for k, owner in enumerate(owners) if owner is not None and owner not in owners[:k]]
+        if not kept:
             raise UsageError("the network cannot be cut into consecutive parts that fit")
-        return {n.name: NodePlacement((d,)) for nodes, d in zip(self.chain, owner, strict=True) for n in nodes}
+        return [{n.name: NodePlacement((d,)) for nodes, d in zip(self.chain, owner, strict=True) for n in nodes}
+                for owner in kept]
 
     def _hybrid(self, shares: Sequence[float]) -> Assignment | None:
         """Each block in its best way; None when that is one way throughout (then the hybrid is that mode)."""
@@ -233,13 +238,21 @@ class Planner:
                                        for mode in ("local", "branch", "spatial")}
         everyone = tuple(d for d, s in enumerate(shares) if s > 0)
         ways["everyone"] = {n.name: NodePlacement(everyone) for n in self.graph.nodes}
-        chosen = best_layouts(self.chain, Costs(ways, self.devices, self.link, self.options.profiles.scale()))
+        chosen = best_layouts(self.chain, Costs(ways, self.devices, self.link, self.options.profiles.scale(),
+                                                 self.alone))
         if len(set(chosen)) == 1 and self.options.mode != "hybrid":
             self.impossible["hybrid"] = f"block by block, {chosen[0]} is best throughout"
             return None
         return mixed(self.chain, chosen, ways)
 
     # ---- words --------------------------------------------------------------------------------------------------
+    def _unmeasured(self, decision: Decision) -> list[str]:
+        """Modes that the profiles given do not cover."""
+        given = self.options.profiles.common is not None or self.options.profiles.own
+        modes_ = [p.mode for p in (decision.chosen.prediction, *decision.rejected) if p.based_on != "measured"]
+        return [f"not all segments of {', '.join(modes_)} are in the profile, their times are estimates: gkp edge profile "
+                "measures all modes of the same model, --devices, --link and --target"] if given and modes_ else []
+
     def _break_even(self, found: Mapping[str, Variant]) -> list[str]:
         """The arithmetic behind "do not scatter grouped convolutions", where branches have to exchange something."""
         local, branch = found.get("local"), found.get("branch")
@@ -253,10 +266,16 @@ class Planner:
 
 
 def _scattered(plan: Plan, grouped: Sequence[Node]) -> bool:
-    """Does what grouped convolutions read move between devices?"""
-    read = {clean(node.inputs[0].name) for node in grouped}
-    tensor = {v.name: v.tensor for v in plan.values}
-    return any(tensor[t.value] in read for t in plan.transfers if COORDINATOR not in (t.source, t.target))
+    """Does what grouped convolutions read or make move between devices? What they make: before or after the operators that
+    take every channel by itself."""
+    moved = {clean(node.inputs[0].name) for node in grouped}
+    made = [t for node in grouped for t in node.outputs]
+    while made:
+        tensor = made.pop()
+        moved.add(clean(tensor.name))
+        made += [t for n in tensor.outputs if n.op in _CHANNELWISE for t in n.outputs]
+    tensors = {v.name: v.tensor for v in plan.values}
+    return any(tensors[t.value] in moved for t in plan.transfers if COORDINATOR not in (t.source, t.target))
 
 
 def _same(plan: Plan, found: Mapping[str, Variant]) -> str | None:

@@ -8,11 +8,11 @@ way, that resource never rests.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from gkp.edge.plan import COORDINATOR, Plan, Prediction
 from gkp.edge.profile import Profiles, plan_times
-from gkp.edge.simulate import Timeline, message_ms, simulate
+from gkp.edge.simulate import Timeline, handling_ms, simulate, wire_ms
 
 
 def predict(plan: Plan, profiles: Profiles | None = None, reason: str = "") -> Prediction:
@@ -37,8 +37,12 @@ def busy_ms(plan: Plan, times: Sequence[float]) -> dict[tuple[str, int], float]:
     busy: dict[tuple[str, int], float] = defaultdict(float)
     for segment in plan.segments:
         busy["compute", segment.device] += times[segment.index]
+    speed = {COORDINATOR: 1.0, **{k: d.speed for k, d in enumerate(plan.devices)}}
     for transfer in plan.transfers:
-        taken = message_ms(plan.link, transfer.bytes)
+        answer = transfer.target == COORDINATOR
+        taken, handled = wire_ms(plan.link, transfer.bytes, answer), sum(handling_ms(plan.link, answer))
+        for device in (transfer.source, transfer.target) if handled else ():
+            busy["compute", device] += handled / speed[device]
         for resource in ([("medium", 0)] if plan.link.shared else [("out", transfer.source), ("in", transfer.target)]):
             busy[resource] += taken
     return dict(busy)
@@ -53,26 +57,26 @@ def period_ms(plan: Plan, times: Sequence[float]) -> float:
 
 def cpu_ms(plan: Plan, times: Sequence[float]) -> float:
     """Processor time of one request, on all devices together; in mode "replicas" as the requests are spread."""
+    own = _own(plan, busy_ms(plan, times))
     if plan.mode != "replicas":
-        return sum(times)
-    rates, own = _replica_rates(plan, times), _own(plan, times)
-    return sum(rates[d] * own[d] for d in own) / sum(rates.values())
+        return sum(own.values())
+    rates = _replica_rates(plan, times)
+    return sum(rates[d] * own[d] for d in rates) / sum(rates.values())
 
 
-def _own(plan: Plan, times: Sequence[float]) -> dict[int, float]:
-    own: dict[int, float] = defaultdict(float)
-    for segment in plan.segments:
-        own[segment.device] += times[segment.index]
-    return own
+def _own(plan: Plan, busy: Mapping[tuple[str, int], float]) -> dict[int, float]:
+    """Of every device that computes: its processor's time."""
+    return {d: busy["compute", d] for d in sorted({s.device for s in plan.segments})}
 
 
 def _replica_rates(plan: Plan, times: Sequence[float]) -> dict[int, float]:
     """Requests per millisecond of every replica: what its processor and its link can do, all together not more than the
     coordinator's link (or the medium) carries."""
-    own, busy = _own(plan, times), busy_ms(plan, times)
+    busy = busy_ms(plan, times)
+    own = _own(plan, busy)
     rates = {d: 1 / max(own[d], busy.get(("out", d), 0.0), busy.get(("in", d), 0.0), 1e-9) for d in own}
     shared = [busy.get((kind, device), 0.0) / len(own)  # one request goes to one replica
-              for kind, device in (("out", COORDINATOR), ("in", COORDINATOR), ("medium", 0))]
+              for kind, device in (("compute", COORDINATOR), ("out", COORDINATOR), ("in", COORDINATOR), ("medium", 0))]
     most = 1 / max(*shared, 1e-9)
     scale = min(1.0, most / sum(rates.values()))
     return {d: rate * scale for d, rate in rates.items()}

@@ -141,7 +141,8 @@ def picture(plan: Plan, timeline: Timeline) -> Picture:
             boxes.append(Box(_percent(ran.start, end), _percent(ran.end - ran.start, end), y[ran.device],
                              seen[ran.device] % 2 == 0, _segment_words(plan, ran.segment, ran.start, ran.end)))
     messages = [(s, plan.transfers[s.transfer]) for s in timeline.sent]
-    drawn = [(s, t) for s, t in messages if t.source in y and t.target in y][:MOST_MESSAGES]
+    drawn = [(s, t) for s, t in messages if t.source in y and t.target in y]
+    drawn = drawn[::-(-len(drawn) // MOST_MESSAGES) or 1]  # of too many every second, third, ...: all the time is seen
     arrows = []
     for sent, transfer in drawn:
         down = transfer.target > transfer.source

@@ -100,8 +100,8 @@ def _connect(shards: Sequence[Shard], peers: Mapping[str, str], keys: Keys | Non
 
 
 def serve(options: ServeOptions, ready: Callable[[Serving], None]) -> bool:
-    """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once. ready: called when it listens. Returns
-    whether every open request was answered. Errors of open_shard, read_keys, Server."""
+    """Serve until SIGTERM or SIGINT, then drain; a second signal, or a thread that fails, ends the process at once. ready:
+    called when it listens. Returns whether every open request was answered. Errors of open_shard, read_keys, Server."""
     stop = threading.Event()
 
     def on_signal(signum: int, frame: FrameType | None) -> None:
@@ -109,6 +109,11 @@ def serve(options: ServeOptions, ready: Callable[[Serving], None]) -> bool:
             os._exit(130)
         stop.set()
 
+    def on_error(found: threading.ExceptHookArgs) -> None:
+        threading.__excepthook__(found)
+        os._exit(1)  # without that thread nothing is answered: who watches this process starts it again
+
+    threading.excepthook, hook = on_error, threading.excepthook
     before = {s: signal.signal(s, on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
         serving = Serving(options)
@@ -119,6 +124,7 @@ def serve(options: ServeOptions, ready: Callable[[Serving], None]) -> bool:
             drained = serving.stop()
         return drained
     finally:
+        threading.excepthook = hook
         for signum, handler in before.items():
             signal.signal(signum, handler)
 

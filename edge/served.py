@@ -15,7 +15,7 @@ import numpy as np
 from gkp.edge import identity
 from gkp.edge.flow import Routes
 from gkp.edge.oip import DATATYPES, MAX_AXES, Array, Spec
-from gkp.edge.plan import COORDINATOR, Plan, Segment, read_plan
+from gkp.edge.plan import COORDINATOR, Plan, Segment, Value, read_plan
 from gkp.edge.segment_file import open_segment
 from gkp.errors import FileError, UnsafeFileError
 from gkp.runtime.runners import Runner
@@ -168,6 +168,7 @@ def check_plan(plan: Plan) -> None:
               and prod(v.shape) < 2**31, f"value {v.name[:40]!r} has a dtype or shape that makes no sense")
         _must(v.producer == COORDINATOR or v.producer in range(len(plan.segments)),
               f"value {v.name[:40]!r} comes from nowhere")
+    _must(any(plan.output in s.outputs for s in plan.segments), "no segment makes the output")
     there = {(t.value, t.target) for t in plan.transfers} | {(n, s.device) for s in plan.segments for n in s.outputs}
     for s in plan.segments:
         _must(s.device in devices, f"segment {s.index} runs on a device that is not there")
@@ -182,8 +183,24 @@ def check_plan(plan: Plan) -> None:
               "a transfer carries an unknown value")
         _must(t.source == COORDINATOR or (t.value, t.source) in made,
               f"device {t.source} sends a value that it does not make")
+        _must(t.source != COORDINATOR or _is_part(values[t.value], values[plan.input]),
+              "the coordinator sends a value that is no part of the input")
     sent: Sequence[tuple[str, int, int]] = [(t.value, t.source, t.target) for t in plan.transfers]
     _must(len(set(sent)) == len(sent), "a value is sent twice to the same device")
+
+
+def _is_part(value: Value, whole: Value) -> bool:
+    """Whether gkp.edge.flow.part() of an input gives the value."""
+    shape = list(whole.shape)
+    if value.channels is not None:
+        if len(shape) < 2 or not all(0 <= c < shape[1] for c in value.channels):
+            return False
+        shape[1] = len(value.channels)
+    if value.rows is not None:
+        if len(shape) < 3 or not 0 <= value.rows[0] < value.rows[1] <= shape[2]:
+            return False
+        shape[2] = value.rows[1] - value.rows[0]
+    return value.shape == shape and value.dtype == whole.dtype
 
 
 def _must(holds: bool, what: str) -> None:

@@ -4,6 +4,8 @@ happens here, before the worker's book is touched."""
 from __future__ import annotations
 
 import re
+import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +28,8 @@ from gkp.errors import UsageError
 DEADLINE_S = 30.0
 """Of a request whose client names none."""
 MAX_DEADLINE_S = 600.0
+_FOREVER_S = 1e9
+"""gRPC says of a call without deadline that it has more than this left."""
 EXTENSION = "gkp.edge/1"
 _OTHERS = 16
 """Threads and calls besides the open requests: health checks, values, and requests that are being refused."""
@@ -51,7 +55,7 @@ class Service:
         return MESSAGES["ServerLiveResponse"](live=True)
 
     def _server_ready(self, data: bytes, context: Any) -> Any:
-        return MESSAGES["ServerReadyResponse"](ready=not self._worker.draining)
+        return MESSAGES["ServerReadyResponse"](ready=self._worker.ready)
 
     def _model_ready(self, data: bytes, context: Any) -> Any:
         asked = oip.parse("ModelReadyRequest", data)
@@ -59,7 +63,7 @@ class Service:
             self._served(asked.name, asked.version)
         except Refusal:
             return MESSAGES["ModelReadyResponse"](ready=False)
-        return MESSAGES["ModelReadyResponse"](ready=not self._worker.draining)
+        return MESSAGES["ModelReadyResponse"](ready=self._worker.ready)
 
     def _server_metadata(self, data: bytes, context: Any) -> Any:
         return MESSAGES["ServerMetadataResponse"](name="gkp", version=__version__, extensions=[EXTENSION])
@@ -86,7 +90,7 @@ class Service:
         shard, index = self._served(asked.model, asked.plan)
         _check_role(who, asked, shard)
         left = context.time_remaining()
-        deadline = time.monotonic() + min(DEADLINE_S if left is None else left, MAX_DEADLINE_S)
+        deadline = time.monotonic() + (DEADLINE_S if left is None or left > _FOREVER_S else min(left, MAX_DEADLINE_S))
         if asked.source != COORDINATOR:
             return self._take(asked, shard, index, deadline)
         if index is not None:
@@ -186,6 +190,25 @@ def _answering(name: str, answer: Callable[[Any, Any], Any]) -> Callable[[bytes,
 
 
 # ---- the server -----------------------------------------------------------------------------------------------------
+def _threads(count: int) -> futures.ThreadPoolExecutor:
+    """All started now: where memory is short, a thread that cannot start later would stop gRPC's loop for good."""
+    pool = futures.ThreadPoolExecutor(count, thread_name_prefix="gkp-rpc")
+    together = threading.Barrier(count + 1)
+    for _ in range(count):
+        pool.submit(together.wait)
+    together.wait()
+    return pool
+
+
+def _taken(path: str) -> bool:
+    """Does somebody answer on this socket? (One that a killed worker left behind is replaced by gRPC, but so would this.)"""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            return probe.connect_ex(path) == 0
+        except (OSError, ValueError):  # no path that a socket can have
+            return False
+
+
 class Server:
     """Listens for a worker from start() on. listen: "host:port" (0: any free port) or "unix:path"; keys: None for plaintext,
     on this machine only. UsageError when it cannot listen there."""
@@ -194,10 +217,12 @@ class Server:
         if keys is None and not is_local(listen):
             raise UsageError(f"without keys a worker listens on this machine only, not on {listen}",
                              "make keys with gkp edge keys, or listen on 127.0.0.1")
+        if listen.startswith("unix:") and _taken(listen.removeprefix("unix:")):
+            raise UsageError(f"another process listens on {listen}", "end it, or choose another path")
         options: Sequence[tuple[str, Any]] = [
             *channel_options(max_bytes), ("grpc.so_reuseport", 0), ("grpc.max_concurrent_streams", queue + _OTHERS),
             ("grpc.server_handshake_timeout_ms", 10_000)]
-        self._server = grpc.server(futures.ThreadPoolExecutor(queue + _OTHERS, thread_name_prefix="gkp-rpc"),
+        self._server = grpc.server(_threads(queue + _OTHERS),
                                    handlers=[Service(worker, keys is not None).handlers()], options=options,
                                    maximum_concurrent_rpcs=2 * (queue + _OTHERS))
         try:

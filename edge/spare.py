@@ -14,6 +14,7 @@ import msgspec
 from gkp.edge.attempt import Array
 from gkp.edge.failures import ComputeError, DeadlineError
 from gkp.edge.local import LocalExecutor
+from gkp.edge.oip import check_finite
 from gkp.edge.plan import Plan, device_folder
 from gkp.edge.served import open_shard
 from gkp.edge.trace import Trace
@@ -47,12 +48,14 @@ class Spare:
 
     def run(self, x: Array, deadline: float) -> Array:
         """deadline: of time.monotonic. DeadlineError when it is over first, ComputeError when the model cannot be
-        computed."""
+        computed, or makes NaN or infinity."""
         assert self._opened is not None
         opened = self._opened
         task = self._pool.submit(lambda: opened.result().run(x))
         try:
-            return task.result(max(0.0, deadline - time.monotonic()))
+            y = task.result(max(0.0, deadline - time.monotonic()))
+            check_finite(self._plan.output, y)
+            return y
         except NotInTime:
             task.cancel()
             raise DeadlineError("devices are lost, and the coordinator itself was not done at the deadline",

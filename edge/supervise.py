@@ -130,9 +130,7 @@ class Supervisor:
         watched = self._devices[name]
         while not self._closing:
             watched.wake.clear()
-            if self._revive is not None and not watched.state.alive and watched.asked:
-                self._revive(name)
-            state = self._ask(watched)
+            state = self._look(name, watched)
             with self._changed:
                 watched.asked += 1
                 self._set(name, state)
@@ -141,6 +139,15 @@ class Supervisor:
             while not watched.wake.wait(pause if watched.state.alive else _RETRY_S) and watched.state.alive \
                     and time.monotonic() < watched.heard + pause:
                 pass
+
+    def _look(self, name: str, watched: _Watched) -> DeviceState:
+        """Whatever goes wrong is why the device is lost for now. A thread that ended would leave it as it is for ever."""
+        try:
+            if self._revive is not None and not watched.state.alive and watched.asked:
+                self._revive(name)
+            return self._ask(watched)
+        except Exception as e:
+            return DeviceState(frozenset(), f"{type(e).__name__}: {' '.join(str(e).split())[:200]}", time.monotonic())
 
     def _ask(self, watched: _Watched) -> DeviceState:
         serving, reason = set(), "its worker serves another plan, or is not ready"

@@ -112,3 +112,17 @@ def headline(plan: Plan) -> str:
     if plan.objective == "memory":
         return f"{words} on the fullest, {1 / first.ratio:.2f} of what one device needs ({clean(based, 20)})"
     return f"{words}, {first.ratio:.2f}x the speed of one device ({clean(based, 20)})"
+
+
+def reasons(plan: Plan) -> list[str]:
+    """Why the plan's mode, and why not each of the others."""
+    return [f"{clean(row.prediction.mode, 20)}: {clean(row.prediction.reason, 400)}" for row in rows(plan)]
+
+
+def predicted_words(plan: Plan) -> str:
+    """What was predicted of one request, to be compared with a measured one."""
+    p = plan.predicted
+    if p is None:
+        return "not predicted"
+    return (f"predicted: one request {ms(p.critical_path_ms)} ms (segments {clean(p.based_on, 20)}; the link {link_words(plan)}), "
+            f"{p.bytes:,} bytes moved")

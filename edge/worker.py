@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -30,7 +31,7 @@ QUEUE = 16
 """Requests that may be open at once, by default."""
 REMEMBERED = 4096
 """Closed requests whose late messages are recognised."""
-_SWEEP_S = 0.25
+_SWEEP_S, _OVERDUE_S = 0.25, 10.0
 _NO_WORDS = {"UNAVAILABLE": "peer", "DEADLINE_EXCEEDED": "deadline", "RESOURCE_EXHAUSTED": "full"}
 
 
@@ -44,8 +45,9 @@ class Worker:
         self._lock = threading.Condition()
         self._open: dict[Key, Request] = {}
         self._closed: OrderedDict[Key, int] = OrderedDict()  # the highest attempt
-        self._jobs: list[tuple[int, int, Callable[[], None]]] = []  # a heap: oldest request first, then the plan's order
-        self._probes = 0
+        self._jobs: list[tuple[int, int, float, Callable[[], None]]] = []  # a heap: by age, then the plan's order
+        self._due = math.inf  # deadline of what is being computed
+        self._probes: set[_Probe] = set()
         self._numbers = itertools.count()
         self._draining = self._stopping = False
         self._thread = threading.Thread(target=self._loop, name="gkp-compute", daemon=True)
@@ -87,7 +89,7 @@ class Worker:
 
     def compute(self, shard: Shard, index: int, feeds: Mapping[str, Array], deadline: float) -> tuple[list[Array], float]:
         """One segment by itself: outputs, and milliseconds. Refusal as for begin and wait."""
-        done, found = threading.Event(), _Probe()
+        found = _Probe()
 
         def job() -> None:
             if not found.cancelled:
@@ -98,15 +100,15 @@ class Worker:
                     found.failure = _failed(shard, index, e)
                 found.ms = (time.perf_counter() - start) * 1e3
             with self._lock:  # not before: its inputs are in memory until here
-                self._probes -= 1
+                self._probes.discard(found)
                 self._lock.notify_all()
-            done.set()
+            found.done.set()
 
         with self._lock:
             self._check_room()
-            self._probes += 1
-            self._add_job(next(self._numbers), 0, job)
-        if not done.wait(max(0.0, deadline - time.monotonic())):
+            self._probes.add(found)
+            self._add_job(next(self._numbers), 0, deadline, job)
+        if not found.done.wait(max(0.0, deadline - time.monotonic())):
             found.cancelled = True
             raise Refusal("DEADLINE_EXCEEDED", "deadline", "the segment was not computed in time")
         if found.failure is not None:
@@ -132,8 +134,9 @@ class Worker:
 
     # ---- ending ---------------------------------------------------------------------------------------------------
     @property
-    def draining(self) -> bool:
-        return self._draining
+    def ready(self) -> bool:
+        """Not while it drains, or computes what nobody has waited for in a long while: that may never end."""
+        return not self._draining and time.monotonic() < self._due + _OVERDUE_S
 
     def drain(self, grace: float) -> bool:
         """Refuse new requests, and wait `grace` seconds for the open ones. Were all answered?"""
@@ -150,6 +153,9 @@ class Worker:
         for request in left:
             self._end(request, Refusal("UNAVAILABLE", "draining", "the worker stops"))
         self._thread.join()
+        for probe in self._probes:  # nobody computes them any more, and their callers wait
+            probe.failure = Refusal("UNAVAILABLE", "draining", "the worker stops")
+            probe.done.set()
         for shard in self.shards.values():
             shard.close()
 
@@ -175,7 +181,7 @@ class Worker:
     def _check_room(self) -> None:
         if self._draining:
             raise Refusal("UNAVAILABLE", "draining", "the worker is stopping")
-        if len(self._open) + self._probes >= self._limit:
+        if len(self._open) + len(self._probes) >= self._limit:
             raise Refusal("RESOURCE_EXHAUSTED", "full", f"{self._limit} requests are open already")
 
     def _give(self, request: Request, name: str, array: Array) -> None:
@@ -185,10 +191,10 @@ class Worker:
 
     def _enqueue(self, request: Request, ready: Sequence[Segment]) -> None:
         for segment in ready:
-            self._add_job(request.number, segment.index, partial(self._compute, request, segment))
+            self._add_job(request.number, segment.index, request.deadline, partial(self._compute, request, segment))
 
-    def _add_job(self, number: int, index: int, job: Callable[[], None]) -> None:
-        heapq.heappush(self._jobs, (number, index, job))
+    def _add_job(self, number: int, index: int, deadline: float, job: Callable[[], None]) -> None:
+        heapq.heappush(self._jobs, (number, index, deadline, job))
         self._lock.notify_all()
 
     def _check_finished(self, request: Request) -> None:
@@ -231,8 +237,9 @@ class Worker:
                     self._sweep()
                 if self._stopping:
                     return
-                job = heapq.heappop(self._jobs)[2]
+                _, _, self._due, job = heapq.heappop(self._jobs)
             job()
+            self._due = math.inf
 
     def _sweep(self) -> None:
         """Requests that peers opened and whose run call never came."""
@@ -335,7 +342,7 @@ class _Probe:
 
     def __init__(self) -> None:
         self.outputs: list[Array] = []
-        self.ms, self.cancelled = 0.0, False
+        self.ms, self.cancelled, self.done = 0.0, False, threading.Event()
         self.failure: Refusal | None = None
 
 

@@ -74,7 +74,7 @@ class _Session:
     def _alone(self, entry: Alone) -> Call:
         path = Path(entry.path)
         if entry.kind == "shards":
-            executor = self.open.enter_context(closing(LocalExecutor.open(read_plan(path), path)))
+            executor = self.open.enter_context(closing(LocalExecutor.open(read_plan(path), path, trust_code=True)))
             return lambda: executor.run(self.x)
         runner = self.open.enter_context(closing(_runner(entry.kind, path)))
         feeds = {runner.inputs[0]: self.x}

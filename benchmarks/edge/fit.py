@@ -2,8 +2,8 @@
 through what that takes.
 
 A model of k hops makes an array of b bytes on device 0, which then goes from device to device k times. The time of one hop
-is the difference between a long and a short chain over the difference of their hops, less what the segments compute: the
-coordinator's part cancels."""
+is the difference between a long and a short chain over the difference of their hops: the coordinator's part cancels. What a
+segment costs a worker that computes next to nothing stays in it; what larger arrays add to that is taken out."""
 
 from __future__ import annotations
 
@@ -37,11 +37,15 @@ class Fitted:
     beta_ns_per_byte: float
     residual: float
 
-    def link(self, name: str, rtt_ms: float | None, shared: bool) -> Link:
-        """As gkp.edge counts: alpha is the overhead of a message and half a round trip."""
+    def link(self, name: str, rtt_ms: float | None, shared: bool, cpu_ms: float | None = None,
+             request_ms: float | None = None) -> Link:
+        """As gkp.edge counts: alpha is the overhead of a message and half a round trip. cpu_ms, request_ms: of the
+        functions of these names; of a request, the input's message is alpha, and the answer the rest."""
         half = min((rtt_ms or 0.0) / 2, self.alpha_ms)
-        return Link(name=name, bandwidth=1e9 / max(self.beta_ns_per_byte, 1e-3), rtt=2e-3 * half, shared=shared,
-                    overhead=(self.alpha_ms - half) / 1e3)
+        overhead = self.alpha_ms - half
+        rest = None if request_ms is None else min(max(request_ms - self.alpha_ms - half, 0.0), overhead)
+        return Link(name=name, answer=None if rest is None else rest / 1e3, bandwidth=1e9 / max(self.beta_ns_per_byte, 1e-3), rtt=2e-3 * half, shared=shared,
+                    overhead=overhead / 1e3, cpu=(cpu_ms or 0.0) / 1e3)
 
 
 def straight_line(points: Sequence[tuple[int, float]]) -> Fitted:
@@ -73,13 +77,15 @@ def chain_name(size: int, hops: int) -> str:
 
 def hop_times(taken: Mapping[str, Taken]) -> list[tuple[int, float]]:
     """(bytes, milliseconds of one hop), where both chains of a size were measured."""
-    found = []
+    found: list[tuple[int, float]] = []
+    least: float | None = None  # of the smallest array
     for size in SIZES:
         short, long = (taken.get(chain_name(size, hops)) for hops in HOPS)
         if short and long and short.ms and long.ms and short.counted and long.counted:
-            spent = statistics.median(long.ms) - statistics.median(short.ms)
+            spent = statistics.median(b - a for a, b in zip(short.ms, long.ms, strict=False))  # of one round each
             computed = long.counted.compute_ms - short.counted.compute_ms
-            found.append((size, max(1e-3, (spent - max(0.0, computed)) / (HOPS[1] - HOPS[0]))))
+            least = computed if least is None else least
+            found.append((size, max(1e-3, (spent - max(0.0, computed - least)) / (HOPS[1] - HOPS[0]))))
     return found
 
 
@@ -88,7 +94,16 @@ def request_ms(taken: Mapping[str, Taken], hop: float) -> float | None:
     short = taken.get(chain_name(SIZES[0], HOPS[0]))
     if short is None or not short.ms or short.counted is None:
         return None
-    return max(0.0, statistics.median(short.ms) - HOPS[0] * hop - short.counted.compute_ms)
+    segment = short.counted.compute_ms / (HOPS[0] + 1)  # there is one more than there are hops
+    return max(0.0, statistics.median(short.ms) - HOPS[0] * hop - segment)
+
+
+def message_cpu_ms(taken: Mapping[str, Taken]) -> float | None:
+    """Processor time of a message of the smallest size, on both ends together, with what its segment computes."""
+    short, long = (taken.get(chain_name(SIZES[0], hops)) for hops in HOPS)
+    if short is None or long is None or short.cpu_ms is None or long.cpu_ms is None:
+        return None
+    return max(0.0, (long.cpu_ms - short.cpu_ms) / (HOPS[1] - HOPS[0]))
 
 
 # ---- the models -----------------------------------------------------------------------------------------------------

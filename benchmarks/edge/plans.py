@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -11,15 +10,20 @@ import msgspec
 from gkp.benchmarks.edge.cases import Opened, Report
 from gkp.converter.graph import Graph
 from gkp.converter.sources import GroupedModel
+from gkp.edge.decide import candidate
+from gkp.edge.decide import decide as choose
 from gkp.edge.devices import parse_devices
 from gkp.edge.plan import Link, Plan
 from gkp.edge.planner import Planner, SplitOptions
 from gkp.edge.profile import Profile, Profiles, folder_jobs, measure
+from gkp.edge.segment_file import NATIVE
 from gkp.edge.split import write
 from gkp.errors import GkpError
 
 MODES = ("local", "replicas", "branch", "spatial", "pipeline", "hybrid")
 SPATIAL_DENSE = "spatial-dense"
+_COMPILED = 16
+"""Segments of a plan that are worth compiling: more of them take minutes, and wait for messages anyway."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,12 @@ class Split:
 
     folder: Path
     plan: Plan
+
+    @property
+    def engine(self) -> str:
+        """What runs its segments."""
+        kinds = {Path(s.file).suffix for s in self.plan.segments}
+        return "native" if kinds == {NATIVE} else "ort" if NATIVE not in kinds else "native and ort"
 
 
 @dataclass
@@ -45,43 +55,43 @@ class Splits:
         return Profiles(self.profile)
 
 
-def make_splits(opened: Opened, devices: int, link: Link, folder: Path, report: Report, seconds: float) -> Splits:
-    """Every mode, and the times of its segments. link: what the modes that choose places to cut reckon with."""
+def make_splits(opened: Opened, devices: int, link: Link, folder: Path, report: Report, seconds: float,
+                native: bool = False) -> Splits:
+    """Every mode, and the times of its segments. link: what the modes that choose places to cut reckon with; native:
+    segments are native libraries, in plans of at most _COMPILED."""
     made = Splits(devices)
     for number, mode in enumerate(MODES):
         report(f"splitting over {devices}: {mode}", number / (len(MODES) + 1))
-        _split(made, mode, opened.model, opened.graph, mode, link, folder / mode)
-    _split(made, SPATIAL_DENSE, opened.dense, opened.dense_graph, "spatial", link, folder / SPATIAL_DENSE)
-    jobs = [job for split in made.by_mode.values() for job in folder_jobs(split.folder)]
+        _split(made, mode, opened.model, opened.graph, mode, link, folder / mode, native)
+    _split(made, SPATIAL_DENSE, opened.dense, opened.dense_graph, "spatial", link, folder / SPATIAL_DENSE, False)
+    jobs = [job for split in made.by_mode.values() for job in folder_jobs(split.folder, trust_code=True)]
     made.profile = measure(jobs, seconds, lambda text, share: report("timing segments", share))
     return made
 
 
-def _split(made: Splits, name: str, model: GroupedModel, graph: Graph, mode: str, link: Link, folder: Path) -> None:
+def _split(made: Splits, name: str, model: GroupedModel, graph: Graph, mode: str, link: Link, folder: Path,
+           native: bool) -> None:
     options = SplitOptions(parse_devices(str(made.devices)), link, mode=mode)
     try:
-        found, _ = Planner(graph, options, name).plan()
-        made.by_mode[name] = Split(folder, write(model, found, folder))
+        planner = Planner(graph, options, name)
+        found, _ = planner.plan()
+        if native and len({id(piece.graph) for piece in found.pieces}) <= _COMPILED:
+            planner = Planner(graph, replace(options, target="native"), name)
+            found, _ = planner.plan()
+        made.by_mode[name] = Split(folder, write(model, found, folder, engine=planner.engine))
     except GkpError as e:
         made.missing[name] = e.message
 
 
-def decide(opened: Opened, splits: Splits, link: Link, folder: Path) -> tuple[str, Split, list[str]]:
-    """What mode auto says on this link, by the measured times: (the name of the split model that has the very same
-    segments and messages, or "auto"), the split model, and the planner's words."""
-    options = SplitOptions(parse_devices(str(splits.devices)), link, profiles=splits.profiles)
-    found, decision = Planner(opened.graph, options, "auto").plan()
-    same = _same(found.plan, splits.by_mode)
-    if same is not None:
-        return same, splits.by_mode[same], list(decision.notes)
-    return "auto", Split(folder, write(opened.model, found, folder)), list(decision.notes)
-
-
-def _same(plan: Plan, others: Mapping[str, Split]) -> str | None:
-    def key(p: Plan) -> object:
-        return [(s.device, s.inputs, s.outputs, s.layers) for s in p.segments], p.transfers
-
-    return next((name for name, split in others.items() if name != SPATIAL_DENSE and key(split.plan) == key(plan)), None)
+def decide(splits: Splits, link: Link) -> tuple[str | None, list[str]]:
+    """What mode auto says on this link, of the split models that are there, by the measured times of their segments: the
+    mode (None without any), and the planner's words."""
+    found = [candidate(on_link(split.plan, link), splits.profiles) for name, split in splits.by_mode.items()
+             if name != SPATIAL_DENSE]
+    if not found:
+        return None, []
+    decision = choose(found, "latency")
+    return decision.chosen.mode, list(decision.notes)
 
 
 def on_link(plan: Plan, link: Link) -> Plan:

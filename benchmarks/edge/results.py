@@ -105,8 +105,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 class LinkFit(msgspec.Struct, frozen=True, kw_only=True):
     """A link as it was found: one message of b bytes takes alpha_ms + b * beta_ns_per_byte, fitted to `points` (bytes, ms)
     of real messages between two workers. rtt_ms: of the packets alone; request_ms: what a request costs that moves
-    and computes next to nothing; residual: largest relative error of the fit. emulator: what shapes the link; stated: as
-    it was asked for, null for the one there is; dilation: everything, the link included, is this much slower."""
+    and computes next to nothing; cpu_ms: processor time of a small message, on both ends together; residual: largest
+    relative error of the fit. emulator: what shapes the link; stated: as it was asked for, null for the one there is;
+    dilation: everything, the link included, is this much slower."""
 
     link: str
     devices: int
@@ -117,6 +118,7 @@ class LinkFit(msgspec.Struct, frozen=True, kw_only=True):
     beta_ns_per_byte: float | None = None
     rtt_ms: float | None = None
     request_ms: float | None = None
+    cpu_ms: float | None = None
     residual: float | None = None
     points: list[tuple[int, float]] = []
     missing: str | None = None

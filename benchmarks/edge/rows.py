@@ -10,7 +10,7 @@ from gkp.benchmarks.edge.job import Counted, Outcome, Taken
 from gkp.benchmarks.edge.results import Payload, Predicted, Rate, Row, Wire
 from gkp.edge.plan import COORDINATOR, Plan
 from gkp.edge.predict import predict
-from gkp.edge.profile import Profiles
+from gkp.edge.profile import Profiles, plan_times
 from gkp.edge.split import TOLERANCE
 from gkp.errors import GkpError
 from gkp.manifest import Ratio
@@ -155,7 +155,7 @@ def _predicted(entry: Entry, taken: Taken, context: Context, linked: Plan | None
         found = predict(linked, context.profiles)
     except GkpError:
         return None
-    critical = found.critical_path_ms if entry.wall else found.cpu_ms  # one process: one segment after the other
+    critical = found.critical_path_ms if entry.wall else sum(plan_times(linked, context.profiles)[0])  # one after the other
     against = critical / timing(taken.ms).median if taken.ms else None
     return Predicted(critical_path_ms=critical, period_ms=found.period_ms if entry.wall else critical, cpu_ms=found.cpu_ms,
                      memory_bytes=found.memory_bytes, based_on=found.based_on, ratio=against,

@@ -13,7 +13,7 @@ from gkp.edge.alone import Forms, best_forms, in_forms
 from gkp.edge.costs import estimate, with_cost
 from gkp.edge.devices import parse_devices
 from gkp.edge.modes import assign
-from gkp.edge.plan import Link, Plan
+from gkp.edge.plan import COORDINATOR, Link, Plan
 from gkp.edge.predict import period_ms
 from gkp.edge.profile import Profiles, plan_times
 from gkp.edge.simulate import simulate
@@ -22,7 +22,7 @@ from gkp.errors import GkpError
 
 DEVICES = (2, 4, 8, 16, 32, 64, 128, 256)
 MODES = ("replicas", "branch", "spatial", "pipeline")
-_MOST_MESSAGES = 1200
+_MOST_MESSAGES = 600
 """Of a plan; the next one, over twice the devices, would have several times as many."""
 _EVENTS = 6000
 """Messages to simulate for a rate."""
@@ -70,18 +70,26 @@ def drafted(opened: Opened, mode: str, devices: int, forms: Forms) -> tuple[Plan
     """A plan with estimated times, the way gkp split makes it for equal devices; and the best forms of whole layers, which
     are found when none are given."""
     nowhere = Link(name="none", bandwidth=1e9, rtt=0.0)
-    assignment = assign(mode, opened.graph, devices)
-    made = draft(opened.graph, mode, assignment, parse_devices(str(devices)), nowhere)
+    first = 1 if mode == "replicas" else devices  # the others are the same
+    assignment = assign(mode, opened.graph, first)
+    made = draft(opened.graph, mode, assignment, parse_devices(str(first)), nowhere)
     if not forms:
         whole = draft(opened.graph, "local", assign("local", opened.graph, 1), parse_devices("1"), nowhere)
         forms = best_forms(whole.pieces[0])
     undivided = {name: form for name, form in forms.items() if assignment[name].kind != "channels"}
-    costs = {}
-    for piece in made.pieces:
-        if id(piece.graph) not in costs:  # replicas share one
-            costs[id(piece.graph)] = estimate(in_forms(piece, undivided).lowered())
-    segments = [with_cost(s, costs[id(p.graph)]) for s, p in zip(made.plan.segments, made.pieces, strict=True)]
-    return msgspec.structs.replace(made.plan, segments=segments), forms
+    segments = [with_cost(s, estimate(in_forms(p, undivided).lowered()))
+                for s, p in zip(made.plan.segments, made.pieces, strict=True)]
+    plan = msgspec.structs.replace(made.plan, segments=segments)
+    return (replicated(plan, devices) if mode == "replicas" else plan), forms
+
+
+def replicated(plan: Plan, devices: int) -> Plan:
+    """One replica's plan, on many devices."""
+    (segment,) = plan.segments
+    segments = [msgspec.structs.replace(segment, index=k, device=k) for k in range(devices)]
+    transfers = [msgspec.structs.replace(t, **({"target": k} if t.source == COORDINATOR else {"source": k}))
+                 for k in range(devices) for t in plan.transfers]
+    return msgspec.structs.replace(plan, devices=parse_devices(str(devices)), segments=segments, transfers=transfers)
 
 
 def _point(case: str, link: str, plan: Plan, profiles: Profiles, measured: Sequence[Row]) -> ScalePoint:
@@ -92,10 +100,16 @@ def _point(case: str, link: str, plan: Plan, profiles: Profiles, measured: Seque
     except GkpError as e:
         return ScalePoint(case=case, link=link, mode=plan.mode, devices=len(plan.devices), missing=e.message)
     row = next((r for r in measured if (r.case, r.what, r.devices) == (case, plan.mode, len(plan.devices))
-                and link == f"{r.link}, fitted" and r.ms is not None), None)
+                and link == f"{r.link}, fitted" and r.ms is not None and _moves_the_same(r, plan)), None)
     return ScalePoint(case=case, link=link, mode=plan.mode, devices=len(plan.devices), latency_ms=latency, per_second=rate,
                       based_on=based_on, measured_ms=row.ms.median if row and row.ms else None,
                       measured_per_second=row.rate.per_second.median if row and row.rate else None)
+
+
+def _moves_the_same(row: Row, plan: Plan) -> bool:
+    """gkp split may cut a pipeline elsewhere, as the link asks: then it is another plan."""
+    between = [t.bytes for t in plan.transfers if COORDINATOR not in (t.source, t.target)]
+    return row.payload is not None and (row.payload.plan_messages, row.payload.plan_bytes) == (len(between), sum(between))
 
 
 def _first(plan: Plan) -> int | None:
@@ -103,12 +117,11 @@ def _first(plan: Plan) -> int | None:
 
 
 def per_second(plan: Plan, times: Sequence[float]) -> float:
-    """Requests a second in the long run. They come as fast as the busiest resource alone would take them; the rate is that
-    of the second half of the answers. Where that would be too long to simulate, the busiest resource's."""
+    """Requests a second in the long run: they come as fast as the busiest resource alone would take them, and end as much
+    later than one that is alone as they were too many. Where that would be too long to simulate, the busiest resource's."""
     replicas, period = plan.mode == "replicas", period_ms(plan, times)
     requests = 8 * len(plan.segments) if replicas else min(40, _EVENTS // max(1, len(plan.transfers)))
     if requests < 8 or period <= 0:
         return 1e3 / max(period, 1e-9)
-    ends = sorted(simulate(plan, times, requests=requests, interval_ms=period).finished)
-    half = requests // 2
-    return 1e3 * (requests - half) / max(1e-9, ends[-1] - ends[half - 1])
+    last = max(simulate(plan, times, requests=requests, interval_ms=period).finished)
+    return 1e3 * (requests - 1) / (last - max(simulate(plan, times, replica=_first(plan)).finished))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -32,7 +33,7 @@ from gkp.runtime.environment import fingerprint
 
 LINKS = ("loopback", "1gbe")
 STATED = ("1gbe", "wifi")
-_SCREEN_S = 0.3
+_SCREEN_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,10 @@ class _Suite:
         chosen = [c for c in (self.settings.cases or cases(self.settings.checkpoints))
                   if not self.settings.only or c.name in self.settings.only]
         for number, case in enumerate(chosen):
+            before = self.runs
             self._case(case, number, opener, sites, partial(self._tell, case.name, number, len(chosen)))
+            for run in range(before, self.runs):  # gigabytes
+                shutil.rmtree(self.folder / str(run + 1), ignore_errors=True)
 
     def _tell(self, case: str, number: int, count: int, text: str, share: float | None = None) -> None:
         self.report(f"{case}: {text}", number / count)
@@ -122,11 +126,13 @@ class _Suite:
                 raise GkpError("the link could not be measured: " + next(
                     (t.failed for t in outcome.taken.values() if t.failed), "no message came through"))
             line = fit.straight_line(points)
-            self.fitted[key] = line.link(f"{site.name}, fitted", outcome.rtt_ms, site.link is not None and site.link.shared)
+            cpu_ms, request_ms = fit.message_cpu_ms(outcome.taken), fit.request_ms(outcome.taken, points[0][1])
+            self.fitted[key] = line.link(f"{site.name}, fitted", outcome.rtt_ms,
+                                         site.link is not None and site.link.shared, cpu_ms, request_ms)
             found = msgspec.structs.replace(
                 found, emulator=emulator, alpha_ms=line.alpha_ms, beta_ns_per_byte=line.beta_ns_per_byte,
                 rtt_ms=outcome.rtt_ms, residual=line.residual, points=points,
-                request_ms=fit.request_ms(outcome.taken, points[0][1]))
+                request_ms=request_ms, cpu_ms=cpu_ms)
         except GkpError as e:
             found = msgspec.structs.replace(found, missing=e.message)
         self.fits.append(found)
@@ -141,8 +147,9 @@ class _Suite:
         best = self._screen(opened, report)
         profiles = None
         for devices, some in sites.items():
+            native = GROUPED in best and best[GROUPED].name.endswith("native")
             splits = make_splits(opened, devices, some[0].link or parse_link("loopback"), self._work(), report,
-                                 self.settings.seconds)
+                                 self.settings.seconds, native)
             profiles = profiles or splits.profiles
             for site in some:
                 try:
@@ -156,22 +163,25 @@ class _Suite:
             self.points += scale(opened, links, profiles, [r for g in self.groups for r in g.rows], report)
 
     def _screen(self, opened: Opened, report: Report) -> dict[str, Alone]:
-        """The fastest engine for the dense and for the grouped network, found turn by turn."""
+        """The fastest engine for the dense and for the grouped network, found turn by turn; opened.compared is filled."""
         work = self._work()
         outcome = group.ask(group.job_alone(opened.shape, opened.means, self.cores[0], _SCREEN_S), (), work,
                             lambda text, share: report("comparing engines", share))
         found = {}
+        opened.compared.update({m.name: median(outcome.taken[m.name].ms) for m in opened.means if outcome.taken[m.name].ms})
+        opened.missing.update({m.name: str(outcome.taken[m.name].failed) for m in opened.means
+                               if not outcome.taken[m.name].ms})
         for network in (DENSE, GROUPED):
             mine = [m for m in opened.means if m.name.startswith(network) and outcome.taken[m.name].ms]
             if mine:
-                found[network] = min(mine, key=lambda m: median(outcome.taken[m.name].ms))
+                found[network] = min(mine, key=lambda m: opened.compared[m.name])
         return found
 
     def _group(self, opened: Opened, splits: Splits, site: Site, best: Mapping[str, Alone], report: Report) -> Group:
         link = self.fitted.get((site.name, site.dilation))
         real = None if link is None else _faster(link, site.dilation)
-        same, decided, words = decide(opened, splits, real or site.link or parse_link("loopback"), self._work())
-        chosen = {**splits.by_mode, **({} if same != "auto" else {"auto": decided})}
+        same, words = decide(splits, real or site.link or parse_link("loopback"))
+        chosen = splits.by_mode
         flights = {name: min(16, 2 * site.devices) for name in chosen if name != SPATIAL_DENSE}
         wanted = _wanted(opened, chosen, best, flights, self.settings.seconds)
         watch = Watch()
@@ -204,33 +214,37 @@ def _wanted(opened: Opened, chosen: Mapping[str, Split], best: Mapping[str, Alon
                   None if grouped is None else grouped.name, seconds / 3, seconds / 6)
 
 
-def _entries(chosen: Mapping[str, Split], best: Mapping[str, Alone], opened: Opened, same: str) -> list[Entry]:
-    """One per row. what the worker runs is ONNX Runtime."""
-    found = [Entry(network, means.name, network, means.name.partition(", ")[2], notes=tuple(
-        f"{name}: {why}" for name, why in opened.missing.items() if name.startswith(network)))
-        for network, means in best.items()]
+def _entries(chosen: Mapping[str, Split], best: Mapping[str, Alone], opened: Opened, same: str | None) -> list[Entry]:
+    """One per row."""
+    notes = [*(f"{name}: {ms:.3g} ms when the engines were compared" for name, ms in opened.compared.items()),
+             *(f"{name}: {why}" for name, why in opened.missing.items())]
+    found = [Entry(network, means.name, network, means.name.partition(", ")[2],
+                   notes=tuple(n for n in notes if n.startswith(network))) for network, means in best.items()]
     for name, split in chosen.items():
         what = "runtime" if name == "local" else name
-        found.append(Entry(what, name, DENSE if name == SPATIAL_DENSE else GROUPED, "ort", split.plan))
+        found.append(Entry(what, name, DENSE if name == SPATIAL_DENSE else GROUPED, split.engine, split.plan))
         if name in ("local", "branch"):
             alone = "stock" if name == "local" else "sequential"
-            found.append(Entry(alone, alone, GROUPED, "ort", split.plan, wall=False))
-    if same != "auto":
-        found.append(Entry("auto", same, GROUPED, "ort", chosen[same].plan, same_as="runtime" if same == "local" else same))
+            found.append(Entry(alone, alone, GROUPED, split.engine, split.plan, wall=False))
+    if same is not None:
+        found.append(Entry("auto", same, GROUPED, chosen[same].engine, chosen[same].plan,
+                           same_as="runtime" if same == "local" else same))
     return found
 
 
 def _slowed(plan: Plan, site: Site) -> Plan:
-    """With processors as slow as the site's: the fitted link is that already."""
+    """With processors as slow as the site's: the fitted link is that already, what it takes of them included."""
     devices = [Device(name=d.name, speed=d.speed / site.dilation, memory_bytes=d.memory_bytes, address=d.address)
                for d in plan.devices]
-    return msgspec.structs.replace(plan, devices=devices)
+    return msgspec.structs.replace(plan, devices=devices,
+                                   link=msgspec.structs.replace(plan.link, cpu=plan.link.cpu / site.dilation))
 
 
 def _faster(link: Link, dilation: float) -> Link:
     """A link that was found under time dilation, as it would be without."""
     return msgspec.structs.replace(link, bandwidth=link.bandwidth * dilation, rtt=link.rtt / dilation,
-                                   overhead=link.overhead / dilation)
+                                   overhead=link.overhead / dilation, cpu=link.cpu / dilation,
+                                   answer=None if link.answer is None else link.answer / dilation)
 
 
 def _stated(site: Site) -> str | None:

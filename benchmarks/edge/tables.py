@@ -41,6 +41,7 @@ def link_lines(links: Sequence[LinkFit]) -> Iterator[RenderableType]:
         stated = f"; stated: {link.stated}" if link.stated else ""
         slower = f"; all {link.dilation:.3g} times slower" if link.dilation > 1 else ""
         trip = "" if link.rtt_ms is None else f", handshake {milliseconds(link.rtt_ms)} ms"
+        trip += "" if link.cpu_ms is None else f", {milliseconds(link.cpu_ms)} ms of the processors"
         yield Text(f"{name}: a message takes {milliseconds(link.alpha_ms)} ms + {link.beta_ns_per_byte:.3g} ms/MB{trip} "
                    f"(fit to real messages, worst point {link.residual or 0:.0%} off); emulator: "
                    f"{clean(link.emulator, 80)}{stated}{slower}")

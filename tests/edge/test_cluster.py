@@ -121,6 +121,30 @@ def test_a_closed_cluster_says_so(tmp_path: Path) -> None:
     cluster.close()
 
 
+@pytest.mark.parametrize("fallback", [True, False])
+def test_requests_that_are_under_way_when_it_closes_say_so_or_are_answered(tmp_path: Path, fallback: bool) -> None:
+    made = kit.split(tmp_path, "pipeline", 2, slow=100)
+    cluster = Cluster(made.directory, local=True, fallback=fallback)
+    errors: list[BaseException] = []
+
+    def ask(count: int) -> None:
+        x = kit.images(count, seed=count)
+        try:
+            while True:
+                made.check(cluster.run(x)[:1], x[:1])
+        except BaseException as e:
+            errors.append(e)
+
+    threads = [threading.Thread(target=ask, args=(count,)) for count in (1, 1, 1, 4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.3)
+    cluster.close()
+    for thread in threads:
+        thread.join(20)
+    assert [(type(e), str(e)) for e in errors] == [(UsageError, "this cluster was closed")] * 4
+
+
 # ---- files ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("text", "error"), [
     ("devices: {d0: '127.0.0.1:1'}", UsageError),  # neither keys nor insecure
@@ -160,6 +184,12 @@ def test_a_cluster_is_local_or_not(made: kit.Split) -> None:
         Cluster(made.directory)
     with pytest.raises(UsageError):
         Cluster(made.directory, "cluster.yaml", local=True)
+
+
+@pytest.mark.parametrize("in_flight", [0, -1])
+def test_no_requests_at_all_make_no_sense(made: kit.Split, in_flight: int) -> None:
+    with pytest.raises(UsageError, match="under way"):
+        Cluster(made.directory, local=True, in_flight=in_flight)
 
 
 def test_native_libraries_of_strangers_are_not_run_locally(tmp_path: Path) -> None:
@@ -209,6 +239,23 @@ def test_closing_ends_the_workers_and_removes_their_keys(made: kit.Split, short:
         pids = cluster.pids().values()
         assert all(_alive(pid) for pid in pids)
     assert not any(_alive(pid) for pid in pids)
+    assert not list(short.iterdir())
+
+
+def test_closing_that_is_interrupted_ends_the_workers_and_removes_their_keys_all_the_same(
+        made: kit.Split, short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(short))
+    cluster = Cluster(made.directory, local=True, fallback=False)
+    pids, wait = cluster.pids().values(), subprocess.Popen.wait
+
+    def interrupted(self: Any, timeout: float | None = None) -> int:
+        monkeypatch.setattr(subprocess.Popen, "wait", wait)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cluster.close()
+    assert not any(map(_alive, pids))
     assert not list(short.iterdir())
 
 

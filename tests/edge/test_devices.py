@@ -37,6 +37,8 @@ def test_an_inventory_says_names_speeds_memory_and_addresses(tmp_path: Path) -> 
     kitchen, hall, six = parse_devices(path)
     assert (kitchen.name, kitchen.speed, kitchen.memory_bytes, kitchen.address) == ("kitchen", 0.12, 2 << 30, "192.0.2.20:7000")
     assert (hall.speed, hall.memory_bytes, hall.address) == (1.0, 1 << 20, None)
+    assert six.memory_bytes is None
+    assert parse_devices(inventory(tmp_path, "{name: a, memory: 1.5 GiB}"))[0].memory_bytes == 3 << 29
     assert six.address == "[2001:db8::1]:7000"
 
 

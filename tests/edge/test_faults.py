@@ -242,6 +242,14 @@ def _until_answered(made: kit.Split, cluster: Cluster) -> None:
         assert time.monotonic() < end
 
 
+def test_devices_that_are_far_away_are_connected(made: kit.Split, tmp_path: Path) -> None:
+    with kit.workers(made, tmp_path / "w", links=[(C, 0), (C, 1)]) as them:
+        for relay in them.relays.values():
+            relay.delay = 0.2  # a handshake takes over a second
+        with Cluster(made.directory, them.cluster_file(), fallback=False) as cluster:
+            _right(made, cluster)
+
+
 def test_a_flapping_link_loses_no_request(made: kit.Split, tmp_path: Path) -> None:
     with kit.workers(made, tmp_path / "w", links=[(C, 0), (C, 1), (0, 1)]) as them, \
             Cluster(made.directory, them.cluster_file()) as cluster:

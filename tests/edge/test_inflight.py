@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import threading
 
 import cluster_kit as kit
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -53,6 +55,17 @@ def test_the_limit_stays_between_one_and_the_most(steps: list[str], most: int) -
             inside -= 1
         assert 1 <= book.limit <= most
         assert inside <= most
+
+
+def test_who_is_interrupted_while_waiting_does_not_hold_up_the_others() -> None:
+    book = InFlight(1)
+    assert book.enter(0)
+    threading.Timer(0.1, _thread.interrupt_main).start()
+    with pytest.raises(KeyboardInterrupt):
+        book.enter(10)
+    book.leave()
+    assert book.waiting == 0
+    assert book.enter(1)
 
 
 def test_first_come_first_served_but_a_refused_request_goes_first() -> None:

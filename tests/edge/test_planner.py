@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -251,7 +252,28 @@ def test_a_gain_within_the_error_of_the_times_is_none(measured: bool, ms: float,
     assert chosen.chosen.mode == mode
     if mode == "local":
         assert "less than the" in chosen.chosen.prediction.reason
+        assert "The best other mode, branch, would gain" in chosen.notes[0]
     assert MARGIN == {"measured": 0.05, "estimated": 0.20}
+
+
+def test_a_measured_time_is_not_compared_with_an_estimate() -> None:
+    local = candidate(one(40.0, measured=True))
+    chosen = decide([local, candidate(halves(5.0, measured=False))], "latency")  # in truth its parts may take twenty
+    assert chosen.chosen.mode == "local"
+    assert "branch cannot be compared, because not all of its segments are in the profile" in chosen.notes[0]
+    both = decide([local, candidate(halves(5.0, measured=False)), candidate(halves(20.0, mode="spatial", measured=True))], "latency")
+    assert both.chosen.mode == "spatial"
+    assert decide([local, candidate(halves(5.0, measured=False))], "latency", "branch").chosen.mode == "branch"
+
+
+def test_a_gain_over_an_estimate_has_to_be_a_clear_one_too() -> None:
+    plans = [candidate(one(40.0, measured=False)), candidate(halves(31.0, measured=True))]  # 9.5 %
+    assert decide(plans, "latency").chosen.mode == "local"
+
+
+def test_a_request_to_one_of_the_replicas_takes_the_link_once() -> None:
+    # the input 3 ms; of two requests to two devices it would be 6
+    assert candidate(replicas([8.0, 8.0])).link_ms == pytest.approx(candidate(one(8.0)).link_ms)
 
 
 def test_throughput_and_memory_choose_otherwise() -> None:
@@ -292,6 +314,7 @@ def test_memory_limits_force_a_split_and_refuse_what_never_fits() -> None:
     assert chosen.chosen.mode == "branch"
     assert "one device alone does not do (a needs" in chosen.chosen.prediction.reason
     assert chosen.rejected[0].reason == "does not fit: a needs 12 kB and has 6 kB"
+    assert "does not fit: local (a needs 12 kB and has 6 kB)" in chosen.notes
     with pytest.raises(UsageError, match="fits into these devices in no mode"):
         decide(plans[:1], "latency")
     forced = decide(plans, "latency", "local")
@@ -384,6 +407,22 @@ def test_stock_groups_are_not_split_by_branches_on_a_gigabit_and_the_plan_says_w
     assert all(p.based_on == "estimated" for p in (*made.plan.rejected, made.plan.predicted))  # type: ignore[union-attr]
 
 
+def test_a_pipeline_is_cut_by_the_times_of_the_layers_as_one_device_computes_them() -> None:
+    # as standard convolutions of its groups, stage 1 would be estimated eight times as slow, and the cut 65.5 kB wide
+    _, chosen = Planner(stock(), options(2, objective="throughput")).plan()
+    pipeline = next(p for p in (chosen.chosen.prediction, *chosen.rejected) if p.mode == "pipeline")
+    assert pipeline.bytes <= 16_384
+    assert pipeline.period_ms < 0.36
+
+
+def test_a_pipeline_whose_arrays_do_not_fit_is_cut_elsewhere() -> None:
+    devices = [Device(name="a", memory_bytes=900 << 10), Device(name="b", memory_bytes=1 << 20)]
+    made, chosen = Planner(stock(), options(devices)).plan()
+    assert chosen.chosen.mode == "pipeline"
+    assert chosen.chosen.too_full == ()
+    assert any(note.startswith("does not fit: local (a needs 1.27 MB and has 922 kB)") for note in made.plan.notes)
+
+
 def test_stock_groups_are_replicated_for_throughput() -> None:
     slow = [Device(name=f"pi{k}", speed=0.05) for k in range(4)]
     made, chosen = Planner(stock(), options(slow, objective="throughput")).plan()
@@ -460,6 +499,14 @@ def test_half_precision_on_the_wire_halves_what_devices_send_each_other_only() -
         assert b.bytes == (a.bytes if COORDINATOR in (a.source, a.target) else a.bytes // 2)
 
 
+def test_verification_says_what_half_precision_on_the_wire_changes(tmp_path: Path) -> None:
+    gkp("split", saved(tmp_path), "--devices", "2", "--mode", "spatial", "--wire", "float16", "-o", tmp_path / "out", expect=0)
+    note = read_plan(tmp_path / "out").notes[-1]
+    found = re.search(r"max error (\S+), allowed .*; not counting float16 between devices, .* by up to (\S+)$", note)
+    assert found is not None, note
+    assert float(found[1]) < 1e-4 < float(found[2]) < 0.1
+
+
 def test_one_device_is_never_split() -> None:
     made, chosen = Planner(prepare(residual()), options(1)).plan()
     assert made.plan.mode == "local"
@@ -498,6 +545,7 @@ def test_split_writes_plan_picture_and_a_folder_per_device(tmp_path: Path) -> No
     assert made.predicted is not None
     assert {p.mode for p in made.rejected} >= {"local", "replicas", "branch"}
     assert "warning: spatial loses against one device" in done.err
+    assert "local: better by latency, but not chosen" not in done.err  # that is for -v
     assert (tmp_path / "out" / "plan.html").read_text().startswith("<!DOCTYPE html>")
     assert sorted(p.name for p in (tmp_path / "out").glob("device_*")) == ["device_0", "device_1", "device_2"]
 
@@ -508,7 +556,9 @@ def test_a_profile_of_a_folder_makes_the_next_split_measured(tmp_path: Path) -> 
     done = gkp("edge", "profile", out, "--seconds", "0.1", expect=0)
     assert "1 segments, one thread on core" in done.err
     gkp("split", model, "--devices", "2", "--mode", "local", "-o", out, "--force", "--profile", out / "profile.json", expect=0)
-    assert read_plan(out).predicted.based_on == "measured"  # type: ignore[union-attr]
+    made = read_plan(out)
+    assert made.predicted.based_on == "measured"  # type: ignore[union-attr]
+    assert any(n.startswith("not all segments of ") and "branch" in n and "are in the profile" in n for n in made.notes)
 
 
 @pytest.mark.parametrize(("arguments", "code", "words"), [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import msgspec
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gkp.edge.plan import COORDINATOR, Device, Link, Plan
-from gkp.edge.predict import busy_ms, device_memory, period_ms, predict
+from gkp.edge.predict import busy_ms, cpu_ms, device_memory, period_ms, predict
 from gkp.edge.profile import plan_times
 from gkp.edge.simulate import Ran, message_ms, simulate
 from gkp.errors import UsageError
@@ -220,3 +221,31 @@ def test_times_have_to_fit_the_plan() -> None:
     with pytest.raises(UsageError, match="2 times for 4 segments"):
         simulate(fork(), [1.0, 2.0])
     assert replace(simulate(chain(), [1.0, 1.0]), runs=()).finished == (pytest.approx(11),)
+
+
+# ---- processors that handle messages -----------------------------------------------------------------------------------
+def test_handling_is_a_part_of_the_overhead_and_adds_nothing_between_idle_devices() -> None:
+    busy = msgspec.structs.replace(LINK, cpu=LINK.overhead / 2)
+    handled = msgspec.structs.replace(chain(), link=busy)
+    assert simulate(handled, [1.0, 1.0]).finished == (pytest.approx(simulate(chain(), [1.0, 1.0]).finished[0]),)
+
+
+def test_a_processor_that_handles_messages_computes_nothing_meanwhile() -> None:
+    times = [10.0, 5.0, 20.0, 1.0]
+    handled = msgspec.structs.replace(fork(), link=msgspec.structs.replace(LINK, cpu=LINK.overhead))
+    alone, busy = busy_ms(fork(), times), busy_ms(handled, times)
+    ends = Counter(d for t in fork().transfers for d in (t.source, t.target))
+    for device, messages in ends.items():
+        extra = busy.get(("compute", device), 0.0) - alone.get(("compute", device), 0.0)
+        assert extra == pytest.approx(messages * LINK.overhead / 2 * 1e3)
+    assert cpu_ms(handled, times) == pytest.approx(sum(times) + sum(
+        n * LINK.overhead / 2 * 1e3 for d, n in ends.items() if d != COORDINATOR))
+    assert simulate(handled, times).finished[0] >= simulate(fork(), times).finished[0]
+
+
+def test_what_follows_a_message_takes_the_processors_time_too() -> None:
+    # each of the three messages leaves 1.5 overheads of work at each end; the two segments' devices have four such ends
+    link = msgspec.structs.replace(LINK, cpu=LINK.overhead * 4)
+    ends, rest = 4, 1.5 * LINK.overhead * 1e3
+    idle, busy = (simulate(msgspec.structs.replace(chain(), link=used), [1.0, 1.0]).finished[0] for used in (LINK, link))
+    assert idle < busy <= idle + ends * rest + 1e-9

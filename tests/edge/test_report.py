@@ -158,6 +158,9 @@ def test_large_plans_are_cut_and_say_what_is_left_out() -> None:
     html = report.render(msgspec.structs.replace(ring, predicted=predict(ring)))
     assert len(html) < 600_000
     assert "Not drawn: 28 devices and" in Page(html).text
+    drawn = report.picture(ring, simulate(ring, [1.0] * len(ring.segments))).arrows
+    assert len(drawn) <= report.MOST_MESSAGES
+    assert max(a.x2 for a in drawn) > 95  # from all of the time, not from its beginning
 
 
 def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -187,6 +190,15 @@ def test_sizes_and_times_are_rounded_for_reading() -> None:
     assert [words.per_second(v) for v in (1000.0, 0.5, 30.0)] == ["1", "2,000", "33.3"]
     assert words.clean("a\x1b[31mb\n", 40) == "a?[31mb?"
     assert len(words.clean("x" * 500, 40)) <= 40
+
+
+def test_the_reasons_name_every_mode_and_a_prediction_is_put_beside_a_measurement() -> None:
+    made = decided()
+    assert [text.split(":")[0] for text in words.reasons(made)] == ["pipeline", "local"]
+    assert "asked for with --mode" in words.reasons(made)[0]
+    assert re.fullmatch(r"predicted: one request 109 ms \(segments measured; the link by-hand.*\), [\d,]+ bytes moved",
+                        words.predicted_words(made))
+    assert words.predicted_words(chain()) == "not predicted"
 
 
 def test_the_terminal_shows_every_mode() -> None:

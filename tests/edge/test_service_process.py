@@ -88,6 +88,23 @@ def test_two_workers_cannot_share_a_port(pair: kit.Pair) -> None:
     assert "cannot listen" in outcome.err
 
 
+def test_a_second_worker_does_not_take_a_socket_away_but_one_that_was_left_behind(tmp_path: Path) -> None:
+    with kit.Pair(tmp_path, sockets=True) as pair:
+        again = ("serve", pair.directory / "device_1", "--listen", pair.right.address, "--keys", pair.keys_folder / "right")
+        outcome = program(*again)
+        assert (outcome.code, "another process listens" in outcome.err) == (2, True), outcome.err
+        left, right = pair.connect("left"), pair.connect("right")
+        np.testing.assert_allclose(answer(pair, left, right, kit.example()), kit.expected(kit.example()), atol=1e-5)
+        for connection in (left, right):
+            connection.close()
+        pair.right.process.kill()
+        pair.right.process.wait(30)
+        with kit.Served(pair.directory / "device_1", "--keys", pair.keys_folder / "right", listen=pair.right.address):
+            right = pair.connect("right")
+            assert right.ready(pair.hash, 5)
+            right.close()
+
+
 # ---- folders --------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("break_it", "code", "word"), [
     (lambda f: (f / "segment_1.onnx").write_bytes(b"x"), 6, "checksum"),

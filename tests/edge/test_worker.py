@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import msgspec
 import numpy as np
 import pytest
 import worker_kit as kit
 
-from gkp.edge import oip, worker
-from gkp.edge.client import ERROR_KEY, Connection, Pending, RemoteError
+from gkp.edge import oip, service, worker
+from gkp.edge.client import DEVICE_KEY, ERROR_KEY, Call, Connection, Pending, RemoteError, message_limit
 from gkp.edge.oip import Refusal
 from gkp.edge.plan import Plan
 from gkp.edge.served import Shard, check_plan
@@ -69,8 +70,9 @@ class Peer:
         if answer == "hang":
             time.sleep(3)
         elif answer != "OK":
-            context.set_trailing_metadata(((ERROR_KEY, "checksum"),))
-            context.abort(grpc.StatusCode[answer], "as told")
+            status, _, device = answer.partition(" ")
+            context.set_trailing_metadata(((ERROR_KEY, "checksum"), *([(DEVICE_KEY, device)] if device else [])))
+            context.abort(grpc.StatusCode[status], "as told")
         found: bytes = oip.write_reply(oip.read_call(data), {}, {"accepted": "new"}).SerializeToString()
         return found
 
@@ -257,7 +259,7 @@ def test_a_failing_segment_is_an_error_of_its_device_and_the_worker_goes_on(book
 def test_draining_refuses_what_is_new_and_waits_for_what_is_open(book: Worker, right: Shard) -> None:
     request = begin(book, right)
     ended = ThreadPoolExecutor(1).submit(book.drain, 10)
-    while not book.draining:
+    while book.ready:
         time.sleep(0.01)
     assert failure(lambda: begin(book, right, "new")) == ("UNAVAILABLE", "draining", None)
     assert failure(lambda: take(book, right, "new")) == ("UNAVAILABLE", "draining", None)
@@ -275,6 +277,17 @@ def test_closing_ends_what_is_open(right: Shard) -> None:
     assert failure(lambda: book.wait(request, False)) == ("UNAVAILABLE", "draining", None)
 
 
+def test_a_client_that_names_no_deadline_gets_the_workers(book: Worker, right: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "DEADLINE_S", 0.3)
+    server = service.Server(book, "127.0.0.1:0", None, 3, 1 << 20)
+    server.start()
+    call = oip.write_call(oip.Call(right.hash, "r", values={"v0": kit.example()})).SerializeToString()
+    with grpc.insecure_channel(server.address) as channel:
+        answer = channel.unary_unary(f"/{oip.SERVICE}/ModelInfer").future(call)
+        assert answer.exception(20).code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    server.stop(0)
+
+
 def test_segments_by_themselves_end_at_their_deadline(book: Worker, right: Shard, runner: FakeRunner) -> None:
     feeds = {"v0": kit.example(), "v1": 2 * kit.example()}
     outputs, ms = book.compute(right, 1, feeds, soon())
@@ -288,6 +301,37 @@ def test_segments_by_themselves_end_at_their_deadline(book: Worker, right: Shard
     while not book.drain(0):
         time.sleep(0.01)
     assert runner.calls == 2  # those that were given up before their turn are not computed
+
+
+def test_closing_ends_segments_that_wait_for_their_turn(right: Shard, runner: FakeRunner) -> None:
+    book, feeds = Worker([right], {}, queue=3), {"v0": kit.example(), "v1": kit.example()}
+    runner.let.clear()
+    with ThreadPoolExecutor(2) as callers:
+        asked = [callers.submit(book.compute, right, 1, feeds, soon()) for _ in range(2)]
+        while len(book._jobs) != 1:
+            time.sleep(0.01)
+        threading.Timer(0.1, runner.let.set).start()
+        began = time.monotonic()
+        book.close()
+        outcomes = [failure(call.result) if call.exception() else "computed" for call in asked]
+        assert time.monotonic() - began < 10
+    assert sorted(outcomes, key=str) == [("UNAVAILABLE", "draining", None), "computed"]
+
+
+def test_a_worker_whose_segment_does_not_end_says_that_it_is_not_ready(book: Worker, right: Shard, runner: FakeRunner,
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "_OVERDUE_S", 0.3)
+    runner.let.clear()
+    take(book, right)
+    request = begin(book, right, deadline=soon(0.2))
+    assert book.ready
+    failure(lambda: book.wait(request, False))
+    assert book.ready, "a little late is not stuck"
+    while book.ready:
+        time.sleep(0.01)
+    runner.let.set()
+    while not book.ready:
+        time.sleep(0.01)
 
 
 def test_what_is_given_up_while_the_processor_is_busy_does_not_pile_up(book: Worker, right: Shard, runner: FakeRunner) -> None:
@@ -324,6 +368,25 @@ def test_a_value_that_arrived_broken_is_sent_once_more(plan: Plan) -> None:
     assert (counters["sent_messages"], counters["sent_bytes"], peer.calls) == (1, kit.BYTES, 2)
     refusal, peer = send(plan, "DATA_LOSS", "DATA_LOSS")
     assert (refusal.status, refusal.error, refusal.device, peer.calls) == ("DATA_LOSS", "checksum", kit.RIGHT, 2)
+
+
+def test_bytes_that_broke_further_on_are_not_sent_again_from_here(plan: Plan) -> None:
+    peer = Peer("DATA_LOSS 1")
+    with pytest.raises(RemoteError) as said:
+        peer.connection.infer(Call(plan.hash, "r", values={"v0": kit.example()}), 5)
+    assert (said.value.status, said.value.device, peer.calls) == ("DATA_LOSS", 1, 1)
+    peer.close()
+
+
+def test_an_answer_with_all_its_steps_is_within_the_limit_of_a_message(plan: Plan) -> None:
+    many = _with(plan, segments=plan.segments * 3000)
+    request = Request(Shard(many, "x", kit.RIGHT, {}), "r" * 64, 1, 0, 0, None, 0)
+    for k in range(3000):
+        request.note("segment", f"segment_{k}", None, 100.0, 700.123456)
+    counters = {**request.counters, "timing": msgspec.json.encode(request.events).decode()}
+    asked = oip.read_call(oip.write_call(Call(plan.hash, request.id)).SerializeToString())
+    size = oip.write_reply(asked, {"v2": kit.example()}, counters).ByteSize()
+    assert 128 << 10 < size < message_limit(many)
 
 
 @pytest.mark.parametrize("status", ["NOT_FOUND", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "INTERNAL"])
@@ -376,14 +439,10 @@ def test_a_cancelled_answer_is_an_error_and_not_a_hang(plan: Plan) -> None:
 
 # ---- plans that contradict themselves -------------------------------------------------------------------------------
 def _with(plan: Plan, **changes: Any) -> Plan:
-    import msgspec
-
     return msgspec.structs.replace(plan, **changes)
 
 
 def _items(plan: Plan, field: str, at: int, /, **changes: Any) -> Plan:
-    import msgspec
-
     items = list(getattr(plan, field))
     items[at] = msgspec.structs.replace(items[at], **changes)
     return _with(plan, **{field: items})
@@ -398,7 +457,10 @@ def _items(plan: Plan, field: str, at: int, /, **changes: Any) -> Plan:
     lambda p: _items(p, "values", 1, dtype="object"), lambda p: _items(p, "values", 1, producer=5),
     lambda p: _items(p, "transfers", 2, source=kit.RIGHT), lambda p: _items(p, "transfers", 2, target=9),
     lambda p: _items(p, "transfers", 2, value="v9"), lambda p: _items(p, "transfers", 2, source=-1),
-    lambda p: _items(p, "devices", 1, name="left")])
+    lambda p: _items(p, "devices", 1, name="left"), lambda p: _with(p, output="v0"), lambda p: _with(p, segments=[], transfers=[]),
+    lambda p: _items(p, "values", 0, channels=[0, 1, 2, 4]), lambda p: _items(p, "values", 0, channels=[-1, 0, 1, 2]),
+    lambda p: _items(p, "values", 0, rows=(0, 2**60)), lambda p: _items(p, "values", 0, rows=(4, 4)),
+    lambda p: _items(p, "values", 0, rows=(0, 4))])
 def test_a_plan_that_contradicts_itself_is_refused(plan: Plan, spoil: Callable[[Plan], Plan]) -> None:
     check_plan(plan)
     with pytest.raises(FileError, match="contradicts itself"):

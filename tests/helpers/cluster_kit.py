@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -197,7 +198,7 @@ def _transfers(pieces: list[_Piece], values: Mapping[str, Value], mode: str) -> 
 @dataclass
 class Workers:
     """`gkp serve` once per device, on sockets in `folder`. relays: per link (source, target), COORDINATOR for the coordinator; also: plans that are
-    served, too; signed: plans that the keys name, too."""
+    served, too; signed: plans that the keys name, too; programs: Python that a device runs first."""
 
     split: Split
     folder: Path
@@ -206,6 +207,7 @@ class Workers:
     relays: dict[tuple[int, int], Relay] = field(default_factory=dict)
     also: Sequence[Split] = ()
     signed: Sequence[Split] = ()
+    programs: Mapping[int, str] = field(default_factory=dict)
     processes: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def socket(self, device: int) -> str:
@@ -229,7 +231,8 @@ class Workers:
         name = self.split.plan.devices[device].name
         folders = [str(device_folder(s.directory, k)) for s in (self.split, *self.also)
                    for k, d in enumerate(s.plan.devices) if d.name == name]
-        command = [sys.executable, "-m", "gkp.edge.child", "serve", *folders, "--listen", f"unix:{self.socket(device)}",
+        program = self.programs.get(device, "") + "\nfrom gkp.edge import child\nchild.main()"
+        command = [sys.executable, "-c", program, "serve", *folders, "--listen", f"unix:{self.socket(device)}",
                    "--queue", str(self.queue), "--threads", "1", "--json", "-",
                    *([f"--keys={self.folder / 'keys' / name}"] if self.keys else ["--insecure"]),
                    *(f"--peer={self.split.plan.devices[k].name}={self.address(device, k)}" for k in self.devices if k != device)]
@@ -287,7 +290,7 @@ def rss(pid: int) -> int:
 # ---- a link with faults ---------------------------------------------------------------------------------------------
 class Relay:
     """Passes bytes between 127.0.0.1:port and a unix socket. hold(): the cable is unplugged, both ends notice nothing; one way
-    with forward only. cut(): connections are reset, new ones refused. mend(): as before. flip(marker, times): the byte after
+    with forward only. delay: seconds that bytes take. cut(): connections are reset, new ones refused. mend(): as before. flip(marker, times): the byte after
     each of the next `times` occurrences of marker arrives with another value, in either direction."""
 
     def __init__(self, target: str) -> None:
@@ -298,7 +301,7 @@ class Relay:
         self._sockets: set[socket.socket] = set()
         self._flip: tuple[bytes, int] = (b"", 0)
         self._lock = threading.Lock()
-        self.flipped = 0
+        self.flipped, self.delay = 0, 0.0
         self.mend()
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -357,6 +360,7 @@ class Relay:
     def _pump(self, source: socket.socket, target: socket.socket, way: int) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
+                time.sleep(self.delay)
                 self._open[way].wait()
                 target.sendall(self._spoil(data))
         for s in (source, target):

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -18,7 +19,8 @@ from gkp.benchmarks.edge.coordinator import rate
 from gkp.benchmarks.edge.results import EdgeBench
 from gkp.benchmarks.edge.rows import WHAT
 from gkp.edge.devices import parse_link
-from gkp.edge.profile import Profiles
+from gkp.edge.predict import period_ms
+from gkp.edge.profile import Profiles, plan_times
 from gkp.errors import UsageError
 
 MISSING = netns.unavailable()
@@ -105,6 +107,19 @@ def test_scaling_is_predicted_for_all_numbers_of_devices_or_says_why(tmp_path: P
     assert many.per_second is not None
     assert many.per_second >= one.per_second * 0.99
     assert "have anything to do" in str(found["pipeline", "wifi", 32].missing)
+
+
+@pytest.mark.parametrize("mode", scaling.MODES)
+def test_no_rate_is_above_that_of_the_busiest_resource(mode: str, tmp_path: Path) -> None:
+    opened = cases.Opener(tmp_path, lambda text, share: None).open(Case("tiny", tiny(tmp_path).source, targets=()), 0)
+    for devices in (2, 3, 8):
+        plan, _ = scaling.drafted(opened, mode, devices, {})
+        assert {s.device for s in plan.segments} <= set(range(len(plan.devices)))
+        assert len(plan.devices) == devices
+        for name in ("1gbe", "wifi"):
+            linked = msgspec.structs.replace(plan, link=parse_link(name))
+            times, _ = plan_times(linked)
+            assert scaling.per_second(linked, times) <= 1e3 / period_ms(linked, times) * (1 + 1e-9)
 
 
 def test_the_suite_has_the_mandatory_cases() -> None:

@@ -47,12 +47,30 @@ def test_as_a_link_a_message_still_takes_alpha_and_beta(alpha: float, beta: floa
     assert 1e9 / link.bandwidth == pytest.approx(beta)
 
 
-def test_what_the_coordinator_and_the_segments_cost_is_no_part_of_a_hop() -> None:
+def test_what_the_coordinator_costs_is_no_part_of_a_hop_and_a_segment_that_computes_nothing_is() -> None:
     hop, fixed, compute = 0.5, 3.0, 0.25
     times = {fit.chain_name(size, hops): taken(fixed + hops * hop + (hops + 1) * compute, (hops + 1) * compute)
              for size in fit.SIZES for hops in fit.HOPS}
-    assert fit.hop_times(times) == [(size, pytest.approx(hop)) for size in fit.SIZES]
-    assert fit.request_ms(times, hop) == pytest.approx(fixed)
+    assert fit.hop_times(times) == [(size, pytest.approx(hop + compute)) for size in fit.SIZES]
+    assert fit.request_ms(times, hop + compute) == pytest.approx(fixed)
+
+
+def test_what_a_larger_array_costs_a_segment_is_no_part_of_its_hop() -> None:
+    def compute(size: int) -> float:
+        return 0.25 + size * 1e-6
+
+    times = {fit.chain_name(size, hops): taken(3.0 + hops * 0.5 + (hops + 1) * compute(size), (hops + 1) * compute(size))
+             for size in fit.SIZES for hops in fit.HOPS}
+    least = fit.SIZES[0] * 1e-6
+    assert fit.hop_times(times) == [(size, pytest.approx(0.5 + 0.25 + least)) for size in fit.SIZES]
+
+
+@given(ALPHA, st.floats(0, 50))
+def test_the_answer_is_what_a_request_costs_beside_the_input(alpha: float, request_ms: float) -> None:
+    link = fit.Fitted(alpha, 1.0, 0.0).link("x, fitted", 0.0, shared=False, request_ms=request_ms)
+    assert link.answer is not None
+    assert 0 <= link.answer <= link.overhead
+    assert link.answer * 1e3 == pytest.approx(min(max(request_ms - alpha, 0), alpha))
 
 
 def test_a_chain_that_failed_leaves_its_size_out() -> None:
@@ -60,6 +78,12 @@ def test_a_chain_that_failed_leaves_its_size_out() -> None:
     times[fit.chain_name(fit.SIZES[1], fit.HOPS[1])] = Taken(failed="device-1 is lost")
     assert [size for size, _ in fit.hop_times(times)] == [s for s in fit.SIZES if s != fit.SIZES[1]]
     assert fit.request_ms({}, 1.0) is None
+
+
+def test_the_processor_time_of_a_message_is_that_of_the_longer_chain_more() -> None:
+    times = {fit.chain_name(fit.SIZES[0], hops): Taken(ms=[1.0], cpu_ms=2.0 + 0.7 * hops) for hops in fit.HOPS}
+    assert fit.message_cpu_ms(times) == pytest.approx(0.7)
+    assert fit.message_cpu_ms({}) is None
 
 
 def test_the_chains_are_plans_that_run_and_send_what_their_names_say(tmp_path: Path) -> None:
