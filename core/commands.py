@@ -287,7 +287,9 @@ def split(screen: Screen, *, model: Path, output: Path | None, devices: str, lin
         screen.say(text)
     for note in plan.notes:
         screen.say(note, style="bold yellow" if note.startswith("warning: ") else "")
-    screen.say(f"\nwritten: {out}   (picture: {out / FILE_NAME}; try: gkp run {out} --local --input FILE.npy)")
+    trust = " --trust-code" if any(s.file.endswith(".so") for s in plan.segments) else ""
+    screen.say(f"\nwritten: {out}   (picture: {out / FILE_NAME})")
+    screen.say(f"try: gkp run {out} --local{trust} --input FILE.npy", wrap=False)
     write_json(json_to, msgspec.json.format(msgspec.json.encode(plan, order="deterministic"), indent=1) + b"\n")
 
 

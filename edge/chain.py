@@ -84,8 +84,8 @@ class Stage:
 
 
 def stages(chain: Sequence[Sequence[Node]], alone: Mapping[str, float] | None = None) -> list[Stage]:
-    """Of every block. alone: estimated time of layers in the form they have on one device (gkp.edge.alone.alone_ms), where it
-    is not the one by branches."""
+    """Of every block. alone: estimated time of layers in the form they have on one device (gkp.edge.alone.alone_ms), where
+    it is not the one by branches."""
     alone = alone or {}
     found = []
     for nodes in chain:

@@ -68,8 +68,8 @@ def message_limit(plan: Plan) -> int:
 
 def channel_options(max_bytes: int) -> list[tuple[str, Any]]:
     """For both ends of a connection: limits, signs of life, quick reconnection. Newer gRPC waits ping_timeout for the answer
-    to a sign of life (a minute, unless told), older ones keepalive_timeout. All handshakes of a connection, which are several
-    round trips and a slow board's arithmetic, may together take min_reconnect_backoff."""
+    to a sign of life (a minute, unless told), older ones keepalive_timeout. All handshakes of a connection, several
+    round trips and much arithmetic for a small board, may take min_reconnect_backoff."""
     interval, timeout = int(KEEPALIVE_S * 1000), int(KEEPALIVE_TIMEOUT_S * 1000)
     return [("grpc.max_receive_message_length", max_bytes), ("grpc.max_send_message_length", max_bytes),
             ("grpc.max_metadata_size", 8 << 10),

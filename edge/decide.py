@@ -116,8 +116,9 @@ def _automatic(by_mode: Mapping[str, Candidate], objective: str) -> tuple[Candid
     based_on = max(best.prediction.based_on, local.prediction.based_on, key=lambda text: MARGIN[text])
     margin = MARGIN[based_on]
     if gain < margin:
-        return local, (f"the best other mode, {best.mode}, would gain {gain:.1%}: less than the {margin:.0%} that {based_on} "
-                       f"times can promise" + ("" if based_on == "measured" else " (gkp edge profile measures them)") + unknown)
+        cure = "" if based_on == "measured" else " (gkp edge profile measures them)"
+        return local, (f"the best other mode, {best.mode}, would gain {gain:.1%}: less than the {margin:.0%} that "
+                       f"{based_on} times can promise{cure}{unknown}")
     return best, f"{gain + 1:.2f} times as good as one device by {objective}{unknown}"
 
 

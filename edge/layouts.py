@@ -25,8 +25,8 @@ Parts = list[tuple[int, Region]]
 
 
 class Costs:
-    """What blocks cost in the ways given. scale: measured over estimated time, from a profile; alone: estimated time of layers
-    in the form that they have wherever they are not divided by channels (gkp.edge.alone.alone_ms)."""
+    """What blocks cost in the ways given. scale: measured over estimated time, from a profile; alone: estimated time of
+    layers in the form that they have wherever they are not divided by channels (gkp.edge.alone.alone_ms)."""
 
     def __init__(self, ways: Mapping[str, Assignment], devices: Sequence[Device], link: Link, scale: float = 1.0,
                  alone: Mapping[str, float] | None = None) -> None:

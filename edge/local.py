@@ -21,8 +21,9 @@ Open = Callable[[Segment], Runner]
 
 
 class LocalExecutor:
-    """Runs a plan with one session per segment. wire: what float32 values between devices are rounded to. moved: the values that devices handed to each other during the last
-    request, with the bytes of the arrays themselves (the coordinator's included)."""
+    """Runs a plan with one session per segment. wire: what float32 values between devices are rounded to. moved: the values
+    that devices handed to each other during the last request, with the bytes of the arrays themselves (the coordinator's
+    included)."""
 
     def __init__(self, plan: Plan, open_segment: Open, wire: str = "float32") -> None:
         self.plan, self.wire = plan, wire

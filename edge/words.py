@@ -124,5 +124,5 @@ def predicted_words(plan: Plan) -> str:
     p = plan.predicted
     if p is None:
         return "not predicted"
-    return (f"predicted: one request {ms(p.critical_path_ms)} ms (segments {clean(p.based_on, 20)}; the link {link_words(plan)}), "
-            f"{p.bytes:,} bytes moved")
+    return (f"predicted: one request {ms(p.critical_path_ms)} ms (segments {clean(p.based_on, 20)}; the link "
+            f"{link_words(plan)}), {p.bytes:,} bytes moved")

@@ -44,8 +44,8 @@ class Fitted:
         half = min((rtt_ms or 0.0) / 2, self.alpha_ms)
         overhead = self.alpha_ms - half
         rest = None if request_ms is None else min(max(request_ms - self.alpha_ms - half, 0.0), overhead)
-        return Link(name=name, answer=None if rest is None else rest / 1e3, bandwidth=1e9 / max(self.beta_ns_per_byte, 1e-3), rtt=2e-3 * half, shared=shared,
-                    overhead=overhead / 1e3, cpu=(cpu_ms or 0.0) / 1e3)
+        return Link(name=name, bandwidth=1e9 / max(self.beta_ns_per_byte, 1e-3), rtt=2e-3 * half, shared=shared,
+                    overhead=overhead / 1e3, cpu=(cpu_ms or 0.0) / 1e3, answer=None if rest is None else rest / 1e3)
 
 
 def straight_line(points: Sequence[tuple[int, float]]) -> Fitted:

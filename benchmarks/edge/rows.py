@@ -10,7 +10,7 @@ from gkp.benchmarks.edge.job import Counted, Outcome, Taken
 from gkp.benchmarks.edge.results import Payload, Predicted, Rate, Row, Wire
 from gkp.edge.plan import COORDINATOR, Plan
 from gkp.edge.predict import predict
-from gkp.edge.profile import Profiles, plan_times
+from gkp.edge.profile import Profiles
 from gkp.edge.split import TOLERANCE
 from gkp.errors import GkpError
 from gkp.manifest import Ratio
@@ -149,15 +149,14 @@ def _wire(entry: Entry, taken: Taken, outcome: Outcome) -> Wire | None:
 
 
 def _predicted(entry: Entry, taken: Taken, context: Context, linked: Plan | None) -> Predicted | None:
-    if linked is None or entry.plan is None:
+    if linked is None or entry.plan is None or not entry.wall:  # in one process there is no path to be critical
         return None
     try:
         found = predict(linked, context.profiles)
     except GkpError:
         return None
-    critical = found.critical_path_ms if entry.wall else sum(plan_times(linked, context.profiles)[0])  # one after the other
-    against = critical / timing(taken.ms).median if taken.ms else None
-    return Predicted(critical_path_ms=critical, period_ms=found.period_ms if entry.wall else critical, cpu_ms=found.cpu_ms,
+    against = found.critical_path_ms / timing(taken.ms).median if taken.ms else None
+    return Predicted(critical_path_ms=found.critical_path_ms, period_ms=found.period_ms, cpu_ms=found.cpu_ms,
                      memory_bytes=found.memory_bytes, based_on=found.based_on, ratio=against,
                      within=None if against is None else abs(against - 1) <= WITHIN)
 
