@@ -124,6 +124,9 @@ class Cluster:
         shape = list(self._input.shape)
         batch = np.shape(x)[0] if np.ndim(x) else 0
         many = batch > shape[0] > 0 and batch % shape[0] == 0 and self._output.shape[:1] == shape[:1]
+        if not many and batch != shape[0] and list(np.shape(x)[1:]) == shape[1:]:
+            raise UsageError(f"input {self._input.tensor!r} has {batch} samples, the model was split for {shape[0]}",
+                             f"give a multiple of {shape[0]}, or split again with another batch in --input-shape")
         whole = check_input(x, Tensor(name=self._input.tensor, shape=[batch if many else shape[0], *shape[1:]],
                                       dtype=self._input.dtype))
         if whole.dtype.kind == "f" and not np.isfinite(whole).all():
@@ -139,8 +142,12 @@ class Cluster:
             inventory = read_inventory(Path(cluster))
             keys, addresses = None if inventory.keys is None else read_keys(inventory.keys), inventory.addresses
             plans += [self._like(folder) for folder in inventory.fallback]
-            if keys is not None and not {plan.hash for plan in plans} <= keys.identity.plans:
-                raise UnsafeFileError("the keys do not name this plan", "run gkp edge keys on the split model again")
+            folders = [self.directory, *inventory.fallback]
+            named = {plan.hash for plan in plans} if keys is None else keys.identity.plans
+            unknown = [folder for folder, plan in zip(folders, plans, strict=True) if plan.hash not in named]
+            if unknown:
+                raise UnsafeFileError(f"the keys in {inventory.keys} do not name the plan in {unknown[0]}",
+                                      f"run gkp edge keys {' '.join(map(str, folders))}, and copy the keys again")
         trusted = trust_code or keys is not None or not any(s.file.endswith(".so") for s in self.plan.segments)
         if cluster is None and not trusted:
             raise UnsafeFileError(f"{self.directory} holds native libraries, which are programs",

@@ -1,0 +1,148 @@
+"""What the subcommands for several devices do (see gkp.commands)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from gkp.arguments import parse_shapes
+from gkp.console import Screen, write_json
+from gkp.errors import UsageError
+from gkp.files import check_writable, write_file
+
+
+def run_split(screen: Screen, directory: Path, x: Any, profile: bool,
+               **where: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(outputs by name, what else goes into the JSON: "devices", and with profile "profile")."""
+    from gkp.edge import Cluster
+    from gkp.edge import trace as tracing
+    from gkp.edge.words import predicted_words
+
+    if isinstance(x, dict):
+        if len(x) != 1:
+            raise UsageError(f"a split model has one input, the file holds {len(x)} arrays", "write one with numpy.save")
+        x = next(iter(x.values()))
+    said: dict[str, Any] = {}
+    with Cluster(directory, **where) as opened:
+        if profile:
+            opened.run(x)  # the first request also connects the devices and warms them up
+            y, trace = opened.trace(x)
+            for table in tracing.tables(trace, every_step=screen.verbose):
+                screen.show(table)
+            if opened.plan.predicted is not None:
+                screen.say(predicted_words(opened.plan))
+            said["profile"] = trace
+        else:
+            y = opened.run(x)
+        said["devices"] = {name: state.reason or "ready" for name, state in opened.states().items()}
+        for name, state in opened.states().items():
+            if not state.alive:
+                screen.say(f"note: device {name} is not used: {state.reason}")
+    return {opened.output_name: y}, said
+
+
+def split(screen: Screen, *, model: Path, output: Path | None, devices: str, link: str, profiles: tuple[str, ...],
+          input_shape: tuple[str, ...], arch: str | None, trust_code: bool, json_to: str | None, **options: Any) -> None:
+    from gkp.converter.sources import OpenOptions
+    from gkp.edge.devices import parse_devices, parse_link
+    from gkp.edge.planner import SplitOptions
+    from gkp.edge.planner import split as run
+    from gkp.edge.profile import parse_profiles
+    from gkp.edge.report import FILE_NAME, modes_table
+    from gkp.edge.words import reasons
+
+    asked = SplitOptions(parse_devices(devices), parse_link(link), profiles=parse_profiles(profiles),
+                         opening=OpenOptions(parse_shapes(input_shape), arch, trust_code), **options)
+    out = output or Path(f"{model.stem or model.name}.split")
+    with screen.progress() as progress:
+        plan = run(model, out, asked, progress)
+    screen.show(modes_table(plan))
+    for text in reasons(plan) if screen.verbose else ():
+        screen.say(text)
+    for note in plan.notes:
+        screen.say(note, style="bold yellow" if note.startswith("warning: ") else "")
+    trust = " --trust-code" if any(s.file.endswith(".so") for s in plan.segments) else ""
+    screen.say(f"\nwritten: {out}   (picture: {out / FILE_NAME})")
+    screen.say(f"try: gkp run {out} --local{trust} --input FILE.npy", wrap=False)
+    write_json(json_to, msgspec.json.format(msgspec.json.encode(plan, order="deterministic"), indent=1) + b"\n")
+
+
+def edge_profile(screen: Screen, *, source: Path, devices: str | None, link: str, seconds: float, output: Path | None,
+                 input_shape: tuple[str, ...], arch: str | None, trust_code: bool, json_to: str | None, target: str,
+                 cpu: str) -> None:
+    from gkp.edge import profile as profiling
+
+    out = output or (source / profiling.FILE_NAME if source.is_dir() else Path(profiling.FILE_NAME))
+    check_writable(out)
+    with screen.progress() as progress:
+        if source.is_dir():
+            if devices is not None or target != "ort":
+                raise UsageError("--devices and --target are for a model; a split folder has its own", "leave them out")
+            found = profiling.measure(profiling.folder_jobs(source, trust_code), seconds, progress)
+        else:
+            from gkp.converter.sources import OpenOptions
+            from gkp.edge.devices import parse_devices, parse_link
+            from gkp.edge.planner import SplitOptions, measure_modes
+
+            if devices is None:
+                raise UsageError(f"{source} is a model: for which devices?", "e.g. --devices 4, or a folder of gkp split")
+            asked = SplitOptions(parse_devices(devices), parse_link(link), target=target, cpu=cpu,
+                                 opening=OpenOptions(parse_shapes(input_shape), arch, trust_code))
+            found = measure_modes(source, asked, seconds, progress)
+    write_file(out, profiling.encode(found))
+    steal = "" if not found.steal else f", {found.steal:.1%} of the time stolen"
+    screen.say(f"written: {out} ({len(found.entries)} segments, one thread"
+               + (f" on core {found.cpu}" if found.cpu is not None else ", not pinned")
+               + f"; load {found.load_average[0]} to {found.load_average[1]}{steal})")
+    if found.waited > 0.25:
+        screen.say(f"warning: half of the segments waited for the processor {found.waited:.0%} of their time or more: "
+                   "measure again when the machine is quiet", style="bold yellow")
+    write_json(json_to, profiling.encode(found))
+
+
+def serve(screen: Screen, *, folders: tuple[Path, ...], keys: Path | None, insecure: bool, peers: tuple[str, ...],
+          json_to: str | None, **options: Any) -> None:
+    from gkp.edge.identity import require_grpc
+
+    require_grpc()
+    from gkp.edge import serve as serving
+
+    serving.check_keys_given(keys, insecure)
+
+    def ready(worker: serving.Serving) -> None:
+        devices = ", ".join(f"device {k} of plan {digest[:12]}" for digest, k in worker.plans.items())
+        screen.say(f"{worker.name} is ready on {worker.address}: {devices}")
+        write_json(json_to, msgspec.json.encode({"schema_version": 1, "name": worker.name, "address": worker.address,
+                                                 "plans": worker.plans}) + b"\n")
+
+    drained = serving.serve(serving.ServeOptions(folders=folders, keys=keys, peers=serving.parse_peers(peers), **options),
+                            ready)
+    screen.say("stopped; every open request was answered" if drained else "stopped; open requests were dropped")
+
+
+def edge_keys(screen: Screen, *, directories: tuple[Path, ...], output: Path, days: int) -> None:
+    from gkp.edge.keys import make_keys
+    from gkp.edge.plan import read_plan
+
+    for folder in make_keys([read_plan(directory) for directory in directories], output, days):
+        screen.say(f"written: {folder}")
+    screen.say(f"copy each to its device; {output / 'ca.key'} stays here")
+
+
+def edge_up(screen: Screen, *, directories: tuple[Path, ...], address: str, keys: Path, output: Path,
+            threads: int | None) -> None:
+    from gkp.edge.identity import require_grpc
+
+    require_grpc()
+    from gkp.edge import ray_cluster
+
+    check_writable(output)
+    ray_cluster.up(ray_cluster.UpOptions(directories, address, keys, output, threads), screen.say)
+    screen.say("stopped; the workers have ended")
+
+
+EDGE_COMMANDS: dict[str, Callable[..., int | None]] = {
+    "split": split, "edge profile": edge_profile, "serve": serve, "edge keys": edge_keys, "edge up": edge_up}
