@@ -2,8 +2,8 @@
 through what that takes.
 
 A model of k hops makes an array of b bytes on device 0, which then goes from device to device k times. The time of one hop
-is the difference between a long and a short chain over the difference of their hops: the coordinator's part cancels. What a
-segment costs a worker that computes next to nothing stays in it; what larger arrays add to that is taken out."""
+is the difference between a long and a short chain over the difference of their hops, less what the segments compute: the
+coordinator's part cancels. What a worker spends on a segment that computes nothing is told apart (segment_ms)."""
 
 from __future__ import annotations
 
@@ -77,15 +77,13 @@ def chain_name(size: int, hops: int) -> str:
 
 def hop_times(taken: Mapping[str, Taken]) -> list[tuple[int, float]]:
     """(bytes, milliseconds of one hop), where both chains of a size were measured."""
-    found: list[tuple[int, float]] = []
-    least: float | None = None  # of the smallest array
+    found = []
     for size in SIZES:
         short, long = (taken.get(chain_name(size, hops)) for hops in HOPS)
         if short and long and short.ms and long.ms and short.counted and long.counted:
             spent = statistics.median(b - a for a, b in zip(short.ms, long.ms, strict=False))  # of one round each
             computed = long.counted.compute_ms - short.counted.compute_ms
-            least = computed if least is None else least
-            found.append((size, max(1e-3, (spent - max(0.0, computed - least)) / (HOPS[1] - HOPS[0]))))
+            found.append((size, max(1e-3, (spent - max(0.0, computed)) / (HOPS[1] - HOPS[0]))))
     return found
 
 
@@ -94,8 +92,13 @@ def request_ms(taken: Mapping[str, Taken], hop: float) -> float | None:
     short = taken.get(chain_name(SIZES[0], HOPS[0]))
     if short is None or not short.ms or short.counted is None:
         return None
-    segment = short.counted.compute_ms / (HOPS[0] + 1)  # there is one more than there are hops
-    return max(0.0, statistics.median(short.ms) - HOPS[0] * hop - segment)
+    return max(0.0, statistics.median(short.ms) - HOPS[0] * hop - short.counted.compute_ms)
+
+
+def segment_ms(taken: Mapping[str, Taken]) -> float | None:
+    """What a segment that computes next to nothing takes in a worker."""
+    long = taken.get(chain_name(SIZES[0], HOPS[1]))
+    return None if long is None or long.counted is None else long.counted.compute_ms / (HOPS[1] + 1)
 
 
 def message_cpu_ms(taken: Mapping[str, Taken]) -> float | None:

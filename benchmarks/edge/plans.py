@@ -94,6 +94,17 @@ def decide(splits: Splits, link: Link) -> tuple[str | None, list[str]]:
     return decision.chosen.mode, list(decision.notes)
 
 
+def in_phase(splits: Splits, now_ms: float | None, each_ms: float) -> Profiles:
+    """The times of segments as they were while the one of mode local took now_ms (the speed of a shared machine drifts), and
+    each_ms more: what a worker spends on any segment."""
+    local, profile = splits.by_mode.get("local"), splits.profile
+    before = None if local is None else splits.profiles.ms(local.plan, local.plan.segments[0])
+    if profile is None or before is None or now_ms is None:
+        return splits.profiles
+    entries = {key: msgspec.structs.replace(e, ms=e.ms * now_ms / before + each_ms) for key, e in profile.entries.items()}
+    return Profiles(msgspec.structs.replace(profile, entries=entries))
+
+
 def on_link(plan: Plan, link: Link) -> Plan:
     """The same plan on another link, to be predicted."""
     return msgspec.structs.replace(plan, link=link)

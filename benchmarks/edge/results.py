@@ -141,7 +141,8 @@ class ScalePoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):
-    """The rows of one case on one link with one number of devices, taken turn by turn. decision: what mode auto says."""
+    """The rows of one case on one link with one number of devices, taken turn by turn. decision: what mode auto says, by
+    the fit that was there before; fit: the link as it was in these very turns, by which the rows are predicted."""
 
     case: str
     devices: int
@@ -151,6 +152,7 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     machine: Machine | None
     decision: list[str]
     rows: list[Row]
+    fit: LinkFit | None = None
 
 
 class EdgeBench(msgspec.Struct, frozen=True, kw_only=True):

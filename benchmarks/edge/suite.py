@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -19,21 +19,22 @@ from gkp.benchmarks.edge import fit, group
 from gkp.benchmarks.edge.cases import Case, Opened, Opener, Report, cases
 from gkp.benchmarks.edge.counters import Watch
 from gkp.benchmarks.edge.group import Site, Wanted
-from gkp.benchmarks.edge.job import Alone
+from gkp.benchmarks.edge.job import Alone, Outcome, Taken
 from gkp.benchmarks.edge.netns import Janitor, remove_stale
-from gkp.benchmarks.edge.plans import SPATIAL_DENSE, Split, Splits, decide, make_splits, on_link
+from gkp.benchmarks.edge.plans import SPATIAL_DENSE, Split, Splits, decide, in_phase, make_splits, on_link
 from gkp.benchmarks.edge.quota import groups_folder
 from gkp.benchmarks.edge.results import EdgeBench, Group, LinkFit, Row, ScalePoint
 from gkp.benchmarks.edge.rows import DENSE, GROUPED, WHAT, Context, Entry, row
 from gkp.benchmarks.edge.scaling import scale
 from gkp.edge.devices import parse_link
-from gkp.edge.plan import Device, Link, Plan
+from gkp.edge.plan import Device, Link, Plan, device_folder
 from gkp.errors import BackendMissingError, GkpError
 from gkp.runtime.environment import fingerprint
 
 LINKS = ("loopback", "1gbe")
 STATED = ("1gbe", "wifi")
 _SCREEN_S = 0.5
+SEGMENT = "the segment of mode local"
 
 
 @dataclass(frozen=True)
@@ -110,32 +111,24 @@ class _Suite:
 
     # ---- links ------------------------------------------------------------------------------------------------------
     def _fit(self, site: Site) -> None:
-        """Once per link and dilation."""
+        """Once per link and dilation: what mode auto and the simulation reckon with."""
         key = (site.name, site.dilation)
         if key in self.fitted or site.devices < 2:
             return
-        found = LinkFit(link=site.name, devices=site.devices, emulator="", stated=_stated(site), dilation=site.dilation)
         try:
             work = self._work()
-            chains = fit.write_chains(work / "chains", site.devices)
-            splits = {path.name: (path, plan) for path, plan in chains.items()}
-            wanted = Wanted([1, 1], splits, {}, latency_s=min(0.7, self.settings.seconds / 4), bytes_s=0)
+            wanted = Wanted([1, 1], self._chains(site, work), {}, latency_s=min(0.7, self.settings.seconds / 4), bytes_s=0)
             outcome, emulator = group.run(site, wanted, work, lambda text, share: self.report(f"{site.name}: {text}", None))
-            points = fit.hop_times(outcome.taken)
-            if len(points) < 2:
-                raise GkpError("the link could not be measured: " + next(
-                    (t.failed for t in outcome.taken.values() if t.failed), "no message came through"))
-            line = fit.straight_line(points)
-            cpu_ms, request_ms = fit.message_cpu_ms(outcome.taken), fit.request_ms(outcome.taken, points[0][1])
-            self.fitted[key] = line.link(f"{site.name}, fitted", outcome.rtt_ms,
-                                         site.link is not None and site.link.shared, cpu_ms, request_ms)
-            found = msgspec.structs.replace(
-                found, emulator=emulator, alpha_ms=line.alpha_ms, beta_ns_per_byte=line.beta_ns_per_byte,
-                rtt_ms=outcome.rtt_ms, residual=line.residual, points=points,
-                request_ms=request_ms, cpu_ms=cpu_ms)
+            link, found = _fitted(site, outcome, emulator)
+            if link is not None:
+                self.fitted[key] = link
         except GkpError as e:
-            found = msgspec.structs.replace(found, missing=e.message)
+            found = LinkFit(link=site.name, devices=site.devices, emulator="", stated=_stated(site), dilation=site.dilation,
+                            missing=e.message)
         self.fits.append(found)
+
+    def _chains(self, site: Site, work: Path) -> dict[str, tuple[Path, Plan]]:
+        return {path.name: (path, plan) for path, plan in fit.write_chains(work / "chains", site.devices).items()}
 
     # ---- cases ------------------------------------------------------------------------------------------------------
     def _case(self, case: Case, number: int, opener: Opener, sites: Mapping[int, Sequence[Site]], report: Report) -> None:
@@ -178,30 +171,41 @@ class _Suite:
         return found
 
     def _group(self, opened: Opened, splits: Splits, site: Site, best: Mapping[str, Alone], report: Report) -> Group:
-        link = self.fitted.get((site.name, site.dilation))
-        real = None if link is None else _faster(link, site.dilation)
+        before = self.fitted.get((site.name, site.dilation))
+        real = None if before is None else _faster(before, site.dilation)
         same, words = decide(splits, real or site.link or parse_link("loopback"))
         chosen = splits.by_mode
         flights = {name: min(16, 2 * site.devices) for name in chosen if name != SPATIAL_DENSE}
-        wanted = _wanted(opened, chosen, best, flights, self.settings.seconds)
+        work = self._work()
+        chains = self._chains(site, work) if site.devices > 1 else {}
+        wanted = _wanted(opened, chosen, chains, best, flights, self.settings.seconds)
         watch = Watch()
-        outcome, emulator = group.run(site, wanted, self._work(), lambda text, share: report(f"{site.name}: {text}", share))
+        outcome, emulator = group.run(site, wanted, work, lambda text, share: report(f"{site.name}: {text}", share))
+        link, found = _fitted(site, outcome, emulator)
         entries = _entries(chosen, best, opened, same)
+        once = outcome.taken.get(SEGMENT, Taken()).ms
         context = Context(opened.case.name, site.devices, site.name, {k: v.name for k, v in best.items()}, len(site.cores),
                           site.dilation, splits.profiles, flights)
+        if once:
+            each = (fit.segment_ms(outcome.taken) or 0.0) / site.dilation
+            context = replace(context, profiles=in_phase(splits, median(once) / site.dilation, each))
         rows = [row(e, outcome, context, None if e.plan is None or link is None else _slowed(on_link(e.plan, link), site))
                 for e in entries]
         rows += [Row(case=opened.case.name, devices=site.devices, link=site.name, what=name, missing=why)
                  for name, why in splits.missing.items()]
         return Group(case=opened.case.name, devices=site.devices, link=site.name, emulator=emulator, dilation=site.dilation,
-                     machine=watch.machine(), decision=words, rows=sorted(rows, key=lambda r: list(WHAT).index(r.what)))
+                     machine=watch.machine(), decision=words, fit=found,
+                     rows=sorted(rows, key=lambda r: list(WHAT).index(r.what)))
 
 
-def _wanted(opened: Opened, chosen: Mapping[str, Split], best: Mapping[str, Alone], flights: Mapping[str, int],
-            seconds: float) -> Wanted:
+def _wanted(opened: Opened, chosen: Mapping[str, Split], chains: Mapping[str, tuple[Path, Plan]],
+            best: Mapping[str, Alone], flights: Mapping[str, int], seconds: float) -> Wanted:
     alone = list(best.values())
     local, branch = chosen.get("local"), chosen.get("branch")
     if local is not None:
+        segment = local.plan.segments[0]
+        alone.append(Alone(name=SEGMENT, kind="segment",
+                           path=str(device_folder(local.folder, segment.device) / segment.file)))
         alone.append(Alone(name="stock", kind="shards", path=str(local.folder)))
     if branch is not None:
         alone.append(Alone(name="sequential", kind="shards", path=str(branch.folder)))
@@ -210,7 +214,7 @@ def _wanted(opened: Opened, chosen: Mapping[str, Split], best: Mapping[str, Alon
             if name not in (SPATIAL_DENSE,)} if local is not None else {}
     if dense is not None and SPATIAL_DENSE in chosen:
         same[SPATIAL_DENSE] = dense.name
-    return Wanted(opened.shape, {name: (s.folder, s.plan) for name, s in chosen.items()}, flights, alone, same,
+    return Wanted(opened.shape, {**{name: (s.folder, s.plan) for name, s in chosen.items()}, **chains}, flights, alone, same,
                   None if grouped is None else grouped.name, seconds / 3, seconds / 6)
 
 
@@ -230,6 +234,21 @@ def _entries(chosen: Mapping[str, Split], best: Mapping[str, Alone], opened: Ope
         found.append(Entry("auto", same, GROUPED, chosen[same].engine, chosen[same].plan,
                            same_as="runtime" if same == "local" else same))
     return found
+
+
+def _fitted(site: Site, outcome: Outcome, emulator: str) -> tuple[Link | None, LinkFit]:
+    """The link by the chains that were timed."""
+    found = LinkFit(link=site.name, devices=site.devices, emulator=emulator, stated=_stated(site), dilation=site.dilation)
+    points = fit.hop_times(outcome.taken)
+    if len(points) < 2:
+        why = next((t.failed for t in outcome.taken.values() if t.failed), "no message came through")
+        return None, msgspec.structs.replace(found, missing=f"the link could not be measured: {why}")
+    line = fit.straight_line(points)
+    cpu_ms, request_ms = fit.message_cpu_ms(outcome.taken), fit.request_ms(outcome.taken, points[0][1])
+    link = line.link(f"{site.name}, fitted", outcome.rtt_ms, site.link is not None and site.link.shared, cpu_ms, request_ms)
+    return link, msgspec.structs.replace(
+        found, alpha_ms=line.alpha_ms, beta_ns_per_byte=line.beta_ns_per_byte, rtt_ms=outcome.rtt_ms,
+        residual=line.residual, points=points, request_ms=request_ms, cpu_ms=cpu_ms)
 
 
 def _slowed(plan: Plan, site: Site) -> Plan:

@@ -57,6 +57,8 @@ def group_tables(group: Group) -> list[RenderableType]:
     parts: list[RenderableType] = [Text(title, "bold")]
     if there:
         parts += [_gains(there), _bytes(there)]
+    if group.fit is not None and group.fit.alpha_ms is not None:
+        parts += [line for line in link_lines([group.fit])]
     if group.machine is not None:
         steal = "" if group.machine.steal is None else f", {group.machine.steal:.1%} stolen"
         parts.append(Text(f"load {group.machine.load_average[0]} to {group.machine.load_average[1]}{steal}", "dim"))

@@ -47,22 +47,14 @@ def test_as_a_link_a_message_still_takes_alpha_and_beta(alpha: float, beta: floa
     assert 1e9 / link.bandwidth == pytest.approx(beta)
 
 
-def test_what_the_coordinator_costs_is_no_part_of_a_hop_and_a_segment_that_computes_nothing_is() -> None:
+def test_what_the_coordinator_and_the_segments_cost_is_no_part_of_a_hop() -> None:
     hop, fixed, compute = 0.5, 3.0, 0.25
     times = {fit.chain_name(size, hops): taken(fixed + hops * hop + (hops + 1) * compute, (hops + 1) * compute)
              for size in fit.SIZES for hops in fit.HOPS}
-    assert fit.hop_times(times) == [(size, pytest.approx(hop + compute)) for size in fit.SIZES]
-    assert fit.request_ms(times, hop + compute) == pytest.approx(fixed)
-
-
-def test_what_a_larger_array_costs_a_segment_is_no_part_of_its_hop() -> None:
-    def compute(size: int) -> float:
-        return 0.25 + size * 1e-6
-
-    times = {fit.chain_name(size, hops): taken(3.0 + hops * 0.5 + (hops + 1) * compute(size), (hops + 1) * compute(size))
-             for size in fit.SIZES for hops in fit.HOPS}
-    least = fit.SIZES[0] * 1e-6
-    assert fit.hop_times(times) == [(size, pytest.approx(0.5 + 0.25 + least)) for size in fit.SIZES]
+    assert fit.hop_times(times) == [(size, pytest.approx(hop)) for size in fit.SIZES]
+    assert fit.request_ms(times, hop) == pytest.approx(fixed)
+    assert fit.segment_ms(times) == pytest.approx(compute)
+    assert fit.segment_ms({}) is None
 
 
 @given(ALPHA, st.floats(0, 50))
