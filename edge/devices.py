@@ -23,13 +23,15 @@ _MAX_FILE = 256 * 1024
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253}):([0-9]{1,5})", re.ASCII)
 
+OVERHEAD, CPU, ANSWER = 5.5e-4, 7.5e-4, 5e-4
+"""Seconds: what a worker's message takes and costs on one core of a server (docs/benchmarks/edge.md: gRPC with mTLS in Python)."""
 LINKS: tuple[Link, ...] = (
-    Link(name="1gbe", bandwidth=117e6, rtt=2e-4, overhead=2e-4),
-    Link(name="wifi", bandwidth=6.25e6, rtt=3e-3, overhead=2e-4, shared=True),
-    Link(name="loopback", bandwidth=2e9, rtt=3e-5, overhead=1.6e-4),
+    Link(name="1gbe", bandwidth=117e6, rtt=2e-4, overhead=OVERHEAD, cpu=CPU, answer=ANSWER),
+    Link(name="wifi", bandwidth=6.25e6, rtt=3e-3, overhead=OVERHEAD, cpu=CPU, answer=ANSWER, shared=True),
+    Link(name="loopback", bandwidth=440e6, rtt=3e-5, overhead=OVERHEAD, cpu=CPU, answer=ANSWER),
 )
 """1gbe: switched, what TCP leaves of a gigabit; wifi: 50 Mbit/s that all devices share; loopback: processes of one machine,
-gRPC with mTLS. The overhead is gRPC's on a fast x86 core, and several times higher on a small board."""
+whose bandwidth is what encryption and copies leave."""
 
 
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -131,4 +133,5 @@ def parse_link(text: str) -> Link:
     rtt = float(delay[1]) * {"us": 1e-6, "ms": 1e-3, "s": 1.0}[delay[2].lower()]
     if rtt > 60:
         raise UsageError(f"--link {text[:80]!r}: a round trip of {rtt:g} s makes no sense", "e.g. 100mbit,2ms")
-    return Link(name=",".join(parts), bandwidth=bandwidth, rtt=rtt, shared=bool(parts[2:]))
+    return Link(name=",".join(parts), bandwidth=bandwidth, rtt=rtt, shared=bool(parts[2:]), overhead=OVERHEAD, cpu=CPU,
+                answer=ANSWER)

@@ -91,7 +91,7 @@ def decide(splits: Splits, link: Link) -> tuple[str | None, list[str]]:
     if not found:
         return None, []
     decision = choose(found, "latency")
-    return decision.chosen.mode, list(decision.notes)
+    return decision.chosen.mode, [*decision.notes, f"{decision.chosen.mode}: {decision.chosen.prediction.reason}"]
 
 
 def in_phase(splits: Splits, now_ms: float | None, each_ms: float) -> Profiles:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gkp.edge.devices import parse_devices, parse_link
+from gkp.edge.devices import ANSWER, CPU, OVERHEAD, parse_devices, parse_link
 from gkp.errors import FileError, GkpError, UsageError
 
 KITCHEN = '{name: kitchen, speed: 0.12, memory: 2G, address: "192.0.2.20:7000"}'
@@ -82,9 +82,15 @@ def test_a_missing_file_says_what_could_be_given(tmp_path: Path) -> None:
 # ---- links ----------------------------------------------------------------------------------------------------------
 def test_links_by_name() -> None:
     gbe, wifi, loopback = (parse_link(name) for name in ("1gbe", "WiFi", "loopback"))
-    assert (gbe.bandwidth, gbe.rtt, gbe.overhead, gbe.shared) == (117e6, 2e-4, 2e-4, False)
+    assert (gbe.bandwidth, gbe.rtt, gbe.shared) == (117e6, 2e-4, False)
     assert (wifi.bandwidth, wifi.rtt, wifi.shared) == (6.25e6, 3e-3, True)
     assert loopback.bandwidth > gbe.bandwidth
+
+
+def test_a_message_costs_the_same_software_on_every_link() -> None:
+    links = [parse_link(text) for text in ("1gbe", "wifi", "loopback", "100mbit,2ms")]
+    assert {(link.overhead, link.cpu, link.answer) for link in links} == {(OVERHEAD, CPU, ANSWER)}
+    assert 0 < ANSWER <= OVERHEAD <= CPU  # what follows a message costs processors too
 
 
 @pytest.mark.parametrize(("text", "bandwidth", "rtt", "shared"), [
