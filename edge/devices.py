@@ -24,7 +24,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253}):([0-9]{1,5})", re.ASCII)
 
 OVERHEAD, CPU, ANSWER = 5.5e-4, 7.5e-4, 5e-4
-"""Seconds: what a worker's message takes and costs on one core of a server (docs/benchmarks/edge.md: gRPC with mTLS in Python)."""
+"""Seconds: what a message of a worker (gRPC with mTLS, in Python) takes and costs on one core of a server: measured, see
+docs/benchmarks/edge.md."""
 LINKS: tuple[Link, ...] = (
     Link(name="1gbe", bandwidth=117e6, rtt=2e-4, overhead=OVERHEAD, cpu=CPU, answer=ANSWER),
     Link(name="wifi", bandwidth=6.25e6, rtt=3e-3, overhead=OVERHEAD, cpu=CPU, answer=ANSWER, shared=True),

@@ -98,7 +98,8 @@ def tables(found: dict[str, Any]) -> str:
         load = group["machine"]["load_average"]
         parts.append(f"\n### {group['case']}, {group['devices']} devices, {group['link']}\n\n{HEAD}")
         parts += rows(group)
-        parts.append(f"\n`auto`: {group['decision'][0] if group['decision'] else ''} (load {load[0]} to {load[1]})")
+        taken = next((name(row) for row in group["rows"] if row["what"] == "auto"), "not asked")
+        parts.append(f"\n`auto`: {group['decision'][0] if group['decision'] else taken} (load {load[0]} to {load[1]})")
     parts.append("\n## More devices than this machine has: predicted by simulation, ms for a request / requests a second")
     parts += scaling(found)
     environment = found["environment"]
