@@ -27,8 +27,8 @@ _BYTES = 4
 
 @dataclass(frozen=True)
 class Candidate:
-    """A predicted plan. too_full: for every device that it does not fit, what is wrong, in words; compute_ms, link_ms: of
-    the busiest processor and the busiest direction of the link."""
+    """A predicted plan. too_full: for every device that it does not fit, what is wrong, in words; compute_ms: of
+    the device that computes most, without the messages it handles; link_ms: of the busiest direction of the link."""
 
     plan: Plan
     prediction: Prediction
@@ -65,8 +65,8 @@ def candidate(plan: Plan, profiles: Profiles | None = None) -> Candidate:
     if plan.mode == "replicas":  # a request goes to one of them
         busy = {key: t / len(words.busy_devices(plan)) if key[1] == COORDINATOR or key[0] == "medium" else t
                 for key, t in busy.items()}
-    return Candidate(plan, predict(plan, profiles), full,
-                     max((t for (kind, d), t in busy.items() if kind == "compute" and d != COORDINATOR), default=0.0),
+    computed = [sum(times[s.index] for s in plan.segments if s.device == d) for d in range(len(plan.devices))]
+    return Candidate(plan, predict(plan, profiles), full, max(computed),
                      max((t for (kind, _), t in busy.items() if kind != "compute"), default=0.0))
 
 

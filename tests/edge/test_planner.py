@@ -327,6 +327,14 @@ def test_of_equal_candidates_the_one_with_fewer_messages_wins() -> None:
     assert isinstance(a, Candidate)
 
 
+def test_what_a_device_computes_does_not_count_the_messages_it_handles() -> None:
+    made = plan([(0, ["v0"], ["a"], 4.0), (1, ["a"], ["y"], 6.0)], {"v0": 1000, "a": 1000, "y": 1000},
+                [("v0", COORDINATOR, 0), ("a", 0, 1), ("y", 1, COORDINATOR)])
+    busy = msgspec.structs.replace(made, link=msgspec.structs.replace(LINK, cpu=LINK.overhead))
+    assert candidate(busy).compute_ms == candidate(made).compute_ms == 6.0
+    assert candidate(busy).prediction.cpu_ms > candidate(made).prediction.cpu_ms
+
+
 # ---- the break-even -------------------------------------------------------------------------------------------------
 def conv(c: int, groups: int, reads: int | None = None, kernel: int = 3) -> BranchedConv:
     each = c // groups
