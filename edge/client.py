@@ -136,14 +136,6 @@ class Connection:
 
         self._channel.subscribe(changed, try_to_connect=True)
 
-    def connect(self, timeout: float) -> bool:
-        """Wait until the connection stands: False when it does not within `timeout` seconds."""
-        try:
-            grpc.channel_ready_future(self._channel).result(timeout)
-        except grpc.FutureTimeoutError:
-            return False
-        return True
-
     def close(self) -> None:
         """Calls that are under way fail with CANCELLED."""
         self._channel.close()

@@ -6,6 +6,7 @@ operator for a part into a device's graph. What no rule knows is only computed w
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any, Protocol
@@ -82,7 +83,7 @@ def _input(part: Part, tensor: Tensor, held: Held | None) -> Tensor:
     return tensor if value is None else part.graph.constant("constant", value)
 
 
-class _Single:
+class _Single(ABC):
     """One data input, at place 0; subclasses say what is read and which parameters change."""
 
     kinds: frozenset[str] = BOTH
@@ -92,8 +93,9 @@ class _Single:
         self.node, self.x, self.y = node, node.inputs[0], node.outputs[0]
         self.all, self.out = whole(self.x), whole(self.y)
 
+    @abstractmethod
     def reads(self, out: Region) -> Region:
-        raise NotImplementedError
+        """What of the data input a part of the output needs."""
 
     def needs(self, out: Region) -> list[Region | None]:
         return [self.reads(out), *[None] * (len(self.node.inputs) - 1)]

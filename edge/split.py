@@ -16,15 +16,13 @@ import onnx
 from gkp import manifest
 from gkp.converter.artefact import staged
 from gkp.converter.graph import Graph, clean
-from gkp.converter.sources import GroupedModel, OpenOptions, open_any
+from gkp.converter.sources import GroupedModel
 from gkp.converter.verify import check_inputs, verify, worst
 from gkp.edge.engines import Engine, OrtEngine
 from gkp.edge.local import LocalExecutor
-from gkp.edge.modes import assign
 from gkp.edge.pieces import Piece, build
 from gkp.edge.placement import Assignment, NodePlacement
 from gkp.edge.plan import COORDINATOR, FILE_NAME, Device, Layout, Link, Plan, Segment, Transfer, device_folder
-from gkp.edge.prepare import prepare
 from gkp.edge.shard import SegmentDraft, Sharded, shard
 from gkp.errors import GkpError, UsageError, VerificationError
 
@@ -86,25 +84,6 @@ def _replicated(sharded: Sharded, devices: Sequence[int]) -> list[Transfer]:
 def _everywhere(sharded: Sharded, devices: Sequence[int]) -> dict[str, Layout]:
     kind = "replicated" if len(devices) > 1 else "one"
     return {name: Layout(kind=kind, devices=list(devices)) for name in sharded.layouts}
-
-
-def split_model(source: Any, devices: Sequence[Device], link: Link, out: Path, *, mode: str = "local",
-                assignment: Assignment | None = None, shares: Sequence[float] | None = None, objective: str = "latency",
-                options: OpenOptions | None = None, force: bool = False) -> Plan:
-    """Open a model, split it and write it to `out`: plan.json and one folder per device. assignment: of the nodes of the
-    prepared graph; by default that of the mode (gkp.edge.modes).
-
-    VerificationError when the split model computes something else than the unsplit one (nothing is written then);
-    UsageError for a destination that exists, or a mode that needs the planner; UnsupportedModelError for a model with
-    several inputs or outputs, or open shapes."""
-    check_folder(out, force)
-    opened = open_any(source, options or OpenOptions())
-    graph = prepare(opened.model)
-    path = Path(source) if isinstance(source, str | Path) else None
-    chosen = assignment if assignment is not None else assign(mode, graph, len(devices), shares)
-    made = draft(graph, mode, chosen, devices, link, objective=objective,
-                 model=clean(path.name) if path else type(source).__name__, sha256=manifest.sha256(path) if path else None)
-    return write(opened, made, out, force=force)
 
 
 def write(opened: GroupedModel, made: Draft, out: Path, *, force: bool = False, engine: Engine | None = None,

@@ -15,7 +15,7 @@ import msgspec
 from gkp.benchmarks.edge import net as nets
 from gkp.benchmarks.edge.cases import Report
 from gkp.benchmarks.edge.job import Alone, Counter, Job, Line, Outcome, Route
-from gkp.benchmarks.edge.net import Net
+from gkp.benchmarks.edge.net import Net, end_process
 from gkp.benchmarks.edge.quota import Quota
 from gkp.benchmarks.edge.workers import Workers
 from gkp.edge.plan import Link, Plan
@@ -152,19 +152,7 @@ def ask(job: Job, prefix: Sequence[str], folder: Path, report: Report, quota: Qu
         said = " ".join((folder / "coordinator.log").read_text("utf-8", "replace").split())[-300:]
         raise GkpError(f"the measuring process ended early: {said or 'it says nothing'}", "run with -v")
     finally:
-        _end(process)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    for stream in (process.stdin, process.stdout):
-        if stream is not None:
-            with contextlib.suppress(OSError):
-                stream.close()
-    try:
-        process.wait(5)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+        end_process(process)
 
 
 def job_alone(shape: list[int], means: Sequence[Alone], core: int, seconds: float) -> Job:

@@ -96,7 +96,7 @@ def _relayed(link: Link, devices: int, folder: Path, core: int, stack: ExitStack
                                 "matrix": str(matrix), "core": core}), encoding="utf-8")
     process = subprocess.Popen([sys.executable, "-m", "gkp.benchmarks.edge.relay", str(spec)], stdin=subprocess.PIPE,
                                stdout=subprocess.PIPE, start_new_session=True)
-    stack.callback(_end, process)
+    stack.callback(end_process, process)
     assert process.stdout is not None
     ready, _, _ = select.select([process.stdout], [], [], _START_S)
     said = process.stdout.readline().decode("utf-8", "replace").strip() if ready else ""
@@ -158,7 +158,8 @@ def _host(port: int) -> str:
     return f"10.77.0.{port + 1}"
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end_process(process: subprocess.Popen[bytes]) -> None:
+    """Of a child that ends when its stdin does; killed where it does not."""
     for stream in (process.stdin, process.stdout):
         if stream is not None:
             with contextlib.suppress(OSError):

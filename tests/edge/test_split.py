@@ -12,13 +12,24 @@ import numpy as np
 import onnx
 import pytest
 from onnx_kit import Net
-from split_kit import LINK, MODES, SHARED, aligned_net, assert_standard, between_devices, check_wiring, devices, drafted
+from split_kit import (
+    LINK,
+    MODES,
+    SHARED,
+    aligned_net,
+    assert_standard,
+    between_devices,
+    check_wiring,
+    devices,
+    drafted,
+    split_model,
+)
 
 from gkp.converter.sources import OpenOptions, open_any
 from gkp.edge.local import LocalExecutor
 from gkp.edge.plan import COORDINATOR, read_plan
 from gkp.edge.prepare import prepare
-from gkp.edge.split import draft, split_model, write
+from gkp.edge.split import draft, write
 from gkp.errors import FileError, UsageError, VerificationError
 from gkp.manifest import sha256
 

@@ -43,3 +43,7 @@ def replicas(times: Sequence[float], size: int = 1000, **options: object) -> Pla
     return plan([(k, ["v0"], ["y"], ms) for k, ms in enumerate(times)], {"v0": size, "y": size},
                 [*(("v0", COORDINATOR, k) for k in range(count)), *(("y", k, COORDINATOR) for k in range(count))],
                 mode="replicas", devices=count, **options)  # type: ignore[arg-type]
+
+
+def of_speed(*speeds: float, memory: int | None = None) -> list[Device]:
+    return [Device(name=f"d{k}", speed=s, memory_bytes=memory) for k, s in enumerate(speeds)]

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+from net_blocks import classifier
 from onnx_kit import Net, assert_close, feeds_of, run_ort
 
 from gkp.branched import BranchedConv
-from gkp.converter.graph import Graph, Node
+from gkp.converter.graph import Graph, Node, clean
+from gkp.converter.sources import OpenOptions, open_any
 from gkp.edge.local import LocalExecutor
 from gkp.edge.modes import assign
 from gkp.edge.partial import is_mean
@@ -22,7 +24,8 @@ from gkp.edge.plan import COORDINATOR, Device, Link, Plan
 from gkp.edge.prepare import prepare
 from gkp.edge.regions import whole
 from gkp.edge.shard import shardable
-from gkp.edge.split import TOLERANCE, Draft, draft
+from gkp.edge.split import TOLERANCE, Draft, check_folder, draft, write
+from gkp.manifest import sha256
 from gkp.runtime.runners import OrtRunner
 
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "checkpoints"
@@ -38,6 +41,16 @@ def drafted(model: onnx.ModelProto, mode: str, n: int, shares: Sequence[float] |
     """The model split over n devices in a mode."""
     graph = prepare(model)
     return draft(graph, mode, assign(mode, graph, n, shares), devices(n), LINK)
+
+
+def split_model(source: Path, devices: Sequence[Device], link: Link, out: Path, mode: str = "local", options: OpenOptions | None = None,
+                force: bool = False) -> Plan:
+    """Open a model, split it in a mode as gkp.edge.modes does, unplanned, and write it."""
+    check_folder(out, force)
+    opened = open_any(source, options or OpenOptions())
+    graph = prepare(opened.model)
+    made = draft(graph, mode, assign(mode, graph, len(devices)), devices, link, model=clean(source.name), sha256=sha256(source))
+    return write(opened, made, out, force=force)
 
 
 def executor(made: Draft) -> LocalExecutor:
@@ -172,3 +185,10 @@ def _block_conv(net: Net, x: str, ins: Any, outs: Any, groups: int, kernel: int,
     conv = BranchedConv.build(len(ins), len(outs), triples, kernel_shape=(kernel, kernel))
     return net.bn(net.conv(x, conv.to_dense(), pads=[kernel // 2] * 4, strides=[stride] * 2), len(outs))
 
+
+def residual(c: int = 16, size: int = 8) -> onnx.ModelProto:
+    """Stem, one residual block, head."""
+    net = Net(1, 3, size, size)
+    x = net.relu(net.conv3("x", 3, c))
+    x = net.relu(net.op("Add", net.conv3(net.relu(net.conv3(x, c, c)), c, c), x))
+    return net.model(classifier(net, x, c))
