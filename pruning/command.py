@@ -83,7 +83,7 @@ def prune(request: Request, baseline: Baseline, read_pickle: ReadPickle, say: Ca
         "snapshots": None if request.snapshots is None else str(request.snapshots),
         "seed": request.seed, "epochs": request.epochs, "multi": request.multi,
         "mixed_precision": request.mixed_precision, "settings": msgspec.to_builtins(settings),
-    }  # fmt: skip
+    }
     if not main:
         accelerator.wait_for_everyone()  # until the first process has made the folder
     folder = open_run(request.output, asked, force=request.force and main, writes=main)
@@ -94,7 +94,7 @@ def prune(request: Request, baseline: Baseline, read_pickle: ReadPickle, say: Ca
             arch=baseline.arch, baseline=baseline.module, data=data, snapshots=request.snapshots, epochs=request.epochs,
             seed=request.seed, multi=request.multi, public=request.public, folder=folder, accelerator=accelerator,
             say=say if main else None, progress=progress if main else None,
-        )  # fmt: skip
+        )
         session.log(f"{'resumed' if folder.resumed else 'started'}: {request.method} on {baseline.arch.name}")
         session.progress("testing the baseline", None)
         session.save("baseline", baseline.module)
@@ -141,7 +141,7 @@ def summary(setting: Mapping[str, Any], output: Path) -> tuple[Table, str]:
                 stage, "" if accuracy is None else f"{accuracy:.2%}",
                 f"{row['macs'] / 1e6:,.2f}M", f"{row['macs'] / dense['macs']:.2%}",
                 f"{row['parameters']:,}", f"{row['parameters'] / dense['parameters']:.2%}",
-            )  # fmt: skip
+            )
     last = next((stage for stage in reversed(_STAGES) if stage in results and stage != "baseline"), "baseline")
     convert = ["gkp-convert", str(output / last), "--target", "cpu", "--baseline", str(output / "baseline")]
     return table, shlex.join(convert)

@@ -55,13 +55,13 @@ def form_of_mask(conv: nn.Conv2d, mask: Mask) -> BranchedConv:
     mask: see branches_of_mask. UsageError: the conv is itself grouped, or does not pad with zeros."""
     if conv.groups != 1 or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
         raise UsageError("only an ordinary convolution with zero padding can be cut into branches",
-                         "leave grouped and depthwise convolutions out of the pruning")  # fmt: skip
+                         "leave grouped and depthwise convolutions out of the pruning")
     weight = _array(conv.weight)
     bias = None if conv.bias is None else _array(conv.bias)
     geometry = {"strides": conv.stride, "pads": conv.padding * 2, "dilations": conv.dilation}
     triples = branches_of_mask(weight, mask)
     return BranchedConv.build(weight.shape[1], weight.shape[0], triples, bias=bias, kernel_shape=weight.shape[2:],
-                              **geometry)  # fmt: skip
+                              **geometry)
 
 
 def grouped(model: nn.Module, forms: Mapping[str, BranchedConv]) -> nn.Module:

@@ -35,7 +35,7 @@ FORMAT = "gkp.prune"
 SCHEMA_VERSION = 1
 SETTING, LOG, CHECKPOINTS, PUBLIC = "setting.json", "experiment.log", "checkpoints", "public"
 COMPARED = ("schema_version", "method", "model", "baseline", "data", "seed", "epochs", "multi", "mixed_precision",
-            "settings")  # fmt: skip
+            "settings")
 _MAX_JSON = 256 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 # What a process that was killed while it wrote leaves behind: save_tensors and write_file begin with such a name.
@@ -49,7 +49,7 @@ class RunFolder:
     replaced: where the run that --force replaces waits."""
 
     def __init__(self, path: Path, setting: dict[str, Any], *, resumed: bool, log: BinaryIO | None, existed: bool = True,
-                 replaced: Path | None = None) -> None:  # fmt: skip
+                 replaced: Path | None = None) -> None:
         self.path, self.setting, self.resumed = path, setting, resumed
         self._log, self._existed, self._replaced = log, existed, replaced
 
@@ -246,7 +246,7 @@ def _open_log(path: Path) -> BinaryIO:
     except (BlockingIOError, PermissionError):
         file.close()
         raise UsageError(f"another process is working in {path}",
-                         "wait for it, or choose another directory with -o") from None  # fmt: skip
+                         "wait for it, or choose another directory with -o") from None
     except OSError:  # a file system without locks
         pass
     return file

@@ -38,7 +38,7 @@ class Session:
         snapshots: Path | None = None, epochs: int | None = None, seed: int = 0, multi: bool = False,
         public: bool = False, accelerator: Accelerator | None = None, say: Callable[[str], None] | None = None,
         progress: Report | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.arch = replace(arch, scheme="canonical", prefix="")
         self.baseline, self.data, self.snapshots = baseline, data, snapshots
         self.epochs, self.seed, self.multi, self.wants_public = epochs, seed, multi, public
@@ -96,7 +96,7 @@ class Session:
         cost = cost_of(model, self.arch.input_shape)
         self._write(self._folder.path / stage, model, {"stage": stage, "test_accuracy": results["accuracy"]})
         self._folder.record(stage, {"macs": cost.macs, "parameters": cost.parameters, "weights_sha256": weights,
-                                    **plain(results)})  # fmt: skip
+                                    **plain(results)})
         accuracy = results["accuracy"]
         measured = "" if accuracy is None else f", test accuracy {accuracy:.2%}"
         self.log(f"{stage}: {cost.macs / 1e6:.2f}M multiply-accumulates, {cost.parameters} parameters{measured}")
@@ -132,7 +132,7 @@ class Session:
             snapshot=lambda epoch: self._write(self._folder.path / CHECKPOINTS / f"{name}-epoch_{epoch}.pt", model,
                                                {"phase": name, "epoch": epoch}),
             log=self.log, progress=self.progress,
-        ).run()  # fmt: skip
+        ).run()
 
     def batches(self, name: str, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """One epoch of augmented training batches on the CPU, in an order that follows from the seed and `name`: x

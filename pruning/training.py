@@ -305,7 +305,7 @@ class Training:
             "phase": self.name, "epochs": epoch + 1, "model": self._state(), "optimizer": plain(optimizer.state_dict()),
             "scaler": None if scaler is None else plain(scaler.state_dict()), "extra": self._extra(),
             "kept": vars(self._kept),
-        }  # fmt: skip
+        }
         self.folder.write(MOST_RECENT, payload)
         if epoch % SNAPSHOT_EVERY == SNAPSHOT_EVERY - 1:
             self.snapshot(epoch)

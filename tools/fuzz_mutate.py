@@ -259,7 +259,7 @@ def _sabotage(rng: Random, model: onnx.ModelProto) -> None:
         lambda: model.graph.node.append(onnx.helper.make_node(rng.choice(OPERATORS), [node.output[0] if node.output else ""],
                                                               ["y" if rng.random() < 0.5 else "z"])),
         lambda: setattr(model.opset_import[0], "version", rng.choice((1, 5, 9, 11, 13, 18, 25, 1000))),
-    )  # fmt: skip
+    )
     rng.choice(actions)()
 
 

@@ -136,7 +136,7 @@ def run_of(folder: Path) -> Run:
         epochs=setting.epochs, multi=setting.multi, mixed_precision=setting.mixed_precision,
         settings=_changed(setting), stages={name: setting.results[name] for name in STAGES if name in setting.results},
         conversion=_conversion(folder, report) if report.is_file() else None,
-    )  # fmt: skip
+    )
 
 
 def _decoded(path: Path, kind: type[S]) -> S:
@@ -156,7 +156,7 @@ def _changed(setting: _Setting) -> dict[str, Any]:
         raise UsageError(f"{clean(setting.method)} is no method of this gkp", "run it again with this version")
     defaults = json.loads(msgspec.json.encode(load_method(setting.method).read_settings({})))
     return {name: Path(value).name if isinstance(value, str) else value
-            for name, value in setting.settings.items() if value != defaults.get(name)}  # fmt: skip
+            for name, value in setting.settings.items() if value != defaults.get(name)}
 
 
 def _conversion(folder: Path, report: Path) -> Conversion:
@@ -171,14 +171,14 @@ def _conversion(folder: Path, report: Path) -> Conversion:
     speeds = [Speed(batch=m.batch, speedup=m.speedup.vs_dense,
                     dense_ms=None if m.latency_ms.dense is None else m.latency_ms.dense.median,
                     converted_ms=None if m.latency_ms.converted is None else m.latency_ms.converted.median)
-              for m in found.measurements if m.threads == found.threads]  # fmt: skip
+              for m in found.measurements if m.threads == found.threads]
     return Conversion(
         stage=stage, asked="cpu" if any(note.startswith("--target cpu") for note in found.notes) else found.target,
         target=found.target, precision=found.precision, threads=found.threads,
         dynamic_batch=any(isinstance(axis, str) for tensor in found.inputs for axis in tensor.shape[:1]),
         verified=None if found.verification is None else found.verification.passed,
         theoretical=found.speedup.theoretical, speeds=speeds, environment=found.environment,
-    )  # fmt: skip
+    )
 
 
 def _is(digest: str | None, path: Path) -> bool:
@@ -223,7 +223,7 @@ def _cells(run: Run) -> list[str]:
         NOT_MEASURED if conversion is None else _plain(conversion.target),
         *(_speed(conversion, batch) for batch in BATCHES),
         NOT_MEASURED if conversion is None or conversion.theoretical is None else times(conversion.theoretical),
-    ]  # fmt: skip
+    ]
 
 
 def _costs(run: Run) -> tuple[str, str]:
@@ -292,7 +292,7 @@ def _commands(runs: Iterable[Run]) -> Iterator[str]:
 
 def _convert(name: str, made: Conversion) -> list[str]:
     words = ["gkp-convert", f"{name}/{made.stage}", "--baseline", f"{name}/baseline", "--target", made.asked,
-             "--threads", str(made.threads)]  # fmt: skip
+             "--threads", str(made.threads)]
     words += ["--dynamic-batch"] if made.dynamic_batch else []
     words += ["--precision", made.precision] if made.precision != "fp32" else []
     return [*words, "--json", f"{name}.json", "-o", f"{name}.{made.asked}"]

@@ -27,7 +27,7 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
     tensors = (_state(file.payload) or ({}, False))[0]
     dense, pruned = apply_masks(tensors)
     return open_network(dense, system="dsp", options=options, pruned=pruned,
-                        description="DSP pruned network" if pruned else "DSP network (not pruned)")  # fmt: skip
+                        description="DSP pruned network" if pruned else "DSP network (not pruned)")
 
 
 def _state(payload: object) -> tuple[Tensors, bool] | None:

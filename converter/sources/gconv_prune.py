@@ -57,10 +57,10 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
         forms = dict(_forms(tensors))
         dense = {n: a for n, a in tensors.items() if not n.startswith(tuple(f"{layer}." for layer in forms))}
         return open_network(dense, forms, system="gconv_prune", options=options, pruned=True, record=record,
-                            description=f"GConv-Prune export ({len(forms)} GroupConv2d)")  # fmt: skip
+                            description=f"GConv-Prune export ({len(forms)} GroupConv2d)")
     dense, kept = apply_masks(tensors)
     return open_network(dense, system="gconv_prune", options=options, pruned=kept < 1,
-                        description=f"GConv-Prune masked network ({kept:.1%} of the masked kernels kept)")  # fmt: skip
+                        description=f"GConv-Prune masked network ({kept:.1%} of the masked kernels kept)")
 
 
 def _is_group_config(file: SourceFile) -> bool:

@@ -32,4 +32,4 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
         dense=partial(skeleton, arch) if narrow else None,
         description=f"gkp checkpoint, {arch.name}, {branched} branched convolutions",
         reference_name="the checkpoint's network in PyTorch",
-    )  # fmt: skip
+    )

@@ -33,10 +33,10 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
     tensors = state_dict_in(payload)
     if record is not None and (options.arch or record.name in KNOWN_CLASSES):
         return open_network(state_dict_of(record), system="torch", options=options, pruned=False, record=record,
-                            description="pickled PyTorch module")  # fmt: skip
+                            description="pickled PyTorch module")
     if record is not None and tensors is None:
         raise UnsupportedModelError(f"{file.path} is a pickled module of class {clean(record.name)[:100]}, whose code "
-                                    "gkp does not have", ARCH_HINT)  # fmt: skip
+                                    "gkp does not have", ARCH_HINT)
     if tensors is None:
         raise UnsupportedModelError(f"{file.path} holds no network that gkp knows: {_summary(payload)}", ARCH_HINT)
     return open_network(tensors, system="torch", options=options, pruned=False, description="PyTorch state dict")

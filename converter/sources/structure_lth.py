@@ -48,7 +48,7 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
     tensors = without_prefix(state_dict_in(file.payload) or {})
     dense, kept = apply_masks(tensors)
     forms = {n.removesuffix(f".weight{_MASK}"): form for n, mask in tensors.items() if n.endswith(f".weight{_MASK}")
-             and (form := regrouped(dense[n.removesuffix(_MASK)], mask)) is not None}  # fmt: skip
+             and (form := regrouped(dense[n.removesuffix(_MASK)], mask)) is not None}
     dense = {name: array for name, array in dense.items() if name.removesuffix(".weight") not in forms}
     pruned = kept < 1
     note = f"{kept:.1%} of the masked weights kept" if pruned else "no weight masked"
@@ -58,7 +58,7 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
         dense = {name: array for name, array in dense.items() if not name.startswith("normalize.")}
         note += ", its input normalisation is stored but not used"
     return open_network(dense, forms, system="structure_lth", options=options, pruned=pruned,
-                        description=f"Structure-LTH ticket ({note})")  # fmt: skip
+                        description=f"Structure-LTH ticket ({note})")
 
 
 def regrouped(weight: Array, mask: Array) -> BranchedConv | None:

@@ -57,9 +57,9 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
             raise UnsupportedModelError(
                 "this is only the state dict of a grouped TMI-GKP network: in_list and out_list, which say how the "
                 "groups are wired, are not in it", "convert the file `grouped` or `finetuned` of the same run",
-            )  # fmt: skip
+            )
         return open_network(tensors, system="tmi_gkp", options=options, pruned=False, shortcut="pad",
-                            description="TMI-GKP training snapshot (dense)")  # fmt: skip
+                            description="TMI-GKP training snapshot (dense)")
     kind = class_name(record)
     make = {_GROUPED: _grouped_conv, _PRUNED: _masked_conv}.get(kind)
     forms = dict(_forms(record, make)) if make else {}
@@ -72,7 +72,7 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
         reference_name="the pickled network, rebuilt in PyTorch",
         description={_GROUPED: "TMI-GKP grouped network", _PRUNED: "TMI-GKP pruned network"}.get(
             kind, "TMI-GKP baseline (dense)"),
-    )  # fmt: skip
+    )
 
 
 def _is_grouped(tensors: Tensors) -> bool:
@@ -91,7 +91,7 @@ def shortcut_of(record: Record) -> str | None:
             settings = "nothing" if pool is None else repr([pool.fields.get(key) for key in ("kernel_size", "stride")])
             if settings not in ("[1, 2]", "[(1, 1), (2, 2)]"):
                 raise UnsupportedModelError(f"{clean(name)} pools with [kernel, stride] {clean(settings)[:40]}",
-                                            "gkp knows the stride-2 subsampling of DownsampleA only")  # fmt: skip
+                                            "gkp knows the stride-2 subsampling of DownsampleA only")
             return "pad"
     return None
 

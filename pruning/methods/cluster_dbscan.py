@@ -47,7 +47,7 @@ def clusterings(filters: Floats, clusters: int, seed: int = 0) -> Iterator[Clust
     unit = unit_rows(filters)
     for dimensions in DIMENSIONS:
         tsne = TSNE(dimensions, perplexity=len(unit) / clusters, learning_rate=LEARNING_RATE, init="random",
-                    method="exact", random_state=seed)  # fmt: skip
+                    method="exact", random_state=seed)
         yield from _grid(standardised(tsne.fit_transform(unit).astype(np.float64)), clusters)
 
 

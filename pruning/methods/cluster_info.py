@@ -38,7 +38,7 @@ def to_json(groupings: Iterable[Grouping]) -> bytes:
         "permutation": [[matrix_of_order([f for group in g.groups for f in group]), g.method] for g in groupings],
         "method": [g.method for g in groupings],
         "kernel": [g.kept for g in groupings],
-    })  # fmt: skip
+    })
 
 
 def matrix_of_order(order: list[int]) -> list[list[int]]:

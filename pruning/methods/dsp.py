@@ -111,7 +111,7 @@ def learn_groups(session: Session, settings: DspSettings, model: nn.Module, chai
         learner.learn_from_weights(model)
     else:
         recipe = Recipe(epochs, settings.learning_lr, weight_decay=settings.learning_weight_decay,
-                        batch_size=settings.batch_size, cosine=epochs)  # fmt: skip
+                        batch_size=settings.batch_size, cosine=epochs)
         first = KEEP_FROM * (epochs if session.epochs is None else session.epochs) // 120
         session.train("group-learning", model, recipe, Hooks(step=learner.step, extra=learner, keep_from=first))
     groups = learner.groups()
@@ -145,7 +145,7 @@ def finetune(session: Session, settings: DspSettings, pruned: _Pruned) -> _Prune
     """Train a copy of the network in cosine cycles; each prunes a little more than the best one before."""
     epochs = settings.finetuning_epochs
     recipe = Recipe(epochs, settings.finetuning_lr, weight_decay=settings.finetuning_weight_decay,
-                    batch_size=settings.batch_size, cosine=max(1, epochs // settings.cycles))  # fmt: skip
+                    batch_size=settings.batch_size, cosine=max(1, epochs // settings.cycles))
     length = recipe.shortened(epochs if session.epochs is None else session.epochs).cosine
     model = copy.deepcopy(pruned.model)
     cycles = Cycles(pruned.chains, pruned.groups, pruned.masks, length or 1)

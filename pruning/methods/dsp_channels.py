@@ -89,7 +89,7 @@ def prune_to_rate(
 
     def attempt(beta: float) -> Pruning:
         masks = {layer.name: layer_mask(energies[layer.name], groups[layer.name], beta, layer.last)
-                 for layer in layers_of(chains)}  # fmt: skip
+                 for layer in layers_of(chains)}
         if before is not None:
             masks = {name: mask & before[name] for name, mask in masks.items()}
         return Pruning(masks, beta, reduction_of(chains, masks))
@@ -101,14 +101,14 @@ def check_rate(rate: float) -> None:
     """UsageError: the rate is not strictly between 0 and 1."""
     if not 0 < rate < 1:
         raise UsageError(f"the rate {rate:g} is not a share of the MACs that can be saved",
-                         "choose a rate above 0 and below 1, e.g. 0.6")  # fmt: skip
+                         "choose a rate above 0 and below 1, e.g. 0.6")
 
 
 def check_reached(pruning: Pruning, rate: float) -> None:
     """UsageError: the pruning is further than two per cent from the rate, so no beta comes near it."""
     if abs(pruning.reduction - rate) > TOLERANCE:
         raise UsageError(f"the nearest that DSP comes to a MAC reduction of {rate:.1%} is {pruning.reduction:.1%}",
-                         "choose another rate or number of groups")  # fmt: skip
+                         "choose another rate or number of groups")
 
 
 def _bisect(attempt: Callable[[float], Pruning], rate: float) -> Pruning:

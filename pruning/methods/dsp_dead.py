@@ -118,7 +118,7 @@ class _Watch:
     def undecided(self, settled: Masks) -> bool:
         """Is a row or column that the masks alone leave alive still without a gradient?"""
         return any((mask.any(1) & ~(self.rows[n] & self.channels[n])).any() or (mask.any(0) & ~self.columns[n]).any()
-                   for n, mask in settled.items())  # fmt: skip
+                   for n, mask in settled.items())
 
     def kill(self, model: nn.Module, masks: Masks) -> Mapping[str, Mask]:
         for name, norm in self.norms.items():

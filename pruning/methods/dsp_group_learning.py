@@ -61,7 +61,7 @@ class GroupLearner:
         count = learning.groups
         shapes = {layer.name: (count, layer.filters) for layer in layers}
         self.scales = {layer.name: penalty_scale(layer.channels, *layer.plane, layer.kernel, count, layer.filters)
-                       for layer in layers}  # fmt: skip
+                       for layer in layers}
         self.logits = {name: nn.Parameter(torch.zeros(shape)) for name, shape in shapes.items()}
         self.adam = torch.optim.Adam(self.logits.values(), lr=learning.lr, eps=ADAM_EPSILON)
 
@@ -134,7 +134,7 @@ class GroupLearner:
         found = {name: tuple(tensor.shape) for name, tensor in state["logits"].items()}
         if found != {name: tuple(p.shape) for name, p in self.logits.items()}:
             raise FileError("the checkpoint of the group learning is of another network or number of groups",
-                            "begin again with --force")  # fmt: skip
+                            "begin again with --force")
         with torch.no_grad():
             for name, parameter in self.logits.items():
                 parameter.copy_(state["logits"][name])

@@ -49,13 +49,13 @@ def chains_of(model: nn.Module, shape: tuple[int, int, int]) -> tuple[Chain, ...
     blocks = [(name, m) for name, m in model.named_modules() if isinstance(m, ResidualBlock) and m.has_residual]
     if not blocks:
         raise UnsupportedModelError("DSP groups the blocks of a CIFAR or ImageNet ResNet, which this network has not",
-                                    "choose such a model, e.g. --model resnet20, or another method")  # fmt: skip
+                                    "choose such a model, e.g. --model resnet20, or another method")
     planes = _planes(model, shape)
     return tuple(
         tuple(_layer(model, f"{prefix}.{conv}", f"{prefix}.{norm}", planes, (conv, norm) == block.chain[-1])
               for conv, norm in block.chain)
         for prefix, block in blocks
-    )  # fmt: skip
+    )
 
 
 def layers_of(chains: tuple[Chain, ...]) -> Iterator[Layer]:
@@ -68,7 +68,7 @@ def check_groups(chains: tuple[Chain, ...], groups: int) -> None:
     smallest = min(layers_of(chains), key=lambda layer: layer.filters)
     if not 1 <= groups <= smallest.filters:
         raise UsageError(f"{groups} groups do not fit {smallest.name}, which has {smallest.filters} filters",
-                         f"choose 1 to {smallest.filters} groups; DSP uses 2 to 4")  # fmt: skip
+                         f"choose 1 to {smallest.filters} groups; DSP uses 2 to 4")
 
 
 def check_finite(model: nn.Module) -> None:

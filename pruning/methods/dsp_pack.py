@@ -64,7 +64,7 @@ def _conv_arrays(name: str, conv: nn.Module, groups: int) -> dict[str, npt.NDArr
         form = form_of_mask(conv, np.ones(conv.weight.shape[:2], dtype=bool))
     if len(form.branches) > groups:
         raise UsageError(f"{name} has {len(form.branches)} branches, more than {groups} groups",
-                         "give at least as many groups as the layers have branches")  # fmt: skip
+                         "give at least as many groups as the layers have branches")
     group = np.zeros((groups, form.out_channels), np.float32)
     mask = np.zeros((form.out_channels, form.in_channels, 1, 1), np.float32)
     for number, branch in enumerate(form.branches):

@@ -14,7 +14,7 @@ def start_anew_convs(model: nn.Module, names: Iterable[str], generator: torch.Ge
     """Random weights (He et al. 2015, fan-out) for these convs; everything else stays (the public --no-weight)."""
     for name in names:
         nn.init.kaiming_normal_(conv_named(model, name).weight, mode="fan_out", nonlinearity="relu",
-                                generator=generator)  # fmt: skip
+                                generator=generator)
 
 
 def start_anew(model: nn.Module, generator: torch.Generator) -> None:

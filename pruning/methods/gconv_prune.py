@@ -84,7 +84,7 @@ class GconvSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         budget = None if self.max_num_params is None and self.max_num_ops is None else True
         given = [name for name, value in (("num_groups", self.num_groups), ("mcpg", self.mcpg),
                                           ("group_cfg", self.group_cfg), ("max_num_params or max_num_ops", budget))
-                 if value is not None]  # fmt: skip
+                 if value is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} exclude one another")
 
@@ -144,22 +144,22 @@ def group_numbers(convs: Shapes, settings: GconvSettings, arch: Architecture) ->
     if all(g == 1 for g in numbers.values()):
         wanted = f"mcpg {settings.mcpg}" if settings.mcpg is not None else f"{settings.num_groups or UNIFORM} groups"
         raise UsageError(f"{wanted} divide the filters and channels of no layer: nothing would be pruned",
-                         "choose a divisor of the layers' channels")  # fmt: skip
+                         "choose a divisor of the layers' channels")
     return numbers
 
 
 def _configured(convs: Shapes, path: str, arch: Architecture) -> dict[str, int]:
     public = replace(arch, scheme="layer", prefix="")
     config = {name if name in convs else public.canonical(name): layer
-              for name, layer in read_group_config(Path(path)).items()}  # fmt: skip
+              for name, layer in read_group_config(Path(path)).items()}
     unknown = [name for name, layer in config.items() if name not in convs and layer.groups > 1]
     if unknown:
         raise UsageError(f"{path}: {len(unknown)} of {len(config)} layers are not in this network, such as {unknown[0]}",
-                         "use the configuration of this network")  # fmt: skip
+                         "use the configuration of this network")
     numbers = groups_of({name: layer for name, layer in config.items() if name in convs}, convs)
     if all(g == 1 for g in numbers.values()):
         raise UsageError(f"{path} gives every layer of this network one group: nothing would be pruned",
-                         "use the configuration of this network")  # fmt: skip
+                         "use the configuration of this network")
     return {name: numbers.get(name, 1) for name in convs}
 
 
@@ -172,7 +172,7 @@ def _searched(session: Session, criteria: Mapping[str, Floats], settings: GconvS
         f, c = convs[name].weight.shape[:2]
         size = convs[name].weight.numel()
         layers[name] = [Choice(g, _groups(criteria[name], g, settings).preserved, size // g, size * planes[name] // g)
-                        for g in group_candidates(f, c, settings.min_factor, settings.max_groups)]  # fmt: skip
+                        for g in group_candidates(f, c, settings.min_factor, settings.max_groups)]
     params = sum(p.numel() for p in session.baseline.parameters())
     macs = sum(session.baseline.get_submodule(name).weight.numel() * plane for name, plane in planes.items())
     searched = [convs[name].weight.numel() for name in layers]
@@ -180,7 +180,7 @@ def _searched(session: Session, criteria: Mapping[str, Floats], settings: GconvS
     budget = Budget(*(None if x is None else round(x * 1e6) for x in (settings.max_num_params, settings.max_num_ops)))
     if budget.allows(params, macs):
         raise UsageError(f"the network is within the budget as it is: {params / 1e6:.3f}M parameters, {macs / 1e6:.3f}M "
-                         "operations", "lower max_num_params or max_num_ops")  # fmt: skip
+                         "operations", "lower max_num_params or max_num_ops")
     return {name: 1 for name in convs} | search(layers, rest, budget)
 
 

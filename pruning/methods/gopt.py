@@ -64,7 +64,7 @@ def search(layers: Mapping[str, list[Choice]], rest: tuple[int, int], budget: Bu
     if not budget.allows(params, macs):
         raise UsageError(f"the budget cannot be met: with the most groups the network still has {params / 1e6:.3f}M "
                          f"parameters and {macs / 1e6:.3f}M operations",
-                         "raise max_num_params or max_num_ops, or lower min_factor")  # fmt: skip
+                         "raise max_num_params or max_num_ops, or lower min_factor")
     while True:
         best: tuple[float, str, int, int] | None = None
         for name, at in place.items():

@@ -52,7 +52,7 @@ def taylor_criterion(weight: Floats, gradient: Floats) -> Floats:
 
 
 def find_groups(criterion: Floats, groups: int, order: Order = "GRPS", sweeps: int = SWEEPS, *,
-                refine: bool = True) -> Grouping:  # fmt: skip
+                refine: bool = True) -> Grouping:
     """Groups that keep much of the criterion (float [F, C], not negative).
 
     order: how filters and channels are put in order before the matching. "GRPS": see group_sort, with `sweeps` sweeps
@@ -64,7 +64,7 @@ def find_groups(criterion: Floats, groups: int, order: Order = "GRPS", sweeps: i
     f, c = criterion.shape
     if groups < 1 or f % groups or c % groups:
         raise UsageError(f"{f} filters and {c} channels cannot be divided into {groups} groups",
-                         "use a divisor of both")  # fmt: skip
+                         "use a divisor of both")
     if not np.isfinite(criterion).all() or (criterion < 0).any():
         raise UsageError("the pruning criterion holds values that are negative or not finite", "are the weights finite?")
     rows, columns = _order(criterion, groups, order, sweeps)

@@ -90,9 +90,9 @@ class Gsparsity:
         session.save(
             "grouped", compression.model, carriers=len(compression.carriers), blocks_removed=len(compression.blocks),
             inexact_layers=len(compression.inexact), compression_error=difference(session, masked, compression.model),
-        )  # fmt: skip
+        )
         recipe = Recipe(settings.retrain_epochs, settings.retrain_lr, settings.retrain_momentum,
-                        settings.retrain_weight_decay, settings.batch_size, settings.retrain_milestones)  # fmt: skip
+                        settings.retrain_weight_decay, settings.batch_size, settings.retrain_milestones)
         session.train("retrain", compression.model, recipe)
         session.save("finetuned", compression.model)
         session.public(f"small_model_{settings.scope}_{settings.threshold}.pth.tar",
@@ -135,11 +135,11 @@ def _search(session: Session, settings: GsparsitySettings, factors: Mapping[str,
 
     def optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         return ProxSGD(parameter_groups(model, gains), recipe.lr, rho=settings.rho, beta=settings.beta,
-                       delta=settings.delta, normalization=settings.normalization)  # fmt: skip
+                       delta=settings.delta, normalization=settings.normalization)
 
     model = zeroed(session.baseline, {})
     recipe = Recipe(settings.epochs, settings.lr, weight_decay=0.0, batch_size=settings.batch_size,
-                    milestones=settings.milestones)  # fmt: skip
+                    milestones=settings.milestones)
     session.train("search", model, recipe, Hooks(optimizer=optimizer, keep="last"))
     return model
 
@@ -150,15 +150,15 @@ def report(session: Session, zero: Mapping[str, torch.Tensor], compression: Comp
         session.log(f"{name}: {int(mask.sum())} of {len(mask)} filters are zero")
     if not any(bool(mask.any()) for mask in zero.values()):
         session.log(f"no filter is zero (norm at most {threshold:g}), so nothing is pruned: more steps, a larger lr, mu or "
-                    "threshold would change that")  # fmt: skip
+                    "threshold would change that")
     if compression.carriers:
         session.log(f"one zero filter stays as the carrier of constants, because the next conv pads with zeros, in: "
-                    f"{', '.join(compression.carriers)}")  # fmt: skip
+                    f"{', '.join(compression.carriers)}")
     if compression.blocks:
         session.log(f"the residual branch is constant and gone in: {', '.join(compression.blocks)}")
     if compression.inexact:
         session.log(f"not exact at the borders, where zeros are padded (exact: false), in front of: "
-                    f"{', '.join(compression.inexact)}")  # fmt: skip
+                    f"{', '.join(compression.inexact)}")
 
 
 def difference(session: Session, a: nn.Module, b: nn.Module) -> float:

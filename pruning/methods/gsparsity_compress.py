@@ -161,7 +161,7 @@ def _rows(conv: nn.Conv2d, kept: torch.Tensor, extra: bool) -> nn.Conv2d:
 
 def _like(conv: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Conv2d:
     new = nn.Conv2d(weight.shape[1], weight.shape[0], conv.kernel_size, conv.stride, conv.padding, conv.dilation,
-                    bias=bias is not None)  # fmt: skip
+                    bias=bias is not None)
     state = {"weight": weight.float()} | ({} if bias is None else {"bias": bias})
     new.load_state_dict(state)
     return new.eval()

@@ -18,7 +18,7 @@ def require_partitioner() -> Any:
         import mtkahypar
     except ImportError as error:
         raise BackendMissingError("regrouping needs the hypergraph partitioner mtkahypar, which is not installed",
-                                  'install the extra "prune": pip install "gkp[prune]"') from error  # fmt: skip
+                                  'install the extra "prune": pip install "gkp[prune]"') from error
     return mtkahypar
 
 

@@ -73,11 +73,11 @@ def read_snapshot(folder: Path, epoch: int, model: nn.Module) -> dict[str, torch
     path = folder / f"epoch_{epoch}.pt"
     if not path.is_file():
         raise UsageError(f"{folder} has no {path.name}, whose weights shall be rewound to",
-                         "set rewind_epoch to an epoch that is there, or leave --snapshots out")  # fmt: skip
+                         "set rewind_epoch to an epoch that is there, or leave --snapshots out")
     payload = load_tensors(path)
     state = payload.get("model_state_dict", payload.get("state_dict", payload)) if isinstance(payload, dict) else None
     own = model.state_dict()
     if not isinstance(state, dict) or {n: getattr(t, "shape", None) for n, t in state.items()} != {
-            n: t.shape for n, t in own.items()}:  # fmt: skip
+            n: t.shape for n, t in own.items()}:
         raise UsageError(f"{path} is not a snapshot of this network", "give the snapshots of the baseline's training")
     return {name: tensor.to(own[name].dtype) for name, tensor in state.items()}

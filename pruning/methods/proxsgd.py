@@ -47,7 +47,7 @@ class ProxSGD(torch.optim.Optimizer):  # type: ignore[misc]
     ) -> None:
         if not (0 < lr <= 1 and 0 < rho <= 1 and 0 <= beta < 1 and delta >= 0):
             raise UsageError(f"ProxSGD cannot run with lr {lr}, rho {rho}, beta {beta}, delta {delta}",
-                             "lr and rho in (0, 1], beta in [0, 1), delta at least 0")  # fmt: skip
+                             "lr and rho in (0, 1], beta in [0, 1), delta at least 0")
         if normalization not in ("none", "mul", "div"):
             raise UsageError(f"unknown normalization {normalization!r}", "use none, mul or div")
         defaults = {"lr": lr, "gain": gain, "rho": rho, "beta": beta, "delta": delta, "normalization": normalization}

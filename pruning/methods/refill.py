@@ -60,7 +60,7 @@ def magnitude(weight: Scores, mask: Mask) -> Scores:
 
 
 def activation_scores(model: nn.Module, names: Iterable[str], x: torch.Tensor, y: torch.Tensor,
-                      criterion: Activation) -> dict[str, Scores]:  # fmt: skip
+                      criterion: Activation) -> dict[str, Scores]:
     """What each filter of the named convs puts out for a batch, summed over images and pixels: |a| ("l1"), a^2 ("l2"),
     or |a dL/da| with the mean cross entropy L ("saliency"). name -> float64 [F].
 

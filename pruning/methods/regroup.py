@@ -35,7 +35,7 @@ class Block:
 
 
 def find_blocks(mask: Mask, partition: Partition, min_rows: int, extraction: Extraction = "corrected",
-                density: float = DENSITY) -> list[Block]:  # fmt: skip
+                density: float = DENSITY) -> list[Block]:
     """The dense blocks of a mask, those with most filters first.
 
     mask bool [F, N]; empty rows and columns take no part. partition: incidence bool [vertices, hyperedges] -> part of

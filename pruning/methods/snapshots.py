@@ -46,7 +46,7 @@ def read_snapshot(path: Path, shapes: Shapes) -> dict[str, Array]:
         tensor = own.get(f"{name}.weight")
         if tensor is None or tuple(tensor.shape) != shape:
             raise UsageError(f"{path} is not a snapshot of this network: it has no {name} of shape {list(shape)}",
-                             "give the snapshots of the baseline's training")  # fmt: skip
+                             "give the snapshots of the baseline's training")
         weights[name] = tensor.detach().float().numpy()
         if not np.isfinite(weights[name]).all():
             raise FileError(f"{path}: {name} holds NaN or infinite weights", "leave this epoch out of the tickets")
@@ -59,7 +59,7 @@ def _state_dict(path: Path) -> dict[str, torch.Tensor]:
         payload = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UnsafeFileError(f"{path} holds more than tensors and plain values",
-                              'save {"model_state_dict": model.state_dict(), "epoch": N} instead') from error  # fmt: skip
+                              'save {"model_state_dict": model.state_dict(), "epoch": N} instead') from error
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, AttributeError, TypeError, IndexError) as error:
         raise FileError(f"{path} cannot be read as a PyTorch file", "get the file again") from error
     state: Any = payload.get(STATE) if isinstance(payload, dict) else None

@@ -91,7 +91,7 @@ class StructureLth:
         for number in range(1, settings.rounds + 1):
             last = number == settings.rounds
             found = session.once(f"masks_{number}", partial(_round, session, settings, trained, kept, number,
-                                                            last or settings.every_round))  # fmt: skip
+                                                            last or settings.every_round))
             kept, structured = found["masks"], found["structured"]
             for line in found["log"]:
                 session.log(line)
@@ -122,7 +122,7 @@ def _check(session: Session, settings: LthSettings, names: list[str]) -> None:
     if largest < settings.min_rows:
         raise UsageError(f"regroup would find no block: {settings.parts} parts of at most {most} filters have at most "
                          f"{largest} each, and a block needs {settings.min_rows}",
-                         f'settings such as "parts": 4, "min_rows": {max(2, most // 16)} suit this network')  # fmt: skip
+                         f'settings such as "parts": 4, "min_rows": {max(2, most // 16)} suit this network')
 
 
 # ---- training --------------------------------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ def rewind_epoch(settings: LthSettings, epochs: int) -> int:
 
 # ---- masks -----------------------------------------------------------------------------------------------------------
 def _round(session: Session, settings: LthSettings, trained: nn.Module, kept: Masks, number: int,
-           restructure: bool) -> dict[str, Any]:  # fmt: skip
+           restructure: bool) -> dict[str, Any]:
     """{"masks": name -> bool [F, C, kh, kw], "structured": names of those in branches, "log": lines}."""
     weights = {name: masks.conv_named(trained, name).weight for name in kept}
     kept = prune_smallest(weights, kept, settings.rate)
@@ -172,7 +172,7 @@ def _round(session: Session, settings: LthSettings, trained: nn.Module, kept: Ma
 
 
 def _refill(session: Session, settings: LthSettings, trained: nn.Module, sparse: Mapping[str, Mask],
-            number: int) -> tuple[dict[str, Mask], list[str]]:  # fmt: skip
+            number: int) -> tuple[dict[str, Mask], list[str]]:
     found, lines = {}, []
     for name, scores in _scores(session, settings, trained, sparse, number).items():
         rng = session.rng(f"refill_{number}/{name}")
@@ -182,12 +182,12 @@ def _refill(session: Session, settings: LthSettings, trained: nn.Module, sparse:
 
 
 def _scores(session: Session, settings: LthSettings, trained: nn.Module, sparse: Mapping[str, Mask],
-            number: int) -> Mapping[str, Scores]:  # fmt: skip
+            number: int) -> Mapping[str, Scores]:
     if settings.criterion == "remain":
         return {name: remaining(mask) for name, mask in sparse.items()}
     if settings.criterion == "magnitude":
         return {name: magnitude(masks.conv_named(trained, name).weight.detach().numpy(), mask)
-                for name, mask in sparse.items()}  # fmt: skip
+                for name, mask in sparse.items()}
     model = copy.deepcopy(trained).eval()
     masks.apply_masks(model, {name: torch.from_numpy(mask) for name, mask in sparse.items()})
     x, y = next(iter(session.batches(f"scores_{number}", settings.batch_size)))
@@ -207,5 +207,5 @@ def _regroup(session: Session, settings: LthSettings, sparse: Mapping[str, Mask]
         found[name] = mask_of_blocks(matrix.shape, blocks).reshape(mask.shape)
         rows, columns = [b.rows.size for b in blocks], [b.columns.size for b in blocks]
         lines.append(f"{name}: {len(blocks)} blocks, {sum(rows)} of {len(mask)} filters, {min(columns)} to "
-                     f"{max(columns)} of {matrix.shape[1]} columns, {np.mean(found[name]):.1%} of the weights")  # fmt: skip
+                     f"{max(columns)} of {matrix.shape[1]} columns, {np.mean(found[name]):.1%} of the weights")
     return found, lines

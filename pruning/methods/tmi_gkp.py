@@ -82,7 +82,7 @@ def prunable(model: nn.Module, multi: bool) -> Convs:
             names += [f"{prefix}.{conv}" for conv, _ in chain]
     if not names:
         raise UsageError("tmi-gkp groups the convolutions of ResNets' residual blocks, and this network has none",
-                         "use another method, such as gconv-prune")  # fmt: skip
+                         "use another method, such as gconv-prune")
     return {name: masks.conv_named(model, name).weight.detach().double().numpy() for name in names}
 
 
@@ -92,19 +92,19 @@ def check(convs: Convs, settings: TmiGkpSettings) -> None:
         filters, channels = weight.shape[:2]
         if filters % settings.n_clusters:
             raise UsageError(f"{name} has {filters} filters, which {settings.n_clusters} groups do not divide",
-                             "choose n_clusters that divides the filters of every layer")  # fmt: skip
+                             "choose n_clusters that divides the filters of every layer")
         keep = kept_count(channels, settings.pruning_rate)
         if not 1 <= keep < channels:
             raise UsageError(f"pruning_rate {settings.pruning_rate:g} keeps {keep} of {name}'s {channels} input channels",
-                             "choose a rate that keeps some and drops some")  # fmt: skip
+                             "choose a rate that keeps some and drops some")
     for field, given in (("permutations", settings.permutations), ("methods", settings.methods)):
         if given is not None and len(given) != len(convs):
             raise UsageError(f"the settings give {len(given)} {field}, the network has {len(convs)} layers to group",
-                             "give one for each layer, in the network's order")  # fmt: skip
+                             "give one for each layer, in the network's order")
     for (name, weight), order in zip(convs.items(), settings.permutations or (), strict=False):
         if sorted(order) != list(range(len(weight))):
             raise UsageError(f"the permutation given for {name} does not order its {len(weight)} filters",
-                             "every filter must occur once")  # fmt: skip
+                             "every filter must occur once")
 
 
 # ---- grouping -------------------------------------------------------------------------------------------------------
@@ -128,7 +128,7 @@ def _groupings(session: Session, convs: Convs, settings: TmiGkpSettings) -> dict
 def _line(name: str, weight: Floats, grouping: Grouping) -> str:
     votes = ", ".join(f"{method} {count}" for method, count in grouping.votes) or "none"
     return (f"{name}: Method: {grouping.method}; votes: {votes}; {len(grouping.groups)} groups of "
-            f"{len(grouping.groups[0])} filters keep {len(grouping.kept[0])} of {weight.shape[1]} channels")  # fmt: skip
+            f"{len(grouping.groups[0])} filters keep {len(grouping.kept[0])} of {weight.shape[1]} channels")
 
 
 def _scores(session: Session, convs: Convs, settings: TmiGkpSettings) -> dict[str, Floats]:
@@ -137,7 +137,7 @@ def _scores(session: Session, convs: Convs, settings: TmiGkpSettings) -> dict[st
         return {}
     if session.snapshots is None:
         raise UsageError("choosing among the clusterings needs snapshots of the baseline's training",
-                         'give --snapshots, or set clustering_method to "KPCA", "SPECTRAL" or "DBSCAN"')  # fmt: skip
+                         'give --snapshots, or set clustering_method to "KPCA", "SPECTRAL" or "DBSCAN"')
     folder = session.snapshots
 
     def make() -> dict[str, Any]:
@@ -162,7 +162,7 @@ def group_layer(
     keep = kept_count(weight.shape[1], settings.pruning_rate)
     groups = [np.flatnonzero(labels == group) for group in range(settings.n_clusters)]
     kept = [select_channels(weight[group], keep, settings.eval_kept_kernel_ratio, settings.cost_balancer,
-                            settings.eval_pruned_kernel_relationship) for group in groups]  # fmt: skip
+                            settings.eval_pruned_kernel_relationship) for group in groups]
     return Grouping(method, tuple(tuple(g.tolist()) for g in groups), tuple(tuple(k.tolist()) for k in kept), votes)
 
 
@@ -177,7 +177,7 @@ def _clustered(
     names = settings.candidates if settings.methods is None else (settings.methods[number],)
     rows = weight.reshape(len(weight), -1)
     candidates = {name: labels for name in names
-                  if (labels := CLUSTERINGS[name](rows, settings.n_clusters, seed)) is not None}  # fmt: skip
+                  if (labels := CLUSTERINGS[name](rows, settings.n_clusters, seed)) is not None}
     if not candidates:
         raise UsageError("K-PCA finds no components in a layer whose filters are all equal", "use another clustering_method")
     if len(candidates) == 1 or scores is None:
@@ -206,6 +206,6 @@ def form_of(conv: nn.Conv2d, grouping: Grouping) -> BranchedConv:
     """One branch for each group, equal in size, in the groups' order, with the conv's weights."""
     weight = conv.weight.detach().numpy()
     triples = [(kept, group, weight[np.ix_(group, kept)])
-               for group, kept in zip(grouping.groups, grouping.kept, strict=True)]  # fmt: skip
+               for group, kept in zip(grouping.groups, grouping.kept, strict=True)]
     bias = None if conv.bias is None else conv.bias.detach().numpy()
     return BranchedConv.build(conv.in_channels, conv.out_channels, triples, bias=bias, kernel_shape=conv.kernel_size)

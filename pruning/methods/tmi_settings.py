@@ -140,7 +140,7 @@ def read(payload: Mapping[str, Any]) -> TmiGkpSettings:
         **{name: getattr(train, name) for name in ("lr", "lr_step_size", "gamma", "momentum", "weight_decay")},
         "pruning_rate": sum(prune.pruning_rate), "epochs": train.epoch_num[0], "batch_size": train.train_batch_size,
         "methods": methods, "permutations": permutations,
-    })  # fmt: skip
+    })
 
 
 def _only(field: str, value: str, *supported: str) -> None:
@@ -158,7 +158,7 @@ def _assignment(kind: str | None, info: _ClusterInfo) -> tuple[list[str] | None,
         return [method_name(name) for name in info.method_list], None
     if info.permutation_matrix_list is None:
         raise UsageError('clustering_assignment is "permutation matrix" and cluster_info.permutation_matrix_list is null',
-                         'give the "permutation" list of a cluster.json')  # fmt: skip
+                         'give the "permutation" list of a cluster.json')
     methods, orders = [], []
     for number, entry in enumerate(info.permutation_matrix_list):
         matrix, method = entry if _is_named(entry) else (entry, None)

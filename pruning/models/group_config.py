@@ -33,7 +33,7 @@ def is_group_config(value: Any) -> bool:
     """Does this parsed JSON look like a group configuration?"""
     return isinstance(value, dict) and bool(value) and all(
         isinstance(v, dict) and set(v) >= _FIELDS for v in value.values()
-    )  # fmt: skip
+    )
 
 
 def read_group_config(path: str | os.PathLike[str]) -> dict[str, LayerGroups]:
@@ -43,7 +43,7 @@ def read_group_config(path: str | os.PathLike[str]) -> dict[str, LayerGroups]:
     config = _load_json(Path(path))
     if not is_group_config(config):
         raise FileError(f"{path} is not a group configuration",
-                        'expected {"<layer>": {"G": groups, "F": filters, "C": channels}, ...}')  # fmt: skip
+                        'expected {"<layer>": {"G": groups, "F": filters, "C": channels}, ...}')
     layers: dict[str, LayerGroups] = {}
     for name, fields in config.items():
         g, f, c = (fields[key] for key in ("G", "F", "C"))
@@ -51,7 +51,7 @@ def read_group_config(path: str | os.PathLike[str]) -> dict[str, LayerGroups]:
             raise FileError(f"{path}: G, F and C of {name!r} must be whole numbers", "check the file")
         if g < 1 or f % g or c % g:
             raise UsageError(f"{path}: {name!r} cannot have {g} groups with {f} filters and {c} channels",
-                             "G must divide both; -1 is a placeholder")  # fmt: skip
+                             "G must divide both; -1 is a placeholder")
         layers[name.removeprefix("module.")] = LayerGroups(g, f, c)
     if len(layers) < len(config):
         raise UsageError(f"{path} names a layer twice, with and without module.", "keep one of the two")

@@ -7,7 +7,7 @@ from typing import Literal
 Family = Literal[
     "cifar_resnet", "imagenet_resnet", "imagenet_resnet_3x3_stem", "cifar_preresnet", "cifar_densenet", "cifar_vgg",
     "cifar_vgg_avgpool", "imagenet_mobilenet", "cifar_mobilenet",
-]  # fmt: skip
+]
 Scheme = Literal["canonical", "layer"]
 
 # The "layer" scheme: their name of a root module, and of a module inside a block -> ours.

@@ -123,7 +123,7 @@ def test_a_module_needs_an_output_and_a_shape(tmp_path: Path) -> None:
     ({"no_such_option": 1}, "no_such_option"), ({"target": "tpu"}, "unknown target"),
     ({"precision": "int8"}, "precision"), ({"strategy": "magic"}, "strategy"), ({"input_shape": (0, 3, 8, 8)}, "shape"),
     ({"threads": 0}, "threads"), ({"threads": -1}, "threads"), ({"opset": 5}, "opset"), ({"input_shape": "1,3"}, "shape"),
-])  # fmt: skip
+])
 def test_options_that_make_no_sense_are_usage_errors(options: dict[str, object], words: str, model: Path,
                                                      tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=words):

@@ -112,7 +112,7 @@ def test_stdout_holds_nothing_but_json(quiet: list[str], tmp_path: Path) -> None
     for command in (["inspect", model], ["inspect", tmp_path / "out"], ["verify", model, tmp_path / "out"],
                     ["run", tmp_path / "out", "--input", tmp_path / "x.npy"],
                     ["eval", DENSE, "--data", f"cifar10:{tmp_path}"],
-                    ["bench", tmp_path / "out", "--seconds", "0.1"]):  # fmt: skip
+                    ["bench", tmp_path / "out", "--seconds", "0.1"]):
         report = no_constants(gkp(*command, *quiet, "--json", "-", expect=0).out)
         if command[0] != "verify":
             assert report["schema_version"] == (2 if command[0] == "bench" else 1)

@@ -40,7 +40,7 @@ def test_each_kind_of_error_has_its_exit_code(kind: type[GkpError], code: int, c
     (MemoryError(), 3, "out of memory"), (OSError(28, "No space left on device"), 6, "No space left"),
     (PermissionError(13, "Permission denied", "f"), 6, "Permission denied: f"), (KeyError("k"), INTERNAL, "KeyError"),
     (RecursionError("deep"), INTERNAL, "RecursionError"), (KeyboardInterrupt(), INTERRUPTED, "interrupted"),
-])  # fmt: skip
+])
 def test_other_errors_are_one_line_too(error: BaseException, code: int, words: str,
                                        capsys: pytest.CaptureFixture[str]) -> None:
     def work() -> None:

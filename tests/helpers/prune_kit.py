@@ -42,6 +42,6 @@ def session(
 ) -> Session:
     """A session whose run folder is `folder`; without `images` it has no data."""
     setting = {"method": "test", "model": arch.name, "baseline": {"path": "b", "sha256": "0" * 64}, "seed": seed,
-               "epochs": epochs, "settings": settings}  # fmt: skip
+               "epochs": epochs, "settings": settings}
     return Session(arch=arch, baseline=network(arch) if baseline is None else baseline, data=images, seed=seed,
                    epochs=epochs, folder=open_run(folder, setting, force), say=say, **options)

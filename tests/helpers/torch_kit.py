@@ -44,7 +44,7 @@ def liven(module: nn.Module, seed: int = 0) -> nn.Module:
     for m in module.modules():
         if isinstance(m, nn.BatchNorm2d):
             for tensor, low, high in ((m.running_mean, -0.5, 0.5), (m.running_var, 0.5, 2), (m.weight, 0.5, 1),
-                                      (m.bias, -0.3, 0.3)):  # fmt: skip
+                                      (m.bias, -0.3, 0.3)):
                 tensor.data.uniform_(low, high, generator=generator)
     return module.eval()
 
@@ -58,7 +58,7 @@ def random_state(arch: Architecture) -> State:
 def layer_names(state: Mapping[str, torch.Tensor]) -> State:
     """Canonical CIFAR names as conv1, bn1, layer1.0.{conv1,bn1,conv2,bn2,downsample}, fc."""
     pairs = (("conv_1_3x3", "conv1"), ("bn_1", "bn1"), ("stage_", "layer"), ("conv_a", "conv1"), ("bn_a", "bn1"),
-             ("conv_b", "conv2"), ("bn_b", "bn2"), ("classifier", "fc"))  # fmt: skip
+             ("conv_b", "conv2"), ("bn_b", "bn2"), ("classifier", "fc"))
     renamed = {}
     for name, tensor in state.items():
         for ours, theirs in pairs:

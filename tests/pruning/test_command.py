@@ -78,7 +78,7 @@ def _blocks(name: str, conv: nn.Conv2d, groups: int) -> BranchedConv2d:
     filters, channels = conv.weight.shape[:2]
     if filters % groups or channels % groups:
         raise UsageError(f"{name} has {filters} filters and {channels} channels, which {groups} groups do not divide",
-                         "choose other groups")  # fmt: skip
+                         "choose other groups")
     weight, triples = conv.weight.detach().numpy(), []
     for g in range(groups):
         ins, outs = (range(g * n // groups, (g + 1) * n // groups) for n in (channels, filters))
@@ -244,7 +244,7 @@ def test_another_model_than_the_file_is_one_line(place: Path) -> None:
     ('{"groups": 0}', ("groups",)), ('{"rate": 0}', ("rate",)), ('{"rate": 1}', ("rate",)), ('{"rate": "much"}', ("rate",)),
     ('{"grups": 2}', ("grups", "groups, rate, lr")), ("[1]", ("json object",)), ("{", ("not json",)), ("\xff", ("not json",)),
     ('{"groups": 3}', ("3 groups do not divide",)), ('{"lr": 0}', ("lr 0",)),
-])  # fmt: skip
+])
 def test_settings_that_cannot_be_used_are_one_line(place: Path, settings: str, words: tuple[str, ...]) -> None:
     (place / "settings.json").write_text(settings, encoding="latin1")
     (place / "out").mkdir()

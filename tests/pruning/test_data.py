@@ -102,7 +102,7 @@ def test_missing_training_images_are_named(tmp_path: Path) -> None:
     (np.zeros((4, 32, 32, 3), np.uint8), np.zeros(4, np.float32)),
     (np.zeros((4, 32, 32, 3), np.uint8), np.full(4, -1)),
     (np.zeros((0, 32, 32, 3), np.uint8), np.zeros(0, np.int64)),
-])  # fmt: skip
+])
 def test_arrays_of_another_form_are_refused(tmp_path: Path, x: Any, y: Any) -> None:
     np.savez(tmp_path / "cifar10_train.npz", x=x, y=y)
     with pytest.raises(FileError):

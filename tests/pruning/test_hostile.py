@@ -57,7 +57,7 @@ def place(tmp_path: Path, finished: Path) -> Path:
 
 def call(place: Path, *options: object, **expected: int) -> Any:
     return gkp("prune", "gconv-prune", "--baseline", place / "dense.pt", "--data", f"cifar10:{place / 'data'}", "-o",
-               place / "out", "--epochs", 2, "-q", *options, **expected)  # fmt: skip
+               place / "out", "--epochs", 2, "-q", *options, **expected)
 
 
 # ---- images ---------------------------------------------------------------------------------------------------------
@@ -97,7 +97,7 @@ def test_a_member_without_npy_does_not_stand_in_for_the_one_that_was_checked(tmp
 @pytest.mark.parametrize("member", [
     npy(b"(" * 9000), npy(b"{'descr': '''"), npy(b"-" * 9000 + b"1"), npy(described((True,)), b"1"), npy(described((-2, -3072))),
     npy(described((1 << 40, 32, 32, 3), "|V0")), HUGE, b"\x93NUMPY\x09\x00", b"",
-])  # fmt: skip
+])
 def test_a_header_that_numpy_stumbles_over_is_a_damaged_file(tmp_path: Path, member: bytes) -> None:
     archived(tmp_path, ("x.npy", member))
     with pytest.raises(FileError):
@@ -212,7 +212,7 @@ def noted(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
     unfinished(lambda p: p["kept"].update(accuracy="good")),
     unfinished(lambda p: p.update(kept=None)),
     noted(lambda s: s["results"]["baseline"].update(accuracy="good")),
-])  # fmt: skip
+])
 def test_a_run_that_somebody_changed_goes_on_or_says_so_in_one_line(place: Path, change: Callable[[Path], None]) -> None:
     change(place / "out")
     outcome = call(place)
@@ -222,7 +222,7 @@ def test_a_run_that_somebody_changed_goes_on_or_says_so_in_one_line(place: Path,
 
 @pytest.mark.parametrize("change", [
     noted(lambda s: s.update(results={"baseline": 5})), noted(lambda s: s.update(results=[])), noted(lambda s: s.pop("format")),
-])  # fmt: skip
+])
 def test_results_that_are_none_are_not_gone_on_from(place: Path, change: Callable[[Path], None]) -> None:
     change(place / "out")
     assert_refused(call(place, "--force"), 2, "was not written by gkp prune")

@@ -15,7 +15,7 @@ from gkp.errors import FileError, UsageError
 from gkp.pruning.run_folder import RunFolder, open_run, plain
 
 ASKED = {"method": "m", "model": "resnet20", "baseline": {"path": "a/baseline", "sha256": "1" * 64}, "data": None, "seed": 3,
-         "epochs": 10, "multi": False, "mixed_precision": "no", "settings": {"rate": 0.5, "steps": (1, 2)}}  # fmt: skip
+         "epochs": 10, "multi": False, "mixed_precision": "no", "settings": {"rate": 0.5, "steps": (1, 2)}}
 
 
 def begun(path: Path, **changed: Any) -> RunFolder:
@@ -51,7 +51,7 @@ def test_the_same_run_goes_on_wherever_the_baseline_lies(tmp_path: Path) -> None
     ({"settings": {"rate": 0.6, "steps": (1, 2)}}, "another settings"), ({"multi": True}, "another multi"),
     ({"baseline": {"path": "a/baseline", "sha256": "2" * 64}}, "another baseline"), ({"data": "CIFAR-10"}, "another data"),
     ({"mixed_precision": "bf16", "seed": 5}, "other seed, mixed precision"),
-])  # fmt: skip
+])
 def test_another_run_is_refused_without_force_and_left_alone(tmp_path: Path, change: dict[str, Any], word: str) -> None:
     begun(tmp_path / "out")
     before = listing(tmp_path), (tmp_path / "out" / "setting.json").read_bytes()

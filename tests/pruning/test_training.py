@@ -179,7 +179,7 @@ class Scored:
 
 
 @pytest.mark.parametrize(("hooks", "epoch"), [
-    ({}, 1), ({"keep_from": 2}, 3), ({"keep": "last"}, 4), ({"keep_from": 99}, 4)])  # fmt: skip
+    ({}, 1), ({"keep_from": 2}, 3), ({"keep": "last"}, 4), ({"keep_from": 99}, 4)])
 def test_the_weights_of_the_best_or_last_epoch_remain(tmp_path: Path, hooks: dict[str, Any], epoch: int) -> None:
     """Accuracies 2, 7, 3, 5, 5 of 8: the best is epoch 1, from epoch 2 on it is epoch 3 (the first of equals)."""
     right, model, after = [2, 7, 3, 5, 5], network(), []

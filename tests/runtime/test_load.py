@@ -41,7 +41,7 @@ def test_an_array_that_fits_is_not_copied() -> None:
     (np.zeros((2, 3, 8, 9), np.float32), "shape"), (np.zeros((0, 3, 8, 8), np.float32), "batch 0"),
     (np.full((2, 3, 8, 8), "a"), "dtype"), (np.empty((2, 3, 8, 8), object), "dtype"), (None, ""), ("text", ""),
     ([[1, 2], [3]], ""),
-])  # fmt: skip
+])
 def test_what_does_not_fit_is_a_usage_error_with_a_hint(x: object, words: str) -> None:
     with pytest.raises(UsageError, match=words) as caught:
         check_input(x, SPEC)  # type: ignore[arg-type]

@@ -111,7 +111,7 @@ def test_inputs_may_lie_at_any_address(library: Path, offset: int) -> None:
     np.zeros((0, 3, 5, 7), np.float32), np.zeros((3, 5, 7), np.float32), np.zeros((1, 3, 5, 8), np.float32),
     np.zeros((1, 3, 7, 5), np.float32), np.zeros((1, 105), np.float32), np.zeros((), np.float32), np.float32(1),
     np.zeros((1, 3, 5, 7), np.int32), np.zeros((1, 3, 5, 7), complex), np.zeros((1, 3, 5, 7), object),
-    np.full((1, 3, 5, 7), "a"), np.zeros((1, 3, 5, 7, 1), np.float32), None])  # fmt: skip
+    np.full((1, 3, 5, 7), "a"), np.zeros((1, 3, 5, 7, 1), np.float32), None])
 def test_what_does_not_fit_is_a_usage_error(library: Path, x: Any) -> None:
     runner = NativeRunner(library, 1)
     with pytest.raises(UsageError) as caught:

@@ -161,7 +161,7 @@ def test_a_format_that_nobody_knows_is_refused() -> None:
     (np.zeros((0, 3, 8, 8), np.float32), "has batch 0, the engine was built for 1 to 32"),
     (np.zeros((1, 3, 9, 8), np.float32), "has axis 2 of size 9, the engine was built for 8"),
     (np.zeros((1, 3, 8, 8), np.float16), "is float16"), (np.zeros((3, 8, 8), np.float32), "with 4 axes"),
-])  # fmt: skip
+])
 def test_what_the_engine_was_not_built_for_is_a_usage_error(x: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words) as caught:
         check_feed({} if x is None else {"x": x}, X)

@@ -82,7 +82,7 @@ def exported(monkeypatch: pytest.MonkeyPatch, bias: bool = False) -> nn.Module:
     net, block, conv = classes_as(
         monkeypatch, gumi_DOT_models_DOT_resnet__ResNet=ResNet, gumi_DOT_models_DOT_resnet__BasicBlock=Block,
         gumi_DOT_ops_DOT_group_conv2d__GroupConv2d=GroupConv2d,
-    )  # fmt: skip
+    )
     torch.manual_seed(0)
     return liven(net(conv, block, bias))
 
@@ -118,7 +118,7 @@ def test_export_keeps_its_gathers_and_is_recognised_without(monkeypatch: pytest.
     form = branched_node.read(next(n for n in graph.branched() if n.name == "stage_3.0.conv_b"))
     conv = module.layer3[0].conv2
     np.testing.assert_array_equal(np.concatenate([b.in_index for b in form.branches]).reshape(G, -1),
-                                  np.sort(conv.ind_in.reshape(G, -1), axis=1))  # fmt: skip
+                                  np.sort(conv.ind_in.reshape(G, -1), axis=1))
 
 
 @pytest.mark.parametrize("damage", ["ind_in", "ind_out", "conv2d.weight"])
@@ -151,7 +151,7 @@ def test_masks_are_applied_to_the_weights(tmp_path: Path, infix: str, prefix: st
     state, dense = masked_state()
     layers = [n.removesuffix(".mask") for n in state if n.endswith(".mask")]
     state = {prefix + (n.replace(".weight", f"{infix}.weight") if n.removesuffix(".weight") in layers else n): t
-             for n, t in state.items()}  # fmt: skip
+             for n, t in state.items()}
     checkpoint = {"epoch": 60, "state_dict": state, "acc": 91.0, "best_acc": 92.0, "optimizer": {}}
     opened = open_model(save(tmp_path / "model_best.pth.tar", checkpoint))
     assert (opened.system, opened.pruned) == ("gconv_prune", True)

@@ -66,7 +66,7 @@ def test_search_checkpoint_is_not_rounded(tmp_path: Path) -> None:
         state[f"{name}.weight"][3:] *= 1e-9
     loud = {**state, "layer1.0.bn1.running_var": torch.full((64,), 1e-12)}  # amplifies what is nearly zero
     checkpoint = {"epoch": 90, "arch": "resnet50", "best_acc1": 73.0, "optimizer": {},
-                  "state_dict": {f"module.{name}": tensor for name, tensor in loud.items()}}  # fmt: skip
+                  "state_dict": {f"module.{name}": tensor for name, tensor in loud.items()}}
     opened = open_model(save(tmp_path / "checkpoint.pth.tar", checkpoint))
     assert (opened.system, opened.pruned) == ("gsparsity", True)
     assert f"{61 + 253} of" in opened.description

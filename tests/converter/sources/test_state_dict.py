@@ -130,7 +130,7 @@ def test_masks_reach_an_own_architecture(tmp_path: Path, my_package: str, my_sta
     ("arch", "says"),
     [("nowhere_at_all:Net", "ModuleNotFoundError"), ("{}:Missing", "AttributeError"), ("{}:broken", "no such dataset"),
      ("{}:text", "returns str"), ("{}", "pkg:callable"), ("{}:", "pkg:callable"), ("{}:NET", "TypeError")],
-)  # fmt: skip
+)
 def test_own_architecture_that_fails_is_explained(
     tmp_path: Path, my_package: str, my_state: State, arch: str, says: str
 ) -> None:

@@ -71,7 +71,7 @@ def ticket(dense: State, make: object) -> tuple[State, State]:
 
 def wrapped(state: State, masks: int = 1) -> dict[str, object]:
     return {"state": masks, "result": {"train": [], "ta": [], "test_ta": [93.1]}, "epoch": 160, "state_dict": state,
-            "best_sa": 93.0, "optimizer": {}, "scheduler": {}, "init_weight": {}}  # fmt: skip
+            "best_sa": 93.0, "optimizer": {}, "scheduler": {}, "init_weight": {}}
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])

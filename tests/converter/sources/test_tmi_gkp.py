@@ -111,7 +111,7 @@ def block(kind: type, down: type, c: int, f: int, grouped: bool) -> nn.Module:
 @pytest.fixture
 def grouped(monkeypatch: pytest.MonkeyPatch) -> Any:
     net, kind, down = classes_as(monkeypatch, group_cifar__GroupResNet=Net, group_cifar__GroupBasicblock=Block,
-                                 models_DOT_res_utils__DownsampleA=DownsampleA)  # fmt: skip
+                                 models_DOT_res_utils__DownsampleA=DownsampleA)
     torch.manual_seed(0)
     made = liven(net([block(kind, down, c, f, True) for c, f in ((16, 16), (16, 32), (32, 64))]))
     made.new_weight = made.layer3[0].conv2.weight
@@ -121,7 +121,7 @@ def grouped(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.fixture
 def pruned(monkeypatch: pytest.MonkeyPatch) -> Any:
     net, kind, down = classes_as(monkeypatch, prune_cifar__ModifiedResNet=Net, prune_cifar__NewBasicblock=Block,
-                                 models_DOT_res_utils__DownsampleA=DownsampleA)  # fmt: skip
+                                 models_DOT_res_utils__DownsampleA=DownsampleA)
     torch.manual_seed(0)
     made = liven(net([block(kind, down, c, f, False) for c, f in ((16, 16), (16, 32), (32, 64))]))
     made.original_model = copy.deepcopy(made)
@@ -235,7 +235,7 @@ def test_bottlenecks_are_opened_with_tensors_or_lists_of_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, multi: bool
 ) -> None:
     net, kind = classes_as(monkeypatch, group_imagenet__GroupResNet=ImageNet,
-                           group_imagenet__GroupBottleneck=Bottleneck)  # fmt: skip
+                           group_imagenet__GroupBottleneck=Bottleneck)
     torch.manual_seed(0)
     model = liven(net(kind, multi))
     opened = open_model(save(tmp_path / "grouped", model), OpenOptions({"": (1, 3, 64, 64)}))

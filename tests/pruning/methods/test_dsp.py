@@ -143,7 +143,7 @@ def test_later_cycles_prune_more_and_never_less(tmp_path: Path, monkeypatch: pyt
     [({"rate": 0}, "rate"), ({"rate": 1}, "rate"), ({"rate": float("nan")}, "rate"), ({"groups": 0}, "groups"),
      ({"cycles": 0}, "cycles"), ({"speed": 1}, "speed"), ({"learning_lr": float("inf")}, "learning_lr"),
      ({"penalty": "much"}, "penalty"), ({"temperature": 0}, "temperature")],
-)  # fmt: skip
+)
 def test_settings_out_of_range_are_named(payload: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Dsp().read_settings(payload)
@@ -152,7 +152,7 @@ def test_settings_out_of_range_are_named(payload: dict[str, Any], message: str) 
 def test_defaults_are_the_published_values_for_resnet20() -> None:
     expected = DspSettings(groups=4, rate=0.6, batch_size=128, learning_epochs=120, learning_lr=0.05, penalty=2e-3,
                            learning_weight_decay=1e-3, temperature=0.5, logits_lr=1e-3, dead_batches=125, cycles=5,
-                           finetuning_epochs=400, finetuning_lr=0.015, finetuning_weight_decay=1e-3)  # fmt: skip
+                           finetuning_epochs=400, finetuning_lr=0.015, finetuning_weight_decay=1e-3)
     assert Dsp().read_settings({}) == expected
 
 

@@ -65,7 +65,7 @@ def test_defaults_are_the_published_cifar_schedule() -> None:
     ({"perm": "BEST"}, "perm"),
     ({"criterion": "fisher"}, "criterion"),
     ({"num_sort_iters": 0}, "num_sort_iters"),
-])  # fmt: skip
+])
 def test_settings_that_make_no_sense_are_refused(payload: dict[str, Any], named: str) -> None:
     with pytest.raises(UsageError, match=named):
         METHOD.read_settings(payload)
@@ -81,7 +81,7 @@ def test_uniform_groups_leave_the_first_conv_dense() -> None:
 def test_mcpg_divides_the_wider_side() -> None:
     numbers = group_numbers(shapes(), GconvSettings(mcpg=8), RESNET8)
     assert numbers == {"conv_1_3x3": 1, "stage_1.0.conv_a": 2, "stage_1.0.conv_b": 2, "stage_2.0.conv_a": 4,
-                       "stage_2.0.conv_b": 4, "stage_3.0.conv_a": 8, "stage_3.0.conv_b": 8}  # fmt: skip
+                       "stage_2.0.conv_b": 4, "stage_3.0.conv_a": 8, "stage_3.0.conv_b": 8}
 
 
 @pytest.mark.parametrize("settings", [GconvSettings(num_groups=7), GconvSettings(mcpg=5), GconvSettings(mcpg=64)])
@@ -113,7 +113,7 @@ def test_published_configuration_fits_resnet34() -> None:
     ({"stage_1.0.conv_a": (2, 32, 16)}, "16 filters"),
     ({"stage_1.0.conv_a": (3, 16, 16)}, "3 groups"),
     ({"stage_1.0.conv_a": (-1, 16, 16)}, "-1 groups"),
-])  # fmt: skip
+])
 def test_configuration_of_another_network_is_refused(
     tmp_path: Path, layers: dict[str, tuple[int, int, int]], problem: str
 ) -> None:

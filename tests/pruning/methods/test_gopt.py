@@ -27,7 +27,7 @@ def choices(*rows: tuple[int, float, int]) -> list[Choice]:
     (12, 18, 1, 64, [1, 2, 3, 6]),
     (16, 3, 1, 64, [1]),
     (64, 64, 100, 64, [1]),  # one always remains
-])  # fmt: skip
+])
 def test_candidates(f: int, c: int, factor: int, most: int, expected: list[int]) -> None:
     assert group_candidates(f, c, factor, most) == expected
 

@@ -125,7 +125,7 @@ def test_criteria_by_hand() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(((4, 4, 2), (6, 3, 3), (8, 12, 4), (5, 5, 1))),
-       st.sampled_from(("GRPS", "SORT", "SAME")), st.booleans())  # fmt: skip
+       st.sampled_from(("GRPS", "SORT", "SAME")), st.booleans())
 def test_groups_partition_filters_and_channels(seed: int, shape: tuple[int, int, int], order: str, refine: bool) -> None:
     f, c, groups = shape
     criterion = np.random.default_rng(seed).random((f, c))
@@ -144,7 +144,7 @@ def test_groups_partition_filters_and_channels(seed: int, shape: tuple[int, int,
 def test_refinement_never_loses_and_never_beats_the_best(seed: int) -> None:
     criterion = np.random.default_rng(seed).random((4, 4))
     best = max(criterion[list(p[:2])][:, list(q[:2])].sum() + criterion[list(p[2:])][:, list(q[2:])].sum()
-               for p in permutations(range(4)) for q in permutations(range(4)))  # fmt: skip
+               for p in permutations(range(4)) for q in permutations(range(4)))
     start = find_groups(criterion, 2, "SAME", refine=False)
     filters, channels = refined(criterion, start.filters, start.channels)
     kept = sum(criterion[np.ix_(a, b)].sum() for a, b in zip(filters, channels, strict=True))

@@ -124,7 +124,7 @@ def test_run_that_prunes_nothing_says_why(tmp_path: Path) -> None:
 def test_search_zeroes_filters_and_retraining_trains_what_is_left(tmp_path: Path) -> None:
     torch.manual_seed(0)
     settings = METHOD.read_settings({"mu": 1.0, "lr": 0.9, "epochs": 2, "retrain_epochs": 1, "milestones": [],
-                                     "batch_size": 4, "threshold": 1e-3})  # fmt: skip
+                                     "batch_size": 4, "threshold": 1e-3})
     METHOD.run(session(tmp_path / "run", baseline=liven(skeleton(RESNET8)), images=data()), settings)
     results = json.loads((tmp_path / "run" / "setting.json").read_text())["results"]
     assert results["pruned"]["zero_filters"] > 0

@@ -70,7 +70,7 @@ def naive(kernels: np.ndarray, keep: int, ratio: float | str, balance: float | s
 @given(
     st.integers(0, 2**32 - 1), st.integers(2, 8), st.data(),
     st.sampled_from(["all", 0.01, 0.2, 0.5, 1.0]), st.sampled_from(["auto", 0.0, 1.0, 2.5]),
-)  # fmt: skip
+)
 def test_selection_agrees_with_plain_loops(
     seed: int, channels: int, data: st.DataObject, ratio: float | Literal["all"], balance: float | Literal["auto"]
 ) -> None:

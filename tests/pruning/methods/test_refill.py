@@ -25,7 +25,7 @@ def mask_with(counts: list[int], channels: int = 4) -> np.ndarray:
     ([4, 4, 0, 0], 0.0, 3),
     ([4, 4, 4, 4], 0.0, 4),  # there is no fifth
     ([0, 0, 0, 0], 0.0, 1),  # a layer never vanishes
-])  # fmt: skip
+])
 def test_number_of_filters_by_hand(counts: list[int], rate: float, expected: int) -> None:
     assert filter_count(mask_with(counts), rate) == expected
 

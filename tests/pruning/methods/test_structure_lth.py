@@ -53,7 +53,7 @@ def test_defaults_are_the_published_schedule() -> None:
     ({"rate": 0}, "rate"), ({"rate": 1}, "rate"), ({"rate": 1.5}, "rate"), ({"fillback_rate": 1}, "fillback_rate"),
     ({"rounds": 0}, "rounds"), ({"structure": "reform"}, "structure"), ({"criterion": "taylor"}, "criterion"),
     ({"rewind_epoch": 161}, "rewind_epoch 161"), ({"parts": 1}, "parts"), ({"colour": 1}, "colour"),
-])  # fmt: skip
+])
 def test_settings_that_make_no_sense_are_refused(payload: dict[str, Any], named: str) -> None:
     with pytest.raises(UsageError, match=named):
         METHOD.read_settings(payload)

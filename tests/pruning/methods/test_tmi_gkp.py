@@ -80,7 +80,7 @@ def test_the_grouped_network_computes_the_pruned_one(tmp_path: Path) -> None:
     groupings = {name: group_layer(weight, QUICK) for name, weight in prunable(baseline, multi=False).items()}
     pruned = copy.deepcopy(baseline)
     masks.apply_masks(pruned, {n: torch.from_numpy(mask_of(g, prunable(baseline, False)[n].shape))
-                               for n, g in groupings.items()})  # fmt: skip
+                               for n, g in groupings.items()})
     grouped = masks.grouped(baseline, {n: form_of(masks.conv_named(baseline, n), g) for n, g in groupings.items()})
     x = images(3)
     with torch.inference_mode():
@@ -271,7 +271,7 @@ def test_the_published_groups_make_the_published_network_and_its_cost() -> None:
     settings, convs = TmiGkpSettings(permutations=orders), prunable(dense(), multi=False)
     check(convs, settings)
     forms = {name: form_of(masks.conv_named(dense(), name), group_layer(weight, settings, number))
-             for number, (name, weight) in enumerate(convs.items())}  # fmt: skip
+             for number, (name, weight) in enumerate(convs.items())}
     model = masks.grouped(dense(), forms)
     cost = cost_of(model, (3, 32, 32))
     assert (round(cost_of(dense(), (3, 32, 32)).macs / 1e6, 2), round(cost.macs / 1e6, 2)) == (40.55, 23.00)

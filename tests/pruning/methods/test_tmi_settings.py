@@ -30,7 +30,7 @@ PUBLISHED: dict[str, Any] = {
                      "clustering_assignment": None},
     "cluster_info": {"method_list": None, "permutation_matrix_list": None},
     "management": {"overwrite_save_flag": True, "save_subdir": "checkpoints"},
-}  # fmt: skip
+}
 
 
 def changed(section: str, **fields: Any) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def test_published_fields_arrive() -> None:
         pruning_rate=0.5, n_clusters=4, ticket_start_epoch=10, ticket_end_epoch=15, ticket_step=2, clustering_method="KPCA",
         eval_pruned_kernel_relationship=False, eval_kept_kernel_ratio="all", cost_balancer=2.0, epochs=100, lr=0.02,
         lr_step_size=40, gamma=0.2, momentum=0.8, weight_decay=1e-4, batch_size=32,
-    )  # fmt: skip
+    )
     assert list(read(PUBLISHED).tickets) == [10, 12, 14]
     assert read(PUBLISHED).recipe().milestones == (40, 80)
 

@@ -96,7 +96,7 @@ def test_index_lists_are_in_the_state_dict() -> None:
 
 def test_unequal_branches_have_a_weight_each() -> None:
     branches = (Branch(np.array([0]), np.array([2]), np.ones((1, 1, 1, 1), np.float32)),
-                Branch(np.array([1, 0]), np.array([0]), np.ones((1, 2, 1, 1), np.float32)))  # fmt: skip
+                Branch(np.array([1, 0]), np.array([0]), np.ones((1, 2, 1, 1), np.float32)))
     form = BranchedConv(2, 3, branches, np.array([1, 2, 3], np.float32), (1, 1), (1, 1), (0,) * 4, (1, 1))
     state = BranchedConv2d(form).state_dict()
     assert state["weight_0"].shape == (1, 1, 1, 1)

@@ -46,7 +46,7 @@ def tensors_of(model: torch.nn.Module) -> Tensors:
 def layer_names(tensors: Tensors, shortcut: str = "shortcut", classifier: str = "linear") -> Tensors:
     """The canonical tensors of a CIFAR ResNet under the usual names."""
     pairs = (("conv_1_3x3", "conv1"), ("bn_1", "bn1"), ("stage_", "layer"), ("conv_a", "conv1"), ("bn_a", "bn1"),
-             ("conv_b", "conv2"), ("bn_b", "bn2"), ("downsample", shortcut), ("classifier", classifier))  # fmt: skip
+             ("conv_b", "conv2"), ("bn_b", "bn2"), ("downsample", shortcut), ("classifier", classifier))
     renamed = {}
     for name, array in tensors.items():
         for ours, theirs in pairs:
@@ -211,7 +211,7 @@ def damaged(tensors: Tensors, kind: str) -> Tensors:
      ("inside", "stage_2.1.conv_b reads 32 channels, but gets 20"), ("stream", "stage_2.1.conv_b yields 20 channels"),
      ("norm", "bn_1.weight"), ("nan", "bn_1.weight"), ("integers", "bn_1.weight"), ("twice", "same meaning"),
      ("classes", "10 classes")],
-)  # fmt: skip
+)
 def test_tensors_that_do_not_fit_are_named(kind: str, names: str) -> None:
     tensors = damaged(tensors_of(random_model(R20)), kind)
     arch = Architecture("cifar_resnet", 20, "pad", 10, (3, 32, 32), "canonical", "module." if kind == "twice" else "")
@@ -232,7 +232,7 @@ def test_branched_conv_that_the_architecture_lacks_is_named() -> None:
      ("conv1.weight", "layer4.99999.conv1.weight"),
      ("conv_1_3x3.weight", "stage_1.0.conv_a.weight", "stage_2.0.conv_a.weight", "stage_3.1.conv_a.weight"),
      ("conv1.weight", "layer1.0.conv1.weight", "layer2.0.conv1.weight", "layer3.0.conv1.weight")],
-)  # fmt: skip
+)
 def test_unknown_networks_are_refused_with_a_way_out(names: tuple[str, ...]) -> None:
     with pytest.raises(UnsupportedModelError) as caught:
         recognise({name: np.zeros((1, 1, 3, 3), np.float32) for name in names})

@@ -34,7 +34,7 @@ def grouped_model() -> torch.nn.Module:
     model.stage_3[0].conv_a = BranchedConv2d(
         BranchedConv.build(32, 64, [(i[i < 32], o, w[:, i < 32]) for i, o, w in unequal], bias=bias,
                            strides=(2, 2), **conv)
-    )  # fmt: skip
+    )
     return model.eval()
 
 
@@ -95,7 +95,7 @@ def payload(tmp_path: Path) -> dict[str, Any]:
     "change",
     [{"format": "other"}, {"version": 2}, {"arch": None}, {"arch": {"family": "cifar_resnet"}}, {"state_dict": [1]},
      {"state_dict": {"classifier.weight": 3}}],
-)  # fmt: skip
+)
 def test_damaged_payload_is_refused(payload: dict[str, Any], change: dict[str, Any]) -> None:
     with pytest.raises(FileError):
         checkpoint.from_tensors(payload | change)
@@ -111,7 +111,7 @@ def test_absurd_architecture_is_refused_before_memory_is_taken(payload: dict[str
     ("key", "value"),
     [("in_index", [10**9] * 64), ("in_index", [0, 1]), ("out_index", [0] * 64), ("out_sizes", [-4, 20, 24, 24]),
      ("channels", [10**12, 64]), ("channels", [64]), ("in_sizes", [16] * 10**5)],
-)  # fmt: skip
+)
 def test_damaged_index_list_is_refused(payload: dict[str, Any], key: str, value: list[int]) -> None:
     payload["state_dict"][f"stage_3.0.conv_b.{key}"] = np.array(value, dtype=np.int64)
     with pytest.raises(FileError, match=r"stage_3\.0\.conv_b is damaged"):

@@ -64,7 +64,7 @@ def test_layer_named_twice_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "config", [[], {}, {"conv1": 4}, {"conv1": {"G": 1, "F": 8}}, {"conv1": {"G": 1.0, "F": 8, "C": 8}},
                {"conv1": {"G": True, "F": 8, "C": 8}}, {"conv1": {"G": 1, "F": 8, "C": "8"}}],
-)  # fmt: skip
+)
 def test_other_json_is_refused(tmp_path: Path, config: Any) -> None:
     with pytest.raises(FileError):
         read_group_config(write(tmp_path / "a.json", config))

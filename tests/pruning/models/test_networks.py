@@ -163,7 +163,7 @@ def test_vgg_of_gconv_prune_has_its_classifier_in_a_sequence() -> None:
 def test_mobilenet_of_gconv_prune_counts_its_layers_otherwise() -> None:
     model = network(arch_of("imagenet_mobilenet", 28, 120))
     first = {**{i: (1, i) for i in (0, 1)}, **{i: (2, i - 2) for i in (2, 3)}, **{i: (3, i - 4) for i in (4, 5)},
-             **{i: (4, i - 6) for i in range(6, 12)}, 12: (5, 0)}  # fmt: skip
+             **{i: (4, i - 6) for i in range(6, 12)}, 12: (5, 0)}
     tensors = {}
     for name, array in tensors_of(model).items():
         parts = name.split(".")
@@ -183,7 +183,7 @@ def test_mobilenet_of_gconv_prune_counts_its_layers_otherwise() -> None:
     [("features.0.weight", "classifier.weight"), ("features.0.weight", "features.1.running_mean", "classifier.weight"),
      ("conv1.weight", "bn.weight", "layer1.0.conv1.weight", "layer2.0.conv1.weight", "layer3.0.conv1.weight", "fc.weight"),
      ("conv1.weight", "layers.0.conv1.weight", "layers.0.conv1.bias"), ("conv1.weight", "dense3.0.conv.weight")],
-)  # fmt: skip
+)
 def test_look_alikes_are_refused(names: tuple[str, ...]) -> None:
     with pytest.raises(UnsupportedModelError):
         rebuilt({name: np.zeros((10, 3), np.float32) for name in names})
@@ -234,7 +234,7 @@ def test_narrow_vgg_follows_its_tensors() -> None:
     ("arch", "name", "axis"),
     [(SMALL_PRERESNET, "layer2.1.conv3", 0), (SMALL_PRERESNET, "conv1", 0), (DENSENET40, "dense2.3.conv", 0),
      (DENSENET40, "trans1.conv1", 1), (CIFAR_MOBILENET, "layers.3.conv1", 0), (CIFAR_MOBILENET, "layers.3.conv2", 0)],
-)  # fmt: skip
+)
 def test_shared_channels_keep_their_number(arch: Architecture, name: str, axis: int) -> None:
     tensors = tensors_of(network(arch))
     weight = tensors[f"{name}.weight"]
@@ -263,7 +263,7 @@ def into_branches(model: torch.nn.Module, names: list[str]) -> None:
             triples.append((ins, part, conv.weight.detach().numpy()[np.ix_(part, ins)]))
         bias = None if conv.bias is None else conv.bias.detach().numpy()
         form = BranchedConv.build(c, f, triples, bias=bias, kernel_shape=conv.kernel_size, strides=conv.stride,
-                                  pads=conv.padding * 2)  # fmt: skip
+                                  pads=conv.padding * 2)
         model.set_submodule(name, BranchedConv2d(form))
 
 
