@@ -1,0 +1,49 @@
+"""JSON files into structs, with a bound on their size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from gkp.errors import FileError
+from gkp.text import one_line
+
+T = TypeVar("T")
+
+
+def read_json(path: Path, kind: type[T], *, limit: int, what: str, hint: str, missing: str | None = None,
+              version: int | None = None) -> T:
+    """The contents of a JSON file as `kind`.
+
+    limit: bytes; what: what the file should be, such as "the manifest of an artefact"; hint: what to do about one that is
+    not; missing: the message for one that is not there; version: what its field schema_version must be. FileError for a
+    file that is absent, unreadable, larger, malformed or of another version."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except FileNotFoundError:
+        raise FileError(missing or f"no such file: {path}", hint) from None
+    except OSError as e:
+        raise FileError(f"{path} cannot be read: {e.strerror or e}", hint) from e
+    return parse_json(data, kind, name=str(path), limit=limit, what=what, hint=hint, version=version)
+
+
+def parse_json(data: bytes, kind: type[T], *, name: str, limit: int, what: str, hint: str,
+               version: int | None = None) -> T:
+    """As `read_json`, of bytes that are at hand. name: what to call them in errors."""
+    if len(data) > limit:
+        raise FileError(f"{name} is over {_size(limit)}", hint)
+    try:
+        found = msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as e:  # text that is no UTF-8 is a ValueError
+        raise FileError(f"{name} is not {what}: {one_line(e, 200)}", hint) from e
+    got: Any = getattr(found, "schema_version", None)
+    if version is not None and got != version:
+        raise FileError(f"{name} has schema version {got}, this gkp reads {version}", hint)
+    return found
+
+
+def _size(count: int) -> str:
+    return f"{count >> 20} MiB" if count >= 1 << 20 else f"{count >> 10} KiB"
