@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from gkp.converter import node as branched_node
-from gkp.converter.forms import Choice, LayerChoice, Progress, Settings, chosen, default_form
+from gkp.converter.forms import Choice, Forms, LayerChoice, Settings, chosen, default_form
 from gkp.converter.graph import Graph, Node, spatial
 from gkp.converter.lower.candidates import candidates
 from gkp.converter.targets.base import Target
 from gkp.converter.trials import Trials
 from gkp.errors import UsageError
 from gkp.manifest import CandidateTime
+from gkp.types import Progress, silent
 
 
-def choose(graph: Graph, target: Target, settings: Settings, progress: Progress = lambda text, share: None) -> Choice:
+def choose(graph: Graph, target: Target, settings: Settings, progress: Progress = silent) -> Choice:
     """A candidate for every BranchedConv of the (simplified) graph. UsageError for unknown layers or candidates."""
     choice = {node.name: _layer(node, target, settings) for node in graph.branched()}
     unknown = [name for name in settings.overrides if name not in choice]
@@ -33,9 +34,9 @@ def choose(graph: Graph, target: Target, settings: Settings, progress: Progress 
     return choice
 
 
-def all_dense(graph: Graph, target: Target) -> Graph:
-    """Lowered to the target's own dense forms: a baseline gets the channel padding that a converted model gets."""
-    return target.lower(graph, chosen(choose(graph, target, Settings(strategy="dense"))))
+def dense_forms(graph: Graph, target: Target) -> Forms:
+    """The target's own dense forms: a baseline gets the channel padding that a converted model gets."""
+    return chosen(choose(graph, target, Settings(strategy="dense")))
 
 
 def _layer(node: Node, target: Target, settings: Settings) -> LayerChoice:

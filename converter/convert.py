@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 from gkp.converter.artefact import Artefact
-from gkp.converter.conversion import Conversion
-from gkp.converter.fastest import CPU, fastest
-from gkp.converter.options import ConvertOptions
+from gkp.converter.conversion import finish, prepare
+from gkp.converter.fastest import cpu_targets, fastest
+from gkp.converter.stages import Job
+from gkp.converter.targets import Target, make_target
+from gkp.options.convert import ConvertOptions
+from gkp.options.targets import CpuOptions
+from gkp.types import Progress, silent
 
 __all__ = ["ConvertOptions", "convert"]
 
 
-def convert(source: Any, options: ConvertOptions | None = None,
-            progress: Callable[[str, float | None], None] = lambda text, share: None) -> Artefact:
-    """Convert a checkpoint (path) or a torch.nn.Module; see ConvertOptions. Raises GkpError; then nothing is written."""
+def convert(source: Any, options: ConvertOptions | None = None, progress: Progress = silent,
+            targets: Sequence[Target] = ()) -> Artefact:
+    """Convert a checkpoint (path) or a torch.nn.Module; see ConvertOptions. targets: in place of those that the options
+    name, several of them with CpuOptions. Raises GkpError; then nothing is written."""
     wanted = options or ConvertOptions()
-    if wanted.target == CPU:
-        return fastest(source, wanted, progress).finish()
-    return Conversion(source, wanted, progress).run()
+    if isinstance(wanted.target, CpuOptions):
+        return finish(fastest(source, wanted, progress, targets or cpu_targets(wanted, progress)))
+    target = targets[0] if targets else make_target(wanted.target, wanted.precision, wanted.benchmark, progress)
+    return finish(prepare(Job(source, wanted, target, progress)))

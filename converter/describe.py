@@ -67,10 +67,8 @@ def graph_params(graph: Graph) -> int:
     return total
 
 
-def layer_rows(graph: Graph, choice: Choice, target: Target, executed: Mapping[str, int],
-               about: About) -> list[manifest.Layer]:
-    """One row per BranchedConv, in the order of the network. executed: what its convolutions compute as lowered; about:
-    the target's own word, which counts for more."""
+def layer_rows(graph: Graph, choice: Choice, target: Target, about: About) -> list[manifest.Layer]:
+    """One row per BranchedConv, in the order of the network. about: what is known of the model as it runs."""
     rows = []
     for node in graph.branched():
         layer = choice[node.name]
@@ -81,7 +79,7 @@ def layer_rows(graph: Graph, choice: Choice, target: Target, executed: Mapping[s
             inputs_per_branch=[b.in_index.size for b in conv.branches],
             outputs_per_branch=[b.out_index.size for b in conv.branches], overlap=round(conv.overlap, 3),
             macs_dense=0 if conv.is_copy else conv.macs_dense(plane), macs_kept=0 if conv.is_copy else conv.macs(plane),
-            macs_executed=about.macs.get(node.name, executed[node.name]), chosen=layer.chosen.name,
+            macs_executed=about.macs.get(node.name, 0), chosen=layer.chosen.name,
             fast_kernel=target.fast_kernel(grouped(conv, len(conv.branches)) or layer.chosen),
             reason=about.kernels.get(node.name, layer.reason),
             candidates=list(layer.times.values()) if len(layer.options) > 1 else []))

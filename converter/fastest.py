@@ -2,59 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gkp.converter.conversion import Conversion, default_output
-from gkp.converter.options import ConvertOptions
+from gkp.converter.conversion import prepare
 from gkp.converter.rows import Timed, time_rows
+from gkp.converter.stages import Job, Prepared, default_output
+from gkp.converter.targets import Target, make_target
 from gkp.errors import BackendMissingError, GkpError, UnsupportedModelError, UsageError
+from gkp.options.convert import ConvertOptions
+from gkp.options.targets import CpuOptions, NativeOptions, OpenVinoOptions, OrtOptions
+from gkp.require import install
 from gkp.runtime.measure import timing
+from gkp.types import Progress
 
-CPU = "cpu"
-TARGETS = ("native", "openvino", "ort")
-Progress = Callable[[str, float | None], None]
+TARGETS = (NativeOptions, OpenVinoOptions, OrtOptions)
 
 
-def fastest(source: Any, options: ConvertOptions, progress: Progress) -> Conversion:
-    """The measured conversion that is fastest here. UsageError when nothing may be measured, BackendMissingError when no
-    CPU target is installed."""
+def cpu_targets(options: ConvertOptions, progress: Progress) -> list[Target]:
+    """The CPU targets, with their defaults."""
+    return [make_target(struct(), options.precision, progress=_labelled(progress, struct.name)) for struct in TARGETS]
+
+
+def fastest(source: Any, options: ConvertOptions, progress: Progress, targets: Sequence[Target]) -> Prepared:
+    """The measured conversion that is fastest here. UsageError when nothing may be measured, BackendMissingError when none
+    of the targets is installed."""
     if not options.benchmark:
         raise UsageError("--target cpu has to measure to know what is fastest", "leave --no-benchmark out")
-    output = options.output or (default_output(Path(source), CPU) if isinstance(source, str | Path) else None)
-    made: dict[str, Conversion] = {}
+    output = options.output or (default_output(Path(source), CpuOptions.name) if isinstance(source, str | Path) else None)
+    made: dict[str, Prepared] = {}
     left_out: list[str] = []
-    for name in TARGETS:
+    for target in targets:
+        wanted = replace(options, target=target.options, output=output)
         try:
-            conversion = Conversion(source, replace(options, target=name, output=output), _labelled(progress, name))
-            conversion.measure()
-            made[name] = conversion
+            made[target.name] = prepare(Job(source, wanted, target, _labelled(progress, target.name)))
         except (BackendMissingError, UnsupportedModelError) as e:
-            left_out.append(f"{name} ({e.message})")
+            left_out.append(f"{target.name} ({e.message})")
     if not made:
         raise BackendMissingError(f"no CPU target can take the model: {'; '.join(left_out)}",
-                                  'pip install "gkp[native]", "gkp[ort]" or "gkp[openvino]"')
-    best = _best(made, progress)
-    best.notes += [f"--target cpu left out: {text}" for text in left_out]
-    return best
+                                  " or ".join(install(struct.name) for struct in TARGETS))
+    best, notes = _best(made, progress)
+    return replace(best, notes=(*notes, *(f"--target cpu left out: {text}" for text in left_out)))
 
 
-def _best(made: dict[str, Conversion], progress: Progress) -> Conversion:
+def _best(made: Mapping[str, Prepared], progress: Progress) -> tuple[Prepared, tuple[str, ...]]:
     """Interleaved once more, because conversions one after another meet different phases of a machine."""
     first = next(iter(made.values()))
     if len(made) == 1:
-        return first
-    models = {name: (lambda batch, c=c: c.model) for name, c in made.items()}  # type: ignore[misc]
-    engines = {name: c.target for name, c in made.items()}
-    timed = time_rows(models, first.opened.model, first.target, first.threads, first.batches, first.dynamic, engines,
-                      progress=progress)
+        return first, ()
+    rows = {name: (lambda batch, p=p: p.measured.built) for name, p in made.items()}  # type: ignore[misc]
+    opened = first.opened
+    timed = time_rows(rows, opened.model.model, opened.batches, opened.dynamic, progress=progress)
     if not all(timed.samples.values()):
         raise GkpError(f"no target ran the model: {'; '.join(timed.notes)}", "choose a target yourself, with --target")
     best = min(made, key=lambda name: _total(timed, name))
-    made[best].notes.append(f"--target cpu: {best} is the fastest of {_shown(timed)}")
-    return made[best]
+    return made[best], (f"--target cpu: {best} is the fastest of {_shown(timed)}",)
 
 
 def _total(timed: Timed, name: str) -> float:

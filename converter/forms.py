@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import onnx
-
 from gkp.branched import BranchedConv
+from gkp.converter.encoding import Encoding
 from gkp.converter.lower.candidates import Candidate
 from gkp.manifest import CandidateTime
 
-Progress = Callable[[str, float], None]
-STRATEGIES = ("auto", "dense", "fuse", "split")
+Forms = Mapping[str, Candidate]
+"""The form of every layer, by its name; a layer that is not in it is dense."""
 
 
 @dataclass(frozen=True)
 class Settings:
     """How to choose. batches: the batch sizes that count (the artefact's own, or 1 and 64). measure: time candidates.
     default: what a layer is when nothing beats it ("dense"; "given" keeps the groups of a model designed with them).
-    encode: puts a model into the precision in which it is measured; precision: its name; io: that of its inputs then."""
+    encoding: of the models that are measured."""
 
     strategy: str = "auto"
     overrides: Mapping[str, str] = field(default_factory=dict)
@@ -28,9 +27,7 @@ class Settings:
     measure: bool = True
     default: str = "dense"
     dynamic: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
-    encode: Callable[[onnx.ModelProto], onnx.ModelProto] = lambda model: model
-    precision: str = "fp32"
-    io: str = "fp32"
+    encoding: Encoding = field(default_factory=Encoding)
 
 
 @dataclass

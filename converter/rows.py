@@ -9,14 +9,15 @@ from typing import Any
 import onnx
 
 from gkp.converter.sources.base import in_precision, sample_inputs
-from gkp.converter.targets.base import Target
+from gkp.converter.targets.base import Axes, Built
 from gkp.errors import GkpError
 from gkp.manifest import Latencies, Measurement, Speedup
 from gkp.runtime.measure import interleave, ratio, timing
 from gkp.runtime.runners import Runner
+from gkp.types import Progress, silent
 
 Samples = dict[int, dict[str, list[float]]]
-AtBatch = Callable[[int], onnx.ModelProto]
+AtBatch = Callable[[int], Built]
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Timed:
     """Samples per batch and row name; `notes` says which rows could not run."""
 
     samples: Samples
-    notes: list[str]
+    notes: tuple[str, ...]
 
     def faster(self, row: str, than: str, *, beyond_doubt: bool = True) -> bool:
         """Is the interval of than / row (or, not beyond doubt, its median) above 1 at every batch?"""
@@ -36,22 +37,19 @@ class Timed:
         return any(ratio(s[than], s[row]).high < 1 for s in self.samples.values() if row in s and than in s)
 
 
-def time_rows(models: Mapping[str, AtBatch], like: onnx.ModelProto, target: Target, threads: int,
-              batches: Sequence[int], dynamic: Mapping[str, Mapping[int, str]], engines: Mapping[str, Target], *,
-              budget_s: float = 2.0, io: str = "fp32",
-              progress: Callable[[str, float], None] = lambda text, share: None) -> Timed:
-    """Time models on random inputs at every batch. models: what gives the model for a batch; like: the model whose
-    static shapes the inputs have; io: the precision of these; engines: of rows that do not run on the target itself. A
-    model that the runtime cannot run is left out, with a note."""
+def time_rows(rows: Mapping[str, AtBatch], like: onnx.ModelProto, batches: Sequence[int], dynamic: Axes, *,
+              budget_s: float = 2.0, io: str = "fp32", progress: Progress = silent) -> Timed:
+    """Time models on random inputs at every batch. rows: what is built for a batch; like: the model whose static shapes the
+    inputs have; io: the precision of these. A model that the runtime cannot run is left out, with a note."""
     notes: list[str] = []
     samples: Samples = {}
     for number, batch in enumerate(batches):
-        progress(f"measuring {len(models)} models at batch {batch}", number / len(batches))
+        progress(f"measuring {len(rows)} models at batch {batch}", number / len(batches))
         feeds = in_precision(sample_inputs(like, batch=batch if dynamic else None, dynamic=dynamic), io)
         runners: dict[str, Runner] = {}
         try:
-            for name, at_batch in models.items():
-                runner = _try(name, at_batch, batch, feeds, engines.get(name, target), threads, notes)
+            for name, at_batch in rows.items():
+                runner = _try(name, at_batch, batch, feeds, notes)
                 if runner is not None:
                     runners[name] = runner
             calls = {name: _call(r, _named(feeds, r)) for name, r in runners.items()}
@@ -59,7 +57,7 @@ def time_rows(models: Mapping[str, AtBatch], like: onnx.ModelProto, target: Targ
         finally:
             for runner in runners.values():
                 runner.close()
-    return Timed(samples, notes)
+    return Timed(samples, tuple(notes))
 
 
 def fastest(samples: Mapping[str, Sequence[float]], names: Sequence[str]) -> str | None:
@@ -67,11 +65,10 @@ def fastest(samples: Mapping[str, Sequence[float]], names: Sequence[str]) -> str
     return min((n for n in names if n in samples), key=lambda n: timing(samples[n]).median, default=None)
 
 
-def _try(name: str, at_batch: AtBatch, batch: int, feeds: Mapping[str, Any], target: Target, threads: int,
-         notes: list[str]) -> Runner | None:
+def _try(name: str, at_batch: AtBatch, batch: int, feeds: Mapping[str, Any], notes: list[str]) -> Runner | None:
     runner = None
     try:
-        runner = target.runner(at_batch(batch), threads)
+        runner = at_batch(batch).runner()
         runner.run(_named(feeds, runner))
     except GkpError as e:
         notes.append(f"row {name!r} was not measured at batch {batch}: {e.message}")

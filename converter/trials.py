@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gkp.converter.cache import Cache, Entry
-from gkp.converter.forms import Choice, LayerChoice, Progress, Settings, all_default, default_form
+from gkp.converter.forms import Choice, LayerChoice, Settings, all_default, default_form
 from gkp.converter.graph import Graph
 from gkp.converter.lower.candidates import DENSE_PADDED, Candidate
 from gkp.converter.sources.base import in_precision, sample_inputs
@@ -17,6 +17,7 @@ from gkp.manifest import CandidateTime
 from gkp.runtime.environment import cpu_model
 from gkp.runtime.measure import interleave, ratio, timing
 from gkp.runtime.runners import Runner
+from gkp.types import Progress
 
 _SCREEN_ROUNDS, _SCREEN_RATIO = 5, 0.97
 _FINALISTS, _ROUNDS = 3, 13
@@ -38,7 +39,7 @@ class Trials:
         self.cache = Cache()
         self.context = Cache.key({"runtime": target.version(), "cpu": cpu_model(), "threads": settings.threads,
                                   "default": settings.default, "dynamic": str(settings.dynamic),
-                                  "precision": [settings.precision, settings.io],
+                                  "precision": [settings.encoding.precision, settings.encoding.io],
                                   "model": _structure(graph)})
 
     def run(self) -> None:
@@ -109,8 +110,8 @@ class Trials:
         return [name for _, name in sorted(out)[:_MOST_TRIED]]
 
     def _runner(self, forms: Mapping[str, Candidate]) -> Runner:
-        model = self.target.to_model(self.target.lower(self.graph, forms), self.settings.dynamic)
-        return self.target.runner(self.settings.encode(model), self.settings.threads)
+        settings = self.settings
+        return self.target.build(self.graph, forms, settings.dynamic, settings.encoding, settings.threads).runner()
 
     def _batches(self, base: Runner) -> list[int]:
         """The smallest batch that counts, and the largest, or what still runs in _BATCH_MS_LIMIT in its place."""
@@ -123,7 +124,7 @@ class Trials:
         return [wanted[0], largest]
 
     def _feeds(self, batch: int) -> dict[str, Any]:
-        return in_precision(sample_inputs(self.model, batch=batch if self.settings.dynamic else None), self.settings.io)
+        return in_precision(sample_inputs(self.model, batch=batch if self.settings.dynamic else None), self.settings.encoding.io)
 
     def _measure(self, names: list[str], tried: list[str], base: Runner, batches: list[int]) -> bool:
         """Time the candidates `tried` for these layers together; take the best if it beats what is there now."""

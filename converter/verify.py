@@ -19,6 +19,7 @@ TOLERANCE = {"fp32": 1e-5, "fp16": 1e-2}
 WINOGRAD_TOLERANCE = 5e-5
 """Of float32 where convolutions are computed by Winograd's algorithm, whose transforms add rounding errors."""
 _TOP1 = {"fp32": 1.0, "fp16": 0.995}
+_LARGEST = 32
 _EDGE = (("random", 1.0), ("zeros", 0.0), ("large", 16.0), ("small", 1e-3))
 
 
@@ -36,6 +37,12 @@ def check_inputs(model: onnx.ModelProto, dynamic: Mapping[str, Mapping[int, str]
     if any(axis > 1 for axes in dynamic.values() for axis in axes):
         out.append(("larger image", declared, _larger(sample_inputs(model, seed=20), dynamic)))
     return out
+
+
+def verified_batches(span: tuple[int, int, int]) -> list[int]:
+    """The batch sizes at which the ONNX file is compared with the checkpoint: the smallest, the usual and the
+    largest that it takes, but none that would keep the CPU busy for long."""
+    return sorted({min(batch, max(span[0], _LARGEST)) for batch in span})
 
 
 def _larger(feeds: dict[str, Array], dynamic: Mapping[str, Mapping[int, str]]) -> dict[str, Array]:

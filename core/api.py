@@ -61,17 +61,11 @@ def convert(source: Any, target: str = "ort", output: str | Path | None = None, 
     `directory`, `manifest` and `run(x)`. Raises GkpError, and then nothing was written (but the ONNX file of target "trt",
     where TensorRT is missing).
     """
-    from gkp.converter.convert import ConvertOptions
     from gkp.converter.convert import convert as run
-    from gkp.errors import UsageError
+    from gkp.options.convert import convert_options
 
-    try:
-        made = ConvertOptions(target=target, output=None if output is None else Path(output),
-                              input_shapes=_shapes(input_shape), layers=dict(layers or {}),
-                              baseline=None if baseline is None else Path(baseline), **options)
-    except TypeError as e:
-        raise UsageError(str(e).replace("ConvertOptions.__init__()", "gkp.convert()"),
-                         "see help(gkp.convert)") from None
+    made = convert_options(target, output=output, input_shapes=_shapes(input_shape), baseline=baseline,
+                           layers=dict(layers or {}), **options)
     artefact = run(source, made)
     if artefact.incomplete is not None:
         raise artefact.incomplete

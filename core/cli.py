@@ -13,14 +13,14 @@ from gkp import _version
 from gkp.console import Screen, guarded
 from gkp.errors import UsageError
 from gkp.files import check_writable
+from gkp.options.base import Declared
+from gkp.options.convert import every_option
+from gkp.options.targets import CPU_NAMES, EVERY, TARGETS
 from gkp.pruning.methods import METHODS
-from gkp.runtime.load import RUNNERS
 
 click.rich_click.SHOW_ARGUMENTS = True
 click.rich_click.TEXT_MARKUP = "ansi"
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-CPUS = ("host", "x86-64-v3", "x86-64-v4", "aarch64")
-"""gkp.converter.targets.native.CPU_NAMES, which --help does not import."""
 _PATH = click.Path(path_type=Path, readable=False)  # gkp says itself, with its own exit codes, what it cannot read
 
 
@@ -42,8 +42,27 @@ def _opening(command: Callable[..., Any]) -> Callable[..., Any]:
                         help="Input shape, where the file does not say it.")(command)
 
 
+def _declared(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that gkp.options declares."""
+    for found in reversed(list(every_option())):
+        command = _click_option(found)(command)
+    return command
+
+
+def _click_option(found: Declared) -> Callable[..., Any]:
+    """Texts are parsed by the struct, which Python callers meet, too."""
+    about, flags = found.option, (*found.flags, found.name)
+    if isinstance(found.default, bool):
+        return click.option(*flags, is_flag=True, flag_value=not found.default, default=found.default, help=about.help)
+    kind = click.Choice(about.choices) if about.choices else click.IntRange(*about.between) if about.between \
+        else _PATH if about.path else str
+    default = None if about.many or not isinstance(found.default, str) else found.default
+    return click.option(*flags, type=kind, multiple=about.many, default=default, show_default=default is not None,
+                        metavar=about.metavar, help=about.help)
+
+
 def _segments(command: Callable[..., Any]) -> Callable[..., Any]:
-    command = click.option("--cpu", type=click.Choice(CPUS), default="host", show_default=True, help="native: the processor "
+    command = click.option("--cpu", type=click.Choice(CPU_NAMES), default="host", show_default=True, help="native: the processor "
                            "of the devices.")(command)
     return click.option("--target", type=click.Choice(["ort", "native"]), default="ort", show_default=True,
                         help="What runs the segments: ONNX Runtime, or native kernels compiled for --cpu, with ONNX Runtime "
@@ -68,45 +87,10 @@ def main() -> None:
 
 @main.command("convert", context_settings=_CONTEXT)
 @click.argument("model", type=_PATH)
-@click.option("--target", type=click.Choice([*RUNNERS, "cpu"]), default="ort", show_default=True,
-              help="What to produce: stock ONNX (onnx), what is fastest on ONNX Runtime (ort) or OpenVINO (openvino) here, "
-                   "the network compiled with kernels of its own into a library that needs no runtime (native), "
-                   "TensorRT engines (trt), or whichever of ort, openvino and native is fastest here (cpu).")
-@click.option("-o", "--output", type=_PATH, help="Directory to write. [default: MODEL-stem.TARGET]")
-@click.option("--force", is_flag=True, help="Overwrite a directory that gkp wrote before.")
+@click.option("--target", type=click.Choice([struct.name for struct in EVERY]), default="ort", show_default=True,
+              help=f"What to produce: {'; '.join(f'{struct.name}: {struct.summary}' for struct in EVERY)}.")
 @_opening
-@click.option("--dynamic-batch", is_flag=True, help="Any batch size at run time; measured at 1 and 64.")
-@click.option("--opset", type=click.IntRange(13, 30), help="Opset of the ONNX file. [default: as opened]")
-@click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True)
-@click.option("--baseline", type=_PATH, metavar="DENSE_MODEL",
-              help="The dense model that this one was pruned from. [default: a dense twin for pruned models]")
-@click.option("--threads", type=click.IntRange(1, 1024), help="Threads at run time. [default: physical cores]")
-@click.option("--strategy", type=click.Choice(["auto", "dense", "fuse", "split"]), default="auto", show_default=True,
-              help="auto: the fastest form of every layer, measured; dense: zeros filled in; fuse: one grouped "
-                   "convolution per layer; split: groups=n as n parallel convolutions.")
-@click.option("--layer", "layers", multiple=True, metavar="NAME=FORM",
-              help="Choose a layer's form yourself (names and forms: gkp inspect -v).")
-@click.option("--provider", help="ONNX Runtime execution provider: cpu, cuda, tensorrt, nv-tensorrt-rtx.")
-@click.option("--cpu", type=click.Choice(CPUS), help="native: the processor to compile for. x86-64-v3 has AVX2, x86-64-v4 "
-              "AVX-512; aarch64 is 64-bit ARM. Only host uses everything that this machine can do. [default: host]")
-@click.option("--keep-source", is_flag=True, help="native: keep the generated C++ in DIR/source, with a build.sh.")
-@click.option("--hybrid", is_flag=True, help="native: let ONNX Runtime run the operators that have no kernel, between "
-              "native segments. Without it such a model is refused (exit code 3).")
-@click.option("--backend", type=click.Choice(["tensorrt", "tensorrt_rtx"]), help="trt: the package that builds the engine. "
-              "[default: tensorrt where it is installed and a GPU answers, else tensorrt_rtx]")
-@click.option("--compute-capability", metavar="86,89,120", help="trt: GPUs to build for, with tensorrt_rtx: 75 Turing (an "
-              "engine of its own), 80 and 86 Ampere, 89 Ada, 120 Blackwell. [default: all from Ampere on]")
-@click.option("--batch-profile", metavar="MIN,OPT,MAX", help="trt: the range of the batch, and the batch to be fastest at.")
-@click.option("--workspace", metavar="SIZE", help="trt: scratch memory that the engine may take, e.g. 2G.")
-@click.option("--io-precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True,
-              help="fp16: type of the inputs and outputs.")
-@click.option("--channels-last", is_flag=True, help="trt: the engine takes and gives NHWC tensors, and does not transpose.")
-@click.option("--timing-cache", type=_PATH, metavar="FILE", help="trt: what tensorrt measured, kept between builds.")
-@click.option("--runtime-cache", type=_PATH, metavar="FILE", help="trt: what tensorrt_rtx compiled for the GPU, kept "
-              "between conversions.")
-@click.option("--no-engine", is_flag=True, help="trt: write the rewritten ONNX file and the command that builds the engine.")
-@click.option("--no-benchmark", is_flag=True, help="Measure nothing; forms and kernels are chosen by estimates.")
-@click.option("--dry-run", is_flag=True, help="Do everything but write.")
+@_declared
 @click.option("--json", "json_to", metavar="FILE|-", help="Write the report as JSON to a file or to stdout.")
 @click.option("--report", type=_PATH, metavar="FILE.html", help="Write the report as a self-contained page.")
 @_verbosity
@@ -126,7 +110,7 @@ def convert(**options: Any) -> None:
 @main.command("inspect", context_settings=_CONTEXT)
 @click.argument("model", type=_PATH)
 @_opening
-@click.option("--target", type=click.Choice(list(RUNNERS)), default="onnx", show_default=True,
+@click.option("--target", type=click.Choice([struct.name for struct in TARGETS]), default="onnx", show_default=True,
               help="Whose forms to show. Nothing is measured or compiled; estimates are called estimates.")
 @click.option("--json", "json_to", metavar="FILE|-", help="Write it as JSON to a file or to stdout.")
 @_verbosity

@@ -13,26 +13,24 @@ import msgspec
 import numpy as np
 
 from gkp import manifest as manifest_module
-from gkp.arguments import parse_layers, parse_shapes
+from gkp.arguments import parse_shapes
 from gkp.console import Screen, write_json
 from gkp.edge_commands import EDGE_COMMANDS, run_split
 from gkp.errors import FileError, UsageError
 from gkp.files import write_file
+from gkp.options.convert import convert_options
 
 
 def convert(screen: Screen, *, model: Path, output: Path | None, report: Path | None, json_to: str | None,
-            input_shape: tuple[str, ...], layers: tuple[str, ...], no_benchmark: bool, no_engine: bool,
-            **options: Any) -> None:
+            input_shape: tuple[str, ...], **options: Any) -> None:
     from gkp.benchmarks import tables
-    from gkp.converter.convert import ConvertOptions
     from gkp.converter.convert import convert as run
 
     if report is not None:
         from gkp.benchmarks.report import require_jinja2
 
         require_jinja2()
-    made = ConvertOptions(output=output, input_shapes=parse_shapes(input_shape), layers=parse_layers(layers),
-                          benchmark=not no_benchmark, engine=not no_engine, **options)
+    made = convert_options(output=output, input_shapes=parse_shapes(input_shape), **options)
     with screen.progress() as progress:
         artefact = run(model, made, progress)
     if screen.verbose:
@@ -57,15 +55,14 @@ def convert(screen: Screen, *, model: Path, output: Path | None, report: Path | 
 def inspect(screen: Screen, *, model: Path, target: str, input_shape: tuple[str, ...], json_to: str | None,
             **options: Any) -> None:
     from gkp.benchmarks import tables
-    from gkp.converter.convert import ConvertOptions
     from gkp.converter.convert import convert as run
 
     if model.is_dir():
         shown = manifest_module.read(model)
     else:
         with screen.progress() as progress:
-            shown = run(model, ConvertOptions(target=target, benchmark=False, dry_run=True,
-                                              input_shapes=parse_shapes(input_shape), **options), progress).manifest
+            shown = run(model, convert_options(target, benchmark=False, dry_run=True, input_shapes=parse_shapes(input_shape),
+                                               **options), progress).manifest
     screen.show(tables.layer_table(shown, verbose=screen.verbose))
     if screen.verbose:
         for layer in shown.layers:

@@ -1,37 +1,27 @@
-"""Targets: one file each, listed here."""
+"""Targets: one file each; gkp.options.targets lists them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from importlib import import_module
 
-from gkp.converter.targets.base import Target
-from gkp.converter.targets.native import NativeOptions, NativeTarget
-from gkp.converter.targets.onnx import OnnxTarget
-from gkp.converter.targets.openvino import OpenVinoTarget
-from gkp.converter.targets.ort import OrtTarget
-from gkp.converter.targets.trt import TrtTarget
-from gkp.converter.trt.options import EngineOptions
+from gkp.converter.targets.base import Built, Target
 from gkp.errors import UsageError
+from gkp.options.forms import TargetOptions
+from gkp.options.targets import TARGETS
+from gkp.types import Progress, silent
 
-__all__ = ["TARGETS", "EngineOptions", "NativeOptions", "Target", "make_target"]
-
-TARGETS = (OnnxTarget, OrtTarget, OpenVinoTarget, NativeTarget, TrtTarget)
-
-Progress = Callable[[str, float | None], None]
+__all__ = ["Built", "Target", "make_target"]
 
 
-def make_target(name: str, provider: str | None = None, native: NativeOptions | None = None,
-                engine: EngineOptions | None = None, precision: str = "fp32",
-                progress: Progress = lambda text, share: None) -> Target:
-    """The target called `name`. provider: of ort. native: of native. engine, precision: of trt. progress: of compilers.
-    UsageError for an unknown name, or a provider that the target does not have."""
-    makers: dict[str, Callable[[], Target]] = {
-        OnnxTarget.name: OnnxTarget, OpenVinoTarget.name: OpenVinoTarget,
-        OrtTarget.name: lambda: OrtTarget(provider or "cpu"),
-        NativeTarget.name: lambda: NativeTarget(native or NativeOptions(), progress),
-        TrtTarget.name: lambda: TrtTarget(engine or EngineOptions(), precision, progress)}
-    if name not in makers:
-        raise UsageError(f"unknown target {name!r}", f"choose one of: {', '.join(makers)}")
-    if provider is not None and name != OrtTarget.name:
-        raise UsageError(f"--provider is for --target ort, not {name}", "leave it out")
-    return makers[name]()
+def make_target(options: TargetOptions | str, precision: str = "fp32", measure: bool = True,
+                progress: Progress = silent) -> Target:
+    """The target whose options these are, or of this name, with its defaults. measure: it may choose by measuring; progress:
+    of compilers. UsageError for an unknown name."""
+    if isinstance(options, str):
+        struct = next((s for s in TARGETS if s.name == options), None)
+        if struct is None:
+            raise UsageError(f"unknown target {options!r}", f"choose one of: {', '.join(s.name for s in TARGETS)}")
+        options = struct()
+    module, _, name = options.implementation.partition(":")
+    made: Target = getattr(import_module(module), name)(options, precision, measure, progress)
+    return made

@@ -1,4 +1,4 @@
-"""What a target is, and what the CPU targets share."""
+"""What a target is, what it builds, and what the targets share that read stock ONNX."""
 
 from __future__ import annotations
 
@@ -6,38 +6,48 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Protocol, cast
+from typing import Any, ClassVar
 
 import onnx
 
 from gkp.branched import BranchedConv
 from gkp.converter.cost import estimate_ms
+from gkp.converter.describe import executed_macs, graph_macs
 from gkp.converter.dynamic import free_axes
-from gkp.converter.forms import Choice
+from gkp.converter.encoding import Encoding, OnnxFile
+from gkp.converter.forms import Choice, Forms
 from gkp.converter.graph import Graph
 from gkp.converter.lower.candidates import Candidate, candidates
 from gkp.converter.lower.emit import lower
-from gkp.converter.reference import Run
 from gkp.converter.verify import TOLERANCE
 from gkp.errors import GkpError
-from gkp.manifest import Engine, Memory
+from gkp.manifest import Engine, Memory, Roofline
 from gkp.runtime.load import DENSE
 from gkp.runtime.runners import Runner
+from gkp.types import Progress, Run, silent
 
 Axes = Mapping[str, Mapping[int, str]]
+"""Names of the free axes, by input and axis."""
 
 
 @dataclass(frozen=True)
 class About:
     """What a report says of a model that a target runs. kernels, macs: per layer, the kernel that was chosen for it, and
-    what it executes for one image; executed: multiply-accumulates of the whole network; engines: those of TensorRT. Empty
-    where nothing is compiled."""
+    what it executes for one image; executed: multiply-accumulates of the whole network; engines: those of TensorRT."""
 
+    macs: Mapping[str, int]
+    executed: int
+    kernels: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     memory: Memory | None = None
-    kernels: Mapping[str, str] = field(default_factory=dict)
-    macs: Mapping[str, int] = field(default_factory=dict)
-    executed: int | None = None
+    engines: tuple[Engine, ...] = ()
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """What was written: names of files, and the engines among them."""
+
+    files: tuple[str, ...]
     engines: tuple[Engine, ...] = ()
 
 
@@ -50,102 +60,116 @@ class Estimate:
     ms: float | None = None
 
 
-class Target(Protocol):
-    """One file of this folder. `name`: as in --target. `block`: channels per vector of its fast kernels. `signed`: its
-    artefacts hold programs, and are signed by their maker (gkp.runtime.trust). `any_size`: takes images of other heights
-    and widths than the model was opened with, where the model does."""
-
-    name: ClassVar[str]
-    summary: ClassVar[str]
-    signed: ClassVar[bool]
-    any_size: ClassVar[bool]
-
-    @property
-    def block(self) -> int: ...
-
-    @property
-    def provider(self) -> str | None: ...
-
-    def require(self, precision: str) -> None:
-        """Raise BackendMissingError or UsageError when the target cannot be served here."""
-        ...
-
-    def version(self) -> str:
-        """Name and version of the runtime, for the measurement cache."""
-        ...
-
-    def measurable(self) -> bool:
-        """Can models be timed here?"""
-        ...
-
-    def prepare(self, model: onnx.ModelProto, build: bool) -> None:
-        """Raise UnsupportedModelError when the target cannot run the model at all, before time is spent on measuring it.
-        build: also do the work that comes before running it."""
-        ...
-
-    def runner(self, model: onnx.ModelProto, threads: int) -> Runner: ...
-
-    def tolerance(self, model: onnx.ModelProto) -> float:
-        """Largest error of float32 arithmetic, relative to max(1, largest output), that verification allows."""
-        ...
-
-    def about(self, model: onnx.ModelProto, threads: int, measure: bool) -> About:
-        """What is known of the model as it runs. measure: it may be run to find out."""
-        ...
-
-    def candidates(self, conv: BranchedConv, plane: Sequence[int]) -> tuple[Candidate, ...]: ...
-
-    def fast_kernel(self, candidate: Candidate) -> str:
-        """Does the runtime's fast kernel take this form? "yes", or "no: why"."""
-        ...
-
-    def estimate(self, conv: BranchedConv, candidate: Candidate, plane: Sequence[int]) -> Estimate:
-        """By the stated cost model, where nothing is measured."""
-        ...
-
-    def settle(self, graph: Graph, choice: Choice) -> None:
-        """Mend estimated choices that do not fit together."""
-        ...
-
-    def lower(self, graph: Graph, forms: Mapping[str, Candidate]) -> Graph:
-        """A copy of the graph as the target wants it, with the layers in the chosen forms."""
-        ...
-
-    def to_model(self, graph: Graph, dynamic: Axes) -> onnx.ModelProto:
-        """A lowered graph as what the runner takes. dynamic: names of free axes, by input and axis."""
-        ...
-
-    def rivals(self) -> Sequence[Target]:
-        """Engines that the dense baseline runs on, the first one also the model as given: the fastest counts."""
-        ...
-
-    def engines(self, model: onnx.ModelProto, threads: int) -> Sequence[tuple[str, Run]]:
-        """(name, function): what computes the artefact's outputs when it is verified. A second one is the engine itself,
-        where the first ran the ONNX file that it was built from."""
-        ...
-
-    def emit(self, model: onnx.ModelProto, out: Path) -> list[str]:
-        """Write the artefact's files into `out`; their names."""
-        ...
-
-    def emit_dense(self, model: onnx.ModelProto, out: Path) -> list[str]:
-        """Write the dense baseline, which `gkp bench` measures the artefact against; the files' names."""
-        ...
-
-    def missing(self) -> GkpError | None:
-        """Why the artefact lacks a part that was asked for, after emit; None when it is whole."""
-        ...
-
-
-class StockOnnx(ABC):
-    """What the targets share that read stock ONNX: the forms of gkp.converter.lower, one model.onnx."""
+class Built(ABC):
+    """A model as a target runs it: made once, then measured, verified, described and written. What takes time is done when
+    it is first needed. tolerance: largest error of float32 arithmetic, relative to max(1, largest output), that verification
+    allows; operators: of the model that is run, how many of each; missing: why a part that was asked for is not there."""
 
     @property
     @abstractmethod
-    def block(self) -> int: ...
+    def tolerance(self) -> float: ...
 
+    @property
+    @abstractmethod
+    def operators(self) -> Mapping[str, int]: ...
+
+    @property
+    def missing(self) -> GkpError | None:
+        return None
+
+    def prepare(self) -> None:  # noqa: B027 - not abstract: a runtime may prepare a model when it opens it
+        """Do the work that comes before running. UnsupportedModelError when the target cannot run the model."""
+
+    @abstractmethod
+    def runner(self) -> Runner:
+        """What runs it here. BackendMissingError where nothing does."""
+
+    @abstractmethod
+    def engines(self) -> Sequence[tuple[str, Run]]:
+        """(name, function): what computes the artefact's outputs when it is verified. A second one is the engine itself,
+        where the first ran the ONNX file that it was built from."""
+
+    @abstractmethod
+    def about(self, measure: bool) -> About:
+        """What is known of the model as it runs. measure: it may be run to find out."""
+
+    def roofline(self) -> Roofline | None:
+        """The layers against what a core of this machine can do, where the target tells them apart."""
+        return None
+
+    @abstractmethod
+    def emit(self, out: Path) -> Emitted:
+        """Write the artefact's files into `out`. UnsupportedModelError for a model that is not valid ONNX."""
+
+    @abstractmethod
+    def emit_baseline(self, out: Path) -> Emitted:
+        """Write it as the dense baseline, which `gkp bench` measures an artefact against; nothing, where no runtime but this
+        target's own reads it."""
+
+
+class Target(ABC):
+    """One file of this folder. `name`: as in --target. `signed`: its artefacts hold programs, and are signed by their maker
+    (gkp.runtime.trust). `any_size`: takes images of other heights and widths than the model was opened with, where the model
+    does. `provider`: of ONNX Runtime, for the manifest."""
+
+    name: ClassVar[str]
     signed: ClassVar[bool] = False
     any_size: ClassVar[bool] = True
+    provider: str | None = None
+
+    def __init__(self, options: Any, precision: str = "fp32", measure: bool = True, progress: Progress = silent) -> None:
+        """options: the target's own struct of gkp.options; measure: kernels and forms may be chosen by measuring them."""
+        self.options, self.precision, self.measure, self.progress = options, precision, measure, progress
+
+    @property
+    @abstractmethod
+    def block(self) -> int:
+        """Channels per vector of its fast kernels."""
+
+    @abstractmethod
+    def require(self, precision: str) -> None:
+        """Raise BackendMissingError or UsageError when the target cannot be served here."""
+
+    @abstractmethod
+    def version(self) -> str:
+        """Name and version of the runtime, for the measurement cache."""
+
+    def measurable(self) -> bool:
+        """Can models be timed here?"""
+        return True
+
+    @abstractmethod
+    def candidates(self, conv: BranchedConv, plane: Sequence[int]) -> tuple[Candidate, ...]:
+        """The forms that a layer can take, the dense one first."""
+
+    @abstractmethod
+    def fast_kernel(self, candidate: Candidate) -> str:
+        """Does the runtime's fast kernel take this form? "yes", or "no: why"."""
+
+    @abstractmethod
+    def estimate(self, conv: BranchedConv, candidate: Candidate, plane: Sequence[int]) -> Estimate:
+        """By the stated cost model, where nothing is measured."""
+
+    def settle(self, graph: Graph, choice: Choice) -> None:  # noqa: B027 - not abstract: nothing to do
+        """Mend estimated choices that do not fit together."""
+
+    def rivals(self) -> Sequence[Target]:
+        """Engines that the dense baseline runs on, the first one also the model as given: the fastest counts."""
+        return (self,)
+
+    @abstractmethod
+    def build(self, graph: Graph, forms: Forms, axes: Axes, encoding: Encoding, threads: int) -> Built:
+        """A graph in the one form, with the layers in the given forms. axes: those that are free at run time."""
+
+    @abstractmethod
+    def build_as_is(self, model: onnx.ModelProto, encoding: Encoding, threads: int) -> Built:
+        """A stock ONNX model, unchanged but for its encoding."""
+
+
+class StockOnnx(Target):
+    """What the targets share that read stock ONNX: the forms of gkp.converter.lower, one model.onnx."""
+
+    tolerance: float = TOLERANCE["fp32"]
     padding_slack: ClassVar[float] = 0.03
     """Dense layers are padded to the block by default where it adds at most this share of filters: a remainder of a few
     channels costs the blocked kernels more than that."""
@@ -168,43 +192,56 @@ class StockOnnx(ABC):
         ms = estimate_ms(conv, candidate, plane, self.block)
         return Estimate(ms, ms)
 
-    def settle(self, graph: Graph, choice: Choice) -> None:  # noqa: B027 - not abstract: nothing to do
-        """A Gather mends what does not fit."""
+    @abstractmethod
+    def open(self, file: OnnxFile, threads: int) -> Runner:
+        """What runs an ONNX file."""
 
-    def lower(self, graph: Graph, forms: Mapping[str, Candidate]) -> Graph:
-        return lower(graph, forms)
+    def build(self, graph: Graph, forms: Forms, axes: Axes, encoding: Encoding, threads: int) -> StockBuilt:
+        file = encoding.file(free_axes(lower(graph, forms).to_model(), axes))
+        return self._built(file, threads, graph, forms)
 
-    def to_model(self, graph: Graph, dynamic: Axes) -> onnx.ModelProto:
-        return free_axes(graph.to_model(), dynamic)
+    def build_as_is(self, model: onnx.ModelProto, encoding: Encoding, threads: int) -> StockBuilt:
+        return self._built(encoding.file(model), threads, None, {})
 
-    def rivals(self) -> Sequence[Target]:
-        return (cast(Target, self),)  # its subclasses are
-
-    def prepare(self, model: onnx.ModelProto, build: bool) -> None:  # noqa: B027 - not abstract: nothing to do
-        """The runtimes prepare a model when they open it."""
-
-    def tolerance(self, model: onnx.ModelProto) -> float:
-        return TOLERANCE["fp32"]
-
-    def about(self, model: onnx.ModelProto, threads: int, measure: bool) -> About:
-        return About()
-
-    def engines(self, model: onnx.ModelProto, threads: int) -> Sequence[tuple[str, Run]]:
-        target = cast(Target, self)
-        return [(target.version(), target.runner(model, threads).run)]
-
-    def missing(self) -> GkpError | None:
-        return None
-
-    def emit_dense(self, model: onnx.ModelProto, out: Path) -> list[str]:
-        return write_dense(model, out)
-
-    def emit(self, model: onnx.ModelProto, out: Path) -> list[str]:
-        (out / "model.onnx").write_bytes(model.SerializeToString())
-        return ["model.onnx"]
+    def _built(self, file: OnnxFile, threads: int, graph: Graph | None, forms: Forms) -> StockBuilt:
+        return StockBuilt(self, file, threads, graph, forms)
 
 
-def write_dense(model: onnx.ModelProto, out: Path) -> list[str]:
-    """The dense baseline as ONNX."""
-    (out / DENSE).write_bytes(model.SerializeToString())
-    return [DENSE]
+@dataclass(frozen=True, eq=False)
+class StockBuilt(Built):
+    """An ONNX file in the target's runtime. graph, forms: what it was lowered from, None and nothing for a file as it came."""
+
+    target: StockOnnx
+    file: OnnxFile
+    threads: int
+    graph: Graph | None
+    forms: Forms
+
+    @property
+    def tolerance(self) -> float:
+        return self.target.tolerance
+
+    @property
+    def operators(self) -> Mapping[str, int]:
+        return self.file.operators
+
+    def runner(self) -> Runner:
+        return self.target.open(self.file, self.threads)
+
+    def engines(self) -> Sequence[tuple[str, Run]]:
+        return [(self.target.version(), self.runner().run)]
+
+    def about(self, measure: bool) -> About:
+        if self.graph is None:
+            return About({}, 0)
+        lowered = lower(self.graph, self.forms)
+        return About(executed_macs(self.graph, lowered), graph_macs(lowered))
+
+    def emit(self, out: Path) -> Emitted:
+        self.file.check()
+        (out / "model.onnx").write_bytes(self.file.data)
+        return Emitted(("model.onnx",))
+
+    def emit_baseline(self, out: Path) -> Emitted:
+        (out / DENSE).write_bytes(self.file.data)
+        return Emitted((DENSE,))

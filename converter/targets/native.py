@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,98 +17,68 @@ import numpy as np
 import onnx
 
 from gkp.branched import BranchedConv
-from gkp.converter.describe import graph_macs
-from gkp.converter.forms import Choice
-from gkp.converter.graph import Graph, clean
+from gkp.converter.describe import executed_macs, graph_macs
+from gkp.converter.encoding import Encoding
+from gkp.converter.forms import Forms
+from gkp.converter.graph import Graph
 from gkp.converter.lower.candidates import Candidate, Group
 from gkp.converter.lower.emit import lower
 from gkp.converter.native.artefact import Compiled, Compiler, split
-from gkp.converter.native.hybrid import NATIVE
+from gkp.converter.native.hybrid import NATIVE, Segment
 from gkp.converter.native.kernel import CPUS, Cpu
+from gkp.converter.native.roofline import network_roofline
 from gkp.converter.native.toolchain import Toolchain, find, host_cpu, machine
 from gkp.converter.native.tune import Measured, Model, Timer
-from gkp.converter.reference import Run
 from gkp.converter.sources.base import sample_inputs
-from gkp.converter.targets.base import About, Axes, Estimate, Target, write_dense
+from gkp.converter.targets.base import About, Axes, Built, Emitted, Estimate, Target
 from gkp.converter.targets.openvino import OpenVinoTarget
 from gkp.converter.targets.ort import OrtTarget
 from gkp.converter.verify import TOLERANCE, WINOGRAD_TOLERANCE
-from gkp.errors import BackendMissingError, GkpError, UsageError
+from gkp.errors import BackendMissingError, UsageError
+from gkp.manifest import Roofline
+from gkp.options.targets import NativeOptions, OpenVinoOptions, OrtOptions
 from gkp.runtime.hybrid import HybridRunner
-from gkp.runtime.runners import Runner
+from gkp.runtime.load import DENSE
+from gkp.runtime.native import NativeRunner
+from gkp.text import clean, plural
+from gkp.types import Progress, Run, silent
 
-CPU_NAMES = ("host", *CPUS)
 _SOURCE = "source"
-_ANY_BATCH = "gkp.any_batch"
-"""Metadata of a model whose batch is free: the model itself keeps static shapes, which the compiler wants."""
 _RUNS = 15
-Progress = Callable[[str, float | None], None]
 
 
-@dataclass(frozen=True)
-class NativeOptions:
-    """cpu: one of CPU_NAMES; keep_source: the artefact gets a folder with the generated source; hybrid: ONNX Runtime runs
-    what has no kernel; tune: kernels are chosen by measuring them here, else by the model."""
-
-    cpu: str = "host"
-    keep_source: bool = False
-    hybrid: bool = False
-    tune: bool = True
-
-
-class NativeTarget:
+class NativeTarget(Target):
     """The one form itself, compiled: nothing is lowered to stock operators. Kernels are chosen per layer, measured here
     (gkp.converter.native.tune), or by the model when the library is for another processor."""
 
-    name: ClassVar[str] = "native"
-    summary: ClassVar[str] = "own kernels, compiled to a library that needs no runtime (CPU)"
+    name: ClassVar[str] = NativeOptions.name
     signed: ClassVar[bool] = True
     any_size: ClassVar[bool] = False
-    provider = None
 
-    def __init__(self, options: NativeOptions = NativeOptions(),
-                 progress: Progress = lambda text, share: None) -> None:
-        if options.cpu not in CPU_NAMES:
-            raise UsageError(f"unknown processor {options.cpu!r}", f"choose one of: {', '.join(CPU_NAMES)}")
-        self._cpu: Cpu = host_cpu() if options.cpu == "host" else CPUS[options.cpu]
-        self._options, self._progress = options, progress
-        self._toolchain: Toolchain | None = None
-        self._folder = tempfile.TemporaryDirectory(prefix="gkp-native-")  # deleted with the target
-        self._compiled: dict[str, Compiled] = {}
+    def __init__(self, options: NativeOptions, precision: str = "fp32", measure: bool = True, progress: Progress = silent) -> None:
+        super().__init__(options, precision, measure, progress)
+        self.cpu: Cpu = host_cpu() if options.cpu == "host" else CPUS[options.cpu]
 
     @property
     def block(self) -> int:
-        return self._cpu.lanes
+        return self.cpu.lanes
 
     def require(self, precision: str) -> None:
         """The compiler is looked for when it is needed: `gkp inspect` needs none."""
         if precision != "fp32":
             raise UsageError("the native kernels compute in fp32", "leave --precision out, or use --target onnx")
 
-    def _tools(self) -> Toolchain:
-        if self._toolchain is None:
-            self._toolchain = find(self._cpu)
-        return self._toolchain
+    @cached_property
+    def tools(self) -> Toolchain:
+        """BackendMissingError without a compiler."""
+        return find(self.cpu)
 
     def version(self) -> str:
-        where = self._cpu.name if self.measurable() else f"the kernels for {self._cpu.name}, compiled for this processor"
-        return f"gkp native, {self._tools().version}, {where}"
+        where = self.cpu.name if self.measurable() else f"the kernels for {self.cpu.name}, compiled for this processor"
+        return f"gkp native, {self.tools.version}, {where}"
 
     def measurable(self) -> bool:
-        return machine(self._cpu) == platform.machine() and self._cpu.lanes <= host_cpu().lanes
-
-    def prepare(self, model: onnx.ModelProto, build: bool) -> None:
-        if build:
-            self._built(model)
-        else:
-            split(Graph(model), self._options.hybrid)
-
-    def runner(self, model: onnx.ModelProto, threads: int) -> Runner:
-        return self._built(model, here=True).open(threads)
-
-    def tolerance(self, model: onnx.ModelProto) -> float:
-        winograd = any("winograd" in kind for _, kind, _ in self._built(model, here=True).steps())
-        return WINOGRAD_TOLERANCE if winograd else TOLERANCE["fp32"]
+        return machine(self.cpu) == platform.machine() and self.cpu.lanes <= host_cpu().lanes
 
     def candidates(self, conv: BranchedConv, plane: Sequence[int]) -> tuple[Candidate, ...]:
         """The branches as they are."""
@@ -123,110 +94,139 @@ class NativeTarget:
         """There is one form: by its multiply-accumulates."""
         return Estimate(candidate.macs(plane))
 
-    def settle(self, graph: Graph, choice: Choice) -> None:
-        """There is nothing to mend."""
-
-    def lower(self, graph: Graph, forms: Mapping[str, Candidate]) -> Graph:
-        """Nothing to lower: the compiler reads the one form."""
-        return graph.copy()
-
-    def to_model(self, graph: Graph, dynamic: Axes) -> onnx.ModelProto:
-        """With the batch that the graph has: native libraries run any, ONNX segments where it is dynamic."""
-        model = graph.to_model()
-        if any(0 in axes for axes in dynamic.values()):
-            model.metadata_props.add(key=_ANY_BATCH, value="yes")
-        return model
-
     def rivals(self) -> Sequence[Target]:
         """The stock engines that are installed; without any, the native kernels themselves."""
         found: list[Target] = []
-        for target in (OrtTarget(), OpenVinoTarget()):
+        for target in (OrtTarget(OrtOptions()), OpenVinoTarget(OpenVinoOptions())):
             with contextlib.suppress(BackendMissingError):
                 target.require("fp32")
                 found.append(target)
         return found or (self,)
 
-    def engines(self, model: onnx.ModelProto, threads: int) -> Sequence[tuple[str, Run]]:
-        return [(self.version(), self.runner(model, threads).run)]
+    def build(self, graph: Graph, forms: Forms, axes: Axes, encoding: Encoding, threads: int) -> NativeBuilt:
+        """Nothing to lower: the compiler reads the one form, with the batch that it has; native libraries run any, ONNX
+        segments where it is free."""
+        return NativeBuilt(self, graph.copy(), any(0 in found for found in axes.values()), threads)
 
-    def emit_dense(self, model: onnx.ModelProto, out: Path) -> list[str]:
-        """For a stock engine."""
-        return write_dense(model, out)
+    def build_as_is(self, model: onnx.ModelProto, encoding: Encoding, threads: int) -> NativeBuilt:
+        return NativeBuilt(self, Graph(model), False, threads, model)
 
-    def missing(self) -> GkpError | None:
-        return None
+    def timer(self, cpu: Cpu) -> Timer:
+        """By what kernels are chosen."""
+        if not self.measure or not self.measurable():
+            return Model()
+        return Measured(cpu, self.tools, progress=self.progress)
 
-    def emit(self, model: onnx.ModelProto, out: Path) -> list[str]:
+
+class NativeBuilt(Built):
+    """A network compiled, once, when it is first needed; into a folder that goes when this does. UnsupportedModelError, at
+    once, when operators have no kernel."""
+
+    def __init__(self, target: NativeTarget, graph: Graph, any_batch: bool, threads: int,
+                 stock: onnx.ModelProto | None = None) -> None:
+        self._target, self._graph, self._any_batch, self._threads, self._stock = target, graph, any_batch, threads, stock
+        self._parts: Sequence[Segment] = split(graph, target.options.hybrid)
+
+    @cached_property
+    def _folder(self) -> tempfile.TemporaryDirectory[str]:
+        return tempfile.TemporaryDirectory(prefix="gkp-native-")
+
+    @cached_property
+    def compiled(self) -> Compiled:
+        """For the processor asked for."""
+        return self._compile(self._target.cpu, "asked")
+
+    @cached_property
+    def _here(self) -> Compiled:
+        """So that it runs on this machine, though the kernels be for another processor (vectors of any width compile for any
+        processor)."""
+        target = self._target
+        if target.measurable():
+            return self.compiled
+        return self._compile(replace(target.cpu, name=f"host ({target.cpu.name})", flags=host_cpu().flags, triple=None), "here")
+
+    def _compile(self, cpu: Cpu, name: str) -> Compiled:
+        folder = Path(self._folder.name) / name
+        folder.mkdir()
+        target = self._target
+        return Compiler(cpu, target.tools, target.timer(cpu), target.progress).compile(
+            self._graph, folder, target.options.hybrid, self._any_batch)
+
+    @property
+    def tolerance(self) -> float:
+        winograd = any("winograd" in kind for _, kind, _ in self._here.steps())
+        return WINOGRAD_TOLERANCE if winograd else TOLERANCE["fp32"]
+
+    @cached_property
+    def operators(self) -> Mapping[str, int]:
+        return dict(Counter(n.op for n in self._graph.nodes).most_common())
+
+    def prepare(self) -> None:
+        _ = self.compiled
+
+    def runner(self) -> NativeRunner | HybridRunner:
+        return self._here.open(self._threads)
+
+    def engines(self) -> Sequence[tuple[str, Run]]:
+        return [(self._target.version(), self.runner().run)]
+
+    def emit(self, out: Path) -> Emitted:
         """The sources are no part of the artefact: no manifest names them, nothing reads them."""
-        built = self._built(model)
-        for name in built.files:
-            shutil.copyfile(built.folder / name, out / name)
-        for name in built.sources if self._options.keep_source else ():
+        for name in self.compiled.files:
+            shutil.copyfile(self.compiled.folder / name, out / name)
+        for name in self.compiled.sources if self._target.options.keep_source else ():
             (out / _SOURCE / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(built.folder / name, out / _SOURCE / name)
-        return list(built.files)
+            shutil.copy2(self.compiled.folder / name, out / _SOURCE / name)
+        return Emitted(self.compiled.files)
 
-    def about(self, model: onnx.ModelProto, threads: int, measure: bool) -> About:
-        built = self._compiled.get(self._digest(model, self._cpu))
-        if built is None:
-            return About()
+    def emit_baseline(self, out: Path) -> Emitted:
+        """For a stock engine."""
+        if self._stock is None:
+            return Emitted(())
+        (out / DENSE).write_bytes(self._stock.SerializeToString())
+        return Emitted((DENSE,))
+
+    def roofline(self) -> Roofline | None:
+        """Of a network that is native as a whole."""
+        with contextlib.closing(self._here.open(1)) as runner:
+            return network_roofline(runner, self._graph) if isinstance(runner, NativeRunner) else None
+
+    def about(self, measure: bool) -> About:
+        """Of what is not compiled (yet), the multiply-accumulates of the graph."""
+        plain = executed_macs(self._graph, self._graph)
+        if "compiled" not in self.__dict__:
+            return About(plain, graph_macs(self._graph))
         kernels: dict[str, tuple[int, str]] = {}
         macs: dict[str, int] = {}
-        for layer, kind, count in built.steps():
+        for layer, kind, count in self.compiled.steps():
             macs[layer] = macs.get(layer, 0) + count
             kernels[layer] = max(kernels.get(layer, (-1, "")), (count, kind), key=lambda found: found[0])
-        foreign = sum(graph_macs(lower(part.graph, {})) for part in built.parts if part.kind != NATIVE)
-        notes = [*self._choice_notes(), *(self._hybrid_notes(built, model, threads, measure) if built.hybrid else ())]
-        return About(tuple(notes), built.memory, {layer: kind for layer, (_, kind) in kernels.items()}, macs,
-                     sum(macs.values()) + foreign)
+        foreign = sum(graph_macs(lower(part.graph, {})) for part in self.compiled.parts if part.kind != NATIVE)
+        notes = [*self._choice_notes(), *(self._hybrid_notes(measure) if self.compiled.hybrid else ())]
+        return About({**plain, **macs}, sum(macs.values()) + foreign, {layer: kind for layer, (_, kind) in kernels.items()}, tuple(notes),
+                     self.compiled.memory)
 
     def _choice_notes(self) -> list[str]:
-        if not self.measurable():
-            here = platform.machine() if machine(self._cpu) != platform.machine() else "a processor with shorter vectors"
+        target = self._target
+        if not target.measurable():
+            here = platform.machine() if machine(target.cpu) != platform.machine() else "a processor with shorter vectors"
             return [f"nothing was measured, and a model of the processor chose the kernels: the library is for "
-                    f"{self._cpu.name}, this machine is {here}"]
-        return [] if self._options.tune else ["a model of the processor chose the kernels: nothing was measured"]
+                    f"{target.cpu.name}, this machine is {here}"]
+        return [] if target.measure else ["a model of the processor chose the kernels: nothing was measured"]
 
-    def _hybrid_notes(self, built: Compiled, model: onnx.ModelProto, threads: int, measure: bool) -> list[str]:
-        foreign = [part for part in built.parts if part.kind != NATIVE]
+    def _hybrid_notes(self, measure: bool) -> list[str]:
+        foreign = [part for part in self.compiled.parts if part.kind != NATIVE]
         operators = sorted({clean(node.op) for part in foreign for node in part.graph.nodes})
-        text = (f"hybrid: {_count(len(built.parts) - len(foreign), 'native segment')}, "
-                f"{_count(len(foreign), 'ONNX Runtime segment')} ({', '.join(operators)})")
-        if not measure or not self.measurable():
+        text = (f"hybrid: {plural(len(self.compiled.parts) - len(foreign), 'native segment')}, "
+                f"{plural(len(foreign), 'ONNX Runtime segment')} ({', '.join(operators)})")
+        if not measure or not self._target.measurable():
             return [text]
-        feeds = sample_inputs(model)
-        with contextlib.closing(built.open(threads)) as runner:
+        feeds = sample_inputs(self._graph.to_model())
+        with contextlib.closing(self.runner()) as runner:
             assert isinstance(runner, HybridRunner)
             profiles = [runner.profile(feeds) for _ in range(_RUNS)][_RUNS // 3:]
         images = len(next(iter(feeds.values())))
         boundary, total = (1e3 / images * float(np.median([sum(ms) for ms in found])) for found in (
             [[s.boundary_seconds for s in times] for times in profiles],
             [[s.seconds + s.copy_seconds for s in times] for times in profiles]))
-        return [f"{text}, boundaries {boundary:.3g} ms of {total:.3g} ms per image ({_count(threads, 'thread')})"]
-
-    def _built(self, model: onnx.ModelProto, here: bool = False) -> Compiled:
-        """The model compiled, once. here: so that it runs on this machine, though the kernels be for another processor
-        (vectors of any width compile for any processor)."""
-        cpu = self._cpu
-        if here and not self.measurable():
-            cpu = replace(cpu, name=f"host ({cpu.name})", flags=host_cpu().flags, triple=None)
-        key = self._digest(model, cpu)
-        if key not in self._compiled:
-            folder = Path(tempfile.mkdtemp(dir=self._folder.name))
-            free = any(p.key == _ANY_BATCH for p in model.metadata_props)
-            compiler = Compiler(cpu, self._tools(), self._timer(cpu), self._progress)
-            self._compiled[key] = compiler.compile(Graph(model), folder, self._options.hybrid, free)
-        return self._compiled[key]
-
-    def _timer(self, cpu: Cpu) -> Timer:
-        if not self._options.tune or not self.measurable():
-            return Model()
-        return Measured(cpu, self._tools(), progress=self._progress)
-
-    @staticmethod
-    def _digest(model: onnx.ModelProto, cpu: Cpu) -> str:
-        return hashlib.sha256(model.SerializeToString(deterministic=True) + repr(cpu).encode()).hexdigest()
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+        return [f"{text}, boundaries {boundary:.3g} ms of {total:.3g} ms per image ({plural(self._threads, 'thread')})"]

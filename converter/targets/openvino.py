@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import onnx
-
+from gkp.converter.encoding import OnnxFile
 from gkp.converter.targets.base import StockOnnx
 from gkp.errors import UsageError
+from gkp.options.targets import OpenVinoOptions
 from gkp.runtime.environment import vector_floats
 from gkp.runtime.runners import OpenVinoRunner, Runner, import_openvino
 
@@ -15,9 +15,7 @@ from gkp.runtime.runners import OpenVinoRunner, Runner, import_openvino
 class OpenVinoTarget(StockOnnx):
     """OpenVINO reads the ONNX file; its blocked kernels want multiples of the floats in a vector register."""
 
-    name: ClassVar[str] = "openvino"
-    summary: ClassVar[str] = "OpenVINO on the CPU"
-    provider = None
+    name: ClassVar[str] = OpenVinoOptions.name
 
     @property
     def block(self) -> int:
@@ -32,8 +30,5 @@ class OpenVinoTarget(StockOnnx):
     def version(self) -> str:
         return f"openvino {import_openvino().__version__}"
 
-    def measurable(self) -> bool:
-        return True
-
-    def runner(self, model: onnx.ModelProto, threads: int) -> Runner:
-        return OpenVinoRunner(model.SerializeToString(), threads)
+    def open(self, file: OnnxFile, threads: int) -> Runner:
+        return OpenVinoRunner(file.data, threads)

@@ -8,12 +8,15 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from gkp.converter.encoding import OnnxFile
 from gkp.converter.targets.base import StockOnnx
 from gkp.converter.verify import TOLERANCE
 from gkp.errors import UsageError
+from gkp.options.targets import OrtOptions
 from gkp.runtime.cuda import device_name
 from gkp.runtime.environment import vector_floats
 from gkp.runtime.runners import OrtRunner, Runner, import_ort
+from gkp.types import Progress, silent
 
 _ACROSS_DEVICES = 5e-5
 _IN_TF32 = ("tensorrt", "nv-tensorrt-rtx")
@@ -23,13 +26,14 @@ _IN_TF32 = ("tensorrt", "nv-tensorrt-rtx")
 class OrtTarget(StockOnnx):
     """ONNX Runtime. The block is that of its NCHWc kernels: the floats in a vector register."""
 
-    name: ClassVar[str] = "ort"
-    summary: ClassVar[str] = "ONNX Runtime (CPU; CUDA and TensorRT with --provider)"
-
+    name: ClassVar[str] = OrtOptions.name
     padding_slack = float("inf")  # its NCHWc kernels leave a convolution with a remainder to the slow path
 
-    def __init__(self, provider: str = "cpu") -> None:
-        self.provider: str | None = provider
+    def __init__(self, options: OrtOptions, precision: str = "fp32", measure: bool = True, progress: Progress = silent) -> None:
+        super().__init__(options, precision, measure, progress)
+        self.provider: str = options.provider or "cpu"
+        if self.provider != "cpu":
+            self.tolerance = TOLERANCE["fp16"] if self.provider in _IN_TF32 else _ACROSS_DEVICES
 
     @property
     def block(self) -> int:
@@ -42,7 +46,7 @@ class OrtTarget(StockOnnx):
             raise UsageError("ONNX Runtime has no fast fp16 convolutions on the CPU",
                              "use fp32, or --provider cuda, or --target onnx --precision fp16")
         if self.provider != "cpu":
-            runner = self.runner(_probe(), 1)
+            runner = OrtRunner(_probe().SerializeToString(), 1, self.provider)
             runner.run({"x": np.zeros((1, 8, 8, 8), np.float32)})
             runner.close()
 
@@ -50,15 +54,8 @@ class OrtTarget(StockOnnx):
         where = "" if self.provider == "cpu" else f", {device_name()}"
         return f"onnxruntime {import_ort().__version__} {self.provider}{where}"
 
-    def measurable(self) -> bool:
-        return True
-
-    def runner(self, model: onnx.ModelProto, threads: int) -> Runner:
-        return OrtRunner(model.SerializeToString(), threads, self.provider or "cpu")
-
-    def tolerance(self, model: onnx.ModelProto) -> float:
-        return TOLERANCE["fp32"] if self.provider == "cpu" else TOLERANCE["fp16"] if self.provider in _IN_TF32 \
-            else _ACROSS_DEVICES
+    def open(self, file: OnnxFile, threads: int) -> Runner:
+        return OrtRunner(file.data, threads, self.provider)
 
 
 def _probe() -> onnx.ModelProto:

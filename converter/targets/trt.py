@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
 import msgspec
-import onnx
 
 from gkp.branched import BranchedConv
-from gkp.converter.forms import Choice, LayerChoice, chosen
-from gkp.converter.graph import Graph, clean
-from gkp.converter.kept import kept_fp32
+from gkp.converter.encoding import OnnxFile
+from gkp.converter.forms import Choice, Forms, LayerChoice, chosen
+from gkp.converter.graph import Graph
 from gkp.converter.lower.candidates import Candidate
 from gkp.converter.lower.copies import copying
-from gkp.converter.reference import Run, evaluator
-from gkp.converter.targets.base import About, Estimate, StockOnnx, write_dense
+from gkp.converter.reference import stock_evaluator
+from gkp.converter.targets.base import About, Emitted, Estimate, StockBuilt, StockOnnx
 from gkp.converter.trt.backend import Backend, find_backend
 from gkp.converter.trt.build import BuiltEngine, build_engines
 from gkp.converter.trt.capability import dotted
 from gkp.converter.trt.command import build_command
 from gkp.converter.trt.costs import Costs, Table
-from gkp.converter.trt.options import EngineOptions
 from gkp.converter.trt.profile import check_batch_profile
 from gkp.errors import BackendMissingError, GkpError, UsageError
-from gkp.manifest import Engine
+from gkp.options.trt import TrtOptions
 from gkp.runtime.cuda import device_capability, device_name
 from gkp.runtime.runners import Runner
 from gkp.runtime.trt import TrtRunner
+from gkp.text import clean
+from gkp.types import Run
 
-Progress = Callable[[str, float | None], None]
 _NEVER = float("inf")
 _ALIGNED = {"fp32": 4, "fp16": 8}
 """Channels per group that tensor cores take without padding (fp32: in TF32)."""
@@ -43,61 +41,79 @@ class TrtTarget(StockOnnx):
     """TensorRT and TensorRT for RTX. A channel Gather is a kernel of its own there, and n convolutions are n kernels: forms
     are chosen so that every permutation folds into weights and every layer is one convolution, unless measured otherwise."""
 
-    name: ClassVar[str] = "trt"
-    summary: ClassVar[str] = "TensorRT engines (GPU; TensorRT for RTX builds without one)"
+    name: ClassVar[str] = TrtOptions.name
     signed: ClassVar[bool] = True
     any_size: ClassVar[bool] = False  # --batch-profile says the range of the batch; there is no such range for images
-    provider = None
-
-    def __init__(self, options: EngineOptions, precision: str = "fp32",
-                 progress: Progress = lambda text, share: None) -> None:
-        self._options, self._precision, self._progress = options, precision, progress
-        self._absent: BackendMissingError | None = None
-        self._backend: Backend | None = None
-        self._built: dict[str, list[BuiltEngine]] = {}
-        self._written: list[Engine] = []
-        self._costs: Table | None = None
+    options: TrtOptions
 
     @property
     def block(self) -> int:
-        return _ALIGNED[self._precision]
+        return _ALIGNED[self.precision]
 
     def require(self, precision: str) -> None:
-        """A missing package does not stop the rewriting: `missing` tells of it in the end."""
-        if self._options.build:
-            try:
-                backend = find_backend(self._options.backend)
-                backend.check(self._options)
-                self._backend = backend
-            except BackendMissingError as e:
-                self._absent = e
+        """A missing package does not stop the rewriting: `absent` tells of it in the end."""
+        _ = self._found
+
+    @cached_property
+    def _found(self) -> Backend | BackendMissingError | None:
+        """The package that builds the engines asked for, or why there is none. Errors of Backend.check."""
+        if not self.options.engine:
+            return None
+        try:
+            backend = find_backend(self.options.backend)
+            backend.check(self.options)
+        except BackendMissingError as e:
+            return e
+        return backend
+
+    @property
+    def backend(self) -> Backend | None:
+        """None without a package, or with --no-engine."""
+        return self._found if isinstance(self._found, Backend) else None
+
+    @property
+    def absent(self) -> BackendMissingError | None:
+        return self._found if isinstance(self._found, BackendMissingError) else None
 
     def version(self) -> str:
         """With all that engines of one model differ by: another GPU, precision or batch has other times."""
-        options, backend = self._options, self._backend
+        options, backend = self.options, self.backend
         if backend is None:
             return "tensorrt (no engine)"
-        parts = [f"{backend.name} {backend.version}", device_name(), self._precision, options.batch_profile,
+        parts = [f"{backend.name} {backend.version}", device_name(), self.precision, options.batch_profile,
                  options.workspace, "NHWC" if options.channels_last else None]
         return ", ".join(str(part) for part in parts if part is not None)
 
     def measurable(self) -> bool:
         """A GPU answers that one of the engines will be for."""
-        here, backend = device_capability(), self._find_quietly()
-        return (self._options.build and here is not None and backend is not None
-                and any(here in group for group in backend.groups(self._options)))
+        here = device_capability()
+        return here is not None and self.backend is not None and any(here in g for g in self.backend.groups(self.options))
 
-    def _find_quietly(self) -> Backend | None:
-        with contextlib.suppress(BackendMissingError):
-            return self._backend or find_backend(self._options.backend)
-        return None
+    def open(self, file: OnnxFile, threads: int) -> Runner:
+        """On the GPU that is here, in an engine for it alone."""
+        here = device_capability()
+        if here is None or self.backend is None or not self.measurable():
+            raise BackendMissingError("no GPU answers here that an engine can be built for, so none was run",
+                                      "copy the artefact to a machine with one")
+        options = replace(self.options, compute_capability=(here,) if self.backend.capabilities else ())
+        return self.start(self.engines_of(file, options, self.backend)[0])
+
+    def engines_of(self, file: OnnxFile, options: TrtOptions, backend: Backend) -> list[BuiltEngine]:
+        kept = file.kept if self.precision == "fp16" else ()
+        return build_engines(file.model, options, backend, self.precision, kept, self.progress)
+
+    def start(self, engine: BuiltEngine) -> Runner:
+        return TrtRunner(engine.data, engine.info, runtime_cache=self.options.runtime_cache)
+
+    def _built(self, file: OnnxFile, threads: int, graph: Graph | None, forms: Forms) -> StockBuilt:
+        return TrtBuilt(self, file, threads, graph, forms)
 
     # ---- forms --------------------------------------------------------------------------------------------------
-    def _table(self) -> Table:
-        if self._costs is None:
-            here = device_capability()
-            self._costs = Costs.load().table(self._options.capabilities or ((here,) if here else ()))
-        return self._costs
+    @cached_property
+    def table(self) -> Table:
+        """Of the GPUs asked for."""
+        here = device_capability()
+        return Costs.load().table(self.options.compute_capability or ((here,) if here else ()))
 
     def fast_kernel(self, candidate: Candidate) -> str:
         """NVIDIA's rule: whole vectors of channels per group, or the tensor cores pad them."""
@@ -106,7 +122,7 @@ class TrtTarget(StockOnnx):
         o, i = candidate.groups[0].weight.shape[:2]
         if candidate.is_dense or (i % self.block == 0 and o % self.block == 0):
             return "yes"
-        return f"no: {i} -> {o} channels per group, {self._precision} needs multiples of {self.block}"
+        return f"no: {i} -> {o} channels per group, {self.precision} needs multiples of {self.block}"
 
     def estimate(self, conv: BranchedConv, candidate: Candidate, plane: Sequence[int]) -> Estimate:
         """Multiply-accumulates, those of a grouped convolution divided by the share of the dense speed that the cost table
@@ -116,15 +132,15 @@ class TrtTarget(StockOnnx):
             return Estimate(macs)
         if self.fast_kernel(candidate) != "yes" or len(conv.kernel_shape) != 2:
             return Estimate(_NEVER)
-        table, groups = self._table(), len(candidate.groups)
+        table, groups = self.table, len(candidate.groups)
         o, i = candidate.groups[0].weight.shape[:2]
-        speedup = table.speedup(self._precision, min(conv.kernel_shape), conv.strides[0], i, o, groups, plane[0],
+        speedup = table.speedup(self.precision, min(conv.kernel_shape), conv.strides[0], i, o, groups, plane[0],
                                 self._batch)
         return Estimate(macs * groups / speedup * table.margin)
 
     @property
     def _batch(self) -> int:
-        return self._options.batch_profile[1] if self._options.batch_profile else 1
+        return self.options.batch_profile[1] if self.options.batch_profile else 1
 
     def settle(self, graph: Graph, choice: Choice) -> None:
         """Forms whose channels do not lie side by side need a Gather. Where no measured table says that they win even so,
@@ -152,7 +168,7 @@ class TrtTarget(StockOnnx):
             layer.reason = f"{self._gain(layer, layer.chosen):.2f}x dense by the cost table"
         elif best is not None:
             layer.reason = f"the best other form, {best.name}, is {self._gain(layer, best):.2f}x dense by the cost table, " \
-                           f"below its margin of {self._table().margin:g}"
+                           f"below its margin of {self.table.margin:g}"
         elif layer.conv.is_copy:
             layer.reason = "moves channels only"
         elif len(layer.conv.kernel_shape) != 2:
@@ -164,7 +180,7 @@ class TrtTarget(StockOnnx):
         """Does a table measured on the capabilities say so?"""
         conv, form = layer.conv, layer.chosen
         copied = sum(g.in_index.size + g.out_index.size for g in form.groups)  # at the input's plane: on the safe side
-        share = self._table().gather_share(self._precision, min(conv.kernel_shape), conv.strides[0], conv.in_channels,
+        share = self.table.gather_share(self.precision, min(conv.kernel_shape), conv.strides[0], conv.in_channels,
                                            conv.out_channels, copied, layer.plane[0], self._batch)
         dense = self._cost(layer, layer.options[0])
         return share is not None and self._cost(layer, form) + share * dense < dense
@@ -173,7 +189,7 @@ class TrtTarget(StockOnnx):
         return self.estimate(layer.conv, form, layer.plane).cost
 
     def _gain(self, layer: LayerChoice, form: Candidate) -> float:
-        return self._cost(layer, layer.options[0]) / self._cost(layer, form) * self._table().margin
+        return self._cost(layer, layer.options[0]) / self._cost(layer, form) * self.table.margin
 
     def _next(self, layer: LayerChoice) -> Candidate:
         """The best form that is estimated slower than the present one; dense stands at the end."""
@@ -182,77 +198,64 @@ class TrtTarget(StockOnnx):
         slower = [c for c in layer.options if not c.is_dense and now < self._cost(layer, c) < self._cost(layer, dense)]
         return min(slower, key=lambda c: self._cost(layer, c), default=dense)
 
-    # ---- engines ------------------------------------------------------------------------------------------------
-    def prepare(self, model: onnx.ModelProto, build: bool) -> None:
-        if build:
-            check_batch_profile(model, self._options.batch_profile)
-            self._engines(model)
 
-    def _engines(self, model: onnx.ModelProto) -> list[BuiltEngine]:
-        """For the capabilities asked for, built once per model. None without a package, or with --no-engine."""
-        if self._backend is None:
-            return []
-        key = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
-        if key not in self._built:
-            self._built[key] = self._build(model, self._options, self._backend)
-        return self._built[key]
+class TrtBuilt(StockBuilt):
+    """An ONNX file, and the engines for the capabilities asked for, which are built when they are first needed."""
 
-    def _build(self, model: onnx.ModelProto, options: EngineOptions, backend: Backend) -> list[BuiltEngine]:
-        kept = kept_fp32(model) if self._precision == "fp16" else ()  # without to_half, it is a stranger who says so
-        return build_engines(model, options, backend, self._precision, kept, self._progress)
+    target: TrtTarget
 
-    def runner(self, model: onnx.ModelProto, threads: int) -> Runner:
-        """On the GPU that is here, in an engine for it alone."""
-        here, backend = device_capability(), self._find_quietly()
-        if here is None or backend is None or not self.measurable():
-            raise BackendMissingError("no GPU answers here that an engine can be built for, so none was run",
-                                      "copy the artefact to a machine with one")
-        options = replace(self._options, capabilities=(here,) if backend.capabilities else ())
-        return self._start(self._build(model, options, backend)[0])
+    @cached_property
+    def _engines(self) -> list[BuiltEngine]:
+        backend = self.target.backend
+        return [] if backend is None else self.target.engines_of(self.file, self.target.options, backend)
 
-    def _start(self, engine: BuiltEngine) -> Runner:
-        return TrtRunner(engine.data, engine.info, runtime_cache=self._options.runtime_cache)
+    def prepare(self) -> None:
+        check_batch_profile(self.file.model, self.target.options.batch_profile)
+        _ = self._engines
 
-    def engines(self, model: onnx.ModelProto, threads: int) -> Sequence[tuple[str, Run]]:
+    @property
+    def missing(self) -> GkpError | None:
+        absent = self.target.absent
+        if absent is None:
+            return None
+        return BackendMissingError(f"{absent.message}: model.onnx was written, no engine", absent.hint)
+
+    def engines(self) -> Sequence[tuple[str, Run]]:
         """The ONNX file on the CPU always, and of the engines that are written the one for the GPU that is here."""
-        found, here = [evaluator(model)], device_capability()
-        for engine in self._engines(model):
+        found, here = [stock_evaluator(self.file.data)], device_capability()
+        for engine in self._engines:
             if here is not None and dotted(here) in engine.info.capabilities:
-                found.append((f"{engine.info.file} on the GPU ({device_name()})", self._start(engine).run))
+                found.append((f"{engine.info.file} on the GPU ({device_name()})", self.target.start(engine).run))
         return found
 
-    def emit(self, model: onnx.ModelProto, out: Path) -> list[str]:
-        return [*super().emit(model, out), *self._write(self._engines(model), out)]
+    def emit(self, out: Path) -> Emitted:
+        return _written(super().emit(out), self._engines, out)
 
-    def emit_dense(self, model: onnx.ModelProto, out: Path) -> list[str]:
+    def emit_baseline(self, out: Path) -> Emitted:
         """With engines of its own: what was built without a GPU is measured where one is."""
         engines = [replace(e, info=msgspec.structs.replace(e.info, file=f"dense{e.info.file.removeprefix('engine')}",
-                                                           baseline=True)) for e in self._engines(model)]
-        return [*write_dense(model, out), *self._write(engines, out)]
+                                                           baseline=True)) for e in self._engines]
+        return _written(super().emit_baseline(out), engines, out)
 
-    def _write(self, engines: Sequence[BuiltEngine], out: Path) -> list[str]:
-        for engine in engines:
-            (out / engine.info.file).write_bytes(engine.data)
-            self._written.append(engine.info)
-        return [engine.info.file for engine in engines]
-
-    def about(self, model: onnx.ModelProto, threads: int, measure: bool) -> About:
-        engines = tuple(self._written) or tuple(e.info for e in next(iter(self._built.values()), []))
-        notes = [] if measure else [f"forms were chosen by the cost table: {clean(self._table().source)}"]
+    def about(self, measure: bool) -> About:
+        engines = tuple(e.info for e in self._engines) if "_engines" in self.__dict__ else ()
+        notes = [] if measure else [f"forms were chosen by the cost table: {clean(self.target.table.source)}"]
         if not engines:
-            notes.append(self._how_to_build(model))
-        elif not self.measurable():
+            notes.append(self._how_to_build())
+        elif not self.target.measurable():
             notes.append("the engines were built, not run: no GPU answers here that they are for; the ONNX file was "
                          "verified on the CPU")
-        return About(tuple(notes), engines=engines)
+        return replace(super().about(measure), notes=tuple(notes), engines=engines)
 
-    def _how_to_build(self, model: onnx.ModelProto) -> str:
+    def _how_to_build(self) -> str:
         try:
-            return f"no engine was built; to build it: {build_command(self._options, model)}"
+            return f"no engine was built; to build it: {build_command(self.target.options, self.file.model)}"
         except UsageError as e:  # a model that was looked at only
             return f"no engine was built, and none can be: {e.message} ({e.hint})"
 
-    def missing(self) -> GkpError | None:
-        if self._absent is None:
-            return None
-        return BackendMissingError(f"{self._absent.message}: model.onnx was written, no engine", self._absent.hint)
+
+def _written(files: Emitted, engines: Sequence[BuiltEngine], out: Path) -> Emitted:
+    """With the engines, which are written here."""
+    for engine in engines:
+        (out / engine.info.file).write_bytes(engine.data)
+    return Emitted((*files.files, *(e.info.file for e in engines)), tuple(e.info for e in engines))

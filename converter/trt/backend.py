@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 
 from gkp.converter.trt.capability import dotted, engine_groups
-from gkp.converter.trt.options import Capability, EngineOptions
 from gkp.errors import BackendMissingError, FileError, UsageError
+from gkp.options.trt import Capability, TrtOptions
 from gkp.runtime.cuda import device_capability
 from gkp.runtime.trt_package import PACKAGES, TrtPackage, is_installed, trt_package
 
@@ -53,18 +53,18 @@ class Backend:
         """An engine computes in the types of the ONNX file. Packages without strong typing choose them by builder flags."""
         return self.takes_strongly_typed or not hasattr(self.package.trt.BuilderFlag, "FP16")
 
-    def groups(self, options: EngineOptions) -> list[tuple[Capability, ...]]:
+    def groups(self, options: TrtOptions) -> list[tuple[Capability, ...]]:
         """The capabilities of each engine. UsageError for those that cannot be had."""
         if self.capabilities:
-            return engine_groups(options.capabilities, self.capabilities)
+            return engine_groups(options.compute_capability, self.capabilities)
         if self.device is None:
             raise BackendMissingError(f"no GPU answers here, and {self.name} builds only on one", _INSTALL_RTX)
-        if any(asked != self.device for asked in options.capabilities):
+        if any(asked != self.device for asked in options.compute_capability):
             raise UsageError(f"{self.name} builds only for the GPU here, of compute capability {dotted(self.device)}",
                              f"leave out --compute-capability, or use --backend {RTX}")
         return [(self.device,)]
 
-    def check(self, options: EngineOptions) -> None:
+    def check(self, options: TrtOptions) -> None:
         """UsageError for options that this package does not have; FileError when the timing cache cannot be written."""
         self.groups(options)
         if options.workspace is not None and options.workspace < 1:

@@ -15,11 +15,11 @@ from gkp.converter.trt.capability import TURING, engine_file, listed
 from gkp.converter.trt.check import check_model
 from gkp.converter.trt.describe import Ranges, check_half, describe
 from gkp.converter.trt.errors import explain, explain_parser
-from gkp.converter.trt.options import Capability, EngineOptions
 from gkp.converter.trt.profile import check_batch_profile, shape_ranges
 from gkp.converter.trt.watch import Progress, Watch, monitor, watched
 from gkp.errors import FileError
 from gkp.manifest import Engine
+from gkp.options.trt import Capability, TrtOptions
 from gkp.runtime.trt_package import listening
 
 _IMAGE_AXES = 4
@@ -36,7 +36,7 @@ class BuiltEngine:
     info: Engine
 
 
-def build_engines(model: onnx.ModelProto, options: EngineOptions, backend: Backend, precision: str = "fp32",
+def build_engines(model: onnx.ModelProto, options: TrtOptions, backend: Backend, precision: str = "fp32",
                   keep_fp32: Collection[str] = (), progress: Progress = lambda text, share: None) -> list[BuiltEngine]:
     """One engine per group of compute capabilities. The model is built in the types that it has: precision "fp16" only
     checks that every convolution and matrix product is float16, but for those of the nodes named in keep_fp32.
@@ -50,7 +50,7 @@ def build_engines(model: onnx.ModelProto, options: EngineOptions, backend: Backe
     return [_build(model, options, backend, precision, keep_fp32, progress, group) for group in backend.groups(options)]
 
 
-def _build(model: onnx.ModelProto, options: EngineOptions, backend: Backend, precision: str, keep_fp32: Collection[str],
+def _build(model: onnx.ModelProto, options: TrtOptions, backend: Backend, precision: str, keep_fp32: Collection[str],
            progress: Progress, group: tuple[Capability, ...]) -> BuiltEngine:
     def work(watch: Watch) -> BuiltEngine:
         builder, network = backend.package.loaders.CreateNetwork(
@@ -109,7 +109,7 @@ def _channels_last(trt: Any, network: Any) -> None:
             tensor.allowed_formats = 1 << int(trt.TensorFormat.HWC)
 
 
-def _serialize(backend: Backend, parsed: tuple[Any, Any, Any], options: EngineOptions, ranges: Ranges,
+def _serialize(backend: Backend, parsed: tuple[Any, Any, Any], options: TrtOptions, ranges: Ranges,
                group: tuple[Capability, ...], watch: Watch) -> bytes:
     """parsed: builder, network and parser."""
     package = backend.package

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
-from gkp.converter.trt.options import Capability
 from gkp.errors import UsageError
+from gkp.options.trt import Capability
 
 TURING: Capability = (7, 5)
 AMPERE: Capability = (8, 0)
-
-
-def parse_capabilities(text: str) -> tuple[Capability, ...]:
-    """ "86,89,120" or "8.6,8.9,12.0" as sorted pairs. UsageError for anything else."""
-    found = set()
-    for part in str(text).split(","):
-        match = re.fullmatch(r"(\d{1,2})\.?(\d)", part.strip(), re.ASCII)
-        if match is None:
-            raise UsageError(f"{part.strip()!r} is not a compute capability", "e.g. 86,89,120 or 8.6,8.9,12.0")
-        found.add((int(match[1]), int(match[2])))
-    return tuple(sorted(found))
 
 
 def engine_groups(asked: Sequence[Capability], offered: Sequence[Capability]) -> list[tuple[Capability, ...]]:

@@ -9,8 +9,8 @@ import onnx
 
 from gkp.converter.trt.backend import CLASSIC, RTX
 from gkp.converter.trt.capability import AMPERE, TURING, dotted, engine_file
-from gkp.converter.trt.options import Capability, EngineOptions
 from gkp.converter.trt.profile import Shape, input_shapes, shape_ranges
+from gkp.options.trt import Capability, TrtOptions
 
 _TYPES = {onnx.TensorProto.FLOAT: "fp32", onnx.TensorProto.FLOAT16: "fp16", onnx.TensorProto.BFLOAT16: "bf16",
           onnx.TensorProto.INT8: "int8", onnx.TensorProto.UINT8: "uint8", onnx.TensorProto.BOOL: "bool",
@@ -18,7 +18,7 @@ _TYPES = {onnx.TensorProto.FLOAT: "fp32", onnx.TensorProto.FLOAT16: "fp16", onnx
 _IMAGE_AXES = 4
 
 
-def build_command(options: EngineOptions, model: onnx.ModelProto, file: str = "model.onnx") -> str:
+def build_command(options: TrtOptions, model: onnx.ModelProto, file: str = "model.onnx") -> str:
     """For NVIDIA's own tools, one after the other where there are several engines: `tensorrt_rtx` (any machine), `trtexec`
     of the classic package (the machine with the GPU), or both when no backend is named; and for gkp itself, which writes a
     directory that it can load. file: where the model lies.
@@ -27,24 +27,24 @@ def build_command(options: EngineOptions, model: onnx.ModelProto, file: str = "m
     TensorRT-RTX's "CPU-only AOT engines" (--computeCapabilities)."""
     common = _common(options, model, file)
     rtx = " && ".join(_line(["tensorrt_rtx", *common, *(_capabilities(group)), f"--saveEngine={_engine(group)}"])
-                      for group in _rtx_groups(options.capabilities))
+                      for group in _rtx_groups(options.compute_capability))
     cache = [f"--timingCacheFile={options.timing_cache}"] if options.timing_cache else []
-    classic = _line(["trtexec", *common, "--stronglyTyped", *cache, f"--saveEngine={_engine(options.capabilities)}"])
+    classic = _line(["trtexec", *common, "--stronglyTyped", *cache, f"--saveEngine={_engine(options.compute_capability)}"])
     both = f"{rtx}; with {CLASSIC} on the machine with the GPU: {classic}"
     tools = {CLASSIC: classic, RTX: rtx}.get(options.backend or "", both)
     return f"{tools}; for a directory that gkp loads: {_line(_gkp(options, file))}"
 
 
-def _gkp(options: EngineOptions, file: str) -> list[str]:
+def _gkp(options: TrtOptions, file: str) -> list[str]:
     flags = {"--backend": options.backend, "--workspace": options.workspace, "--timing-cache": options.timing_cache,
-             "--compute-capability": ",".join(dotted(c) for c in options.capabilities) or None,
+             "--compute-capability": ",".join(dotted(c) for c in options.compute_capability) or None,
              "--batch-profile": ",".join(map(str, options.batch_profile)) if options.batch_profile else None}
     return ["gkp-convert", file, "--target", "trt", *(["--dynamic-batch"] if options.batch_profile else []),
             *(["--channels-last"] if options.channels_last else []),
             *(str(part) for flag, value in flags.items() if value is not None for part in (flag, value))]
 
 
-def _common(options: EngineOptions, model: onnx.ModelProto, file: str) -> list[str]:
+def _common(options: TrtOptions, model: onnx.ModelProto, file: str) -> list[str]:
     flags = [f"--onnx={file}", "--skipInference"]
     if ranges := shape_ranges(model, options.batch_profile):
         for flag, position in (("min", 0), ("opt", 1), ("max", 2)):

@@ -29,9 +29,9 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from gkp.converter.trt.options import Capability
 from gkp.errors import FileError
 from gkp.files import write_file
+from gkp.options.trt import Capability
 
 Precision = Literal["fp32", "fp16"]
 SCHEMA_VERSION = 1

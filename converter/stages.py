@@ -1,0 +1,131 @@
+"""What the stages of a conversion hand on: open -> form -> simplify -> choose -> measure -> write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gkp import manifest
+from gkp.converter.encoding import Encoding
+from gkp.converter.forms import Choice, Forms
+from gkp.converter.graph import Graph
+from gkp.converter.sources import GroupedModel
+from gkp.converter.targets import Built, Target
+from gkp.converter.targets.base import Axes
+from gkp.options.convert import ConvertOptions
+from gkp.runtime.environment import physical_cores
+from gkp.types import Progress, silent
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be converted, and for what. source: a path or a module."""
+
+    source: Any
+    options: ConvertOptions
+    target: Target
+    progress: Progress = silent
+
+    @property
+    def path(self) -> Path | None:
+        return Path(self.source) if isinstance(self.source, str | Path) else None
+
+    @property
+    def output(self) -> Path | None:
+        """Where to write: as asked for, or MODEL-stem.TARGET in the current directory; None: nothing says."""
+        return self.options.output or (default_output(self.path, self.target.name) if self.path else None)
+
+    @property
+    def threads(self) -> int:
+        return self.options.threads or physical_cores()
+
+    @property
+    def measured(self) -> bool:
+        """May and can models be timed?"""
+        return self.options.benchmark and self.target.measurable()
+
+
+def default_output(source: Path, target: str) -> Path:
+    """MODEL-stem.TARGET in the current directory."""
+    return Path(f"{source.stem or source.name}.{target}")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The checkpoint. dynamic: the axes that are free at run time; batches: the sizes that count; baseline: the dense model
+    that was given."""
+
+    model: GroupedModel
+    dynamic: Axes
+    batches: tuple[int, ...]
+    baseline: GroupedModel | None
+    notes: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        """What the dense baseline is: "given", "twin" or "as_is" (none)."""
+        return "given" if self.baseline else "twin" if self.model.pruned else "as_is"
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """The checkpoint in the one form, simplified. macs, params: as published; left: (node, why) of what has not become a
+    BranchedConv; twin: the dense twin in the one form, where that is the baseline."""
+
+    graph: Graph
+    macs: int
+    params: int
+    left: Sequence[tuple[str, str]]
+    twin: Graph | None
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A form for every layer, and the model built with them. default: the forms that stay when nothing beats them."""
+
+    choice: Choice
+    forms: Forms
+    default: Forms
+    encoding: Encoding
+    built: Built
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The dense baseline. rows: by name, in every engine that it runs on, with the engine; macs: None without a baseline."""
+
+    rows: Mapping[str, tuple[Built, Target]]
+    macs: int | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What came out of measuring. choice: that of Chosen, or the default forms where the whole model was not faster in the
+    chosen ones; built: what is written; described: the same layers as they are reported; dense: what is written as the
+    baseline."""
+
+    choice: Choice
+    built: Built
+    described: Built
+    dense: Built | None
+    dense_macs: int
+    rows: tuple[manifest.Measurement, ...]
+    roofline: manifest.Roofline | None
+    theoretical: float | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything but writing. seconds: by stage."""
+
+    job: Job
+    opened: Opened
+    recognised: Recognised
+    chosen: Chosen
+    measured: Measured
+    seconds: Mapping[str, float]
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,143 @@
+"""Writing a conversion: emit, verify, manifest. A failed verification leaves nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from gkp import _version, manifest
+from gkp.converter.artefact import Artefact, staged
+from gkp.converter.describe import layer_rows, tensors
+from gkp.converter.dynamic import free_axes
+from gkp.converter.encoding import operators
+from gkp.converter.graph import Graph
+from gkp.converter.lower.emit import lower
+from gkp.converter.sources.base import in_precision
+from gkp.converter.stages import Prepared
+from gkp.converter.targets.base import About, Emitted
+from gkp.converter.verify import check_inputs, first_difference, verified_batches, verify, worst
+from gkp.errors import VerificationError
+from gkp.runtime.environment import fingerprint
+from gkp.runtime.trust import sign
+from gkp.text import clean
+from gkp.types import Run
+
+
+def written(prepared: Prepared, output: Path) -> Artefact:
+    """The artefact in `output`. VerificationError when it computes something else; then nothing is written."""
+    job, measured = prepared.job, prepared.measured
+    with staged(output) as folder:
+        emitted = measured.built.emit(folder)
+        if measured.dense is not None:
+            baseline = measured.dense.emit_baseline(folder)
+            emitted = Emitted((*emitted.files, *baseline.files), (*emitted.engines, *baseline.engines))
+        start = time.perf_counter()
+        verifications = _verified(prepared)
+        seconds = {**prepared.seconds, "verify": round(time.perf_counter() - start, 3)}
+        files = {name: manifest.sha256(folder / name) for name in emitted.files}
+        made = described(replace(prepared, seconds=seconds), files, verifications, emitted)
+        made = sign(made) if job.target.signed else made
+        (folder / manifest.FILE_NAME).write_bytes(manifest.encode(made))
+    return Artefact(output, made, measured.built.missing)
+
+
+# ---- verify ---------------------------------------------------------------------------------------------------------
+def _verified(prepared: Prepared) -> list[manifest.Verification]:
+    """By everything that the target computes with. VerificationError for the first that differs."""
+    job, opened, built = prepared.job, prepared.opened, prepared.measured.built
+    job.progress("verifying against the checkpoint", None)
+    span = job.options.target.batch_range
+    inputs = check_inputs(opened.model.model, opened.dynamic, verified_batches(span) if span else (2, 5))
+    done = []
+    for number, (engine, run) in enumerate(built.engines()):
+        if number and span:  # an engine takes no other batches
+            inputs = [given for given in inputs if span[0] <= given[1] <= span[2]]
+        precision = "fp16" if number else job.options.precision  # tensor cores round fp32 to as few bits (TF32)
+        result = verify(_fed(run, job.options.io_precision), engine, opened.model.reference, opened.model.reference_name,
+                        inputs, precision, built.tolerance)
+        if not result.passed:
+            raise _differs(prepared, result, inputs[0][2])
+        done.append(result)
+    return done
+
+
+def _fed(run: Run, io: str) -> Run:
+    """With float32 inputs, whatever the model's own are."""
+    return lambda feeds: run(in_precision(feeds, io))
+
+
+def _differs(prepared: Prepared, result: manifest.Verification, feeds: Mapping[str, Any]) -> VerificationError:
+    bad = worst(result)
+    stock = free_axes(lower(prepared.recognised.graph, {}).to_model(), prepared.opened.dynamic)
+    where = first_difference(prepared.opened.model.model, stock, feeds)
+    return VerificationError(
+        f"the converted model computes something else: max error {bad.max_abs_error:.3g}, allowed "
+        f"{bad.tolerance:.3g} (inputs: {bad.name}, batch {bad.batch})"
+        + (f"; first tensor that differs: {where}" if where else ""),
+        "nothing was written; try --strategy dense, and please report this model")
+
+
+# ---- manifest -------------------------------------------------------------------------------------------------------
+def described(prepared: Prepared, files: Mapping[str, str] | None = None,
+              verifications: Sequence[manifest.Verification] = (), emitted: Emitted | None = None) -> manifest.Manifest:
+    """The manifest. files: checksums by name; without what was written, that of a dry run."""
+    job, opened, recognised, measured = prepared.job, prepared.opened, prepared.recognised, prepared.measured
+    options, about = job.options, _about(prepared)
+    first = measured.rows[0] if measured.rows else None
+    model = opened.model
+    return manifest.Manifest(
+        gkp_version=_version.__version__,
+        source=manifest.Source(path=clean(job.path.name) if job.path else type(job.source).__name__,
+                               sha256=manifest.sha256(job.path) if job.path else None,
+                               system=model.system, description=clean(model.description)),
+        target=job.target.name, precision=options.precision, threads=job.threads,
+        provider=job.target.provider, strategy=options.forms.strategy,
+        inputs=_ports(model.model.graph.input, opened.dynamic, options.io_precision),
+        outputs=_ports(Graph(model.model).to_model().graph.output, _output_axes(prepared), options.io_precision),
+        layers=layer_rows(recognised.graph, measured.choice, job.target, about),
+        macs=manifest.Macs(dense=measured.dense_macs, kept=recognised.macs, executed=about.executed),
+        params=recognised.params, baseline=_baseline(prepared),
+        latency_ms=first.latency_ms if first else manifest.Latencies(),
+        speedup=first.speedup if first else manifest.Speedup(theoretical=measured.theoretical),
+        measurements=list(measured.rows), verification=next(iter(verifications), None),
+        engine_verification=verifications[1] if len(verifications) > 1 else None,
+        engines=list(emitted.engines if emitted else about.engines),
+        operators={"before": operators(model.model), "after": dict(measured.built.operators)},
+        notes=[*opened.notes, *prepared.chosen.notes, *measured.notes, *prepared.notes, *about.notes,
+               *(f"left as it is: {name} ({why})" for name, why in recognised.left)],
+        environment=fingerprint(), files=dict(files or {}), seconds=dict(prepared.seconds), roofline=measured.roofline,
+        memory=about.memory)
+
+
+def _about(prepared: Prepared) -> About:
+    """Of what is written, with its layers in the forms that are reported."""
+    measured, may_run = prepared.measured, prepared.job.measured
+    about = measured.built.about(may_run)
+    if measured.described is measured.built:
+        return about
+    layers = measured.described.about(may_run)
+    return replace(about, macs=layers.macs, executed=layers.executed, kernels=layers.kernels)
+
+
+def _baseline(prepared: Prepared) -> manifest.Baseline:
+    opened, given = prepared.opened, prepared.job.options.baseline
+    words = {"given": clean(given.name) if given else "",
+             "twin": "the unpruned architecture, random weights" if opened.model.dense else "",
+             "as_is": "--baseline names a dense ancestor"}
+    return manifest.Baseline(kind=opened.kind, description=words[opened.kind],
+                             sha256=manifest.sha256(given) if given else None)
+
+
+def _ports(infos: Any, axes: Mapping[str, Mapping[int, str]], io: str) -> list[manifest.Tensor]:
+    return [msgspec.structs.replace(t, dtype="float16") if io == "fp16" and t.dtype == "float32" else t
+            for t in tensors(infos, axes)]
+
+
+def _output_axes(prepared: Prepared) -> dict[str, dict[int, str]]:
+    axes = next((a for a in prepared.opened.dynamic.values() if 0 in a), None)
+    return {o.name: {0: axes[0]} for o in prepared.opened.model.model.graph.output} if axes else {}

@@ -1,0 +1,88 @@
+"""How options are declared: fields of a struct, from which the command line, its help, the checks and the Python API derive."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gkp.errors import UsageError
+
+_KEY = "option"
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option. help: for --help; choices: the values it takes; between: the smallest and the largest number; parse: makes
+    the value of a text, and raises UsageError for one that makes no sense; many: may be repeated, and parse takes the tuple
+    of all texts; path: of a file or folder; flags: in place of the one that its name gives."""
+
+    help: str
+    metavar: str | None = None
+    choices: tuple[str, ...] = ()
+    between: tuple[int, int] | None = None
+    parse: Callable[[Any], Any] | None = None
+    many: bool = False
+    path: bool = False
+    flags: tuple[str, ...] = ()
+
+    def value(self, name: str, given: Any) -> Any:
+        """What the struct holds for what was given. UsageError when it is not one of the choices, or out of range."""
+        if given is None:
+            return None
+        if self.path and isinstance(given, str):
+            return Path(given)
+        if self.parse is not None and isinstance(given, tuple if self.many else str):
+            return self.parse(given)
+        if self.choices and given not in self.choices:
+            raise UsageError(f"unknown {name} {given!r}", f"choose one of: {', '.join(self.choices)}")
+        if self.between and not (isinstance(given, int) and self.between[0] <= given <= self.between[1]):
+            raise UsageError(f"{name} must be {self.between[0]} to {self.between[1]}, not {given}",
+                             "leave it out for the default")
+        return given
+
+
+@dataclass(frozen=True)
+class Declared:
+    """An option with the name and the default that its struct gives it."""
+
+    name: str
+    default: Any
+    option: Option
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """--NAME; --no-NAME of what is on by default."""
+        return self.option.flags or (("--no-" if self.default is True else "--") + self.name.replace("_", "-"),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """A struct of options. One that exists is valid: texts are parsed, numbers and names checked as it is made (UsageError)."""
+
+    def __post_init__(self) -> None:
+        for found in declared(type(self)):
+            object.__setattr__(self, found.name, found.option.value(found.name, getattr(self, found.name)))
+        self.check()
+
+    def check(self) -> None:
+        """UsageError for values that do not go together."""
+
+
+def option(default: Any, help: str, *, factory: Callable[[], Any] | None = None, **more: Any) -> Any:
+    """A field of a struct of options. factory: makes the default; more: the other fields of Option."""
+    metadata = {_KEY: Option(help, **more)}
+    if factory is not None:
+        return dataclasses.field(default_factory=factory, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def declared(struct: type[Options]) -> Iterator[Declared]:
+    """The options of a struct, in its order."""
+    for field in dataclasses.fields(struct):
+        if _KEY in field.metadata:
+            made = field.default_factory() if field.default is dataclasses.MISSING and callable(field.default_factory) \
+                else field.default
+            yield Declared(field.name, made, field.metadata[_KEY])

@@ -1,0 +1,92 @@
+"""What a conversion can be asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gkp.errors import UsageError
+from gkp.manifest import MAX_THREADS
+from gkp.options.base import Declared, Options, declared, option
+from gkp.options.forms import FormOptions, TargetOptions
+from gkp.options.targets import EVERY, OrtOptions
+
+PRECISIONS = ("fp32", "fp16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions(Options):
+    """What any target can be asked for, and the target's own options. input_shapes: shape by input name ("": of the only one),
+    where the file does not say it; arch: "pkg:callable" that builds the module of a state dict; trust_code: open files that
+    run code when they are loaded; output: None: a name made from the model's."""
+
+    target: TargetOptions = field(default_factory=OrtOptions)
+    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    arch: str | None = None
+    trust_code: bool = False
+    output: Path | None = option(None, "Directory to write. [default: MODEL-stem.TARGET]", path=True, flags=("-o", "--output"))
+    force: bool = option(False, "Overwrite a directory that gkp wrote before.")
+    dynamic_batch: bool = option(False, "Any batch size at run time; measured at 1 and 64.")
+    precision: str = option("fp32", "Of weights and arithmetic.", choices=PRECISIONS)
+    io_precision: str = option("fp32", "fp16: type of the inputs and outputs.", choices=PRECISIONS)
+    baseline: Path | None = option(None, "The dense model that this one was pruned from. [default: a dense twin for pruned "
+                                   "models]", metavar="DENSE_MODEL", path=True)
+    threads: int | None = option(None, "Threads at run time. [default: physical cores]", between=(1, MAX_THREADS))
+    benchmark: bool = option(True, "Measure nothing; forms and kernels are chosen by estimates.")
+    dry_run: bool = option(False, "Do everything but write.")
+
+    @property
+    def free_batch(self) -> bool:
+        """Any batch size at run time, or the range that the target has to know."""
+        return self.dynamic_batch or self.target.batch_range is not None
+
+    @property
+    def forms(self) -> FormOptions:
+        """How forms are chosen; the defaults where the target has one form."""
+        return self.target if isinstance(self.target, FormOptions) else FormOptions()
+
+    def check(self) -> None:
+        for shape in self.input_shapes.values():
+            if len(shape) < 2 or not all(isinstance(n, int) and n > 0 for n in shape):
+                raise UsageError(f"{shape!r} is not an input shape", "e.g. (1, 3, 224, 224)")
+        if self.io_precision != "fp32" and self.precision != "fp16":
+            raise UsageError("--io-precision is for --precision fp16", "leave it out, or add --precision fp16")
+
+
+def convert_options(target: str = "ort", **values: Any) -> ConvertOptions:
+    """The options of a conversion from their names alone, as the command line and gkp.convert have them: those of the target
+    among the others. UsageError for an unknown target, an option of other targets that is not left at its default, and an
+    unknown one."""
+    struct = next((s for s in EVERY if s.name == target), None)
+    if struct is None:
+        raise UsageError(f"unknown target {target!r}", f"choose one of: {', '.join(s.name for s in EVERY)}")
+    own = {d.name for d in declared(struct)}
+    common = {f.name for f in dataclasses.fields(ConvertOptions)} - {"target"}
+    for name in values.keys() - own - common:
+        _check_foreign(name, values[name], struct)
+    return ConvertOptions(target=struct(**{k: v for k, v in values.items() if k in own}),
+                          **{k: v for k, v in values.items() if k in common})
+
+
+def _check_foreign(name: str, value: Any, struct: type[TargetOptions]) -> None:
+    """Of an option that the target does not have."""
+    having = {s.name: d for s in EVERY for d in declared(s) if d.name == name}
+    if not having:
+        raise UsageError(f"gkp.convert() got an unexpected keyword argument {name!r}", "see help(gkp.convert)")
+    found = next(iter(having.values()))
+    if value not in (found.default, None, ()):
+        raise UsageError(f"{found.flags[-1]} is for --target {' and '.join(having)}, not {struct.name}{struct.otherwise}",
+                         "leave it out, or choose such a target")
+
+
+def every_option() -> Iterator[Declared]:
+    """The options of gkp-convert: the common ones, then those of each target that no target before it has."""
+    known: set[str] = set()
+    for struct in (ConvertOptions, *EVERY):
+        for found in declared(struct):
+            if found.name not in known:
+                known.add(found.name)
+                yield found

@@ -1,0 +1,69 @@
+"""The targets, with the options of each: one struct a target, listed below."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from gkp.options.base import option
+from gkp.options.forms import FormOptions, TargetOptions
+from gkp.options.trt import TrtOptions
+
+CPU_NAMES = ("host", "x86-64-v3", "x86-64-v4", "aarch64")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxOptions(FormOptions):
+    name: ClassVar[str] = "onnx"
+    summary: ClassVar[str] = "stock ONNX"
+    implementation: ClassVar[str] = "gkp.converter.targets.onnx:OnnxTarget"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrtOptions(FormOptions):
+    """provider: None is the CPU."""
+
+    name: ClassVar[str] = "ort"
+    summary: ClassVar[str] = "what is fastest on ONNX Runtime here"
+    implementation: ClassVar[str] = "gkp.converter.targets.ort:OrtTarget"
+
+    provider: str | None = option(None, "ONNX Runtime execution provider: cpu, cuda, tensorrt, nv-tensorrt-rtx.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenVinoOptions(FormOptions):
+    name: ClassVar[str] = "openvino"
+    summary: ClassVar[str] = "what is fastest on OpenVINO here"
+    implementation: ClassVar[str] = "gkp.converter.targets.openvino:OpenVinoTarget"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NativeOptions(TargetOptions):
+    """cpu: the processor to compile for; keep_source: the artefact gets a folder with the generated source; hybrid: ONNX
+    Runtime runs what has no kernel."""
+
+    name: ClassVar[str] = "native"
+    summary: ClassVar[str] = "the network compiled with kernels of its own into a library that needs no runtime"
+    implementation: ClassVar[str] = "gkp.converter.targets.native:NativeTarget"
+    otherwise: ClassVar[str] = ", which compiles every layer as it is"
+
+    cpu: str = option("host", "native: the processor to compile for. x86-64-v3 has AVX2, x86-64-v4 AVX-512; aarch64 is 64-bit "
+                      "ARM. Only host uses everything that this machine can do.", choices=CPU_NAMES)
+    keep_source: bool = option(False, "native: keep the generated C++ in DIR/source, with a build.sh.")
+    hybrid: bool = option(False, "native: let ONNX Runtime run the operators that have no kernel, between native segments. "
+                          "Without it such a model is refused (exit code 3).")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CpuOptions(TargetOptions):
+    """All targets of the CPU, of which the fastest is taken: they have no option in common."""
+
+    name: ClassVar[str] = "cpu"
+    summary: ClassVar[str] = "whichever of ort, openvino and native is fastest here"
+    implementation: ClassVar[str] = ""
+    otherwise: ClassVar[str] = ", which takes the fastest target as it is"
+
+
+TARGETS: tuple[type[TargetOptions], ...] = (OnnxOptions, OrtOptions, OpenVinoOptions, NativeOptions, TrtOptions)
+EVERY: tuple[type[TargetOptions], ...] = (*TARGETS, CpuOptions)
+"""What --target takes."""

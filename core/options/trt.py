@@ -1,0 +1,87 @@
+"""The options of --target trt."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from gkp.errors import UsageError
+from gkp.options.base import option
+from gkp.options.forms import FormOptions
+
+Capability = tuple[int, int]
+"""CUDA compute capability, (major, minor): (8, 9) is Ada."""
+BatchProfile = tuple[int, int, int]
+"""Smallest, usual and largest batch (TensorRT: optimization profile)."""
+_MOST_BYTES, _LARGEST_BATCH = 1 << 50, 1 << 24
+
+
+def parse_capabilities(text: str) -> tuple[Capability, ...]:
+    """ "86,89,120" or "8.6,8.9,12.0" as sorted pairs. UsageError for anything else."""
+    found = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d{1,2})\.?(\d)", part.strip(), re.ASCII)
+        if match is None:
+            raise UsageError(f"{part.strip()!r} is not a compute capability", "e.g. 86,89,120 or 8.6,8.9,12.0")
+        found.add((int(match[1]), int(match[2])))
+    return tuple(sorted(found))
+
+
+def parse_bytes(text: str) -> int:
+    """ "512M", "2G" or a plain number of bytes. UsageError for anything else, for 0, and for what no machine has."""
+    match = re.fullmatch(r"(\d{1,19})([KMGT]?)(i?B)?", text.strip(), re.ASCII | re.IGNORECASE)
+    size = int(match[1]) << 10 * " KMGT".index(match[2].upper() or " ") if match else 0
+    if not 0 < size <= _MOST_BYTES:
+        raise UsageError(f"--workspace {text!r} is not a size", "e.g. --workspace 2G")
+    return size
+
+
+def parse_batch_profile(text: str) -> BatchProfile:
+    """ "1,8,64": smallest, usual and largest batch. UsageError when it is anything else."""
+    parts = text.split(",")
+    if len(parts) != 3 or not all(p.strip().isascii() and p.strip().isdigit() for p in parts):
+        raise UsageError(f"{text!r} is not a batch profile", "MIN,OPT,MAX, e.g. --batch-profile 1,8,64")
+    return check_order((int(parts[0]), int(parts[1]), int(parts[2])))
+
+
+def check_order(profile: BatchProfile) -> BatchProfile:
+    """The profile. UsageError when its sizes are out of order."""
+    smallest, usual, largest = profile
+    if not 1 <= smallest <= usual <= largest <= _LARGEST_BATCH:
+        raise UsageError(f"batch profile {smallest},{usual},{largest} does not satisfy 1 <= MIN <= OPT <= MAX",
+                         "give it, e.g. --batch-profile 1,8,64")
+    return profile
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrtOptions(FormOptions):
+    """backend: None: whichever package serves here; compute_capability: GPUs to build for (tensorrt_rtx; empty: every one that
+    it offers from Ampere on); batch_profile: of a dynamic batch; workspace: bytes of scratch memory, None: the builder's own
+    limit; channels_last: the engine takes and gives NHWC tensors; timing_cache: file that tensorrt keeps between builds;
+    runtime_cache: file that tensorrt_rtx keeps between the runs of conversions, not used when building; engine: make engines
+    at all."""
+
+    name: ClassVar[str] = "trt"
+    summary: ClassVar[str] = "TensorRT engines"
+    implementation: ClassVar[str] = "gkp.converter.targets.trt:TrtTarget"
+
+    backend: str | None = option(None, "trt: the package that builds the engine. [default: tensorrt where it is installed and "
+                                 "a GPU answers, else tensorrt_rtx]", choices=("tensorrt", "tensorrt_rtx"))
+    compute_capability: tuple[Capability, ...] = option(
+        (), "trt: GPUs to build for, with tensorrt_rtx: 75 Turing (an engine of its own), 80 and 86 Ampere, 89 Ada, 120 "
+        "Blackwell. [default: all from Ampere on]", metavar="86,89,120", parse=parse_capabilities)
+    batch_profile: BatchProfile | None = option(None, "trt: the range of the batch, and the batch to be fastest at.",
+                                                metavar="MIN,OPT,MAX", parse=parse_batch_profile)
+    workspace: int | None = option(None, "trt: scratch memory that the engine may take, e.g. 2G.", metavar="SIZE",
+                                   parse=parse_bytes)
+    channels_last: bool = option(False, "trt: the engine takes and gives NHWC tensors, and does not transpose.")
+    timing_cache: Path | None = option(None, "trt: what tensorrt measured, kept between builds.", metavar="FILE", path=True)
+    runtime_cache: Path | None = option(None, "trt: what tensorrt_rtx compiled for the GPU, kept between conversions.",
+                                        metavar="FILE", path=True)
+    engine: bool = option(True, "trt: write the rewritten ONNX file and the command that builds the engine.")
+
+    @property
+    def batch_range(self) -> BatchProfile | None:
+        return self.batch_profile
