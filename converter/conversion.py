@@ -22,7 +22,7 @@ from gkp.converter.graph import DOMAIN, Graph, clean, one_line
 from gkp.converter.half import overflowing, to_half
 from gkp.converter.kept import mark_kept
 from gkp.converter.lower.emit import lower
-from gkp.converter.native.roofline import network_roofline
+from gkp.converter.native.building.roofline import network_roofline
 from gkp.converter.options import ConvertOptions
 from gkp.converter.recognise import left_over, recognise, simplify
 from gkp.converter.reference import Run

@@ -12,7 +12,7 @@ import onnx
 
 from gkp.converter.graph import Graph, clean
 from gkp.converter.native.artefact import LIBRARY
-from gkp.converter.native.frontend import program
+from gkp.converter.native.reading.frontend import program
 from gkp.converter.targets.native import NativeOptions, NativeTarget, Progress
 from gkp.edge.pieces import Piece
 from gkp.edge.segment_file import NATIVE

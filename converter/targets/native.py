@@ -21,11 +21,12 @@ from gkp.converter.forms import Choice
 from gkp.converter.graph import Graph, clean
 from gkp.converter.lower.candidates import Candidate, Group
 from gkp.converter.lower.emit import lower
-from gkp.converter.native.artefact import Compiled, Compiler, split
-from gkp.converter.native.hybrid import NATIVE
-from gkp.converter.native.kernel import CPUS, Cpu
-from gkp.converter.native.toolchain import Toolchain, find, host_cpu, machine
-from gkp.converter.native.tune import Measured, Model, Timer
+from gkp.converter.native.artefact import Compiled, Compiler
+from gkp.converter.native.building.toolchain import Toolchain, find, host_cpu, machine
+from gkp.converter.native.building.tune import Measured
+from gkp.converter.native.kernels.cpu import CPUS, Cpu
+from gkp.converter.native.planning.timer import Model, Timer
+from gkp.converter.native.reading.parts import NATIVE, parts
 from gkp.converter.reference import Run
 from gkp.converter.sources.base import sample_inputs
 from gkp.converter.targets.base import About, Axes, Estimate, Target, write_dense
@@ -57,7 +58,7 @@ class NativeOptions:
 
 class NativeTarget:
     """The one form itself, compiled: nothing is lowered to stock operators. Kernels are chosen per layer, measured here
-    (gkp.converter.native.tune), or by the model when the library is for another processor."""
+    (gkp.converter.native.building.tune), or by the model when the library is for another processor."""
 
     name: ClassVar[str] = "native"
     summary: ClassVar[str] = "own kernels, compiled to a library that needs no runtime (CPU)"
@@ -100,7 +101,7 @@ class NativeTarget:
         if build:
             self._built(model)
         else:
-            split(Graph(model), self._options.hybrid)
+            parts(Graph(model), self._options.hybrid)
 
     def runner(self, model: onnx.ModelProto, threads: int) -> Runner:
         return self._built(model, here=True).open(threads)
@@ -175,7 +176,7 @@ class NativeTarget:
         for layer, kind, count in built.steps():
             macs[layer] = macs.get(layer, 0) + count
             kernels[layer] = max(kernels.get(layer, (-1, "")), (count, kind), key=lambda found: found[0])
-        foreign = sum(graph_macs(lower(part.graph, {})) for part in built.parts if part.kind != NATIVE)
+        foreign = sum(graph_macs(lower(graph, {})) for graph in built.foreign)
         notes = [*self._choice_notes(), *(self._hybrid_notes(built, model, threads, measure) if built.hybrid else ())]
         return About(tuple(notes), built.memory, {layer: kind for layer, (_, kind) in kernels.items()}, macs,
                      sum(macs.values()) + foreign)
@@ -188,10 +189,9 @@ class NativeTarget:
         return [] if self._options.tune else ["a model of the processor chose the kernels: nothing was measured"]
 
     def _hybrid_notes(self, built: Compiled, model: onnx.ModelProto, threads: int, measure: bool) -> list[str]:
-        foreign = [part for part in built.parts if part.kind != NATIVE]
-        operators = sorted({clean(node.op) for part in foreign for node in part.graph.nodes})
-        text = (f"hybrid: {_count(len(built.parts) - len(foreign), 'native segment')}, "
-                f"{_count(len(foreign), 'ONNX Runtime segment')} ({', '.join(operators)})")
+        operators = sorted({clean(node.op) for graph in built.foreign for node in graph.nodes})
+        text = (f"hybrid: {_count(len(built.libraries), 'native segment')}, "
+                f"{_count(len(built.foreign), 'ONNX Runtime segment')} ({', '.join(operators)})")
         if not measure or not self.measurable():
             return [text]
         feeds = sample_inputs(model)
@@ -215,7 +215,10 @@ class NativeTarget:
             folder = Path(tempfile.mkdtemp(dir=self._folder.name))
             free = any(p.key == _ANY_BATCH for p in model.metadata_props)
             compiler = Compiler(cpu, self._tools(), self._timer(cpu), self._progress)
-            self._compiled[key] = compiler.compile(Graph(model), folder, self._options.hybrid, free)
+            graph = Graph(model)
+            found = parts(graph, self._options.hybrid)
+            inputs, outputs = ([t.name for t in ends] for ends in (graph.inputs, graph.outputs))
+            self._compiled[key] = compiler.compile(found, inputs, outputs, folder, free)
         return self._compiled[key]
 
     def _timer(self, cpu: Cpu) -> Timer:
