@@ -8,8 +8,8 @@ from functools import partial
 from gkp.benchmarks.engines import Start
 from gkp.benchmarks.results import LayerKind, NativeLayers, Scaling
 from gkp.converter.graph import Graph, clean
-from gkp.converter.native.peak import Peak
-from gkp.converter.native.roofline import Machine, Shape, network_roofline, shapes
+from gkp.converter.native.building.peak import Peak
+from gkp.converter.native.building.roofline import Machine, Shape, network_roofline, shapes
 from gkp.converter.sources.base import sample_inputs
 from gkp.errors import GkpError
 from gkp.manifest import LayerSpeed, Roofline

@@ -1,4 +1,4 @@
-"""A conversion, stage by stage: open -> form -> simplify -> choose -> build. Measuring and writing have files of their own."""
+"""A conversion by stages: open -> form -> simplify -> choose -> build. Measuring and writing have files of their own."""
 
 from __future__ import annotations
 

@@ -50,9 +50,10 @@ def measure(job: Job, opened: Opened, recognised: Recognised, chosen: Chosen) ->
     choice = _given_way(chosen) if row == "default" else chosen.choice
     best = {batch: name for batch, samples in timed.samples.items() if (name := fastest(samples, list(dense.rows)))}
     baseline = dense.rows[next(iter(best.values()), next(iter(dense.rows)))][0] if dense.rows else None
-    found = measurements(timed, {"converted": [row], "as_is": ["as_is"], "dense": list(dense.rows)}, job.threads, theoretical)
+    kinds = {"converted": [row], "as_is": ["as_is"], "dense": list(dense.rows)}
     return Measured(choice, built, built if row != "as_is" else chosen.built, baseline,
-                    recognised.macs if dense.macs is None else dense.macs, tuple(found), built.roofline(), theoretical,
+                    recognised.macs if dense.macs is None else dense.macs,
+                    tuple(measurements(timed, kinds, job.threads, theoretical)), built.roofline(), theoretical,
                     (*notes, *timed.notes, *_baseline_notes(job, dense, best)))
 
 

@@ -124,7 +124,8 @@ class Trials:
         return [wanted[0], largest]
 
     def _feeds(self, batch: int) -> dict[str, Any]:
-        return in_precision(sample_inputs(self.model, batch=batch if self.settings.dynamic else None), self.settings.encoding.io)
+        feeds = sample_inputs(self.model, batch=batch if self.settings.dynamic else None)
+        return in_precision(feeds, self.settings.encoding.io)
 
     def _measure(self, names: list[str], tried: list[str], base: Runner, batches: list[int]) -> bool:
         """Time the candidates `tried` for these layers together; take the best if it beats what is there now."""

@@ -62,8 +62,8 @@ def _click_option(found: Declared) -> Callable[..., Any]:
 
 
 def _segments(command: Callable[..., Any]) -> Callable[..., Any]:
-    command = click.option("--cpu", type=click.Choice(CPU_NAMES), default="host", show_default=True, help="native: the processor "
-                           "of the devices.")(command)
+    command = click.option("--cpu", type=click.Choice(CPU_NAMES), default="host", show_default=True,
+                           help="native: the processor of the devices.")(command)
     return click.option("--target", type=click.Choice(["ort", "native"]), default="ort", show_default=True,
                         help="What runs the segments: ONNX Runtime, or native kernels compiled for --cpu, with ONNX Runtime "
                              "for segments that have an operator without a kernel.")(command)

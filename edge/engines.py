@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 from dataclasses import replace
@@ -10,15 +11,17 @@ from typing import Protocol
 
 import onnx
 
-from gkp.converter.graph import Graph, clean
+from gkp.converter.encoding import Encoding
 from gkp.converter.native.artefact import LIBRARY
-from gkp.converter.native.frontend import program
-from gkp.converter.targets.native import NativeOptions, NativeTarget, Progress
+from gkp.converter.targets.native import NativeBuilt, NativeTarget
 from gkp.edge.pieces import Piece
 from gkp.edge.segment_file import NATIVE
 from gkp.errors import UnsupportedModelError
+from gkp.options.targets import NativeOptions
 from gkp.runtime.native import NativeRunner
 from gkp.runtime.runners import OrtRunner, Runner
+from gkp.text import clean
+from gkp.types import Progress, silent
 
 TARGETS = ("ort", "native")
 
@@ -54,23 +57,33 @@ class OrtEngine:
 
 
 class NativeEngine:
-    """Libraries of native kernels for `cpu` (gkp.converter.targets.native.CPU_NAMES); a segment with an operator that has no
-    kernel is left to ONNX Runtime. Compiled libraries are kept until the engine goes."""
+    """Libraries of native kernels for `cpu` (gkp.options.targets.CPU_NAMES); a segment with an operator that has no kernel
+    is left to ONNX Runtime. Compiled libraries are kept until the engine goes: devices and modes have segments in common."""
 
-    def __init__(self, cpu: str = "host", progress: Progress = lambda text, share: None) -> None:
-        self._target, self._stock = NativeTarget(NativeOptions(cpu), progress), OrtEngine()
-        self._target.require("fp32")
+    def __init__(self, cpu: str = "host", progress: Progress = silent) -> None:
+        self._target, self._stock = NativeTarget(NativeOptions(cpu=cpu), progress=progress), OrtEngine()
+        self._built: dict[bytes, NativeBuilt] = {}
         self.about = self._target.version()
 
     def prepare(self, piece: Piece) -> Piece:
-        return replace(piece, suffix=NATIVE) if _has_kernels(piece.graph) else piece
+        try:
+            self._of(piece)
+        except UnsupportedModelError:
+            return piece
+        return replace(piece, suffix=NATIVE)
+
+    def _of(self, piece: Piece) -> NativeBuilt:
+        key = hashlib.sha256(piece.graph.to_model().SerializeToString(deterministic=True)).digest()
+        if key not in self._built:
+            self._built[key] = self._target.build(piece.graph, {}, {}, Encoding(), 1)
+        return self._built[key]
 
     def write(self, piece: Piece, path: Path) -> None:
         if piece.suffix != NATIVE:
             self._stock.write(piece, path)
             return
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            self._target.emit(piece.graph.to_model(), Path(folder))
+            self._of(piece).emit(Path(folder))
             shutil.move(Path(folder) / LIBRARY, path)
 
     def open(self, piece: Piece, path: Path | None, threads: int) -> Runner:
@@ -79,20 +92,12 @@ class NativeEngine:
             return self._stock.open(piece, path, threads)
         if path is not None and self._target.measurable():
             return NativeRunner(path, threads)
-        return self._target.runner(piece.graph.to_model(), threads)
+        return self._of(piece).runner(threads)
 
 
-def make_engine(target: str, cpu: str = "host", progress: Progress = lambda text, share: None) -> Engine:
+def make_engine(target: str, cpu: str = "host", progress: Progress = silent) -> Engine:
     """target: one of TARGETS. BackendMissingError without the compiler that native needs."""
     return NativeEngine(cpu, progress) if target == "native" else OrtEngine()
-
-
-def _has_kernels(graph: Graph) -> bool:
-    try:
-        program(graph)
-    except UnsupportedModelError:
-        return False
-    return True
 
 
 def _checked(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -1,44 +1,42 @@
-"""A model compiled into the files of an artefact: one library, or segments between which ONNX Runtime runs."""
+"""A model compiled into the files of an artefact: one library, or several between which ONNX Runtime runs."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gkp.converter.graph import Graph
-from gkp.converter.native.frontend import program
-from gkp.converter.native.fuse import fuse
-from gkp.converter.native.hybrid import NATIVE, ONNX, Segment, segments, stock_model
-from gkp.converter.native.kernel import Cpu
-from gkp.converter.native.planner import make_plan
-from gkp.converter.native.source import write
-from gkp.converter.native.toolchain import Toolchain, build
-from gkp.converter.native.tune import Timer
-from gkp.errors import UnsupportedModelError
+from gkp.converter.native.building.source import write
+from gkp.converter.native.building.toolchain import Toolchain, build
+from gkp.converter.native.kernels.cpu import Cpu
+from gkp.converter.native.planning.planner import make_plan
+from gkp.converter.native.planning.timer import Timer
+from gkp.converter.native.program import Program
+from gkp.converter.native.reading.parts import NATIVE, Part, stock_model
 from gkp.manifest import Memory, sha256
 from gkp.runtime.hybrid import INDEX, HybridRunner, Index, SegmentFile, write_index
 from gkp.runtime.native import NativeRunner
 from gkp.runtime.runners import import_ort
+from gkp.types import Progress
 
 LIBRARY, HEADER = "model.so", "model.h"
-Progress = Callable[[str, float | None], None]
 
 
 @dataclass(frozen=True)
 class Compiled:
     """What was compiled. files: of the artefact, in the folder, the one that a runner opens first; sources: the files that
-    the libraries were made from, below the folder; libraries: what each says about itself (see gkp_describe); parts: the
-    segments, one if it is all native."""
+    the libraries were made from, below the folder; libraries: what each says about itself (see gkp_describe); foreign:
+    the graphs that ONNX Runtime runs."""
 
     folder: Path
     files: tuple[str, ...]
     sources: tuple[str, ...]
     libraries: tuple[Mapping[str, Any], ...]
-    parts: tuple[Segment, ...]
+    foreign: tuple[Graph, ...]
 
     @property
     def hybrid(self) -> bool:
@@ -63,22 +61,6 @@ class Compiled:
         return [(s["layer"], s["kind"], s["macs"]) for library in self.libraries for s in library["steps"]]
 
 
-def split(graph: Graph, hybrid: bool) -> list[Segment]:
-    """The whole graph as one native segment where the kernels can run it, else (hybrid) in segments.
-    UnsupportedModelError for operators without a kernel (not hybrid), or when every operator is one."""
-    try:
-        program(graph)
-    except UnsupportedModelError:
-        if not hybrid:
-            raise
-        parts = segments(graph)
-        if not any(part.kind == NATIVE for part in parts):
-            raise UnsupportedModelError("no part of this model with a convolution or matrix product can run in native "
-                                        "kernels", "use --target ort") from None
-        return parts
-    return [Segment(NATIVE, graph)]
-
-
 @dataclass(frozen=True)
 class Compiler:
     """How to compile. timer: by what kernels are chosen."""
@@ -88,25 +70,22 @@ class Compiler:
     timer: Timer
     progress: Progress
 
-    def compile(self, graph: Graph, folder: Path, hybrid: bool, dynamic_batch: bool) -> Compiled:
-        """Compile a graph into an empty folder. dynamic_batch: ONNX segments take any batch (native ones always do).
-        Errors of `split`; BackendMissingError without ONNX Runtime where it is needed."""
-        parts = split(graph, hybrid)
-        if len(parts) > 1 or parts[0].kind == ONNX:
-            return self._segments(graph, parts, folder, dynamic_batch)
-        library, sources = self._library(graph, folder)
-        return Compiled(folder, (LIBRARY, HEADER), tuple(sources), (library,), tuple(parts))
-
-    def _segments(self, graph: Graph, parts: list[Segment], folder: Path, dynamic_batch: bool) -> Compiled:
+    def compile(self, parts: Sequence[Part], inputs: Sequence[str], outputs: Sequence[str], folder: Path,
+                dynamic_batch: bool) -> Compiled:
+        """Compile the parts of a graph with these inputs and outputs into an empty folder. dynamic_batch: ONNX parts take
+        any batch (native ones always do). BackendMissingError without ONNX Runtime where it is needed."""
+        programs = [part.program for part in parts]
+        if len(programs) == 1 and programs[0] is not None:
+            library, sources = self._library(programs[0], folder)
+            return Compiled(folder, (LIBRARY, HEADER), tuple(sources), (library,), ())
         import_ort()
         files: list[SegmentFile] = []
-        sources: list[str] = []
-        libraries = []
+        sources, libraries = [], []
         for number, part in enumerate(parts):
             name = f"segment_{number}"
-            if part.kind == NATIVE:
+            if part.program is not None:
                 (folder / name).mkdir()
-                library, written = self._library(part.graph, folder / name)
+                library, written = self._library(part.program, folder / name)
                 libraries.append(library)
                 sources += [f"{name}/{file}" for file in written]
                 shutil.move(folder / name / LIBRARY, folder / f"{name}.so")
@@ -114,13 +93,12 @@ class Compiler:
                 (folder / f"{name}.onnx").write_bytes(stock_model(part, dynamic_batch).SerializeToString())
             file = f"{name}.so" if part.kind == NATIVE else f"{name}.onnx"
             files.append(SegmentFile(kind=part.kind, file=file, inputs=part.inputs, outputs=part.outputs))
-        write_index(Index(inputs=[t.name for t in graph.inputs], outputs=[t.name for t in graph.outputs], segments=files),
-                    folder / INDEX)
-        return Compiled(folder, (INDEX, *(f.file for f in files)), tuple(sources), tuple(libraries), tuple(parts))
+        write_index(Index(inputs=list(inputs), outputs=list(outputs), segments=files), folder / INDEX)
+        foreign = tuple(part.graph for part in parts if part.program is None)
+        return Compiled(folder, (INDEX, *(f.file for f in files)), tuple(sources), tuple(libraries), foreign)
 
-    def _library(self, graph: Graph, folder: Path) -> tuple[Mapping[str, Any], list[str]]:
-        plan = make_plan(fuse(program(graph)), self.cpu, self.timer)
-        written = write(plan, folder)
+    def _library(self, program: Program, folder: Path) -> tuple[Mapping[str, Any], list[str]]:
+        written = write(make_plan(program, self.cpu, self.timer), folder)
         self.progress("compiling", None)
         build(folder, self.cpu, self.tools)
         library: Mapping[str, Any] = json.loads((folder / "describe.json").read_text("ascii"))

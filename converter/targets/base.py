@@ -209,7 +209,7 @@ class StockOnnx(Target):
 
 @dataclass(frozen=True, eq=False)
 class StockBuilt(Built):
-    """An ONNX file in the target's runtime. graph, forms: what it was lowered from, None and nothing for a file as it came."""
+    """An ONNX file in the target's runtime. graph, forms: what it was lowered from; None for a file as it came."""
 
     target: StockOnnx
     file: OnnxFile

@@ -23,12 +23,13 @@ from gkp.converter.forms import Forms
 from gkp.converter.graph import Graph
 from gkp.converter.lower.candidates import Candidate, Group
 from gkp.converter.lower.emit import lower
-from gkp.converter.native.artefact import Compiled, Compiler, split
-from gkp.converter.native.hybrid import NATIVE, Segment
-from gkp.converter.native.kernel import CPUS, Cpu
-from gkp.converter.native.roofline import network_roofline
-from gkp.converter.native.toolchain import Toolchain, find, host_cpu, machine
-from gkp.converter.native.tune import Measured, Model, Timer
+from gkp.converter.native.artefact import Compiled, Compiler
+from gkp.converter.native.building.roofline import network_roofline
+from gkp.converter.native.building.toolchain import Toolchain, find, host_cpu, machine
+from gkp.converter.native.building.tune import Measured
+from gkp.converter.native.kernels.cpu import CPUS, Cpu
+from gkp.converter.native.planning.timer import Model, Timer
+from gkp.converter.native.reading.parts import NATIVE, Part, parts
 from gkp.converter.sources.base import sample_inputs
 from gkp.converter.targets.base import About, Axes, Built, Emitted, Estimate, Target
 from gkp.converter.targets.openvino import OpenVinoTarget
@@ -55,7 +56,8 @@ class NativeTarget(Target):
     signed: ClassVar[bool] = True
     any_size: ClassVar[bool] = False
 
-    def __init__(self, options: NativeOptions, precision: str = "fp32", measure: bool = True, progress: Progress = silent) -> None:
+    def __init__(self, options: NativeOptions, precision: str = "fp32", measure: bool = True,
+                 progress: Progress = silent) -> None:
         super().__init__(options, precision, measure, progress)
         self.cpu: Cpu = host_cpu() if options.cpu == "host" else CPUS[options.cpu]
 
@@ -125,7 +127,7 @@ class NativeBuilt(Built):
     def __init__(self, target: NativeTarget, graph: Graph, any_batch: bool, threads: int,
                  stock: onnx.ModelProto | None = None) -> None:
         self._target, self._graph, self._any_batch, self._threads, self._stock = target, graph, any_batch, threads, stock
-        self._parts: Sequence[Segment] = split(graph, target.options.hybrid)
+        self._parts: Sequence[Part] = parts(graph, target.options.hybrid)
 
     @cached_property
     def _folder(self) -> tempfile.TemporaryDirectory[str]:
@@ -143,14 +145,16 @@ class NativeBuilt(Built):
         target = self._target
         if target.measurable():
             return self.compiled
-        return self._compile(replace(target.cpu, name=f"host ({target.cpu.name})", flags=host_cpu().flags, triple=None), "here")
+        host = replace(target.cpu, name=f"host ({target.cpu.name})", flags=host_cpu().flags, triple=None)
+        return self._compile(host, "here")
 
     def _compile(self, cpu: Cpu, name: str) -> Compiled:
         folder = Path(self._folder.name) / name
         folder.mkdir()
         target = self._target
-        return Compiler(cpu, target.tools, target.timer(cpu), target.progress).compile(
-            self._graph, folder, target.options.hybrid, self._any_batch)
+        inputs, outputs = ([t.name for t in tensors] for tensors in (self._graph.inputs, self._graph.outputs))
+        return Compiler(cpu, target.tools, target.timer(cpu), target.progress).compile(self._parts, inputs, outputs, folder,
+                                                                                       self._any_batch)
 
     @property
     def tolerance(self) -> float:
@@ -164,8 +168,9 @@ class NativeBuilt(Built):
     def prepare(self) -> None:
         _ = self.compiled
 
-    def runner(self) -> NativeRunner | HybridRunner:
-        return self._here.open(self._threads)
+    def runner(self, threads: int | None = None) -> NativeRunner | HybridRunner:
+        """threads: in place of those that it was built for."""
+        return self._here.open(self._threads if threads is None else threads)
 
     def engines(self) -> Sequence[tuple[str, Run]]:
         return [(self._target.version(), self.runner().run)]
@@ -188,6 +193,7 @@ class NativeBuilt(Built):
 
     def roofline(self) -> Roofline | None:
         """Of a network that is native as a whole."""
+        self._target.progress("measuring layers against the core's peak", None)
         with contextlib.closing(self._here.open(1)) as runner:
             return network_roofline(runner, self._graph) if isinstance(runner, NativeRunner) else None
 
@@ -201,10 +207,10 @@ class NativeBuilt(Built):
         for layer, kind, count in self.compiled.steps():
             macs[layer] = macs.get(layer, 0) + count
             kernels[layer] = max(kernels.get(layer, (-1, "")), (count, kind), key=lambda found: found[0])
-        foreign = sum(graph_macs(lower(part.graph, {})) for part in self.compiled.parts if part.kind != NATIVE)
+        foreign = sum(graph_macs(lower(graph, {})) for graph in self.compiled.foreign)
         notes = [*self._choice_notes(), *(self._hybrid_notes(measure) if self.compiled.hybrid else ())]
-        return About({**plain, **macs}, sum(macs.values()) + foreign, {layer: kind for layer, (_, kind) in kernels.items()}, tuple(notes),
-                     self.compiled.memory)
+        return About({**plain, **macs}, sum(macs.values()) + foreign,
+                     {layer: kind for layer, (_, kind) in kernels.items()}, tuple(notes), self.compiled.memory)
 
     def _choice_notes(self) -> list[str]:
         target = self._target
@@ -215,10 +221,10 @@ class NativeBuilt(Built):
         return [] if target.measure else ["a model of the processor chose the kernels: nothing was measured"]
 
     def _hybrid_notes(self, measure: bool) -> list[str]:
-        foreign = [part for part in self.compiled.parts if part.kind != NATIVE]
-        operators = sorted({clean(node.op) for part in foreign for node in part.graph.nodes})
-        text = (f"hybrid: {plural(len(self.compiled.parts) - len(foreign), 'native segment')}, "
-                f"{plural(len(foreign), 'ONNX Runtime segment')} ({', '.join(operators)})")
+        compiled = self.compiled
+        operators = sorted({clean(node.op) for graph in compiled.foreign for node in graph.nodes})
+        text = (f"hybrid: {plural(len(compiled.libraries), 'native segment')}, "
+                f"{plural(len(compiled.foreign), 'ONNX Runtime segment')} ({', '.join(operators)})")
         if not measure or not self._target.measurable():
             return [text]
         feeds = sample_inputs(self._graph.to_model())

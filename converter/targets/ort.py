@@ -29,7 +29,8 @@ class OrtTarget(StockOnnx):
     name: ClassVar[str] = OrtOptions.name
     padding_slack = float("inf")  # its NCHWc kernels leave a convolution with a remainder to the slow path
 
-    def __init__(self, options: OrtOptions, precision: str = "fp32", measure: bool = True, progress: Progress = silent) -> None:
+    def __init__(self, options: OrtOptions, precision: str = "fp32", measure: bool = True,
+                 progress: Progress = silent) -> None:
         super().__init__(options, precision, measure, progress)
         self.provider: str = options.provider or "cpu"
         if self.provider != "cpu":

@@ -1,4 +1,4 @@
-"""How options are declared: fields of a struct, from which the command line, its help, the checks and the Python API derive."""
+"""How options are declared: as fields of a struct, from which the command line, its help and all checks derive."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ class Declared:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """A struct of options. One that exists is valid: texts are parsed, numbers and names checked as it is made (UsageError)."""
+    """A struct of options. One that exists is valid: texts are parsed, numbers and names checked as it is made, with a
+    UsageError for what makes no sense."""
 
     def __post_init__(self) -> None:
         for found in declared(type(self)):

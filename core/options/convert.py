@@ -19,15 +19,16 @@ PRECISIONS = ("fp32", "fp16")
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertOptions(Options):
-    """What any target can be asked for, and the target's own options. input_shapes: shape by input name ("": of the only one),
-    where the file does not say it; arch: "pkg:callable" that builds the module of a state dict; trust_code: open files that
-    run code when they are loaded; output: None: a name made from the model's."""
+    """What any target can be asked for, and the target's own options. input_shapes: shape by input name ("": of the only
+    one), where the file does not say it; arch: "pkg:callable" that builds the module of a state dict; trust_code: open
+    files that run code when they are loaded; output: None: a name made from the model's."""
 
     target: TargetOptions = field(default_factory=OrtOptions)
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     arch: str | None = None
     trust_code: bool = False
-    output: Path | None = option(None, "Directory to write. [default: MODEL-stem.TARGET]", path=True, flags=("-o", "--output"))
+    output: Path | None = option(None, "Directory to write. [default: MODEL-stem.TARGET]", path=True,
+                                 flags=("-o", "--output"))
     force: bool = option(False, "Overwrite a directory that gkp wrote before.")
     dynamic_batch: bool = option(False, "Any batch size at run time; measured at 1 and 64.")
     precision: str = option("fp32", "Of weights and arithmetic.", choices=PRECISIONS)

@@ -33,8 +33,8 @@ class FormOptions(TargetOptions):
     """Of the targets that read stock ONNX. strategy: see gkp.converter.choose; layers: layer -> name of its form; opset: of
     the ONNX file, None: as opened."""
 
-    strategy: str = option("auto", "auto: the fastest form of every layer, measured; dense: zeros filled in; fuse: one grouped "
-                           "convolution per layer; split: groups=n as n parallel convolutions.", choices=STRATEGIES)
+    strategy: str = option("auto", "auto: the fastest form of every layer, measured; dense: zeros filled in; fuse: one "
+                           "grouped convolution per layer; split: groups=n as n parallel convolutions.", choices=STRATEGIES)
     layers: Mapping[str, str] = option(None, "Choose a layer's form yourself (names and forms: gkp inspect -v).",
                                        factory=dict, metavar="NAME=FORM", flags=("--layer",), many=True, parse=parse_layers)
     opset: int | None = option(None, "Opset of the ONNX file. [default: as opened]", between=(13, 30))

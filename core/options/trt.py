@@ -57,18 +57,18 @@ def check_order(profile: BatchProfile) -> BatchProfile:
 
 @dataclass(frozen=True, kw_only=True)
 class TrtOptions(FormOptions):
-    """backend: None: whichever package serves here; compute_capability: GPUs to build for (tensorrt_rtx; empty: every one that
-    it offers from Ampere on); batch_profile: of a dynamic batch; workspace: bytes of scratch memory, None: the builder's own
-    limit; channels_last: the engine takes and gives NHWC tensors; timing_cache: file that tensorrt keeps between builds;
-    runtime_cache: file that tensorrt_rtx keeps between the runs of conversions, not used when building; engine: make engines
-    at all."""
+    """backend: None: whichever package serves here; compute_capability: GPUs to build for (tensorrt_rtx; empty: every one
+    that it offers from Ampere on); batch_profile: of a dynamic batch; workspace: bytes of scratch memory, None: the
+    builder's own limit; channels_last: the engine takes and gives NHWC tensors; timing_cache: file that tensorrt keeps
+    between builds; runtime_cache: file that tensorrt_rtx keeps between the runs of conversions, not used when building;
+    engine: make engines at all."""
 
     name: ClassVar[str] = "trt"
     summary: ClassVar[str] = "TensorRT engines"
     implementation: ClassVar[str] = "gkp.converter.targets.trt:TrtTarget"
 
-    backend: str | None = option(None, "trt: the package that builds the engine. [default: tensorrt where it is installed and "
-                                 "a GPU answers, else tensorrt_rtx]", choices=("tensorrt", "tensorrt_rtx"))
+    backend: str | None = option(None, "trt: the package that builds the engine. [default: tensorrt where it is installed "
+                                 "and a GPU answers, else tensorrt_rtx]", choices=("tensorrt", "tensorrt_rtx"))
     compute_capability: tuple[Capability, ...] = option(
         (), "trt: GPUs to build for, with tensorrt_rtx: 75 Turing (an engine of its own), 80 and 86 Ampere, 89 Ada, 120 "
         "Blackwell. [default: all from Ampere on]", metavar="86,89,120", parse=parse_capabilities)

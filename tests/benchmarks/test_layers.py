@@ -15,7 +15,7 @@ from gkp.benchmarks import layers
 from gkp.benchmarks.layers import BARS, SINGLE, kind_of, native_layers, scaling
 from gkp.branched import BranchedConv
 from gkp.converter.graph import Graph
-from gkp.converter.native.roofline import Shape, shapes
+from gkp.converter.native.building.roofline import Shape, shapes
 from gkp.converter.recognise import recognise, simplify
 from gkp.errors import BackendMissingError
 from gkp.runtime import measure

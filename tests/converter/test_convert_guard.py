@@ -10,9 +10,9 @@ import pytest
 from cli_kit import save, small_net
 from fake_target import FakeTarget, convolutions, groups
 
-import gkp
-from gkp.converter import conversion as pipeline
+from gkp.converter.convert import convert
 from gkp.manifest import Manifest
+from gkp.options.convert import convert_options
 
 LAYER = "conv_t6"
 
@@ -25,8 +25,8 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., M
     baseline = save(small_net(channels=32, groups=1, batch="n"), tmp_path / "dense.onnx")
 
     def run(cost: Callable[[onnx.ModelProto, int], float], *, dense: bool = True, **options: object) -> Manifest:
-        monkeypatch.setattr(pipeline, "make_target", lambda *_: FakeTarget(monkeypatch, cost))
-        return gkp.convert(given, baseline=baseline if dense else None, dry_run=True, threads=1, **options).manifest  # type: ignore[arg-type]
+        wanted = convert_options(baseline=baseline if dense else None, dry_run=True, threads=1, **options)
+        return convert(given, wanted, targets=[FakeTarget(monkeypatch, cost)]).manifest
 
     return run
 

@@ -10,7 +10,10 @@ from onnx_kit import Net
 
 from gkp.converter import fastest
 from gkp.converter.convert import ConvertOptions, convert
+from gkp.converter.targets.openvino import OpenVinoTarget
+from gkp.converter.targets.ort import OrtTarget
 from gkp.errors import BackendMissingError, UsageError
+from gkp.options.targets import CpuOptions, OpenVinoOptions, OrtOptions
 from gkp.runtime.load import load
 
 
@@ -25,36 +28,34 @@ def model(tmp_path: Path) -> Path:
 
 def test_the_fastest_of_all_installed_targets_is_written(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    made = convert(model, ConvertOptions(target="cpu", output=out, threads=1))
-    assert made.manifest.target in fastest.TARGETS
+    made = convert(model, ConvertOptions(target=CpuOptions(), output=out, threads=1))
+    names = [struct.name for struct in fastest.TARGETS]
+    assert made.manifest.target in names
     note = next(n for n in made.manifest.notes if n.startswith("--target cpu"))
-    assert all(name in note for name in fastest.TARGETS), note
+    assert all(name in note for name in names), note
     with load(out) as opened:
         assert opened.manifest.target == json.loads((out / "manifest.json").read_text())["target"] == made.manifest.target
 
 
-def test_what_is_not_installed_is_left_out_and_named(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def measure(self: fastest.Conversion) -> None:
-        if self.options.target != "ort":
-            raise BackendMissingError("not here")
-        original(self)
+class Absent(OpenVinoTarget):
+    """A runtime that is not installed."""
 
-    original = fastest.Conversion.measure
-    monkeypatch.setattr(fastest.Conversion, "measure", measure)
-    made = convert(model, ConvertOptions(target="cpu", dry_run=True, threads=1))
-    assert made.manifest.target == "ort"
-    assert {"--target cpu left out: native (not here)", "--target cpu left out: openvino (not here)"} <= set(made.manifest.notes)
-
-
-def test_nothing_installed_is_one_error(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def measure(self: fastest.Conversion) -> None:
+    def require(self, precision: str) -> None:
         raise BackendMissingError("not here")
 
-    monkeypatch.setattr(fastest.Conversion, "measure", measure)
-    with pytest.raises(BackendMissingError, match=r"native \(not here\)"):
-        convert(model, ConvertOptions(target="cpu", dry_run=True))
+
+def test_what_is_not_installed_is_left_out_and_named(model: Path) -> None:
+    targets = [Absent(OpenVinoOptions()), OrtTarget(OrtOptions())]
+    made = convert(model, ConvertOptions(target=CpuOptions(), dry_run=True, threads=1), targets=targets)
+    assert made.manifest.target == "ort"
+    assert "--target cpu left out: openvino (not here)" in made.manifest.notes
+
+
+def test_nothing_installed_is_one_error(model: Path) -> None:
+    with pytest.raises(BackendMissingError, match=r"openvino \(not here\)"):
+        convert(model, ConvertOptions(target=CpuOptions(), dry_run=True), targets=[Absent(OpenVinoOptions())])
 
 
 def test_it_must_measure(model: Path) -> None:
     with pytest.raises(UsageError, match="measure"):
-        convert(model, ConvertOptions(target="cpu", benchmark=False, dry_run=True))
+        convert(model, ConvertOptions(target=CpuOptions(), benchmark=False, dry_run=True))

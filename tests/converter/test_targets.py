@@ -12,9 +12,12 @@ from onnx_kit import Net, feeds_of, run_ort
 
 import gkp
 from gkp.branched import BranchedConv
+from gkp.converter.encoding import Encoding
 from gkp.converter.lower.candidates import dense, grouped, split
-from gkp.converter.targets import TARGETS, make_target
+from gkp.converter.targets import make_target
 from gkp.errors import BackendMissingError, UsageError
+from gkp.options.convert import convert_options
+from gkp.options.targets import EVERY, TARGETS, OrtOptions
 
 NAMES = [target.name for target in TARGETS]
 STOCK = [name for name in NAMES if name != "native"]  # those whose artefacts are stock ONNX
@@ -32,7 +35,7 @@ def conv(per_group: int) -> BranchedConv:
 def test_a_target_is_made_by_name(name: str) -> None:
     target = make_target(name)
     assert target.name == name
-    assert target.summary
+    assert next(struct.summary for struct in TARGETS if struct.name == name)
     assert target.block in (4, 8, 16)
     target.require("fp32")
     beginnings = {"ort": "onnxruntime ", "openvino": "openvino ", "onnx": "onnx", "native": "gkp native, ", "trt": "tensorrt_rtx "}
@@ -43,15 +46,18 @@ def test_unknown_targets_and_misplaced_providers_are_usage_errors() -> None:
     with pytest.raises(UsageError, match="unknown target 'tpu'") as caught:
         make_target("tpu")
     assert all(name in caught.value.hint for name in NAMES)
-    for name in ("onnx", "openvino"):
-        with pytest.raises(UsageError, match="--provider"):
-            make_target(name, "cpu")
+    with pytest.raises(UsageError, match="unknown target 'tpu'") as caught:
+        convert_options("tpu")
+    assert all(struct.name in caught.value.hint for struct in EVERY)
+    for name in ("onnx", "openvino", "native", "trt", "cpu"):
+        with pytest.raises(UsageError, match=f"--provider is for --target ort, not {name}"):
+            convert_options(name, provider="cpu")
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt", "nv-tensorrt-rtx", "abacus"])
 def test_a_provider_that_is_not_here_is_missing(provider: str) -> None:
     with pytest.raises(BackendMissingError, match=provider):
-        make_target("ort", provider).require("fp32")
+        make_target(OrtOptions(provider=provider)).require("fp32")
 
 
 @pytest.mark.parametrize("name", ["ort", "openvino"])
@@ -66,7 +72,7 @@ def test_stock_onnx_takes_fp16_and_measures_nothing() -> None:
     target.require("fp16")
     assert not target.measurable()
     with pytest.raises(BackendMissingError):
-        target.runner(small_net(), 1)
+        target.build_as_is(small_net(), Encoding(), 1).runner()
 
 
 @pytest.mark.parametrize("name", STOCK)
@@ -94,7 +100,7 @@ def test_the_fast_kernel_wants_whole_vectors() -> None:
 def test_runners_agree_with_onnx_runtime_unoptimised(name: str) -> None:
     net = Net(2, 3, 8, 8)
     model = net.model(net.conv3(net.relu(net.conv3("x", 3, 8)), 8, 8, group=4))
-    runner = make_target(name).runner(model, 1)
+    runner = make_target(name).build_as_is(model, Encoding(), 1).runner()
     x = feeds_of(model)
     assert runner.inputs == ["x"]
     np.testing.assert_allclose(runner.run(x)[0], run_ort(model, x)[0], atol=1e-4)
@@ -115,5 +121,6 @@ def test_a_permutation_before_a_plain_convolution_is_converted_right(name: str, 
 @pytest.mark.parametrize("name", STOCK)
 def test_one_model_file_is_written(name: str, tmp_path: Path) -> None:
     model = small_net()
-    assert make_target(name).emit(model, tmp_path) == ["model.onnx"]
+    built = make_target(name).build_as_is(model, Encoding(), 1)
+    assert built.emit(tmp_path).files[0] == "model.onnx"
     assert onnx.load(tmp_path / "model.onnx") == model

@@ -12,11 +12,12 @@ from interpret import run_step
 from kernel_kit import PARTS, Buffer, Case, Function, check_bounds, compile_kernels
 
 from gkp.branched import Branch, BranchedConv
-from gkp.converter.native.geometry import Geometry, Kind
-from gkp.converter.native.kernel import Cpu, Kernel
-from gkp.converter.native.layout import Halo, Layout, channels_last, planar
+from gkp.converter.native.kernels.cpu import Cpu
+from gkp.converter.native.kernels.kernel import Kernel
+from gkp.converter.native.kernels.layout import Halo, Layout, channels_last, planar
+from gkp.converter.native.planning.geometry import Geometry, Kind
+from gkp.converter.native.planning.ways import Way, conv_ways
 from gkp.converter.native.program import Activation, Conv, Program, Value
-from gkp.converter.native.ways import Way, conv_ways
 
 Array = npt.NDArray[Any]
 Rng = np.random.Generator

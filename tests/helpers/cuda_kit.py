@@ -6,7 +6,7 @@ import platform
 import subprocess
 from pathlib import Path
 
-from gkp.converter.native.toolchain import LIBRARIES, LINK, environment, find
+from gkp.converter.native.building.toolchain import LIBRARIES, LINK, environment, find
 
 _DRIVER = """
 int cuDriverGetVersion(int* version) { *version = @VERSION@; return 0; }

@@ -10,7 +10,9 @@ import numpy as np
 import onnx
 import pytest
 
+from gkp.converter.encoding import OnnxFile
 from gkp.converter.targets.base import StockOnnx
+from gkp.options.targets import OnnxOptions
 from gkp.runtime import measure
 
 
@@ -53,11 +55,10 @@ class FakeTarget(StockOnnx):
     """cost: milliseconds of a model at a batch size. calls: the batch size of every run."""
 
     name: ClassVar[str] = "fake"
-    summary: ClassVar[str] = "time made up"
-    provider = None
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, cost: Callable[[onnx.ModelProto, int], float], *, block: int = 4,
                  version: str = "fake 1.0") -> None:
+        super().__init__(OnnxOptions())
         self.cost, self._block, self._version = cost, block, version
         self.clock, self.calls = Clock(), list[int]()
         monkeypatch.setattr(measure, "time", self.clock)
@@ -72,11 +73,8 @@ class FakeTarget(StockOnnx):
     def version(self) -> str:
         return self._version
 
-    def measurable(self) -> bool:
-        return True
-
-    def runner(self, model: onnx.ModelProto, threads: int) -> FakeRunner:
-        return FakeRunner(model, self.cost, self.clock, self.calls)
+    def open(self, file: OnnxFile, threads: int) -> FakeRunner:
+        return FakeRunner(file.model, self.cost, self.clock, self.calls)
 
 
 def groups(model: onnx.ModelProto) -> int:

@@ -15,9 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from gkp.converter.native import toolchain
-from gkp.converter.native.kernel import CPUS, FUNCTION, Cpu, Kernel, prelude
-from gkp.converter.native.layout import Halo, Layout, channels_last, planar
+from gkp.converter.native.building import toolchain
+from gkp.converter.native.kernels.cpu import CPUS, Cpu
+from gkp.converter.native.kernels.kernel import FUNCTION, Kernel
+from gkp.converter.native.kernels.layout import Halo, Layout, channels_last, planar
+from gkp.converter.native.kernels.prelude import prelude
 from gkp.converter.native.program import Value
 from gkp.runtime.environment import vector_floats
 

@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from gkp.converter.native import source, toolchain
-from gkp.converter.native.kernel import SIGNATURE, Cpu, Kernel
-from gkp.converter.native.plan import Call, Place, Plan
+from gkp.converter.native.building import source, toolchain
+from gkp.converter.native.kernels.cpu import Cpu
+from gkp.converter.native.kernels.kernel import SIGNATURE, Kernel
+from gkp.converter.native.planning.plan import Call, Place, Plan
 from gkp.converter.native.program import Port
 from gkp.runtime.native import NativeRunner
 

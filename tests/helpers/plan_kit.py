@@ -15,8 +15,9 @@ from interpret import interpret
 from program_kit import check_program
 
 from gkp.branched import Branch, BranchedConv
-from gkp.converter.native import source, toolchain
-from gkp.converter.native.plan import Plan
+from gkp.converter.native.building import source, toolchain
+from gkp.converter.native.planning.plan import Plan
+from gkp.converter.native.planning.timer import Trial
 from gkp.converter.native.program import (
     Activation,
     Affine,
@@ -32,7 +33,6 @@ from gkp.converter.native.program import (
     Step,
     Value,
 )
-from gkp.converter.native.tune import Trial
 
 Array = npt.NDArray[Any]
 Rng = np.random.Generator

@@ -11,9 +11,9 @@ from interpret import interpret
 from onnx_kit import assert_close, feeds_of, run_ort
 
 from gkp.converter.graph import Graph
-from gkp.converter.native.frontend import program
-from gkp.converter.native.fuse import fuse
 from gkp.converter.native.program import Copy, Program, Step, reads
+from gkp.converter.native.reading.frontend import program
+from gkp.converter.native.reading.fuse import fuse
 from gkp.converter.recognise import recognise, simplify
 
 

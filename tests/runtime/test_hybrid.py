@@ -13,8 +13,8 @@ import pytest
 from native_kit import two_step_plan
 from onnx_kit import Net
 
-from gkp.converter.native import source
-from gkp.converter.native.toolchain import build, host_cpu
+from gkp.converter.native.building import source
+from gkp.converter.native.building.toolchain import build, host_cpu
 from gkp.errors import FileError, GkpError, UnsafeFileError, UsageError
 from gkp.manifest import sha256
 from gkp.runtime.hybrid import INDEX, HybridRunner, Index, SegmentFile, read_index, write_index

@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 from native_kit import Array, scale_kernel, two_port_plan, two_step_plan
 
-from gkp.converter.native import source
-from gkp.converter.native.kernel import Kernel
-from gkp.converter.native.plan import Call, Place, Plan
+from gkp.converter.native.building import source
+from gkp.converter.native.building.toolchain import build, host_cpu
+from gkp.converter.native.kernels.kernel import Kernel
+from gkp.converter.native.planning.plan import Call, Place, Plan
 from gkp.converter.native.program import Port
-from gkp.converter.native.toolchain import build, host_cpu
 from gkp.errors import FileError, UnsafeFileError, UsageError
 from gkp.runtime.native import NativeRunner
 

@@ -14,6 +14,7 @@ from cuda_kit import shared_library
 
 from gkp.converter.targets import make_target
 from gkp.errors import BackendMissingError, FileError, GkpError
+from gkp.options.targets import OrtOptions
 from gkp.runtime.environment import version
 from gkp.runtime.providers import PROVIDERS, Provider, find_provider
 from gkp.runtime.runners import OrtRunner
@@ -59,7 +60,7 @@ def test_a_target_whose_provider_does_not_start_is_missing(provider: str, monkey
     """Before any work is done."""
     claim(monkeypatch, provider)
     with pytest.raises(BackendMissingError, match="did not start"):
-        make_target("ort", provider).require("fp16")
+        make_target(OrtOptions(provider=provider)).require("fp16")
 
 
 @pytest.mark.parametrize("data", [b"", b"garbage", small_net().SerializeToString()[:300]])

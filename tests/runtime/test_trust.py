@@ -20,8 +20,8 @@ from native_kit import two_step_plan
 
 import gkp as package
 from gkp import manifest
-from gkp.converter.native import source
-from gkp.converter.native.toolchain import build, host_cpu
+from gkp.converter.native.building import source
+from gkp.converter.native.building.toolchain import build, host_cpu
 from gkp.errors import FileError, UnsafeFileError
 from gkp.manifest import Manifest, Tensor
 from gkp.runtime.trust import is_own, key_file, sign

@@ -99,12 +99,12 @@ def test_tensorrt_builds_the_chains_of_the_sweep(groups: int) -> None:
     pytest.importorskip("tensorrt_rtx")
     from gkp.converter.trt.backend import find_backend
     from gkp.converter.trt.build import build_engines
-    from gkp.converter.trt.options import EngineOptions
+    from gkp.options.trt import TrtOptions
 
     chain = nn.Sequential(*(sweep._convolution(Shape(32, 8), groups) for _ in range(10)))
     with torch.no_grad():
         data = engines.to_onnx(chain, random_input((2, 32, 8, 8), "fp32", "cpu"))
-    options = EngineOptions(capabilities=((8, 9),), channels_last=True)
+    options = TrtOptions(compute_capability=((8, 9),), channels_last=True)
     (built,) = build_engines(onnx.load_from_string(data), options, find_backend("tensorrt_rtx"))
     assert [layer.groups for layer in built.info.layers if layer.kind == "CONVOLUTION"] == [groups] * 10
     assert [t.name for t in (*built.info.inputs, *built.info.outputs)] == ["x", "y"]

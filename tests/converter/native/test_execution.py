@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from native_kit import native_run, qemu_run, sanitized_run, two_port_plan, two_step_plan
 
-from gkp.converter.native.kernel import CPUS
-from gkp.converter.native.toolchain import host_cpu
+from gkp.converter.native.building.toolchain import host_cpu
+from gkp.converter.native.kernels.cpu import CPUS
 
 CPU = host_cpu()
 

@@ -15,14 +15,16 @@ from cli_kit import gkp as command
 from onnx_kit import Net, feeds_of, run_ort
 
 import gkp
-from gkp import cli, manifest
-from gkp.converter import conversion as pipeline
+from gkp import manifest
+from gkp.converter import measuring
 from gkp.converter.compare import compare_models
+from gkp.converter.encoding import Encoding
+from gkp.converter.native.kernels.cpu import CPUS
 from gkp.converter.sources import OpenOptions
-from gkp.converter.targets import NativeOptions, make_target
-from gkp.converter.targets.native import CPU_NAMES
+from gkp.converter.targets import make_target
 from gkp.converter.verify import TOLERANCE, WINOGRAD_TOLERANCE
 from gkp.errors import UnsafeFileError, UnsupportedModelError, UsageError
+from gkp.options.targets import CPU_NAMES, NativeOptions
 
 NATIVE = ("--target", "native", *FAST)
 
@@ -152,9 +154,9 @@ def test_only_winograd_kernels_have_a_wider_tolerance(kernel: int, stride: int, 
 
 # ---- what is refused ------------------------------------------------------------------------------------------------
 def test_the_command_line_knows_all_processors() -> None:
-    assert cli.CPUS == CPU_NAMES
+    assert ("host", *CPUS) == CPU_NAMES
     with pytest.raises(UsageError, match="'z80'") as caught:
-        make_target("native", native=NativeOptions(cpu="z80"))
+        NativeOptions(cpu="z80")
     assert all(name in caught.value.hint for name in CPU_NAMES)
 
 
@@ -179,7 +181,7 @@ def test_operators_without_a_kernel_are_listed_before_anything_is_measured(tmp_p
     def too_late(*_: object, **__: object) -> None:
         raise AssertionError("measured")
 
-    monkeypatch.setattr(pipeline, "time_rows", too_late)
+    monkeypatch.setattr(measuring, "time_rows", too_late)
     path = save(unsupported(), tmp_path / "m.onnx")
     outcome = command("convert", path, "-o", tmp_path / "out", "--target", "native")
     assert_refused(outcome, 3, "Erf (2 nodes", "Elu", "--hybrid", "--target ort")
@@ -232,16 +234,17 @@ def test_a_compiler_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytes
 
 def test_a_model_is_compiled_once(tmp_path: Path, given: onnx.ModelProto) -> None:
     done: list[str] = []
-    target = make_target("native", native=NativeOptions(tune=False), progress=lambda text, share: done.append(text))
+    target = make_target("native", measure=False, progress=lambda text, share: done.append(text))
     model = small_net()
-    target.prepare(model, build=True)
-    assert target.emit(model, tmp_path) == ["model.so", "model.h"]
-    runner = target.runner(model, 1)
+    built = target.build_as_is(model, Encoding(), 1)
+    assert built.about(measure=False).memory is None, "it is not compiled yet"
+    built.prepare()
+    assert built.emit(tmp_path).files == ("model.so", "model.h")
+    runner = built.runner()
     x = feeds_of(model)
     np.testing.assert_allclose(runner.run(x)[0], run_ort(model, x)[0], atol=1e-4)
     runner.close()
     assert done == ["compiling"]
-    assert target.about(model, 1, measure=False).memory is not None
-    assert target.about(given, 1, measure=False).memory is None, "that one was not compiled"
+    assert built.about(measure=False).memory is not None
     with pytest.raises(UnsupportedModelError):
-        target.prepare(unsupported(), build=True)
+        target.build_as_is(unsupported(), Encoding(), 1)

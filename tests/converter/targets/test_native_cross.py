@@ -18,7 +18,7 @@ from onnx_kit import feeds_of, run_ort
 
 import gkp
 from gkp import manifest
-from gkp.converter.native.toolchain import environment
+from gkp.converter.native.building.toolchain import environment
 from gkp.errors import BackendMissingError
 from gkp.runtime.environment import vector_floats
 

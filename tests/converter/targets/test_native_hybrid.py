@@ -17,10 +17,12 @@ from onnx_kit import Net, feeds_of, run_ort
 
 import gkp
 from gkp import manifest
+from gkp.converter.encoding import Encoding
 from gkp.converter.graph import Graph
 from gkp.converter.recognise import recognise, simplify
-from gkp.converter.targets import NativeOptions, make_target
+from gkp.converter.targets import make_target
 from gkp.errors import FileError, UnsafeFileError, UnsupportedModelError
+from gkp.options.targets import NativeOptions
 from gkp.runtime.hybrid import INDEX
 
 HYBRID = ("--target", "native", "--hybrid", *FAST)
@@ -91,11 +93,10 @@ def test_a_fixed_batch_stays_fixed(tmp_path: Path) -> None:
 
 
 def test_borders_are_measured(given: onnx.ModelProto) -> None:
-    target = make_target("native", native=NativeOptions(hybrid=True, tune=False))
-    graph = simplify(recognise(Graph(network(1))))
-    model = target.to_model(graph, {"x": {0: "n"}})
-    target.prepare(model, build=True)
-    note = target.about(model, 1, measure=True).notes[-1]
+    target = make_target(NativeOptions(hybrid=True), measure=False)
+    built = target.build(simplify(recognise(Graph(network(1)))), {}, {"x": {0: "n"}}, Encoding(), 1)
+    built.prepare()
+    note = built.about(measure=True).notes[-1]
     words = note.split("boundaries ")[1].split()
     boundary, total = float(words[0]), float(words[3])
     assert 0 < boundary < total
@@ -151,5 +152,5 @@ def test_the_index_names_segments_in_order(artefact: Path) -> None:
 
 def test_splitting_is_refused_without_being_asked_for() -> None:
     with pytest.raises(UnsupportedModelError, match="Resize"):
-        make_target("native").prepare(network(1), build=False)
-    make_target("native", native=NativeOptions(hybrid=True)).prepare(network(1), build=False)
+        make_target("native").build_as_is(network(1), Encoding(), 1)
+    make_target(NativeOptions(hybrid=True)).build_as_is(network(1), Encoding(), 1)

@@ -25,8 +25,9 @@ from gkp.converter.forms import Settings, chosen
 from gkp.converter.graph import Graph
 from gkp.converter.lower.copies import copying
 from gkp.converter.recognise import recognise, simplify
-from gkp.converter.targets import EngineOptions, make_target
+from gkp.converter.targets import make_target
 from gkp.errors import BackendMissingError, UnsafeFileError
+from gkp.options.trt import TrtOptions
 
 SHARED = Path(__file__).resolve().parents[3] / ".." / "shared" / "checkpoints"
 PUBLISHED = {"TMI-GKP": SHARED / "tmi_gkp" / "resnet20_cifar10" / "grouped", "DSP": SHARED / "dsp" / "resnet20_g4.pt"}
@@ -101,7 +102,7 @@ def test_disjoint_groups_of_resnet50_come_out_grouped(tmp_path: Path) -> None:
 @given(networks(), st.sampled_from(["fp32", "fp16"]))
 def test_estimated_forms_never_copy_channels(model: onnx.ModelProto, precision: str) -> None:
     graph = simplify(recognise(Graph(model)))
-    target = make_target("trt", engine=EngineOptions(capabilities=((8, 6),)), precision=precision)
+    target = make_target(TrtOptions(compute_capability=((8, 6),)), precision)
     choice = choose(graph, target, Settings(measure=False))
     assert copying(graph, chosen(choice)) == []
 

@@ -17,8 +17,9 @@ from onnx_kit import Net
 import gkp
 from gkp import manifest
 from gkp.converter.reference import evaluator
-from gkp.converter.targets import EngineOptions, make_target
+from gkp.converter.targets import make_target
 from gkp.errors import FileError, GkpError, UsageError
+from gkp.options.trt import TrtOptions
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
 TRT = ("--target", "trt", "--no-benchmark", "--compute-capability", "86")
@@ -182,7 +183,7 @@ def test_engines_for_other_gpus_count_as_not_run(measure: bool, started: list[by
 def test_measurements_are_remembered_per_gpu_precision_and_profile(monkeypatch: pytest.MonkeyPatch) -> None:
     def version(gpu: str, precision: str, **options: Any) -> str:
         monkeypatch.setattr("gkp.converter.targets.trt.device_name", lambda: gpu)
-        target = make_target("trt", engine=EngineOptions(backend="tensorrt_rtx", **options), precision=precision)
+        target = make_target(TrtOptions(backend="tensorrt_rtx", **options), precision)
         target.require(precision)
         return target.version()
 

@@ -12,7 +12,7 @@ PROLOGUE = """
 from engine_kit import grouped_net, pose_as_classic
 from gkp.converter.trt.backend import find_backend
 from gkp.converter.trt.build import build_engines
-from gkp.converter.trt.options import EngineOptions
+from gkp.options.trt import TrtOptions
 from gkp.errors import GkpError
 def attempt(function, *arguments):
     try:
@@ -108,7 +108,7 @@ def test_network_flags_follow_the_attributes_not_the_version(version: str, netwo
                                                              flags: int) -> None:
     text = said(f"created = pose_as_classic({version!r}, {network}, {builder}, (9, 0))\n"
                 "backend = find_backend()\n"
-                "(built,) = build_engines(grouped_net('N'), EngineOptions(batch_profile=(1, 8, 64)), backend)\n"
+                "(built,) = build_engines(grouped_net('N'), TrtOptions(batch_profile=(1, 8, 64)), backend)\n"
                 "info = built.info\n"
                 "print(created, built.file_name, info.package, info.version, info.capabilities, info.strongly_typed)\n"
                 "print(len(built.data) > 10_000, [l.groups for l in info.layers if l.kind == 'CONVOLUTION'])")
@@ -121,15 +121,15 @@ import pathlib, tempfile
 pose_as_classic({CLASSIC_10}, (9, 0))
 backend = find_backend('tensorrt')
 def build(**options):
-    return attempt(build_engines, grouped_net(), EngineOptions(**options), backend)
+    return attempt(build_engines, grouped_net(), TrtOptions(**options), backend)
 with tempfile.TemporaryDirectory() as folder:
     cache = pathlib.Path(folder) / 'timing.cache'
     first, second = build(timing_cache=cache), build(timing_cache=cache)
     print(first == second, cache.stat().st_size > 0)
     build(timing_cache=pathlib.Path(folder) / 'absent' / 'timing.cache')
-build(capabilities=((8, 6),))
+build(compute_capability=((8, 6),))
 build(runtime_cache=cache)
-print(build(capabilities=((9, 0),), workspace=1 << 31, channels_last=True)[0].info.inputs[0].format)
+print(build(compute_capability=((9, 0),), workspace=1 << 31, channels_last=True)[0].info.inputs[0].format)
 print('channels_last' in str(backend), 'ComputeCapability' in vars(sys.modules['tensorrt']))
 """).splitlines()
     assert text[0] == "True True"

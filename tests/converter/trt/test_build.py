@@ -17,15 +17,15 @@ from onnx_kit import Net
 from gkp.converter.half import to_half
 from gkp.converter.trt.backend import find_backend
 from gkp.converter.trt.build import BuiltEngine, build_engines
-from gkp.converter.trt.options import EngineOptions
 from gkp.errors import BackendMissingError, FileError, GkpError, UnsupportedModelError, UsageError
+from gkp.options.trt import TrtOptions
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
-RTX = EngineOptions(backend="tensorrt_rtx", capabilities=((8, 6), (8, 9)))
+RTX = TrtOptions(backend="tensorrt_rtx", compute_capability=((8, 6), (8, 9)))
 DYNAMIC = replace(RTX, batch_profile=(1, 8, 64))
 
 
-def build(model: onnx.ModelProto, options: EngineOptions = RTX, precision: str = "fp32", **more: Any) -> list[BuiltEngine]:
+def build(model: onnx.ModelProto, options: TrtOptions = RTX, precision: str = "fp32", **more: Any) -> list[BuiltEngine]:
     try:
         backend = find_backend("tensorrt_rtx")
     except UsageError as e:  # another test has bound Polygraphy to the classic package in this process
@@ -127,13 +127,13 @@ def test_other_profiles_make_other_engines() -> None:
 
 
 def test_turing_becomes_an_engine_of_its_own() -> None:
-    built = build(to_half(grouped_net()), replace(RTX, capabilities=((8, 9), (7, 5), (12, 0))), "fp16")
+    built = build(to_half(grouped_net()), replace(RTX, compute_capability=((8, 9), (7, 5), (12, 0))), "fp16")
     assert [e.file_name for e in built] == ["engine.sm75.trt", "engine.sm89+sm120.trt"]
     assert [e.info.capabilities for e in built] == [["7.5"], ["8.9", "12.0"]]
 
 
 def test_nothing_asked_is_every_gpu_from_ampere_on() -> None:
-    (built,) = build(grouped_net(), EngineOptions())
+    (built,) = build(grouped_net(), TrtOptions())
     assert built.info.capabilities[:3] == ["8.0", "8.6", "8.9"]
 
 
@@ -185,8 +185,8 @@ def test_a_progress_function_that_raises_stops_the_build() -> None:
     (grouped_net("N"), RTX, UsageError, "the batch is dynamic, TensorRT needs its range"),
     (grouped_net(), DYNAMIC, UsageError, "the batch is fixed"),
     (grouped_net("N"), replace(RTX, batch_profile=(9, 8, 64)), UsageError, "MIN <= OPT <= MAX"),
-    (grouped_net(), replace(RTX, capabilities=((9, 0),)), UsageError, "capability 9.0"),
-    (grouped_net(), replace(RTX, capabilities=((7, 5),)), UsageError, "capability 7.5: FP32 GEMM is not supported"),
+    (grouped_net(), replace(RTX, compute_capability=((9, 0),)), UsageError, "capability 9.0"),
+    (grouped_net(), replace(RTX, compute_capability=((7, 5),)), UsageError, "capability 7.5: FP32 GEMM is not supported"),
     (grouped_net(), replace(RTX, workspace=0), UsageError, "0 bytes"),
     (grouped_net(), replace(RTX, timing_cache=Path("c")), UsageError, "no timing cache"),
     (grouped_net(1 << 22), RTX, UsageError, "bytes of scratch memory"),
@@ -196,7 +196,7 @@ def test_a_progress_function_that_raises_stops_the_build() -> None:
     (one_node("Conv", inputs={"w": np.ones((8, 8, 1, 1), np.float32)}, group=2), RTX, UnsupportedModelError, "Conv the_conv"),
     (one_node("Conv", inputs={"w": np.ones((8, 8, 1, 1), np.float32)}, dtype=HALF), RTX, FileError, "not valid"),
     (onnx.ModelProto(), RTX, FileError, "holds no operators")])
-def test_bad_input_gives_its_error(model: onnx.ModelProto, options: EngineOptions, kind: type[GkpError], message: str) -> None:
+def test_bad_input_gives_its_error(model: onnx.ModelProto, options: TrtOptions, kind: type[GkpError], message: str) -> None:
     with pytest.raises(GkpError) as caught:
         build(model, options)
     assert type(caught.value) is kind
@@ -221,7 +221,7 @@ def test_a_build_for_turing_that_fails_or_is_stopped_does_not_change_the_next_en
         if share:
             raise Stop
 
-    want, turing = build(grouped_net()), replace(RTX, capabilities=((7, 5),))
+    want, turing = build(grouped_net()), replace(RTX, compute_capability=((7, 5),))
     with pytest.raises(UsageError, match="FP32 GEMM"):
         build(grouped_net(), turing)
     assert build(grouped_net()) == want
@@ -239,7 +239,7 @@ def test_builds_in_several_threads_do_not_take_each_others_errors_for_their_own(
     def job(number: int) -> Any:
         model = one_node("Det", (1, 3, 4, 4), outputs=("a", "b")) if number % 3 == 0 else grouped_net()
         try:
-            return build(model, replace(RTX, capabilities=((7, 5),)) if number % 3 == 1 else RTX)
+            return build(model, replace(RTX, compute_capability=((7, 5),)) if number % 3 == 1 else RTX)
         except GkpError as e:
             return e.message
 

@@ -2,8 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gkp.converter.trt.capability import engine_file, engine_groups, parse_capabilities
+from gkp.converter.trt.capability import engine_file, engine_groups
 from gkp.errors import UsageError
+from gkp.options.trt import parse_capabilities
 
 OFFERED = ((7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1))
 

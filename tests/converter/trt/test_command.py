@@ -7,26 +7,26 @@ import pytest
 from engine_kit import HALF, grouped_net, images_net
 
 from gkp.converter.trt.command import build_command
-from gkp.converter.trt.options import EngineOptions
 from gkp.errors import UsageError
+from gkp.options.trt import TrtOptions
 
-RTX = EngineOptions(backend="tensorrt_rtx")
-CLASSIC = EngineOptions(backend="tensorrt")
+RTX = TrtOptions(backend="tensorrt_rtx")
+CLASSIC = TrtOptions(backend="tensorrt")
 
 
-def tool(options: EngineOptions, *arguments: Any) -> str:
+def tool(options: TrtOptions, *arguments: Any) -> str:
     """Only the command of NVIDIA's tool."""
     return build_command(options, *arguments).split("; for a directory")[0]
 
 
 def test_tensorrt_for_rtx_is_told_the_capabilities() -> None:
-    assert tool(replace(RTX, capabilities=((8, 6), (12, 0))), grouped_net()) == \
+    assert tool(replace(RTX, compute_capability=((8, 6), (12, 0))), grouped_net()) == \
         "tensorrt_rtx --onnx=model.onnx --skipInference --computeCapabilities=86,120 --saveEngine=engine.sm86+sm120.trt"
     assert tool(RTX, grouped_net(), "other.onnx") == "tensorrt_rtx --onnx=other.onnx --skipInference --saveEngine=engine.trt"
 
 
 def test_turing_is_a_command_of_its_own() -> None:
-    first, second = tool(replace(RTX, capabilities=((7, 5), (8, 9))), grouped_net()).split(" && ")
+    first, second = tool(replace(RTX, compute_capability=((7, 5), (8, 9))), grouped_net()).split(" && ")
     assert first.endswith("--computeCapabilities=75 --saveEngine=engine.sm75.trt")
     assert second.endswith("--computeCapabilities=89 --saveEngine=engine.sm89.trt")
 
@@ -51,18 +51,19 @@ def test_channels_last_names_types_and_formats_of_every_tensor() -> None:
 
 
 def test_without_a_backend_both_tools_are_named() -> None:
-    text = build_command(EngineOptions(), grouped_net())
+    text = build_command(TrtOptions(), grouped_net())
     assert text.startswith("tensorrt_rtx --onnx=model.onnx")
     assert "; with tensorrt on the machine with the GPU: trtexec --onnx=model.onnx" in text
 
 
 def test_gkp_itself_is_told_what_this_conversion_was_told() -> None:
-    options = EngineOptions("tensorrt_rtx", ((8, 6), (12, 0)), (1, 8, 64), 1 << 31, channels_last=True)
+    options = TrtOptions(backend="tensorrt_rtx", compute_capability=((8, 6), (12, 0)), batch_profile=(1, 8, 64), workspace=1 << 31,
+                         channels_last=True)
     text = build_command(options, images_net("N"), "a b.onnx")
     assert text.split("; for a directory that gkp loads: ")[1] == (
         "gkp-convert 'a b.onnx' --target trt --dynamic-batch --channels-last --backend tensorrt_rtx --workspace 2147483648 "
         "--compute-capability 8.6,12.0 --batch-profile 1,8,64")
-    assert build_command(EngineOptions(), grouped_net()).endswith(": gkp-convert model.onnx --target trt")
+    assert build_command(TrtOptions(), grouped_net()).endswith(": gkp-convert model.onnx --target trt")
 
 
 @pytest.mark.parametrize("name", ["x; rm -rf ~", "a:b,c", "$(id)", "x\n--loadEngine=y", "it's"])

@@ -16,7 +16,7 @@ sys.path.insert(0, {str(HELPERS)!r})
 from engine_kit import grouped_net
 from gkp.converter.trt.backend import find_backend
 from gkp.converter.trt.build import build_engines
-from gkp.converter.trt.options import EngineOptions
+from gkp.options.trt import TrtOptions
 model, backend = grouped_net(size=64), find_backend("tensorrt_rtx")
 count = 0
 def progress(text, share):
@@ -25,11 +25,11 @@ def progress(text, share):
 try:
     while True:
         count += 1
-        build_engines(model, EngineOptions(capabilities=((8, 6),)), backend, progress=progress)
+        build_engines(model, TrtOptions(compute_capability=((8, 6),)), backend, progress=progress)
 except KeyboardInterrupt:
     print("interrupted", flush=True)
 count = -1
-print(len(build_engines(model, EngineOptions(capabilities=((8, 6),)), backend)), "engine after it", flush=True)
+print(len(build_engines(model, TrtOptions(compute_capability=((8, 6),)), backend)), "engine after it", flush=True)
 """
 
 

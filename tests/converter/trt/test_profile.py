@@ -5,8 +5,9 @@ from engine_kit import grouped_net
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gkp.converter.trt.profile import check_batch_profile, parse_batch_profile, shape_ranges
+from gkp.converter.trt.profile import check_batch_profile, shape_ranges
 from gkp.errors import UnsupportedModelError, UsageError
+from gkp.options.trt import parse_batch_profile
 
 
 @given(st.tuples(*[st.integers(1, 1 << 24)] * 3).map(sorted))

@@ -1,0 +1,124 @@
+"""How long a kernel takes: measured on this machine, and remembered."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from gkp.converter.cache import Seconds
+from gkp.converter.native.building.toolchain import Toolchain, compile_objects, find, link
+from gkp.converter.native.kernels.cpu import Cpu
+from gkp.converter.native.kernels.kernel import FUNCTION, Recipe
+from gkp.converter.native.kernels.prelude import prelude
+from gkp.converter.native.planning.timer import Trial
+from gkp.runtime.environment import fingerprint
+from gkp.types import Progress, silent
+
+_BUDGET = 0.006
+"""Seconds of repeated calls per kernel; the fastest counts, because this measures kernels, not the machine's other work."""
+
+_TURNS = 2
+"""All kernels are timed so many times over, some seconds apart: a busy phase of the machine hits few of them twice."""
+_LARGE, _WEIGHTS_BETWEEN = 256 << 10, 80 << 20
+"""Bytes. In a network with weights of this size, a layer's weights have left the cache when its turn comes again: large
+ones are timed with so many bytes of copies used in turn."""
+
+
+class Measured:
+    """Compiles all kernels that the cache does not know, then times one after another."""
+
+    measures = True
+
+    def __init__(self, cpu: Cpu, toolchain: Toolchain | None = None, cache: Seconds | None = None,
+                 progress: Progress = silent) -> None:
+        self._cpu, self._toolchain = cpu, toolchain or find(cpu)
+        self._cache, self._progress = cache or Seconds(), progress
+        self._prefix = repr((self._toolchain.version, cpu, fingerprint().get("cpu"), prelude(cpu)))
+
+    def seconds(self, trials: Sequence[Trial]) -> list[float]:
+        keys = [self._key(t.recipe) for t in trials]
+        unknown = {k: t for k, t in zip(keys, trials, strict=True) if self._cache.get(k) is None}
+        if unknown:
+            with tempfile.TemporaryDirectory(prefix="gkp-tune-") as folder:
+                self._measure(unknown, Path(folder))
+            self._cache.save()
+        known = [self._cache.get(k) for k in keys]
+        return [float("inf") if s is None else s for s in known]
+
+    def _key(self, recipe: Recipe) -> str:
+        return hashlib.sha256(f"{self._prefix}{recipe.source}{recipe.key}".encode()).hexdigest()[:32]
+
+    def _measure(self, trials: dict[str, Trial], folder: Path) -> None:
+        (folder / "gkp.h").write_text(prelude(self._cpu))
+        (folder / "driver.cpp").write_text(_DRIVER)
+        sources = {t.recipe.source: f"kernel_{n}" for n, t in enumerate(trials.values())}
+        for source, name in sources.items():
+            visible = f'__attribute__((visibility("default"))) void {name}'
+            (folder / f"{name}.cpp").write_text(source.replace(f"void {FUNCTION}", visible))
+        self._progress(f"compiling {len(sources)} kernels to try", None)
+        files = ["driver.cpp", *(f"{name}.cpp" for name in sources.values())]
+        objects = compile_objects(folder, files, self._cpu, self._toolchain)
+        library = ctypes.CDLL(str(link(folder, objects, self._cpu, self._toolchain, "trials.so")))
+        library.gkp_time.restype = ctypes.c_double
+        best = dict.fromkeys(trials, float("inf"))
+        for turn in range(_TURNS):
+            for n, (key, t) in enumerate(trials.items()):
+                self._progress(f"timing kernels ({n + 1} of {len(trials)})", (turn + n / len(trials)) / _TURNS)
+                best[key] = min(best[key], _time(library, sources[t.recipe.source], t))
+        for key, seconds in best.items():
+            self._cache.put(key, seconds)
+
+
+def _time(library: ctypes.CDLL, name: str, trial: Trial) -> float:
+    x, r, y = (_aligned(4 * n) for n in (trial.x, trial.r, trial.y))
+    for array in (x, r):
+        array.view(np.float32)[:] = 0.5  # no denormals, no zeros
+    content = np.frombuffer(trial.recipe.fill(), np.uint8)
+    stride = max(64, -(-content.size // 64) * 64)
+    copies = max(1, min(64, _WEIGHTS_BETWEEN // stride)) if content.size > _LARGE else 1
+    data = _aligned(copies * stride)
+    for k in range(copies):
+        data[k * stride:k * stride + content.size] = content
+    pointers = [ctypes.c_void_p(a.ctypes.data) for a in (x, r, y, data)]
+    return float(library.gkp_time(getattr(library, name), *pointers, ctypes.c_long(copies), ctypes.c_long(stride),
+                                  ctypes.c_double(_BUDGET)))
+
+
+def _aligned(size: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    raw = np.zeros(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start:start + size]
+
+
+_DRIVER = """// Times one kernel: the fastest of many calls, in seconds.
+#include <time.h>
+typedef void (*Kernel)(const float*, const float*, float*, const unsigned char*, int, int);
+static double now() {
+  timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+}
+extern "C" __attribute__((visibility("default"))) double gkp_time(Kernel f, const float* x, const float* r, float* y,
+                                                                  const unsigned char* data, long copies, long stride,
+                                                                  double budget) {
+  f(x, r, y, data, 0, 1);
+  const double start = now();
+  f(x, r, y, data, 0, 1);
+  const double once = now() - start;
+  const int calls = once > 5e-5 ? 1 : static_cast<int>(5e-5 / (once + 1e-9)) + 1;
+  double best = 1e9, end = now() + budget;
+  long turn = 0;
+  do {
+    const double before = now();
+    for (int i = 0; i < calls; ++i, ++turn) f(x, r, y, data + turn % copies * stride, 0, 1);
+    const double t = (now() - before) / calls;
+    if (t < best) best = t;
+  } while (now() < end);
+  return best;
+}
+"""

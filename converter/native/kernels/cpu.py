@@ -1,0 +1,21 @@
+"""Processors to compile for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """A processor to compile for. lanes: floats per vector; registers: vector registers."""
+
+    name: str
+    lanes: int
+    registers: int
+    flags: tuple[str, ...]
+    triple: str | None = None
+
+
+CPUS = {"x86-64-v3": Cpu("x86-64-v3", 8, 16, ("-march=x86-64-v3",)),
+        "x86-64-v4": Cpu("x86-64-v4", 16, 32, ("-march=x86-64-v4", "-mprefer-vector-width=512")),
+        "aarch64": Cpu("aarch64", 4, 32, ("-march=armv8-a",), "aarch64-linux-gnu")}

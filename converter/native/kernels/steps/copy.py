@@ -1,0 +1,66 @@
+"""Channels chosen by an index list (Gather, Concat, strided slices)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from gkp.converter.native.kernels.cpu import Cpu
+from gkp.converter.native.kernels.kernel import Kernel
+from gkp.converter.native.kernels.layout import Layout
+from gkp.converter.native.kernels.steps.elementwise import Operand, elementwise, whole
+from gkp.converter.native.kernels.steps.emit import at, block, kernel, loop, share
+from gkp.converter.native.program import Copy
+
+_FEW = 8  # runs of consecutive channels that are written out one by one
+
+
+def copy(step: Copy, source: Layout, target: Layout, cpu: Cpu) -> Kernel:
+    """Writes the channels [first, first + len(index)) of the target and nothing else (zeros may go to planar halos).
+    Raises ValueError if an index or the planes do not fit."""
+    index, (sy, sx), value = step.index, step.strides, target.value
+    if (index.size and (index.min() < -1 or index.max() >= source.value.channels)) \
+            or step.first + index.size > value.channels \
+            or (value.height - 1) * sy >= source.value.height or (value.width - 1) * sx >= source.value.width:
+        raise ValueError(f"a copy of {index.size} channels of {source.value} does not fit {value}")
+    if not index.size:
+        return kernel("")
+    strided = Operand("x", source.origin, (source.channel, source.row * sy, source.column * sx))
+    written = replace(whole("y", target), origin=target.offset(step.first, 0, 0))
+    follows = np.where(index[:-1] < 0, index[1:] < 0, index[1:] == index[:-1] + 1)
+    starts = np.append(0, 1 + np.flatnonzero(~follows))
+    plane, planar = (value.height, value.width), target.planar
+    # zeros may be copied along with the elements where there are only zeros between them
+    halos = planar and (sy, sx) == (1, 1) and plane == (source.value.height, source.value.width)
+    if starts.size <= _FEW:
+        text = ""
+        for begin, end in zip(starts, np.append(starts[1:], index.size), strict=True):
+            to = replace(written, origin=target.offset(step.first + int(begin), 0, 0))
+            origin = source.offset(int(index[begin]), 0, 0)
+            operands = [] if index[begin] < 0 else [replace(strided, origin=origin)]
+            text += block("", elementwise(to, operands, (int(end - begin), *plane), lambda v: v[0] if v else "V{}",
+                                          halos or (planar and not operands), cpu.lanes)).lstrip()
+        return kernel(text)
+    table = "const int* index = reinterpret_cast<const int*>(data);\n"
+    data = index.astype("<i4").tobytes()
+    if not planar:
+        return kernel(table + _pixels(step, source, target), data)
+    channel = replace(strided, pointer="s", origin=0)
+    rows = elementwise(replace(written, pointer="t", origin=0), [channel], (1, *plane), lambda v: v[0], halos, cpu.lanes,
+                       False)
+    zeros = elementwise(replace(written, pointer="t", origin=0), [], (1, *plane), lambda v: "V{}", True, cpu.lanes, False)
+    body = f"float* t = {at('y', written.origin, ('k', target.channel))};\n"
+    body += block("if (index[k] < 0)", zeros)
+    body += block("else", f"const float* s = {at('x', source.origin, ('index[k]', source.channel))};\n{rows}")
+    return kernel(table + share(index.size) + loop("k", "begin", "end", body), data)
+
+
+def _pixels(step: Copy, source: Layout, target: Layout) -> str:
+    """Channels-last target: pixel by pixel, channel by channel."""
+    sy, sx = step.strides
+    body = f"const float* s = {at('x', source.origin, ('row', source.row * sy), ('column', source.column * sx))};\n"
+    body += f"float* t = {at('y', target.offset(step.first, 0, 0), ('row', target.row), ('column', target.column))};\n"
+    chosen = at("index[k]", 0) if source.channel == 1 else f"index[k] * {source.channel}"
+    body += loop("k", 0, step.index.size, f"t[k] = index[k] < 0 ? 0.0f : s[{chosen}];\n")
+    return share(target.value.height) + loop("row", "begin", "end", loop("column", 0, target.value.width, body))

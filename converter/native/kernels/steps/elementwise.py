@@ -1,0 +1,107 @@
+"""Loops that compute each element of the target from the elements at the same place of the operands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from gkp.converter.native.kernels.layout import Layout
+from gkp.converter.native.kernels.steps.emit import at, block, chunks, get, loop, put, share
+
+
+@dataclass(frozen=True)
+class Operand:
+    """Element (c, y, x) lies at pointer[origin + c * strides[0] + y * strides[1] + x * strides[2]]. A stride of 0
+    broadcasts."""
+
+    pointer: str
+    origin: int
+    strides: tuple[int, int, int]
+
+
+def whole(pointer: str, layout: Layout) -> Operand:
+    return Operand(pointer, layout.origin, (layout.channel, layout.row, layout.column))
+
+
+def per_channel(pointer: str, layout: Layout) -> Operand:
+    return Operand(pointer, layout.origin, (layout.channel, 0, 0))
+
+
+def single(pointer: str, layout: Layout) -> Operand:
+    return Operand(pointer, layout.origin, (0, 0, 0))
+
+
+@dataclass(frozen=True)
+class _Axis:
+    name: str
+    extent: int
+    strides: tuple[int, ...]  # of the target, then of the operands
+
+
+Expression = Callable[[Sequence[str]], str]
+
+
+def elementwise(target: Operand, operands: Sequence[Operand], shape: tuple[int, int, int], expression: Expression,
+                keeps_zero: bool, lanes: int, split: bool = True) -> str:
+    """target = expression(operands), over a [channels, height, width] shape. The target overlaps no operand, or is one
+    of them exactly.
+
+    keeps_zero: the expression of zeros is zero, and everything between the elements is zero in every operand and may
+    be written: where all have the same strides, halos are then computed like elements, in one long line.
+    split: the parts share the work (else each does it all)."""
+    axes = _axes(target, operands, shape, keeps_zero)
+    *outer, inner = axes
+    terms = [[(a.name, a.strides[k]) for a in outer] for k in range(1 + len(operands))]
+    addresses = [at(o.pointer, o.origin, *t) for o, t in zip((target, *operands), terms, strict=True)]
+    body = f"float* {target.pointer}s = {addresses[0]};\n"
+    for k, operand in enumerate(operands, 1):
+        body += (f"const float* {operand.pointer}s = {addresses[k]};\n" if inner.strides[k]
+                 else f"const V {operand.pointer}v = splat(*({addresses[k]}));\n")
+
+    def piece(position: str, n: int) -> str:
+        values = [get(at(f"{o.pointer}s", 0, (position, s)), n, lanes, s) if s else f"{o.pointer}v"
+                  for o, s in zip(operands, inner.strides[1:], strict=True)]
+        place = at(f"{target.pointer}s", 0, (position, inner.strides[0]))
+        return put(place, expression(values), n, lanes, inner.strides[0])
+
+    if not outer and split:
+        return body + _line(inner.extent, lanes, piece)
+    body += chunks(inner.extent, lanes, piece)
+    best = max(outer, key=lambda a: min(a.extent, 16)) if outer else None  # the outermost of those long enough
+    for a in reversed(outer):
+        shared = split and a is best
+        body = loop(a.name, "begin" if shared else 0, "end" if shared else a.extent, body)
+    return (share(best.extent) if split and best else "") + body
+
+
+def _line(n: int, lanes: int, piece: Callable[[str, int], str]) -> str:
+    """One line of n floats, its vectors shared by the parts."""
+    full, text = n // lanes, ""
+    if full:
+        text = share(full) + loop("i", "begin * LANES", "end * LANES", piece("i", lanes), "LANES")
+    if n % lanes:
+        text += block("if (part == parts - 1)", piece(str(full * lanes), n % lanes))
+    return text
+
+
+def _axes(target: Operand, operands: Sequence[Operand], shape: tuple[int, int, int], keeps_zero: bool) -> list[_Axis]:
+    """From the outermost to the innermost, merged where possible; the target's innermost stride is 1 where possible."""
+    everything = (target, *operands)
+    channels = shape[0] > 1 and target.strides[0] == 1 and not (shape[2] > 1 and target.strides[2] == 1)
+    order = (1, 2, 0) if channels else (0, 1, 2)
+    names = ("c", "row", "column")
+    axes = [_Axis(names[k], shape[k], tuple(o.strides[k] for o in everything)) for k in order if shape[k] > 1]
+    if not axes:
+        return [_Axis("c", 1, (1,) * len(everything))]
+    merged = [axes[-1]]
+    for axis in reversed(axes[:-1]):
+        inner = merged[0]
+        if all(s == inner.extent * t for s, t in zip(axis.strides, inner.strides, strict=True)):
+            merged[0] = _Axis(axis.name, axis.extent * inner.extent, inner.strides)
+        elif keeps_zero and set(inner.strides) == {1} and len(set(axis.strides)) == 1:
+            merged[0] = _Axis(axis.name, (axis.extent - 1) * axis.strides[0] + inner.extent, inner.strides)
+        else:
+            merged.insert(0, axis)
+    assert prod(shape) <= prod(a.extent for a in merged)
+    return merged

@@ -1,0 +1,53 @@
+"""The two layouts that each value may have: planes, or channels last."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gkp.converter.native.kernels.layout import Halo, Layout, channels_last, planar
+from gkp.converter.native.program import Conv, Depthwise, Program, Value
+
+Kind = Literal["planar", "last"]
+KINDS: tuple[Kind, Kind] = ("planar", "last")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """layouts[value][kind]. Planar values of one plane size share their halo, so that lines of pixels and residuals
+    match; a 1x1 plane is always a vector of channels."""
+
+    layouts: tuple[dict[Kind, Layout], ...]
+
+    def kinds(self, value: int) -> tuple[Kind, ...]:
+        return ("last",) if self.layouts[value]["last"].value.pixels == 1 else KINDS
+
+
+def geometry(program: Program, lanes: int) -> Geometry:
+    """The halo of a value is what its convolutions read beyond the plane."""
+    halos: list[Halo] = [(0, 0, 0, 0)] * len(program.values)
+    for step in program.steps:
+        if isinstance(step, Conv | Depthwise):
+            halos[step.source] = _join(halos[step.source], _needed(step, program.values))
+    planes: dict[tuple[int, int], Halo] = {}
+    for value, halo in zip(program.values, halos, strict=True):
+        key = (value.height, value.width)
+        planes[key] = _join(planes.get(key, (0, 0, 0, 0)), halo)
+    return Geometry(tuple(
+        {"planar": planar(v, planes[v.height, v.width], lanes), "last": channels_last(v, halo, lanes)}
+        for v, halo in zip(program.values, halos, strict=True)))
+
+
+def _join(a: Halo, b: Halo) -> Halo:
+    return max(a[0], b[0]), max(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])
+
+
+def _needed(step: Conv | Depthwise, values: tuple[Value, ...]) -> Halo:
+    c = step.conv if isinstance(step, Conv) else step
+    kernel = step.conv.kernel_shape if isinstance(step, Conv) else step.weight.shape[2:] if step.weight.ndim == 4 \
+        else step.weight.shape[1:]
+    source, target = values[step.source], values[step.target]
+    top, left = c.pads[0], c.pads[1]
+    bottom = (target.height - 1) * c.strides[0] + (kernel[0] - 1) * c.dilations[0] + 1 - top - source.height
+    right = (target.width - 1) * c.strides[1] + (kernel[1] - 1) * c.dilations[1] + 1 - left - source.width
+    return top, left, max(0, bottom), max(0, right)

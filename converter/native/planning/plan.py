@@ -1,0 +1,43 @@
+"""A program laid out in memory: which kernel runs on which part of the arena."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gkp.converter.native.kernels.cpu import Cpu
+from gkp.converter.native.kernels.kernel import Kernel
+from gkp.converter.native.program import Port
+
+
+@dataclass(frozen=True)
+class Place:
+    """A buffer. where: "arena" (at: first float, a multiple of 16), "input" or "output" (at: number of the port; the
+    caller's contiguous array of one image)."""
+
+    where: str
+    at: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """One step of the compiled network. layer: name in the model ("" for our own conversions), for reports only, never
+    in code. macs: multiply-accumulates it executes for one image. kind: what it is, for reports ("conv 3x3")."""
+
+    kernel: Kernel
+    x: Place
+    r: Place | None
+    y: Place
+    layer: str = ""
+    kind: str = ""
+    macs: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is compiled. arena: floats of working memory for one image in flight, zero when created."""
+
+    cpu: Cpu
+    calls: tuple[Call, ...]
+    arena: int
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]

@@ -1,0 +1,296 @@
+"""Building a program: values, steps, and which tensor of the model is which value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from gkp.converter.graph import Node, Tensor, producer, values
+from gkp.converter.native.program import Copy, Depthwise, Reshape, Step, Value
+from gkp.converter.native.reading.moves import ZERO, Elements, Refused, bounded, data_inputs, move
+
+Border = tuple[int, int, int, int]
+"""top, left, bottom, right."""
+
+_MAX_SHIFT = 16
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A tensor. shape: as in the model, without the batch. value: the value whose elements it has, in order; or, while
+    nobody has needed it as a value, elements: the numbers of the elements that it is made of."""
+
+    shape: tuple[int, ...]
+    value: int | None = None
+    elements: Elements | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """Channels [first, first + index.size) of a target: channel index[k] of a base (-1: zeros) from `offset` in
+    steps of `strides`."""
+
+    first: int
+    index: Elements
+    base: int
+    offset: tuple[int, int]
+    strides: tuple[int, int]
+
+
+def as_value(shape: Sequence[int]) -> Value:
+    """The value for a tensor of this shape (without the batch): [C], [C, L] or [C, H, W]. Refused for others."""
+    if len(shape) > 3:
+        raise Refused(f"a tensor with {len(shape) + 1} axes")
+    if min(shape, default=1) < 1:
+        raise Refused("an empty tensor")
+    if prod(shape) >= 1 << 31:
+        raise Refused("a tensor of over 2^31 elements per image")
+    padded = {0: (1, 1, 1), 1: (*shape, 1, 1), 2: (*shape[:1], 1, *shape[1:]), 3: tuple(shape)}[len(shape)]
+    return Value(int(padded[0]), int(padded[1]), int(padded[2]))
+
+
+class Builder:
+    """Values and steps so far. batch: the declared batch of the model's tensors, None when it is symbolic."""
+
+    def __init__(self, batch: int | None) -> None:
+        self.batch = batch
+        self.values: list[Value] = []
+        self.steps: list[Step] = []
+        self._starts: list[int] = []  # number of the first element of each value
+        self._end = ZERO + 1
+        self._views: dict[int, View | None] = {}
+
+    # ---- values and tensors -------------------------------------------------------------------------------------
+    def value(self, shape: Sequence[int]) -> int:
+        """A new value."""
+        self.values.append(as_value(shape))
+        self._starts.append(self._end)
+        self._end += self.values[-1].size
+        return len(self.values) - 1
+
+    def bind(self, tensor: Tensor, view: View | None) -> None:
+        """What the tensor is; None: something that no step can read."""
+        self._views[id(tensor)] = view
+
+    def view(self, tensor: Tensor) -> View:
+        """What the tensor is. Refused for constants and for what no step can read."""
+        constant = values(tensor)
+        if constant is not None:
+            raise Refused("one of its inputs is a constant")
+        view = self._views.get(id(tensor))
+        if view is None:
+            raise Refused("its input has no static shape of float32", follows=True)
+        return view
+
+    def shape(self, tensor: Tensor) -> tuple[int, ...]:
+        """The tensor's shape without the batch."""
+        return self.view(tensor).shape
+
+    def elements(self, tensor: Tensor) -> Elements:
+        """The numbers of the tensor's elements, in its shape. A constant must be zero."""
+        constant = values(tensor)
+        if constant is not None:
+            if constant.any() or constant.ndim == 0:
+                raise Refused("a constant that is not zero takes part in the movement")
+            return np.zeros(constant.shape[1:], np.int64)
+        view = self.view(tensor)
+        if view.elements is not None:
+            return view.elements
+        assert view.value is not None
+        return self.numbers(view.value).reshape(view.shape)
+
+    def numbers(self, value: int) -> Elements:
+        """The numbers of a value's elements, in order. Refused when they are too many."""
+        bounded(self.values[value].size)
+        return np.arange(self._starts[value], self._starts[value] + self.values[value].size)
+
+    def move(self, node: Node) -> None:
+        """Bind the outputs of a node that only moves elements."""
+        data = [self.elements(node.inputs[i]) for i in data_inputs(node)]
+        if len({d.ndim for d in data}) > 1:
+            raise Refused("its inputs do not fit together")
+        for tensor, elements in zip(node.outputs, move(node, data, self.batch), strict=False):
+            self.bind(tensor, View(elements.shape, None, elements))
+
+    # ---- tensors as values --------------------------------------------------------------------------------------
+    def number(self, tensor: Tensor) -> int:
+        """The value that holds the tensor; steps that move the elements there are appended when needed. Refused, to the
+        blame of the moving operator, when no steps can."""
+        view = self.view(tensor)
+        if view.value is not None:
+            return view.value
+        node = producer(tensor)
+        assert view.elements is not None
+        assert node is not None
+        try:
+            number = self.express(view.elements)
+        except Refused:
+            if self._rebase(node):  # in two movements what does not work in one
+                return self.number(tensor)
+            try:
+                number = self.express(view.elements, shifts=True)
+            except Refused as refusal:
+                raise Refused(refusal.reason, node) from None
+        self.bind(tensor, View(view.shape, number))
+        return number
+
+    def trimmed(self, tensor: Tensor) -> tuple[int, Border]:
+        """(value, zeros around it): the tensor without the border of zeros that a Pad has put around it."""
+        view = self.view(tensor)
+        if view.elements is not None and view.elements.ndim in (2, 3):
+            plane = view.elements.reshape(_three(view.elements))
+            border = _border(plane)
+            if any(border):
+                try:
+                    return self.express(_without(plane, border)), border
+                except Refused:
+                    pass
+        return self.number(tensor), (0, 0, 0, 0)
+
+    def _rebase(self, node: Node) -> bool:
+        """Make values of the node's inputs and apply it to them anew; False when they are values already."""
+        lazy = [node.inputs[i] for i in data_inputs(node) if values(node.inputs[i]) is None
+                and self.view(node.inputs[i]).value is None]
+        for tensor in lazy:
+            self.number(tensor)
+        if lazy:
+            self.move(node)
+        return bool(lazy)
+
+    def express(self, elements: Elements, shifts: bool = False) -> int:
+        """A value with these elements: an old one, or a new one with the steps that fill it. shifts: channels may begin
+        within the plane of their base."""
+        wanted = as_value(elements.shape)
+        flat = elements.ravel()
+        whole = self._whole(flat)
+        if whole is not None:
+            if self.values[whole] == wanted:
+                return whole
+            target = self.value(elements.shape)
+            self.steps.append(Reshape(whole, target))
+            return target
+        plane = elements.reshape(_three(elements))
+        border = _border(plane)
+        if any(border):
+            return self._bordered(self.express(_without(plane, border), shifts), border, wanted)
+        unfolded = self._unfolded(plane)
+        if unfolded is not None:
+            source, target = self._copy(*unfolded), self.value(elements.shape)
+            self.steps.append(Reshape(source, target))
+            return target
+        runs = self._runs(plane)
+        if not shifts and any(run.offset != (0, 0) for run in runs):
+            raise Refused("it cuts out a part of the plane")
+        return self._copy(plane.shape, runs)
+
+    def _copy(self, shape: Sequence[int], runs: Sequence[_Run]) -> int:
+        """A new value that the runs fill."""
+        target = self.value(shape)
+        for run in runs:
+            source, strides = self._shifted(run, self.values[target])
+            self.steps.append(Copy(source, target, run.index, strides, run.first))
+        return target
+
+    def _unfolded(self, elements: Elements) -> tuple[tuple[int, ...], list[_Run]] | None:
+        """Another shape in which the elements are whole channels of their bases, unmoved within the plane."""
+        flat = elements.ravel()
+        value = self.values[self._base(int(flat.max()))]
+        plane = (value.height, value.width)
+        if flat.size % value.pixels or elements.shape[1:] == plane or value.pixels == 1:
+            return None
+        folded = flat.reshape(-1, *plane)
+        try:
+            runs = self._runs(folded)
+        except Refused:
+            return None
+        still = all(run.offset == (0, 0) and run.strides == (1, 1) for run in runs)
+        return (folded.shape, runs) if still else None
+
+    def _whole(self, flat: Elements) -> int | None:
+        """The value whose elements these are, all of them in order."""
+        if flat[0] == ZERO:
+            return None
+        base = self._base(int(flat[0]))
+        same = flat.size == self.values[base].size and np.array_equal(flat, self.numbers(base))
+        return base if same else None
+
+    def _base(self, element: int) -> int:
+        return int(np.searchsorted(self._starts, element, "right")) - 1
+
+    def _runs(self, plane: Elements) -> list[_Run]:
+        """The channels as runs of channels of one base each. Refused when they are not whole channels."""
+        runs: list[_Run] = []
+        first = 0
+        index: list[int] = []
+        current: tuple[int, tuple[int, int], tuple[int, int]] | None = None
+        for c, channel in enumerate(plane):
+            found = self._channel(channel) if channel.any() else None
+            if found is not None and current is not None and found[1:] != current:
+                runs.append(_Run(first, np.asarray(index, np.int64), *current))
+                first, index, current = c, [], None
+            if found is not None:
+                current = found[1:]
+            index.append(-1 if found is None else found[0])
+        current = current or (0, (0, 0), (1, 1))
+        return [*runs, _Run(first, np.asarray(index, np.int64), *current)]
+
+    def _channel(self, channel: Elements) -> tuple[int, int, tuple[int, int], tuple[int, int]]:
+        """(channel of the base, base, offset, strides) of a plane of element numbers."""
+        corner = int(channel[0, 0])
+        base = self._base(corner) if corner != ZERO else 0
+        start, value = self._starts[base], self.values[base]
+        c, y, x = np.unravel_index(max(corner - start, 0), (value.channels, value.height, value.width))
+        height, width = channel.shape
+        down = (int(channel[1, 0]) - corner) // value.width if height > 1 else value.height - int(y)
+        right = int(channel[0, 1]) - corner if width > 1 else value.width - int(x)
+        if corner == ZERO or down < 1 or right < 1 or int(y) + (height - 1) * down >= value.height \
+                or int(x) + (width - 1) * right >= value.width:
+            raise Refused("it moves elements within channels")
+        expected = corner + np.arange(height)[:, None] * down * value.width + np.arange(width) * right
+        if not np.array_equal(channel, expected):
+            raise Refused("it moves elements within channels")
+        return int(c), base, (int(y), int(x)), (down, right)
+
+    def _shifted(self, run: _Run, target: Value) -> tuple[int, tuple[int, int]]:
+        """(value, strides): the run's base, after its offset is taken away by a depthwise convolution of one tap."""
+        if run.offset == (0, 0):
+            return run.base, run.strides
+        value = self.values[run.base]
+        kernel = [n - (m - 1) * s for n, m, s in zip((value.height, value.width), (target.height, target.width),
+                                                     run.strides, strict=True)]
+        if max(kernel) > _MAX_SHIFT:
+            raise Refused("it cuts out a part of the plane")
+        weight = np.zeros((value.channels, *kernel), np.float32)
+        weight[:, run.offset[0], run.offset[1]] = 1
+        shifted = self.value((value.channels, target.height, target.width))
+        self.steps.append(Depthwise(run.base, shifted, weight, np.zeros(value.channels, np.float32), run.strides,
+                                    (0, 0, 0, 0), (1, 1)))
+        return shifted, (1, 1)
+
+    def _bordered(self, source: int, border: Border, wanted: Value) -> int:
+        """Zeros around a value, by a depthwise convolution of one tap with pads."""
+        target = self.value((wanted.channels, wanted.height, wanted.width))
+        self.steps.append(Depthwise(source, target, np.ones((wanted.channels, 1, 1), np.float32),
+                                    np.zeros(wanted.channels, np.float32), (1, 1), border, (1, 1)))
+        return target
+
+
+def _three(elements: Elements) -> tuple[int, int, int]:
+    value = as_value(elements.shape)
+    return value.channels, value.height, value.width
+
+
+def _border(plane: Elements) -> Border:
+    """How many rows and columns of zeros lie around the rest; none when everything is zero."""
+    rows, columns = np.flatnonzero(plane.any((0, 2))), np.flatnonzero(plane.any((0, 1)))
+    if not rows.size:
+        return 0, 0, 0, 0
+    return (int(rows[0]), int(columns[0]), plane.shape[1] - 1 - int(rows[-1]), plane.shape[2] - 1 - int(columns[-1]))
+
+
+def _without(plane: Elements, border: Border) -> Elements:
+    top, left, bottom, right = border
+    return plane[:, top:plane.shape[1] - bottom, left:plane.shape[2] - right]

@@ -1,0 +1,38 @@
+"""The machine's own limits, measured."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from gkp.converter.native.building.peak import Peak
+from gkp.converter.native.building.toolchain import find
+from gkp.errors import BackendMissingError
+
+
+@pytest.fixture(scope="module")
+def peak() -> Peak:
+    try:
+        find()
+    except BackendMissingError as e:
+        pytest.skip(e.message)
+    return Peak()
+
+
+def test_the_peak_is_that_of_vector_units_and_does_not_depend_on_how_long_it_runs(peak: Peak) -> None:
+    """A scalar loop or one that waits for its own results stays below 10; the compiler leaving work out has no limit."""
+    short, long = (max(peak.gflops(seconds) for _ in range(40)) for seconds in (0.0005, 0.002))
+    assert 10 < short < 1000
+    assert short == pytest.approx(long, rel=0.4)
+
+
+def test_memory_is_slower_than_any_cache_and_faster_than_a_disk(peak: Peak) -> None:
+    assert 0.5 < peak.bandwidth() < 500
+
+
+def test_no_file_is_left_behind(peak: Peak, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert Peak().gflops() > 0
+    assert list(tmp_path.iterdir()) == []
