@@ -79,7 +79,9 @@ def _check_foreign(name: str, value: Any, struct: type[TargetOptions]) -> None:
         raise UsageError(f"gkp.convert() got an unexpected keyword argument {name!r}", "see help(gkp.convert)")
     found = next(iter(having.values()))
     if value not in (found.default, None, ()):
-        raise UsageError(f"{found.flags[-1]} is for --target {' and '.join(having)}, not {struct.name}{struct.otherwise}",
+        *others, last = having
+        names = f"{', '.join(others)} or {last}" if others else last
+        raise UsageError(f"{found.flags[-1]} is for --target {names}, not {struct.name}{struct.otherwise}",
                          "leave it out, or choose such a target")
 
 

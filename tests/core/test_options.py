@@ -39,12 +39,13 @@ def test_every_target_is_a_choice_with_a_class_of_its_name() -> None:
 def test_an_option_of_other_targets_is_refused_unless_it_is_at_its_default(name: str) -> None:
     having = [struct.name for struct in EVERY if any(d.name == name for d in declared(struct))]
     found = next(d for d in every_option() if d.name == name)
+    names = f"{', '.join(having[:-1])} or {having[-1]}" if len(having) > 1 else having[0]
     value = not found.default if isinstance(found.default, bool) else "x"
     for struct in EVERY:
         if struct.name in having:
             continue
         convert_options(struct.name, **{name: found.default})
-        with pytest.raises(UsageError, match=f"{found.flags[-1]} is for --target {' and '.join(having)}, not {struct.name}"):
+        with pytest.raises(UsageError, match=f"{found.flags[-1]} is for --target {names}, not {struct.name}"):
             convert_options(struct.name, **{name: value})
 
 
