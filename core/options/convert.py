@@ -88,7 +88,8 @@ def _check_foreign(name: str, value: Any, struct: type[TargetOptions]) -> None:
 def every_option() -> Iterator[Declared]:
     """The options of gkp-convert: the common ones, then those of each target that no target before it has."""
     known: set[str] = set()
-    for struct in (ConvertOptions, *EVERY):
+    structs: tuple[type[Options], ...] = (ConvertOptions, *EVERY)
+    for struct in structs:
         for found in declared(struct):
             if found.name not in known:
                 known.add(found.name)

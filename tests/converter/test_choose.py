@@ -13,12 +13,13 @@ from fake_target import FakeTarget, convolutions, groups
 
 from gkp.converter.choose import choose
 from gkp.converter.cost import estimate_ms
-from gkp.converter.forms import STRATEGIES, Choice, Settings, all_default, chosen
+from gkp.converter.forms import Choice, Settings, all_default, chosen
 from gkp.converter.graph import Graph
 from gkp.converter.lower.emit import lower
 from gkp.converter.recognise import recognise, simplify
 from gkp.converter.targets import make_target
 from gkp.errors import UsageError
+from gkp.options.forms import STRATEGIES
 
 Cost = Callable[[onnx.ModelProto, int], float]
 LAYER = "conv_t6"
