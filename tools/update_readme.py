@@ -14,8 +14,9 @@ import msgspec
 
 from gkp.benchmarks.results import Bench, Comparison, EngineRow, NativeLayers, Row
 from gkp.benchmarks.suite_tables import ENGINES, percent
-from gkp.benchmarks.wording import clean, interval, milliseconds, times
 from gkp.manifest import Ratio
+from gkp.report.wording import interval, milliseconds, times
+from gkp.text import clean
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "benchmarks" / "cpu.json"

@@ -1,0 +1,1 @@
+"""What a conversion found, shown: in words, as terminal tables, as an HTML page. Knows manifests, and nothing of converters."""
