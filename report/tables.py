@@ -72,9 +72,8 @@ def _timing_cells(row: wording.SettingRow) -> list[Text]:
     label = Text(f"  {row.label}")
     if row.timing is None:
         return [label, *(_quiet(None) for _ in range(3))]
-    t = row.timing
-    return [label, Text(wording.milliseconds(t.median)),
-            Text(f"{wording.milliseconds(t.q1)} to {wording.milliseconds(t.q3)}"), Text(row.speedup_text, colour(row.interval))]
+    median, q1, q3 = map(wording.milliseconds, (row.timing.median, row.timing.q1, row.timing.q3))
+    return [label, Text(median), Text(f"{q1} to {q3}"), Text(row.speedup_text, colour(row.interval))]
 
 
 def _facts(manifest: Manifest) -> RenderableType:
