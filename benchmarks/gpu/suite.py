@@ -10,10 +10,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
-from msgspec.structs import replace
 
 from gkp.benchmarks.cases import Case, gpu_cases
 from gkp.benchmarks.gpu import sweep
@@ -30,6 +30,7 @@ BUDGET_S = 440.0
 """Ends below 8 minutes, the last job included."""
 CALIBRATION_S = 240.0
 Keep = Callable[[GpuBench], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -111,40 +112,35 @@ class _Suite:
         self._layer_engine = sweep.layer_engine(settings.device)
         self._networks: dict[tuple[str, str], Networks] = {}
 
-    # ---- layers -------------------------------------------------------------------------------------------------
+    def _job(self, name: str, kind: str, seconds: float, into: list[T], measure: Callable[[], list[T]],
+             missing: Callable[[str], list[T]]) -> Job:
+        """What `measure` finds goes into a list, or else what `missing` makes of the reason."""
+        def run() -> None:
+            try:
+                into.extend(measure())
+            except Exception as e:  # of PyTorch, cuDNN, TensorRT: memory, shapes they do not take
+                skip(why(e))
+            self._tidy()
+
+        def skip(reason: str) -> None:
+            into.extend(missing(reason))
+
+        return Job(name, kind, seconds, run, skip)
+
     def layer_jobs(self, shapes: Sequence[Shape]) -> list[Job]:
-        return [Job(f"{s.kernel}x{s.kernel}, {s.channels} channels, batch {s.batch}, {precision}",
-                    f"layer {s.batch}", 4.0, partial(self._layer, s, precision),
-                    partial(self._no_layer, s, precision))
+        engine, device, seconds = self._layer_engine, self._settings.device, self._settings.seconds
+        return [self._job(f"{s.kernel}x{s.kernel}, {s.channels} channels, batch {s.batch}, {precision}", f"layer {s.batch}",
+                          4.0, self._bench.points, partial(sweep.measure_layer, s, precision, device, engine, seconds),
+                          partial(sweep.missing_layer, s, precision, engine))
                 for precision in self._settings.precisions for s in shapes]
 
-    def _layer(self, shape: Shape, precision: str) -> None:
-        try:
-            self._bench.points += sweep.measure_layer(shape, precision, self._settings.device, self._layer_engine,
-                                                      self._settings.seconds)
-        except Exception as e:  # of PyTorch, cuDNN, TensorRT: memory, shapes they do not take
-            self._no_layer(shape, precision, why(e))
-        self._tidy()
-
-    def _no_layer(self, shape: Shape, precision: str, reason: str) -> None:
-        self._bench.points += sweep.missing_layer(shape, precision, self._layer_engine, reason)
-
     def gather_jobs(self) -> list[Job]:
-        return [Job(f"Gather, {s.channels} channels, {precision}", "gather", 2.0, partial(self._gather, s, precision),
-                    partial(self._no_gather, s, precision))
+        device, seconds = self._settings.device, self._settings.seconds
+        return [self._job(f"Gather, {s.channels} channels, {precision}", "gather", 2.0, self._bench.gathers,
+                          partial(sweep.measure_gather, s, precision, device, seconds),
+                          partial(sweep.missing_gather, s, precision))
                 for precision in self._settings.precisions for s in self._settings.gathers]
 
-    def _gather(self, shape: Shape, precision: str) -> None:
-        try:
-            self._bench.gathers.append(sweep.measure_gather(shape, precision, self._settings.device, self._settings.seconds))
-        except Exception as e:
-            self._no_gather(shape, precision, why(e))
-        self._tidy()
-
-    def _no_gather(self, shape: Shape, precision: str, reason: str) -> None:
-        self._bench.gathers.append(sweep.missing_gather(shape, precision, reason))
-
-    # ---- networks -----------------------------------------------------------------------------------------------
     def network_jobs(self, ways: Sequence[Way], runs: Sequence[tuple[str, int]]) -> list[Job]:
         """runs: (precision, batch). What cannot be had here is noted at once."""
         jobs = []
@@ -152,23 +148,21 @@ class _Suite:
         for precision, batch in runs:
             for case in self._settings.cases:
                 for way in ways:
-                    of = (case, way, precision, batch)
+                    missing = partial(self._no_network, case, way, precision, batch)
                     if (reason := absent[way.name]) is not None:
-                        self._no_network(*of, reason)
+                        self._bench.rows += missing(reason)
                         continue
                     alike = f"{case.name} {way.name}" + ("" if way is COMPILED else f" {batch}")
-                    jobs.append(Job(f"{way.name}, batch {batch}, {precision}", alike, way.seconds,
-                                    partial(self._network, *of), partial(self._no_network, *of)))
+                    jobs.append(self._job(f"{way.name}, batch {batch}, {precision}", alike, way.seconds, self._bench.rows,
+                                          partial(self._network, case, way, precision, batch), missing))
         return jobs
 
-    def _network(self, case: Case, way: Way, precision: str, batch: int) -> None:
+    def _network(self, case: Case, way: Way, precision: str, batch: int) -> list[GpuRow]:
         """The forms of a network in one way, turn by turn; a form that fails leaves the others."""
         networks = self._made(case, precision)
-        shape = (batch, *(case.input_shape or ())[1:])
-        x = np.random.default_rng(0).standard_normal(shape, np.float32)
+        x = np.random.default_rng(0).standard_normal((batch, *(case.input_shape or ())[1:]), np.float32)
         calls: dict[str, Call] = {}
         failed: dict[str, str] = {}
-        samples: dict[str, list[float]] = {}
         with ExitStack() as stack:
             for form in way.forms:
                 try:
@@ -177,21 +171,17 @@ class _Suite:
                     calls[form] = call
                 except Exception as e:  # whatever an engine raises
                     failed[form] = why(e)
-            try:
-                samples = interleave(calls, budget_s=self._settings.seconds, sample_ms=2.0)
-            except Exception as e:
-                failed.update(dict.fromkeys(calls, why(e)))
+            samples = interleave(calls, budget_s=self._settings.seconds, sample_ms=2.0)
             calls.clear()
-        for form in way.forms:
-            row = GpuRow(model=case.name, form=form, engine=way.name, batch=batch, precision=precision)
-            self._bench.rows.append(replace(row, missing=failed[form]) if form in failed else replace(
-                row, ms=timing(samples[form]), vs_dense=ratio(samples[DENSE], samples[form]) if DENSE in samples else None,
-                artefact=(way.target or networks.converted()) if form == CONVERTED else None))
-        self._tidy()
+        dense = samples.get(DENSE)
+        row = partial(GpuRow, model=case.name, engine=way.name, batch=batch, precision=precision)
+        return [row(form=form, missing=failed[form]) if form in failed else row(
+            form=form, ms=timing(samples[form]), vs_dense=ratio(dense, samples[form]) if dense else None,
+            artefact=(way.target or networks.converted()) if form == CONVERTED else None) for form in way.forms]
 
-    def _no_network(self, case: Case, way: Way, precision: str, batch: int, reason: str) -> None:
-        self._bench.rows += [GpuRow(model=case.name, form=form, engine=way.name, batch=batch, precision=precision,
-                                    missing=reason) for form in way.forms]
+    def _no_network(self, case: Case, way: Way, precision: str, batch: int, reason: str) -> list[GpuRow]:
+        return [GpuRow(model=case.name, form=form, engine=way.name, batch=batch, precision=precision, missing=reason)
+                for form in way.forms]
 
     def _made(self, case: Case, precision: str) -> Networks:
         key = (case.name, precision)

@@ -112,7 +112,7 @@ def _convolution(shape: Shape, groups: int) -> Any:
     return conv
 
 
-def measure_gather(shape: Shape, precision: str, device: str, seconds: float) -> GatherPoint:
+def measure_gather(shape: Shape, precision: str, device: str, seconds: float) -> list[GatherPoint]:
     """index_select on the channel axis, in both memory formats; the slower one counts, since it is not known which one the
     layers around it will have."""
     generator = torch.Generator().manual_seed(0)
@@ -130,11 +130,11 @@ def measure_gather(shape: Shape, precision: str, device: str, seconds: float) ->
             running.close()
     ms = max(timing(s).median for s in samples.values())
     moved = 2 * len(index) * shape.batch * shape.plane**2 * DTYPES[precision].itemsize
-    return _gather_point(shape, precision, ms=ms, gbs=moved / ms / 1e6)
+    return [_gather_point(shape, precision, ms=ms, gbs=moved / ms / 1e6)]
 
 
-def missing_gather(shape: Shape, precision: str, why: str) -> GatherPoint:
-    return _gather_point(shape, precision, missing=why)
+def missing_gather(shape: Shape, precision: str, why: str) -> list[GatherPoint]:
+    return [_gather_point(shape, precision, missing=why)]
 
 
 def _gather_point(shape: Shape, precision: str, **found: Any) -> GatherPoint:

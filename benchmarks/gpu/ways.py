@@ -133,6 +133,7 @@ def _pytorch(arrange: Callable[[Any], Any], compiles: bool) -> Open:
         network = arrange(networks.module(form).to(networks.device, dtype))
         if compiles:
             network = torch.compile(network, dynamic=False)
+            stack.callback(torch.compiler.reset)  # what was compiled before counts towards a limit
         host = torch.from_numpy(x)
         return lambda: network(arrange(host.to(networks.device, dtype))).cpu()
 

@@ -190,7 +190,7 @@ def made_up() -> GpuBench:
         bench.points.append(changed(point, missing=None, dense_ms=0.123, ms=0.05,
                                     ratio=Ratio(value=point.groups * 0.9, low=1.1, high=60)))
     bench.points += missing_layer(Shape(512, 7, batch=256), "fp32", "TensorRT", "no time left of the 440 s")[:1]
-    bench.gathers.append(changed(missing_gather(Shape(64, 56), "fp16", ""), missing=None, ms=0.1, gbs=1234.5))
+    bench.gathers.append(changed(missing_gather(Shape(64, 56), "fp16", "")[0], missing=None, ms=0.1, gbs=1234.5))
     return bench
 
 

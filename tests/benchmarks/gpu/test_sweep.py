@@ -42,7 +42,7 @@ def test_of_two_memory_formats_the_faster_counts(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_gather_counts_what_it_reads_and_writes() -> None:
-    found = sweep.measure_gather(Shape(16, 8, batch=2), "fp32", "cpu", 0.02)
+    (found,) = sweep.measure_gather(Shape(16, 8, batch=2), "fp32", "cpu", 0.02)
     assert found.gathered == 8 * 9
     assert found.ms is not None
     assert found.gbs == pytest.approx(2 * 72 * 2 * 64 * 4 / found.ms / 1e6)

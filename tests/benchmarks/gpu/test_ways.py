@@ -96,7 +96,7 @@ def test_an_engine_that_was_not_built_is_an_error(small: Case, tmp_path: Path, m
         raise BackendMissingError("TensorRT is not installed")
 
     monkeypatch.setattr("gkp.converter.targets.trt.find_backend", absent)
-    with pytest.raises(BackendMissingError, match=r"TensorRT is not installed: model\\.onnx was written, no engine"):
+    with pytest.raises(BackendMissingError, match=r"TensorRT is not installed: model\.onnx was written, no engine"):
         Networks(small, "fp32", "cpu", (1,), tmp_path).artefact(CONVERTED, "trt", {})
 
 
