@@ -165,8 +165,8 @@ def _time(runners: Mapping[int, Runner], feeds: Mapping[str, Any], seconds: floa
 def _comparison(name: str, theoretical: float, tried: Sequence[Contender], batch: int, threads: int,
                 samples: Mapping[int, list[float]], failed: Mapping[int, str]) -> Comparison:
     forms: dict[tuple[str, str], list[int]] = {}
-    for k, entry in enumerate(tried):
-        forms.setdefault((entry.engine, entry.model), []).append(k)
+    for number, entry in enumerate(tried):
+        forms.setdefault((entry.engine, entry.model), []).append(number)
     best = {key: fastest(samples, numbers) for key, numbers in forms.items()}
     dense = {engine: samples[k] for (engine, model), k in best.items()
              if model == DENSE and engine in STOCK and k is not None}

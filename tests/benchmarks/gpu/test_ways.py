@@ -61,7 +61,8 @@ def test_the_artefact_computes_what_pytorch_does(networks: Networks, batch: int)
 def test_what_is_timed_is_what_gkp_convert_writes(networks: Networks) -> None:
     folder = networks.artefact(CONVERTED, "ort", {"dynamic_batch": True})
     written = manifest.read(folder)
-    assert (written.target, written.precision, len(written.layers)) == ("ort", "fp32", 18)
+    assert (written.target, written.precision) == ("ort", "fp32")
+    assert sum(layer.branches == 8 for layer in written.layers) == 18
     assert written.verification is not None
     assert written.verification.passed
     assert networks.manifests[CONVERTED, "ort"] == written
