@@ -35,7 +35,7 @@ soak: demo/grouped/manifest.json ## 10 minutes of requests on 4 local workers: a
 bench: .venv/installed ## the standard suite; CHECKPOINTS=DIR adds the published checkpoints
 	$(BIN)/gkp bench --suite cpu $(if $(CHECKPOINTS),--checkpoints $(CHECKPOINTS))
 
-bench-gpu: ## the GPU suite, by PYTHON with torch (nothing is installed); under 8 minutes; JSON=FILE
+bench-gpu: ## the GPU suite, by a PYTHON with gkp[torch,gpu,trt]; under 8 minutes; JSON=FILE
 	$(PYTHON) tools/bench_gpu.py $(or $(JSON),bench-gpu.json)
 
 .venv/installed: setup.cfg pyproject.toml constraints.txt

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +11,19 @@ from rich.table import Table
 from rich.text import Text
 
 from gkp import manifest as manifest_module
-from gkp.benchmarks.results import Row
-from gkp.benchmarks.wording import clean, interval, milliseconds, times
+from gkp.benchmarks.results import ArtefactRow
 from gkp.manifest import Manifest, Timing
+from gkp.report.kit import left, right
+from gkp.report.kit import table as plain
+from gkp.report.wording import NOT_MEASURED, interval, milliseconds, times
 from gkp.runtime.load import open_baseline, open_runner
 from gkp.runtime.measure import interleave, ratio, timing
+from gkp.text import clean
+from gkp.types import Progress
 
-Report = Callable[[str, float | None], None]
 
-
-def bench(directories: Sequence[Path], batches: Sequence[int], seconds: float, report: Report,
-          trust_code: bool = False) -> list[Row]:
+def bench(directories: Sequence[Path], batches: Sequence[int], seconds: float, report: Progress,
+          trust_code: bool = False) -> list[ArtefactRow]:
     """Measure every artefact at the given batch sizes (default: those it was measured at). trust_code: open native
     libraries of others too."""
     rows = []
@@ -38,7 +41,7 @@ def _declared_batch(written: Manifest) -> int:
     return first if isinstance(first, int) else 1
 
 
-def _row(directory: Path, written: Manifest, batch: int, seconds: float, trust_code: bool) -> Row:
+def _row(directory: Path, written: Manifest, batch: int, seconds: float, trust_code: bool) -> ArtefactRow:
     runners = {"converted": open_runner(directory, written, trust_code)}
     if (dense := open_baseline(directory, written, trust_code)) is not None:
         runners["dense"] = dense
@@ -46,44 +49,39 @@ def _row(directory: Path, written: Manifest, batch: int, seconds: float, trust_c
         rng = np.random.default_rng(0)
         arrays = [rng.standard_normal([batch, *(n if isinstance(n, int) else 1 for n in i.shape[1:])]).astype(i.dtype)
                   for i in written.inputs]
-        calls = {name: (lambda r=r: r.run(dict(zip(r.inputs, arrays, strict=True))))  # type: ignore[misc]
-                 for name, r in runners.items()}
+        calls = {name: partial(r.run, dict(zip(r.inputs, arrays, strict=True))) for name, r in runners.items()}
         samples = interleave(calls, budget_s=seconds)
     finally:
         for runner in runners.values():
             runner.close()
     reference = samples.get("dense")
-    return Row(name=clean(directory.name, 60), target=written.target, batch=batch, threads=written.threads,
-               dense_ms=timing(reference) if reference else None, as_is_ms=None, converted_ms=timing(samples["converted"]),
-               speedup=ratio(reference, samples["converted"]) if reference else None, vs_as_is=None,
-               theoretical=written.speedup.theoretical)
+    return ArtefactRow(name=clean(directory.name, 60), target=written.target, batch=batch, threads=written.threads,
+                       dense_ms=timing(reference) if reference else None, converted_ms=timing(samples["converted"]),
+                       speedup=ratio(reference, samples["converted"]) if reference else None,
+                       theoretical=written.speedup.theoretical)
 
 
-def rows_of(name: str, written: Manifest) -> list[Row]:
+def rows_of(name: str, written: Manifest) -> list[ArtefactRow]:
     """The measurements that a conversion has just made, as rows."""
-    return [Row(name=name, target=written.target, batch=m.batch, threads=m.threads, dense_ms=m.latency_ms.dense,
-                as_is_ms=m.latency_ms.as_is, converted_ms=m.latency_ms.converted, speedup=m.speedup.vs_dense,
-                vs_as_is=m.speedup.vs_as_is, theoretical=m.speedup.theoretical)
+    return [ArtefactRow(name=name, target=written.target, batch=m.batch, threads=m.threads, dense_ms=m.latency_ms.dense,
+                        as_is_ms=m.latency_ms.as_is, converted_ms=m.latency_ms.converted, speedup=m.speedup.vs_dense,
+                        vs_as_is=m.speedup.vs_as_is, theoretical=m.speedup.theoretical)
             for m in written.measurements if m.latency_ms.converted is not None]
 
 
-def missing_row(name: str, target: str, batch: int, threads: int, why: str) -> Row:
+def missing_row(name: str, target: str, batch: int, threads: int, why: str) -> ArtefactRow:
     """A conversion that there is not."""
-    return Row(name=name, target=target, batch=batch, threads=threads, dense_ms=None, as_is_ms=None, converted_ms=None,
-               speedup=None, vs_as_is=None, theoretical=None, missing=why)
+    return ArtefactRow(name=name, target=target, batch=batch, threads=threads, missing=why)
 
 
-def table(rows: Sequence[Row]) -> Table:
+def table(rows: Sequence[ArtefactRow]) -> Table:
     """Fits 80 columns. The column of the model as given is there when it was measured."""
     given = any(row.as_is_ms is not None for row in rows)
-    out = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    out.add_column("model", overflow="fold", max_width=24)
-    out.add_column("target")
-    for heading in ("batch", "dense ms", *(["as given"] if given else []), "now ms", "speedup (95 %)", "limit"):
-        out.add_column(heading, justify="right", no_wrap=True)
+    headings = ("batch", "dense ms", *(["as given"] if given else []), "now ms", "speedup (95 %)", "limit")
+    out = plain(left("model", overflow="fold", max_width=24), left("target"), *map(right, headings))
     for row in rows:
         out.add_row(Text(row.name), row.target, str(row.batch), _ms(row.dense_ms), *([_as_given(row)] if given else []),
-                    _ms(row.converted_ms), "not measured" if row.speedup is None else interval(row.speedup),
+                    _ms(row.converted_ms), NOT_MEASURED if row.speedup is None else interval(row.speedup),
                     "-" if row.theoretical is None else times(row.theoretical))
     return out
 
@@ -92,7 +90,7 @@ def _ms(measured: Timing | None) -> str:
     return "-" if measured is None else milliseconds(measured.median)
 
 
-def _as_given(row: Row) -> str:
+def _as_given(row: ArtefactRow) -> str:
     """Speed of the model as given, relative to the dense baseline."""
     if row.as_is_ms is None or row.dense_ms is None:
         return "-"

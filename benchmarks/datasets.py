@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from gkp.errors import UsageError
 from gkp.pruning import cifar10
+from gkp.types import Array
 
-Array = npt.NDArray[Any]
 _SYSTEM_STD = {"dsp": (0.2470, 0.2435, 0.2616)}
 
 

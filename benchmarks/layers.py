@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from gkp.benchmarks.engines import Start
+from gkp.benchmarks.adapter import Start
 from gkp.benchmarks.results import LayerKind, NativeLayers, Scaling
 from gkp.converter.graph import Graph, clean
 from gkp.converter.native.building.peak import Peak

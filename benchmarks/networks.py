@@ -6,22 +6,22 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from gkp.branched import BranchedConv
+from gkp.types import Array
 
-Weights = npt.NDArray[Any]
-Form = Callable[[Weights, np.random.Generator], BranchedConv]
+Form = Callable[[Array, np.random.Generator], BranchedConv]
+ALIGNED_GROUPS = 4
 
 
-def block_diagonal(weight: Weights, rng: np.random.Generator, groups: int = 8) -> BranchedConv:
+def block_diagonal(weight: Array, rng: np.random.Generator, groups: int = 8) -> BranchedConv:
     """GConv-Prune's form: channels shuffled, then `groups` equal groups that share no channel."""
     ins = np.array_split(rng.permutation(weight.shape[1]), groups)
     outs = np.array_split(rng.permutation(weight.shape[0]), groups)
     return _keep(weight, ins, outs)
 
 
-def tmi_style(weight: Weights, rng: np.random.Generator, groups: int = 8) -> BranchedConv:
+def tmi_style(weight: Array, rng: np.random.Generator, groups: int = 8) -> BranchedConv:
     """TMI-GKP's form: `groups` equal groups, each reading its own 9/16 of all input channels."""
     n = weight.shape[1] * 9 // 16
     ins = [np.sort(rng.choice(weight.shape[1], n, replace=False)) for _ in range(groups)]
@@ -29,7 +29,13 @@ def tmi_style(weight: Weights, rng: np.random.Generator, groups: int = 8) -> Bra
     return _keep(weight, ins, outs)
 
 
-def _keep(weight: Weights, ins: Sequence[Any], outs: Sequence[Any]) -> BranchedConv:
+def aligned(weight: Array, rng: np.random.Generator, groups: int = ALIGNED_GROUPS) -> BranchedConv:
+    """Group k reads the k-th part of the input channels and makes the k-th part of the outputs: from layer to layer, through
+    shortcuts too, a group reads what the same group made."""
+    return _keep(weight, *(np.array_split(np.arange(weight.shape[axis]), groups) for axis in (1, 0)))
+
+
+def _keep(weight: Array, ins: Sequence[Any], outs: Sequence[Any]) -> BranchedConv:
     triples = [(np.sort(i), o, weight[np.ix_(o, np.sort(i))]) for i, o in zip(ins, outs, strict=True)]
     return BranchedConv.build(weight.shape[1], weight.shape[0], triples, kernel_shape=weight.shape[2:])
 

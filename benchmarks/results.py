@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from statistics import median
-from typing import Any
 
 import msgspec
 
+from gkp.benchmarks.kit import Explained, Results, Timed
 from gkp.manifest import Ratio, Roofline, Timing
 
 SCHEMA_VERSION = 2
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
+class ArtefactRow(Explained, frozen=True, kw_only=True):
     """One artefact at one batch size. Speedups as in manifest.json; null when not measured. missing: why there is no
     converted model."""
 
@@ -20,27 +20,23 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     target: str
     batch: int
     threads: int
-    dense_ms: Timing | None
-    as_is_ms: Timing | None
-    converted_ms: Timing | None
-    speedup: Ratio | None
-    vs_as_is: Ratio | None
-    theoretical: float | None
-    missing: str | None = None
+    dense_ms: Timing | None = None
+    as_is_ms: Timing | None = None
+    converted_ms: Timing | None = None
+    speedup: Ratio | None = None
+    vs_as_is: Ratio | None = None
+    theoretical: float | None = None
 
 
-class EngineRow(msgspec.Struct, frozen=True, kw_only=True):
+class EngineRow(Timed, frozen=True, kw_only=True):
     """One model (dense or pruned) in one engine. form: the fastest of the forms that were tried. vs_ort: against the dense
-    model on ONNX Runtime; vs_fastest: against the dense model on the fastest stock engine. missing: why there is no
-    time."""
+    model on ONNX Runtime; vs_fastest: against the dense model on the fastest stock engine."""
 
     engine: str
     model: str
     form: str | None = None
-    ms: Timing | None = None
     vs_ort: Ratio | None = None
     vs_fastest: Ratio | None = None
-    missing: str | None = None
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,34 +70,28 @@ class LayerKind(msgspec.Struct, frozen=True, kw_only=True):
         return min(self.shares)
 
 
-class NativeLayers(msgspec.Struct, frozen=True, kw_only=True):
+class NativeLayers(Explained, frozen=True, kw_only=True):
     """Layers of one model in the native kernels, or why there are none."""
 
     name: str
     roofline: Roofline | None = None
-    kinds: list[LayerKind] = []
-    missing: str | None = None
+    kinds: list[LayerKind] = msgspec.field(default_factory=list)
 
 
-class Scaling(msgspec.Struct, frozen=True, kw_only=True):
+class Scaling(Explained, frozen=True, kw_only=True):
     """speedup: time with one thread / time with `threads`, of the native pruned model."""
 
     name: str
     batch: int
     threads: int
     speedup: Ratio | None = None
-    missing: str | None = None
 
 
-class Bench(msgspec.Struct, frozen=True, kw_only=True):
+class Bench(Results, kw_only=True):
     """The outcome of one run. engines, layers, scaling: of the standard suite only."""
 
-    rows: list[Row]
-    environment: dict[str, Any]
-    engines: list[Comparison] = []
-    layers: list[NativeLayers] = []
-    scaling: list[Scaling] = []
+    rows: list[ArtefactRow]
+    engines: list[Comparison] = msgspec.field(default_factory=list)
+    layers: list[NativeLayers] = msgspec.field(default_factory=list)
+    scaling: list[Scaling] = msgspec.field(default_factory=list)
     schema_version: int = SCHEMA_VERSION
-
-    def json(self) -> bytes:
-        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"

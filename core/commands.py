@@ -23,11 +23,11 @@ from gkp.options.convert import convert_options
 
 def convert(screen: Screen, *, model: Path, output: Path | None, report: Path | None, json_to: str | None,
             input_shape: tuple[str, ...], **options: Any) -> None:
-    from gkp.benchmarks import tables
     from gkp.converter.convert import convert as run
+    from gkp.report import tables
 
     if report is not None:
-        from gkp.benchmarks.report import require_jinja2
+        from gkp.report.html import require_jinja2
 
         require_jinja2()
     made = convert_options(output=output, input_shapes=parse_shapes(input_shape), **options)
@@ -43,7 +43,7 @@ def convert(screen: Screen, *, model: Path, output: Path | None, report: Path | 
     else:
         screen.say("\ndry run: nothing was written")
     if report is not None:
-        from gkp.benchmarks.report import write_html
+        from gkp.report.html import write_html
 
         write_html(artefact.manifest, report)
         screen.say(f"report:  {report}")
@@ -54,8 +54,8 @@ def convert(screen: Screen, *, model: Path, output: Path | None, report: Path | 
 
 def inspect(screen: Screen, *, model: Path, target: str, input_shape: tuple[str, ...], json_to: str | None,
             **options: Any) -> None:
-    from gkp.benchmarks import tables
     from gkp.converter.convert import convert as run
+    from gkp.report import tables
 
     if model.is_dir():
         shown = manifest_module.read(model)
@@ -76,9 +76,9 @@ def inspect(screen: Screen, *, model: Path, target: str, input_shape: tuple[str,
 
 def verify(screen: Screen, *, a: Path, b: Path, precision: str, input_shape: tuple[str, ...], json_to: str | None,
            arch: str | None, trust_code: bool) -> int:
-    from gkp.benchmarks.wording import verification_words
     from gkp.converter.compare import compare_models
     from gkp.converter.sources import OpenOptions
+    from gkp.report.wording import verification_words
 
     with screen.progress() as progress:
         progress("comparing", None)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gkp.edge.plan import Plan, Prediction
+from gkp.report.wording import milliseconds
+from gkp.text import plural as plural
 
+ms = milliseconds
 MODE_WORDS = {
     "local": "the whole network on one device",
     "replicas": "the whole network on every device, a request to each in turn",
@@ -22,23 +25,12 @@ def clean(text: object, limit: int = 200) -> str:
     return line if len(line) <= limit else f"{line[: limit // 2 - 1]}…{line[-(limit // 2):]}"
 
 
-def ms(value: float) -> str:
-    """Milliseconds in three significant digits, without the unit."""
-    if value >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:#.3g}"
-
-
 def size(count: float) -> str:
     """Bytes with a decimal unit, as links count them."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= scale:
             return f"{count / scale:.3g} {unit}"
     return f"{count:.0f} B"
-
-
-def plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def per_second(period_ms: float) -> str:

@@ -19,6 +19,7 @@ DEVELOPMENT = ("pytest", "hypothesis", "mypy", "setuptools")
 NEEDS: dict[str, tuple[str, ...]] = {
     "gkp": (),
     "gkp.runtime": (),
+    "gkp.report": (),
     "gkp.benchmarks": CONVERT,
     "gkp.benchmarks.gpu": ("torch", *CONVERT),
     "gkp.benchmarks.edge": ("grpc", *CONVERT),

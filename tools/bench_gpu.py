@@ -1,7 +1,9 @@
-"""The GPU suite on a machine that nothing can be installed on: needs Python 3.10, numpy and PyTorch with CUDA, no more.
+"""The GPU suite with its JSON written again after every job, so that a run which is cut off leaves what it had. It ends in
+under 8 minutes. Needs an NVIDIA GPU and its driver, PyTorch with CUDA, and gkp with what writes and runs its artefacts:
 
-Runs the checkout that this file lies in. What else is installed there (ONNX Runtime, TensorRT, rich) is used. It ends in
-under 8 minutes; the JSON file is written again after every job, so that a run which is cut off leaves what it had.
+    pip install -e ".[torch,gpu,trt]"
+
+(TensorRT, or ONNX Runtime with CUDA, may be missing: then its rows say so.)
 
 usage: bench_gpu.py [FILE.json]
 """
@@ -9,64 +11,44 @@ usage: bench_gpu.py [FILE.json]
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
 
-
-def use_checkout() -> None:
-    """Import gkp from the checkout: the folder core/ is gkp, every other folder X/ is gkp.X (docs/adr/0001-layout.md)."""
-    spec = importlib.util.spec_from_file_location("gkp", ROOT / "core" / "__init__.py",
-                                                  submodule_search_locations=[str(ROOT / "core"), str(ROOT)])
-    if spec is None or spec.loader is None:
-        raise ImportError("core/__init__.py is missing")
-    package = importlib.util.module_from_spec(spec)
-    sys.modules["gkp"] = package
-    spec.loader.exec_module(package)
-
-
-def run(path: Path, settings: Any) -> Any:
+def run(path: Path, settings: Any, progress: Any) -> Any:
     """The suite; its JSON in `path`."""
     from gkp.benchmarks.gpu.suite import run_suite
+    from gkp.files import write_file
 
-    def keep(bench: Any) -> None:
-        unfinished = path.with_name(f".{path.name}.part")
-        unfinished.write_bytes(bench.json())
-        os.replace(unfinished, path)
-
-    found = run_suite(settings, lambda text, share: print(f"{share or 0:4.0%}  {text}", file=sys.stderr), keep)
-    keep(found)
+    found = run_suite(settings, progress, lambda bench: write_file(path, bench.json()))
+    write_file(path, found.json())
     return found
 
 
 def main(arguments: list[str]) -> int:
-    use_checkout()
-    if not importlib.util.find_spec("torch"):
-        print("error: this Python has no PyTorch\n  try: PYTHON=another-python3 make bench-gpu", file=sys.stderr)
-        return 4
-    from gkp.benchmarks.gpu.device import require_gpu
-    from gkp.benchmarks.gpu.suite import Settings
-    from gkp.errors import GkpError
-
     if len(arguments) > 1 or any(a.startswith("-") for a in arguments):
         print(__doc__, file=sys.stderr)
         return 2
+    if not importlib.util.find_spec("gkp"):
+        print('error: this Python has no gkp\n  try: pip install -e ".[torch,gpu,trt]"', file=sys.stderr)
+        return 4
+    from gkp.benchmarks.gpu.command import require_all
+    from gkp.errors import GkpError
+
     path = Path(arguments[0] if arguments else "bench-gpu.json")
     try:
-        require_gpu()
+        require_all()
     except GkpError as e:
         print(f"error: {e.message}\n  try: {e.hint}", file=sys.stderr)
         return e.exit_code
-    found = run(path, Settings())
-    if importlib.util.find_spec("rich"):
-        from rich.console import Console
+    from rich.console import Console
 
-        from gkp.benchmarks.gpu.tables import gpu_tables
+    from gkp.benchmarks.gpu.suite import Settings
+    from gkp.benchmarks.gpu.tables import gpu_tables
 
-        Console(width=80).print(gpu_tables(found))
+    found = run(path, Settings(), lambda text, share: print(f"{share or 0:4.0%}  {text}", file=sys.stderr))
+    Console(width=80).print(gpu_tables(found))
     print(f"written: {path}, after {found.seconds:.0f} s", file=sys.stderr)
     return 0
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from gkp.benchmarks.edge.cases import Case, cases
+from gkp.benchmarks.cases import Case, edge_cases
 from gkp.converter.sources import GroupedModel, OpenOptions, open_any
 from gkp.edge import Cluster
 from gkp.edge.devices import parse_devices, parse_link
@@ -47,7 +47,7 @@ def row(opened: GroupedModel, graph: Any, mode: str, devices: int) -> tuple[bool
 
 def run(case: Case) -> bool:
     """All splits of one case; is all equal?"""
-    opened = open_any(case.source(), OpenOptions({} if case.input_shape is None else {"": case.input_shape}))
+    opened = open_any(case.source(), OpenOptions(case.shapes))
     graph, equal = prepare(opened.model), True
     for devices in (2, 4, 8):
         for mode in MODES[1:]:
@@ -63,7 +63,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*")
     parser.add_argument("--checkpoints", type=Path)
     given = parser.parse_args()
-    found = [case for case in cases(given.checkpoints) if not given.names or case.name in given.names]
+    found = [case for case in edge_cases(given.checkpoints) if not given.names or case.name in given.names]
     return 0 if found and all([run(case) for case in found]) else 1
 
 

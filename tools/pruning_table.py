@@ -19,11 +19,12 @@ from typing import Any, TypeVar
 import msgspec
 
 from gkp import manifest
-from gkp.benchmarks.wording import clean, interval, times
 from gkp.errors import FileError, GkpError, UsageError
 from gkp.files import plain_json, write_file
 from gkp.manifest import Manifest, Ratio
 from gkp.pruning.methods import METHODS
+from gkp.report.wording import interval, times
+from gkp.text import clean
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "benchmarks" / "pruning.json"

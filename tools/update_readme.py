@@ -12,10 +12,11 @@ from typing import Any
 
 import msgspec
 
-from gkp.benchmarks.results import Bench, Comparison, EngineRow, NativeLayers, Row
+from gkp.benchmarks.results import ArtefactRow, Bench, Comparison, EngineRow, NativeLayers
 from gkp.benchmarks.suite_tables import ENGINES, percent
-from gkp.benchmarks.wording import clean, interval, milliseconds, times
 from gkp.manifest import Ratio
+from gkp.report.wording import interval, milliseconds, times
+from gkp.text import clean
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "benchmarks" / "cpu.json"
@@ -131,7 +132,7 @@ def _plain(name: str) -> str:
     return clean(name).replace("|", "/")
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: ArtefactRow) -> list[str]:
     dense, as_is = row.dense_ms, row.as_is_ms
     return [_plain(row.name), row.target, str(row.batch),
             "not measured" if dense is None else milliseconds(dense.median),

@@ -18,7 +18,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from gkp import manifest
 from gkp.benchmarks.edge.counters import Counters, cpu_ms
@@ -32,14 +31,13 @@ from gkp.errors import GkpError
 from gkp.runtime.load import open_runner
 from gkp.runtime.native import NativeRunner
 from gkp.runtime.runners import OpenVinoRunner, OrtRunner, Runner
+from gkp.types import Array, Progress, silent
 
-Array = npt.NDArray[Any]
 Call = Callable[[], Array]
-Say = Callable[[str, "float | None"], None]
 _FEWEST, _MOST, _RATE_ROUNDS, _TRACES = 7, 200, 5, 5
 
 
-def measure(job: Job, say: Say = lambda text, share: None) -> Outcome:
+def measure(job: Job, say: Progress = silent) -> Outcome:
     """Open everything, time it, count its bytes, close it."""
     session = _Session(job, say)
     with session.open:
@@ -48,7 +46,7 @@ def measure(job: Job, say: Say = lambda text, share: None) -> Outcome:
 
 
 class _Session:
-    def __init__(self, job: Job, say: Say) -> None:
+    def __init__(self, job: Job, say: Progress) -> None:
         self.job, self.say, self.open = job, say, ExitStack()
         self.x = _input(job.shape)
         self.calls: dict[str, Call] = {}

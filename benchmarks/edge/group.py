@@ -13,13 +13,13 @@ from pathlib import Path
 import msgspec
 
 from gkp.benchmarks.edge import net as nets
-from gkp.benchmarks.edge.cases import Report
 from gkp.benchmarks.edge.job import Alone, Counter, Job, Line, Outcome, Route
 from gkp.benchmarks.edge.net import Net, end_process
 from gkp.benchmarks.edge.quota import Quota
 from gkp.benchmarks.edge.workers import Workers
 from gkp.edge.plan import Link, Plan
 from gkp.errors import BackendMissingError, GkpError
+from gkp.types import Progress
 
 SAMPLE_MS, UNDER_QUOTA_MS = 5.0, 60.0
 """Of a sample at least: a quota holds on average over many of its periods only."""
@@ -92,7 +92,7 @@ class Wanted:
     bytes_s: float = 0.5
 
 
-def run(site: Site, wanted: Wanted, folder: Path, report: Report) -> tuple[Outcome, str]:
+def run(site: Site, wanted: Wanted, folder: Path, report: Progress) -> tuple[Outcome, str]:
     """(what was measured, the emulator). folder: for keys, sockets, logs; short, and of this user alone. GkpError when
     nothing can be measured."""
     check(site)
@@ -105,7 +105,7 @@ def run(site: Site, wanted: Wanted, folder: Path, report: Report) -> tuple[Outco
         return _measured(site, wanted, net, workers, folder, report, quotas[-1] if quotas else None), net.emulator
 
 
-def _measured(site: Site, wanted: Wanted, net: Net, workers: Workers | None, folder: Path, report: Report,
+def _measured(site: Site, wanted: Wanted, net: Net, workers: Workers | None, folder: Path, report: Progress,
               quota: Quota | None) -> Outcome:
     pids = workers.pids if workers else {}
     routes = [Route(name=name, directory=str(path), cluster=str(workers.cluster_files[path]),
@@ -126,7 +126,7 @@ def _measured(site: Site, wanted: Wanted, net: Net, workers: Workers | None, fol
                net.coordinator.interface if own not in seen and seen else None)
 
 
-def ask(job: Job, prefix: Sequence[str], folder: Path, report: Report, quota: Quota | None = None,
+def ask(job: Job, prefix: Sequence[str], folder: Path, report: Progress, quota: Quota | None = None,
         interface: str | None = None) -> Outcome:
     """Run the measuring process. interface: of its own, to be counted too. GkpError when it fails."""
     with (folder / "coordinator.log").open("wb") as errors:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from gkp.benchmarks.edge.cases import Opened, Report
+from gkp.benchmarks.edge.opening import Opened
 from gkp.converter.graph import Graph
 from gkp.converter.sources import GroupedModel
 from gkp.edge.decide import candidate
@@ -19,6 +19,7 @@ from gkp.edge.profile import Profile, Profiles, folder_jobs, measure
 from gkp.edge.segment_file import NATIVE
 from gkp.edge.split import write
 from gkp.errors import GkpError
+from gkp.types import Progress
 
 MODES = ("local", "replicas", "branch", "spatial", "pipeline", "hybrid")
 SPATIAL_DENSE = "spatial-dense"
@@ -55,7 +56,7 @@ class Splits:
         return Profiles(self.profile)
 
 
-def make_splits(opened: Opened, devices: int, link: Link, folder: Path, report: Report, seconds: float,
+def make_splits(opened: Opened, devices: int, link: Link, folder: Path, report: Progress, seconds: float,
                 native: bool = False) -> Splits:
     """Every mode, and the times of its segments. link: what the modes that choose places to cut reckon with; native:
     segments are native libraries, in plans of at most _COMPILED."""

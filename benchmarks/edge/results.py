@@ -4,10 +4,9 @@ measured."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
+from gkp.benchmarks.kit import Explained, Results, Timed
 from gkp.manifest import Ratio, Timing
 
 SCHEMA_VERSION = 1
@@ -66,7 +65,7 @@ class Rate(msgspec.Struct, frozen=True, kw_only=True):
     gain: Ratio | None
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
+class EdgeRow(Timed, frozen=True, kw_only=True):
     """One way to compute a case. what: of gkp.benchmarks.edge.rows.WHAT; means: the engine; busy: devices that compute
     something. cpu_ms: of all processes that compute, for one request; coordinator_cpu_ms: of the coordinator's.
     pruning_gain: the dense network on one device / this one on one device; distribution_gain: the same network on one device
@@ -83,7 +82,6 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     means: str | None = None
     busy: int | None = None
     plan: str | None = None
-    ms: Timing | None = None
     cpu_ms: float | None = None
     coordinator_cpu_ms: float | None = None
     pruning_gain: Ratio | None = None
@@ -97,12 +95,11 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     predicted: Predicted | None = None
     max_error: float | None = None
     same_as: str | None = None
-    notes: list[str] = []
-    missing: str | None = None
+    notes: list[str] = msgspec.field(default_factory=list)
     error: str | None = None
 
 
-class LinkFit(msgspec.Struct, frozen=True, kw_only=True):
+class LinkFit(Explained, frozen=True, kw_only=True):
     """A link as it was found: one message of b bytes takes alpha_ms + b * beta_ns_per_byte, fitted to `points` (bytes, ms)
     of real messages between two workers. rtt_ms: of the packets alone; request_ms: what a request costs that moves
     and computes next to nothing; cpu_ms: processor time of a small message, on both ends together; residual: largest
@@ -120,11 +117,10 @@ class LinkFit(msgspec.Struct, frozen=True, kw_only=True):
     request_ms: float | None = None
     cpu_ms: float | None = None
     residual: float | None = None
-    points: list[tuple[int, float]] = []
-    missing: str | None = None
+    points: list[tuple[int, float]] = msgspec.field(default_factory=list)
 
 
-class ScalePoint(msgspec.Struct, frozen=True, kw_only=True):
+class ScalePoint(Explained, frozen=True, kw_only=True):
     """Predicted by simulation, for `devices` devices. based_on: "measured" or "estimated" times of segments.
     measured_ms, measured_per_second: of the row of this suite with the same mode, devices and link, where there is one."""
 
@@ -137,7 +133,6 @@ class ScalePoint(msgspec.Struct, frozen=True, kw_only=True):
     based_on: str | None = None
     measured_ms: float | None = None
     measured_per_second: float | None = None
-    missing: str | None = None
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,14 +146,13 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     dilation: float
     machine: Machine | None
     decision: list[str]
-    rows: list[Row]
+    rows: list[EdgeRow]
     fit: LinkFit | None = None
 
 
-class EdgeBench(msgspec.Struct, frozen=True, kw_only=True):
+class EdgeBench(Results, kw_only=True):
     """The outcome of one run. cores: those that workers were pinned to; seconds: how long the run took."""
 
-    environment: dict[str, Any]
     cores: list[int]
     seconds: float
     groups: list[Group]
@@ -167,8 +161,5 @@ class EdgeBench(msgspec.Struct, frozen=True, kw_only=True):
     schema_version: int = SCHEMA_VERSION
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[EdgeRow]:
         return [row for group in self.groups for row in group.rows]
-
-    def json(self) -> bytes:
-        return msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gkp.benchmarks.edge.job import Counted, Outcome, Taken
-from gkp.benchmarks.edge.results import Payload, Predicted, Rate, Row, Wire
+from gkp.benchmarks.edge.results import EdgeRow, Payload, Predicted, Rate, Wire
 from gkp.edge.plan import COORDINATOR, Plan
 from gkp.edge.predict import predict
 from gkp.edge.profile import Profiles
@@ -22,13 +22,13 @@ WHAT: Mapping[str, str] = {
     "sequential": "shards in turn, alone", "runtime": "one worker", "replicas": "replicas",
     "spatial-dense": "dense, spatial", "auto": "auto", "branch": "branch", "spatial": "spatial", "pipeline": "pipeline",
     "hybrid": "hybrid"}
-"""Row.what in words, in the order of the report."""
+"""EdgeRow.what in words, in the order of the report."""
 WITHIN = 0.20
 """How far a prediction may be from the measurement, relative to it."""
 
 
 @dataclass(frozen=True)
-class Entry:
+class Subject:
     """What a row is of. name: in the Outcome; network: DENSE or GROUPED; means: the engine; plan: None for what is not
     split; wall: does its time come from several processes (else from one)."""
 
@@ -57,7 +57,7 @@ class Context:
     flights: Mapping[str, int]
 
 
-def row(entry: Entry, outcome: Outcome, context: Context, linked: Plan | None) -> Row:
+def row(entry: Subject, outcome: Outcome, context: Context, linked: Plan | None) -> EdgeRow:
     """One row. linked: the entry's plan on the fitted link, to be predicted."""
     taken = outcome.taken.get(entry.name, Taken(failed="it was not measured"))
     base, dense = (outcome.taken.get(context.best.get(network, ""), Taken()).ms for network in (entry.network, DENSE))
@@ -66,7 +66,7 @@ def row(entry: Entry, outcome: Outcome, context: Context, linked: Plan | None) -
     against = _ratio(base, taken.ms) if entry.name != context.best.get(entry.network) else None
     gain = honest(against, busy, context.cores, context.dilation, refused) if busy > 1 else None
     payload = None if taken.counted is None or entry.plan is None else payload_of(taken.counted, entry.plan)
-    return Row(
+    return EdgeRow(
         case=context.case, devices=context.devices, link=context.link, what=entry.what, means=entry.means, busy=busy,
         mode=None if entry.plan is None else entry.plan.mode, plan=None if entry.plan is None else entry.plan.hash,
         ms=timing(taken.ms) if taken.ms else None, cpu_ms=_cpu(entry, taken), coordinator_cpu_ms=taken.own_cpu_ms,
@@ -121,14 +121,14 @@ def _ratio(reference: Sequence[float], other: Sequence[float]) -> Ratio | None:
     return ratio(reference, other) if reference and other else None
 
 
-def _cpu(entry: Entry, taken: Taken) -> float | None:
+def _cpu(entry: Subject, taken: Taken) -> float | None:
     """Of everything that computes: the workers, or the measuring process where it computes itself."""
     if entry.plan is None or not entry.wall:
         return taken.own_cpu_ms
     return taken.cpu_ms
 
 
-def _rate(entry: Entry, taken: Taken, busy: int, context: Context, refused: list[str]) -> Rate | None:
+def _rate(entry: Subject, taken: Taken, busy: int, context: Context, refused: list[str]) -> Rate | None:
     if not taken.rates:
         return None
     gain = None
@@ -138,7 +138,7 @@ def _rate(entry: Entry, taken: Taken, busy: int, context: Context, refused: list
     return Rate(per_second=timing(taken.rates), in_flight=context.flights.get(entry.name, 1), gain=gain)
 
 
-def _wire(entry: Entry, taken: Taken, outcome: Outcome) -> Wire | None:
+def _wire(entry: Subject, taken: Taken, outcome: Outcome) -> Wire | None:
     if taken.wire is None or entry.plan is None:
         return None
     payload = sum(t.bytes for t in entry.plan.transfers)
@@ -148,7 +148,7 @@ def _wire(entry: Entry, taken: Taken, outcome: Outcome) -> Wire | None:
                 between_devices=taken.wire[1], idle_bytes_per_second=outcome.idle or 0.0)
 
 
-def _predicted(entry: Entry, taken: Taken, context: Context, linked: Plan | None) -> Predicted | None:
+def _predicted(entry: Subject, taken: Taken, context: Context, linked: Plan | None) -> Predicted | None:
     if linked is None or entry.plan is None or not entry.wall:  # in one process there is no path to be critical
         return None
     try:

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
-from gkp.benchmarks.edge.cases import Opened, Report
-from gkp.benchmarks.edge.results import Row, ScalePoint
+from gkp.benchmarks.edge.opening import Opened
+from gkp.benchmarks.edge.results import EdgeRow, ScalePoint
 from gkp.edge.alone import Forms, best_forms, in_forms
 from gkp.edge.costs import estimate, with_cost
 from gkp.edge.devices import parse_devices
@@ -19,6 +19,7 @@ from gkp.edge.profile import Profiles, plan_times
 from gkp.edge.simulate import simulate
 from gkp.edge.split import draft
 from gkp.errors import GkpError
+from gkp.types import Progress
 
 DEVICES = (2, 4, 8, 16, 32, 64, 128, 256)
 MODES = ("replicas", "branch", "spatial", "pipeline")
@@ -28,8 +29,8 @@ _EVENTS = 6000
 """Messages to simulate for a rate."""
 
 
-def scale(opened: Opened, links: Mapping[str, Link], profiles: Profiles, measured: Sequence[Row],
-          report: Report) -> list[ScalePoint]:
+def scale(opened: Opened, links: Mapping[str, Link], profiles: Profiles, measured: Sequence[EdgeRow],
+          report: Progress) -> list[ScalePoint]:
     """Latency of one request, and requests a second with many under way, on every link. Times of segments are those
     measured on this machine where there are any, else estimates scaled to them."""
     found = []
@@ -92,7 +93,7 @@ def replicated(plan: Plan, devices: int) -> Plan:
     return msgspec.structs.replace(plan, devices=parse_devices(str(devices)), segments=segments, transfers=transfers)
 
 
-def _point(case: str, link: str, plan: Plan, profiles: Profiles, measured: Sequence[Row]) -> ScalePoint:
+def _point(case: str, link: str, plan: Plan, profiles: Profiles, measured: Sequence[EdgeRow]) -> ScalePoint:
     try:
         times, based_on = plan_times(plan, profiles)
         latency = max(simulate(plan, times, replica=_first(plan)).finished)
@@ -106,7 +107,7 @@ def _point(case: str, link: str, plan: Plan, profiles: Profiles, measured: Seque
                       measured_per_second=row.rate.per_second.median if row and row.rate else None)
 
 
-def _moves_the_same(row: Row, plan: Plan) -> bool:
+def _moves_the_same(row: EdgeRow, plan: Plan) -> bool:
     """gkp split may cut a pipeline elsewhere, as the link asks: then it is another plan."""
     between = [t.bytes for t in plan.transfers if COORDINATOR not in (t.source, t.target)]
     return row.payload is not None and (row.payload.plan_messages, row.payload.plan_bytes) == (len(between), sum(between))

@@ -15,21 +15,24 @@ from statistics import median
 
 import msgspec
 
+from gkp.benchmarks.cases import Case, edge_cases
 from gkp.benchmarks.edge import fit, group
-from gkp.benchmarks.edge.cases import Case, Opened, Opener, Report, cases
 from gkp.benchmarks.edge.counters import Watch
 from gkp.benchmarks.edge.group import Site, Wanted
 from gkp.benchmarks.edge.job import Alone, Outcome, Taken
 from gkp.benchmarks.edge.netns import Janitor, remove_stale
+from gkp.benchmarks.edge.opening import Opened, Opener
 from gkp.benchmarks.edge.plans import SPATIAL_DENSE, Split, Splits, decide, in_phase, make_splits, on_link
 from gkp.benchmarks.edge.quota import groups_folder
-from gkp.benchmarks.edge.results import EdgeBench, Group, LinkFit, Row, ScalePoint
-from gkp.benchmarks.edge.rows import DENSE, GROUPED, WHAT, Context, Entry, row
+from gkp.benchmarks.edge.results import EdgeBench, EdgeRow, Group, LinkFit, ScalePoint
+from gkp.benchmarks.edge.rows import DENSE, GROUPED, WHAT, Context, Subject, row
 from gkp.benchmarks.edge.scaling import scale
+from gkp.benchmarks.kit import fastest
 from gkp.edge.devices import parse_link
 from gkp.edge.plan import Device, Link, Plan, device_folder
 from gkp.errors import BackendMissingError, GkpError
 from gkp.runtime.environment import fingerprint
+from gkp.types import Progress
 
 LINKS = ("loopback", "1gbe")
 STATED = ("1gbe", "wifi")
@@ -53,7 +56,7 @@ class Settings:
     scaling: bool = True
 
 
-def run_edge(settings: Settings, report: Report) -> EdgeBench:
+def run_edge(settings: Settings, report: Progress) -> EdgeBench:
     """Everything. BackendMissingError where processes cannot be pinned to cores or gRPC is not installed; what else is
     missing is a row that says so."""
     from gkp.edge.identity import require_grpc
@@ -76,7 +79,7 @@ def run_edge(settings: Settings, report: Report) -> EdgeBench:
 class _Suite:
     settings: Settings
     folder: Path
-    report: Report
+    report: Progress
     cores: tuple[int, ...] = field(default_factory=lambda: tuple(sorted(os.sched_getaffinity(0))))
     groups: list[Group] = field(default_factory=list)
     fits: list[LinkFit] = field(default_factory=list)
@@ -91,7 +94,7 @@ class _Suite:
             for site in sites[devices]:
                 self._fit(site)
         opener = Opener(self.folder, self.report)
-        chosen = [c for c in (self.settings.cases or cases(self.settings.checkpoints))
+        chosen = [c for c in (self.settings.cases or edge_cases(self.settings.checkpoints))
                   if not self.settings.only or c.name in self.settings.only]
         for number, case in enumerate(chosen):
             before = self.runs
@@ -131,7 +134,7 @@ class _Suite:
         return {path.name: (path, plan) for path, plan in fit.write_chains(work / "chains", site.devices).items()}
 
     # ---- cases ------------------------------------------------------------------------------------------------------
-    def _case(self, case: Case, number: int, opener: Opener, sites: Mapping[int, Sequence[Site]], report: Report) -> None:
+    def _case(self, case: Case, number: int, opener: Opener, sites: Mapping[int, Sequence[Site]], report: Progress) -> None:
         try:
             opened = opener.open(case, number)
         except GkpError as e:
@@ -155,22 +158,20 @@ class _Suite:
             links |= {link.name: link for (_, dilation), link in self.fitted.items() if dilation == 1}
             self.points += scale(opened, links, profiles, [r for g in self.groups for r in g.rows], report)
 
-    def _screen(self, opened: Opened, report: Report) -> dict[str, Alone]:
+    def _screen(self, opened: Opened, report: Progress) -> dict[str, Alone]:
         """The fastest engine for the dense and for the grouped network, found turn by turn; opened.compared is filled."""
         work = self._work()
         outcome = group.ask(group.job_alone(opened.shape, opened.means, self.cores[0], _SCREEN_S), (), work,
                             lambda text, share: report("comparing engines", share))
-        found = {}
-        opened.compared.update({m.name: median(outcome.taken[m.name].ms) for m in opened.means if outcome.taken[m.name].ms})
-        opened.missing.update({m.name: str(outcome.taken[m.name].failed) for m in opened.means
-                               if not outcome.taken[m.name].ms})
-        for network in (DENSE, GROUPED):
-            mine = [m for m in opened.means if m.name.startswith(network) and outcome.taken[m.name].ms]
-            if mine:
-                found[network] = min(mine, key=lambda m: opened.compared[m.name])
-        return found
+        samples = {m.name: outcome.taken[m.name].ms for m in opened.means}
+        opened.compared.update({name: median(ms) for name, ms in samples.items() if ms})
+        opened.missing.update({name: str(outcome.taken[name].failed) for name, ms in samples.items() if not ms})
+        means = {m.name: m for m in opened.means}
+        best = {network: fastest(samples, [name for name in means if name.startswith(network)])
+                for network in (DENSE, GROUPED)}
+        return {network: means[name] for network, name in best.items() if name is not None}
 
-    def _group(self, opened: Opened, splits: Splits, site: Site, best: Mapping[str, Alone], report: Report) -> Group:
+    def _group(self, opened: Opened, splits: Splits, site: Site, best: Mapping[str, Alone], report: Progress) -> Group:
         before = self.fitted.get((site.name, site.dilation))
         real = None if before is None else _faster(before, site.dilation)
         same, words = decide(splits, real or site.link or parse_link("loopback"))
@@ -182,7 +183,7 @@ class _Suite:
         watch = Watch()
         outcome, emulator = group.run(site, wanted, work, lambda text, share: report(f"{site.name}: {text}", share))
         link, found = _fitted(site, outcome, emulator)
-        entries = _entries(chosen, best, opened, same)
+        subjects = _subjects(chosen, best, opened, same)
         once = outcome.taken.get(SEGMENT, Taken()).ms
         context = Context(opened.case.name, site.devices, site.name, {k: v.name for k, v in best.items()}, len(site.cores),
                           site.dilation, splits.profiles, flights)
@@ -190,8 +191,8 @@ class _Suite:
             each = (fit.segment_ms(outcome.taken) or 0.0) / site.dilation
             context = replace(context, profiles=in_phase(splits, median(once) / site.dilation, each))
         rows = [row(e, outcome, context, None if e.plan is None or link is None else _slowed(on_link(e.plan, link), site))
-                for e in entries]
-        rows += [Row(case=opened.case.name, devices=site.devices, link=site.name, what=name, missing=why)
+                for e in subjects]
+        rows += [EdgeRow(case=opened.case.name, devices=site.devices, link=site.name, what=name, missing=why)
                  for name, why in splits.missing.items()]
         return Group(case=opened.case.name, devices=site.devices, link=site.name, emulator=emulator, dilation=site.dilation,
                      machine=watch.machine(), decision=words, fit=found,
@@ -218,20 +219,20 @@ def _wanted(opened: Opened, chosen: Mapping[str, Split], chains: Mapping[str, tu
                   None if grouped is None else grouped.name, seconds / 3, seconds / 6)
 
 
-def _entries(chosen: Mapping[str, Split], best: Mapping[str, Alone], opened: Opened, same: str | None) -> list[Entry]:
+def _subjects(chosen: Mapping[str, Split], best: Mapping[str, Alone], opened: Opened, same: str | None) -> list[Subject]:
     """One per row."""
     notes = [*(f"{name}: {ms:.3g} ms when the engines were compared" for name, ms in opened.compared.items()),
              *(f"{name}: {why}" for name, why in opened.missing.items())]
-    found = [Entry(network, means.name, network, means.name.partition(", ")[2],
+    found = [Subject(network, means.name, network, means.name.partition(", ")[2],
                    notes=tuple(n for n in notes if n.startswith(network))) for network, means in best.items()]
     for name, split in chosen.items():
         what = "runtime" if name == "local" else name
-        found.append(Entry(what, name, DENSE if name == SPATIAL_DENSE else GROUPED, split.engine, split.plan))
+        found.append(Subject(what, name, DENSE if name == SPATIAL_DENSE else GROUPED, split.engine, split.plan))
         if name in ("local", "branch"):
             alone = "stock" if name == "local" else "sequential"
-            found.append(Entry(alone, alone, GROUPED, split.engine, split.plan, wall=False))
+            found.append(Subject(alone, alone, GROUPED, split.engine, split.plan, wall=False))
     if same is not None:
-        found.append(Entry("auto", same, GROUPED, chosen[same].engine, chosen[same].plan,
+        found.append(Subject("auto", same, GROUPED, chosen[same].engine, chosen[same].plan,
                            same_as="runtime" if same == "local" else same))
     return found
 
@@ -274,7 +275,7 @@ def _stated(site: Site) -> str | None:
 
 
 def _absent(case: str, site: Site, why: str) -> Group:
-    rows = [Row(case=case, devices=site.devices, link=site.name, what=what, missing=why) for what in WHAT]
+    rows = [EdgeRow(case=case, devices=site.devices, link=site.name, what=what, missing=why) for what in WHAT]
     return Group(case=case, devices=site.devices, link=site.name, emulator="", dilation=site.dilation, machine=None,
                  decision=[], rows=rows)
 

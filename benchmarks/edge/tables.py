@@ -9,11 +9,13 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from gkp.benchmarks.edge.results import EdgeBench, Group, LinkFit, Row, ScalePoint
+from gkp.benchmarks.edge.results import EdgeBench, EdgeRow, Group, LinkFit, ScalePoint
 from gkp.benchmarks.edge.rows import WHAT, WITHIN
-from gkp.benchmarks.wording import FASTER_NOTE, NOT_MEASURED, clean, interval, milliseconds, shorten
 from gkp.edge.words import per_second, size
 from gkp.manifest import Ratio
+from gkp.report.kit import left, missing_lines, ratio_text, right, table
+from gkp.report.wording import FASTER_NOTE, NOT_MEASURED, interval, milliseconds, shorten, times
+from gkp.text import clean
 
 _SCALED = ("replicas", "branch", "spatial", "pipeline")
 
@@ -67,27 +69,27 @@ def group_tables(group: Group) -> list[RenderableType]:
     return parts
 
 
-def _gains(rows: Sequence[Row]) -> Table:
-    table = _table("", ("ms", "CPU ms", "pruning", "distribution (95 %)", "per s"))
+def _gains(rows: Sequence[EdgeRow]) -> Table:
+    out = _numbers("", ("ms", "CPU ms", "pruning", "distribution (95 %)", "per s"))
     for row in rows:
         if row.ms is None:
             continue
         rate = "-" if row.rate is None else per_second(1e3 / row.rate.per_second.median)
-        table.add_row(Text(_name(row)), milliseconds(row.ms.median), "-" if row.cpu_ms is None else milliseconds(row.cpu_ms),
+        out.add_row(Text(_name(row)), milliseconds(row.ms.median), "-" if row.cpu_ms is None else milliseconds(row.cpu_ms),
                       _gain(row.pruning_gain), _distribution(row), rate)
-    return table
+    return out
 
 
-def _name(row: Row) -> str:
-    name = WHAT.get(row.what, clean(row.what, 20))
+def _name(row: EdgeRow) -> str:
+    name = _what(row.what)
     if row.same_as is not None:
-        return f"{name} = {WHAT.get(row.same_as, clean(row.same_as, 20))}"
+        return f"{name} = {_what(row.same_as)}"
     return f"{name}, {clean(row.means, 12)}" if row.what in ("dense", "grouped") else name
 
 
-def _distribution(row: Row) -> Text:
+def _distribution(row: EdgeRow) -> Text:
     if row.distribution_gain is not None:
-        return _ratio(row.distribution_gain)
+        return ratio_text(row.distribution_gain)
     if row.refused is not None:
         return Text("refused", "yellow")
     if row.overhead is not None:
@@ -96,17 +98,15 @@ def _distribution(row: Row) -> Text:
 
 
 def _gain(ratio: Ratio | None) -> Text:
-    return Text("-", "dim") if ratio is None else Text(f"{ratio.value:.2f}x", "green" if ratio.low > 1 else "")
+    return Text("-", "dim") if ratio is None else Text(times(ratio.value), "green" if ratio.low > 1 else "")
 
 
-def _ratio(ratio: Ratio | None) -> Text:
-    if ratio is None:
-        return Text("-", "dim")
-    return Text(interval(ratio), "green" if ratio.low > 1 else "red" if ratio.high < 1 else "")
+def _what(what: str) -> str:
+    return WHAT.get(what, clean(what, 20))
 
 
-def _bytes(rows: Sequence[Row]) -> Table:
-    table = _table("", ("msgs", "payload", "= plan", "on the wire", "predicted", "/ real"))
+def _bytes(rows: Sequence[EdgeRow]) -> Table:
+    out = _numbers("", ("msgs", "payload", "= plan", "on the wire", "predicted", "/ real"))
     for row in rows:
         if row.payload is None and row.predicted is None:
             continue
@@ -114,26 +114,21 @@ def _bytes(rows: Sequence[Row]) -> Table:
         equal = Text("-", "dim") if payload is None else Text("yes") if payload.equal else Text("NO", "bold red")
         off = predicted is not None and predicted.within is False
         ratio = "-" if predicted is None or predicted.ratio is None else f"{predicted.ratio:.2f}" + (" !" if off else "")
-        table.add_row(Text(_name(row)), "-" if payload is None else str(payload.counted_messages),
+        out.add_row(Text(_name(row)), "-" if payload is None else str(payload.counted_messages),
                       "-" if payload is None else size(payload.counted_bytes), equal,
                       "-" if wire is None else f"{size(wire.bytes)} ({wire.framing:.2f})",
                       "-" if predicted is None else milliseconds(predicted.critical_path_ms),
                       Text(ratio, "yellow" if off else ""))
-    return table
+    return out
 
 
-def _remarks(rows: Sequence[Row]) -> Iterator[RenderableType]:
+def _remarks(rows: Sequence[EdgeRow]) -> Iterator[RenderableType]:
     for row in rows:
         if row.error is not None:
-            yield Text(f"error: {WHAT.get(row.what, clean(row.what, 20))}: {clean(row.error, 200)}", "bold red")
+            yield Text(f"error: {_what(row.what)}: {clean(row.error, 200)}", "bold red")
         if row.refused is not None:
-            yield Text(f"{WHAT.get(row.what, clean(row.what, 20))}: {clean(row.refused, 300)}", "yellow")
-    reasons: dict[str, list[str]] = {}
-    for row in rows:
-        if row.missing is not None:
-            reasons.setdefault(clean(row.missing, 200), []).append(WHAT.get(row.what, clean(row.what, 20)))
-    for why, names in reasons.items():
-        yield Text(f"{NOT_MEASURED}: {'; '.join(names)}: {why}", "yellow")
+            yield Text(f"{_what(row.what)}: {clean(row.refused, 300)}", "yellow")
+    yield from missing_lines(((_what(row.what), row.missing) for row in rows), "; ")
     if any(r.predicted is not None and r.predicted.within is False for r in rows):
         yield Text(f"!: the prediction is more than {WITHIN:.0%} off", "dim")
     if any(r.wire is not None for r in rows):
@@ -146,11 +141,11 @@ def scaling_tables(points: Sequence[ScalePoint]) -> Iterator[RenderableType]:
     keys = list(dict.fromkeys((p.case, p.link) for p in points))
     for case, link in keys:
         mine = {(p.devices, p.mode): p for p in points if (p.case, p.link) == (case, link)}
-        table = _table("devices", _SCALED, 7)
+        out = _numbers("devices", _SCALED, 7)
         for devices in sorted({d for d, _ in mine}):
-            table.add_row(str(devices), *(_point(mine.get((devices, mode))) for mode in _SCALED))
+            out.add_row(str(devices), *(_point(mine.get((devices, mode))) for mode in _SCALED))
         yield Text(f"\n{shorten(case, 30)}, {clean(link, 20)}: predicted by simulation, ms / per s", "bold")
-        yield table
+        yield out
         yield from _validation([p for p in mine.values() if p.measured_ms is not None])
 
 
@@ -169,9 +164,5 @@ def _validation(points: Sequence[ScalePoint]) -> Iterator[RenderableType]:
     yield Text(f"measured: {'; '.join(told)}", "dim")
 
 
-def _table(first: str, others: Sequence[str], width: int = 26) -> Table:
-    table = Table(box=None, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
-    table.add_column(Text(first), overflow="fold", width=width)
-    for name in others:
-        table.add_column(Text(name), justify="right", no_wrap=True)
-    return table
+def _numbers(first: str, others: Sequence[str], width: int = 26) -> Table:
+    return table(left(first, overflow="fold", width=width), *map(right, others))

@@ -7,8 +7,8 @@ from pathlib import Path
 from gkp.benchmarks.gpu.results import GpuBench
 from gkp.benchmarks.gpu.sweep import TENSORRT
 from gkp.converter.trt.costs import Entry, Point, write_entry
-from gkp.converter.trt.options import Capability
 from gkp.errors import GkpError
+from gkp.options.trt import Capability
 
 OTHER_KERNELS = 1.1
 """Margin of a table that was measured with cuDNN's kernels: TensorRT may have others."""

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import platform
 import subprocess
 from typing import Any
 
 import torch
 
 from gkp.errors import BackendMissingError
-from gkp.runtime.environment import cpu_model, version
+from gkp.runtime.environment import fingerprint, version
 
-_PACKAGES = ("torch", "triton", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu12",
-             "tensorrt-rtx-cu13", "polygraphy", "numpy")
+_PACKAGES = ("triton", "polygraphy")
 
 
 def require_gpu() -> tuple[int, int]:
@@ -25,10 +23,11 @@ def require_gpu() -> tuple[int, int]:
 
 
 def environment(device: str) -> dict[str, Any]:
-    """GPU, capability, driver, CUDA, versions; the GPU's entries are null on a CPU."""
-    gpu = device == "cuda"
+    """As everywhere, and GPU, capability, driver, CUDA; the GPU's entries are null on a CPU."""
+    gpu, common = device == "cuda", fingerprint()
     properties = torch.cuda.get_device_properties(0) if gpu else None
     return {
+        **common,
         "gpu": properties.name if properties else None,
         "capability": ".".join(map(str, require_gpu())) if gpu else None,
         "memory_gib": round(properties.total_memory / 2**30, 1) if properties else None,
@@ -37,8 +36,7 @@ def environment(device: str) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version() if gpu else None,
         "tf32_convolutions": bool(torch.backends.cudnn.allow_tf32),
-        "cpu": cpu_model(), "os": f"{platform.system()} {platform.machine()}", "python": platform.python_version(),
-        "packages": {package: v for package in _PACKAGES if (v := version(package))},
+        "packages": {**common["packages"], **{package: v for package in _PACKAGES if (v := version(package))}},
     }
 
 

@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-Report = Callable[[str, "float | None"], None]
+from gkp.types import Progress
+
 _SLACK = 1.3
 """A job may take this much longer than the last one of its kind."""
 
@@ -23,7 +24,7 @@ class Job:
     skip: Callable[[str], None]
 
 
-def run_plan(jobs: Iterable[Job], budget_s: float, report: Report, started: float | None = None,
+def run_plan(jobs: Iterable[Job], budget_s: float, report: Progress, started: float | None = None,
              now: Callable[[], float] = time.monotonic) -> None:
     """Run the jobs that fit into what is left of the budget; one that does not fit is skipped, and smaller ones after it
     may still fit. started: when the budget began to run, by the clock `now`; default: now."""

@@ -3,39 +3,46 @@
 from __future__ import annotations
 
 import contextlib
-import copy
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
 import torch
 
+from gkp.benchmarks.cases import Case, gpu_cases
 from gkp.benchmarks.gpu import sweep
 from gkp.benchmarks.gpu.device import environment
-from gkp.benchmarks.gpu.engines import COMPILED, ENGINES, Engine
-from gkp.benchmarks.gpu.networks import CASES, Case, Forms, make_forms
-from gkp.benchmarks.gpu.plan import Job, Report, run_plan
-from gkp.benchmarks.gpu.results import DENSE, FORMS, GpuBench, Row, speedup, times
+from gkp.benchmarks.gpu.plan import Job, run_plan
+from gkp.benchmarks.gpu.results import CONVERTED, DENSE, GpuBench, GpuRow
 from gkp.benchmarks.gpu.sweep import Shape
-from gkp.benchmarks.gpu.timer import DTYPES, clock_for, interleave, random_input
+from gkp.benchmarks.gpu.ways import COMPILED, WAYS, Call, Networks, Way
+from gkp.runtime.measure import interleave, ratio, timing
+from gkp.text import one_line
+from gkp.types import Progress
 
 BUDGET_S = 440.0
 """Ends below 8 minutes, the last job included."""
 CALIBRATION_S = 240.0
 Keep = Callable[[GpuBench], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure, in the order of importance. main: the shapes that the rewriting is chosen by. seconds: measuring time
+    """What to measure, in the order of importance. main: the shapes that matter most. seconds: measuring time
     of a job, its preparation apart."""
 
     device: str = "cuda"
     budget_s: float = BUDGET_S
     seconds: float = 0.6
-    cases: tuple[Case, ...] = CASES
-    engines: tuple[Engine, ...] = ENGINES
+    cases: tuple[Case, ...] = gpu_cases()
+    ways: tuple[Way, ...] = WAYS
     batches: tuple[int, ...] = (32, 1, 256)
     precisions: tuple[str, ...] = ("fp16", "fp32")
     main: tuple[Shape, ...] = sweep.MAIN
@@ -43,31 +50,32 @@ class Settings:
     gathers: tuple[Shape, ...] = sweep.GATHERS
 
 
-def run_suite(settings: Settings, report: Report, keep: Keep = lambda bench: None) -> GpuBench:
-    """The main shapes of the sweep, every network on every engine but torch.compile, torch.compile at the first batch and
+def run_suite(settings: Settings, report: Progress, keep: Keep = lambda bench: None) -> GpuBench:
+    """The main shapes of the sweep, every network in every way but torch.compile, torch.compile at the first batch and
     precision, the rest of the sweep, the rest of torch.compile. keep is called with what there is after every job."""
-    started = time.monotonic()
-    bench = GpuBench(environment(settings.device), settings.budget_s)
-    suite = _Suite(settings, bench, keep)
-    quick = [e for e in settings.engines if e is not COMPILED]
-    slow = [e for e in settings.engines if e is COMPILED]
+    quick = [way for way in settings.ways if way is not COMPILED]
+    slow = [way for way in settings.ways if way is COMPILED]
     first, *others = [(p, b) for p in settings.precisions for b in settings.batches]
-    with _measuring(settings.device):
-        jobs = [*suite.layer_jobs(settings.main), *suite.gather_jobs(), *suite.network_jobs(quick, [first, *others]),
+
+    def jobs(suite: _Suite) -> list[Job]:
+        return [*suite.layer_jobs(settings.main), *suite.gather_jobs(), *suite.network_jobs(quick, [first, *others]),
                 *suite.network_jobs(slow, [first]), *suite.layer_jobs(settings.rest), *suite.network_jobs(slow, others)]
-        run_plan(jobs, settings.budget_s, report, started)
-    bench.seconds = round(time.monotonic() - started, 1)
-    return bench
+
+    return _run(settings, jobs, report, keep)
 
 
-def run_sweep(settings: Settings, report: Report) -> GpuBench:
+def run_sweep(settings: Settings, report: Progress) -> GpuBench:
     """The sweep alone: what the cost table of --target trt is made of."""
+    return _run(settings, lambda suite: [*suite.layer_jobs(settings.main), *suite.gather_jobs(),
+                                         *suite.layer_jobs(settings.rest)], report)
+
+
+def _run(settings: Settings, jobs: Callable[[_Suite], list[Job]], report: Progress,
+         keep: Keep = lambda bench: None) -> GpuBench:
     started = time.monotonic()
-    bench = GpuBench(environment(settings.device), settings.budget_s)
-    suite = _Suite(settings, bench)
-    with _measuring(settings.device):
-        jobs = [*suite.layer_jobs(settings.main), *suite.gather_jobs(), *suite.layer_jobs(settings.rest)]
-        run_plan(jobs, settings.budget_s, report, started)
+    bench = GpuBench(environment=environment(settings.device), budget_s=settings.budget_s)
+    with _measuring(settings.device), tempfile.TemporaryDirectory(prefix="gkp-gpu-") as folder:
+        run_plan(jobs(_Suite(settings, bench, Path(folder), keep)), settings.budget_s, report, started)
     bench.seconds = round(time.monotonic() - started, 1)
     return bench
 
@@ -99,97 +107,95 @@ def _wake(seconds: float = 1.0) -> None:
 class _Suite:
     """The jobs of a run; what they find goes into `bench`."""
 
-    def __init__(self, settings: Settings, bench: GpuBench, keep: Keep = lambda bench: None) -> None:
-        self._settings, self._bench, self._keep = settings, bench, keep
+    def __init__(self, settings: Settings, bench: GpuBench, folder: Path, keep: Keep) -> None:
+        self._settings, self._bench, self._folder, self._keep = settings, bench, folder, keep
         self._layer_engine = sweep.layer_engine(settings.device)
-        self._forms: dict[tuple[str, str], Forms] = {}
+        self._networks: dict[tuple[str, str], Networks] = {}
 
-    # ---- layers -------------------------------------------------------------------------------------------------
+    def _job(self, name: str, kind: str, seconds: float, into: list[T], measure: Callable[[], list[T]],
+             missing: Callable[[str], list[T]]) -> Job:
+        """What `measure` finds goes into a list, or else what `missing` makes of the reason."""
+        def run() -> None:
+            try:
+                into.extend(measure())
+            except Exception as e:  # of PyTorch, cuDNN, TensorRT: memory, shapes they do not take
+                skip(why(e))
+            self._tidy()
+
+        def skip(reason: str) -> None:
+            into.extend(missing(reason))
+
+        return Job(name, kind, seconds, run, skip)
+
     def layer_jobs(self, shapes: Sequence[Shape]) -> list[Job]:
-        return [Job(f"{s.kernel}x{s.kernel}, {s.channels} channels, batch {s.batch}, {precision}",
-                    f"layer {s.batch}", 4.0, partial(self._layer, s, precision),
-                    partial(self._no_layer, s, precision))
+        engine, device, seconds = self._layer_engine, self._settings.device, self._settings.seconds
+        return [self._job(f"{s.kernel}x{s.kernel}, {s.channels} channels, batch {s.batch}, {precision}", f"layer {s.batch}",
+                          4.0, self._bench.points, partial(sweep.measure_layer, s, precision, device, engine, seconds),
+                          partial(sweep.missing_layer, s, precision, engine))
                 for precision in self._settings.precisions for s in shapes]
 
-    def _layer(self, shape: Shape, precision: str) -> None:
-        try:
-            self._bench.points += sweep.measure_layer(shape, precision, self._settings.device, self._layer_engine,
-                                                      self._settings.seconds)
-        except Exception as e:  # of PyTorch, cuDNN, TensorRT: memory, shapes they do not take
-            self._no_layer(shape, precision, why(e))
-        self._tidy()
-
-    def _no_layer(self, shape: Shape, precision: str, reason: str) -> None:
-        self._bench.points += sweep.missing_layer(shape, precision, self._layer_engine, reason)
-
     def gather_jobs(self) -> list[Job]:
-        return [Job(f"Gather, {s.channels} channels, {precision}", "gather", 2.0, partial(self._gather, s, precision),
-                    partial(self._no_gather, s, precision))
+        device, seconds = self._settings.device, self._settings.seconds
+        return [self._job(f"Gather, {s.channels} channels, {precision}", "gather", 2.0, self._bench.gathers,
+                          partial(sweep.measure_gather, s, precision, device, seconds),
+                          partial(sweep.missing_gather, s, precision))
                 for precision in self._settings.precisions for s in self._settings.gathers]
 
-    def _gather(self, shape: Shape, precision: str) -> None:
-        try:
-            self._bench.gathers.append(sweep.measure_gather(shape, precision, self._settings.device, self._settings.seconds))
-        except Exception as e:
-            self._no_gather(shape, precision, why(e))
-        self._tidy()
-
-    def _no_gather(self, shape: Shape, precision: str, reason: str) -> None:
-        self._bench.gathers.append(sweep.missing_gather(shape, precision, reason))
-
-    # ---- networks -----------------------------------------------------------------------------------------------
-    def network_jobs(self, engines: Sequence[Engine], runs: Sequence[tuple[str, int]]) -> list[Job]:
-        """runs: (precision, batch). What an engine cannot run here is noted at once."""
+    def network_jobs(self, ways: Sequence[Way], runs: Sequence[tuple[str, int]]) -> list[Job]:
+        """runs: (precision, batch). What cannot be had here is noted at once."""
         jobs = []
-        absent = {engine.name: engine.missing(self._settings.device) for engine in engines}
+        absent = {way.name: way.missing(self._settings.device) for way in ways}
         for precision, batch in runs:
             for case in self._settings.cases:
-                for engine in engines:
-                    of = (case, engine, precision, batch)
-                    if (reason := absent[engine.name]) is not None:
-                        self._no_network(*of, reason)
+                for way in ways:
+                    missing = partial(self._no_network, case, way, precision, batch)
+                    if (reason := absent[way.name]) is not None:
+                        self._bench.rows += missing(reason)
                         continue
-                    alike = f"{case.name} {engine.name}" + ("" if engine is COMPILED else f" {batch}")
-                    jobs.append(Job(f"{engine.name}, batch {batch}, {precision}", alike, engine.seconds,
-                                    partial(self._network, *of), partial(self._no_network, *of)))
+                    alike = f"{case.name} {way.name}" + ("" if way is COMPILED else f" {batch}")
+                    jobs.append(self._job(f"{way.name}, batch {batch}, {precision}", alike, way.seconds, self._bench.rows,
+                                          partial(self._network, case, way, precision, batch), missing))
         return jobs
 
-    def _network(self, case: Case, engine: Engine, precision: str, batch: int) -> None:
-        """The three forms of a network on one engine, turn by turn."""
-        device, running = self._settings.device, {}
-        try:
-            networks = self._made(case, precision).networks
-            x = random_input((batch, *case.shape), precision, device)
-            try:
-                for form in FORMS:
-                    network = copy.deepcopy(networks[form]).to(device, DTYPES[precision])
-                    running[form] = engine.start(network, x)
-                samples = interleave(device, running, self._settings.seconds)
-            finally:
-                for call in running.values():
-                    call.close()
-        except Exception as e:  # whatever an engine raises
-            self._no_network(case, engine, precision, batch, why(e))
-        else:
-            for form in FORMS:
-                self._bench.rows.append(Row(case.name, form, engine.name, batch, precision, times(samples[form]),
-                                            speedup(samples[DENSE], samples[form]), clock_for(device, running[form])))
-        running.clear()
-        self._tidy()
+    def _network(self, case: Case, way: Way, precision: str, batch: int) -> list[GpuRow]:
+        """The forms of a network in one way, turn by turn; a form that fails leaves the others."""
+        networks = self._made(case, precision)
+        x = np.random.default_rng(0).standard_normal((batch, *(case.input_shape or ())[1:]), np.float32)
+        calls: dict[str, Call] = {}
+        failed: dict[str, str] = {}
+        with ExitStack() as stack:
+            for form in way.forms:
+                try:
+                    call = way.open(networks, form, x, stack)
+                    call()
+                    calls[form] = call
+                except Exception as e:  # whatever an engine raises
+                    failed[form] = why(e)
+            samples = interleave(calls, budget_s=self._settings.seconds, sample_ms=2.0)
+            calls.clear()
+        dense = samples.get(DENSE)
+        row = partial(GpuRow, model=case.name, engine=way.name, batch=batch, precision=precision)
+        return [row(form=form, missing=failed[form]) if form in failed else row(
+            form=form, ms=timing(samples[form]), vs_dense=ratio(dense, samples[form]) if dense else None,
+            artefact=(way.target or networks.converted()) if form == CONVERTED else None) for form in way.forms]
 
-    def _no_network(self, case: Case, engine: Engine, precision: str, batch: int, reason: str) -> None:
-        self._bench.rows += [Row(case.name, form, engine.name, batch, precision, missing=reason) for form in FORMS]
+    def _no_network(self, case: Case, way: Way, precision: str, batch: int, reason: str) -> list[GpuRow]:
+        return [GpuRow(model=case.name, form=form, engine=way.name, batch=batch, precision=precision, missing=reason)
+                for form in way.forms]
 
-    def _made(self, case: Case, precision: str) -> Forms:
-        """Rewritten by what the sweep has found by now."""
+    def _made(self, case: Case, precision: str) -> Networks:
         key = (case.name, precision)
-        if key not in self._forms:
-            self._forms[key] = made = make_forms(case, sweep.best_groups(self._bench.points, precision))
-            self._bench.forms[f"{case.name}, {precision}"] = made.groups
-        return self._forms[key]
+        if key not in self._networks:
+            folder = self._folder / str(len(self._networks))
+            folder.mkdir()
+            self._networks[key] = Networks(case, precision, self._settings.device, self._settings.batches, folder)
+        return self._networks[key]
 
     def _tidy(self) -> None:
         """Give memory back, and hand on what there is."""
+        for (case, precision), networks in self._networks.items():
+            self._bench.forms.update({f"{case}, {target} {precision}": {layer.name: layer.chosen for layer in found.layers}
+                                      for (form, target), found in networks.manifests.items() if form == CONVERTED})
         if self._settings.device == "cuda":
             torch.cuda.empty_cache()
         self._keep(self._bench)
@@ -197,7 +203,6 @@ class _Suite:
 
 def why(error: BaseException) -> str:
     """An engine's error in one printable line."""
-    text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, torch.OutOfMemoryError):
-        text = "out of GPU memory"
-    return "".join(c if c.isprintable() else "?" for c in text)[:200]
+        return "out of GPU memory"
+    return one_line(error, 200) or type(error).__name__

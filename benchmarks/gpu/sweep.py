@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from gkp.benchmarks.gpu.engines import captured, nhwc, tensorrt, tensorrt_missing
-from gkp.benchmarks.gpu.networks import Layer
-from gkp.benchmarks.gpu.results import GatherPoint, LayerPoint, Speedup, speedup, times
+from gkp.benchmarks.gpu.results import GatherPoint, LayerPoint
 from gkp.benchmarks.gpu.timer import DTYPES, Running, interleave, random_input
+from gkp.benchmarks.kit import fastest
+from gkp.runtime.measure import ratio, timing
 
 CUDNN, TENSORRT = "PyTorch cuDNN", "TensorRT"
 BATCH = 32
@@ -45,7 +46,7 @@ class Shape:
 
 _RESNET = ((256, 14), (512, 7), (128, 28), (64, 56))
 MAIN = (*(Shape(c, p) for c, p in _RESNET), *(Shape(c, p, stride=2) for c, p in _RESNET[:3]))
-"""The 3x3 layers of a ResNet-50: what its rewriting is chosen by."""
+"""The 3x3 layers of a ResNet-50."""
 REST = (*(Shape(c, p, batch=1) for c, p in _RESNET), *(Shape(c, p) for c, p in ((64, 8), (32, 16), (16, 32))),
         *(Shape(c, p, kernel=1) for c, p in _RESNET), *(Shape(c, p, batch=256) for c, p in _RESNET))
 GATHERS = (Shape(64, 56), Shape(256, 14), Shape(512, 7))
@@ -70,20 +71,19 @@ def measure_layer(shape: Shape, precision: str, device: str, engine: str, second
         finally:
             for call in named.values():
                 call.close()
-    best = {groups: min((samples[f"{g} {how}"] for g, how in calls if g == groups), key=lambda s: times(s).median)
-            for groups in (1, *shape.groups)}
-    return [_point(shape, precision, engine, groups, dense_ms=times(best[1]).median, ms=times(best[groups]).median,
-                   ratio=speedup(best[1], best[groups])) for groups in shape.groups]
+    best = {g: samples[str(fastest(samples, [f"{g} {how}" for groups, how in calls if groups == g]))]
+            for g in (1, *shape.groups)}
+    return [_point(shape, precision, engine, groups, dense_ms=timing(best[1]).median, ms=timing(best[groups]).median,
+                   ratio=ratio(best[1], best[groups])) for groups in shape.groups]
 
 
 def missing_layer(shape: Shape, precision: str, engine: str, why: str) -> list[LayerPoint]:
     return [_point(shape, precision, engine, groups, missing=why) for groups in shape.groups]
 
 
-def _point(shape: Shape, precision: str, engine: str, groups: int, dense_ms: float | None = None, ms: float | None = None,
-           ratio: Speedup | None = None, missing: str | None = None) -> LayerPoint:
-    return LayerPoint(engine, precision, shape.kernel, shape.stride, shape.channels, groups, shape.plane, shape.batch,
-                      dense_ms, ms, ratio, missing)
+def _point(shape: Shape, precision: str, engine: str, groups: int, **found: Any) -> LayerPoint:
+    return LayerPoint(engine=engine, precision=precision, kernel=shape.kernel, stride=shape.stride, channels=shape.channels,
+                      groups=groups, plane=shape.plane, batch=shape.batch, **found)
 
 
 def _torch_calls(shape: Shape, groups: int, precision: str, device: str) -> dict[str, Running]:
@@ -112,7 +112,7 @@ def _convolution(shape: Shape, groups: int) -> Any:
     return conv
 
 
-def measure_gather(shape: Shape, precision: str, device: str, seconds: float) -> GatherPoint:
+def measure_gather(shape: Shape, precision: str, device: str, seconds: float) -> list[GatherPoint]:
     """index_select on the channel axis, in both memory formats; the slower one counts, since it is not known which one the
     layers around it will have."""
     generator = torch.Generator().manual_seed(0)
@@ -128,26 +128,15 @@ def measure_gather(shape: Shape, precision: str, device: str, seconds: float) ->
     finally:
         for running in calls.values():
             running.close()
-    ms = max(times(s).median for s in samples.values())
+    ms = max(timing(s).median for s in samples.values())
     moved = 2 * len(index) * shape.batch * shape.plane**2 * DTYPES[precision].itemsize
-    return GatherPoint(precision, shape.channels, len(index), shape.plane, shape.batch, ms, moved / ms / 1e6)
+    return [_gather_point(shape, precision, ms=ms, gbs=moved / ms / 1e6)]
 
 
-def missing_gather(shape: Shape, precision: str, why: str) -> GatherPoint:
-    return GatherPoint(precision, shape.channels, shape.channels * 9 // 16 * 8, shape.plane, shape.batch, missing=why)
+def missing_gather(shape: Shape, precision: str, why: str) -> list[GatherPoint]:
+    return [_gather_point(shape, precision, missing=why)]
 
 
-def best_groups(points: Sequence[LayerPoint], precision: str) -> Callable[[Layer], int]:
-    """Chooses the groups of a layer by the points of its very shape: the fastest number that its groups can be merged into,
-    1 (dense) where none was measured faster than dense, beyond its 95 % interval."""
-    ratios: dict[tuple[int, int, int, int], dict[int, float]] = {}
-    for p in points:
-        if p.precision == precision and p.batch == BATCH and p.ratio is not None and p.ratio.low > 1:
-            ratios.setdefault((p.channels, p.kernel, p.stride, p.plane), {})[p.groups] = p.ratio.value
-
-    def choose(layer: Layer) -> int:
-        known: Mapping[int, float] = ratios.get((layer.channels, layer.kernel, layer.stride, layer.plane), {})
-        fitting = {g: value for g, value in known.items() if layer.groups % g == 0}
-        return max(fitting, key=lambda g: fitting[g], default=1)
-
-    return choose
+def _gather_point(shape: Shape, precision: str, **found: Any) -> GatherPoint:
+    return GatherPoint(precision=precision, channels=shape.channels, gathered=shape.channels * 9 // 16 * 8,
+                       plane=shape.plane, batch=shape.batch, **found)

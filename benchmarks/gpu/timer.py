@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 EVENTS, WALL = "events", "wall"
+NEEDS_GPU = "needs an NVIDIA GPU"
 _WARM_UPS = 3
 _FEWEST, _MOST_ROUNDS, _MOST_REPEATS = 7, 200, 200
 

@@ -12,8 +12,9 @@ import pytest
 from fake_target import Clock
 from onnx_kit import Net
 
-from gkp.benchmarks import engines
-from gkp.benchmarks.engines import DENSE, PRUNED, STOCK, Entry, Pair, compare, entries, make_pair
+from gkp.benchmarks import adapter
+from gkp.benchmarks.adapter import Engines
+from gkp.benchmarks.engines import DENSE, PRUNED, STOCK, Contender, Pair, compare, contenders, make_pair
 from gkp.benchmarks.results import Comparison, EngineRow
 from gkp.converter.graph import Graph
 from gkp.converter.recognise import recognise, simplify
@@ -82,7 +83,7 @@ def test_the_best_form_of_every_engine_counts_and_the_fastest_engine_is_the_base
     times = [("ort", DENSE, "as given", 5.0), ("ort", DENSE, "simplified", 4.0), ("openvino", DENSE, "simplified", 6.0),
              ("ncnn", DENSE, "simplified", 3.0), ("ncnn", DENSE, "other", 3.5), ("native", DENSE, "compiled", 2.5),
              ("native", PRUNED, "compiled", 2.0)]
-    tried = [Entry(e, m, f, starting(Fake(ms, clock))) for e, m, f, ms in times]
+    tried = [Contender(e, m, f, starting(Fake(ms, clock))) for e, m, f, ms in times]
     first, second = compare("net", pair, tried, (1, 8), 1)
     assert (first.batch, second.batch, first.name, first.threads) == (1, 8, "net", 1)
     assert first.fastest == second.fastest == "ncnn", "native kernels are no baseline"
@@ -99,8 +100,8 @@ def test_the_best_form_of_every_engine_counts_and_the_fastest_engine_is_the_base
 
 
 def test_what_is_missing_is_a_row_with_the_reason(pair: Pair, clock: Clock) -> None:
-    tried = [Entry("ort", DENSE, "simplified", missing), Entry("openvino", DENSE, "simplified", starting(Fake(3.0, clock))),
-             Entry("native", PRUNED, "compiled", missing)]
+    tried = [Contender("ort", DENSE, "simplified", missing), Contender("openvino", DENSE, "simplified", starting(Fake(3.0, clock))),
+             Contender("native", PRUNED, "compiled", missing)]
     (found,) = compare("net", pair, tried, (1,), 1)
     rows = by_name(found)
     assert found.fastest == "openvino"
@@ -111,15 +112,15 @@ def test_what_is_missing_is_a_row_with_the_reason(pair: Pair, clock: Clock) -> N
 
 
 def test_with_no_engine_at_all_there_is_no_fastest(pair: Pair) -> None:
-    (found,) = compare("net", pair, [Entry("ncnn", DENSE, "simplified", missing)], (1,), 1)
+    (found,) = compare("net", pair, [Contender("ncnn", DENSE, "simplified", missing)], (1,), 1)
     assert (found.fastest, [r.ms for r in found.rows]) == (None, [None])
 
 
 @pytest.mark.parametrize("answer", [1.0, float("nan"), float("inf")])
 def test_a_fast_engine_that_computes_something_else_is_no_baseline(pair: Pair, clock: Clock, answer: float) -> None:
-    tried = [Entry("ort", DENSE, "simplified", starting(Fake(3.0, clock))),
-             Entry("ncnn", DENSE, "simplified", starting(Fake(1.0, clock, answer=answer))),
-             Entry("native", PRUNED, "compiled", starting(Fake(1.0, clock, answer=answer)))]
+    tried = [Contender("ort", DENSE, "simplified", starting(Fake(3.0, clock))),
+             Contender("ncnn", DENSE, "simplified", starting(Fake(1.0, clock, answer=answer))),
+             Contender("native", PRUNED, "compiled", starting(Fake(1.0, clock, answer=answer)))]
     (found,) = compare("net", pair, tried, (1,), 1)
     rows = by_name(found)
     assert found.fastest == "ort"
@@ -129,8 +130,8 @@ def test_a_fast_engine_that_computes_something_else_is_no_baseline(pair: Pair, c
 
 
 def test_a_batch_that_an_engine_refuses_is_missing_there_only(pair: Pair, clock: Clock) -> None:
-    tried = [Entry("ort", DENSE, "simplified", starting(Fake(3.0, clock, refuses=8))),
-             Entry("openvino", DENSE, "simplified", starting(Fake(4.0, clock)))]
+    tried = [Contender("ort", DENSE, "simplified", starting(Fake(3.0, clock, refuses=8))),
+             Contender("openvino", DENSE, "simplified", starting(Fake(4.0, clock)))]
     one, eight = compare("net", pair, tried, (1, 8), 1)
     assert by_name(one)["ort", DENSE].missing is None
     assert by_name(eight)["ort", DENSE].missing == "too many images"
@@ -144,7 +145,7 @@ def test_runners_are_closed_even_after_an_error(pair: Pair, clock: Clock) -> Non
         raise RuntimeError("a bug")
 
     with pytest.raises(RuntimeError):
-        compare("net", pair, [Entry("ort", DENSE, "", starting(runner)), Entry("ncnn", DENSE, "", broken)], (1,), 1)
+        compare("net", pair, [Contender("ort", DENSE, "", starting(runner)), Contender("ncnn", DENSE, "", broken)], (1,), 1)
     assert runner.closed == [True]
 
 
@@ -159,7 +160,7 @@ def test_every_stock_engine_computes_the_same_dense_model(pair: Pair) -> None:
     pytest.importorskip("ncnn")
     x = np.random.default_rng(0).standard_normal((3, 8, 6, 6)).astype(np.float32)
     results = []
-    for entry in entries(pair, 1, engines.Native().start):
+    for entry in contenders(pair, 1, Engines()):
         if entry.engine in STOCK:
             runner = entry.start()
             results.append(runner.run({runner.inputs[0]: x})[0])
@@ -186,11 +187,10 @@ def test_native_gets_both_networks_in_the_one_form(pair: Pair, monkeypatch: pyte
         made.append(Native())
         return made[-1]
 
-    start = engines.Native().start
-    for entry in entries(pair, 2, start):
+    for entry in contenders(pair, 2, Engines()):
         if entry.engine == "native":
             with monkeypatch.context() as patched:
-                patched.setattr(engines, "make_target", make)
+                patched.setattr(adapter, "make_target", make)
                 entry.start()
     assert len(made) == 1, "one compiler, which remembers what it compiled"
     assert [threads for _, threads in compiled] == [2, 2]
@@ -208,5 +208,5 @@ def _convs(model: Any) -> list[Any]:
 
 def test_progress_names_engines_and_batches(pair: Pair, clock: Clock) -> None:
     said: list[str] = []
-    compare("net", pair, [Entry("ort", DENSE, "simplified", partial(Fake, 1.0, clock))], (1,), 1, progress=said.append)
+    compare("net", pair, [Contender("ort", DENSE, "simplified", partial(Fake, 1.0, clock))], (1,), 1, progress=lambda text, share: said.append(text))
     assert said == ["opening dense on ort, simplified", "measuring 1 models at batch 1"]

@@ -16,8 +16,9 @@ from onnx_kit import Net
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
-from gkp.benchmarks import bench, engines, suites
-from gkp.benchmarks.results import Bench, Comparison, EngineRow, LayerKind, NativeLayers, Row, Scaling
+from gkp.benchmarks import adapter, bench, suites
+from gkp.benchmarks.cases import Case
+from gkp.benchmarks.results import ArtefactRow, Bench, Comparison, EngineRow, LayerKind, NativeLayers, Scaling
 from gkp.benchmarks.suite_tables import suite_tables
 from gkp.manifest import LayerSpeed, Ratio, Roofline, Timing
 
@@ -54,7 +55,7 @@ def results(**changes: Any) -> Bench:
         row("native", "dense", 2500.0, 0.961, 0.932), row("native", "pruned", 1502.0, 1.599, 1.552)])
     speed = LayerSpeed(name="layer1.0.conv2", kind="conv 3x3", macs=10**7, macs_executed=10**7, ms=0.1, gflops=200.0, share=0.77, intensity=20.0)
     fields: dict[str, Any] = {
-        "rows": [Row(name="ResNet-50", target="ort", batch=64, threads=1, dense_ms=timing(2403), as_is_ms=timing(2800),
+        "rows": [ArtefactRow(name="ResNet-50", target="ort", batch=64, threads=1, dense_ms=timing(2403), as_is_ms=timing(2800),
                      converted_ms=timing(1700), speedup=ratio(1.41), vs_as_is=ratio(1.6), theoretical=1.66),
                  bench.missing_row("ResNet-50", "native", 64, 1, "there is no C++ compiler here")],
         "environment": {"cpu": "AMD", "cores": 2, "os": "Linux", "python": "3.11", "packages": {"ncnn": "1.0"},
@@ -133,24 +134,24 @@ def test_the_readme_of_artefacts_has_the_conversions_only() -> None:
 
 
 # ---- the whole suite, on a small model ------------------------------------------------------------------------------
-def _small(tmp_path: Path) -> suites.Case:
+def _small(tmp_path: Path) -> Case:
     net = Net(1, 8, 6, 6)
     hidden = net.op("Relu", net.conv3("x", 8, 8, group=4))
     model = net.model(net.op("Flatten", net.op("GlobalAveragePool", net.conv3(hidden, 8, 4))))
     path = save(model, tmp_path / "m.onnx")
-    return suites.Case("small", lambda: path, path)
+    return Case("small", lambda: path, lambda: path)
 
 
 def test_the_suite_runs_every_part_and_reports_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = engines.make_target
+    real = adapter.make_target
 
     def without_native(name: str) -> Any:
         return real("there is none" if name == "native" else name)
 
-    monkeypatch.setattr(engines, "make_target", without_native)
+    monkeypatch.setattr(adapter, "make_target", without_native)
     monkeypatch.setattr(suites, "CPU_TARGETS", ("ort", "nowhere"))
     monkeypatch.setattr(suites, "BATCHES", (1, 2))
-    monkeypatch.setattr(suites, "cpu_cases", lambda checkpoints: iter([_small(tmp_path)]))
+    monkeypatch.setattr(suites, "cpu_cases", lambda checkpoints: [_small(tmp_path)])
     said: list[tuple[str, float | None]] = []
     found = suites.run_cpu(None, lambda text, share: said.append((text, share)), seconds=0.0)
     assert [(r.target, r.missing is None) for r in found.rows] == [("ort", True)] * 2 + [("nowhere", False)] * 2

@@ -13,11 +13,12 @@ import pytest
 from cli_kit import assert_refused, gkp
 from split_kit import aligned_net
 
-from gkp.benchmarks.edge import cases, net, netns, scaling, suite
-from gkp.benchmarks.edge.cases import Case
+from gkp.benchmarks.cases import Case, edge_cases
+from gkp.benchmarks.edge import net, netns, opening, scaling, suite
 from gkp.benchmarks.edge.coordinator import rate
 from gkp.benchmarks.edge.results import EdgeBench
 from gkp.benchmarks.edge.rows import WHAT
+from gkp.benchmarks.networks import aligned
 from gkp.edge.devices import parse_link
 from gkp.edge.predict import period_ms
 from gkp.edge.profile import Profiles, plan_times
@@ -94,7 +95,7 @@ def test_without_namespaces_loopback_is_measured_and_the_shaped_link_is_missing(
 
 def test_scaling_is_predicted_for_all_numbers_of_devices_or_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scaling, "DEVICES", (2, 16, 32))
-    opened = cases.Opener(tmp_path, lambda text, share: None).open(Case("tiny", tiny(tmp_path).source, targets=()), 0)
+    opened = opening.Opener(tmp_path, lambda text, share: None).open(Case("tiny", tiny(tmp_path).source, targets=()), 0)
     points = scaling.scale(opened, {"1gbe": parse_link("1gbe"), "wifi": parse_link("wifi")}, Profiles(), [],
                            lambda text, share: None)
     assert len(points) == 2 * 3 * len(scaling.MODES)
@@ -111,7 +112,7 @@ def test_scaling_is_predicted_for_all_numbers_of_devices_or_says_why(tmp_path: P
 
 @pytest.mark.parametrize("mode", scaling.MODES)
 def test_no_rate_is_above_that_of_the_busiest_resource(mode: str, tmp_path: Path) -> None:
-    opened = cases.Opener(tmp_path, lambda text, share: None).open(Case("tiny", tiny(tmp_path).source, targets=()), 0)
+    opened = opening.Opener(tmp_path, lambda text, share: None).open(Case("tiny", tiny(tmp_path).source, targets=()), 0)
     for devices in (2, 3, 8):
         plan, _ = scaling.drafted(opened, mode, devices, {})
         assert {s.device for s in plan.segments} <= set(range(len(plan.devices)))
@@ -123,12 +124,12 @@ def test_no_rate_is_above_that_of_the_busiest_resource(mode: str, tmp_path: Path
 
 
 def test_the_suite_has_the_mandatory_cases() -> None:
-    names = [case.name for case in cases.cases(None)]
+    names = [case.name for case in edge_cases(None)]
     assert names == ["ResNet-50 TMI-GKP style", "ResNet-50 aligned groups"]
 
 
 def test_aligned_groups_read_and_write_their_own_part() -> None:
-    conv = cases.aligned(np.ones((32, 16, 1, 1), np.float32), np.random.default_rng(0))
+    conv = aligned(np.ones((32, 16, 1, 1), np.float32), np.random.default_rng(0))
     assert [b.in_index.tolist() for b in conv.branches] == [list(range(4 * k, 4 * k + 4)) for k in range(4)]
     assert [b.out_index.tolist() for b in conv.branches] == [list(range(8 * k, 8 * k + 8)) for k in range(4)]
 

@@ -13,13 +13,13 @@ from rich.console import Console
 
 from gkp.benchmarks.edge.results import (
     EdgeBench,
+    EdgeRow,
     Group,
     LinkFit,
     Machine,
     Payload,
     Predicted,
     Rate,
-    Row,
     ScalePoint,
     Wire,
 )
@@ -32,7 +32,7 @@ def timing(ms: float) -> Timing:
     return Timing(median=ms, q1=ms * 0.9, q3=ms * 1.1, runs=9)
 
 
-def full(what: str, **changes: Any) -> Row:
+def full(what: str, **changes: Any) -> EdgeRow:
     """A row with everything in it, and wide numbers."""
     ratio = Ratio(value=1.234, low=1.1, high=1.345)
     fields: dict[str, Any] = {
@@ -45,10 +45,10 @@ def full(what: str, **changes: Any) -> Row:
                      idle_bytes_per_second=12.5),
         "predicted": Predicted(critical_path_ms=54321.0, period_ms=1.0, cpu_ms=1.0, memory_bytes=1, based_on="measured",
                                ratio=4.4, within=False)}
-    return Row(**{**fields, **changes})
+    return EdgeRow(**{**fields, **changes})
 
 
-def bench(*rows: Row, **changes: Any) -> EdgeBench:
+def bench(*rows: EdgeRow, **changes: Any) -> EdgeBench:
     group = Group(case="ResNet-50 aligned groups", devices=16, link="1gbe", emulator="relay", dilation=2.78,
                   machine=Machine(load_average=(1.0, 2.0), steal=0.01), decision=["do not split: one device needs 3 ms"],
                   rows=list(rows))
@@ -93,7 +93,7 @@ def test_what_was_refused_missing_or_wrong_is_said() -> None:
         full("branch", distribution_gain=None, refused="2.50x from 2 devices on 2 cores cannot come from working at once"),
         full("spatial", payload=Payload(counted_bytes=5, counted_messages=1, plan_bytes=6, plan_messages=1, equal=False,
                                         hops=None), error="the workers counted 5 bytes"),
-        Row(case="x", devices=2, link="1gbe", what="pipeline", missing="it cannot be cut"))).split())
+        EdgeRow(case="x", devices=2, link="1gbe", what="pipeline", missing="it cannot be cut"))).split())
     assert "refused" in text
     assert "branch: 2.50x from 2 devices on 2 cores" in text
     assert "NO" in text

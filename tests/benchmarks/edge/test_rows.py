@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gkp.benchmarks.edge.job import Counted, Outcome, Taken
-from gkp.benchmarks.edge.results import Row
-from gkp.benchmarks.edge.rows import DENSE, GROUPED, Context, Entry, honest, payload_of, row
+from gkp.benchmarks.edge.results import EdgeRow
+from gkp.benchmarks.edge.rows import DENSE, GROUPED, Context, Subject, honest, payload_of, row
 from gkp.edge.plan import COORDINATOR, Plan
 from gkp.edge.profile import Profiles
 from gkp.manifest import Ratio
@@ -42,13 +42,13 @@ def counted(plan: Plan, **changes: int) -> Counted:
 
 
 def made(plan: Plan | None, ms: Sequence[float], what: str = "branch", cores: int = 2, linked: Plan | None = None,
-         dilation: float = 1.0, **fields: Any) -> Row:
+         dilation: float = 1.0, **fields: Any) -> EdgeRow:
     best = {DENSE: "dense, ort", GROUPED: "grouped, native"}
     name = best.get(what, what)
     taken = {"dense, ort": Taken(ms=DENSE_MS), "grouped, native": Taken(ms=GROUPED_MS)}
     taken[name] = Taken(ms=list(ms), **fields)
     context = Context("case", 2, "loopback", best, cores, dilation, Profiles(), {"branch": 4})
-    entry = Entry(what, name, DENSE if what == DENSE else GROUPED, "ort", plan)
+    entry = Subject(what, name, DENSE if what == DENSE else GROUPED, "ort", plan)
     return row(entry, Outcome(taken=taken, idle=10.0), context, linked)
 
 

@@ -6,21 +6,27 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
+from gkp.benchmarks.gpu import sweep
 from gkp.benchmarks.gpu.calibrate import entry_of, write_table
-from gkp.benchmarks.gpu.results import GatherPoint, GpuBench, LayerPoint, Speedup
+from gkp.benchmarks.gpu.results import GpuBench
 from gkp.benchmarks.gpu.suite import Settings, run_sweep
-from gkp.benchmarks.gpu.sweep import CUDNN, TENSORRT
+from gkp.benchmarks.gpu.sweep import CUDNN, TENSORRT, Shape
 from gkp.converter.trt.costs import Costs
 from gkp.errors import GkpError
+from gkp.manifest import Ratio
 
 
 def measured(engine: str = CUDNN) -> GpuBench:
     """256 channels in 8 groups, 4.2 times dense; two Gathers; one layer without a time."""
-    bench = GpuBench({"gpu": "a GPU", "capability": "9.0"}, 240.0)
-    bench.points = [LayerPoint(engine, "fp16", 3, 1, 256, 8, 14, 32, 0.42, 0.1, Speedup(4.20001, 4.1, 4.3)),
-                    LayerPoint(engine, "fp32", 3, 1, 256, 8, 14, 32, missing="no time left")]
-    bench.gathers = [GatherPoint("fp16", 256, 1152, 14, 32, 0.1, gbs) for gbs in (800.0, 500.0)]
+    bench = GpuBench(environment={"gpu": "a GPU", "capability": "9.0"}, budget_s=240.0)
+    shape = Shape(256, 14)
+    bench.points = [point for point in (
+        *sweep.missing_layer(shape, "fp16", engine, "no time left"), *sweep.missing_layer(shape, "fp32", engine, "no time left"))
+        if point.groups == 8]
+    bench.points[0] = replace(bench.points[0], missing=None, dense_ms=0.42, ms=0.1, ratio=Ratio(value=4.20001, low=4.1, high=4.3))
+    bench.gathers = [replace(sweep.missing_gather(shape, "fp16", "")[0], missing=None, ms=0.1, gbs=gbs) for gbs in (800.0, 500.0)]
     return bench
 
 
@@ -43,7 +49,7 @@ def test_only_tensorrts_own_kernels_need_no_margin() -> None:
 
 def test_without_a_gather_none_is_ever_emitted(tmp_path: Path) -> None:
     bench = measured()
-    bench.gathers = [GatherPoint("fp16", 256, 1152, 14, 32, missing="no time left")]
+    bench.gathers = sweep.missing_gather(Shape(256, 14), "fp16", "no time left")
     assert entry_of(bench).gather_gbs is None
 
 

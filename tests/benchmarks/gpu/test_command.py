@@ -1,7 +1,8 @@
-"""How the GPU suite is called: the command line, make bench-gpu, and a machine with PyTorch and nothing else."""
+"""How the GPU suite is called: the command line, and make bench-gpu."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -11,10 +12,10 @@ import pytest
 import torch
 from cli_kit import assert_refused, blocked, blocked_gkp, gkp
 
+from gkp.benchmarks.gpu.suite import Settings
+
 ROOT = Path(__file__).resolve().parents[3]
 TOOL = ROOT / "tools" / "bench_gpu.py"
-BASE = ("click", "rich", "rich_click", "msgspec", "onnx", "onnx_graphsurgeon", "onnxscript", "onnxruntime", "openvino",
-        "polygraphy", "tensorrt_rtx", "jinja2", "pytest", "hypothesis")
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here: the suite would run")
 with_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
@@ -57,43 +58,54 @@ def test_make_calls_the_script_with_any_python_and_installs_nothing() -> None:
     assert done.stdout == "some-python tools/bench_gpu.py out.json\n"
 
 
-def test_the_script_needs_numpy_and_pytorch_only(tmp_path: Path) -> None:
-    """It also finds gkp in the checkout: the editable installation is taken away."""
-    out = tmp_path / "found.json"
-    body = ("sys.meta_path = [f for f in sys.meta_path if 'editable' not in str(f).lower()]\n"
-            f"sys.path.insert(0, {str(TOOL.parent)!r})\n"
-            "import bench_gpu, pathlib\n"
-            "bench_gpu.use_checkout()\n"
-            "from gkp.benchmarks.gpu.networks import Case\n"
-            "from gkp.benchmarks.gpu.suite import Settings\n"
-            "from gkp.benchmarks.gpu.sweep import Shape\n"
-            "from gkp.benchmarks.networks import resnet20, tmi_style\n"
-            "small = Settings(device='cpu', budget_s=100, seconds=0, batches=(1,), precisions=('fp32',),\n"
-            "                 cases=(Case('small', resnet20, tmi_style, (3, 8, 8)),), main=(Shape(8, 4, batch=1),), rest=(),\n"
-            "                 gathers=(Shape(16, 4, batch=1),))\n"
-            f"bench_gpu.run(pathlib.Path({str(out)!r}), small)\n")
-    outcome = blocked(BASE, body)
-    assert outcome.code == 0, outcome.err
-    found = json.loads(out.read_text())
-    assert sum(row["ms"] is not None for row in found["rows"]) == 6
-    assert found["gather_gbs"] > 0
+@pytest.mark.parametrize(("absent", "words"), [("torch", ("measuring a GPU needs PyTorch", "gkp[torch]")),
+                                               ("onnx", ("needs onnx", "gkp[convert]"))])
+def test_the_script_says_in_one_line_what_is_absent(absent: str, words: tuple[str, str], tmp_path: Path) -> None:
+    outcome = blocked((absent,), f"import sys\nsys.path.insert(0, {str(TOOL.parent)!r})\nimport bench_gpu\n"
+                      f"sys.exit(bench_gpu.main([{str(tmp_path / 'x.json')!r}]))\n")
+    assert_refused(outcome, 4, *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_script_needs_gkp(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-S", TOOL], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, len(done.stderr.splitlines())) == (4, 2)
+    assert done.stderr.startswith("error: this Python has no gkp")
+    assert ".[torch,gpu,trt]" in done.stderr
+
+
+def test_the_file_of_the_script_is_written_after_every_job(settings: Settings, tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("bench_gpu_tool", TOOL)
+    assert spec is not None
+    assert spec.loader is not None
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    path, seen = tmp_path / "found.json", []
+
+    def progress(text: str, share: float | None) -> None:
+        seen.append(len(json.loads(path.read_bytes())["rows"]) if path.exists() else None)
+
+    tool.run(path, settings, progress)
+    assert seen[0] is None
+    assert seen[1:] == sorted(seen[1:])
+    assert json.loads(path.read_bytes())["gather_gbs"] > 0
     assert [p.name for p in tmp_path.iterdir()] == ["found.json"]
-    assert "0%  3x3, 8 channels, batch 1, fp32" in outcome.err
 
 
 @with_gpu
 @pytest.mark.slow
 def test_a_small_suite_on_the_gpu(tmp_path: Path) -> None:
-    """Every engine that the machine has: PyTorch's four always run, and with CUDA events."""
+    """Every engine that the machine has: PyTorch's three always run."""
     from dataclasses import replace
 
-    from gkp.benchmarks.gpu.suite import CASES, Settings, run_suite
+    from gkp.benchmarks.cases import gpu_cases
+    from gkp.benchmarks.gpu.suite import run_suite
     from gkp.benchmarks.gpu.sweep import Shape
 
-    found = run_suite(replace(Settings(), budget_s=200.0, seconds=0.05, cases=CASES[1:], batches=(2,), main=(Shape(64, 8),),
-                              rest=(), gathers=(Shape(64, 8),)), lambda text, share: None)
-    timed = {(r.engine, r.precision): r.clock for r in found.rows if r.ms}
-    for engine in ("CUDA graph", "channels_last", "PyTorch eager", "torch.compile"):
-        assert timed[engine, "fp16"] == timed[engine, "fp32"] == "events"
+    found = run_suite(replace(Settings(), budget_s=200.0, seconds=0.05, cases=gpu_cases()[1:], batches=(2,),
+                              main=(Shape(64, 8),), rest=(), gathers=(Shape(64, 8),)), lambda text, share: None)
+    timed = {(r.engine, r.precision) for r in found.rows if r.ms}
+    for engine in ("channels_last", "PyTorch eager", "torch.compile"):
+        assert {(engine, "fp16"), (engine, "fp32")} <= timed
     assert all(p.ratio for p in found.points)
     assert found.environment["gpu"]

@@ -1,22 +1,17 @@
-"""Engines of the GPU suite as far as a CPU reaches: what is exported, what TensorRT is given, and when one is not to be had."""
+"""TensorRT in the sweep, as far as a CPU reaches: what it is given, and when it is not to be had."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-import onnx
 import pytest
 import torch
 from torch import nn
 
 from gkp.benchmarks.gpu import engines
-from gkp.benchmarks.gpu.engines import ENGINES, nhwc, tensorrt, tensorrt_missing, to_onnx
-from gkp.benchmarks.gpu.networks import Case, make_forms
-from gkp.benchmarks.gpu.results import FORMS
-from gkp.benchmarks.gpu.timer import DTYPES, random_input
-from gkp.benchmarks.networks import resnet20, tmi_style
+from gkp.benchmarks.gpu.engines import nhwc, tensorrt, tensorrt_missing
+from gkp.benchmarks.gpu.timer import random_input
 from gkp.errors import GkpError
 
 ADA, HOPPER = (8, 9), (9, 0)
@@ -35,37 +30,11 @@ def pretend(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> Non
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=4321))
 
 
-def test_only_pytorchs_plain_ways_run_without_a_gpu() -> None:
-    assert {e.name for e in ENGINES if e.missing("cpu") is None} == {"channels_last", "PyTorch eager"}
-
-
-def test_onnx_runtime_without_cuda_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    (ort,) = (e for e in ENGINES if e.name == "ORT CUDA")
-    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
-    assert ort.missing("cuda") == "this ONNX Runtime has no CUDA provider"
-
-
 def test_tensorrt_for_rtx_serves_some_gpus_only(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, ADA)
     assert tensorrt_missing("cuda") is None
     pretend(monkeypatch, HOPPER)
     assert "9.0" in str(tensorrt_missing("cuda"))
-
-
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_every_form_is_exported_as_it_computes(precision: str) -> None:
-    forms = make_forms(Case("small", resnet20, tmi_style, (3, 8, 8)), lambda layer: 1)
-    x = random_input((2, 3, 8, 8), precision, "cpu")
-    session = pytest.importorskip("onnxruntime").InferenceSession
-    for form in FORMS:
-        network = forms.networks[form].to(DTYPES[precision])
-        data = to_onnx(network, x)
-        (y,) = session(data, providers=["CPUExecutionProvider"]).run(None, {"x": x.numpy()})
-        expected = network(x).numpy()
-        assert y.dtype == expected.dtype
-        assert np.abs(y.astype(float) - expected).max() <= (1e-4 if precision == "fp32" else 2e-2) * np.abs(expected).max()
-        gathers = [n for n in onnx.load_from_string(data).graph.node if n.op_type == "Gather"]
-        assert len(gathers) == (36 if form == "as published" else 0)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -9,21 +9,26 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace as changed
 from rich.cells import cell_len
 from rich.console import Console
 
 from gkp.benchmarks.gpu import suite
-from gkp.benchmarks.gpu.engines import ENGINES, Engine
-from gkp.benchmarks.gpu.results import FORMS, GatherPoint, GpuBench, LayerPoint, Row, Speedup, Times
+from gkp.benchmarks.gpu.results import CONVERTED, DENSE, FORMS, PUBLISHED, GpuBench, GpuRow
 from gkp.benchmarks.gpu.suite import Settings, run_suite, run_sweep
+from gkp.benchmarks.gpu.sweep import Shape, missing_gather, missing_layer
 from gkp.benchmarks.gpu.tables import gpu_tables
-from gkp.benchmarks.gpu.timer import Running
+from gkp.benchmarks.gpu.ways import WAYS, Way, artefacts
+from gkp.errors import GkpError
+from gkp.manifest import Ratio, Timing
+from gkp.types import silent
 
-ON_A_CPU = {"channels_last", "PyTorch eager"}
+PYTORCH = {"channels_last", "PyTorch eager"}
+STAND_IN = artefacts("ORT CPU", "ort", 1.0, lambda device: None, lambda batches: {"dynamic_batch": True})
 
 
-def silent(text: str, share: float | None) -> None:
-    pass
+def ratio(value: float, spread: float = 0.0) -> Ratio:
+    return Ratio(value=value, low=value - spread, high=value + spread)
 
 
 def draw(bench: GpuBench, width: int = 80) -> str:
@@ -40,34 +45,41 @@ def numbers(value: Any) -> bool:
 
 
 def test_everything_that_runs_on_a_cpu_is_measured(settings: Settings) -> None:
-    found = run_suite(settings, silent)
+    """With ONNX Runtime on the CPU in the place of a GPU's engines."""
+    found = run_suite(replace(settings, ways=(STAND_IN, *WAYS)), silent)
     timed = {(r.engine, r.batch, r.form) for r in found.rows if r.ms is not None}
-    assert timed == {(e, b, f) for e in ON_A_CPU for b in (1, 2) for f in FORMS}
+    assert timed == {(e, b, f) for e in PYTORCH for b in (1, 2) for f in FORMS} | {
+        ("ORT CPU", b, f) for b in (1, 2) for f in (DENSE, CONVERTED)}
     for row in found.rows:
         if row.ms is not None:
             assert row.vs_dense is not None
             assert row.ms.q1 <= row.ms.median <= row.ms.q3
-            assert row.clock == "wall"
-    assert all(r.vs_dense == Speedup(1.0, 1.0, 1.0) for r in found.rows if r.form == "dense" and r.ms)
+            assert row.artefact == ("ort" if row.form == CONVERTED else None)
+    assert all(r.vs_dense == ratio(1.0) for r in found.rows if r.form == DENSE and r.ms)
     assert {(p.kernel, p.groups) for p in found.points if p.ratio} == {(3, 2), (3, 4), (1, 2)}
     assert found.gather_gbs == found.gathers[0].gbs is not None
-    assert found.forms["small, fp32"]["stage_1.0.conv_a"] == 1
+    assert list(found.forms) == ["small, ort fp32"]
+    assert found.forms["small, ort fp32"]["stage_1.0.conv_a"]
     assert found.seconds is not None
     assert 0 < found.seconds < 300
 
 
 def test_engines_of_a_gpu_are_explained_and_null(settings: Settings) -> None:
     found = run_suite(settings, silent)
-    absent = [r for r in found.rows if r.engine not in ON_A_CPU]
-    assert {r.engine for r in absent} == {e.name for e in ENGINES} - ON_A_CPU
+    absent = [r for r in found.rows if r.engine not in PYTORCH]
+    assert {r.engine for r in absent} == {way.name for way in WAYS} - PYTORCH == {"TensorRT", "ORT CUDA", "torch.compile"}
     assert {r.missing for r in absent} == {"needs an NVIDIA GPU"}
-    assert all(r.ms is r.vs_dense is r.clock is None for r in absent)
-    assert len(absent) == 4 * 2 * 3
+    assert all(r.ms is r.vs_dense is r.artefact is None for r in absent)
+    assert len(absent) == 2 * (2 + 2 + 3)
+    lonely = [r for r in found.rows if r.engine in PYTORCH and r.form == CONVERTED]
+    assert {r.missing for r in lonely} == {"there is no artefact to compare with"}
+    assert all(r.ms for r in found.rows if r.engine in PYTORCH and r.form != CONVERTED)
 
 
 def test_the_json_has_the_environment_and_null_for_what_is_not_known(settings: Settings) -> None:
     read = json.loads(run_suite(settings, silent).json())
-    assert read["schema_version"] == 1
+    assert read["schema_version"] == 2
+    assert read["gather_gbs"] > 0
     assert torch.__version__.startswith(read["environment"]["packages"]["torch"].partition("+")[0])
     assert {read["environment"][k] for k in ("gpu", "capability", "driver", "cudnn")} == {None}
     assert "random" in read["weights"]
@@ -77,7 +89,7 @@ def test_the_json_has_the_environment_and_null_for_what_is_not_known(settings: S
 def test_without_time_everything_is_null_with_the_reason(settings: Settings) -> None:
     found = run_suite(replace(settings, budget_s=0.0), silent)
     everything = [*found.rows, *found.points, *found.gathers]
-    assert len(everything) == 6 * 2 * 3 + 3 + 1
+    assert len(everything) == 2 * (2 * 2 + 3 * 3) + 3 + 1
     assert all(e.ms is None and e.missing for e in everything)
     assert {e.missing for e in (*found.points, *found.gathers)} == {"no time left of the 0 s"}
     assert found.gather_gbs is None
@@ -109,21 +121,38 @@ def test_a_run_that_is_cut_off_has_handed_over_what_it_had(settings: Settings) -
 def test_an_engine_that_fails_is_a_reason_and_the_others_go_on(settings: Settings) -> None:
     closed: list[str] = []
 
-    def break_at_run(network: Any, x: Any) -> Running:
+    def break_at_run(networks: Any, form: str, x: Any, stack: Any) -> Any:
         def call() -> None:
             raise RuntimeError("no kernel\nfor this \x1b[31mshape")
 
-        return Running(call, close=lambda: closed.append("closed"))
+        stack.callback(closed.append, "closed")
+        return call
 
-    def out_of_memory(network: Any, x: Any) -> Running:
+    def break_later(networks: Any, form: str, x: Any, stack: Any) -> Any:
+        calls = iter(range(3))
+        stack.callback(closed.append, "closed")
+        return lambda: next(calls)
+
+    def out_of_memory(networks: Any, form: str, x: Any, stack: Any) -> Any:
         raise torch.OutOfMemoryError("Tried to allocate a lot")
 
-    engines = (Engine("A", 0.1, break_at_run, lambda device: None), Engine("B", 0.1, out_of_memory, lambda device: None),
-               *(e for e in ENGINES if e.name == "PyTorch eager"))
-    found = run_suite(replace(settings, engines=engines, batches=(1,)), silent)
+    made = [Way(name, 0.1, start, lambda device: None) for name, start in (
+        ("A", break_at_run), ("B", out_of_memory), ("C", break_later))]
+    found = run_suite(replace(settings, ways=(*made, STAND_IN), batches=(1,)), silent)
     assert {(r.engine, r.missing) for r in found.rows} == {
-        ("A", "no kernel for this ?[31mshape"), ("B", "out of GPU memory"), ("PyTorch eager", None)}
-    assert closed == ["closed"] * 3
+        ("A", "no kernel for this ?[31mshape"), ("B", "out of GPU memory"), ("C", "StopIteration"), ("ORT CPU", None)}
+    assert closed == ["closed"] * 6
+
+
+def test_a_form_that_fails_leaves_the_others(settings: Settings) -> None:
+    def only_dense(networks: Any, form: str, x: Any, stack: Any) -> Any:
+        if form != DENSE:
+            raise GkpError("not this one")
+        return lambda: None
+
+    way = Way("A", 0.1, only_dense, lambda device: None)
+    found = run_suite(replace(settings, ways=(way,), batches=(1,)), silent)
+    assert {r.form: r.missing for r in found.rows} == {DENSE: None, PUBLISHED: "not this one", CONVERTED: "not this one"}
 
 
 def test_a_layer_that_cannot_be_measured_is_a_reason(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,19 +176,21 @@ def test_the_sweep_alone_measures_no_network(settings: Settings) -> None:
 # ---- the tables -----------------------------------------------------------------------------------------------------
 def made_up() -> GpuBench:
     """A complete outcome with long names and every kind of number."""
-    time, slower, faster = Times(1234.5, 1.0, 2.0, 9), Speedup(0.41, 0.4, 0.42), Speedup(10.41, 10.4, 10.42)
+    time, slower, faster = Timing(median=1234.5, q1=1.0, q3=2.0, runs=9), ratio(0.41, 0.01), ratio(10.41, 0.01)
     name = "ResNet-50 block-diagonal 3x3, 8 groups, with a name that goes on and on and on and on"
-    bench = GpuBench({"gpu": "NVIDIA RTX 6000 Ada Generation", "capability": "8.9", "driver": "580.159.03", "cuda": "13.0",
-                      "packages": {"torch": "2.11.0+cu130"}}, 440.0)
-    for engine in (e.name for e in ENGINES):
+    bench = GpuBench(environment={"gpu": "NVIDIA RTX 6000 Ada Generation", "capability": "8.9", "driver": "580.159.03", "cuda": "13.0",
+                      "packages": {"torch": "2.11.0+cu130"}}, budget_s=440.0)
+    for engine in (way.name for way in WAYS):
         for batch in (1, 256):
-            for form, ratio in zip(FORMS, (Speedup(1.0, 1.0, 1.0), slower, faster), strict=True):
-                bench.rows.append(Row(name, form, engine, batch, "fp16", time, ratio, "events"))
-    bench.rows += [Row(name, form, "ORT CUDA", 32, "fp32", missing="this ONNX Runtime has no CUDA provider") for form in FORMS]
-    for groups in (2, 4, 8, 16, 32, 64):
-        bench.points.append(LayerPoint("TensorRT", "fp16", 3, 2, 512, groups, 7, 256, 0.123, 0.05, Speedup(groups * 0.9, 1.1, 60)))
-    bench.points.append(LayerPoint("TensorRT", "fp32", 3, 1, 512, 2, 7, 256, missing="no time left of the 440 s"))
-    bench.gathers.append(GatherPoint("fp16", 64, 288, 56, 32, 0.1, 1234.5))
+            for form, found in zip(FORMS, (ratio(1.0), slower, faster), strict=True):
+                bench.rows.append(GpuRow(model=name, form=form, engine=engine, batch=batch, precision="fp16", ms=time, vs_dense=found))
+    bench.rows += [GpuRow(model=name, form=form, engine="ORT CUDA", batch=32, precision="fp32",
+                          missing="this ONNX Runtime has no CUDA provider") for form in FORMS]
+    for point in missing_layer(Shape(512, 7, stride=2, batch=256), "fp16", "TensorRT", ""):
+        bench.points.append(changed(point, missing=None, dense_ms=0.123, ms=0.05,
+                                    ratio=Ratio(value=point.groups * 0.9, low=1.1, high=60)))
+    bench.points += missing_layer(Shape(512, 7, batch=256), "fp32", "TensorRT", "no time left of the 440 s")[:1]
+    bench.gathers.append(changed(missing_gather(Shape(64, 56), "fp16", "")[0], missing=None, ms=0.1, gbs=1234.5))
     return bench
 
 

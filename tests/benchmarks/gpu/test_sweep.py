@@ -7,17 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from gkp.benchmarks.cases import gpu_cases
 from gkp.benchmarks.gpu import engines, sweep
-from gkp.benchmarks.gpu.networks import CASES, Layer, output_planes
-from gkp.benchmarks.gpu.results import LayerPoint, Speedup
-from gkp.benchmarks.gpu.sweep import CUDNN, Shape, best_groups
+from gkp.benchmarks.gpu.sweep import CUDNN, Shape
 from gkp.benchmarks.gpu.timer import random_input
-
-
-def point(groups: int, value: float, low: float | None = None, channels: int = 256, plane: int = 14, precision: str = "fp16",
-          batch: int = sweep.BATCH, stride: int = 1) -> LayerPoint:
-    ratio = Speedup(value, value if low is None else low, value)
-    return LayerPoint(CUDNN, precision, 3, stride, channels, groups, plane, batch, 1.0, 1.0 / value, ratio)
+from gkp.manifest import Ratio
+from gkp.pruning.models.branched import BranchedConv2d
 
 
 # ---- measuring ------------------------------------------------------------------------------------------------------
@@ -43,11 +38,11 @@ def test_of_two_memory_formats_the_faster_counts(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sweep, "interleave", fixed)
     points = sweep.measure_layer(Shape(16, 4, batch=1), "fp32", "cpu", CUDNN, 0.0)
     assert [(p.groups, p.dense_ms, p.ms, p.ratio) for p in points] == [
-        (2, 1.0, 0.4, Speedup(2.5, 2.5, 2.5)), (4, 1.0, 0.25, Speedup(4.0, 4.0, 4.0))]
+        (2, 1.0, 0.4, Ratio(value=2.5, low=2.5, high=2.5)), (4, 1.0, 0.25, Ratio(value=4.0, low=4.0, high=4.0))]
 
 
 def test_a_gather_counts_what_it_reads_and_writes() -> None:
-    found = sweep.measure_gather(Shape(16, 8, batch=2), "fp32", "cpu", 0.02)
+    (found,) = sweep.measure_gather(Shape(16, 8, batch=2), "fp32", "cpu", 0.02)
     assert found.gathered == 8 * 9
     assert found.ms is not None
     assert found.gbs == pytest.approx(2 * 72 * 2 * 64 * 4 / found.ms / 1e6)
@@ -73,12 +68,15 @@ def test_groups_keep_four_channels() -> None:
     assert Shape(512, 7).groups == (2, 4, 8, 16, 32, 64)
 
 
-def test_the_main_shapes_are_the_layers_of_the_network_that_is_rewritten() -> None:
-    case = CASES[0]
-    network = case.make(case.form)
-    planes = output_planes(network, case.shape)
-    layers = {(m.out_channels, planes[n], m.strides[0]) for n, m in network.named_modules() if n in planes}
-    assert layers == {(s.channels, s.plane, s.stride) for s in sweep.MAIN}
+def test_the_main_shapes_are_the_branched_layers_of_the_first_network() -> None:
+    case = gpu_cases()[0]
+    network, seen = case.source(), set()
+    for module in network.modules():
+        if isinstance(module, BranchedConv2d):
+            module.register_forward_hook(lambda m, x, y: seen.add((m.out_channels, y.shape[-1], m.strides[0])))
+    with torch.no_grad():
+        network(torch.zeros(case.input_shape))
+    assert seen == {(s.channels, s.plane, s.stride) for s in sweep.MAIN}
     assert {s.batch for s in sweep.MAIN} == {sweep.BATCH}
 
 
@@ -108,22 +106,3 @@ def test_tensorrt_builds_the_chains_of_the_sweep(groups: int) -> None:
     (built,) = build_engines(onnx.load_from_string(data), options, find_backend("tensorrt_rtx"))
     assert [layer.groups for layer in built.info.layers if layer.kind == "CONVOLUTION"] == [groups] * 10
     assert [t.name for t in (*built.info.inputs, *built.info.outputs)] == ["x", "y"]
-
-
-# ---- choosing -------------------------------------------------------------------------------------------------------
-def test_the_fastest_measured_number_of_groups_is_chosen() -> None:
-    choose = best_groups([point(2, 1.7), point(4, 2.6), point(8, 2.4), point(16, 9.0)], "fp16")
-    assert choose(Layer(256, 8, 3, 1, 14)) == 4
-    assert choose(Layer(256, 2, 3, 1, 14)) == 2
-    assert choose(Layer(256, 6, 3, 1, 14)) == 2, "six groups merge into two or three, not into four"
-    assert choose(Layer(256, 1, 3, 1, 14)) == 1, "overlapping"
-
-
-def test_what_was_not_measured_or_not_faster_stays_dense() -> None:
-    found = [point(4, 2.0), point(4, 1.02, low=0.99, channels=64, plane=56), point(4, 2.0, channels=512, plane=7, batch=1)]
-    choose = best_groups(found, "fp16")
-    assert choose(Layer(256, 8, 3, 1, 7)) == 1, "another plane"
-    assert choose(Layer(256, 8, 3, 2, 14)) == 1, "another stride"
-    assert choose(Layer(64, 8, 3, 1, 56)) == 1, "no faster beyond its interval"
-    assert choose(Layer(512, 8, 3, 1, 7)) == 1, "another batch"
-    assert best_groups(found, "fp32")(Layer(256, 8, 3, 1, 14)) == 1, "another precision"

@@ -13,7 +13,7 @@ from program_kit import check_program, kinds, one_form_graph, translated
 from torch_kit import liven, shared
 from torch_nets import DenseNet, EfficientNet, MobileNet, ShuffleNet
 
-from gkp.benchmarks.suites import block_diagonal, resnet50
+from gkp.benchmarks.networks import block_diagonal, resnet50
 from gkp.converter.graph import Graph
 from gkp.converter.native.program import Activation, Affine, Conv, Depthwise, Program
 from gkp.converter.native.reading.frontend import program

@@ -1,30 +1,28 @@
 """What a manifest says, in words and rounded numbers; shared by the terminal tables and the HTML page.
 
-Strings that come from a model or a file (names, paths, reasons) go through `clean` before they are shown.
+Strings that come from a model or a file (names, paths, reasons) go through `gkp.text.clean` before they are shown.
 """
 
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # the words are also for machines that have numpy and rich only (tools/bench_gpu.py)
-    from gkp.manifest import (
-        CandidateTime,
-        Engine,
-        Latencies,
-        Layer,
-        Manifest,
-        Measurement,
-        Memory,
-        Ratio,
-        Speedup,
-        Timing,
-        Verification,
-    )
+from gkp.manifest import (
+    CandidateTime,
+    Engine,
+    Latencies,
+    Layer,
+    Manifest,
+    Measurement,
+    Memory,
+    Ratio,
+    Speedup,
+    Timing,
+    Verification,
+)
+from gkp.text import clean, plural
 
 NOT_MEASURED = "not measured"
 ROW_LABELS = {"dense": "dense baseline", "as_is": "as given", "converted": "converted"}
@@ -35,15 +33,6 @@ _BASELINES = {
             "compiler can exploit them",
     "as_is": "the model as given: it was designed with groups and has no dense ancestor",
 }
-
-
-def clean(text: object, limit: int = 1000) -> str:
-    """One line of printable text: control, format (bidirectional overrides too), surrogate and unassigned characters
-    removed, line breaks and tabs turned into spaces, at most `limit` characters."""
-    kept = (" " if c in "\t\n\r\v\f\x85" or unicodedata.category(c) in ("Zl", "Zp") else c
-            for c in str(text)[: 4 * limit])
-    line = "".join(c for c in kept if unicodedata.category(c)[0] != "C").strip()
-    return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 def shorten(text: object, width: int) -> str:
@@ -130,7 +119,7 @@ def candidate_time(candidate: CandidateTime) -> str | None:
 
 
 def setting_name(batch: int, threads: int) -> str:
-    return f"batch {batch}, {threads} thread{'' if threads == 1 else 's'}"
+    return f"batch {batch}, {plural(threads, 'thread')}"
 
 
 def batch_name(key: str) -> str:
@@ -139,7 +128,7 @@ def batch_name(key: str) -> str:
 
 
 @dataclass(frozen=True)
-class Row:
+class SettingRow:
     """One of the three rows of a setting. speedup: reference time / this time, None when not measured; interval: its
     95 % bootstrap interval where there is one. key: dense, as_is or converted."""
 
@@ -164,15 +153,15 @@ class Setting:
     """One measured setting: its name, and the dense baseline, the model as given and the converted one, in order."""
 
     name: str
-    rows: tuple[Row, Row, Row]
+    rows: tuple[SettingRow, SettingRow, SettingRow]
     theoretical: float | None
 
     @property
-    def as_given(self) -> Row:
+    def as_given(self) -> SettingRow:
         return self.rows[1]
 
     @property
-    def converted(self) -> Row:
+    def converted(self) -> SettingRow:
         return self.rows[2]
 
 
@@ -222,11 +211,11 @@ def _converted_ratio(speedup: Speedup, reference: str) -> Ratio | None:
     return speedup.vs_dense if reference == "dense" else speedup.vs_as_is
 
 
-def _row(key: str, timing: Timing | None, base: Timing | None, reference: str, ratio: Ratio | None) -> Row:
+def _row(key: str, timing: Timing | None, base: Timing | None, reference: str, ratio: Ratio | None) -> SettingRow:
     value = ratio.value if ratio is not None else None
     if value is None and timing is not None and base is not None and timing.median > 0:
         value = base.median / timing.median
-    return Row(key, ROW_LABELS[key], timing, value, ratio, key == reference)
+    return SettingRow(key, ROW_LABELS[key], timing, value, ratio, key == reference)
 
 
 def verdict(manifest: Manifest) -> str:

@@ -9,10 +9,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from gkp.benchmarks import roofline, wording
-from gkp.errors import BackendMissingError
 from gkp.files import write_file
 from gkp.manifest import Manifest
+from gkp.report import roofline, wording
+from gkp.require import require
+from gkp.text import clean
 
 _TEMPLATE = "report.html.j2"
 _FILLERS = {"dense": "", "as_is": "given", "converted": "accent", "theoretical": "outline"}
@@ -50,27 +51,21 @@ def write_html(manifest: Manifest, path: Path) -> None:
     write_file(path, render_html(manifest).encode("utf-8"))
 
 
-def require_jinja2() -> None:
-    """BackendMissingError unless jinja2 is here; to be asked before a long conversion."""
-    try:
-        import jinja2  # noqa: F401
-    except ImportError:
-        raise BackendMissingError("the HTML report needs jinja2, which is not installed",
-                                  'pip install "gkp[report]"') from None
+def require_jinja2() -> Any:
+    """The package; to be asked for before a long conversion. BackendMissingError when it is not here."""
+    return require("jinja2", "report", "the HTML report")
 
 
 def render_html(manifest: Manifest) -> str:
     """The page as text. BackendMissingError without jinja2."""
-    require_jinja2()
-    import jinja2
-
+    jinja2 = require_jinja2()
     # Every string is cleaned on its way out and then escaped, whatever it is, so no template line can forget it.
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
                                      lstrip_blocks=True, finalize=_finalize)
     environment.filters.update(ms=wording.milliseconds, mega=wording.mega, times=wording.times, span=wording.span,
                                cross=wording.cross, interval=wording.interval, shorten=wording.shorten,
                                batch_name=wording.batch_name, candidate_time=wording.candidate_time)
-    source = resources.files("gkp.benchmarks").joinpath(_TEMPLATE).read_text("utf-8")
+    source = resources.files("gkp.report").joinpath(_TEMPLATE).read_text("utf-8")
     return str(environment.from_string(source).render(m=manifest, **_view(manifest)))
 
 
@@ -78,7 +73,7 @@ def _finalize(value: Any) -> Any:
     """Clean what is about to be written; text that the template itself marked as HTML stays."""
     if value is None:
         return wording.NOT_MEASURED
-    return wording.clean(value) if type(value) is str else value
+    return clean(value) if type(value) is str else value
 
 
 def _view(manifest: Manifest) -> dict[str, Any]:
@@ -100,7 +95,7 @@ def _view(manifest: Manifest) -> dict[str, Any]:
         "engines": [(wording.engine_words(e), wording.engine_layers(e)) for e in manifest.engines],
         "operators": wording.operator_changes(manifest),
         "environment": tuple(_flat(manifest.environment)),
-        "title": wording.shorten(Path(wording.clean(manifest.source.path)).name, 80),
+        "title": wording.shorten(Path(clean(manifest.source.path)).name, 80),
     }
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from gkp.benchmarks import report, wording
 from gkp.errors import BackendMissingError, FileError
 from gkp.manifest import Layer, Macs, Manifest
+from gkp.report import html as report
+from gkp.report import wording
 
 pytest.importorskip("jinja2", reason="needs the report extra")
 Make = Callable[..., Manifest]

@@ -7,8 +7,8 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from gkp.benchmarks import wording
 from gkp.manifest import Layer, LayerSpeed, Manifest, Roofline
+from gkp.report import wording
 
 HEIGHT = 300
 """Of the plot, in pixels. Positions across are percent of the width, so that text keeps its size on every screen."""

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from gkp.benchmarks import report
-from gkp.benchmarks.roofline import HEIGHT, Picture, picture
 from gkp.manifest import LayerSpeed, Manifest, Roofline
+from gkp.report import html as report
+from gkp.report.roofline import HEIGHT, Picture, picture
 
 Make = Callable[..., Manifest]
 

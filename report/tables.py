@@ -5,25 +5,24 @@ Nothing here prints. Every string is a `Text`: rich markup in a model's names is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.measure import Measurement
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
-from gkp.benchmarks import wording
 from gkp.manifest import CandidateTime, Layer, Manifest
+from gkp.report import wording
+from gkp.report.kit import colour, left, right, table
+from gkp.text import clean
 
 WIDE = 100
 """From this many columns on, the less important columns are shown too."""
 WIDE_VERBOSE = 150
 """The same where reasons are written out, which need room."""
 _VERDICT_STYLES = {"faster": "bold green", "mixed": "bold yellow", "slower": "bold red"}
-_RIGHT = frozenset({"median ms", "quartiles", "branches", "inputs", "overlap", "dense", "kept", "run", "MACs run",
-                    "time", "channels"})
 
 
 def conversion_table(manifest: Manifest) -> RenderableType:
@@ -40,45 +39,41 @@ def layer_table(manifest: Manifest, verbose: bool) -> RenderableType:
 def candidates_table(layer: Layer) -> RenderableType:
     """The forms tried for one layer: multiply-accumulates (millions) that each really executes, and its time or speedup
     over dense, measured in context."""
-    table = _table(["candidate", "MACs run", "time", "whole model vs dense here"], flexible="candidate")
+    out = table(left("candidate", overflow="fold"), right("MACs run"), right("time"), _fixed("whole model vs dense here"),
+                ruled=True)
     for candidate in layer.candidates:
         chosen = candidate.name == layer.chosen
-        table.add_row(Text(wording.shorten(candidate.name, 40) + (" (chosen)" if chosen else "")),
-                      Text(f"{wording.mega(candidate.macs_executed)} M"), _quiet(wording.candidate_time(candidate)),
-                      _ratios(candidate), style="bold" if chosen else "")
-    title = Text.assemble((wording.shorten(layer.name, 60), "bold"), ": ", wording.clean(layer.reason))
-    return Group(title, table)
+        out.add_row(Text(wording.shorten(candidate.name, 40) + (" (chosen)" if chosen else "")),
+                    Text(f"{wording.mega(candidate.macs_executed)} M"), _quiet(wording.candidate_time(candidate)),
+                    _ratios(candidate), style="bold" if chosen else "")
+    title = Text.assemble((wording.shorten(layer.name, 60), "bold"), ": ", clean(layer.reason))
+    return Group(title, out)
 
 
 def _latencies(manifest: Manifest) -> RenderableType:
     settings = wording.settings(manifest)
     versus = f"speedup vs {'dense' if wording.reference_key(manifest) == 'dense' else 'as given'}"
-    table = _table(["", "median ms", "quartiles", versus], flexible="")
+    caption = f"speedup: median ratio over interleaved rounds, 95 % interval; {wording.FASTER_NOTE}" if settings else ""
+    out = table(left(overflow="fold"), right("median ms"), right("quartiles"), _fixed(versus), ruled=True, caption=caption)
     for setting in settings:
-        table.add_row(Text(setting.name, "bold"))
+        out.add_row(Text(setting.name, "bold"))
         for row in setting.rows:
-            table.add_row(*_timing_cells(row), style="bold" if row.key == "converted" else "")
-        table.add_section()
+            out.add_row(*_timing_cells(row), style="bold" if row.key == "converted" else "")
+        out.add_section()
     if not settings:
         for label in wording.ROW_LABELS.values():
-            table.add_row(Text(f"  {label}"), *(_quiet(None) for _ in range(3)))
+            out.add_row(Text(f"  {label}"), *(_quiet(None) for _ in range(3)))
     theoretical = manifest.speedup.theoretical
-    limit = None if theoretical is None else wording.times(theoretical)
-    table.add_row(Text("theoretical"), Text(), Text(), _quiet(limit))
-    if settings:
-        table.caption = Text(f"speedup: median ratio over interleaved rounds, 95 % interval; {wording.FASTER_NOTE}", "dim")
-        table.caption_justify = "left"
-    return table
+    out.add_row(Text("theoretical"), Text(), Text(), _quiet(None if theoretical is None else wording.times(theoretical)))
+    return out
 
 
-def _timing_cells(row: wording.Row) -> list[Text]:
+def _timing_cells(row: wording.SettingRow) -> list[Text]:
     label = Text(f"  {row.label}")
     if row.timing is None:
         return [label, *(_quiet(None) for _ in range(3))]
-    t, ratio = row.timing, row.interval
-    colour = "" if ratio is None else "green" if ratio.low > 1 else "red" if ratio.high < 1 else ""
-    return [label, Text(wording.milliseconds(t.median)),
-            Text(f"{wording.milliseconds(t.q1)} to {wording.milliseconds(t.q3)}"), Text(row.speedup_text, colour)]
+    median, q1, q3 = map(wording.milliseconds, (row.timing.median, row.timing.q1, row.timing.q3))
+    return [label, Text(median), Text(f"{q1} to {q3}"), Text(row.speedup_text, colour(row.interval))]
 
 
 def _facts(manifest: Manifest) -> RenderableType:
@@ -106,7 +101,7 @@ def _facts(manifest: Manifest) -> RenderableType:
         grid.add_row(Text("Engine"), Text(wording.engine_words(engine)))
     grid.add_row(Text("Baseline"), Text(wording.baseline_words(manifest)))
     for note in manifest.notes:
-        grid.add_row(Text("Note"), Text(wording.clean(note, 400)))
+        grid.add_row(Text("Note"), Text(clean(note, 400)))
     return grid
 
 
@@ -127,13 +122,9 @@ def _quiet(text: str | None) -> Text:
     return Text(wording.NOT_MEASURED, "dim") if text is None else Text(text)
 
 
-def _table(names: Iterable[str], flexible: str) -> Table:
-    """A table without frame. flexible: the column that gives way first when the terminal is narrow."""
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
-    for name in names:
-        table.add_column(Text(name), justify="right" if name in _RIGHT else "left", no_wrap=name != flexible,
-                         overflow="fold" if name == flexible else "ellipsis")
-    return table
+def _fixed(heading: str) -> Column:
+    """Words that are not broken into lines."""
+    return left(heading, no_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -151,17 +142,13 @@ class _LayerTable:
             yield Text("no branched convolution in this model", "dim")
             return
         wide = options.max_width >= (WIDE_VERBOSE if self.verbose else WIDE)
-        names = (["layer", "channels", "branches", "inputs", "overlap", "dense", "kept", "run", "form", "why"] if wide
-                 else ["layer", "channels", "branches", "dense", "kept", "form", "why"])
-        table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim",
-                      expand=True)
-        for name in names:
-            folds = name == "why" and self.verbose
-            table.add_column(Text(name), justify="right" if name in _RIGHT else "left", no_wrap=not folds,
-                             ratio=1 if name == "why" else None, overflow="fold" if folds else "ellipsis")
+        numbers = ("branches", "inputs", "overlap", "dense", "kept", "run") if wide else ("branches", "dense", "kept")
+        why = left("why", ratio=1, no_wrap=not self.verbose, overflow="fold" if self.verbose else "ellipsis")
+        out = table(_fixed("layer"), right("channels"), *map(right, numbers), _fixed("form"), why,
+                    ruled=True, expand=True)
         for layer in self.layers:
-            table.add_row(*_layer_cells(layer, options.max_width, wide))
-        yield table
+            out.add_row(*_layer_cells(layer, options.max_width, wide))
+        yield out
         yield Text(_LEGEND if wide else _NARROW_LEGEND, "dim")
 
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
-from gkp.benchmarks import tables, wording
 from gkp.manifest import Baseline, CandidateTime, Latencies, Layer, Manifest, Measurement, Ratio, Verification
+from gkp.report import tables, wording
+from gkp.text import clean
 
 Make = Callable[..., Manifest]
 MakeLayer = Callable[..., Layer]
@@ -192,7 +193,7 @@ def test_hostile_names_are_text_to_the_terminal(hostile_manifest: Manifest) -> N
 
 @given(st.text(st.characters(exclude_categories=[])))
 def test_clean_text_is_one_printable_line(text: str) -> None:
-    cleaned = wording.clean(text, 50)
+    cleaned = clean(text, 50)
     assert len(cleaned) <= 50
     assert all(c.isprintable() or c.isspace() for c in cleaned)
     assert len(cleaned.splitlines()) <= 1

@@ -1,0 +1,70 @@
+"""The converter as the suites use it: no other module here calls a conversion, or an engine of a target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import onnx
+
+from gkp.converter.artefact import Artefact
+from gkp.converter.choose import dense_forms
+from gkp.converter.convert import convert as run
+from gkp.converter.dynamic import batch_axes, free_axes
+from gkp.converter.encoding import Encoding
+from gkp.converter.graph import Graph
+from gkp.converter.lower.emit import lower
+from gkp.converter.targets import Target, make_target
+from gkp.converter.targets.native import NativeBuilt
+from gkp.options.convert import convert_options
+from gkp.runtime.runners import Runner
+from gkp.types import Progress, silent
+
+Start = Callable[[Graph, int], Runner]
+"""start(graph, threads): a network in the one form, compiled for any batch. GkpError when it cannot be."""
+
+
+def convert(source: Any, target: str, progress: Progress = silent, **options: Any) -> Artefact:
+    """What `gkp convert` does with a path or a module; options: as in gkp.convert. GkpError, also for an engine that was not
+    built because its package is missing."""
+    made = run(source, convert_options(target, **options), progress)
+    if made.incomplete is not None:
+        raise made.incomplete
+    return made
+
+
+def lowered(dense: Graph, target: str) -> onnx.ModelProto:
+    """A dense network as stock ONNX, in the target's dense forms."""
+    return lower(dense, dense_forms(dense, make_target(target))).to_model()
+
+
+class Engines:
+    """What runs models here, float32. The native compiler compiles each network once, as long as somebody holds it."""
+
+    def __init__(self) -> None:
+        self._targets: dict[str, Target] = {}
+        self._native: WeakKeyDictionary[Graph, NativeBuilt] = WeakKeyDictionary()
+
+    def stock(self, name: str, model: onnx.ModelProto, threads: int) -> Runner:
+        """A stock model on an engine, at any batch. GkpError when the engine is missing or refuses it."""
+        return self._target(name).build_as_is(free_axes(model, batch_axes(model)), Encoding(), threads).runner()
+
+    def dense(self, name: str, network: Graph, threads: int) -> Runner:
+        """A dense network, in the forms that suit the engine best."""
+        return self.stock(name, lowered(network, name), threads)
+
+    def native(self, graph: Graph, threads: int) -> Runner:
+        """A Start: the native compiler."""
+        if graph not in self._native:
+            built = self._target("native").build(graph, {}, {}, Encoding(), threads)
+            assert isinstance(built, NativeBuilt)
+            self._native[graph] = built
+        return self._native[graph].runner(threads)
+
+    def _target(self, name: str) -> Target:
+        if name not in self._targets:
+            made = make_target(name)
+            made.require("fp32")
+            self._targets[name] = made
+        return self._targets[name]

@@ -1,0 +1,45 @@
+"""What all suites share: rows that hold a time or say why there is none, results as JSON, the fastest of several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
+from typing import Any, TypeVar
+
+import msgspec
+
+from gkp.manifest import Timing
+
+K = TypeVar("K")
+
+
+class Explained(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that was to be measured. missing: why it was not, null where it was."""
+
+    missing: str | None = None
+
+
+class Timed(Explained, frozen=True, kw_only=True):
+    """ms: of one call, null where it was not timed."""
+
+    ms: Timing | None = None
+
+
+class Results(msgspec.Struct, kw_only=True):
+    """The outcome of one run of a suite. environment: the machine, its state at the start, and versions."""
+
+    environment: dict[str, Any]
+
+    def json(self) -> bytes:
+        return indented(self)
+
+
+def indented(value: Any) -> bytes:
+    """As JSON to be read; a number that is none (NaN) is null."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
+
+
+def fastest(samples: Mapping[K, Sequence[float]], among: Iterable[K] | None = None) -> K | None:
+    """The key with the lowest median, of all keys or of those that are named; None when none of them was timed."""
+    timed = [key for key in (samples if among is None else among) if samples.get(key)]
+    return min(timed, key=lambda key: median(samples[key]), default=None)
