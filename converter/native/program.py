@@ -31,6 +31,10 @@ class Activation(Enum):
     HARDSWISH = "hardswish"  # x * hardsigmoid(x)
 
 
+ZERO_AT_ZERO = (Activation.NONE, Activation.RELU, Activation.RELU6, Activation.SILU, Activation.HARDSWISH)
+"""They leave zeros zero."""
+
+
 @dataclass(frozen=True)
 class Value:
     """The shape of a value; its number is its position in Program.values."""

@@ -14,9 +14,10 @@ from kernel_kit import PARTS, Buffer, Case, Function, check_bounds, compile_kern
 from gkp.branched import Branch, BranchedConv
 from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.kernel import Kernel
-from gkp.converter.native.kernels.layout import Halo, Layout, channels_last, planar
-from gkp.converter.native.planning.geometry import Geometry, Kind
-from gkp.converter.native.planning.ways import Way, conv_ways
+from gkp.converter.native.kernels.layout import Halo, Kind, Layout, channels_last, planar
+from gkp.converter.native.kernels.way import Way
+from gkp.converter.native.planning.geometry import Geometry
+from gkp.converter.native.planning.ways import conv_ways
 from gkp.converter.native.program import Activation, Conv, Program, Value
 
 Array = npt.NDArray[Any]

@@ -15,7 +15,7 @@ from gkp.converter.native.building.toolchain import Toolchain, compile_objects, 
 from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.kernel import FUNCTION, Recipe
 from gkp.converter.native.kernels.prelude import prelude
-from gkp.converter.native.planning.timer import Trial
+from gkp.converter.native.kernels.way import Trial
 from gkp.runtime.environment import fingerprint
 from gkp.types import Progress, silent
 
@@ -75,7 +75,7 @@ class Measured:
 
 
 def _time(library: ctypes.CDLL, name: str, trial: Trial) -> float:
-    x, r, y = (_aligned(4 * n) for n in (trial.x, trial.r, trial.y))
+    x, r, y = (_aligned(4 * layout.size if layout else 0) for layout in (trial.x, trial.r, trial.y))
     for array in (x, r):
         array.view(np.float32)[:] = 0.5  # no denormals, no zeros
     content = np.frombuffer(trial.recipe.fill(), np.uint8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from gkp.converter.native.kernels.cpu import VECTORS
 from gkp.converter.native.program import Activation
 
 FUNCTION = "KERNEL"
@@ -29,11 +30,12 @@ class Kernel:
 @dataclass(frozen=True, eq=False)
 class Recipe:
     """A kernel whose data is made when it is needed: many are tried, few are kept. key: what its time depends on besides
-    the source."""
+    the source; needs: instructions, which not every processor has (Cpu.instructions)."""
 
     source: str
     key: str
     fill: Callable[[], bytes]
+    needs: tuple[str, ...] = (VECTORS,)
 
     def kernel(self) -> Kernel:
         return Kernel(self.source, self.fill())

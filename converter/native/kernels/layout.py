@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from gkp.converter.native.program import Value
+
+Kind = Literal["planar", "last"]
+"""Planes, or channels last."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,10 @@ class Layout:
     @property
     def planar(self) -> bool:
         return self.column == 1 and self.padded == self.value.channels
+
+    @property
+    def kind(self) -> Kind:
+        return "planar" if self.planar else "last"
 
     def channel_offsets(self, index: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Floats from channel 0 to the channels `index`."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from gkp.converter.native.planning.geometry import KINDS, Geometry, Kind
+from gkp.converter.native.kernels.layout import Kind
+from gkp.converter.native.planning.geometry import KINDS, Geometry
 from gkp.converter.native.program import Binary, Conv, Depthwise, Program, reads
 
 Times = Mapping[tuple[Kind, Kind], float]

@@ -6,17 +6,18 @@ from dataclasses import dataclass, field
 
 from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.kernel import Kernel
-from gkp.converter.native.kernels.layout import Layout
+from gkp.converter.native.kernels.layout import Kind, Layout
 from gkp.converter.native.kernels.steps import step_kernel
 from gkp.converter.native.kernels.steps.convert import convert
 from gkp.converter.native.kernels.steps.pack import pack, unpack
+from gkp.converter.native.kernels.way import Way
 from gkp.converter.native.planning.arena import Life, arrange
-from gkp.converter.native.planning.geometry import Geometry, Kind, geometry
+from gkp.converter.native.planning.geometry import Geometry, geometry
 from gkp.converter.native.planning.layouts import choose_layouts, source_kind
 from gkp.converter.native.planning.plan import Call, Place, Plan
 from gkp.converter.native.planning.reorder import contiguous_outputs
 from gkp.converter.native.planning.timer import Model, Timer
-from gkp.converter.native.planning.ways import Way, conv_ways, fastest
+from gkp.converter.native.planning.ways import conv_ways, time_ways
 from gkp.converter.native.program import Conv, Depthwise, Program, Step, reads
 from gkp.errors import UnsupportedModelError
 
@@ -29,7 +30,7 @@ def make_plan(program: Program, cpu: Cpu, timer: Timer | None = None) -> Plan:
     program = contiguous_outputs(program)
     at = geometry(program, cpu.lanes)
     _check_sizes(at)
-    found = fastest(conv_ways(program, at, cpu), timer or Model())
+    found = time_ways(conv_ways(program, at, cpu), timer or Model())
     times = {n: {w.kinds: w.seconds for w in ways} for n, ways in found.items()}
     kinds = choose_layouts(program, at, times.__getitem__)
     return _Planner(program, cpu, at, kinds, found).plan()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from gkp.converter.native.kernels.cpu import Cpu
+from gkp.converter.native.kernels.emit import kernel
 from gkp.converter.native.kernels.kernel import Kernel, activation
 from gkp.converter.native.kernels.layout import Layout
 from gkp.converter.native.kernels.steps.elementwise import Operand, elementwise, whole
-from gkp.converter.native.kernels.steps.emit import kernel
 from gkp.converter.native.program import Affine
 
 

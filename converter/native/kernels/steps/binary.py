@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from gkp.converter.native.kernels.cpu import Cpu
+from gkp.converter.native.kernels.emit import kernel
 from gkp.converter.native.kernels.kernel import Kernel, activation
 from gkp.converter.native.kernels.layout import Layout
 from gkp.converter.native.kernels.steps.elementwise import elementwise, per_channel, single, whole
-from gkp.converter.native.kernels.steps.emit import kernel
-from gkp.converter.native.program import Activation, Binary
+from gkp.converter.native.program import ZERO_AT_ZERO, Binary
 
-ZERO_AT_ZERO = (Activation.NONE, Activation.RELU, Activation.RELU6, Activation.SILU, Activation.HARDSWISH)
 _OPERATORS = {"add": "+", "sub": "-", "mul": "*"}
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gkp.converter.native.kernels.cpu import Cpu
+from gkp.converter.native.kernels.emit import at, block, chunks, kernel, loop, put, share
 from gkp.converter.native.kernels.kernel import Kernel
 from gkp.converter.native.kernels.layout import Layout
 from gkp.converter.native.kernels.steps.elementwise import elementwise, whole
-from gkp.converter.native.kernels.steps.emit import at, block, chunks, kernel, loop, put, share
 
 
 def convert(source: Layout, target: Layout, cpu: Cpu) -> Kernel:
@@ -134,7 +134,7 @@ def space_to_depth(source: Layout, target: Layout, strides: Sequence[int], offse
         zeros = loop("i", 0, target.value.width, "".join(f"t{px}[i] = 0.0f;\n" for px in range(sx)))
         inside = f"const float* s = {at('x', source.origin, ('c', source.channel), ('from', source.row))};\n"
         inside += (_halves if sx == 2 else _phases)(width, target.value.width, sx, ox, cpu.lanes)
-        text += block("", phase + block(f"if (from < 0 || from >= {height})", zeros) + block("else", inside)).lstrip()
+        text += block("", phase + block(f"if (from < 0 || from >= {height})", zeros) + block("else", inside))
     return kernel(share(rows) + loop("row", "begin", "end", loop("c", 0, channels, text)))
 
 
@@ -176,5 +176,5 @@ def _halves(width: int, out: int, sx: int, ox: int, lanes: int) -> str:
         where = f"const int at = i < {last} ? i : {last};\n"
         middle = loop("i", 0, n, where + piece("at", lanes), "LANES")
     else:
-        middle = block("", piece("0", n)).lstrip() if n else ""
+        middle = block("", piece("0", n)) if n else ""
     return edge(0, low) + middle + edge(high, out)

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 
 from gkp.converter.native.kernels.cpu import Cpu
+from gkp.converter.native.kernels.emit import at, block, kernel, loop, share
 from gkp.converter.native.kernels.kernel import Kernel
 from gkp.converter.native.kernels.layout import Layout
 from gkp.converter.native.kernels.steps.elementwise import Operand, elementwise, whole
-from gkp.converter.native.kernels.steps.emit import at, block, kernel, loop, share
 from gkp.converter.native.program import Copy
 
 _FEW = 8  # runs of consecutive channels that are written out one by one
@@ -40,7 +40,7 @@ def copy(step: Copy, source: Layout, target: Layout, cpu: Cpu) -> Kernel:
             origin = source.offset(int(index[begin]), 0, 0)
             operands = [] if index[begin] < 0 else [replace(strided, origin=origin)]
             text += block("", elementwise(to, operands, (int(end - begin), *plane), lambda v: v[0] if v else "V{}",
-                                          halos or (planar and not operands), cpu.lanes)).lstrip()
+                                          halos or (planar and not operands), cpu.lanes))
         return kernel(text)
     table = "const int* index = reinterpret_cast<const int*>(data);\n"
     data = index.astype("<i4").tobytes()

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from gkp.converter.native.kernels.cpu import Cpu
+from gkp.converter.native.kernels.emit import at, block, chunks, get, kernel, loop, pixels, put, share
 from gkp.converter.native.kernels.kernel import Kernel, activation
 from gkp.converter.native.kernels.layout import Layout
-from gkp.converter.native.kernels.steps.emit import at, block, chunks, get, kernel, loop, pixels, put, share
 from gkp.converter.native.program import Depthwise
 
 _UNROLLED = 49  # most taps that are written out one by one
@@ -225,7 +225,7 @@ class _Writer:
                 for x in sorted({p * sx + kx * dx for p in range(width) for kx in range(kw)}):
                     users = [(name, kx) for p, name in enumerate(names) for kx in range(kw) if p * sx + kx * dx == x]
                     uses = " ".join(f"{name} += v * w{ky * kw + kx};" for name, kx in users)
-                    text += block("", self._cell(at("s", ky * dy * s.row + x * s.column), f, n) + uses + "\n").lstrip()
+                    text += block("", self._cell(at("s", ky * dy * s.row + x * s.column), f, n) + uses + "\n")
         for p, name in enumerate(names):
             residual = get(at("residual", p * self.residual.column), n, self.lanes)
             text += put(at("t", p * t.column), self.result(name, residual), n, self.lanes)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
+from gkp.converter.native.kernels.emit import at, block, chunks, get, loop, put, share
 from gkp.converter.native.kernels.layout import Layout
-from gkp.converter.native.kernels.steps.emit import at, block, chunks, get, loop, put, share
 
 
 @dataclass(frozen=True)

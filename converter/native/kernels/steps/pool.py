@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from gkp.converter.native.kernels.cpu import Cpu
+from gkp.converter.native.kernels.emit import at, block, chunks, get, kernel, loop, pixels, planes, put, share
 from gkp.converter.native.kernels.kernel import Kernel
 from gkp.converter.native.kernels.layout import Layout
-from gkp.converter.native.kernels.steps.emit import at, block, chunks, get, kernel, loop, pixels, planes, put, share
 from gkp.converter.native.program import Floats, Pool
 
 _LONGEST_LINE = 16384  # floats of a row kept on the stack

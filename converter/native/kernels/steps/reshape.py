@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from gkp.converter.native.kernels.cpu import Cpu
+from gkp.converter.native.kernels.emit import at, kernel, loop, share
 from gkp.converter.native.kernels.kernel import Kernel
 from gkp.converter.native.kernels.layout import Layout
 from gkp.converter.native.kernels.steps.convert import conversion
-from gkp.converter.native.kernels.steps.emit import at, kernel, loop, share
 from gkp.converter.native.program import Value
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from gkp.converter.native.kernels.cpu import Cpu
+from gkp.converter.native.kernels.emit import at, block, chunks, get, kernel, loop, pixels, put, share
 from gkp.converter.native.kernels.kernel import Kernel
 from gkp.converter.native.kernels.layout import Layout
-from gkp.converter.native.kernels.steps.emit import at, block, chunks, get, kernel, loop, pixels, put, share
 
 
 def softmax(source: Layout, target: Layout, cpu: Cpu) -> Kernel:

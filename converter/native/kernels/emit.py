@@ -1,25 +1,80 @@
-"""Pieces of C++ text."""
+"""How all generators write C++: a template that reads like the code it becomes, and the few loops that most kernels share.
+
+In a template, @NAME@ becomes the value `name`; a value of several lines is indented like the line in which it stands, and a
+line that an empty value leaves blank goes. `$if NAME: code` is a line that is there only if `name` is true.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from textwrap import indent
+import re
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from textwrap import dedent, indent
 
 from gkp.converter.native.kernels.kernel import FUNCTION, SIGNATURE, Kernel
 
+_NAME = re.compile(r"@([A-Z_]+)@")
+_IF = re.compile(r"( *)\$if ([A-Z_]+): (.*)")
+
+
+def fill(template: str, **values: object) -> str:
+    """The template with its values, as whole lines. KeyError for a name without a value."""
+    filled = []
+    for condition, margin, line in _parsed(template):
+        if condition and not values[condition]:
+            continue
+        text = _NAME.sub(lambda found: _indented(str(values[found[1].lower()]), margin), line)  # noqa: B023
+        if text.strip() or not line.strip():
+            filled.append(text)
+    return "\n".join([*filled, ""])
+
+
+@lru_cache(maxsize=256)
+def _parsed(template: str) -> list[tuple[str, str, str]]:
+    """(name of the condition or "", margin, line) of every line."""
+    found = []
+    for line in dedent(template).strip("\n").split("\n"):
+        optional = _IF.fullmatch(line)
+        code = optional[1] + optional[3] if optional else line
+        found.append((optional[2].lower() if optional else "", code[:len(code) - len(code.lstrip())], code))
+    return found
+
+
+def _indented(value: str, margin: str) -> str:
+    """Lines to stand behind a margin."""
+    value = value.rstrip("\n")
+    return indent(value, margin)[len(margin):] if margin and "\n" in value else value
+
+
+def lines(statements: Iterable[str]) -> str:
+    """One statement per line."""
+    return "\n".join(statements)
+
+
+def unit(body: str, head: str = "") -> str:
+    """The translation unit of a kernel with this body. head: what stands before its function."""
+    return fill('''
+        #include "gkp.h"
+        @HEAD@
+
+        extern "C" void @FUNCTION@(@SIGNATURE@) {
+          @BODY@
+        }
+    ''', head=head, function=FUNCTION, signature=SIGNATURE, body=body)
+
 
 def kernel(body: str, data: bytes = b"") -> Kernel:
-    return Kernel(f'#include "gkp.h"\n\nextern "C" void {FUNCTION}({SIGNATURE}) {{\n{indent(body, "  ")}}}\n', data)
+    return Kernel(unit(body), data)
 
 
 def block(header: str, body: str) -> str:
-    return f"{header} {{\n{indent(body, '  ')}}}\n"
+    return f"{header} {{\n{indent(body, '  ')}}}\n".lstrip()
 
 
 def loop(name: str, begin: int | str, end: int | str, body: str, step: str = "1") -> str:
     """for (name from begin to end); a single known pass is a constant in a block."""
     if isinstance(begin, int) and end == begin + 1:
-        return block("", f"const int {name} = {begin};\n{body}").lstrip()
+        return block("", f"const int {name} = {begin};\n{body}")
     return block(f"for (int {name} = {begin}; {name} < {end}; {'++' + name if step == '1' else f'{name} += {step}'})", body)
 
 
@@ -60,11 +115,11 @@ def chunks(n: int, lanes: int, body: Callable[[str, int], str], name: str = "i")
     whole = n // lanes * lanes
     text = ""
     if whole == lanes:
-        text += block("", body("0", lanes)).lstrip()
+        text += block("", body("0", lanes))
     elif whole:
         text += loop(name, 0, whole, body(name, lanes), "LANES")
     if n > whole:
-        text += block("", body(str(whole), n - whole)).lstrip()
+        text += block("", body(str(whole), n - whole))
     return text
 
 

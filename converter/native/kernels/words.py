@@ -1,0 +1,32 @@
+"""The data of kernels that work off a table of jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Words:
+    """4-byte words: a table of jobs, then arrays that the jobs find by the positions that `put` gave. jobs, fields: of the
+    table; align: every array begins at a multiple of so many words."""
+
+    def __init__(self, jobs: int, fields: int, align: int = 1) -> None:
+        self._table, self._align = jobs * fields, align
+        self._arrays: list[npt.NDArray[np.uint32]] = []
+        self._end = self._table + -self._table % align
+
+    def put(self, values: object, kind: type) -> int:
+        """Append an array as elements of `kind` (int32 or float32); its position."""
+        array = np.ascontiguousarray(values, kind).ravel().view(np.uint32)
+        padded = np.zeros(array.size + -array.size % self._align, np.uint32)
+        padded[:array.size] = array
+        self._arrays.append(padded)
+        self._end += padded.size
+        return self._end - padded.size
+
+    def bytes(self, table: Sequence[Sequence[int]]) -> bytes:
+        head = np.zeros(self._table + -self._table % self._align, np.uint32)
+        head[:self._table] = np.asarray(table, np.int32).ravel().view(np.uint32)
+        return np.concatenate([head, *self._arrays]).tobytes()
