@@ -336,7 +336,7 @@ def test_absurd_thread_counts_are_refused(library: Path, threads: int) -> None:
 
 
 def test_too_little_memory_is_an_error(tmp_path: Path) -> None:
-    path = built(replace(two_step_plan(CPU), arena=1 << 28), tmp_path)  # 1 GiB for each thread
+    path = built(replace(two_step_plan(CPU), arena=1 << 30), tmp_path)  # 1 GiB for each thread
     code = ("import resource\nfrom pathlib import Path\nfrom gkp.errors import UsageError\n"
             "from gkp.runtime.native import NativeRunner\n"
             "resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n"

@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from math import prod
 from pathlib import Path
 
 from gkp.converter.native.building.toolchain import FLAGS, LIBRARIES, LINK
@@ -15,7 +14,7 @@ from gkp.converter.native.kernels.prelude import prelude
 from gkp.converter.native.planning.plan import Call, Place, Plan
 from gkp.converter.native.program import Port
 
-FORMAT = 1
+FORMAT = 2
 """Version of what gkp_describe returns."""
 
 _ALIGN = 64
@@ -52,10 +51,10 @@ def write(plan: Plan, folder: Path, shared: bool | None = None) -> list[str]:
 
 def describe(plan: Plan, weights: int) -> str:
     """What gkp_describe returns. arena_bytes: working memory per thread; peak_bytes: of one thread, with the weights."""
-    arena = 4 * _arena(plan)
+    arena = _arena(plan)
 
     def ports(of: tuple[Port, ...]) -> list[dict[str, object]]:
-        return [{"name": p.name, "shape": list(p.shape)} for p in of]
+        return [{"name": p.name, "shape": list(p.shape), "dtype": p.dtype.name} for p in of]
 
     about = {"format": FORMAT, "cpu": plan.cpu.name, "inputs": ports(plan.inputs), "outputs": ports(plan.outputs),
              "arena_bytes": arena, "weights_bytes": weights, "peak_bytes": arena + weights,
@@ -76,8 +75,8 @@ def _pack(blobs: Iterable[bytes]) -> tuple[bytes, list[int]]:
 
 
 def _arena(plan: Plan) -> int:
-    """Floats of one arena: whole cache lines, and at least one."""
-    return max(16, -(-plan.arena // 16) * 16)
+    """Bytes of one arena: whole cache lines, and at least one."""
+    return max(_ALIGN, -(-plan.arena // _ALIGN) * _ALIGN)
 
 
 def _shared(plan: Plan) -> bool:
@@ -91,8 +90,8 @@ def _model(plan: Plan, kernels: Mapping[str, int], offsets: list[int], shared: b
         "KERNELS": "\n".join(f"KERNEL(kernel_{n});" for n in kernels.values()),
         "ARENA": str(_arena(plan)), "SHARED": "true" if shared else "false", "COUNT": str(len(plan.calls)),
         "INPUTS": str(len(plan.inputs)), "OUTPUTS": str(len(plan.outputs)),
-        "INPUT_SIZE": ", ".join(str(prod(p.shape)) for p in plan.inputs),
-        "OUTPUT_SIZE": ", ".join(str(prod(p.shape)) for p in plan.outputs),
+        "INPUT_BYTES": ", ".join(str(p.bytes) for p in plan.inputs),
+        "OUTPUT_BYTES": ", ".join(str(p.bytes) for p in plan.outputs),
         "STEPS": "\n".join(_step(n, call, kernels[call.kernel.source], offset)
                            for n, (call, offset) in enumerate(zip(plan.calls, offsets, strict=True)))})
 

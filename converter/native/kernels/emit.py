@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from textwrap import dedent, indent
 
+from gkp.converter.native.dtypes import FLOAT32, DType
 from gkp.converter.native.kernels.kernel import FUNCTION, SIGNATURE, Kernel
 
 _NAME = re.compile(r"@([A-Z_]+)@")
@@ -51,16 +52,20 @@ def lines(statements: Iterable[str]) -> str:
     return "\n".join(statements)
 
 
-def unit(body: str, head: str = "") -> str:
-    """The translation unit of a kernel with this body. head: what stands before its function."""
+def unit(body: str, head: str = "", x: DType = FLOAT32, r: DType = FLOAT32, y: DType = FLOAT32) -> str:
+    """The translation unit of a kernel with this body, in which x, r and y are pointers to elements of these types (source,
+    residual or second operand, target). head: what stands before its function."""
     return fill('''
         #include "gkp.h"
         @HEAD@
 
         extern "C" void @FUNCTION@(@SIGNATURE@) {
+          const @X@* x = static_cast<const @X@*>(source);
+          const @R@* r = static_cast<const @R@*>(second);
+          @Y@* y = static_cast<@Y@*>(target);
           @BODY@
         }
-    ''', head=head, function=FUNCTION, signature=SIGNATURE, body=body)
+    ''', head=head, function=FUNCTION, signature=SIGNATURE, body=body, x=x.c, r=r.c, y=y.c)
 
 
 def kernel(body: str, data: bytes = b"") -> Kernel:

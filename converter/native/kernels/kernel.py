@@ -11,16 +11,16 @@ from gkp.converter.native.program import Activation
 FUNCTION = "KERNEL"
 """Stands for the function's name in Kernel.source; kernels with the same source share one object file."""
 
-SIGNATURE = "const float* x, const float* r, float* y, const unsigned char* data, int part, int parts"
+SIGNATURE = "const void* source, const void* second, void* target, const unsigned char* data, int part, int parts"
 
 
 @dataclass(frozen=True)
 class Kernel:
     """One step as C++.
 
-    source: a translation unit that includes "gkp.h" and defines `extern "C" void KERNEL(SIGNATURE)`: x, r, y point to the
-    first float of the buffers of source, residual or second operand, and target (not to their origins). Part `part` of
-    `parts` is computed: the parts are disjoint and together make the whole; any number of parts is allowed.
+    source: a translation unit that includes "gkp.h" and defines `extern "C" void KERNEL(SIGNATURE)`: it is given the first
+    bytes of the buffers of source, residual or second operand, and target (not their origins). Part `part` of `parts` is
+    computed: the parts are disjoint and together make the whole; any number of parts is allowed.
     data: weights and tables of this step, placed at an address that is a multiple of 64 bytes."""
 
     source: str

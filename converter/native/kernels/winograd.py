@@ -223,7 +223,7 @@ class Tiles:
 def tiles_fit(step: Conv, m: int, target: Layout, cpu: Cpu) -> bool:
     """A 3x3 filter with stride 1, whole vectors of outputs, weights that are not too many."""
     c = step.conv
-    size = 4 * (m + 2) ** 2 * sum(b.weight.shape[0] * b.weight.shape[1] for b in c.branches)
+    size = target.value.dtype.bytes * (m + 2) ** 2 * sum(b.weight.shape[0] * b.weight.shape[1] for b in c.branches)
     return (c.kernel_shape == (3, 3) and c.strides == (1, 1) and c.dilations == (1, 1) and target.channel == 1
             and c.out_channels % cpu.lanes == 0 and size <= _MOST_WEIGHTS and target.value.pixels >= 4 * m)
 

@@ -11,7 +11,7 @@ from gkp.converter.native.program import Port
 
 @dataclass(frozen=True)
 class Place:
-    """A buffer. where: "arena" (at: first float, a multiple of 16), "input" or "output" (at: number of the port; the
+    """A buffer. where: "arena" (at: first byte, a multiple of 64), "input" or "output" (at: number of the port; the
     caller's contiguous array of one image)."""
 
     where: str
@@ -34,7 +34,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that is compiled. arena: floats of working memory for one image in flight, zero when created."""
+    """Everything that is compiled. arena: bytes of working memory for one image in flight, zero when created."""
 
     cpu: Cpu
     calls: tuple[Call, ...]

@@ -21,8 +21,8 @@ from gkp.converter.native.planning.ways import conv_ways, time_ways
 from gkp.converter.native.program import Conv, Depthwise, Program, Step, reads
 from gkp.errors import UnsupportedModelError
 
-_MOST_FLOATS = 1 << 28
-"""Of one value: a GiB. Offsets are 32-bit numbers, and Winograd's transforms are several times as large."""
+_MOST_BYTES = 1 << 30
+"""Of one value. Offsets are 32-bit numbers, and Winograd's transforms are several times as large."""
 
 
 def make_plan(program: Program, cpu: Cpu, timer: Timer | None = None) -> Plan:
@@ -37,10 +37,10 @@ def make_plan(program: Program, cpu: Cpu, timer: Timer | None = None) -> Plan:
 
 
 def _check_sizes(at: Geometry) -> None:
-    largest = max((layout.size for kinds in at.layouts for layout in kinds.values()), default=0)
-    if largest > _MOST_FLOATS:
-        raise UnsupportedModelError(f"a value of the network needs {largest >> 18} MiB per image, the native kernels take "
-                                    f"{_MOST_FLOATS >> 18} MiB", "use --target ort, or smaller images")
+    largest = max((layout.bytes for kinds in at.layouts for layout in kinds.values()), default=0)
+    if largest > _MOST_BYTES:
+        raise UnsupportedModelError(f"a value of the network needs {largest >> 20} MiB per image, the native kernels take "
+                                    f"{_MOST_BYTES >> 20} MiB", "use --target ort, or smaller images")
 
 
 # ---- calls ------------------------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ class _Planner:
 
     def _finish(self) -> Plan:
         lanes = self.cpu.lanes
-        lives = [Life(b.layout.size, b.first, b.last, b.layout if _has_zeros(b.layout, lanes) else None)
+        lives = [Life(b.layout.bytes, b.first, b.last, b.layout if _has_zeros(b.layout, lanes) else None)
                  for b in self.buffers]
         starts, arena = arrange(lives)
 

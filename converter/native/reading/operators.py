@@ -158,7 +158,7 @@ def _broadcastable(b: Builder, number: int, target: int) -> int:
         return number
     if value.channels != 1 or (value.height, value.width) != (wanted.height, wanted.width):
         raise Refused("it broadcasts a part of the plane")
-    spread = b.value((wanted.channels, wanted.height, wanted.width))
+    spread = b.value((wanted.channels, wanted.height, wanted.width), value.dtype)
     b.steps.append(Copy(number, spread, np.zeros(wanted.channels, np.int64)))
     return spread
 
@@ -220,7 +220,7 @@ def _check_windows(size: int, outputs: int, begin: int, taps: range, stride: int
 
 def _append_pool(b: Builder, node: Node, source: int, plane: tuple[int, ...], pool: Pool,
                  shape: tuple[int, ...] | None = None) -> None:
-    target = b.value((b.values[source].channels, *plane))
+    target = b.value((b.values[source].channels, *plane), b.values[source].dtype)
     b.steps.append(replace(pool, target=target))
     if shape is None or shape == (b.values[source].channels, *plane):
         b.bind(node.outputs[0], View((b.values[source].channels, *plane), target))

@@ -16,7 +16,8 @@ from gkp.converter.native.building import toolchain
 from gkp.converter.native.building.toolchain import Toolchain, host_cpu
 from gkp.converter.native.building.tune import Measured
 from gkp.converter.native.kernels.cpu import Cpu
-from gkp.converter.native.kernels.kernel import FUNCTION, SIGNATURE, Kernel, Recipe, recipe
+from gkp.converter.native.kernels.emit import kernel
+from gkp.converter.native.kernels.kernel import Recipe, recipe
 from gkp.converter.native.kernels.layout import planar
 from gkp.converter.native.kernels.way import Trial
 from gkp.converter.native.planning.geometry import geometry
@@ -34,11 +35,10 @@ BUFFER = planar(Value(16, 1, 1))
 
 def sums(times: int) -> Trial:
     """Adds up its weights so many times."""
-    source = (f'#include "gkp.h"\n\nextern "C" void {FUNCTION}({SIGNATURE}) {{\n  (void)x, (void)r, (void)part, (void)parts;\n'
-              "  const float* w = reinterpret_cast<const float*>(data);\n  V a{};\n"
-              f"  for (int n = 0; n < {times}; ++n)\n    for (int i = 0; i < 1024; i += LANES) a = a * a + load(w + i);\n"
-              "  store(y, a);\n}\n")
-    return Trial(recipe(Kernel(source, bytes(4096))), BUFFER, None, BUFFER, cycles=float(times))
+    body = ("(void)x, (void)r, (void)part, (void)parts;\nconst float* w = reinterpret_cast<const float*>(data);\nV a{};\n"
+            f"for (int n = 0; n < {times}; ++n)\n  for (int i = 0; i < 1024; i += LANES) a = a * a + load(w + i);\n"
+            "store(y, a);\n")
+    return Trial(recipe(kernel(body, bytes(4096))), BUFFER, None, BUFFER, cycles=float(times))
 
 
 def unbuildable(version: str) -> Toolchain:
