@@ -21,7 +21,7 @@ _ALIGN = 64
 _SHARED_MACS = 1_500_000
 """Multiply-accumulates per step, on average: about ten microseconds of a core."""
 _TEMPLATES = Path(__file__).with_name("templates")
-_PLAIN = ("model.h", "pool.h", "processor.h", "processor.cpp")
+_PLAIN = ("model.h", "pool.h", "processor.h")
 
 
 def write(plan: Plan, folder: Path, shared: bool | None = None) -> list[str]:
@@ -36,6 +36,7 @@ def write(plan: Plan, folder: Path, shared: bool | None = None) -> list[str]:
     files: dict[str, str | bytes] = {name: (_TEMPLATES / name).read_text("ascii") for name in _PLAIN}
     files["gkp.h"] = prelude(plan.cpu)
     files |= {f"kernel_{n}.cpp": re.sub(rf"\b{FUNCTION}\b", f"kernel_{n}", source) for source, n in kernels.items()}
+    files["processor.cpp"] = _fill("processor.cpp", {"FEATURES": _features()})
     files["model.cpp"] = _model(plan, kernels, offsets, _shared(plan) if shared is None else shared)
     files["weights.bin"], files["describe.json"] = weights, about
     digest = hashlib.sha256(weights)
@@ -94,6 +95,12 @@ def _model(plan: Plan, kernels: Mapping[str, int], offsets: list[int], shared: b
         "OUTPUT_BYTES": ", ".join(str(p.bytes) for p in plan.outputs),
         "STEPS": "\n".join(_step(n, call, kernels[call.kernel.source], offset)
                            for n, (call, offset) in enumerate(zip(plan.calls, offsets, strict=True)))})
+
+
+def _features() -> str:
+    """What features.txt lists: an instruction set by the compiler's macro, and where cpuid says whether it is there."""
+    rows = [line.split() for line in (_TEMPLATES / "features.txt").read_text("ascii").splitlines()[1:]]
+    return "\n".join(f'#ifdef {macro}\n    NEED("{name}", {", ".join(where)})\n#endif' for macro, name, *where in rows)
 
 
 def _step(number: int, call: Call, kernel: int, offset: int) -> str:

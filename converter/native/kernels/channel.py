@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from math import ceil
 
 import numpy as np
@@ -18,12 +17,12 @@ import numpy.typing as npt
 
 from gkp.branched import Branch
 from gkp.converter.native.kernels.cpu import Cpu
-from gkp.converter.native.kernels.emit import fill, lines, share, unit
+from gkp.converter.native.kernels.emit import fill, unit
+from gkp.converter.native.kernels.jobs import Words, cuts, entry
 from gkp.converter.native.kernels.kernel import Recipe, activation
 from gkp.converter.native.kernels.layout import Layout
 from gkp.converter.native.kernels.taps import macs, used, with_rest
 from gkp.converter.native.kernels.way import Trial, Way, layer_name
-from gkp.converter.native.kernels.words import Words
 from gkp.converter.native.program import ZERO_AT_ZERO, Conv
 
 _Offsets = npt.NDArray[np.int64]
@@ -111,11 +110,11 @@ def _plane(step: Conv, *layouts: Layout) -> tuple[int, int]:
 
 # ---- kernel -----------------------------------------------------------------------------------------------------
 _HEAD = '''
-    // @KH@x@KW@ convolution, @INS@ -> @OUTS@ channels, output @HEIGHT@x@WIDTH@,
-    // tile: @LABEL@.
+    // @kh@x@kw@ convolution, @conv.in_channels@ -> @conv.out_channels@ channels, output @v.height@x@v.width@,
+    // tile: @tile.label@.
     struct Job { int size, taps, in, weights, bias, out; };  // positions in words of the data
 
-    @FUNCTIONS@
+    @functions@
 '''
 _SCATTER = '''
     // The first n lanes to or from places of their own.
@@ -129,38 +128,28 @@ _SCATTER = '''
     }
 '''
 _TILE = '''
-    static void tile_@N@_@R@_@C@(const float* x, @AT@, int taps, const float* w, const float* bias, float* y, @OUT@@MORE@) {
-      $if WHOLE: y += out;
-      @SUMS@
-      for (int i = 0; i < taps; ++i, w += @STEP@) {
-        const float* p = x + @PLACE@;
-        $if AHEAD: __builtin_prefetch(ahead + i * @STEP@, 0, 2);
-        @MULTIPLY@
+    static void tile_@n@_@r@_@c@(const float* x, @at@, int taps, const float* w, const float* bias, float* y, @out@@more@) {
+      $if w.whole: y += out;
+      @sums@
+      for (int i = 0; i < taps; ++i, w += @step@) {
+        const float* p = x + @place@;
+        $if w.ahead: __builtin_prefetch(ahead + i * @step@, 0, 2);
+        @weights@
+        @products@
       }
-      @STORE@
+      @store@
     }
 '''
-_ENTRY = '''
-    const int* words = reinterpret_cast<const int*>(data);
-    const float* floats = reinterpret_cast<const float*>(data);
-    const Job* jobs = reinterpret_cast<const Job*>(data);
-    @SHARE@
-    x += @START@;
-    y += @OUT@;
-    $if RESIDUAL: r += @R@;
-    $if AHEAD: int turn = 0;
-    @LOOPS@
-'''
 _LOOPS = '''
-    static const struct { int in, out, residual; } at_@NUMBER@[] = {@STARTS@};
-    @OUTER@
-      @INNER@ {
+    static const struct { int in, out, residual; } at_@number@[] = {@starts@};
+    @outer@
+      @inner@ {
         const Job& job = jobs[j];
-        $if AHEAD: const int vector = turn++ % @COUNT@;  // of the next panel, fetched meanwhile
-        $if AHEAD: const bool more = j + 1 < end && vector < (job.size & 255);
-        $if AHEAD: const float* ahead = floats + (more ? jobs[j + 1].weights + vector * LANES : job.weights);
+        $if w.ahead: const int vector = turn++ % @count@;  // of the next panel, fetched meanwhile
+        $if w.ahead: const bool more = j + 1 < end && vector < (job.size & 255);
+        $if w.ahead: const float* ahead = floats + (more ? jobs[j + 1].weights + vector * LANES : job.weights);
         switch (job.size & 255) {
-          @CASES@
+          @cases@
         }
       }
 '''
@@ -181,8 +170,9 @@ class _Writer:
         weights = sum(len(offsets) * len(b.out_index) for b, offsets in zip(self.branches, self.offsets, strict=True))
         self.ahead = not tile.by_tile and weights > _LARGE
         self.whole = target.channel == 1 and all(self._contiguous(b, zero) for b in self.branches)
-        self.panels = [(b, offsets, lo, hi) for b, offsets in zip(self.branches, self.offsets, strict=True)
-                       for lo, hi in self._cuts(b)]
+        self.panels = [(b, offsets, lo * self.lanes, hi * self.lanes)
+                       for b, offsets in zip(self.branches, self.offsets, strict=True)
+                       for lo, hi in cuts(-(-len(b.out_index) // self.lanes), tile.vectors)]
 
     def _contiguous(self, b: Branch, zero: bool) -> bool:
         """Whole vectors of the target: consecutive channels, and what lies in the last vector's spare lanes is padding."""
@@ -207,12 +197,6 @@ class _Writer:
     def recipe(self) -> Recipe:
         counts = [((hi - lo) // self.lanes, len(offsets)) for _, offsets, lo, hi in self.panels]
         return Recipe(self._source(sorted({n for n, _ in counts})), repr(counts), self._data)
-
-    def _cuts(self, b: Branch) -> list[tuple[int, int]]:
-        """Panels of output lanes of a branch, of at most the tile's vectors, as equal as they can be."""
-        vectors = -(-len(b.out_index) // self.lanes)
-        parts = -(-vectors // self.tile.vectors)
-        return list(pairwise(vectors * k // parts * self.lanes for k in range(parts + 1)))
 
     def _data(self) -> bytes:
         """Job table, then per branch its offsets, per panel its weights [taps, lanes], bias and output offsets (every array
@@ -239,25 +223,22 @@ class _Writer:
     # ---- source -------------------------------------------------------------------------------------------------
     def _shapes(self) -> list[tuple[int, int, list[tuple[int, int]]]]:
         """Tile shapes (rows, columns) with the first pixels (row, column) of their tiles: the plane cut evenly."""
-        def cut(n: int, size: int) -> list[tuple[int, int]]:
-            parts = -(-n // size)
-            return list(pairwise(n * k // parts for k in range(parts + 1)))
-
         shapes: dict[tuple[int, int], list[tuple[int, int]]] = {}
-        for y0, y1 in cut(self.height, self.tile.rows):
-            for x0, x1 in cut(self.width, self.tile.columns):
+        for y0, y1 in cuts(self.height, self.tile.rows):
+            for x0, x1 in cuts(self.width, self.tile.columns):
                 shapes.setdefault((y1 - y0, x1 - x0), []).append((y0, x0))
         return [(r, c, at) for (r, c), at in shapes.items()]
 
     def _source(self, sizes: list[int]) -> str:
         v, c, shapes = self.target.value, self.step.conv, self._shapes()
         functions = [*([] if self.whole else [fill(_SCATTER)]), *(self._tile(n, r, w) for r, w, _ in shapes for n in sizes)]
-        head = fill(_HEAD, kh=c.kernel_shape[0], kw=c.kernel_shape[1], ins=c.in_channels, outs=c.out_channels,
-                    height=v.height, width=v.width, label=self.tile.label, functions="\n".join(functions))
+        head = fill(_HEAD, kh=c.kernel_shape[0], kw=c.kernel_shape[1], conv=c, v=v, tile=self.tile,
+                    functions="\n".join(functions))
         start = self.source.origin - c.pads[0] * self.source.row - c.pads[1] * self.source.column
-        loops = "".join(self._loops(number, sizes, *shape) for number, shape in enumerate(shapes))
-        return unit(fill(_ENTRY, share=share(len(self.panels)), start=start, out=self.target.origin, r=self.residual.origin,
-                         residual=self.has_residual, ahead=self.ahead, loops=loops), head)
+        text = "int turn = 0;\n" if self.ahead else ""
+        text += "".join(self._loops(number, sizes, *shape) for number, shape in enumerate(shapes))
+        added = self.residual.origin if self.has_residual else None
+        return unit(entry(len(self.panels), start, self.target.origin, added, text), head)
 
     def _loops(self, number: int, sizes: list[int], rows: int, columns: int, starts: list[tuple[int, int]]) -> str:
         """The tiles of one shape."""
@@ -268,22 +249,20 @@ class _Writer:
         table = "job.in" if self.straight else "words + job.in"
         out = "job.out" if self.whole else "words + job.out, job.size >> 8"
         more = (", r + at.residual" if self.has_residual else "") + (", ahead" if self.ahead else "")
-        cases = lines(f"case {n}: tile_{n}_{rows}_{columns}(x + at.in, {table}, job.taps, floats + job.weights, "
-                      f"floats + job.bias, y + at.out, {out}{more}); break;" for n in sizes)
-        return fill(_LOOPS, number=number, starts=places, outer=outer, inner=inner, ahead=self.ahead, count=len(starts),
-                    cases=cases)
+        cases = [f"case {n}: tile_{n}_{rows}_{columns}(x + at.in, {table}, job.taps, floats + job.weights, "
+                 f"floats + job.bias, y + at.out, {out}{more}); break;" for n in sizes]
+        return fill(_LOOPS, w=self, number=number, starts=places, outer=outer, inner=inner, count=len(starts), cases=cases)
 
     def _tile(self, n: int, rows: int, columns: int) -> str:
         pixels = [(r, c) for r in range(rows) for c in range(columns)]
-        sums = lines(f"V a{p}_{v} = load(bias + {v * self.lanes});" for p in range(len(pixels)) for v in range(n))
-        weights = [f"const V w{v} = load(w + {v * self.lanes});" for v in range(n)]
-        products = [" ".join(f"a{p}_{v} += w{v} * p[{r * self.step_y + c * self.step_x}];" for v in range(n))
-                    for p, (r, c) in enumerate(pixels)]
+        products = (" ".join(f"a{p}_{v} += w{v} * p[{r * self.step_y + c * self.step_x}];" for v in range(n))
+                    for p, (r, c) in enumerate(pixels))
         more = (", const float* r" if self.has_residual else "") + (", const float* ahead" if self.ahead else "")
-        return fill(_TILE, n=n, r=rows, c=columns, at="int first" if self.straight else "const int* in",
-                    out="int out" if self.whole else "const int* out, int outputs", more=more, whole=self.whole, sums=sums,
-                    step=n * self.lanes, place="first + i" if self.straight else "in[i]", ahead=self.ahead,
-                    multiply=lines([*weights, *products]), store=lines(self._stores(n, pixels)))
+        return fill(_TILE, w=self, n=n, r=rows, c=columns, at="int first" if self.straight else "const int* in",
+                    out="int out" if self.whole else "const int* out, int outputs", more=more, step=n * self.lanes,
+                    sums=[f"V a{p}_{v} = load(bias + {v * self.lanes});" for p in range(len(pixels)) for v in range(n)],
+                    place="first + i" if self.straight else "in[i]", products=products, store=self._stores(n, pixels),
+                    weights=[f"const V w{v} = load(w + {v * self.lanes});" for v in range(n)])
 
     def _stores(self, n: int, pixels: list[tuple[int, int]]) -> Iterator[str]:
         if self.whole and self.has_residual:

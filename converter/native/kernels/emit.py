@@ -1,30 +1,32 @@
 """How all generators write C++: a template that reads like the code it becomes, and the few loops that most kernels share.
 
-In a template, @NAME@ becomes the value `name`; a value of several lines is indented like the line in which it stands, and a
-line that an empty value leaves blank goes. `$if NAME: code` is a line that is there only if `name` is true.
+In a template, @name@ becomes the value of that name, and @name.field@ or @name[0]@ what str.format would take for it.
+Several lines (a text, or statements one by one) are indented like the line in which they stand, and a line that an empty
+value leaves blank goes. `$if name: code` is a line that is there only if the value is true.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
+from string import Formatter
 from textwrap import dedent, indent
 
 from gkp.converter.native.dtypes import FLOAT32, DType
 from gkp.converter.native.kernels.kernel import FUNCTION, SIGNATURE, Kernel
 
-_NAME = re.compile(r"@([A-Z_]+)@")
-_IF = re.compile(r"( *)\$if ([A-Z_]+): (.*)")
+_FIELD = re.compile(r"@([a-z][\w.\[\]]*)@")
+_IF = re.compile(r"( *)\$if ([\w.]+): (.*)")
 
 
 def fill(template: str, **values: object) -> str:
     """The template with its values, as whole lines. KeyError for a name without a value."""
     filled = []
     for condition, margin, line in _parsed(template):
-        if condition and not values[condition]:
+        if condition and not _value(condition, values):
             continue
-        text = _NAME.sub(lambda found: _indented(str(values[found[1].lower()]), margin), line)  # noqa: B023
+        text = _FIELD.sub(lambda found: _indented(_value(found[1], values), margin), line)  # noqa: B023
         if text.strip() or not line.strip():
             filled.append(text)
     return "\n".join([*filled, ""])
@@ -37,19 +39,18 @@ def _parsed(template: str) -> list[tuple[str, str, str]]:
     for line in dedent(template).strip("\n").split("\n"):
         optional = _IF.fullmatch(line)
         code = optional[1] + optional[3] if optional else line
-        found.append((optional[2].lower() if optional else "", code[:len(code) - len(code.lstrip())], code))
+        found.append((optional[2] if optional else "", code[:len(code) - len(code.lstrip())], code))
     return found
 
 
-def _indented(value: str, margin: str) -> str:
-    """Lines to stand behind a margin."""
-    value = value.rstrip("\n")
-    return indent(value, margin)[len(margin):] if margin and "\n" in value else value
+def _value(field: str, values: Mapping[str, object]) -> object:
+    return values[field] if field in values else Formatter().get_field(field, (), values)[0]
 
 
-def lines(statements: Iterable[str]) -> str:
-    """One statement per line."""
-    return "\n".join(statements)
+def _indented(value: object, margin: str) -> str:
+    """One or more lines to stand behind a margin."""
+    text = "\n".join(value) if isinstance(value, Iterator | list) else str(value).rstrip("\n")
+    return indent(text, margin)[len(margin):] if margin and "\n" in text else text
 
 
 def unit(body: str, head: str = "", x: DType = FLOAT32, r: DType = FLOAT32, y: DType = FLOAT32) -> str:
@@ -57,13 +58,13 @@ def unit(body: str, head: str = "", x: DType = FLOAT32, r: DType = FLOAT32, y: D
     residual or second operand, target). head: what stands before its function."""
     return fill('''
         #include "gkp.h"
-        @HEAD@
+        @head@
 
-        extern "C" void @FUNCTION@(@SIGNATURE@) {
-          const @X@* x = static_cast<const @X@*>(source);
-          const @R@* r = static_cast<const @R@*>(second);
-          @Y@* y = static_cast<@Y@*>(target);
-          @BODY@
+        extern "C" void @function@(@signature@) {
+          const @x@* x = static_cast<const @x@*>(source);
+          const @r@* r = static_cast<const @r@*>(second);
+          @y@* y = static_cast<@y@*>(target);
+          @body@
         }
     ''', head=head, function=FUNCTION, signature=SIGNATURE, body=body, x=x.c, r=r.c, y=y.c)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import groupby, pairwise
+from itertools import groupby
 from math import ceil
 from typing import Any
 
@@ -18,12 +18,12 @@ import numpy as np
 
 from gkp.branched import Branch
 from gkp.converter.native.kernels.cpu import Cpu
-from gkp.converter.native.kernels.emit import fill, lines, share, unit
+from gkp.converter.native.kernels.emit import fill, unit
+from gkp.converter.native.kernels.jobs import Words, cuts, entry
 from gkp.converter.native.kernels.kernel import Recipe, activation
 from gkp.converter.native.kernels.layout import Layout
 from gkp.converter.native.kernels.taps import is_sparse, macs, used, with_rest
 from gkp.converter.native.kernels.way import Trial, Way, layer_name
-from gkp.converter.native.kernels.words import Words
 from gkp.converter.native.program import Conv
 
 _SPARE = 3  # registers for inputs and weights beside the accumulators
@@ -126,46 +126,34 @@ def cycles(step: Conv, tile: PixelTile, source: Layout, target: Layout, cpu: Cpu
 
 # ---- kernel -----------------------------------------------------------------------------------------------------
 _HEAD = '''
-    // @KH@x@KW@ convolution, @INS@ -> @OUTS@ channels,
-    // output @HEIGHT@x@WIDTH@, tile: @LABEL@.
-    constexpr int ROW = @ROW@, OUT_ROW = @OUT_ROW@;
+    // @w.kh@x@w.kw@ convolution, @conv.in_channels@ -> @conv.out_channels@ channels,
+    // output @w.plane.height@x@w.plane.width@, tile: @w.tile.label@.
+    constexpr int ROW = @w.source.row@, OUT_ROW = @w.target.row@;
     struct Job { int outputs, inputs, in, weights, out; };  // positions in words of the data
 
-    @FUNCTIONS@
+    @functions@
 '''
 _TILE = '''
-    static void tile_@O@_@V@(const float* x, const int* in, int inputs, const float* w, const int* out, float* y@MORE@) {
-      const float* bias = reinterpret_cast<const float*>(out + @O@);
-      @SUMS@
+    static void tile_@o@_@v@(const float* x, const int* in, int inputs, const float* w, const int* out, float* y@more@) {
+      const float* bias = reinterpret_cast<const float*>(out + @o@);
+      @sums@
       for (int i = 0; i < inputs; ++i) {
         const float* p = x + in[i];
-        @MULTIPLY@
+        @multiply@
       }
-      @STORE@
+      @store@
     }
-
-'''
-_ENTRY = '''
-    const int* words = reinterpret_cast<const int*>(data);
-    const float* floats = reinterpret_cast<const float*>(data);
-    const Job* jobs = reinterpret_cast<const Job*>(data);
-    @SHARE@
-    x += @START@;
-    y += @OUT@;
-    $if RESIDUAL: r += @OUT@;
-    @STARTS@
-    @LOOPS@
 '''
 _LOOPS = '''
-    @OUTER@
-      @INNER@ {
+    @outer@
+      @inner@ {
         const Job& job = jobs[j];
-        const float* px = x + at@ROW@;
-        float* py = y + at@OUT_ROW@;
-        $if RESIDUAL: const float* pr = r + at@OUT_ROW@;
-        $if MASKED: const int* mask = words + @MASK_AT@ + at;
+        const float* px = x + at@row@;
+        float* py = y + at@out_row@;
+        $if w.residual: const float* pr = r + at@out_row@;
+        $if w.masked: const int* mask = words + @mask_at@ + at;
         switch (job.outputs) {
-          @CASES@
+          @cases@
         }
       }
 '''
@@ -180,7 +168,7 @@ class _Writer:
         self.branches = with_rest(step.conv)
         self.sparse = is_sparse(step.conv)  # zero taps: a list of taps instead of whole windows
         self.residual = step.residual is not None
-        plane = target.value
+        self.plane = plane = target.value
         if tile.line:
             self.length = (plane.height - 1) * target.row + plane.width
             self.columns = [0]
@@ -190,7 +178,7 @@ class _Writer:
             starts = [*range(0, plane.width - self.lanes, self.lanes), plane.width - self.lanes]
             self.columns = starts if self.per_vector == 1 else [0]
         self.masked = tile.line and target.row > plane.width
-        self.jobs = [(b, slice(lo, hi)) for b in self.branches for lo, hi in _cuts(len(b.out_index), tile.outputs)]
+        self.jobs = [(b, slice(lo, hi)) for b in self.branches for lo, hi in cuts(len(b.out_index), tile.outputs)]
 
     # ---- data ---------------------------------------------------------------------------------------------------
     def _data(self) -> bytes:
@@ -229,10 +217,8 @@ class _Writer:
         sizes = sorted({part.stop - part.start for _, part in self.jobs})
         starts = self._starts()
         variants = sorted({v for v, _ in starts})
-        v, c = self.target.value, self.step.conv
-        head = fill(_HEAD, kh=self.kh, kw=self.kw, ins=c.in_channels, outs=c.out_channels, height=v.height, width=v.width,
-                    label=self.tile.label, row=self.source.row, out_row=self.target.row,
-                    functions="\n".join([*self._rows(), *(self._tile(o, n) for n in variants for o in sizes)]))
+        functions = [*self._rows(), *(self._tile(o, n) for n in variants for o in sizes)]
+        head = fill(_HEAD, w=self, conv=self.step.conv, functions="\n".join(functions))
         counts = [(part.stop - part.start, len(self._offsets(b))) for b, part in self.jobs]
         return Recipe(unit(self._entry(sizes, starts), head), repr(counts), self._data)
 
@@ -249,7 +235,7 @@ class _Writer:
         if self.tile.line:
             n = -(-self.length // self.lanes)
             return [(hi - lo, max(0, min(lo * self.lanes, self.length - (hi - lo) * self.lanes)))
-                    for lo, hi in _cuts(n, self.tile.vectors)]
+                    for lo, hi in cuts(n, self.tile.vectors)]
         step = self.tile.vectors * self.per_vector
         h = self.target.value.height
         return [(self.tile.vectors, min(y, h - step)) for y in range(0, h, step)]
@@ -258,26 +244,25 @@ class _Writer:
         groups = [(v, [at for _, at in found]) for v, found in groupby(starts, key=lambda start: start[0])]
         row, out_row = ("", "") if self.tile.line else (" * ROW", " * OUT_ROW")
         more = (", pr" if self.residual else "") + (", mask" if self.masked else "")
-        loops = ""
+        text = "".join(f"static const int start_{n}[] = {{{', '.join(map(str, found))}}};\n"
+                       for n, (_, found) in enumerate(groups))
         for number, (v, _) in enumerate(groups):
             order = ["for (int j = begin; j < end; ++j)", f"for (int at : start_{number})"]
             outer, inner = reversed(order) if self.tile.by_tile else order
-            cases = lines(f"case {s}: tile_{s}_{v}(px, words + job.in, job.inputs, floats + job.weights, "
-                          f"words + job.out, py{more}); break;" for s in sizes)
-            loops += fill(_LOOPS, outer=outer, inner=inner, row=row, out_row=out_row, residual=self.residual,
-                          masked=self.masked, mask_at=5 * len(self.jobs), cases=cases)
-        return fill(_ENTRY, share=share(len(self.jobs)), residual=self.residual, out=self.target.origin,
-                    start=self.source.origin - self.top * self.source.row - self.left, loops=loops,
-                    starts=lines(f"static const int start_{n}[] = {{{', '.join(map(str, found))}}};"
-                                 for n, (_, found) in enumerate(groups)))
+            cases = [f"case {s}: tile_{s}_{v}(px, words + job.in, job.inputs, floats + job.weights, "
+                     f"words + job.out, py{more}); break;" for s in sizes]
+            text += fill(_LOOPS, w=self, outer=outer, inner=inner, row=row, out_row=out_row, mask_at=5 * len(self.jobs),
+                         cases=cases)
+        first = self.source.origin - self.top * self.source.row - self.left
+        return entry(len(self.jobs), first, self.target.origin, self.target.origin if self.residual else None, text)
 
     def _tile(self, outputs: int, vectors: int) -> str:
         spots = self._spots(vectors)
         more = (", const float* r" if self.residual else "") + (", const int* mask" if self.masked else "")
-        sums = lines(f"V {', '.join(f'a{o}_{s} = splat(bias[{o}])' for s in range(len(spots)))};" for o in range(outputs))
+        sums = [f"V {', '.join(f'a{o}_{s} = splat(bias[{o}])' for s in range(len(spots)))};" for o in range(outputs)]
         multiply = self._taps_body(outputs, spots) if self.sparse else self._window_body(outputs, spots)
-        store = lines(line for o in range(outputs) for line in self._stores(o, spots))
-        return fill(_TILE, o=outputs, v=vectors, more=more, sums=sums, multiply=lines(multiply), store=store)
+        store = [line for o in range(outputs) for line in self._stores(o, spots)]
+        return fill(_TILE, o=outputs, v=vectors, more=more, sums=sums, multiply=multiply, store=store)
 
     def _spots(self, vectors: int) -> list[tuple[int, int]]:
         """(row, column) of each vector of a tile, in the plane; in line mode (0, position)."""
@@ -330,32 +315,26 @@ class _Writer:
                 yield f"store{rows}(y{o}{at}, {value});"
 
 
-def _cuts(n: int, most: int) -> list[tuple[int, int]]:
-    """n cut into parts of at most `most`, as equal as they can be."""
-    parts = -(-n // most)
-    return list(pairwise(n * k // parts for k in range(parts + 1))) if parts else []
-
-
 # ---- several rows in a vector -----------------------------------------------------------------------------------
 _LOAD_TWO = '''
-    static inline V @NAME@(const float* p) {
-      typedef float Row __attribute__((vector_size(@BYTES@), aligned(4), may_alias));
-      const Row a = *reinterpret_cast<const Row*>(p), b = *reinterpret_cast<const Row*>(p + @ROW@);
-      return __builtin_shufflevector(a, b, @ORDER@);
+    static inline V @name@(const float* p) {
+      typedef float Row __attribute__((vector_size(@bytes@), aligned(4), may_alias));
+      const Row a = *reinterpret_cast<const Row*>(p), b = *reinterpret_cast<const Row*>(p + @row@);
+      return __builtin_shufflevector(a, b, @order@);
     }
 '''
 _LOAD_MORE = '''
-    static inline V @NAME@(const float* p) {
+    static inline V @name@(const float* p) {
       V v;
-      for (int i = 0; i < @ROWS@; ++i)
-        __builtin_memcpy(reinterpret_cast<float*>(&v) + i * @WIDTH@, p + i * @ROW@, @BYTES@);
+      for (int i = 0; i < @rows@; ++i)
+        __builtin_memcpy(reinterpret_cast<float*>(&v) + i * @width@, p + i * @row@, @bytes@);
       return v;
     }
 '''
 _STORE = '''
-    static inline void @NAME@(float* p, V v) {
-      for (int i = 0; i < @ROWS@; ++i)
-        __builtin_memcpy(p + i * @ROW@, reinterpret_cast<const float*>(&v) + i * @WIDTH@, @BYTES@);
+    static inline void @name@(float* p, V v) {
+      for (int i = 0; i < @rows@; ++i)
+        __builtin_memcpy(p + i * @row@, reinterpret_cast<const float*>(&v) + i * @width@, @bytes@);
     }
 '''
 

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from gkp.branched import BranchedConv
 from gkp.converter.native.kernels import channel, pixel
 from gkp.converter.native.kernels.cpu import Cpu
-from gkp.converter.native.kernels.emit import fill, lines, share, unit
+from gkp.converter.native.kernels.emit import fill, share, unit
 from gkp.converter.native.kernels.kernel import Kernel, activation
 from gkp.converter.native.kernels.layout import Layout, planar
 from gkp.converter.native.kernels.pixel import join_rows
@@ -135,24 +135,23 @@ def rows_fit(step: Conv, m: int, target: Layout, cpu: Cpu) -> bool:
 
 def rows_in(step: Conv, plan: Rows, source: Layout, cpu: Cpu) -> Kernel:
     """source -> plan.source: B^T down the columns of every plane. The source's halo covers the pads."""
-    v, out, (kh, _) = source.value, plan.source, step.conv.kernel_shape
+    v, out, kh = source.value, plan.source, step.conv.kernel_shape[0]
     bt = cook_toom(plan.m, kh)[2]
     body = fill('''
-        const float* p = x + @ORIGIN@ + c * @CHANNEL@ + g * @GROUP@ + x0;
-        float* q = y + @OUT@ + c * @OUT_CHANNEL@ + g * @OUT_ROW@ + x0;
-        @LOAD@
-        @STORE@
-    ''', origin=source.origin - step.conv.pads[0] * source.row, channel=source.channel, group=plan.m * source.row,
-        out=out.origin, out_channel=out.channel, out_row=out.row,
-        load=lines(f"const V d{i} = load_in(p + {i * source.row});" for i in range(len(bt))),
-        store=lines(f"store_out(q + {t * v.channels * out.channel}, {_combine(row, 'd')});" for t, row in enumerate(bt)))
+        const float* p = x + @first@ + c * @source.channel@ + g * @group@ + x0;
+        float* q = y + @out.origin@ + c * @out.channel@ + g * @out.row@ + x0;
+        @load@
+        @store@
+    ''', source=source, first=source.origin - step.conv.pads[0] * source.row, group=plan.m * source.row, out=out,
+        load=[f"const V d{i} = load_in(p + {i * source.row});" for i in range(len(bt))],
+        store=[f"store_out(q + {t * v.channels * out.channel}, {_combine(row, 'd')});" for t, row in enumerate(bt)])
     return _over_rows(f"F({plan.m}, {kh}) down the columns, input transform of {v.channels} planes", plan, v.channels, cpu,
                       plan.m * source.row, out.row, body)
 
 
 def rows_out(step: Conv, plan: Rows, target: Layout, cpu: Cpu) -> Kernel:
     """plan.target -> target: A^T down the columns, bias, activation, residual (in the target's layout)."""
-    v, source, (kh, _) = target.value, plan.target, step.conv.kernel_shape
+    v, source, kh = target.value, plan.target, step.conv.kernel_shape[0]
     at = cook_toom(plan.m, kh)[0]
 
     def store(k: int) -> str:
@@ -162,14 +161,13 @@ def rows_out(step: Conv, plan: Rows, target: Layout, cpu: Cpu) -> Kernel:
         return f"store_out(y + at + {k * target.row}, {value});"
 
     body = fill('''
-        const float* p = x + @ORIGIN@ + c * @CHANNEL@ + g * @ROW@ + x0;
-        const long at = @OUT@ + c * @OUT_CHANNEL@ + g * @GROUP@ + x0;
+        const float* p = x + @source.origin@ + c * @source.channel@ + g * @source.row@ + x0;
+        const long at = @target.origin@ + c * @target.channel@ + g * @group@ + x0;
         const float bias = reinterpret_cast<const float*>(data)[c];
-        @LOAD@
-        @STORE@
-    ''', origin=source.origin, channel=source.channel, row=source.row, out=target.origin, out_channel=target.channel,
-        group=plan.m * target.row, store=lines(map(store, range(plan.m))),
-        load=lines(f"const V m{t} = load_in(p + {t * v.channels * source.channel});" for t in range(plan.m + kh - 1)))
+        @load@
+        @store@
+    ''', source=source, target=target, group=plan.m * target.row, store=map(store, range(plan.m)),
+        load=[f"const V m{t} = load_in(p + {t * v.channels * source.channel});" for t in range(plan.m + kh - 1)])
     return _over_rows(f"F({plan.m}, {kh}) down the columns, output transform of {v.channels} planes", plan, v.channels, cpu,
                       source.row, plan.m * target.row, body, np.ascontiguousarray(step.conv.bias, np.float32).tobytes())
 
@@ -185,25 +183,25 @@ def _over_rows(comment: str, plan: Rows, channels: int, cpu: Cpu, row_in: int, r
                      else join_rows(f"load_{name}", f"store_{name}", str(row), width, together)
                      for name, row in (("in", row_in), ("out", row_out)))
     head = fill('''
-        // Winograd @COMMENT@.
+        // Winograd @comment@.
 
-        @ACCESS@
-        constexpr int STARTS[] = {@STARTS@};  // of the vectors in a row
-    ''', comment=comment, access=access, starts=", ".join(map(str, starts)))
+        @access@
+        constexpr int STARTS[] = {@starts@};  // of the vectors in a row
+    ''', comment=comment, access=access, starts=str(starts)[1:-1])
     return Kernel(unit(fill('''
         (void)r; (void)data;
-        @SHARE@
+        @share@
         for (int c = begin; c < end; ++c)
-          for (int g = 0; g < @GROUPS@; g += @TOGETHER@)
+          for (int g = 0; g < @groups@; g += @together@)
           for (int x0 : STARTS) {
-            @BODY@
+            @body@
           }
     ''', share=share(channels), groups=groups, together=together, body=body), head), data)
 
 
 _WHOLE = '''
-    static inline V load_@NAME@(const float* p) { return load(p); }
-    static inline void store_@NAME@(float* p, V v) { store(p, v); }
+    static inline V load_@name@(const float* p) { return load(p); }
+    static inline void store_@name@(float* p, V v) { store(p, v); }
 '''
 
 
@@ -218,6 +216,11 @@ class Tiles:
     target: Layout
     down: int
     across: int
+
+    def apart(self, layout: Layout) -> int:
+        """From one point's vectors to the next one's in a layout of these points."""
+        assert layout.block is not None
+        return layout.block[1]
 
 
 def tiles_fit(step: Conv, m: int, target: Layout, cpu: Cpu) -> bool:
@@ -252,43 +255,36 @@ def _points(points: int, channels: int, count: int, lanes: int) -> Layout:
 
 def tiles_in(step: Conv, plan: Tiles, source: Layout, cpu: Cpu) -> Kernel:
     """source -> plan.source: B^T d B per tile and vector of channels. What lies beyond the source's halo is zero."""
-    v, n, m = source.value, plan.m + 2, plan.m
-    bt = cook_toom(m)[2]
-    top, left = step.conv.pads[:2]
-    block = plan.source.block
-    assert block is not None
-    return _over_tiles(f"F({m}x{m}, 3x3), input transform of {v.channels} channels", plan, fill('''
-        const int y0 = ty * @M@ + @ABOVE@, x0 = tx * @M@ + @BEFORE@;  // counted with the halo
-        const float* p = x + y0 * @ROW@ + x0 * @COLUMN@;
-        float* q = y + tile * @PADDED@;
-        const int rows = @ROWS@ - y0, columns = @COLUMNS@ - x0;  // beyond them all is zero
-        for (int c = 0; c < @PADDED@; c += LANES, p += LANES, q += LANES) {
-          V t[@N@][@N@];
-          for (int j = 0; j < @N@; ++j) {
-            @LOAD@
-            @DOWN@
+    n, m, bt = plan.m + 2, plan.m, cook_toom(plan.m)[2]
+    above, before = source.origin // source.row, source.origin % source.row // source.column
+    return _over_tiles(f"F({m}x{m}, 3x3), input transform of {source.value.channels} channels", plan, fill('''
+        const int y0 = ty * @m@ + @above@, x0 = tx * @m@ + @before@;  // counted with the halo
+        const float* p = x + y0 * @source.row@ + x0 * @source.column@;
+        float* q = y + tile * @source.padded@;
+        const int rows = @rows@ - y0, columns = @columns@ - x0;  // beyond them all is zero
+        for (int c = 0; c < @source.padded@; c += LANES, p += LANES, q += LANES) {
+          V t[@n@][@n@];
+          for (int j = 0; j < @n@; ++j) {
+            @load@
+            @down@
           }
-          for (int i = 0; i < @N@; ++i) {
-            @TAKE@
-            @STORE@
+          for (int i = 0; i < @n@; ++i) {
+            @take@
+            @store@
           }
         }
-    ''', m=m, n=n, row=source.row, column=source.column, padded=source.padded,
-        above=source.origin // source.row - top, before=source.origin % source.row // source.column - left,
+    ''', m=m, n=n, source=source, above=above - step.conv.pads[0], before=before - step.conv.pads[1],
         rows=(source.size - 2 * cpu.lanes) // source.row, columns=source.row // source.column,
-        load=lines(f"const V d{i} = {i} < rows && j < columns ? load(p + {i * source.row} + j * {source.column}) : V{{}};"
-                   for i in range(n)),
-        down=lines(f"t[{k}][j] = {_combine(bt[k], 'd')};" for k in range(n)),
-        take=lines(f"const V d{j} = t[i][{j}];" for j in range(n)),
-        store=lines(f"store(q + (i * {n} + {k}) * {block[1]}, {_combine(bt[k], 'd')});" for k in range(n))))
+        load=[f"const V d{i} = {i} < rows && j < columns ? load(p + {i * source.row} + j * {source.column}) : V{{}};"
+              for i in range(n)],
+        down=[f"t[{k}][j] = {_combine(bt[k], 'd')};" for k in range(n)],
+        take=[f"const V d{j} = t[i][{j}];" for j in range(n)],
+        store=[f"store(q + (i * {n} + {k}) * {plan.apart(plan.source)}, {_combine(bt[k], 'd')});" for k in range(n)]))
 
 
 def tiles_out(step: Conv, plan: Tiles, target: Layout, residual: Layout | None, cpu: Cpu) -> Kernel:
     """plan.target -> target: A^T m A per tile and vector of channels, bias, activation, residual."""
-    v, n, m = target.value, plan.m + 2, plan.m
-    at = cook_toom(m)[0]
-    block, second = plan.target.block, residual or target
-    assert block is not None
+    v, n, m, at = target.value, plan.m + 2, plan.m, cook_toom(plan.m)[0]
 
     def store(k: int) -> str:
         value = activation(step.activation, f"{_combine(at[k], 'm')} + bias")
@@ -296,40 +292,42 @@ def tiles_out(step: Conv, plan: Tiles, target: Layout, residual: Layout | None, 
             value = activation(step.final, f"{value} + load(s + i * {residual.row} + {k * residual.column} + c)")
         return f"if ({k} < columns) store(q + i * {target.row} + {k * target.column} + c, {value});"
 
+    def first(a: Layout) -> str:
+        return f"{a.origin} + ty * {m * a.row} + tx * {m * a.column}"
+
     bias = np.zeros(target.padded, np.float32)
     bias[:v.channels] = step.conv.bias
     return _over_tiles(f"F({m}x{m}, 3x3), output transform of {v.channels} channels", plan, fill('''
-        const int rows = @HEIGHT@ - ty * @M@, columns = @WIDTH@ - tx * @M@;
-        const float* p = x + tile * @PADDED@;
-        float* q = y + @OUT@ + ty * @DOWN@ + tx * @ACROSS@;
-        $if RESIDUAL: const float* s = r + @R@ + ty * @R_DOWN@ + tx * @R_ACROSS@;
-        for (int c = 0; c < @PADDED@; c += LANES, p += LANES) {
+        const int rows = @value.height@ - ty * @m@, columns = @value.width@ - tx * @m@;
+        const float* p = x + tile * @target.padded@;
+        float* q = y + @first@;
+        $if added: const float* s = r + @added@;
+        for (int c = 0; c < @target.padded@; c += LANES, p += LANES) {
           const V bias = load(reinterpret_cast<const float*>(data) + c);
-          V t[@M@][@N@];
-          for (int j = 0; j < @N@; ++j) {
-            @LOAD@
-            @COMBINE@
+          V t[@m@][@n@];
+          for (int j = 0; j < @n@; ++j) {
+            @load@
+            @combine@
           }
-          for (int i = 0; i < @M@ && i < rows; ++i) {
-            @TAKE@
-            @STORE@
+          for (int i = 0; i < @m@ && i < rows; ++i) {
+            @take@
+            @store@
           }
         }
-    ''', m=m, n=n, height=v.height, width=v.width, padded=target.padded, out=target.origin, down=m * target.row,
-        across=m * target.column, residual=residual is not None, r=second.origin, r_down=m * second.row,
-        r_across=m * second.column, load=lines(f"const V m{i} = load(p + ({i * n} + j) * {block[1]});" for i in range(n)),
-        combine=lines(f"t[{k}][j] = {_combine(at[k], 'm')};" for k in range(m)),
-        take=lines(f"const V m{j} = t[i][{j}];" for j in range(n)), store=lines(map(store, range(m)))), bias.tobytes())
+    ''', m=m, n=n, value=v, target=target, first=first(target), added=residual and first(residual),
+        load=[f"const V m{i} = load(p + ({i * n} + j) * {plan.apart(plan.target)});" for i in range(n)],
+        combine=[f"t[{k}][j] = {_combine(at[k], 'm')};" for k in range(m)],
+        take=[f"const V m{j} = t[i][{j}];" for j in range(n)], store=map(store, range(m))), bias.tobytes())
 
 
 def _over_tiles(comment: str, plan: Tiles, body: str, data: bytes = b"") -> Kernel:
     return Kernel(unit(fill('''
         (void)r; (void)data;
-        const int begin = first_of(@COUNT@, part, parts),
-                  end = first_of(@COUNT@, part + 1, parts);
+        const int begin = first_of(@count@, part, parts),
+                  end = first_of(@count@, part + 1, parts);
         for (int tile = begin; tile < end; ++tile) {
-          const int ty = tile / @ACROSS@, tx = tile % @ACROSS@;
-          @BODY@
+          const int ty = tile / @across@, tx = tile % @across@;
+          @body@
         }
     ''', count=plan.down * plan.across, across=plan.across, body=body), f"// Winograd {comment}."), data)
 

@@ -1,11 +1,25 @@
-"""The data of kernels that work off a table of jobs."""
+"""Kernels that work off a table of jobs: their data, and how they begin."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
+
+from gkp.converter.native.kernels.emit import fill, share
+
+_ENTRY = '''
+    const int* words = reinterpret_cast<const int*>(data);
+    const float* floats = reinterpret_cast<const float*>(data);
+    const Job* jobs = reinterpret_cast<const Job*>(data);
+    @share@
+    x += @x@;
+    y += @y@;
+    $if residual: r += @r@;
+    @body@
+'''
 
 
 class Words:
@@ -30,3 +44,15 @@ class Words:
         head = np.zeros(self._table + -self._table % self._align, np.uint32)
         head[:self._table] = np.asarray(table, np.int32).ravel().view(np.uint32)
         return np.concatenate([head, *self._arrays]).tobytes()
+
+
+def entry(jobs: int, x: int, y: int, r: int | None, body: str) -> str:
+    """The kernel's function: x, y and r moved on by so many elements (r: None without a residual), begin and end of this
+    part's jobs, then the body."""
+    return fill(_ENTRY, share=share(jobs), x=x, y=y, r=r, residual=r is not None, body=body)
+
+
+def cuts(n: int, most: int) -> list[tuple[int, int]]:
+    """n things cut into parts of at most `most`, as equal as they can be."""
+    parts = -(-n // most)
+    return list(pairwise(n * k // parts for k in range(parts + 1))) if parts else []
