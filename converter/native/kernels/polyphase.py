@@ -12,7 +12,7 @@ from gkp.converter.native.kernels import pixel
 from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.layout import Layout, planar
 from gkp.converter.native.kernels.steps.convert import space_to_depth
-from gkp.converter.native.kernels.way import Way, layer_name, side
+from gkp.converter.native.kernels.way import Way, layer_name, transform
 from gkp.converter.native.program import Conv, Value
 
 
@@ -24,7 +24,7 @@ def ways(step: Conv, source: Layout, target: Layout, residual: Layout | None, cp
     value = polyphase_value(step, target.value)
     phases = planar(value, (0, 0, 0, max(0, target.row - value.width)), cpu.lanes)
     kernel = space_to_depth(source, phases, step.conv.strides, offsets, cpu)
-    before = side(kernel, phases, source, None, phases, "phases", cpu)
+    before = transform(kernel, source, None, phases, phases, "phases", cpu)
     for way in pixel.ways(inner, phases, target, residual, cpu):
         yield replace(way, layer=layer_name(step), before=before)
 

@@ -18,22 +18,15 @@ _CYCLES_PER_VECTOR = 2.0
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """A kernel that may compute a step. x, r, y: where its operands lie. cycles: of one image, by the model."""
+    """A kernel that may compute a step, or what has to be done before or after it (name: what, for reports). x, r, y: where
+    its operands lie. cycles: of one image, by the model."""
 
     recipe: Recipe
     x: Layout
     r: Layout | None
     y: Layout
     cycles: float
-
-
-@dataclass(frozen=True, eq=False)
-class Side:
-    """What runs before or after the convolution proper. layout: of the value between them."""
-
-    layout: Layout
-    name: str
-    trial: Trial
+    name: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +38,8 @@ class Way:
     tile: str
     trial: Trial
     macs: int
-    before: Side | None = None
-    after: Side | None = None
+    before: Trial | None = None
+    after: Trial | None = None
     seconds: float = 0.0
 
     @property
@@ -55,11 +48,11 @@ class Way:
 
     @property
     def trials(self) -> list[Trial]:
-        return [self.trial, *(s.trial for s in (self.before, self.after) if s is not None)]
+        return [self.trial, *(t for t in (self.before, self.after) if t is not None)]
 
     @property
     def kinds(self) -> Kinds:
-        return (self.before or self).trial.x.kind, (self.after or self).trial.y.kind
+        return (self.before or self.trial).x.kind, (self.after or self.trial).y.kind
 
     def runs_on(self, cpu: Cpu) -> bool:
         """Has the processor the instructions of all its kernels?"""
@@ -76,6 +69,7 @@ def layer_name(step: Conv) -> str:
     return f"conv {kh}x{kw}" + (f" stride {stride}" if stride > 1 else "")
 
 
-def side(kernel: Kernel, between: Layout, x: Layout, r: Layout | None, y: Layout, name: str, cpu: Cpu) -> Side:
-    """With as many cycles as it takes to load and store what lies between."""
-    return Side(between, name, Trial(recipe(kernel), x, r, y, _CYCLES_PER_VECTOR * between.size / cpu.lanes))
+def transform(kernel: Kernel, x: Layout, r: Layout | None, y: Layout, between: Layout, name: str, cpu: Cpu) -> Trial:
+    """What is done before or after a convolution. between: x or y, which it shares with it; it takes as many cycles as
+    loading and storing that."""
+    return Trial(recipe(kernel), x, r, y, _CYCLES_PER_VECTOR * between.size / cpu.lanes, name)

@@ -28,7 +28,7 @@ from gkp.converter.native.kernels.emit import fill, share, unit
 from gkp.converter.native.kernels.kernel import Kernel, activation
 from gkp.converter.native.kernels.layout import Layout, planar
 from gkp.converter.native.kernels.pixel import join_rows
-from gkp.converter.native.kernels.way import Way, layer_name, side
+from gkp.converter.native.kernels.way import Way, layer_name, transform
 from gkp.converter.native.program import Conv, Value
 
 _MOST_WEIGHTS = 20 << 20
@@ -86,8 +86,8 @@ def tiles_ways(step: Conv, source: Layout, target: Layout, residual: Layout | No
 
 def _ways(step: Conv, plan: Rows | Tiles, first: Kernel, last: Kernel, source: Layout, target: Layout, cpu: Cpu, label: str,
           inner: Callable[..., Iterator[Way]]) -> Iterator[Way]:
-    before = side(first, plan.source, source, None, plan.source, f"{label} in", cpu)
-    after = side(last, plan.target, plan.target, target, target, f"{label} out", cpu)
+    before = transform(first, source, None, plan.source, plan.source, f"{label} in", cpu)
+    after = transform(last, plan.target, target, target, plan.target, f"{label} out", cpu)
     for way in inner(plan.step, plan.source, plan.target, None, cpu, most=6):
         yield replace(way, layer=f"{layer_name(step)} {label}", before=before, after=after)
 

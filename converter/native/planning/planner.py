@@ -8,8 +8,7 @@ from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.kernel import Kernel
 from gkp.converter.native.kernels.layout import Kind, Layout
 from gkp.converter.native.kernels.steps import step_kernel
-from gkp.converter.native.kernels.steps.convert import convert
-from gkp.converter.native.kernels.steps.pack import pack, unpack
+from gkp.converter.native.kernels.steps.convert import convert, pack, unpack
 from gkp.converter.native.kernels.way import Way
 from gkp.converter.native.planning.arena import Life, arrange
 from gkp.converter.native.planning.geometry import Geometry, geometry
@@ -125,13 +124,13 @@ class _Planner:
         x = self._read(step.source, kind)
         r = self._read(step.residual, target) if step.residual is not None else None
         if way.before is not None:
-            y = self._buffer(way.before.layout)
-            self._call(_Draft(way.before.trial.recipe.kernel(), x, None, y, step.layer, way.before.name))
+            y = self._buffer(way.before.y)
+            self._call(_Draft(way.before.recipe.kernel(), x, None, y, step.layer, way.before.name))
             x = y
-        y = self._new(step.target, target) if way.after is None else self._buffer(way.after.layout)
+        y = self._new(step.target, target) if way.after is None else self._buffer(way.after.x)
         self._call(_Draft(way.trial.recipe.kernel(), x, None if way.after else r, y, step.layer, way.name, way.macs))
         if way.after is not None:
-            self._call(_Draft(way.after.trial.recipe.kernel(), y, r, self._new(step.target, target), step.layer,
+            self._call(_Draft(way.after.recipe.kernel(), y, r, self._new(step.target, target), step.layer,
                               way.after.name))
 
     def _simple(self, step: Step) -> None:

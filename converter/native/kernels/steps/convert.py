@@ -1,4 +1,4 @@
-"""The same value in another layout."""
+"""The same elements elsewhere: in another layout, in the user's array, under another shape."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from gkp.converter.native.kernels.emit import at, block, chunks, kernel, loop, p
 from gkp.converter.native.kernels.kernel import Kernel
 from gkp.converter.native.kernels.layout import Layout
 from gkp.converter.native.kernels.steps.elementwise import elementwise, whole
+from gkp.converter.native.program import Value
 
 
 def convert(source: Layout, target: Layout, cpu: Cpu) -> Kernel:
@@ -178,3 +179,54 @@ def _halves(width: int, out: int, sx: int, ox: int, lanes: int) -> str:
     else:
         middle = block("", piece("0", n)) if n else ""
     return edge(0, low) + middle + edge(high, out)
+
+
+# ---- the user's arrays ------------------------------------------------------------------------------------------
+def contiguous(value: Value) -> Layout:
+    """A [C, H, W] array without any slack; its address is a multiple of 4 bytes only."""
+    return Layout(value, value.pixels, value.width, 1, 0, value.size, value.channels)
+
+
+def pack(value: Value, layout: Layout, cpu: Cpu) -> Kernel:
+    """x: the user's contiguous [C, H, W] array, of which nothing else is read; y: the layout's buffer."""
+    return convert(contiguous(value), layout, cpu)
+
+
+def unpack(layout: Layout, cpu: Cpu) -> Kernel:
+    """x: the layout's buffer; y: the user's contiguous [C, H, W] array, beyond which nothing is written."""
+    return convert(layout, contiguous(layout.value), cpu)
+
+
+# ---- another shape ----------------------------------------------------------------------------------------------
+def reshape(source: Layout, target: Layout, cpu: Cpu) -> Kernel:
+    """Order of the elements: channel, row, column. Raises ValueError if the sizes differ."""
+    if source.value.size != target.value.size:
+        raise ValueError(f"cannot reshape {source.value} to {target.value}")
+    if source.value == target.value:
+        return kernel(conversion(source, target, cpu.lanes))
+    if _contiguous(target):
+        return kernel(conversion(source, _view(target, source.value), cpu.lanes))
+    if _contiguous(source):
+        return kernel(conversion(_view(source, target.value), target, cpu.lanes))
+    body = f"y[{_place(target)}] = x[{_place(source)}];\n"
+    return kernel(share(target.value.size) + loop("i", "begin", "end", body))
+
+
+def _contiguous(layout: Layout) -> bool:
+    expected, value = 1, layout.value
+    for n, stride in ((value.width, layout.column), (value.height, layout.row), (value.channels, layout.channel)):
+        if n > 1 and stride != expected:
+            return False
+        expected *= n
+    return True
+
+
+def _view(layout: Layout, value: Value) -> Layout:
+    """A contiguous value under another shape."""
+    return Layout(value, value.pixels, value.width, 1, layout.origin, layout.size, value.channels)
+
+
+def _place(layout: Layout) -> str:
+    value = layout.value
+    return at(str(layout.origin), 0, (f"i / {value.pixels}", layout.channel),
+              (f"i / {value.width} % {value.height}", layout.row), (f"i % {value.width}", layout.column))
