@@ -12,7 +12,7 @@ from gkp.converter.native.program import Port
 @dataclass(frozen=True)
 class Place:
     """A buffer. where: "arena" (at: first byte, a multiple of 64), "input" or "output" (at: number of the port; the
-    caller's contiguous array of one image)."""
+    caller's contiguous array of one image); in the planner also "buffer", whose place is not settled."""
 
     where: str
     at: int
