@@ -18,6 +18,7 @@ import numpy.typing as npt
 from gkp.branched import BranchedConv
 from gkp.converter import node as branched_node
 from gkp.converter.graph import Node, is_branched, values
+from gkp.converter.operators import COPIES, POOLS
 
 Elements = npt.NDArray[np.int64]
 ZERO = 0
@@ -40,7 +41,7 @@ def is_move(node: Node) -> bool:
     """Does the node only move elements?"""
     if is_branched(node):
         return branched_node.read(node).is_copy
-    if node.op in ("MaxPool", "AveragePool") and not node.domain:
+    if node.op in POOLS and not node.domain:
         return (set(node.attrs.get("kernel_shape", (2,))) == {1} and not any(node.attrs.get("pads", ()))
                 and not _used(node, 1))
     if node.op == "ScatterElements":
@@ -261,7 +262,6 @@ def _padded(node: Node, x: Elements) -> Elements:
 
 
 _MOVES: Mapping[str, Callable[[Node, Elements], Elements | list[Elements]]] = {
-    "Identity": _same, "Dropout": _same, "Cast": _same, "Flatten": _flattened, "Squeeze": _squeezed,
-    "Unsqueeze": _unsqueezed, "Transpose": _transposed, "Slice": _sliced, "Split": _split, "Gather": _gathered,
-    "Pad": _padded}
+    **dict.fromkeys(COPIES | {"Cast"}, _same), "Flatten": _flattened, "Squeeze": _squeezed, "Unsqueeze": _unsqueezed,
+    "Transpose": _transposed, "Slice": _sliced, "Split": _split, "Gather": _gathered, "Pad": _padded}
 """Those of one input, by operator."""

@@ -19,6 +19,7 @@ from gkp.converter.native.reading.builder import Border, Builder, View
 from gkp.converter.native.reading.convolutions import conv, gemm
 from gkp.converter.native.reading.moves import ZERO, Refused, axis_of, constant_ints, scattered
 from gkp.converter.native.reading.parameters import constant, floats, four, geometry, two
+from gkp.converter.operators import PLANES, POOLS
 
 Operator = Callable[[Builder, Node], None]
 _TOLERANCE = 1e-6
@@ -262,7 +263,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Conv": conv, "Gemm": gemm, "MatMul": gemm, "BatchNormalization": _batchnorm, "Softmax": _softmax,
     "Add": _binary, "Sub": _binary, "Mul": _binary, "Div": _binary, "Sum": _binary,
     "ScatterElements": _scatter_add,
-    "MaxPool": _pool, "AveragePool": _pool, "GlobalAveragePool": _global_pool, "GlobalMaxPool": _global_pool,
+    **dict.fromkeys(POOLS, _pool), **dict.fromkeys(PLANES, _global_pool),
     "ReduceMean": _reduce, "ReduceMax": _reduce,
     "Relu": _activate(Activation.RELU), "Sigmoid": _activate(Activation.SIGMOID), "Clip": _clip,
     "HardSigmoid": _hardsigmoid, "HardSwish": _activate(Activation.HARDSWISH), "Swish": _swish,
