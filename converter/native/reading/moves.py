@@ -163,7 +163,7 @@ def _flattened(node: Node, x: Elements) -> Elements:
 def _transposed(node: Node, x: Elements) -> Elements:
     perm = [int(a) for a in node.attrs.get("perm", range(x.ndim, -1, -1))]
     _no_batch(perm[0] != 0)
-    return x.transpose([a - 1 for a in perm[1:]])
+    return np.transpose(x, [a - 1 for a in perm[1:]])
 
 
 def _pooled(node: Node, x: Elements) -> Elements:

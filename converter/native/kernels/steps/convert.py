@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gkp.converter.native.kernels.cpu import Cpu
-from gkp.converter.native.kernels.emit import at, block, chunks, kernel, loop, put, share
+from gkp.converter.native.kernels.emit import at, block, chunks, fill, kernel, loop, put, share
 from gkp.converter.native.kernels.kernel import Kernel
 from gkp.converter.native.kernels.layout import Layout
 from gkp.converter.native.kernels.steps.elementwise import elementwise, whole
@@ -72,16 +72,18 @@ class _Transposition:
     def _block(self, c: str, channels: int, rows: int, width: int) -> str:
         s, t = self.source, self.target
         column = "column" if self.per_row > 1 else "0"
-        text = ""
-        for pointer, name, layout in (("x", "const float* s", s), ("y", "float* t", t)):
-            place = at(pointer, layout.origin, (c, layout.channel), ("row", layout.row), (column, layout.column))
-            text += f"{name} = {place};\n"
-        text += "V v[LANES] = {};\n"
-        if s.planar:
-            return (text + self._planes(channels, rows, width, True) + "transpose(v);\n"
-                    + self._pixels(channels, rows, width, c, False))
-        return (text + self._pixels(channels, rows, width, c, True) + "transpose(v);\n"
-                + self._planes(channels, rows, width, False))
+        s_at, t_at = (at(pointer, a.origin, (c, a.channel), ("row", a.row), (column, a.column))
+                      for pointer, a in (("x", s), ("y", t)))
+        planes = self._planes(channels, rows, width, s.planar)
+        pixels = self._pixels(channels, rows, width, c, not s.planar)
+        return fill('''
+            const float* s = @s@;
+            float* t = @t@;
+            V v[LANES] = {};
+            @load@
+            transpose(v);
+            @store@
+        ''', s=s_at, t=t_at, load=planes if s.planar else pixels, store=pixels if s.planar else planes)
 
     def _planes(self, channels: int, rows: int, width: int, loads: bool) -> str:
         """Vectors of pixels, one per channel."""
@@ -126,17 +128,29 @@ def space_to_depth(source: Layout, target: Layout, strides: Sequence[int], offse
     channels, height, width = source.value.channels, source.value.height, source.value.width
     if not (source.planar and target.planar) or target.value.channels != channels * sy * sx:
         raise ValueError("polyphase order needs planar layouts and strides[0] * strides[1] times the channels")
-    text, rows = "", target.value.height
-    for py in range(sy):
-        phase = f"const int from = row * {sy}{py - oy:+d};\n"
-        for px in range(sx):
-            first = (py * sx + px) * channels
-            phase += f"float* t{px} = {at('y', target.offset(first, 0, 0), ('c', target.channel), ('row', target.row))};\n"
-        zeros = loop("i", 0, target.value.width, "".join(f"t{px}[i] = 0.0f;\n" for px in range(sx)))
-        inside = f"const float* s = {at('x', source.origin, ('c', source.channel), ('from', source.row))};\n"
-        inside += (_halves if sx == 2 else _phases)(width, target.value.width, sx, ox, cpu.lanes)
-        text += block("", phase + block(f"if (from < 0 || from >= {height})", zeros) + block("else", inside))
-    return kernel(share(rows) + loop("row", "begin", "end", loop("c", 0, channels, text)))
+
+    def phases(py: int) -> str:
+        places = [at("y", target.offset((py * sx + px) * channels, 0, 0), ("c", target.channel), ("row", target.row))
+                  for px in range(sx)]
+        return fill('''
+            {
+              const int from = row * @sy@@first@;
+              @targets@
+              if (from < 0 || from >= @height@) {
+                @zeros@
+              }
+              else {
+                const float* s = @s@;
+                @inside@
+              }
+            }
+        ''', sy=sy, first=f"{py - oy:+d}", height=height, targets=[f"float* t{px} = {p};" for px, p in enumerate(places)],
+                    zeros=loop("i", 0, target.value.width, "".join(f"t{px}[i] = 0.0f;\n" for px in range(sx))),
+                    s=at("x", source.origin, ("c", source.channel), ("from", source.row)),
+                    inside=(_halves if sx == 2 else _phases)(width, target.value.width, sx, ox, cpu.lanes))
+
+    text = "".join(map(phases, range(sy)))
+    return kernel(share(target.value.height) + loop("row", "begin", "end", loop("c", 0, channels, text)))
 
 
 def _phases(width: int, out: int, sx: int, ox: int, lanes: int) -> str:

@@ -15,6 +15,7 @@ from gkp.converter.cache import Seconds
 from gkp.converter.native.building import toolchain
 from gkp.converter.native.building.toolchain import Toolchain, host_cpu
 from gkp.converter.native.building.tune import Measured
+from gkp.converter.native.dtypes import DType
 from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.emit import kernel
 from gkp.converter.native.kernels.kernel import Recipe, recipe
@@ -70,14 +71,18 @@ def changed_data(trial: Trial) -> Trial:
     return replace(trial, recipe=replace(trial.recipe, key="other counts"))
 
 
-@pytest.mark.parametrize("what", ["compiler", "processor", "lanes", "counts"])
+def changed_type(trial: Trial) -> Trial:
+    return replace(trial, x=planar(Value(16, 1, 1, DType("int32", "int", 4))))
+
+
+@pytest.mark.parametrize("what", ["compiler", "processor", "lanes", "counts", "type"])
 def test_another_compiler_processor_or_size_is_measured_anew(what: str, tmp_path: Path) -> None:
     path, tools = tmp_path / "kernels.json", toolchain.find(CPU)
     Measured(CPU, tools, Seconds(path)).seconds([sums(5)])
     cpu: Cpu = {"processor": replace(CPU, flags=(*CPU.flags, "-mno-fma")), "lanes": replace(CPU, lanes=4 if CPU.lanes != 4 else 8)}.get(what, CPU)
     timer = Measured(cpu, unbuildable(tools.version + (" changed" if what == "compiler" else "")), Seconds(path))
     with pytest.raises(GkpError):
-        timer.seconds([changed_data(sums(5)) if what == "counts" else sums(5)])
+        timer.seconds([{"counts": changed_data, "type": changed_type}.get(what, lambda trial: trial)(sums(5))])
 
 
 def test_weights_do_not_count_only_their_sizes_do(tmp_path: Path) -> None:
