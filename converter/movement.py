@@ -22,9 +22,9 @@ from onnx.reference import ReferenceEvaluator
 
 from gkp.converter import node as branched_node
 from gkp.converter.graph import Graph, Node, Tensor, channels, is_branched, producer, spatial, values
+from gkp.converter.operators import MOVES, POOLS, RESHAPES
 
-_MOVES = frozenset({"Identity", "Gather", "GatherND", "GatherElements", "Slice", "Split", "Concat", "Reshape",
-                    "Transpose", "Unsqueeze", "Squeeze", "Pad", "ScatterElements", "ScatterND"})
+_MOVES = (MOVES | RESHAPES | {"Identity"}) - {"Flatten"}  # Flatten ends a movement of channels: a matrix is no picture
 _DATA_INPUTS = {"Concat": None, "Add": None, "ScatterElements": (0, 2), "ScatterND": (0, 2)}  # None: all of them
 _NARROW = tuple(getattr(onnx.TensorProto, t) for t in ("FLOAT", "FLOAT16", "BFLOAT16", "INT8", "UINT8", "INT16", "UINT16"))
 _MAX_NODES = 64
@@ -77,7 +77,7 @@ def is_move(node: Node) -> bool:
             return False
         data = _data(node)
         return all(values(t) is not None for i, t in enumerate(node.inputs) if i not in data)
-    if node.op in ("AveragePool", "MaxPool"):
+    if node.op in POOLS:
         return (set(node.attrs.get("kernel_shape", (2,))) == {1} and not any(node.attrs.get("pads", ()))
                 and len(node.outputs) == 1)
     if node.op == "Mul":

@@ -7,6 +7,7 @@ from types import ModuleType
 
 from gkp.converter.graph import Graph, clean, is_branched
 from gkp.converter.movement import is_move
+from gkp.converter.operators import COPIES, RESHAPES
 from gkp.converter.passes import (
     absorb_inputs,
     absorb_outputs,
@@ -21,7 +22,6 @@ from gkp.errors import GkpError
 RECOGNISE: tuple[ModuleType, ...] = (fold_batchnorm, absorb_inputs, absorb_outputs, hoist_activations)
 SIMPLIFY: tuple[ModuleType, ...] = (fold_batchnorm, drop_channels)
 _MAX_ROUNDS = 200
-_RESHAPES = frozenset({"Reshape", "Flatten", "Identity", "Squeeze", "Unsqueeze"})
 
 Watch = Callable[[str, Graph], None]
 """Called with a pass's name after it changed the graph."""
@@ -50,7 +50,7 @@ def left_over(graph: Graph) -> list[tuple[str, str]]:
     notes = [(clean(key.removeprefix("gkp.left.")), reason) for key, reason in graph.metadata.items()
              if key.startswith("gkp.left.")]
     for node in graph.nodes:
-        if node.op not in _RESHAPES and not is_branched(node) and is_move(node):
+        if node.op not in RESHAPES | COPIES and not is_branched(node) and is_move(node):
             notes.append((clean(node.name), f"{node.op}: its channels come from or go to something other than one "
                                             "convolution"))
     return notes

@@ -19,15 +19,13 @@ import numpy as np
 
 from gkp.converter.cost import BYTES_PER_MS, EFFICIENCY_FULL, PEAK_MACS_PER_MS
 from gkp.converter.graph import Graph, Node, Tensor, producer, spatial, values
+from gkp.converter.operators import COPIES, FUSED, RESHAPES
 from gkp.edge.plan import Segment
 
 BLOCK = 16
 """Channels per vector of the model's core."""
 CALL_MS = 0.01
 """Of one call of a runtime."""
-_FUSED = frozenset({"Relu", "Clip", "Add", "Sum", "HardSigmoid", "HardSwish", "LeakyRelu", "Sigmoid", "Mul",
-                    "BatchNormalization"})
-_FREE = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze", "Identity"})
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ def node_ms(node: Node) -> float:
         return node_macs(node) / (PEAK_MACS_PER_MS * filled)
     if node.op in ("Gemm", "MatMul") and weight is not None:
         return node_macs(node) / PEAK_MACS_PER_MS + weight.nbytes / 2 / BYTES_PER_MS
-    if node.op in _FREE or _fused(node):
+    if node.op in RESHAPES | COPIES or _fused(node):
         return 0.0
     moved = sum(map(_bytes, node.inputs)) + sum(map(_bytes, node.outputs))
     return moved / 2 / BYTES_PER_MS  # the constant counts what is copied: read and written
@@ -86,7 +84,7 @@ def node_ms(node: Node) -> float:
 def _fused(node: Node) -> bool:
     """A convolution, its sum with the shortcut and an activation are one step of every runtime."""
     makers = [p for p in map(producer, node.inputs) if p is not None]
-    return node.op in _FUSED and any(p.op in ("Conv", "BranchedConv") or (p.op in ("Add", "Sum") and _fused(p))
+    return node.op in FUSED and any(p.op in ("Conv", "BranchedConv") or (p.op in ("Add", "Sum") and _fused(p))
                                      for p in makers)
 
 

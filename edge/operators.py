@@ -9,12 +9,7 @@ import numpy as np
 
 from gkp.converter.graph import Node, Tensor, values
 from gkp.converter.lower.layout import is_depthwise, reduces_plane
-from gkp.converter.passes.hoist_activations import UNARY
-
-ELEMENTWISE = UNARY | {"Add", "Sub", "Mul", "Div", "Max", "Min", "Sum", "Mean", "Pow", "PRelu", "Identity", "Sqrt", "Log",
-                       "Ceil", "Floor", "Round", "Reciprocal", "Cast"}
-POOLS = frozenset({"MaxPool", "AveragePool"})
-PLANES = frozenset({"GlobalAveragePool", "GlobalMaxPool"})
+from gkp.converter.operators import ELEMENTWISE, PLANES, POOLS
 
 
 def ranked(x: Tensor, y: Tensor) -> bool:

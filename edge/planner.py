@@ -16,6 +16,7 @@ import msgspec
 from gkp import manifest
 from gkp.converter import node as branched_node
 from gkp.converter.graph import Graph, Node, clean
+from gkp.converter.operators import UNARY
 from gkp.converter.sources import OpenOptions, open_any
 from gkp.edge import chain, modes, report, words
 from gkp.edge.alone import Forms, alone_ms, best_forms, in_forms
@@ -34,7 +35,6 @@ from gkp.errors import UnsupportedModelError, UsageError
 
 Progress = Callable[[str, float | None], None]
 WIRES = ("float32", "float16")
-_CHANNELWISE = frozenset({"BatchNormalization", "Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish"})
 SEARCHED = tuple(mode for mode in MODES if mode != "auto")
 
 
@@ -273,7 +273,7 @@ def _scattered(plan: Plan, grouped: Sequence[Node]) -> bool:
     while made:
         tensor = made.pop()
         moved.add(clean(tensor.name))
-        made += [t for n in tensor.outputs if n.op in _CHANNELWISE for t in n.outputs]
+        made += [t for n in tensor.outputs if n.op in UNARY | {"BatchNormalization"} for t in n.outputs]
     tensors = {v.name: v.tensor for v in plan.values}
     return any(tensors[t.value] in moved for t in plan.transfers if COORDINATOR not in (t.source, t.target))
 

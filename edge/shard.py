@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from gkp.converter.graph import Graph, Node, Tensor, clean, producer
+from gkp.converter.operators import HEAVY
 from gkp.edge.partial import add_partial_means, is_mean
 from gkp.edge.parts import part_shape
 from gkp.edge.placement import Assignment, NodePlacement, lanes_of, parts_of
@@ -23,7 +24,6 @@ from gkp.edge.rules import ROWS, Rule, rule_of
 from gkp.errors import UnsupportedModelError, UsageError
 
 _DTYPES = ("float32", "float16", "int64", "uint8")
-_HEAVY = frozenset({"BranchedConv", "Conv", "Gemm", "MatMul", "ConvTranspose"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,7 +265,7 @@ class _Sharding:
         for (level, device), steps in by_level.items():
             urgent = self._urgent(steps, sent, answer)
             rest = [s for s in steps if id(s) not in urgent]
-            if len(rest) < len(steps) and any(s.node.op in _HEAVY for s in rest):
+            if len(rest) < len(steps) and any(s.node.op in HEAVY for s in rest):
                 groups[level, 0, device] = [s for s in steps if id(s) in urgent]
                 groups[level, 1, device] = rest
             else:

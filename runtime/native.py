@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gkp.errors import BackendMissingError, FileError, GkpError, UnsafeFileError, UsageError
+from gkp.text import clean
+from gkp.types import Array
 
-Array = npt.NDArray[Any]
-
-_FORMAT = 1
+_FORMAT = 2
 _STATUS: Mapping[int, tuple[type[GkpError], str]] = {
     1: (UsageError, "compare the input's shape with the artefact's manifest.json"),
     2: (UsageError, "use fewer threads, or free some memory"),
@@ -30,8 +30,18 @@ _STATUS: Mapping[int, tuple[type[GkpError], str]] = {
     4: (UsageError, "load the artefact once for every thread"),
     5: (UsageError, "use fewer threads")}
 """Error class and hint of the C interface's status codes (model.h)."""
+_DTYPES: Mapping[str, npt.DTypeLike] = {"float32": np.float32}
+"""By the names of the description."""
 _MACHINES = {62: "x86_64", 183: "aarch64"}
 """Numbers of the ELF specification, by the names of `uname -m`."""
+
+
+@dataclass(frozen=True)
+class _Port:
+    """An input or output. shape: of one image."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
 
 
 @dataclass(frozen=True)
@@ -68,7 +78,7 @@ class NativeRunner:
         try:
             _declare(self._library, path)
             self.description = _describe(self._library, path)
-            self._inputs, self._outputs = _ports(self.description["inputs"]), _ports(self.description["outputs"])
+            self._inputs, self._outputs = (_ports(self.description[ends], path) for ends in ("inputs", "outputs"))
             self.inputs, self.outputs = list(self._inputs), list(self._outputs)
             self._check(self._library.gkp_create(threads, ctypes.byref(self._handle)))
         except BaseException:
@@ -76,8 +86,8 @@ class NativeRunner:
             raise
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
-        """Arrays [batch, *shape] by input name; contiguous float32 is not copied. UsageError when names, shapes or kinds
-        do not fit, or the batch is 0."""
+        """Arrays [batch, *shape] by input name; contiguous ones of the input's type are not copied. UsageError when names,
+        shapes or kinds do not fit, or the batch is 0."""
         return self._call(feeds, self._library.gkp_run)
 
     def profile(self, feeds: Mapping[str, Array]) -> list[StepTime]:
@@ -103,14 +113,14 @@ class NativeRunner:
             self.close()
 
     def _call(self, feeds: Mapping[str, Array], function: Callable[..., int], *more: Any) -> list[Array]:
-        arrays = [_checked(feeds, name, shape) for name, shape in self._inputs.items()]
+        arrays = [_checked(feeds, name, port) for name, port in self._inputs.items()]
         if len(feeds) != len(arrays):
             unknown = feeds.keys() - self._inputs.keys()
             raise UsageError(f"the model has no input {min(unknown)!r}", f"its inputs: {', '.join(map(repr, self.inputs))}")
         batch = len(arrays[0])
         if any(len(a) != batch for a in arrays):
             raise UsageError(f"the inputs have different batch sizes: {[len(a) for a in arrays]}", "give one batch")
-        results = [np.empty((batch, *shape), np.float32) for shape in self._outputs.values()]
+        results = [np.empty((batch, *port.shape), port.dtype) for port in self._outputs.values()]
         with self._lock:
             if not self._handle:
                 raise UsageError("the model is closed", "load the artefact again")
@@ -123,25 +133,30 @@ class NativeRunner:
             raise kind(f"native kernels: {self._library.gkp_last_error(self._handle).decode('ascii', 'replace')}", hint)
 
 
-def _checked(feeds: Mapping[str, Array], name: str, shape: tuple[int, ...]) -> Array:
-    """The contiguous float32 array of an input, copied only if it is not one yet."""
+def _checked(feeds: Mapping[str, Array], name: str, port: _Port) -> Array:
+    """The contiguous array of an input in its type, copied only if it is not one yet."""
     if name not in feeds:
         raise UsageError(f"input {name!r} is missing", "give an array for every input")
     x = np.asarray(feeds[name])
-    if x.dtype.kind != "f" or x.ndim != len(shape) + 1 or x.shape[1:] != shape:
-        raise UsageError(f"input {name!r} is {x.dtype} {list(x.shape)}, expected float32 {['batch', *shape]}",
+    if x.dtype.kind != port.dtype.kind or x.ndim != len(port.shape) + 1 or x.shape[1:] != port.shape:
+        raise UsageError(f"input {name!r} is {x.dtype} {list(x.shape)}, expected {port.dtype} {['batch', *port.shape]}",
                          "the layout is [batch, channels, height, width]")
     if len(x) == 0:
         raise UsageError(f"input {name!r} has batch 0", "give at least one sample")
-    return np.ascontiguousarray(x, np.float32) if x.flags.aligned else x.astype(np.float32, order="C")
+    return np.ascontiguousarray(x, port.dtype) if x.flags.aligned else x.astype(port.dtype, order="C")
 
 
 def _pointers(arrays: list[Array]) -> Any:
     return (ctypes.c_void_p * len(arrays))(*(a.__array_interface__["data"][0] for a in arrays))
 
 
-def _ports(ports: list[dict[str, Any]]) -> dict[str, tuple[int, ...]]:
-    return {p["name"]: tuple(p["shape"]) for p in ports}
+def _ports(ports: list[dict[str, Any]], path: Path) -> dict[str, _Port]:
+    """By name. FileError for a type that is not known here."""
+    strange = [p["dtype"] for p in ports if p["dtype"] not in _DTYPES]
+    if strange:
+        raise FileError(f"{path} has arrays of {clean(strange[0])}, this gkp knows {', '.join(_DTYPES)}",
+                        "convert the model again")
+    return {p["name"]: _Port(tuple(p["shape"]), np.dtype(_DTYPES[p["dtype"]])) for p in ports}
 
 
 # ---- the library ----------------------------------------------------------------------------------------------------

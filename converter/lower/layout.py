@@ -15,11 +15,9 @@ import numpy.typing as npt
 
 from gkp.converter.graph import Graph, Node, Tensor, channels, is_branched, spatial, values
 from gkp.converter.lower.candidates import DENSE_PADDED, PAD, Candidate, Group
-from gkp.converter.passes.hoist_activations import UNARY
+from gkp.converter.operators import CHANNELWISE, NARY
 
 Index = npt.NDArray[np.int64]
-_CHANNELWISE = UNARY | {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Dropout", "Identity"}
-_BINARY = frozenset({"Add", "Mul", "Sub", "Max", "Min", "Sum"})  # not Div: 0 / 0 in padded channels
 
 
 def is_depthwise(node: Node) -> bool:
@@ -99,7 +97,7 @@ class Layouts:
             return
         if data and self._follows(node):
             self._join([data[0], node.outputs[0]])
-        elif node.op in _BINARY and self._aligned(node):
+        elif node.op in NARY and self._aligned(node):
             self._join([*data, node.outputs[0]])
         elif takes_any_order(node):
             self._fixed.update(id(t) for t in (*data[1:], node.outputs[0]))
@@ -111,7 +109,7 @@ class Layouts:
         """Output channel c depends on input channel c only, whatever the order."""
         if node.op == "BatchNormalization":
             return all(values(t) is not None for t in node.inputs[1:])
-        return ((node.op in _CHANNELWISE and len(node.outputs) == 1) or flattens(node) or is_depthwise(node)
+        return ((node.op in CHANNELWISE and len(node.outputs) == 1) or flattens(node) or is_depthwise(node)
                 or reduces_plane(node))
 
     @staticmethod

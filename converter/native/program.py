@@ -1,6 +1,6 @@
 """What the native compiler compiles: a list of steps over values, for one image.
 
-A value is float32 [channels, height, width] (1-D data: height 1; a vector: height and width 1). Steps run in order; each
+A value is [channels, height, width] (1-D data: height 1; a vector: height and width 1). Steps run in order; each
 writes one value once. The batch is not part of a program: images are computed one after another, or side by side by
 several threads.
 """
@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from math import prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gkp.branched import BranchedConv
-
-Floats = npt.NDArray[np.float32]
+from gkp.converter.native.dtypes import FLOAT32, DType
+from gkp.types import Floats
 
 
 class Activation(Enum):
@@ -31,13 +32,18 @@ class Activation(Enum):
     HARDSWISH = "hardswish"  # x * hardsigmoid(x)
 
 
+ZERO_AT_ZERO = (Activation.NONE, Activation.RELU, Activation.RELU6, Activation.SILU, Activation.HARDSWISH)
+"""They leave zeros zero."""
+
+
 @dataclass(frozen=True)
 class Value:
-    """The shape of a value; its number is its position in Program.values."""
+    """The shape of a value and the type of its elements; its number is its position in Program.values."""
 
     channels: int
     height: int
     width: int
+    dtype: DType = FLOAT32
 
     @property
     def pixels(self) -> int:
@@ -46,6 +52,10 @@ class Value:
     @property
     def size(self) -> int:
         return self.channels * self.pixels
+
+    @property
+    def bytes(self) -> int:
+        return self.size * self.dtype.bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,6 +171,12 @@ class Port:
     name: str
     value: int
     shape: tuple[int, ...]
+    dtype: DType = FLOAT32
+
+    @property
+    def bytes(self) -> int:
+        """Of one image."""
+        return prod(self.shape) * self.dtype.bytes
 
 
 @dataclass(frozen=True, eq=False)

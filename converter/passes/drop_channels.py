@@ -11,7 +11,7 @@ from gkp.branched import BranchedConv
 from gkp.converter import node as branched_node
 from gkp.converter.graph import Graph, Node, Tensor, is_branched, with_channels
 from gkp.converter.movement import run_nodes
-from gkp.converter.passes.hoist_activations import UNARY
+from gkp.converter.operators import UNARY
 
 
 def run(graph: Graph) -> bool:

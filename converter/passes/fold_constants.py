@@ -9,14 +9,12 @@ import numpy as np
 
 from gkp.converter.graph import Graph, Node, all_constant, values
 from gkp.converter.movement import run_nodes
+from gkp.converter.operators import COPIES, ELEMENTWISE, MOVES, RESHAPES
 from gkp.errors import UnsupportedModelError
 
-_FOLDABLE = frozenset({
-    "Identity", "Shape", "Unsqueeze", "Squeeze", "Cast", "Concat", "Slice", "Gather", "GatherElements", "Reshape",
-    "Expand", "ConstantOfShape", "Transpose", "Add", "Sub", "Mul", "Div", "Neg", "Sqrt", "Where", "Equal", "Range",
-    "ScatterND", "ScatterElements", "Flatten", "Size", "Floor", "Ceil", "Min", "Max", "Less", "Greater", "Not", "And",
-    "Or", "Pad", "Split", "ReduceProd", "Mod"})
-_BROADCASTS = frozenset({"Add", "Sub", "Mul", "Div", "Where", "Equal", "Less", "Greater", "And", "Or", "Min", "Max", "Mod"})
+_BROADCASTS = ELEMENTWISE | {"And", "Equal", "Greater", "Less", "Mod", "Or", "Where"}
+_FOLDABLE = (_BROADCASTS | RESHAPES | MOVES | {"ConstantOfShape", "Expand", "Not", "Range", "ReduceProd", "Shape", "Size"}
+             ) - {"GatherND"}  # small indices make large results of it
 _MAX_ELEMENTS = 1 << 26
 
 
@@ -45,7 +43,7 @@ def _vanishes(graph: Graph, node: Node) -> bool:
     same_shape = shape is not None and shape == node.outputs[0].shape and all(isinstance(d, int) for d in shape)
     if node.op == "Dropout" and not _idle(graph, node):
         return False
-    if node.op in ("Identity", "Dropout"):
+    if node.op in COPIES:
         return len([o for o in node.outputs if o.outputs]) <= 1 and bool(node.inputs[0].inputs or node.op == "Dropout"
                                                                          or node.outputs[0].outputs)
     if node.op == "Cast":

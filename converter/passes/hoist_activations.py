@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from gkp.converter.graph import Graph, Node, Tensor, is_branched, producer
 from gkp.converter.movement import is_move, movement
-
-ZERO_PRESERVING = frozenset({"Relu", "LeakyRelu", "Elu", "Celu", "Selu", "Tanh", "HardSwish", "Softsign", "Mish", "Gelu",
-                             "Erf", "Sin", "Abs", "Neg", "ThresholdedRelu"})
-UNARY = ZERO_PRESERVING | {"Sigmoid", "HardSigmoid", "Softplus", "Clip", "Exp"}
+from gkp.converter.operators import UNARY, ZERO_PRESERVING
 
 
 def run(graph: Graph) -> bool:

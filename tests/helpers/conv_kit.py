@@ -14,9 +14,10 @@ from kernel_kit import PARTS, Buffer, Case, Function, check_bounds, compile_kern
 from gkp.branched import Branch, BranchedConv
 from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.kernel import Kernel
-from gkp.converter.native.kernels.layout import Halo, Layout, channels_last, planar
-from gkp.converter.native.planning.geometry import Geometry, Kind
-from gkp.converter.native.planning.ways import Way, conv_ways
+from gkp.converter.native.kernels.layout import Halo, Kind, Layout, channels_last, planar
+from gkp.converter.native.kernels.way import Way
+from gkp.converter.native.planning.geometry import Geometry
+from gkp.converter.native.planning.ways import conv_ways
 from gkp.converter.native.program import Activation, Conv, Program, Value
 
 Array = npt.NDArray[Any]
@@ -167,13 +168,10 @@ def chains(rng: Rng, conv: BranchedConv, plane: tuple[int, int], cpu: Cpu, pick:
 
 def _chain(way: Way, step: Conv, at: Geometry, feeds: dict[int, Array], expected: Array) -> Chain:
     s, t = way.kinds
-    between = [side for side in (way.before, way.after) if side is not None]
-    kernels = [way.trial.recipe.kernel()]
-    if way.before:
-        kernels.insert(0, way.before.trial.recipe.kernel())
-    if way.after:
-        kernels.append(way.after.trial.recipe.kernel())
-    layouts = (at.layouts[0][s], *(side.layout for side in between), at.layouts[1][t])
+    trials = [trial for trial in (way.before, way.trial, way.after) if trial is not None]
+    kernels = [trial.recipe.kernel() for trial in trials]
+    layouts = (at.layouts[0][s], *(trial.y for trial in trials))
+    assert layouts[-1] is at.layouts[1][t]
     c = step.conv
     shown = (f"{way.name}, {s} to {t}: {layouts[0].value} to {layouts[-1].value}, strides {c.strides}, pads {c.pads}, dilations "
              f"{c.dilations}, branches {[b.weight.shape[:2] for b in c.branches]}, {step.activation}, {step.final}, {layouts}")

@@ -15,7 +15,8 @@ import pytest
 
 from gkp.converter.native.building import source, toolchain
 from gkp.converter.native.kernels.cpu import Cpu
-from gkp.converter.native.kernels.kernel import SIGNATURE, Kernel
+from gkp.converter.native.kernels.emit import unit
+from gkp.converter.native.kernels.kernel import Kernel
 from gkp.converter.native.planning.plan import Call, Place, Plan
 from gkp.converter.native.program import Port
 from gkp.runtime.native import NativeRunner
@@ -133,15 +134,15 @@ def add_kernel(size: int) -> Kernel:
 
 
 def _function(body: str) -> str:
-    return f'#include "gkp.h"\n\nextern "C" void KERNEL({SIGNATURE}) {{\n  (void)r, (void)data;\n{body}}}\n'
+    return unit(f"(void)r, (void)data;\n{body}")
 
 
 def two_step_plan(cpu: Cpu, shape: tuple[int, ...] = (3, 5, 7), factor: float = 2.0) -> Plan:
     """x -> factor * x + x + 1, factor * x lying in the arena."""
     size = int(np.prod(shape))
-    calls = (Call(scale_kernel(size, factor), Place("input", 0), None, Place("arena", 16), "first", "scale", size),
-             Call(add_kernel(size), Place("arena", 16), Place("input", 0), Place("output", 0), "second", "add", 0))
-    return Plan(cpu, calls, 16 + size, (Port("x", 0, shape),), (Port("y", 1, shape),))
+    calls = (Call(scale_kernel(size, factor), Place("input", 0), None, Place("arena", 64), "first", "scale", size),
+             Call(add_kernel(size), Place("arena", 64), Place("input", 0), Place("output", 0), "second", "add", 0))
+    return Plan(cpu, calls, 64 + 4 * size, (Port("x", 0, shape),), (Port("y", 1, shape),))
 
 
 def two_port_plan(cpu: Cpu) -> Plan:

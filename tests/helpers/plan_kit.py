@@ -16,8 +16,8 @@ from program_kit import check_program
 
 from gkp.branched import Branch, BranchedConv
 from gkp.converter.native.building import source, toolchain
+from gkp.converter.native.kernels.way import Trial
 from gkp.converter.native.planning.plan import Plan
-from gkp.converter.native.planning.timer import Trial
 from gkp.converter.native.program import (
     Activation,
     Affine,

@@ -311,6 +311,19 @@ def test_another_library_is_a_file_error(tmp_path: Path) -> None:
         NativeRunner(tmp_path / "model.so", 1)
 
 
+@pytest.mark.parametrize(("old", "new", "message"), [
+    ('"format": 2', '"format": 1', "has format 1, this gkp reads 2"),
+    ('"dtype": "float32"', '"dtype": "bfloat16"', "has arrays of bfloat16, this gkp knows float32")])
+def test_a_library_that_speaks_another_language_is_a_file_error(old: str, new: str, message: str, tmp_path: Path) -> None:
+    plan = two_step_plan(host_cpu())
+    source.write(plan, tmp_path)
+    about = tmp_path / "describe.json"
+    assert old in about.read_text()
+    about.write_text(about.read_text().replace(old, new))
+    with pytest.raises(FileError, match=message):
+        NativeRunner(build(tmp_path, plan.cpu), 1)
+
+
 def test_nothing_stays_open(library: Path) -> None:
     def descriptors() -> int:
         return len(list(Path("/proc/self/fd").iterdir()))
@@ -336,7 +349,7 @@ def test_absurd_thread_counts_are_refused(library: Path, threads: int) -> None:
 
 
 def test_too_little_memory_is_an_error(tmp_path: Path) -> None:
-    path = built(replace(two_step_plan(CPU), arena=1 << 28), tmp_path)  # 1 GiB for each thread
+    path = built(replace(two_step_plan(CPU), arena=1 << 30), tmp_path)  # 1 GiB for each thread
     code = ("import resource\nfrom pathlib import Path\nfrom gkp.errors import UsageError\n"
             "from gkp.runtime.native import NativeRunner\n"
             "resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n"

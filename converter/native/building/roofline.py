@@ -13,6 +13,7 @@ from gkp.branched import BranchedConv
 from gkp.converter import node as branched_node
 from gkp.converter.graph import Graph, clean, spatial
 from gkp.converter.native.building.peak import Peak
+from gkp.converter.native.dtypes import FLOAT32
 from gkp.converter.sources.base import sample_inputs
 from gkp.manifest import LayerSpeed, Roofline
 from gkp.runtime.native import StepTime
@@ -44,9 +45,9 @@ class Shape:
 
     @property
     def bytes(self) -> int:
-        """Weights, inputs that some branch reads, and outputs, each once, in float32."""
-        pixels_in, pixels_out = prod(self.before), prod(self.after)
-        return 4 * (self.conv.params + int(self.conv.read.sum()) * pixels_in + self.conv.out_channels * pixels_out)
+        """Weights, inputs that some branch reads, and outputs, each once."""
+        moved = int(self.conv.read.sum()) * prod(self.before) + self.conv.out_channels * prod(self.after)
+        return FLOAT32.bytes * (self.conv.params + moved)
 
 
 def shapes(graph: Graph) -> dict[str, Shape]:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from math import prod
 from pathlib import Path
 
 from gkp.converter.native.building.toolchain import FLAGS, LIBRARIES, LINK
@@ -15,14 +14,14 @@ from gkp.converter.native.kernels.prelude import prelude
 from gkp.converter.native.planning.plan import Call, Place, Plan
 from gkp.converter.native.program import Port
 
-FORMAT = 1
+FORMAT = 2
 """Version of what gkp_describe returns."""
 
 _ALIGN = 64
 _SHARED_MACS = 1_500_000
 """Multiply-accumulates per step, on average: about ten microseconds of a core."""
 _TEMPLATES = Path(__file__).with_name("templates")
-_PLAIN = ("model.h", "pool.h", "processor.h", "processor.cpp")
+_PLAIN = ("model.h", "pool.h", "processor.h")
 
 
 def write(plan: Plan, folder: Path, shared: bool | None = None) -> list[str]:
@@ -37,6 +36,7 @@ def write(plan: Plan, folder: Path, shared: bool | None = None) -> list[str]:
     files: dict[str, str | bytes] = {name: (_TEMPLATES / name).read_text("ascii") for name in _PLAIN}
     files["gkp.h"] = prelude(plan.cpu)
     files |= {f"kernel_{n}.cpp": re.sub(rf"\b{FUNCTION}\b", f"kernel_{n}", source) for source, n in kernels.items()}
+    files["processor.cpp"] = _fill("processor.cpp", {"FEATURES": _features()})
     files["model.cpp"] = _model(plan, kernels, offsets, _shared(plan) if shared is None else shared)
     files["weights.bin"], files["describe.json"] = weights, about
     digest = hashlib.sha256(weights)
@@ -52,10 +52,10 @@ def write(plan: Plan, folder: Path, shared: bool | None = None) -> list[str]:
 
 def describe(plan: Plan, weights: int) -> str:
     """What gkp_describe returns. arena_bytes: working memory per thread; peak_bytes: of one thread, with the weights."""
-    arena = 4 * _arena(plan)
+    arena = _arena(plan)
 
     def ports(of: tuple[Port, ...]) -> list[dict[str, object]]:
-        return [{"name": p.name, "shape": list(p.shape)} for p in of]
+        return [{"name": p.name, "shape": list(p.shape), "dtype": p.dtype.name} for p in of]
 
     about = {"format": FORMAT, "cpu": plan.cpu.name, "inputs": ports(plan.inputs), "outputs": ports(plan.outputs),
              "arena_bytes": arena, "weights_bytes": weights, "peak_bytes": arena + weights,
@@ -76,8 +76,8 @@ def _pack(blobs: Iterable[bytes]) -> tuple[bytes, list[int]]:
 
 
 def _arena(plan: Plan) -> int:
-    """Floats of one arena: whole cache lines, and at least one."""
-    return max(16, -(-plan.arena // 16) * 16)
+    """Bytes of one arena: whole cache lines, and at least one."""
+    return max(_ALIGN, -(-plan.arena // _ALIGN) * _ALIGN)
 
 
 def _shared(plan: Plan) -> bool:
@@ -91,10 +91,16 @@ def _model(plan: Plan, kernels: Mapping[str, int], offsets: list[int], shared: b
         "KERNELS": "\n".join(f"KERNEL(kernel_{n});" for n in kernels.values()),
         "ARENA": str(_arena(plan)), "SHARED": "true" if shared else "false", "COUNT": str(len(plan.calls)),
         "INPUTS": str(len(plan.inputs)), "OUTPUTS": str(len(plan.outputs)),
-        "INPUT_SIZE": ", ".join(str(prod(p.shape)) for p in plan.inputs),
-        "OUTPUT_SIZE": ", ".join(str(prod(p.shape)) for p in plan.outputs),
+        "INPUT_BYTES": ", ".join(str(p.bytes) for p in plan.inputs),
+        "OUTPUT_BYTES": ", ".join(str(p.bytes) for p in plan.outputs),
         "STEPS": "\n".join(_step(n, call, kernels[call.kernel.source], offset)
                            for n, (call, offset) in enumerate(zip(plan.calls, offsets, strict=True)))})
+
+
+def _features() -> str:
+    """What features.txt lists: an instruction set by the compiler's macro, and where cpuid says whether it is there."""
+    rows = [line.split() for line in (_TEMPLATES / "features.txt").read_text("ascii").splitlines()[1:]]
+    return "\n".join(f'#ifdef {macro}\n    NEED("{name}", {", ".join(where)})\n#endif' for macro, name, *where in rows)
 
 
 def _step(number: int, call: Call, kernel: int, offset: int) -> str:

@@ -13,9 +13,9 @@ import numpy as np
 from gkp.converter.cache import Seconds
 from gkp.converter.native.building.toolchain import Toolchain, compile_objects, find, link
 from gkp.converter.native.kernels.cpu import Cpu
-from gkp.converter.native.kernels.kernel import FUNCTION, Recipe
+from gkp.converter.native.kernels.kernel import FUNCTION
 from gkp.converter.native.kernels.prelude import prelude
-from gkp.converter.native.planning.timer import Trial
+from gkp.converter.native.kernels.way import Trial
 from gkp.runtime.environment import fingerprint
 from gkp.types import Progress, silent
 
@@ -41,7 +41,7 @@ class Measured:
         self._prefix = repr((self._toolchain.version, cpu, fingerprint().get("cpu"), prelude(cpu)))
 
     def seconds(self, trials: Sequence[Trial]) -> list[float]:
-        keys = [self._key(t.recipe) for t in trials]
+        keys = [self._key(t) for t in trials]
         unknown = {k: t for k, t in zip(keys, trials, strict=True) if self._cache.get(k) is None}
         if unknown:
             with tempfile.TemporaryDirectory(prefix="gkp-tune-") as folder:
@@ -50,8 +50,9 @@ class Measured:
         known = [self._cache.get(k) for k in keys]
         return [float("inf") if s is None else s for s in known]
 
-    def _key(self, recipe: Recipe) -> str:
-        return hashlib.sha256(f"{self._prefix}{recipe.source}{recipe.key}".encode()).hexdigest()[:32]
+    def _key(self, trial: Trial) -> str:
+        types = [layout.value.dtype.name for layout in (trial.x, trial.r, trial.y) if layout]
+        return hashlib.sha256(f"{self._prefix}{types}{trial.recipe.source}{trial.recipe.key}".encode()).hexdigest()[:32]
 
     def _measure(self, trials: dict[str, Trial], folder: Path) -> None:
         (folder / "gkp.h").write_text(prelude(self._cpu))
@@ -75,9 +76,10 @@ class Measured:
 
 
 def _time(library: ctypes.CDLL, name: str, trial: Trial) -> float:
-    x, r, y = (_aligned(4 * n) for n in (trial.x, trial.r, trial.y))
-    for array in (x, r):
-        array.view(np.float32)[:] = 0.5  # no denormals, no zeros
+    x, r, y = (_aligned(layout.bytes if layout else 0) for layout in (trial.x, trial.r, trial.y))
+    for array, layout in ((x, trial.x), (r, trial.r)):
+        if layout:
+            array.view(layout.value.dtype.numpy)[:] = 0.5  # no denormals, no zeros
     content = np.frombuffer(trial.recipe.fill(), np.uint8)
     stride = max(64, -(-content.size // 64) * 64)
     copies = max(1, min(64, _WEIGHTS_BETWEEN // stride)) if content.size > _LARGE else 1
@@ -97,13 +99,13 @@ def _aligned(size: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
 
 _DRIVER = """// Times one kernel: the fastest of many calls, in seconds.
 #include <time.h>
-typedef void (*Kernel)(const float*, const float*, float*, const unsigned char*, int, int);
+typedef void (*Kernel)(const void*, const void*, void*, const unsigned char*, int, int);
 static double now() {
   timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);
   return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
 }
-extern "C" __attribute__((visibility("default"))) double gkp_time(Kernel f, const float* x, const float* r, float* y,
+extern "C" __attribute__((visibility("default"))) double gkp_time(Kernel f, const void* x, const void* r, void* y,
                                                                   const unsigned char* data, long copies, long stride,
                                                                   double budget) {
   f(x, r, y, data, 0, 1);

@@ -8,24 +8,29 @@ takes whole vectors, others are scattered.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from math import ceil
 
 import numpy as np
 import numpy.typing as npt
 
 from gkp.branched import Branch
 from gkp.converter.native.kernels.cpu import Cpu
-from gkp.converter.native.kernels.kernel import FUNCTION, SIGNATURE, Recipe, activation
+from gkp.converter.native.kernels.emit import fill, unit
+from gkp.converter.native.kernels.jobs import Words, cuts, entry
+from gkp.converter.native.kernels.kernel import Recipe, activation
 from gkp.converter.native.kernels.layout import Layout
-from gkp.converter.native.kernels.taps import used, with_rest
-from gkp.converter.native.program import Activation, Conv
+from gkp.converter.native.kernels.taps import macs, used, with_rest
+from gkp.converter.native.kernels.way import Trial, Way, layer_name
+from gkp.converter.native.program import ZERO_AT_ZERO, Conv
 
-_Words = npt.NDArray[np.uint32]
-_JOB = 6
+_Offsets = npt.NDArray[np.int64]
 _LARGE = 1 << 16
 """Weights of a layer that does not stay in the caches: the next panel's are fetched while this one's are used."""
+_SPARE = 3  # registers for inputs and weights beside the accumulators
+_SHAPES = ((2, 14), (2, 13), (2, 12), (3, 8), (4, 6), (2, 7), (4, 4), (3, 7), (1, 14), (1, 7), (4, 1), (2, 4), (1, 1))
+"""Vectors of channels, pixels: as many accumulators as registers allow; fewer for narrow planes. Cut to the registers."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,14 @@ class ChannelTile:
         return f"channel {self.vectors}x{self.rows}x{self.columns}{' by tile' if self.by_tile else ''}"
 
 
+def ways(step: Conv, source: Layout, target: Layout, residual: Layout | None, cpu: Cpu, most: int = 8) -> Iterator[Way]:
+    """The family: the `most` best tiles by the model. Planes are left to vectors of pixels."""
+    for tile in [] if target.planar else tiles(step, source, target, cpu, most):
+        recipe = channel_kernel(step, tile, source, target, residual, cpu)
+        trial = Trial(recipe, source, residual, target, cycles(step, tile, source, target, cpu))
+        yield Way(layer_name(step), tile.label, trial, target.value.pixels * macs(step.conv, windows=False))
+
+
 def channel_kernel(step: Conv, tile: ChannelTile, source: Layout, target: Layout, residual: Layout | None,
                    cpu: Cpu) -> Recipe:
     """The kernel of a convolution. The source's halo covers the pads. A residual has the target's kind of layout."""
@@ -57,26 +70,109 @@ def is_flat(step: Conv, *layouts: Layout) -> bool:
             and all(at.row == at.value.width * at.column for at in layouts))
 
 
+# ---- tiles ------------------------------------------------------------------------------------------------------
+def tiles(step: Conv, source: Layout, target: Layout, cpu: Cpu, most: int = 8) -> list[ChannelTile]:
+    """The tiles worth trying for these layouts, best first by the model, at most `most`."""
+    height, width = _plane(step, source, target)
+    widest = max((ceil(len(b.out_index) / cpu.lanes) for b in step.conv.branches), default=1)
+    found: set[ChannelTile] = set()
+    for vectors, pixels in _SHAPES:
+        vectors = min(vectors, widest)
+        pixels = min(pixels, (cpu.registers - _SPARE) // vectors - (1 if cpu.registers < 32 else 0))
+        columns = min(width, max(1, pixels))
+        rows = max(1, min(height, pixels // columns))
+        found |= {ChannelTile(vectors, rows, columns, by_tile) for by_tile in (False, True)}
+    return sorted(found, key=lambda tile: cycles(step, tile, source, target, cpu))[:most]
+
+
+def cycles(step: Conv, tile: ChannelTile, source: Layout, target: Layout, cpu: Cpu) -> float:
+    """Cycles of one image by the model (gkp.converter.native.planning.timer)."""
+    height, width = _plane(step, source, target)
+    down, across = ceil(height / tile.rows), ceil(width / tile.columns)
+    pixels, count = height * width / (down * across), down * across
+    total = 0.0
+    for branch in step.conv.branches:
+        vectors = ceil(len(branch.out_index) / cpu.lanes)
+        parts = ceil(vectors / tile.vectors)
+        for n in (vectors * (k + 1) // parts - vectors * k // parts for k in range(parts)):
+            spill = 1.5 if n * pixels + _SPARE > cpu.registers + 1 else 1.0
+            inner = max(n * pixels, 8, n + pixels + 1) / 2 * spill
+            total += count * (inner * len(used(branch)) + 2 * n * pixels + 10)
+    large = source.size > sum(b.weight.size for b in step.conv.branches)
+    return total * (1.0 if tile.by_tile == large else 1.005)
+
+
+def _plane(step: Conv, *layouts: Layout) -> tuple[int, int]:
+    """Rows and columns of the target, the last of the layouts, as the tiles see them."""
+    v = layouts[-1].value
+    return (1, v.pixels) if is_flat(step, *layouts) else (v.height, v.width)
+
+
+# ---- kernel -----------------------------------------------------------------------------------------------------
+_HEAD = '''
+    // @kh@x@kw@ convolution, @conv.in_channels@ -> @conv.out_channels@ channels, output @v.height@x@v.width@,
+    // tile: @tile.label@.
+    struct Job { int size, taps, in, weights, bias, out; };  // positions in words of the data
+
+    @functions@
+'''
+_SCATTER = '''
+    // The first n lanes to or from places of their own.
+    static inline void scatter(float* y, const int* at, int n, V v) {
+      for (int i = 0; i < LANES && i < n; ++i) y[at[i]] = v[i];
+    }
+    static inline V gather(const float* r, const int* at, int n) {
+      V v{};
+      for (int i = 0; i < LANES && i < n; ++i) v[i] = r[at[i]];
+      return v;
+    }
+'''
+_TILE = '''
+    static void tile_@n@_@r@_@c@(const float* x, @at@, int taps, const float* w, const float* bias, float* y, @out@@more@) {
+      $if w.whole: y += out;
+      @sums@
+      for (int i = 0; i < taps; ++i, w += @step@) {
+        const float* p = x + @place@;
+        $if w.ahead: __builtin_prefetch(ahead + i * @step@, 0, 2);
+        @weights@
+        @products@
+      }
+      @store@
+    }
+'''
+_LOOPS = '''
+    static const struct { int in, out, residual; } at_@number@[] = {@starts@};
+    @outer@
+      @inner@ {
+        const Job& job = jobs[j];
+        $if w.ahead: const int vector = turn++ % @count@;  // of the next panel, fetched meanwhile
+        $if w.ahead: const bool more = j + 1 < end && vector < (job.size & 255);
+        $if w.ahead: const float* ahead = floats + (more ? jobs[j + 1].weights + vector * LANES : job.weights);
+        switch (job.size & 255) {
+          @cases@
+        }
+      }
+'''
+
+
 class _Writer:
     def __init__(self, step: Conv, tile: ChannelTile, source: Layout, target: Layout, residual: Layout,
                  cpu: Cpu) -> None:
         self.step, self.tile, self.source, self.target, self.lanes = step, tile, source, target, cpu.lanes
-        self.residual = residual
-        self.height: int
-        self.width: int
-        flat = is_flat(step, source, target, residual)
-        v = target.value
-        self.height, self.width = (1, v.pixels) if flat else (v.height, v.width)
+        self.residual, self.has_residual = residual, step.residual is not None
+        self.height, self.width = _plane(step, source, residual, target)
         sy, sx = step.conv.strides
         self.step_y, self.step_x = sy * source.row, sx * source.column
         self.branches = with_rest(step.conv)
         self.offsets = [self._offsets(b) for b in self.branches]
         self.straight = all((np.diff(offsets) == 1).all() for offsets in self.offsets)
-        zero = all(k in (Activation.NONE, Activation.RELU, Activation.RELU6, Activation.SILU, Activation.HARDSWISH)
-                   for k in (step.activation, step.final))
+        zero = step.activation in ZERO_AT_ZERO and step.final in ZERO_AT_ZERO
         weights = sum(len(offsets) * len(b.out_index) for b, offsets in zip(self.branches, self.offsets, strict=True))
         self.ahead = not tile.by_tile and weights > _LARGE
         self.whole = target.channel == 1 and all(self._contiguous(b, zero) for b in self.branches)
+        self.panels = [(b, offsets, lo * self.lanes, hi * self.lanes)
+                       for b, offsets in zip(self.branches, self.offsets, strict=True)
+                       for lo, hi in cuts(-(-len(b.out_index) // self.lanes), tile.vectors)]
 
     def _contiguous(self, b: Branch, zero: bool) -> bool:
         """Whole vectors of the target: consecutive channels, and what lies in the last vector's spare lanes is padding."""
@@ -85,49 +181,32 @@ class _Writer:
             return False
         return n % self.lanes == 0 or (zero and first + n == self.target.value.channels and first % self.lanes == 0)
 
-    def _order(self, b: Branch) -> npt.NDArray[np.int64]:
+    def _order(self, b: Branch) -> _Offsets:
         """Rows (input, ky, kx) of the taps that count, in the order of reading: channels innermost where they lie side by
         side."""
         taps = used(b)
         return taps[np.lexsort((taps[:, 0], taps[:, 2], taps[:, 1]))] if self.source.channel == 1 else taps
 
-    def _offsets(self, b: Branch) -> npt.NDArray[np.int64]:
+    def _offsets(self, b: Branch) -> _Offsets:
         (dy, dx), s = self.step.conv.dilations, self.source
         c, ky, kx = self._order(b).T
-        offsets: npt.NDArray[np.int64] = s.channel_offsets(b.in_index[c]) + ky * dy * s.row + kx * dx * s.column
+        offsets: _Offsets = s.channel_offsets(b.in_index[c]) + ky * dy * s.row + kx * dx * s.column
         return offsets
 
     # ---- data ---------------------------------------------------------------------------------------------------
     def recipe(self) -> Recipe:
-        panels = [(b, offsets, lo, hi) for b, offsets in zip(self.branches, self.offsets, strict=True)
-                  for lo, hi in self._cuts(b)]
-        counts = [((hi - lo) // self.lanes, len(offsets)) for _, offsets, lo, hi in panels]
-        return Recipe(self._source(sorted({n for n, _ in counts}), len(panels)), repr(counts), lambda: self._data(panels))
+        counts = [((hi - lo) // self.lanes, len(offsets)) for _, offsets, lo, hi in self.panels]
+        return Recipe(self._source(sorted({n for n, _ in counts})), repr(counts), self._data)
 
-    def _cuts(self, b: Branch) -> list[tuple[int, int]]:
-        """Panels of output lanes of a branch, of at most the tile's vectors, as equal as they can be."""
-        vectors = -(-len(b.out_index) // self.lanes)
-        parts = -(-vectors // self.tile.vectors)
-        return list(pairwise(vectors * k // parts * self.lanes for k in range(parts + 1)))
-
-    def _data(self, panels: Sequence[tuple[Branch, npt.NDArray[np.int64], int, int]]) -> bytes:
-        """Job table, then per branch its offsets, per panel its weights [taps, lanes], bias and output offsets (4-byte
-        words; every array begins at a cache line)."""
-        words: list[_Words] = []
-        start = at = -(-_JOB * len(panels) // 16) * 16
-
-        def put(values: object, kind: type) -> int:
-            nonlocal at
-            array = np.ascontiguousarray(values, kind).ravel().view(np.uint32)
-            words.extend([array, np.zeros(-array.size % 16, np.uint32)])
-            at += array.size + words[-1].size
-            return at - array.size - words[-1].size
-
+    def _data(self) -> bytes:
+        """Job table, then per branch its offsets, per panel its weights [taps, lanes], bias and output offsets (every array
+        begins at a cache line)."""
+        words = Words(len(self.panels), 6, align=16)
         table: list[list[int]] = []
         tables: dict[int, int] = {}
-        for b, offsets, lo, hi in panels:
+        for b, offsets, lo, hi in self.panels:
             if id(b) not in tables:
-                tables[id(b)] = int(offsets[0]) if self.straight and len(offsets) else put(offsets, np.int32)
+                tables[id(b)] = int(offsets[0]) if self.straight and len(offsets) else words.put(offsets, np.int32)
             outs = b.out_index[lo:hi]
             n = len(outs)
             c, ky, kx = self._order(b).T
@@ -136,117 +215,65 @@ class _Writer:
             bias = np.zeros(hi - lo, np.float32)
             bias[:n] = self.step.conv.bias[outs]
             size = (hi - lo) // self.lanes + (0 if self.whole else n << 8)
-            table.append([size, len(offsets), tables[id(b)], put(panel, np.float32), put(bias, np.float32),
+            table.append([size, len(offsets), tables[id(b)], words.put(panel, np.float32), words.put(bias, np.float32),
                           int(self.target.channel_offsets(outs[:1])[0]) if self.whole
-                          else put(self.target.channel_offsets(outs), np.int32)])
-        head = np.zeros(start, np.uint32)
-        head[:_JOB * len(panels)] = np.asarray(table, np.int32).ravel().view(np.uint32)
-        return np.concatenate([head, *words]).tobytes()
+                          else words.put(self.target.channel_offsets(outs), np.int32)])
+        return words.bytes(table)
 
     # ---- source -------------------------------------------------------------------------------------------------
     def _shapes(self) -> list[tuple[int, int, list[tuple[int, int]]]]:
         """Tile shapes (rows, columns) with the first pixels (row, column) of their tiles: the plane cut evenly."""
-        def cut(n: int, size: int) -> list[tuple[int, int]]:
-            parts = -(-n // size)
-            cuts = [n * k // parts for k in range(parts + 1)]
-            return list(pairwise(cuts))
-
         shapes: dict[tuple[int, int], list[tuple[int, int]]] = {}
-        for y0, y1 in cut(self.height, self.tile.rows):
-            for x0, x1 in cut(self.width, self.tile.columns):
+        for y0, y1 in cuts(self.height, self.tile.rows):
+            for x0, x1 in cuts(self.width, self.tile.columns):
                 shapes.setdefault((y1 - y0, x1 - x0), []).append((y0, x0))
         return [(r, c, at) for (r, c), at in shapes.items()]
 
-    def _source(self, sizes: list[int], panels: int) -> str:
-        v, c = self.target.value, self.step.conv
-        kh, kw = c.kernel_shape
-        shapes = self._shapes()
-        lines = ['#include "gkp.h"',
-                 f"// {kh}x{kw} convolution, {c.in_channels} -> {c.out_channels} channels, output {v.height}x{v.width},",
-                 f"// tile: {self.tile.label}.",
-                 "struct Job { int size, taps, in, weights, bias, out; };  // positions in words of the data", ""]
-        if not self.whole:
-            lines.append(_SCATTER)
-        lines += [self._function(n, r, w) for r, w, _ in shapes for n in sizes]
-        lines += [f'extern "C" void {FUNCTION}({SIGNATURE}) {{',
-                  "  const int* words = reinterpret_cast<const int*>(data);",
-                  "  const float* floats = reinterpret_cast<const float*>(data);",
-                  "  const Job* jobs = reinterpret_cast<const Job*>(data);",
-                  f"  const int begin = first_of({panels}, part, parts), end = first_of({panels}, part + 1, parts);",
-                  f"  x += {self._origin()};", f"  y += {self.target.origin};"]
-        if self.step.residual is not None:
-            lines.append(f"  r += {self.residual.origin};")
-        if self.ahead:
-            lines.append("  int turn = 0;")
-        for number, (r, w, starts) in enumerate(shapes):
-            flat = ", ".join(f"{{{y * self.step_y + x * self.step_x}, {y * self.target.row + x * self.target.column}, "
-                             f"{y * self.residual.row + x * self.residual.column}}}" for y, x in starts)
-            lines.append(f"  static const struct {{ int in, out, residual; }} at_{number}[] = {{{flat}}};")
-            job, pixels = "  for (int j = begin; j < end; ++j)", f"  for (const auto& at : at_{number})"
-            loops = [pixels, job] if self.tile.by_tile else [job, pixels]
-            lines += [loops[0], "  " + loops[1] + " {", "      const Job& job = jobs[j];"]
-            if self.ahead:
-                lines += [f"      const int vector = turn++ % {len(starts)};  // of the next panel, fetched meanwhile",
-                          "      const bool more = j + 1 < end && vector < (job.size & 255);",
-                          "      const float* ahead = floats + (more ? jobs[j + 1].weights + vector * LANES : job.weights);"]
-            lines.append("      switch (job.size & 255) {")
-            lines += [f"        case {n}: tile_{n}_{r}_{w}({self._arguments()}); break;" for n in sizes]
-            lines += ["      }", "    }"]
-        return "\n".join([*lines, "}", ""])
+    def _source(self, sizes: list[int]) -> str:
+        v, c, shapes = self.target.value, self.step.conv, self._shapes()
+        functions = [*([] if self.whole else [fill(_SCATTER)]), *(self._tile(n, r, w) for r, w, _ in shapes for n in sizes)]
+        head = fill(_HEAD, kh=c.kernel_shape[0], kw=c.kernel_shape[1], conv=c, v=v, tile=self.tile,
+                    functions="\n".join(functions))
+        start = self.source.origin - c.pads[0] * self.source.row - c.pads[1] * self.source.column
+        text = "int turn = 0;\n" if self.ahead else ""
+        text += "".join(self._loops(number, sizes, *shape) for number, shape in enumerate(shapes))
+        added = self.residual.origin if self.has_residual else None
+        return unit(entry(len(self.panels), start, self.target.origin, added, text), head)
 
-    def _origin(self) -> int:
-        return self.source.origin - self.step.conv.pads[0] * self.source.row - self.step.conv.pads[1] * self.source.column
-
-    def _arguments(self) -> str:
+    def _loops(self, number: int, sizes: list[int], rows: int, columns: int, starts: list[tuple[int, int]]) -> str:
+        """The tiles of one shape."""
+        places = ", ".join(f"{{{y * self.step_y + x * self.step_x}, {y * self.target.row + x * self.target.column}, "
+                           f"{y * self.residual.row + x * self.residual.column}}}" for y, x in starts)
+        order = ["for (int j = begin; j < end; ++j)", f"for (const auto& at : at_{number})"]
+        outer, inner = reversed(order) if self.tile.by_tile else order
         table = "job.in" if self.straight else "words + job.in"
         out = "job.out" if self.whole else "words + job.out, job.size >> 8"
-        return (f"x + at.in, {table}, job.taps, floats + job.weights, floats + job.bias, y + at.out, {out}"
-                + (", r + at.residual" if self.step.residual is not None else "") + (", ahead" if self.ahead else ""))
+        more = (", r + at.residual" if self.has_residual else "") + (", ahead" if self.ahead else "")
+        cases = [f"case {n}: tile_{n}_{rows}_{columns}(x + at.in, {table}, job.taps, floats + job.weights, "
+                 f"floats + job.bias, y + at.out, {out}{more}); break;" for n in sizes]
+        return fill(_LOOPS, w=self, number=number, starts=places, outer=outer, inner=inner, count=len(starts), cases=cases)
 
-    def _function(self, n: int, rows: int, columns: int) -> str:
+    def _tile(self, n: int, rows: int, columns: int) -> str:
         pixels = [(r, c) for r in range(rows) for c in range(columns)]
-        table = "int first" if self.straight else "const int* in"
-        out = "int out" if self.whole else "const int* out, int outputs"
-        lines = [f"static void tile_{n}_{rows}_{columns}(const float* x, {table}, int taps, const float* w, "
-                 f"const float* bias, float* y, {out}{', const float* r' if self.step.residual is not None else ''}"
-                 f"{', const float* ahead' if self.ahead else ''}) {{"]
-        if self.whole:
-            lines.append("  y += out;")
-        lines += [f"  V a{p}_{v} = load(bias + {v * self.lanes});" for p in range(len(pixels)) for v in range(n)]
-        lines.append(f"  for (int i = 0; i < taps; ++i, w += {n * self.lanes}) {{")
-        lines.append(f"    const float* p = x + {'first + i' if self.straight else 'in[i]'};")
-        if self.ahead:
-            lines.append(f"    __builtin_prefetch(ahead + i * {n * self.lanes}, 0, 2);")
-        lines += [f"    const V w{v} = load(w + {v * self.lanes});" for v in range(n)]
-        for p, (r, c) in enumerate(pixels):
-            at = r * self.step_y + c * self.step_x
-            lines.append("    " + " ".join(f"a{p}_{v} += w{v} * p[{at}];" for v in range(n)))
-        lines.append("  }")
-        return "\n".join([*lines, *self._stores(n, pixels), "}", ""])
+        products = (" ".join(f"a{p}_{v} += w{v} * p[{r * self.step_y + c * self.step_x}];" for v in range(n))
+                    for p, (r, c) in enumerate(pixels))
+        more = (", const float* r" if self.has_residual else "") + (", const float* ahead" if self.ahead else "")
+        return fill(_TILE, w=self, n=n, r=rows, c=columns, at="int first" if self.straight else "const int* in",
+                    out="int out" if self.whole else "const int* out, int outputs", more=more, step=n * self.lanes,
+                    sums=[f"V a{p}_{v} = load(bias + {v * self.lanes});" for p in range(len(pixels)) for v in range(n)],
+                    place="first + i" if self.straight else "in[i]", products=products, store=self._stores(n, pixels),
+                    weights=[f"const V w{v} = load(w + {v * self.lanes});" for v in range(n)])
 
-    def _stores(self, n: int, pixels: list[tuple[int, int]]) -> list[str]:
-        residual = self.step.residual is not None
-        lines = ["  r += out;"] if self.whole and residual else []
+    def _stores(self, n: int, pixels: list[tuple[int, int]]) -> Iterator[str]:
+        if self.whole and self.has_residual:
+            yield "r += out;"
         for p, (row, column) in enumerate(pixels):
             at = row * self.target.row + column * self.target.column
             there = row * self.residual.row + column * self.residual.column
             for v in range(n):
                 value, o = activation(self.step.activation, f"a{p}_{v}"), v * self.lanes
-                if residual:
+                if self.has_residual:
                     added = f"load(r + {there + o})" if self.whole else f"gather(r + {there}, out + {o}, outputs - {o})"
                     value = activation(self.step.final, f"{value} + {added}")
-                lines.append(f"  store(y + {at + o}, {value});" if self.whole
-                             else f"  scatter(y + {at}, out + {o}, outputs - {o}, {value});")
-        return lines
-
-
-_SCATTER = """// The first n lanes to or from places of their own.
-static inline void scatter(float* y, const int* at, int n, V v) {
-  for (int i = 0; i < LANES && i < n; ++i) y[at[i]] = v[i];
-}
-static inline V gather(const float* r, const int* at, int n) {
-  V v{};
-  for (int i = 0; i < LANES && i < n; ++i) v[i] = r[at[i]];
-  return v;
-}
-"""
+                yield (f"store(y + {at + o}, {value});" if self.whole
+                       else f"scatter(y + {at}, out + {o}, outputs - {o}, {value});")

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+VECTORS = "vectors"
+"""Multiply-adds on vectors of float32: every processor that is compiled for has them."""
+
 
 @dataclass(frozen=True)
 class Cpu:
-    """A processor to compile for. lanes: floats per vector; registers: vector registers."""
+    """A processor to compile for. lanes: floats per vector; registers: vector registers; instructions: the families of
+    instructions that it has, for kernels that name what they need (Recipe.needs)."""
 
     name: str
     lanes: int
     registers: int
     flags: tuple[str, ...]
     triple: str | None = None
+    instructions: tuple[str, ...] = (VECTORS,)
 
 
 CPUS = {"x86-64-v3": Cpu("x86-64-v3", 8, 16, ("-march=x86-64-v3",)),

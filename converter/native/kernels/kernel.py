@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from gkp.converter.native.kernels.cpu import VECTORS
 from gkp.converter.native.program import Activation
 
 FUNCTION = "KERNEL"
 """Stands for the function's name in Kernel.source; kernels with the same source share one object file."""
 
-SIGNATURE = "const float* x, const float* r, float* y, const unsigned char* data, int part, int parts"
+SIGNATURE = "const void* source, const void* second, void* target, const unsigned char* data, int part, int parts"
 
 
 @dataclass(frozen=True)
 class Kernel:
     """One step as C++.
 
-    source: a translation unit that includes "gkp.h" and defines `extern "C" void KERNEL(SIGNATURE)`: x, r, y point to the
-    first float of the buffers of source, residual or second operand, and target (not to their origins). Part `part` of
-    `parts` is computed: the parts are disjoint and together make the whole; any number of parts is allowed.
+    source: a translation unit that includes "gkp.h" and defines `extern "C" void KERNEL(SIGNATURE)`: it is given the first
+    bytes of the buffers of source, residual or second operand, and target (not their origins). Part `part` of `parts` is
+    computed: the parts are disjoint and together make the whole; any number of parts is allowed.
     data: weights and tables of this step, placed at an address that is a multiple of 64 bytes."""
 
     source: str
@@ -29,11 +30,12 @@ class Kernel:
 @dataclass(frozen=True, eq=False)
 class Recipe:
     """A kernel whose data is made when it is needed: many are tried, few are kept. key: what its time depends on besides
-    the source."""
+    the source; needs: instructions, which not every processor has (Cpu.instructions)."""
 
     source: str
     key: str
     fill: Callable[[], bytes]
+    needs: tuple[str, ...] = (VECTORS,)
 
     def kernel(self) -> Kernel:
         return Kernel(self.source, self.fill())

@@ -8,19 +8,25 @@ one row, several whole rows (where rows are short), or a stretch of the plane ta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import groupby
+from math import ceil
 from typing import Any
 
 import numpy as np
 
 from gkp.branched import Branch
 from gkp.converter.native.kernels.cpu import Cpu
-from gkp.converter.native.kernels.kernel import FUNCTION, SIGNATURE, Recipe, activation
+from gkp.converter.native.kernels.emit import fill, unit
+from gkp.converter.native.kernels.jobs import Words, cuts, entry
+from gkp.converter.native.kernels.kernel import Recipe, activation
 from gkp.converter.native.kernels.layout import Layout
-from gkp.converter.native.kernels.taps import is_sparse, used, with_rest
+from gkp.converter.native.kernels.taps import is_sparse, macs, used, with_rest
+from gkp.converter.native.kernels.way import Trial, Way, layer_name
 from gkp.converter.native.program import Conv
+
+_SPARE = 3  # registers for inputs and weights beside the accumulators
 
 
 @dataclass(frozen=True)
@@ -40,12 +46,22 @@ class PixelTile:
                 f"{' by tile' if self.by_tile else ''}")
 
 
+def ways(step: Conv, source: Layout, target: Layout, residual: Layout | None, cpu: Cpu, most: int = 8) -> Iterator[Way]:
+    """The family: the `most` best tiles by the model."""
+    for tile in tiles(step, source, target, cpu, most):
+        recipe = pixel_kernel(step, tile, source, target, cpu)
+        trial = Trial(recipe, source, residual, target, cycles(step, tile, source, target, cpu))
+        count = macs(step.conv, windows=not is_sparse(step.conv))
+        yield Way(layer_name(step), tile.label, trial, target.value.pixels * count)
+
+
 def pixel_kernel(step: Conv, tile: PixelTile, source: Layout, target: Layout, cpu: Cpu) -> Recipe:
     """The kernel of a convolution with stride 1. The source's halo covers the pads; in line mode both planes have the
     same row pitch. A residual has the target's layout."""
     return _Writer(step, tile, source, target, cpu).recipe()
 
 
+# ---- tiles ------------------------------------------------------------------------------------------------------
 def fits(step: Conv, tile: PixelTile, source: Layout, target: Layout, cpu: Cpu) -> bool:
     """Can this tile compute the step with these layouts?"""
     if step.conv.strides != (1, 1) or not (source.planar and target.planar):
@@ -58,6 +74,91 @@ def fits(step: Conv, tile: PixelTile, source: Layout, target: Layout, cpu: Cpu) 
     return cpu.lanes % w == 0 and target.value.height * w >= cpu.lanes * tile.vectors
 
 
+def tiles(step: Conv, source: Layout, target: Layout, cpu: Cpu, most: int = 8) -> list[PixelTile]:
+    """The tiles worth trying for these layouts, best first by the model, at most `most`; empty: none fits."""
+    widest = max((len(b.out_index) for b in step.conv.branches), default=1)
+    plane = target.value
+    columns = ceil(plane.width / cpu.lanes) if plane.width >= cpu.lanes else 1
+    length = ceil(((plane.height - 1) * target.row + plane.width) / cpu.lanes)
+    found: list[PixelTile] = []
+    for outputs in sorted({min(widest, n) for n in (1, 2, 3, 4, 6, 8)}, reverse=True):
+        for line in (False, True):
+            whole = length if line else max(1, plane.height * plane.width // cpu.lanes) if columns == 1 else plane.height
+            fit = max(1, min((cpu.registers - _SPARE) // outputs // (1 if line else columns), whole))
+            for n in _sizes(whole, fit):
+                tile = PixelTile(outputs, n, line, by_tile=True)
+                if fits(step, tile, source, target, cpu):
+                    found += [tile, replace(tile, by_tile=False)]
+    return sorted(found, key=lambda tile: cycles(step, tile, source, target, cpu))[:most]
+
+
+def _sizes(whole: int, fit: int) -> list[int]:
+    """How many vectors (or rows of them) a tile may have, at most `fit`: those that cut the whole evenly, and half."""
+    exact = max(n for n in range(1, fit + 1) if whole % n == 0)
+    return sorted({exact, *(-(-whole // -(-whole // n)) for n in (fit, max(1, fit * 3 // 4), max(1, fit // 2)))})
+
+
+def cycles(step: Conv, tile: PixelTile, source: Layout, target: Layout, cpu: Cpu) -> float:
+    """Cycles of one image by the model (gkp.converter.native.planning.timer)."""
+    plane, (kh, kw) = target.value, step.conv.kernel_shape
+    straddle = 2.0 if cpu.lanes == 16 else 1.5
+    if tile.line:
+        vectors = ceil(((plane.height - 1) * target.row + plane.width) / cpu.lanes)
+        per_tile = ceil(vectors / ceil(vectors / tile.vectors))
+        count, loads = ceil(vectors / per_tile), per_tile * kh * kw * straddle
+    else:
+        rows = max(1, cpu.lanes // plane.width)
+        columns = ceil(plane.width / cpu.lanes) if rows == 1 else 1
+        per_tile, count = tile.vectors * columns, ceil(plane.height / (tile.vectors * rows))
+        loads = kw * columns * (tile.vectors * rows + (kh - 1)) * (straddle if rows == 1 else 2.0)
+    sparse, total = is_sparse(step.conv), 0.0
+    for branch in step.conv.branches:
+        n = len(branch.out_index)
+        parts = ceil(n / tile.outputs)
+        share = len(used(branch)) / max(1, kh * kw * len(branch.in_index)) if sparse else 1.0
+        for size in (n * (k + 1) // parts - n * k // parts for k in range(parts)):
+            spill = 1.5 if size * per_tile + _SPARE > cpu.registers else 1.0
+            inner = max(size * per_tile * kh * kw, 4 * kh * kw, loads + size * kh * kw) / 2 * share * spill
+            total += count * (inner * len(branch.in_index) + 2 * size * per_tile + 10)
+    more_input = source.size > sum(b.weight.size for b in step.conv.branches)  # than weights: keep the input in L1
+    return total * (1.0 if tile.by_tile == more_input else 1.01)
+
+
+# ---- kernel -----------------------------------------------------------------------------------------------------
+_HEAD = '''
+    // @w.kh@x@w.kw@ convolution, @conv.in_channels@ -> @conv.out_channels@ channels,
+    // output @w.plane.height@x@w.plane.width@, tile: @w.tile.label@.
+    constexpr int ROW = @w.source.row@, OUT_ROW = @w.target.row@;
+    struct Job { int outputs, inputs, in, weights, out; };  // positions in words of the data
+
+    @functions@
+'''
+_TILE = '''
+    static void tile_@o@_@v@(const float* x, const int* in, int inputs, const float* w, const int* out, float* y@more@) {
+      const float* bias = reinterpret_cast<const float*>(out + @o@);
+      @sums@
+      for (int i = 0; i < inputs; ++i) {
+        const float* p = x + in[i];
+        @multiply@
+      }
+      @store@
+    }
+'''
+_LOOPS = '''
+    @outer@
+      @inner@ {
+        const Job& job = jobs[j];
+        const float* px = x + at@row@;
+        float* py = y + at@out_row@;
+        $if w.residual: const float* pr = r + at@out_row@;
+        $if w.masked: const int* mask = words + @mask_at@ + at;
+        switch (job.outputs) {
+          @cases@
+        }
+      }
+'''
+
+
 class _Writer:
     def __init__(self, step: Conv, tile: PixelTile, source: Layout, target: Layout, cpu: Cpu) -> None:
         self.step, self.tile, self.source, self.target, self.lanes = step, tile, source, target, cpu.lanes
@@ -66,7 +167,8 @@ class _Writer:
         self.top, self.left = step.conv.pads[0], step.conv.pads[1]
         self.branches = with_rest(step.conv)
         self.sparse = is_sparse(step.conv)  # zero taps: a list of taps instead of whole windows
-        plane = target.value
+        self.residual = step.residual is not None
+        self.plane = plane = target.value
         if tile.line:
             self.length = (plane.height - 1) * target.row + plane.width
             self.columns = [0]
@@ -76,43 +178,25 @@ class _Writer:
             starts = [*range(0, plane.width - self.lanes, self.lanes), plane.width - self.lanes]
             self.columns = starts if self.per_vector == 1 else [0]
         self.masked = tile.line and target.row > plane.width
+        self.jobs = [(b, slice(lo, hi)) for b in self.branches for lo, hi in cuts(len(b.out_index), tile.outputs)]
 
     # ---- data ---------------------------------------------------------------------------------------------------
-    def _jobs(self) -> list[tuple[Branch, slice]]:
-        jobs = []
-        for b in self.branches:
-            n = len(b.out_index)
-            parts = -(-n // self.tile.outputs)
-            cuts = [n * k // parts for k in range(parts + 1)]
-            jobs += [(b, slice(lo, hi)) for lo, hi in pairwise(cuts)]
-        return jobs
-
-    def _data(self, jobs: Sequence[tuple[Branch, slice]]) -> bytes:
+    def _data(self) -> bytes:
         """Job table, then masks, then per job: output offsets, bias, input offsets, weights (4-byte words)."""
-        words: list[np.ndarray[tuple[int], np.dtype[np.uint32]]] = []
-        at = 5 * len(jobs)
-
-        def put(values: object, kind: type) -> int:
-            nonlocal at
-            array = np.ascontiguousarray(values, kind).ravel().view(np.uint32)
-            words.append(array)
-            at += array.size
-            return at - array.size
-
+        words = Words(len(self.jobs), 5)
         if self.masked:
             i = np.arange(self.length + self.lanes)
-            put(np.where((i % self.target.row < self.target.value.width) & (i < self.length), -1, 0), np.int32)
-        table, shared = [], {}
-        for b, part in jobs:
-            key = id(b)
-            if key not in shared:
-                shared[key] = put(self._offsets(b), np.int32)
+            words.put(np.where((i % self.target.row < self.target.value.width) & (i < self.length), -1, 0), np.int32)
+        table, shared = [], dict[int, int]()
+        for b, part in self.jobs:
+            if id(b) not in shared:
+                shared[id(b)] = words.put(self._offsets(b), np.int32)
             outs = b.out_index[part]
-            out_at = put(outs * self.target.channel, np.int32)
-            put(self.step.conv.bias[outs], np.float32)
-            weights = put(self._weights(b, part), np.float32)
-            table.append([len(outs), len(self._offsets(b)), shared[key], weights, out_at])
-        return np.concatenate([np.asarray(table, np.int32).ravel().view(np.uint32), *words]).tobytes()
+            out_at = words.put(outs * self.target.channel, np.int32)
+            words.put(self.step.conv.bias[outs], np.float32)
+            weights = words.put(self._weights(b, part), np.float32)
+            table.append([len(outs), len(self._offsets(b)), shared[id(b)], weights, out_at])
+        return words.bytes(table)
 
     def _offsets(self, b: Branch) -> Any:
         """Of what the inner loop runs over: the branch's channels, or its taps that are not zero for all outputs."""
@@ -130,95 +214,55 @@ class _Writer:
 
     # ---- source -------------------------------------------------------------------------------------------------
     def recipe(self) -> Recipe:
-        jobs = self._jobs()
-        sizes = sorted({part.stop - part.start for _, part in jobs})
-        tiles = self._tiles()
-        variants = sorted({v for v, _ in tiles})
-        functions = [self._function(o, v) for v in variants for o in sizes]
-        mask_at = 5 * len(jobs)
-        source = "\n".join([*self._head(), *functions, self._entry(sizes, tiles, len(jobs), mask_at)])
-        counts = [(part.stop - part.start, len(self._offsets(b))) for b, part in jobs]
-        return Recipe(source, repr(counts), lambda: self._data(jobs))
+        sizes = sorted({part.stop - part.start for _, part in self.jobs})
+        starts = self._starts()
+        variants = sorted({v for v, _ in starts})
+        functions = [*self._rows(), *(self._tile(o, n) for n in variants for o in sizes)]
+        head = fill(_HEAD, w=self, conv=self.step.conv, functions="\n".join(functions))
+        counts = [(part.stop - part.start, len(self._offsets(b))) for b, part in self.jobs]
+        return Recipe(unit(self._entry(sizes, starts), head), repr(counts), self._data)
 
-    def _head(self) -> list[str]:
-        v, c = self.target.value, self.step.conv
-        lines = ['#include "gkp.h"',
-                 f"// {self.kh}x{self.kw} convolution, {c.in_channels} -> {c.out_channels} channels,",
-                 f"// output {v.height}x{v.width}, tile: {self.tile.label}.",
-                 f"constexpr int ROW = {self.source.row}, OUT_ROW = {self.target.row};",
-                 "struct Job { int outputs, inputs, in, weights, out; };  // positions in words of the data", ""]
-        if self.per_vector > 1:
-            width = self.target.value.width
-            lines += [*join_rows("load_rows", "store_in", "ROW", width, self.per_vector),
-                      *join_rows("load_out", "store_rows", "OUT_ROW", width, self.per_vector), ""]
-        return lines
+    def _rows(self) -> list[str]:
+        """Loads and stores of vectors that cover several rows."""
+        if self.per_vector == 1:
+            return []
+        width = self.target.value.width
+        return [join_rows("load_rows", "store_in", "ROW", width, self.per_vector)
+                + join_rows("load_out", "store_rows", "OUT_ROW", width, self.per_vector)]
 
-    def _tiles(self) -> list[tuple[int, int]]:
+    def _starts(self) -> list[tuple[int, int]]:
         """(vectors, first pixel) of every tile: in line mode a position of the line, else a row."""
         if self.tile.line:
             n = -(-self.length // self.lanes)
-            parts = -(-n // self.tile.vectors)
-            cuts = [n * k // parts for k in range(parts + 1)]
             return [(hi - lo, max(0, min(lo * self.lanes, self.length - (hi - lo) * self.lanes)))
-                    for lo, hi in pairwise(cuts)]
+                    for lo, hi in cuts(n, self.tile.vectors)]
         step = self.tile.vectors * self.per_vector
         h = self.target.value.height
         return [(self.tile.vectors, min(y, h - step)) for y in range(0, h, step)]
 
-    def _entry(self, sizes: list[int], tiles: list[tuple[int, int]], jobs: int, mask_at: int) -> str:
-        o = self.source.origin - self.top * self.source.row - self.left
-        residual = self.step.residual is not None
-        lines = [f'extern "C" void {FUNCTION}({SIGNATURE}) {{',
-                 "  const int* words = reinterpret_cast<const int*>(data);",
-                 "  const float* floats = reinterpret_cast<const float*>(data);",
-                 "  const Job* jobs = reinterpret_cast<const Job*>(data);",
-                 f"  const int begin = first_of({jobs}, part, parts), end = first_of({jobs}, part + 1, parts);",
-                 f"  x += {o};", f"  y += {self.target.origin};"]
-        if residual:
-            lines.append(f"  r += {self.target.origin};")
-        groups: list[tuple[int, list[int]]] = []
-        for v, at in tiles:
-            if not groups or groups[-1][0] != v:
-                groups.append((v, []))
-            groups[-1][1].append(at)
-        for number, (_, starts) in enumerate(groups):
-            lines.append(f"  static const int start_{number}[] = {{{', '.join(map(str, starts))}}};")
-        job, pixels = "  for (int j = begin; j < end; ++j)", "  for (int at : start_{n})"
+    def _entry(self, sizes: list[int], starts: list[tuple[int, int]]) -> str:
+        groups = [(v, [at for _, at in found]) for v, found in groupby(starts, key=lambda start: start[0])]
+        row, out_row = ("", "") if self.tile.line else (" * ROW", " * OUT_ROW")
+        more = (", pr" if self.residual else "") + (", mask" if self.masked else "")
+        text = "".join(f"static const int start_{n}[] = {{{', '.join(map(str, found))}}};\n"
+                       for n, (_, found) in enumerate(groups))
         for number, (v, _) in enumerate(groups):
-            loops = [pixels.format(n=number), job] if self.tile.by_tile else [job, pixels.format(n=number)]
-            lines += [loops[0], "  " + loops[1] + " {", "      const Job& job = jobs[j];",
-                      *self._at(mask_at), "      switch (job.outputs) {"]
-            more = (", pr" if residual else "") + (", mask" if self.masked else "")
-            lines += [f"        case {s}: tile_{s}_{v}(px, words + job.in, job.inputs, floats + job.weights, "
-                      f"words + job.out, py{more}); break;" for s in sizes]
-            lines += ["      }", "    }"]
-        return "\n".join([*lines, "}", ""])
+            order = ["for (int j = begin; j < end; ++j)", f"for (int at : start_{number})"]
+            outer, inner = reversed(order) if self.tile.by_tile else order
+            cases = [f"case {s}: tile_{s}_{v}(px, words + job.in, job.inputs, floats + job.weights, "
+                     f"words + job.out, py{more}); break;" for s in sizes]
+            text += fill(_LOOPS, w=self, outer=outer, inner=inner, row=row, out_row=out_row, mask_at=5 * len(self.jobs),
+                         cases=cases)
+        first = self.source.origin - self.top * self.source.row - self.left
+        return entry(len(self.jobs), first, self.target.origin, self.target.origin if self.residual else None, text)
 
-    def _at(self, mask_at: int) -> list[str]:
-        row, out = ("", "") if self.tile.line else (" * ROW", " * OUT_ROW")
-        lines = [f"      const float* px = x + at{row};", f"      float* py = y + at{out};"]
-        if self.step.residual is not None:
-            lines.append(f"      const float* pr = r + at{out};")
-        if self.masked:
-            lines.append(f"      const int* mask = words + {mask_at} + at;")
-        return lines
-
-    def _function(self, outputs: int, vectors: int) -> str:
+    def _tile(self, outputs: int, vectors: int) -> str:
         spots = self._spots(vectors)
-        residual = ", const float* r" if self.step.residual is not None else ""
-        mask = ", const int* mask" if self.masked else ""
-        lines = [f"static void tile_{outputs}_{vectors}(const float* x, const int* in, int inputs, const float* w, "
-                 f"const int* out, float* y{residual}{mask}) {{",
-                 f"  const float* bias = reinterpret_cast<const float*>(out + {outputs});"]
-        for o in range(outputs):
-            lines.append("  V " + ", ".join(f"a{o}_{s} = splat(bias[{o}])" for s in range(len(spots))) + ";")
-        lines.append("  for (int i = 0; i < inputs; ++i) {")
-        lines.append("    const float* p = x + in[i];")
-        lines += self._taps_body(outputs, spots) if self.sparse else self._window_body(outputs, spots)
-        lines.append("  }")
-        for o in range(outputs):
-            lines += self._stores(o, spots)
-        return "\n".join([*lines, "}", ""])
+        more = (", const float* r" if self.residual else "") + (", const int* mask" if self.masked else "")
+        sums = [f"V {', '.join(f'a{o}_{s} = splat(bias[{o}])' for s in range(len(spots)))};" for o in range(outputs)]
+        multiply = self._taps_body(outputs, spots) if self.sparse else self._window_body(outputs, spots)
+        store = [line for o in range(outputs) for line in self._stores(o, spots)]
+        return fill(_TILE, o=outputs, v=vectors, more=more, sums=sums, multiply=multiply, store=store)
 
     def _spots(self, vectors: int) -> list[tuple[int, int]]:
         """(row, column) of each vector of a tile, in the plane; in line mode (0, position)."""
@@ -231,61 +275,72 @@ class _Writer:
         where = f"p + {y} * ROW + {x}" if y else f"p + {x}" if x else "p"
         return f"load_rows({where})" if self.per_vector > 1 else f"load({where})"
 
-    def _taps_body(self, outputs: int, spots: list[tuple[int, int]]) -> list[str]:
-        lines = []
+    def _taps_body(self, outputs: int, spots: list[tuple[int, int]]) -> Iterator[str]:
         for s, (y, x) in enumerate(spots):
-            lines.append(f"    const V x{s} = {self._load(y, x)};")
+            yield f"const V x{s} = {self._load(y, x)};"
         for o in range(outputs):
-            lines.append(f"    const float w{o} = w[{o}];")
-            lines += [f"    a{o}_{s} += x{s} * w{o};" for s in range(len(spots))]
-        return [*lines, f"    w += {outputs};"]
+            yield f"const float w{o} = w[{o}];"
+            yield from (f"a{o}_{s} += x{s} * w{o};" for s in range(len(spots)))
+        yield f"w += {outputs};"
 
-    def _window_body(self, outputs: int, spots: list[tuple[int, int]]) -> list[str]:
-        lines = []
+    def _window_body(self, outputs: int, spots: list[tuple[int, int]]) -> Iterator[str]:
         for kx in range(self.kw):
             users: dict[tuple[int, int], list[tuple[int, int]]] = {}
             for s, (y, x) in enumerate(spots):
                 for ky in range(self.kh):
                     users.setdefault((y + ky * self.dy, x + kx * self.dx), []).append((s, ky))
-            lines.append("    {")
+            yield "{"
             for n, ((y, x), users_here) in enumerate(sorted(users.items())):
-                lines.append(f"      const V x{n} = {self._load(y, x)};")
-                for s, ky in users_here:
-                    for o in range(outputs):
-                        lines.append(f"      a{o}_{s} += x{n} * w[{(kx * self.kh + ky) * outputs + o}];")
-            lines.append("    }")
-        return [*lines, f"    w += {outputs * self.kh * self.kw};"]
+                yield f"  const V x{n} = {self._load(y, x)};"
+                yield from (f"  a{o}_{s} += x{n} * w[{(kx * self.kh + ky) * outputs + o}];"
+                            for s, ky in users_here for o in range(outputs))
+            yield "}"
+        yield f"w += {outputs * self.kh * self.kw};"
 
-    def _stores(self, o: int, spots: list[tuple[int, int]]) -> list[str]:
-        lines = [f"  float* y{o} = y + out[{o}];"]
-        if self.step.residual is not None:
-            lines.append(f"  const float* r{o} = r + out[{o}];")
+    def _stores(self, o: int, spots: list[tuple[int, int]]) -> Iterator[str]:
+        yield f"float* y{o} = y + out[{o}];"
+        if self.residual:
+            yield f"const float* r{o} = r + out[{o}];"
+        rows, loaded = ("_rows", "_out") if self.per_vector > 1 else ("", "")
         for s, (y, x) in enumerate(spots):
             at = f" + {y * self.target.row + x}" if y or x else ""
             value = activation(self.step.activation, f"a{o}_{s}")
-            rows = "_rows" if self.per_vector > 1 else ""
-            if self.step.residual is not None:
-                value = activation(self.step.final, f"{value} + load{rows and '_out'}(r{o}{at})")
+            if self.residual:
+                value = activation(self.step.final, f"{value} + load{loaded}(r{o}{at})")
             if self.masked:
                 value = f"keep({value}, mask + {x})"
             if self.tile.line and self.length < self.lanes:
-                lines.append(f"  store_part(y{o}{at}, {value}, {self.length});")
+                yield f"store_part(y{o}{at}, {value}, {self.length});"
             else:
-                lines.append(f"  store{rows}(y{o}{at}, {value});")
-        return lines
+                yield f"store{rows}(y{o}{at}, {value});"
 
 
-def join_rows(load: str, store: str, row: str, width: int, rows: int) -> list[str]:
+# ---- several rows in a vector -----------------------------------------------------------------------------------
+_LOAD_TWO = '''
+    static inline V @name@(const float* p) {
+      typedef float Row __attribute__((vector_size(@bytes@), aligned(4), may_alias));
+      const Row a = *reinterpret_cast<const Row*>(p), b = *reinterpret_cast<const Row*>(p + @row@);
+      return __builtin_shufflevector(a, b, @order@);
+    }
+'''
+_LOAD_MORE = '''
+    static inline V @name@(const float* p) {
+      V v;
+      for (int i = 0; i < @rows@; ++i)
+        __builtin_memcpy(reinterpret_cast<float*>(&v) + i * @width@, p + i * @row@, @bytes@);
+      return v;
+    }
+'''
+_STORE = '''
+    static inline void @name@(float* p, V v) {
+      for (int i = 0; i < @rows@; ++i)
+        __builtin_memcpy(p + i * @row@, reinterpret_cast<const float*>(&v) + i * @width@, @bytes@);
+    }
+'''
+
+
+def join_rows(load: str, store: str, row: str, width: int, rows: int) -> str:
     """C++ functions that load and store a vector of several whole rows of `width` floats, `row` floats apart."""
-    lanes = width * rows
-    lines = [f"static inline V {load}(const float* p) {{"]
-    if rows == 2:
-        lines += [f"  typedef float Row __attribute__((vector_size({4 * width}), aligned(4), may_alias));",
-                  f"  const Row a = *reinterpret_cast<const Row*>(p), b = *reinterpret_cast<const Row*>(p + {row});",
-                  f"  return __builtin_shufflevector(a, b, {', '.join(map(str, range(lanes)))});"]
-    else:
-        lines += ["  V v;", f"  for (int i = 0; i < {rows}; ++i)",
-                  f"    __builtin_memcpy(reinterpret_cast<float*>(&v) + i * {width}, p + i * {row}, {4 * width});",
-                  "  return v;"]
-    return [*lines, "}", f"static inline void {store}(float* p, V v) {{", f"  for (int i = 0; i < {rows}; ++i)",
-            f"    __builtin_memcpy(p + i * {row}, reinterpret_cast<const float*>(&v) + i * {width}, {4 * width});", "}"]
+    order = ", ".join(map(str, range(width * rows)))
+    values = {"row": row, "rows": rows, "width": width, "bytes": 4 * width, "order": order}
+    return fill(_LOAD_TWO if rows == 2 else _LOAD_MORE, name=load, **values) + fill(_STORE, name=store, **values)

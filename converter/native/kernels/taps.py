@@ -35,3 +35,9 @@ def with_rest(conv: BranchedConv) -> tuple[Branch, ...]:
     if not rest.size:
         return branches
     return (*branches, Branch(np.zeros(0, np.int64), rest, np.zeros((rest.size, 0, *conv.kernel_shape), np.float32)))
+
+
+def macs(conv: BranchedConv, windows: bool) -> int:
+    """Multiply-accumulates that are executed per pixel: all of the window (windows), or none for a (branch, channel, tap)
+    that is zero for all outputs."""
+    return sum(b.weight.size if windows else len(b.out_index) * len(used(b)) for b in conv.branches)

@@ -13,7 +13,8 @@ which a 1x1 convolution with as many times the branches runs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import prod
 
@@ -21,10 +22,13 @@ import numpy as np
 import numpy.typing as npt
 
 from gkp.branched import BranchedConv
+from gkp.converter.native.kernels import channel, pixel
 from gkp.converter.native.kernels.cpu import Cpu
-from gkp.converter.native.kernels.kernel import FUNCTION, SIGNATURE, Kernel, activation
+from gkp.converter.native.kernels.emit import fill, share, unit
+from gkp.converter.native.kernels.kernel import Kernel, activation
 from gkp.converter.native.kernels.layout import Layout, planar
 from gkp.converter.native.kernels.pixel import join_rows
+from gkp.converter.native.kernels.way import Way, layer_name, transform
 from gkp.converter.native.program import Conv, Value
 
 _MOST_WEIGHTS = 20 << 20
@@ -58,6 +62,34 @@ def _coefficients(roots: list[Fraction]) -> list[Fraction]:
 
 def _array(rows: list[list[Fraction]]) -> Matrix:
     return np.array([[float(v) for v in row] for row in rows])
+
+
+# ---- families ---------------------------------------------------------------------------------------------------
+def rows_ways(step: Conv, source: Layout, target: Layout, residual: Layout | None, cpu: Cpu) -> Iterator[Way]:
+    """The family of rows: on vectors of pixels."""
+    for m in (2, 4) if source.planar and target.planar else ():
+        if rows_fit(step, m, target, cpu):
+            for margin in (max(step.conv.pads[1], step.conv.pads[3]), min(cpu.lanes, target.value.width)):
+                plan = rows(step, m, target.value, margin, cpu)
+                yield from _ways(step, plan, rows_in(step, plan, source, cpu), rows_out(step, plan, target, cpu),
+                                 source, target, cpu, f"winograd {m}", pixel.ways)
+
+
+def tiles_ways(step: Conv, source: Layout, target: Layout, residual: Layout | None, cpu: Cpu) -> Iterator[Way]:
+    """The family of tiles: on vectors of channels."""
+    for m in () if source.planar or target.planar else (2, 4):
+        if tiles_fit(step, m, target, cpu):
+            plan = tiles(step, m, source, target, cpu)
+            yield from _ways(step, plan, tiles_in(step, plan, source, cpu), tiles_out(step, plan, target, residual, cpu),
+                             source, target, cpu, f"winograd {m}x{m}", channel.ways)
+
+
+def _ways(step: Conv, plan: Rows | Tiles, first: Kernel, last: Kernel, source: Layout, target: Layout, cpu: Cpu, label: str,
+          inner: Callable[..., Iterator[Way]]) -> Iterator[Way]:
+    before = transform(first, source, None, plan.source, plan.source, f"{label} in", cpu)
+    after = transform(last, plan.target, target, target, plan.target, f"{label} out", cpu)
+    for way in inner(plan.step, plan.source, plan.target, None, cpu, most=6):
+        yield replace(way, layer=f"{layer_name(step)} {label}", before=before, after=after)
 
 
 # ---- rows -------------------------------------------------------------------------------------------------------
@@ -103,35 +135,74 @@ def rows_fit(step: Conv, m: int, target: Layout, cpu: Cpu) -> bool:
 
 def rows_in(step: Conv, plan: Rows, source: Layout, cpu: Cpu) -> Kernel:
     """source -> plan.source: B^T down the columns of every plane. The source's halo covers the pads."""
-    v, out, (kh, _) = source.value, plan.source, step.conv.kernel_shape
-    n = plan.m + kh - 1
+    v, out, kh = source.value, plan.source, step.conv.kernel_shape[0]
     bt = cook_toom(plan.m, kh)[2]
-    origin = source.origin - step.conv.pads[0] * source.row
-    lines = _loops(f"F({plan.m}, {kh}) down the columns, input transform of {v.channels} planes", plan, v.channels, cpu,
-                   plan.m * source.row, out.row)
-    lines += [f"      const float* p = x + {origin} + c * {source.channel} + g * {plan.m * source.row} + x0;",
-              f"      float* q = y + {out.origin} + c * {out.channel} + g * {out.row} + x0;"]
-    lines += [f"      const V d{i} = load_in(p + {i * source.row});" for i in range(n)]
-    lines += [f"      store_out(q + {t * v.channels * out.channel}, {_combine(bt[t], 'd')});" for t in range(n)]
-    return Kernel("\n".join([*lines, "    }", "}", ""]))
+    body = fill('''
+        const float* p = x + @first@ + c * @source.channel@ + g * @group@ + x0;
+        float* q = y + @out.origin@ + c * @out.channel@ + g * @out.row@ + x0;
+        @load@
+        @store@
+    ''', source=source, first=source.origin - step.conv.pads[0] * source.row, group=plan.m * source.row, out=out,
+        load=[f"const V d{i} = load_in(p + {i * source.row});" for i in range(len(bt))],
+        store=[f"store_out(q + {t * v.channels * out.channel}, {_combine(row, 'd')});" for t, row in enumerate(bt)])
+    return _over_rows(f"F({plan.m}, {kh}) down the columns, input transform of {v.channels} planes", plan, v.channels, cpu,
+                      plan.m * source.row, out.row, body)
 
 
 def rows_out(step: Conv, plan: Rows, target: Layout, cpu: Cpu) -> Kernel:
     """plan.target -> target: A^T down the columns, bias, activation, residual (in the target's layout)."""
-    v, source, (kh, _) = target.value, plan.target, step.conv.kernel_shape
+    v, source, kh = target.value, plan.target, step.conv.kernel_shape[0]
     at = cook_toom(plan.m, kh)[0]
-    lines = _loops(f"F({plan.m}, {kh}) down the columns, output transform of {v.channels} planes", plan, v.channels, cpu,
-                   source.row, plan.m * target.row)
-    lines += [f"      const float* p = x + {source.origin} + c * {source.channel} + g * {source.row} + x0;",
-              f"      const long at = {target.origin} + c * {target.channel} + g * {plan.m * target.row} + x0;",
-              "      const float bias = reinterpret_cast<const float*>(data)[c];"]
-    lines += [f"      const V m{t} = load_in(p + {t * v.channels * source.channel});" for t in range(plan.m + kh - 1)]
-    for k in range(plan.m):
+
+    def store(k: int) -> str:
         value = activation(step.activation, f"{_combine(at[k], 'm')} + bias")
         if step.residual is not None:
             value = activation(step.final, f"{value} + load_out(r + at + {k * target.row})")
-        lines.append(f"      store_out(y + at + {k * target.row}, {value});")
-    return Kernel("\n".join([*lines, "    }", "}", ""]), np.ascontiguousarray(step.conv.bias, np.float32).tobytes())
+        return f"store_out(y + at + {k * target.row}, {value});"
+
+    body = fill('''
+        const float* p = x + @source.origin@ + c * @source.channel@ + g * @source.row@ + x0;
+        const long at = @target.origin@ + c * @target.channel@ + g * @group@ + x0;
+        const float bias = reinterpret_cast<const float*>(data)[c];
+        @load@
+        @store@
+    ''', source=source, target=target, group=plan.m * target.row, store=map(store, range(plan.m)),
+        load=[f"const V m{t} = load_in(p + {t * v.channels * source.channel});" for t in range(plan.m + kh - 1)])
+    return _over_rows(f"F({plan.m}, {kh}) down the columns, output transform of {v.channels} planes", plan, v.channels, cpu,
+                      source.row, plan.m * target.row, body, np.ascontiguousarray(step.conv.bias, np.float32).tobytes())
+
+
+def _over_rows(comment: str, plan: Rows, channels: int, cpu: Cpu, row_in: int, row_out: int, body: str,
+               data: bytes = b"") -> Kernel:
+    """Over channels, groups of rows and vectors of columns (the last vector of a row overlaps the one before), or over
+    several groups at a time where a row is shorter than a vector."""
+    width, groups = plan.target.value.width, plan.target.value.height
+    together = max(1, cpu.lanes // width)
+    starts = sorted({*range(0, width - cpu.lanes + 1, cpu.lanes), max(0, width - cpu.lanes)})
+    access = "".join(fill(_WHOLE, name=name) if together == 1
+                     else join_rows(f"load_{name}", f"store_{name}", str(row), width, together)
+                     for name, row in (("in", row_in), ("out", row_out)))
+    head = fill('''
+        // Winograd @comment@.
+
+        @access@
+        constexpr int STARTS[] = {@starts@};  // of the vectors in a row
+    ''', comment=comment, access=access, starts=str(starts)[1:-1])
+    return Kernel(unit(fill('''
+        (void)r; (void)data;
+        @share@
+        for (int c = begin; c < end; ++c)
+          for (int g = 0; g < @groups@; g += @together@)
+          for (int x0 : STARTS) {
+            @body@
+          }
+    ''', share=share(channels), groups=groups, together=together, body=body), head), data)
+
+
+_WHOLE = '''
+    static inline V load_@name@(const float* p) { return load(p); }
+    static inline void store_@name@(float* p, V v) { store(p, v); }
+'''
 
 
 # ---- tiles ------------------------------------------------------------------------------------------------------
@@ -146,11 +217,16 @@ class Tiles:
     down: int
     across: int
 
+    def apart(self, layout: Layout) -> int:
+        """From one point's vectors to the next one's in a layout of these points."""
+        assert layout.block is not None
+        return layout.block[1]
+
 
 def tiles_fit(step: Conv, m: int, target: Layout, cpu: Cpu) -> bool:
     """A 3x3 filter with stride 1, whole vectors of outputs, weights that are not too many."""
     c = step.conv
-    size = 4 * (m + 2) ** 2 * sum(b.weight.shape[0] * b.weight.shape[1] for b in c.branches)
+    size = target.value.dtype.bytes * (m + 2) ** 2 * sum(b.weight.shape[0] * b.weight.shape[1] for b in c.branches)
     return (c.kernel_shape == (3, 3) and c.strides == (1, 1) and c.dilations == (1, 1) and target.channel == 1
             and c.out_channels % cpu.lanes == 0 and size <= _MOST_WEIGHTS and target.value.pixels >= 4 * m)
 
@@ -179,88 +255,84 @@ def _points(points: int, channels: int, count: int, lanes: int) -> Layout:
 
 def tiles_in(step: Conv, plan: Tiles, source: Layout, cpu: Cpu) -> Kernel:
     """source -> plan.source: B^T d B per tile and vector of channels. What lies beyond the source's halo is zero."""
-    v, n, m = source.value, plan.m + 2, plan.m
-    bt = cook_toom(m)[2]
-    top, left = step.conv.pads[:2]
-    rows_end, columns_end = (source.size - 2 * cpu.lanes) // source.row, source.row // source.column
+    n, m, bt = plan.m + 2, plan.m, cook_toom(plan.m)[2]
     above, before = source.origin // source.row, source.origin % source.row // source.column
-    lines = _over_tiles(f"F({m}x{m}, 3x3), input transform of {v.channels} channels", plan)
-    lines += [f"    const int y0 = ty * {m} + {above - top}, x0 = tx * {m} + {before - left};  // counted with the halo",
-              f"    const float* p = x + y0 * {source.row} + x0 * {source.column};",
-              f"    float* q = y + tile * {source.padded};",
-              f"    const int rows = {rows_end} - y0, columns = {columns_end} - x0;  // beyond them all is zero",
-              f"    for (int c = 0; c < {source.padded}; c += LANES, p += LANES, q += LANES) {{", f"      V t[{n}][{n}];",
-              f"      for (int j = 0; j < {n}; ++j) {{"]
-    lines += [f"        const V d{i} = {i} < rows && j < columns ? load(p + {i * source.row} + j * {source.column}) : V{{}};"
-              for i in range(n)]
-    lines += [f"        t[{k}][j] = {_combine(bt[k], 'd')};" for k in range(n)]
-    lines += ["      }", f"      for (int i = 0; i < {n}; ++i) {{"]
-    lines += [f"        const V d{j} = t[i][{j}];" for j in range(n)]
-    block = plan.source.block
-    assert block is not None
-    lines += [f"        store(q + (i * {n} + {k}) * {block[1]}, {_combine(bt[k], 'd')});" for k in range(n)]
-    return Kernel("\n".join([*lines, "      }", "    }", "  }", "}", ""]))
+    return _over_tiles(f"F({m}x{m}, 3x3), input transform of {source.value.channels} channels", plan, fill('''
+        const int y0 = ty * @m@ + @above@, x0 = tx * @m@ + @before@;  // counted with the halo
+        const float* p = x + y0 * @source.row@ + x0 * @source.column@;
+        float* q = y + tile * @source.padded@;
+        const int rows = @rows@ - y0, columns = @columns@ - x0;  // beyond them all is zero
+        for (int c = 0; c < @source.padded@; c += LANES, p += LANES, q += LANES) {
+          V t[@n@][@n@];
+          for (int j = 0; j < @n@; ++j) {
+            @load@
+            @down@
+          }
+          for (int i = 0; i < @n@; ++i) {
+            @take@
+            @store@
+          }
+        }
+    ''', m=m, n=n, source=source, above=above - step.conv.pads[0], before=before - step.conv.pads[1],
+        rows=(source.size - 2 * cpu.lanes) // source.row, columns=source.row // source.column,
+        load=[f"const V d{i} = {i} < rows && j < columns ? load(p + {i * source.row} + j * {source.column}) : V{{}};"
+              for i in range(n)],
+        down=[f"t[{k}][j] = {_combine(bt[k], 'd')};" for k in range(n)],
+        take=[f"const V d{j} = t[i][{j}];" for j in range(n)],
+        store=[f"store(q + (i * {n} + {k}) * {plan.apart(plan.source)}, {_combine(bt[k], 'd')});" for k in range(n)]))
 
 
 def tiles_out(step: Conv, plan: Tiles, target: Layout, residual: Layout | None, cpu: Cpu) -> Kernel:
     """plan.target -> target: A^T m A per tile and vector of channels, bias, activation, residual."""
-    v, n, m = target.value, plan.m + 2, plan.m
-    at = cook_toom(m)[0]
-    block = plan.target.block
-    assert block is not None
-    lines = _over_tiles(f"F({m}x{m}, 3x3), output transform of {v.channels} channels", plan)
-    lines += [f"    const int rows = {v.height} - ty * {m}, columns = {v.width} - tx * {m};",
-              f"    const float* p = x + tile * {target.padded};",
-              f"    float* q = y + {target.origin} + ty * {m * target.row} + tx * {m * target.column};"]
-    if residual is not None:
-        lines.append(f"    const float* s = r + {residual.origin} + ty * {m * residual.row} + tx * {m * residual.column};")
-    lines += [f"    for (int c = 0; c < {target.padded}; c += LANES, p += LANES) {{",
-              "      const V bias = load(reinterpret_cast<const float*>(data) + c);", f"      V t[{m}][{n}];",
-              f"      for (int j = 0; j < {n}; ++j) {{"]
-    lines += [f"        const V m{i} = load(p + ({i * n} + j) * {block[1]});" for i in range(n)]
-    lines += [f"        t[{k}][j] = {_combine(at[k], 'm')};" for k in range(m)]
-    lines += ["      }", f"      for (int i = 0; i < {m} && i < rows; ++i) {{"]
-    lines += [f"        const V m{j} = t[i][{j}];" for j in range(n)]
-    for k in range(m):
+    v, n, m, at = target.value, plan.m + 2, plan.m, cook_toom(plan.m)[0]
+
+    def store(k: int) -> str:
         value = activation(step.activation, f"{_combine(at[k], 'm')} + bias")
         if residual is not None:
             value = activation(step.final, f"{value} + load(s + i * {residual.row} + {k * residual.column} + c)")
-        lines.append(f"        if ({k} < columns) store(q + i * {target.row} + {k * target.column} + c, {value});")
+        return f"if ({k} < columns) store(q + i * {target.row} + {k * target.column} + c, {value});"
+
+    def first(a: Layout) -> str:
+        return f"{a.origin} + ty * {m * a.row} + tx * {m * a.column}"
+
     bias = np.zeros(target.padded, np.float32)
     bias[:v.channels] = step.conv.bias
-    return Kernel("\n".join([*lines, "      }", "    }", "  }", "}", ""]), bias.tobytes())
+    return _over_tiles(f"F({m}x{m}, 3x3), output transform of {v.channels} channels", plan, fill('''
+        const int rows = @value.height@ - ty * @m@, columns = @value.width@ - tx * @m@;
+        const float* p = x + tile * @target.padded@;
+        float* q = y + @first@;
+        $if added: const float* s = r + @added@;
+        for (int c = 0; c < @target.padded@; c += LANES, p += LANES) {
+          const V bias = load(reinterpret_cast<const float*>(data) + c);
+          V t[@m@][@n@];
+          for (int j = 0; j < @n@; ++j) {
+            @load@
+            @combine@
+          }
+          for (int i = 0; i < @m@ && i < rows; ++i) {
+            @take@
+            @store@
+          }
+        }
+    ''', m=m, n=n, value=v, target=target, first=first(target), added=residual and first(residual),
+        load=[f"const V m{i} = load(p + ({i * n} + j) * {plan.apart(plan.target)});" for i in range(n)],
+        combine=[f"t[{k}][j] = {_combine(at[k], 'm')};" for k in range(m)],
+        take=[f"const V m{j} = t[i][{j}];" for j in range(n)], store=map(store, range(m))), bias.tobytes())
 
 
-def _over_tiles(comment: str, plan: Tiles) -> list[str]:
-    return ['#include "gkp.h"', f"// Winograd {comment}.", "", f'extern "C" void {FUNCTION}({SIGNATURE}) {{',
-            "  (void)r; (void)data;",
-            f"  const int begin = first_of({plan.down * plan.across}, part, parts),",
-            f"            end = first_of({plan.down * plan.across}, part + 1, parts);",
-            "  for (int tile = begin; tile < end; ++tile) {",
-            f"    const int ty = tile / {plan.across}, tx = tile % {plan.across};"]
+def _over_tiles(comment: str, plan: Tiles, body: str, data: bytes = b"") -> Kernel:
+    return Kernel(unit(fill('''
+        (void)r; (void)data;
+        const int begin = first_of(@count@, part, parts),
+                  end = first_of(@count@, part + 1, parts);
+        for (int tile = begin; tile < end; ++tile) {
+          const int ty = tile / @across@, tx = tile % @across@;
+          @body@
+        }
+    ''', count=plan.down * plan.across, across=plan.across, body=body), f"// Winograd {comment}."), data)
 
 
 # ---- shared -----------------------------------------------------------------------------------------------------
-def _loops(comment: str, plan: Rows, channels: int, cpu: Cpu, row_in: int, row_out: int) -> list[str]:
-    """Over channels, groups of rows and vectors of columns (the last vector of a row overlaps the one before), or over
-    several groups at a time where a row is shorter than a vector."""
-    width, groups = plan.target.value.width, plan.target.value.height
-    together = max(1, cpu.lanes // width)
-    starts = sorted({*range(0, width - cpu.lanes + 1, cpu.lanes), max(0, width - cpu.lanes)})
-    lines = ['#include "gkp.h"', f"// Winograd {comment}.", ""]
-    for name, row in (("in", row_in), ("out", row_out)):
-        if together == 1:
-            lines += [f"static inline V load_{name}(const float* p) {{ return load(p); }}",
-                      f"static inline void store_{name}(float* p, V v) {{ store(p, v); }}"]
-        else:
-            lines += join_rows(f"load_{name}", f"store_{name}", str(row), width, together)
-    return [*lines, f"constexpr int STARTS[] = {{{', '.join(map(str, starts))}}};  // of the vectors in a row", "",
-            f'extern "C" void {FUNCTION}({SIGNATURE}) {{', "  (void)r; (void)data;",
-            f"  const int begin = first_of({channels}, part, parts), end = first_of({channels}, part + 1, parts);",
-            "  for (int c = begin; c < end; ++c)",
-            f"    for (int g = 0; g < {groups}; g += {together})", "    for (int x0 : STARTS) {"]
-
-
 def _combine(coefficients: npt.NDArray[np.float64], name: str) -> str:
     """A linear combination of the vectors name0, name1, ..."""
     terms: list[str] = []

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-ALIGN = 16
-"""Floats; 64 bytes, a cache line."""
-_PAGE, _STAGGER = 1024, 9 * ALIGN
-"""Floats. Buffers that begin at the same place of a 4096-byte page slow each other down (loads wait for stores that only
+ALIGN = 64
+"""Bytes of a cache line."""
+_PAGE, _STAGGER = 4096, 9 * ALIGN
+"""Bytes. Buffers that begin at the same place of a page slow each other down (loads wait for stores that only
 look the same), so their beginnings are spread."""
 
 
 @dataclass(frozen=True)
 class Life:
-    """A buffer of `size` floats, written first by call `first` and read last by call `last`. zeros: what its cells of
+    """A buffer of `size` bytes, written first by call `first` and read last by call `last`. zeros: what its cells of
     zeros look like (a layout with a halo or padded channels), or None; it shares memory only with buffers of equal
     zeros, because nobody writes those cells again."""
 
@@ -28,7 +28,7 @@ class Life:
 
 
 def arrange(lives: Sequence[Life]) -> tuple[list[int], int]:
-    """First float of each buffer (a multiple of ALIGN), and the floats of the whole arena. Largest first, each at the
+    """First byte of each buffer (a multiple of ALIGN), and the bytes of the whole arena. Largest first, each at the
     lowest place that is free throughout its life."""
     slots: list[list[int]] = []  # buffers with equal zeros, one after another in the same memory
     for k in sorted(range(len(lives)), key=lambda k: lives[k].first):

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-from gkp.converter.native.kernels.layout import Halo, Layout, channels_last, planar
+from gkp.converter.native.kernels.layout import Halo, Kind, Layout, channels_last, planar
 from gkp.converter.native.program import Conv, Depthwise, Program, Value
 
-Kind = Literal["planar", "last"]
 KINDS: tuple[Kind, Kind] = ("planar", "last")
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from gkp.converter.native.planning.geometry import KINDS, Geometry, Kind
+from gkp.converter.native.kernels.layout import Kind
+from gkp.converter.native.planning.geometry import KINDS, Geometry
 from gkp.converter.native.program import Binary, Conv, Depthwise, Program, reads
 
 Times = Mapping[tuple[Kind, Kind], float]
 """Seconds of a convolution by kind of its source and target; what is missing cannot be computed."""
 
-_FLOATS_PER_SECOND = 8e9
+_BYTES_PER_SECOND = 32e9
 """Moved by conversions and simple steps, by the model."""
 _IMPOSSIBLE = 1e6
 """Seconds; not infinite, so that the descent can tell two such layers from one."""
@@ -57,7 +58,7 @@ def source_kind(program: Program, at: Geometry, kinds: list[Kind], times: Times,
 
 
 def conversion_seconds(program: Program, value: int) -> float:
-    return program.values[value].size / _FLOATS_PER_SECOND + 0.2e-6
+    return program.values[value].bytes / _BYTES_PER_SECOND + 0.2e-6
 
 
 def step_seconds(program: Program, at: Geometry, number: int, kinds: list[Kind], times: Callable[[int], Times]) -> float:
@@ -71,7 +72,7 @@ def step_seconds(program: Program, at: Geometry, number: int, kinds: list[Kind],
             seconds += conversion_seconds(program, step.source)
     else:
         same = all(kinds[v] == kinds[step.target] or len(at.kinds(v)) == 1 for v in reads(step))
-        seconds = program.values[step.target].size / _FLOATS_PER_SECOND * (1 if same else 3)
+        seconds = program.values[step.target].bytes / _BYTES_PER_SECOND * (1 if same else 3)
     residual = getattr(step, "residual", None)
     if residual is not None and kinds[residual] != kinds[step.target]:
         seconds += conversion_seconds(program, residual)

@@ -11,8 +11,8 @@ from gkp.converter.native.program import Port
 
 @dataclass(frozen=True)
 class Place:
-    """A buffer. where: "arena" (at: first float, a multiple of 16), "input" or "output" (at: number of the port; the
-    caller's contiguous array of one image)."""
+    """A buffer. where: "arena" (at: first byte, a multiple of 64), "input" or "output" (at: number of the port; the
+    caller's contiguous array of one image); in the planner also "buffer", whose place is not settled."""
 
     where: str
     at: int
@@ -34,7 +34,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that is compiled. arena: floats of working memory for one image in flight, zero when created."""
+    """Everything that is compiled. arena: bytes of working memory for one image in flight, zero when created."""
 
     cpu: Cpu
     calls: tuple[Call, ...]

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gkp.converter.native.kernels.cpu import Cpu
-from gkp.converter.native.kernels.kernel import Kernel
-from gkp.converter.native.kernels.layout import Layout
+from gkp.converter.native.kernels.layout import Kind, Layout
 from gkp.converter.native.kernels.steps import step_kernel
-from gkp.converter.native.kernels.steps.convert import convert
-from gkp.converter.native.kernels.steps.pack import pack, unpack
+from gkp.converter.native.kernels.steps.convert import convert, pack, unpack
+from gkp.converter.native.kernels.way import Way
 from gkp.converter.native.planning.arena import Life, arrange
-from gkp.converter.native.planning.geometry import Geometry, Kind, geometry
+from gkp.converter.native.planning.geometry import Geometry, geometry
 from gkp.converter.native.planning.layouts import choose_layouts, source_kind
 from gkp.converter.native.planning.plan import Call, Place, Plan
 from gkp.converter.native.planning.reorder import contiguous_outputs
 from gkp.converter.native.planning.timer import Model, Timer
-from gkp.converter.native.planning.ways import Way, conv_ways, fastest
+from gkp.converter.native.planning.ways import conv_ways, time_ways
 from gkp.converter.native.program import Conv, Depthwise, Program, Step, reads
 from gkp.errors import UnsupportedModelError
 
-_MOST_FLOATS = 1 << 28
-"""Of one value: a GiB. Offsets are 32-bit numbers, and Winograd's transforms are several times as large."""
+_MOST_BYTES = 1 << 30
+"""Of one value. Offsets are 32-bit numbers, and Winograd's transforms are several times as large."""
 
 
 def make_plan(program: Program, cpu: Cpu, timer: Timer | None = None) -> Plan:
@@ -29,17 +28,17 @@ def make_plan(program: Program, cpu: Cpu, timer: Timer | None = None) -> Plan:
     program = contiguous_outputs(program)
     at = geometry(program, cpu.lanes)
     _check_sizes(at)
-    found = fastest(conv_ways(program, at, cpu), timer or Model())
+    found = time_ways(conv_ways(program, at, cpu), timer or Model())
     times = {n: {w.kinds: w.seconds for w in ways} for n, ways in found.items()}
     kinds = choose_layouts(program, at, times.__getitem__)
     return _Planner(program, cpu, at, kinds, found).plan()
 
 
 def _check_sizes(at: Geometry) -> None:
-    largest = max((layout.size for kinds in at.layouts for layout in kinds.values()), default=0)
-    if largest > _MOST_FLOATS:
-        raise UnsupportedModelError(f"a value of the network needs {largest >> 18} MiB per image, the native kernels take "
-                                    f"{_MOST_FLOATS >> 18} MiB", "use --target ort, or smaller images")
+    largest = max((layout.bytes for kinds in at.layouts for layout in kinds.values()), default=0)
+    if largest > _MOST_BYTES:
+        raise UnsupportedModelError(f"a value of the network needs {largest >> 20} MiB per image, the native kernels take "
+                                    f"{_MOST_BYTES >> 20} MiB", "use --target ort, or smaller images")
 
 
 # ---- calls ------------------------------------------------------------------------------------------------------
@@ -51,32 +50,21 @@ class _Buffer:
 
 
 @dataclass
-class _Draft:
-    kernel: Kernel
-    x: int | Place
-    r: int | None
-    y: int | Place
-    layer: str = ""
-    kind: str = ""
-    macs: int = 0
-
-
-@dataclass
 class _Planner:
     program: Program
     cpu: Cpu
     at: Geometry
     kinds: list[Kind]
     ways: dict[int, list[Way]]
-    drafts: list[_Draft] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
     buffers: list[_Buffer] = field(default_factory=list)
-    homes: dict[tuple[int, Kind], int] = field(default_factory=dict)
+    homes: dict[tuple[int, Kind], Place] = field(default_factory=dict)
 
     def plan(self) -> Plan:
         for number, port in enumerate(self.program.inputs):
             layout = self._layout(port.value, self.kinds[port.value])
             y = self._new(port.value, self.kinds[port.value])
-            self._call(_Draft(pack(layout.value, layout, self.cpu), Place("input", number), None, y, kind="pack"))
+            self._call(Call(pack(layout.value, layout, self.cpu), Place("input", number), None, y, kind="pack"))
         for number, step in enumerate(self.program.steps):
             if isinstance(step, Conv):
                 self._conv(number, step)
@@ -85,36 +73,37 @@ class _Planner:
         for number, port in enumerate(self.program.outputs):
             x = self._read(port.value, self.kinds[port.value])
             kernel = unpack(self._layout(port.value, self.kinds[port.value]), self.cpu)
-            self._call(_Draft(kernel, x, None, Place("output", number), kind="unpack"))
+            self._call(Call(kernel, x, None, Place("output", number), kind="unpack"))
         return self._finish()
 
     def _layout(self, value: int, kind: Kind) -> Layout:
         return self.at.layouts[value][kind]
 
-    def _new(self, value: int, kind: Kind) -> int:
+    def _new(self, value: int, kind: Kind) -> Place:
         """The buffer that a value is written to (a value filled by several steps keeps its buffer)."""
         if (value, kind) not in self.homes:
             self.homes[value, kind] = self._buffer(self._layout(value, kind))
         return self.homes[value, kind]
 
-    def _buffer(self, layout: Layout) -> int:
-        self.buffers.append(_Buffer(layout, len(self.drafts), len(self.drafts)))
-        return len(self.buffers) - 1
+    def _buffer(self, layout: Layout) -> Place:
+        """A new buffer, by its number until it has a place in the arena."""
+        self.buffers.append(_Buffer(layout, len(self.calls), len(self.calls)))
+        return Place("buffer", len(self.buffers) - 1)
 
-    def _read(self, value: int, kind: Kind) -> int:
+    def _read(self, value: int, kind: Kind) -> Place:
         """The buffer that holds a value in this kind of layout, converted first where there is none yet."""
         if (value, kind) not in self.homes:
             home = self.kinds[value]
             x = self.homes[value, home]
             kernel = convert(self._layout(value, home), self._layout(value, kind), self.cpu)
-            self._call(_Draft(kernel, x, None, self._new(value, kind), kind=f"to {kind}"))
+            self._call(Call(kernel, x, None, self._new(value, kind), kind=f"to {kind}"))
         return self.homes[value, kind]
 
-    def _call(self, draft: _Draft) -> None:
-        for b in (draft.x, draft.r, draft.y):
-            if isinstance(b, int):
-                self.buffers[b].last = max(self.buffers[b].last, len(self.drafts))
-        self.drafts.append(draft)
+    def _call(self, call: Call) -> None:
+        for place in (call.x, call.r, call.y):
+            if place is not None and place.where == "buffer":
+                self.buffers[place.at].last = len(self.calls)
+        self.calls.append(call)
 
     def _conv(self, number: int, step: Conv) -> None:
         target = self.kinds[step.target]
@@ -124,13 +113,13 @@ class _Planner:
         x = self._read(step.source, kind)
         r = self._read(step.residual, target) if step.residual is not None else None
         if way.before is not None:
-            y = self._buffer(way.before.layout)
-            self._call(_Draft(way.before.trial.recipe.kernel(), x, None, y, step.layer, way.before.name))
+            y = self._buffer(way.before.y)
+            self._call(Call(way.before.recipe.kernel(), x, None, y, step.layer, way.before.name))
             x = y
-        y = self._new(step.target, target) if way.after is None else self._buffer(way.after.layout)
-        self._call(_Draft(way.trial.recipe.kernel(), x, None if way.after else r, y, step.layer, way.name, way.macs))
+        y = self._new(step.target, target) if way.after is None else self._buffer(way.after.x)
+        self._call(Call(way.trial.recipe.kernel(), x, None if way.after else r, y, step.layer, way.name, way.macs))
         if way.after is not None:
-            self._call(_Draft(way.after.trial.recipe.kernel(), y, r, self._new(step.target, target), step.layer,
+            self._call(Call(way.after.recipe.kernel(), y, r, self._new(step.target, target), step.layer,
                               way.after.name))
 
     def _simple(self, step: Step) -> None:
@@ -142,7 +131,7 @@ class _Planner:
         layouts[step.target] = self._layout(step.target, target)
         kernel = step_kernel(step, self.program.values, layouts, self.cpu)
         count = self.program.values[step.target].pixels * int(step.weight.size) if isinstance(step, Depthwise) else 0
-        self._call(_Draft(kernel, sources[0], sources[1] if len(sources) > 1 else None, self._new(step.target, target),
+        self._call(Call(kernel, sources[0], sources[1] if len(sources) > 1 else None, self._new(step.target, target),
                           getattr(step, "layer", ""), type(step).__name__.lower(), count))
 
     def _kind_for(self, value: int, target: Kind) -> Kind:
@@ -151,15 +140,14 @@ class _Planner:
 
     def _finish(self) -> Plan:
         lanes = self.cpu.lanes
-        lives = [Life(b.layout.size, b.first, b.last, b.layout if _has_zeros(b.layout, lanes) else None)
+        lives = [Life(b.layout.bytes, b.first, b.last, b.layout if _has_zeros(b.layout, lanes) else None)
                  for b in self.buffers]
         starts, arena = arrange(lives)
 
-        def place(b: int | Place) -> Place:
-            return b if isinstance(b, Place) else Place("arena", starts[b])
+        def settled(place: Place) -> Place:
+            return Place("arena", starts[place.at]) if place.where == "buffer" else place
 
-        calls = tuple(Call(d.kernel, place(d.x), None if d.r is None else place(d.r), place(d.y), d.layer, d.kind, d.macs)
-                      for d in self.drafts)
+        calls = tuple(replace(c, x=settled(c.x), r=c.r and settled(c.r), y=settled(c.y)) for c in self.calls)
         return Plan(self.cpu, calls, arena, self.program.inputs, self.program.outputs)
 
 

@@ -1,25 +1,17 @@
-"""How long a kernel takes, by the model."""
+"""How long a kernel takes, by a model of the processor.
+
+The model counts what a core issues per cycle: two vector multiply-adds, two loads (a vector that straddles cache lines
+counts twice). It chooses where nothing can be measured (cross-compiling), and elsewhere which tiles are worth measuring.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
-from gkp.converter.native.kernels.kernel import Recipe
+from gkp.converter.native.kernels.way import Trial
 
 _NOMINAL_HERTZ = 4e9
-
-
-@dataclass(frozen=True, eq=False)
-class Trial:
-    """A kernel that may compute a step. x, r, y: floats of its buffers. cycles: what the model says."""
-
-    recipe: Recipe
-    x: int
-    r: int
-    y: int
-    cycles: float
 
 
 class Timer(Protocol):
@@ -31,7 +23,7 @@ class Timer(Protocol):
 
 
 class Model:
-    """The model of gkp.converter.native.planning.conv: nothing is run."""
+    """By the cycles that each trial names: nothing is run."""
 
     measures = False
 

@@ -9,6 +9,7 @@ from math import prod
 import numpy as np
 
 from gkp.converter.graph import Node, Tensor, producer, values
+from gkp.converter.native.dtypes import DTYPES, FLOAT32, DType
 from gkp.converter.native.program import Copy, Depthwise, Reshape, Step, Value
 from gkp.converter.native.reading.moves import ZERO, Elements, Refused, bounded, data_inputs, move
 
@@ -40,7 +41,15 @@ class _Run:
     strides: tuple[int, int]
 
 
-def as_value(shape: Sequence[int]) -> Value:
+def dtype_of(tensor: Tensor) -> DType:
+    """The type of a tensor's elements. Refused for those that the kernels do not compute with."""
+    for dtype in DTYPES:
+        if tensor.dtype == dtype.numpy:
+            return dtype
+    raise Refused(f"a tensor of {tensor.dtype}")
+
+
+def as_value(shape: Sequence[int], dtype: DType = FLOAT32) -> Value:
     """The value for a tensor of this shape (without the batch): [C], [C, L] or [C, H, W]. Refused for others."""
     if len(shape) > 3:
         raise Refused(f"a tensor with {len(shape) + 1} axes")
@@ -49,7 +58,7 @@ def as_value(shape: Sequence[int]) -> Value:
     if prod(shape) >= 1 << 31:
         raise Refused("a tensor of over 2^31 elements per image")
     padded = {0: (1, 1, 1), 1: (*shape, 1, 1), 2: (*shape[:1], 1, *shape[1:]), 3: tuple(shape)}[len(shape)]
-    return Value(int(padded[0]), int(padded[1]), int(padded[2]))
+    return Value(int(padded[0]), int(padded[1]), int(padded[2]), dtype)
 
 
 class Builder:
@@ -64,9 +73,9 @@ class Builder:
         self._views: dict[int, View | None] = {}
 
     # ---- values and tensors -------------------------------------------------------------------------------------
-    def value(self, shape: Sequence[int]) -> int:
+    def value(self, shape: Sequence[int], dtype: DType = FLOAT32) -> int:
         """A new value."""
-        self.values.append(as_value(shape))
+        self.values.append(as_value(shape, dtype))
         self._starts.append(self._end)
         self._end += self.values[-1].size
         return len(self.values) - 1
@@ -163,13 +172,13 @@ class Builder:
     def express(self, elements: Elements, shifts: bool = False) -> int:
         """A value with these elements: an old one, or a new one with the steps that fill it. shifts: channels may begin
         within the plane of their base."""
-        wanted = as_value(elements.shape)
         flat = elements.ravel()
+        wanted = as_value(elements.shape, self.values[self._base(int(flat.max(initial=ZERO)))].dtype)
         whole = self._whole(flat)
         if whole is not None:
             if self.values[whole] == wanted:
                 return whole
-            target = self.value(elements.shape)
+            target = self.value(elements.shape, wanted.dtype)
             self.steps.append(Reshape(whole, target))
             return target
         plane = elements.reshape(_three(elements))
@@ -178,7 +187,7 @@ class Builder:
             return self._bordered(self.express(_without(plane, border), shifts), border, wanted)
         unfolded = self._unfolded(plane)
         if unfolded is not None:
-            source, target = self._copy(*unfolded), self.value(elements.shape)
+            source, target = self._copy(*unfolded), self.value(elements.shape, wanted.dtype)
             self.steps.append(Reshape(source, target))
             return target
         runs = self._runs(plane)
@@ -188,7 +197,7 @@ class Builder:
 
     def _copy(self, shape: Sequence[int], runs: Sequence[_Run]) -> int:
         """A new value that the runs fill."""
-        target = self.value(shape)
+        target = self.value(shape, self.values[runs[0].base].dtype)
         for run in runs:
             source, strides = self._shifted(run, self.values[target])
             self.steps.append(Copy(source, target, run.index, strides, run.first))
@@ -265,14 +274,14 @@ class Builder:
             raise Refused("it cuts out a part of the plane")
         weight = np.zeros((value.channels, *kernel), np.float32)
         weight[:, run.offset[0], run.offset[1]] = 1
-        shifted = self.value((value.channels, target.height, target.width))
+        shifted = self.value((value.channels, target.height, target.width), value.dtype)
         self.steps.append(Depthwise(run.base, shifted, weight, np.zeros(value.channels, np.float32), run.strides,
                                     (0, 0, 0, 0), (1, 1)))
         return shifted, (1, 1)
 
     def _bordered(self, source: int, border: Border, wanted: Value) -> int:
         """Zeros around a value, by a depthwise convolution of one tap with pads."""
-        target = self.value((wanted.channels, wanted.height, wanted.width))
+        target = self.value((wanted.channels, wanted.height, wanted.width), wanted.dtype)
         self.steps.append(Depthwise(source, target, np.ones((wanted.channels, 1, 1), np.float32),
                                     np.zeros(wanted.channels, np.float32), (1, 1), border, (1, 1)))
         return target

@@ -9,10 +9,11 @@ import numpy as np
 from gkp.branched import Branch, BranchedConv
 from gkp.converter import node as branched_node
 from gkp.converter.graph import Node, is_branched
-from gkp.converter.native.program import Conv, Depthwise, Floats
+from gkp.converter.native.program import Conv, Depthwise
 from gkp.converter.native.reading.builder import Builder, View
 from gkp.converter.native.reading.moves import Refused
 from gkp.converter.native.reading.parameters import constant, floats, four, geometry, layer, two
+from gkp.types import Floats
 
 
 def conv(b: Builder, node: Node) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from gkp.converter.graph import Graph, Node, Tensor, clean, is_branched, producer
 from gkp.converter.native.program import Copy, Port, Program
-from gkp.converter.native.reading.builder import Builder, View
+from gkp.converter.native.reading.builder import Builder, View, dtype_of
 from gkp.converter.native.reading.moves import Refused, is_move
 from gkp.converter.native.reading.operators import operator_of
 from gkp.errors import UnsupportedModelError, UsageError
@@ -105,10 +105,10 @@ class Translation:
             number = b.number(tensor)
             if any(port.value == number for port in (*self.inputs, *ports)):  # an output has a value of its own
                 value = b.values[number]
-                own = b.value((value.channels, value.height, value.width))
+                own = b.value((value.channels, value.height, value.width), value.dtype)
                 b.steps.append(Copy(number, own, np.arange(value.channels)))
                 number = own
-            ports.append(Port(tensor.name, number, b.shape(tensor)))
+            ports.append(Port(tensor.name, number, b.shape(tensor), b.values[number].dtype))
         return Program(tuple(b.values), tuple(b.steps), tuple(self.inputs), tuple(ports))
 
     def _input(self, tensor: Tensor) -> bool:
@@ -119,7 +119,8 @@ class Translation:
                              "say the size with --input-shape, e.g. 1,3,224,224; or use --target ort or openvino")
         fits = self._assume(tensor)
         if fits:
-            self.inputs.append(Port(tensor.name, self.builder.number(tensor), shape))
+            number = self.builder.number(tensor)
+            self.inputs.append(Port(tensor.name, number, shape, self.builder.values[number].dtype))
         return fits
 
     def _translate(self, node: Node) -> bool:
@@ -155,10 +156,10 @@ class Translation:
         shape = tensor.shape
         static = shape is not None and len(shape) > 0 and all(isinstance(n, int) for n in shape[1:])
         view = None
-        if static and tensor.dtype == np.float32 and self.builder.batch == (shape[0] if isinstance(shape[0], int) else None):
+        if static and self.builder.batch == (shape[0] if isinstance(shape[0], int) else None):
             try:
                 inner = tuple(int(n) for n in shape[1:])
-                view = View(inner, self.builder.value(inner))
+                view = View(inner, self.builder.value(inner, dtype_of(tensor)))
             except Refused:
                 pass
         self.builder.bind(tensor, view)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -106,15 +107,10 @@ class _Net:
 
 def _renamed(step: Step, place: Mapping[int, int]) -> Step:
     """The step with other value numbers; those not in `place` stay."""
-    if not any(place.get(v, v) != v for v in (*reads(step), step.target)):
-        return step
-    target = place.get(step.target, step.target)
-    if isinstance(step, Binary):
-        return replace(step, a=place.get(step.a, step.a), b=place.get(step.b, step.b), target=target)
-    source = place.get(step.source, step.source)
-    if isinstance(step, Conv | Depthwise) and step.residual is not None:
-        return replace(step, source=source, target=target, residual=place.get(step.residual, step.residual))
-    return replace(step, source=source, target=target)
+    names = ("source", "a", "b", "residual", "target")
+    numbers = {name: v for name in names if (v := getattr(step, name, None)) is not None}
+    new: Any = {name: place.get(v, v) for name, v in numbers.items()}
+    return step if new == numbers else replace(step, **new)
 
 
 # ---- rules: (net, step) -> has it rewritten the step? ------------------------------------------------------------------

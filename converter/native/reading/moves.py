@@ -8,7 +8,7 @@ one image: the batch axis is left out, and an operator that touches it is refuse
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -18,14 +18,13 @@ import numpy.typing as npt
 from gkp.branched import BranchedConv
 from gkp.converter import node as branched_node
 from gkp.converter.graph import Node, is_branched, values
+from gkp.converter.operators import COPIES, POOLS
 
 Elements = npt.NDArray[np.int64]
 ZERO = 0
 """The number of an element that is zero; all others are positive."""
 
 _MAX_ELEMENTS = 1 << 26
-_SAME = frozenset({"Identity", "Dropout", "Cast"})
-_MOVES = _SAME | {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Gather", "Concat", "Pad"}
 
 
 class Refused(Exception):
@@ -42,12 +41,12 @@ def is_move(node: Node) -> bool:
     """Does the node only move elements?"""
     if is_branched(node):
         return branched_node.read(node).is_copy
-    if node.op in ("MaxPool", "AveragePool") and not node.domain:
+    if node.op in POOLS and not node.domain:
         return (set(node.attrs.get("kernel_shape", (2,))) == {1} and not any(node.attrs.get("pads", ()))
                 and not _used(node, 1))
     if node.op == "ScatterElements":
         return not node.domain and node.attrs.get("reduction", "none") == "none"
-    return node.op in _MOVES and not node.domain
+    return not node.domain and (node.op in _MOVES or node.op in ("Reshape", "Concat"))
 
 
 def data_inputs(node: Node) -> tuple[int, ...]:
@@ -62,34 +61,14 @@ def move(node: Node, data: Sequence[Elements], batch: int | None) -> list[Elemen
     Raises Refused when the operator mixes images or is no pure movement."""
     if is_branched(node):
         return [_copied(branched_node.read(node), data[0])]
-    x, attrs = data[0], node.attrs
-    if node.op in ("MaxPool", "AveragePool"):
-        return [_strided(x, attrs.get("strides", (1,) * (x.ndim - 1)))]
-    if node.op in _SAME:
-        return [_same(node, x)]
     if node.op == "Reshape":
-        return [x.reshape(_reshaped(node, x.shape, batch))]
-    if node.op == "Flatten":
-        return [x.reshape(_flattened(x.shape, int(attrs.get("axis", 1))))]
-    if node.op == "Squeeze":
-        return [_squeezed(node, x)]
-    if node.op == "Unsqueeze":
-        return [_unsqueezed(node, x)]
-    if node.op == "Transpose":
-        perm = [int(a) for a in attrs.get("perm", range(x.ndim, -1, -1))]
-        _no_batch(perm[0] != 0)
-        return [x.transpose([a - 1 for a in perm[1:]])]
-    if node.op == "Slice":
-        return [_sliced(node, x)]
-    if node.op == "Split":
-        return _split(node, x)
-    if node.op == "Gather":
-        return [_gathered(node, x)]
+        return [data[0].reshape(_reshaped(node, data[0].shape, batch))]
     if node.op == "Concat":
         return [_concatenated(node, data)]
     if node.op == "ScatterElements":
-        return [scattered(node, x, data[1])]
-    return [_padded(node, x)]
+        return [scattered(node, data[0], data[1])]
+    moved = _MOVES.get(node.op, _pooled)(node, data[0])
+    return moved if isinstance(moved, list) else [moved]
 
 
 def axis_of(axis: int, rank: int) -> int:
@@ -176,10 +155,19 @@ def _reshaped(node: Node, shape: tuple[int, ...], batch: int | None) -> tuple[in
     return tuple(rest)
 
 
-def _flattened(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
-    inner = axis_of(axis, len(shape) + 1)
-    _no_batch(prod(shape[:inner]) != 1)
-    return (prod(shape[inner:]),)
+def _flattened(node: Node, x: Elements) -> Elements:
+    _no_batch(prod(x.shape[:axis_of(int(node.attrs.get("axis", 1)), x.ndim + 1)]) != 1)
+    return x.reshape(-1)
+
+
+def _transposed(node: Node, x: Elements) -> Elements:
+    perm = [int(a) for a in node.attrs.get("perm", range(x.ndim, -1, -1))]
+    _no_batch(perm[0] != 0)
+    return np.transpose(x, [a - 1 for a in perm[1:]])
+
+
+def _pooled(node: Node, x: Elements) -> Elements:
+    return _strided(x, node.attrs.get("strides", (1,) * (x.ndim - 1)))
 
 
 def _squeezed(node: Node, x: Elements) -> Elements:
@@ -271,3 +259,9 @@ def _padded(node: Node, x: Elements) -> Elements:
     bounded(prod(n + sum(pair) for n, pair in zip(x.shape, widths, strict=True)))
     padded: Elements = np.pad(x, widths, constant_values=ZERO)
     return padded
+
+
+_MOVES: Mapping[str, Callable[[Node, Elements], Elements | list[Elements]]] = {
+    **dict.fromkeys(COPIES | {"Cast"}, _same), "Flatten": _flattened, "Squeeze": _squeezed, "Unsqueeze": _unsqueezed,
+    "Transpose": _transposed, "Slice": _sliced, "Split": _split, "Gather": _gathered, "Pad": _padded}
+"""Those of one input, by operator."""

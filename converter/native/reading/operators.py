@@ -19,6 +19,7 @@ from gkp.converter.native.reading.builder import Border, Builder, View
 from gkp.converter.native.reading.convolutions import conv, gemm
 from gkp.converter.native.reading.moves import ZERO, Refused, axis_of, constant_ints, scattered
 from gkp.converter.native.reading.parameters import constant, floats, four, geometry, two
+from gkp.converter.operators import PLANES, POOLS
 
 Operator = Callable[[Builder, Node], None]
 _TOLERANCE = 1e-6
@@ -158,7 +159,7 @@ def _broadcastable(b: Builder, number: int, target: int) -> int:
         return number
     if value.channels != 1 or (value.height, value.width) != (wanted.height, wanted.width):
         raise Refused("it broadcasts a part of the plane")
-    spread = b.value((wanted.channels, wanted.height, wanted.width))
+    spread = b.value((wanted.channels, wanted.height, wanted.width), value.dtype)
     b.steps.append(Copy(number, spread, np.zeros(wanted.channels, np.int64)))
     return spread
 
@@ -220,7 +221,7 @@ def _check_windows(size: int, outputs: int, begin: int, taps: range, stride: int
 
 def _append_pool(b: Builder, node: Node, source: int, plane: tuple[int, ...], pool: Pool,
                  shape: tuple[int, ...] | None = None) -> None:
-    target = b.value((b.values[source].channels, *plane))
+    target = b.value((b.values[source].channels, *plane), b.values[source].dtype)
     b.steps.append(replace(pool, target=target))
     if shape is None or shape == (b.values[source].channels, *plane):
         b.bind(node.outputs[0], View((b.values[source].channels, *plane), target))
@@ -262,7 +263,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Conv": conv, "Gemm": gemm, "MatMul": gemm, "BatchNormalization": _batchnorm, "Softmax": _softmax,
     "Add": _binary, "Sub": _binary, "Mul": _binary, "Div": _binary, "Sum": _binary,
     "ScatterElements": _scatter_add,
-    "MaxPool": _pool, "AveragePool": _pool, "GlobalAveragePool": _global_pool, "GlobalMaxPool": _global_pool,
+    **dict.fromkeys(POOLS, _pool), **dict.fromkeys(PLANES, _global_pool),
     "ReduceMean": _reduce, "ReduceMax": _reduce,
     "Relu": _activate(Activation.RELU), "Sigmoid": _activate(Activation.SIGMOID), "Clip": _clip,
     "HardSigmoid": _hardsigmoid, "HardSwish": _activate(Activation.HARDSWISH), "Swish": _swish,

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gkp.converter.graph import Node, clean, values
-from gkp.converter.native.program import Floats
 from gkp.converter.native.reading.builder import Border
 from gkp.converter.native.reading.moves import Refused
 from gkp.errors import UnsupportedModelError
+from gkp.types import Floats
 
 
 def constant(node: Node, place: int) -> npt.NDArray[np.float64] | None:

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import onnx
 
 from gkp.converter.dynamic import BATCH, free_axes
-from gkp.converter.graph import Graph, Node, Tensor, is_branched, producer, values
+from gkp.converter.graph import Graph, Node, Tensor, producer, values
 from gkp.converter.lower.emit import lower
 from gkp.converter.native.program import Program
 from gkp.converter.native.reading.frontend import Translation, Unsupported, program
 from gkp.converter.native.reading.fuse import fuse
+from gkp.converter.operators import HEAVY
 from gkp.errors import UnsupportedModelError
 
 NATIVE, ONNX = "native", "onnx"
-_HEAVY = frozenset({"Conv", "Gemm", "MatMul"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +88,7 @@ def stock_model(part: Part, dynamic_batch: bool) -> onnx.ModelProto:
 
 def _translated(part: Graph, nodes: Sequence[Node]) -> Program | set[str]:
     """The program of a native part, or the nodes that ONNX Runtime must run after all."""
-    if not any(is_branched(n) or n.op in _HEAVY for n in nodes):
+    if not any(n.op in HEAVY for n in nodes):
         return {n.name for n in nodes}
     translation = Translation(part)
     translation.run()

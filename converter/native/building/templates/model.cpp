@@ -16,8 +16,8 @@ extern "C" {
 __attribute__((visibility("hidden"))) extern const unsigned char gkp_data[];  // weights.bin
 __attribute__((visibility("hidden"))) extern const char gkp_json[];           // describe.json and a 0
 
-// x, residual or second operand, y, weights, part, parts
-#define KERNEL(name) void name(const float*, const float*, float*, const unsigned char*, int, int)
+// source, residual or second operand, target, weights, part, parts
+#define KERNEL(name) void name(const void*, const void*, void*, const unsigned char*, int, int)
 @KERNELS@
 }
 
@@ -25,7 +25,7 @@ namespace {
 
 enum class Where { nowhere, arena, input, output };
 
-// at: first float in the arena, or number of the input or output.
+// at: first byte in the arena, or number of the input or output.
 struct Place {
   Where where;
   size_t at;
@@ -38,11 +38,11 @@ struct Step {
 };
 
 constexpr int MAX_THREADS = 1024;
-constexpr size_t ARENA = @ARENA@;  // floats of working memory for one image in flight, a multiple of 16
+constexpr size_t ARENA = @ARENA@;  // bytes of working memory for one image in flight, a multiple of 64
 constexpr bool SHARED = @SHARED@;  // are steps long enough to be worth sharing among threads?
 constexpr int INPUTS = @INPUTS@, OUTPUTS = @OUTPUTS@;
-constexpr size_t INPUT_SIZE[] = {@INPUT_SIZE@};  // floats per image
-constexpr size_t OUTPUT_SIZE[] = {@OUTPUT_SIZE@};
+constexpr size_t INPUT_BYTES[] = {@INPUT_BYTES@};  // per image
+constexpr size_t OUTPUT_BYTES[] = {@OUTPUT_BYTES@};
 
 constexpr Place arena(size_t at) { return {Where::arena, at}; }
 constexpr Place input(size_t at) { return {Where::input, at}; }
@@ -62,10 +62,7 @@ thread_local const char* create_error = "";
 struct gkp_model {
   explicit gkp_model(int threads) : pool(threads) {}
 
-  float* arena(int worker) {
-    char* aligned = memory + (64 - reinterpret_cast<uintptr_t>(memory) % 64) % 64;
-    return reinterpret_cast<float*>(aligned) + ARENA * worker;
-  }
+  char* arena(int worker) { return memory + (64 - reinterpret_cast<uintptr_t>(memory) % 64) % 64 + ARENA * worker; }
 
   Pool pool;
   char* memory = nullptr;  // of all arenas
@@ -83,16 +80,18 @@ struct Job {
   float* const* outputs;
   std::atomic<long> next{0};  // first image that no thread has taken
 
-  const float* source(const Place& place, long image, float* memory) const {
-    return place.where == Where::input ? inputs[place.at] + INPUT_SIZE[place.at] * image : target(place, image, memory);
+  const void* source(const Place& place, long image, char* memory) const {
+    if (place.where != Where::input) return target(place, image, memory);
+    return reinterpret_cast<const char*>(inputs[place.at]) + INPUT_BYTES[place.at] * image;
   }
 
-  float* target(const Place& place, long image, float* memory) const {
+  void* target(const Place& place, long image, char* memory) const {
     if (place.where == Where::arena) return memory + place.at;
-    return place.where == Where::output ? outputs[place.at] + OUTPUT_SIZE[place.at] * image : nullptr;
+    if (place.where != Where::output) return nullptr;
+    return reinterpret_cast<char*>(outputs[place.at]) + OUTPUT_BYTES[place.at] * image;
   }
 
-  void compute(const Step& step, long image, float* memory, int part, int parts) const {
+  void compute(const Step& step, long image, char* memory, int part, int parts) const {
     step.kernel(source(step.x, image, memory), source(step.r, image, memory), target(step.y, image, memory),
                 gkp_data + step.data, part, parts);
   }
@@ -105,7 +104,7 @@ double now() {
 }
 
 // One image on one thread.
-void compute_image(const Job& job, long image, float* memory, double* seconds) {
+void compute_image(const Job& job, long image, char* memory, double* seconds) {
   double before = seconds != nullptr ? now() : 0;
   for (int s = 0; s < STEPS; ++s) {
     job.compute(steps[s], image, memory, 0, 1);
@@ -176,7 +175,7 @@ int gkp_create(int threads, gkp_model** out) {
   *out = nullptr;
   if (threads < 1 || threads > MAX_THREADS) return fail_create(GKP_BAD_ARGUMENT, "threads must be 1 to 1024");
   if (const char* missing = missing_feature()) return fail_create(GKP_UNSUPPORTED_PROCESSOR, missing);
-  const size_t bytes = ARENA * sizeof(float) * static_cast<size_t>(threads);
+  const size_t bytes = ARENA * static_cast<size_t>(threads);
   void* place = aligned_alloc(alignof(gkp_model), sizeof(gkp_model));
   char* memory = static_cast<char*>(calloc(bytes + 64, 1));  // kernels rely on zeros around planes
   if (place == nullptr || memory == nullptr) {

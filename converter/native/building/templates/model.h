@@ -1,7 +1,8 @@
 /* A neural network compiled by gkp into one library that needs libc only.
  *
- * Arrays are float32 and contiguous, [batch, channels, height, width] or what gkp_describe says, at any address that is a
- * multiple of 4; outputs must not overlap inputs. A handle is used by one thread at a time (GKP_BUSY otherwise); any
+ * Arrays are contiguous, [batch, channels, height, width] or what gkp_describe says, at any address that is a multiple of 4;
+ * outputs must not overlap inputs. Their elements are of the "dtype" that gkp_describe names: "float32" is float (arrays of
+ * another type, should there be one, are passed as if they were of float). A handle is used by one thread at a time (GKP_BUSY otherwise); any
  * number of handles may be used at once. Nothing is shared between handles but constants. */
 #ifndef GKP_MODEL_H
 #define GKP_MODEL_H
@@ -39,7 +40,7 @@ GKP_API int gkp_profile(gkp_model* model, long batch, const float* const* inputs
 /* Frees the handle (NULL: nothing happens). Not while it runs. */
 GKP_API void gkp_destroy(gkp_model* model);
 
-/* JSON (ASCII): format, cpu, inputs and outputs with name and shape of one image, steps, sizes in bytes. */
+/* JSON (ASCII): format, cpu, inputs and outputs with name, shape of one image and dtype, steps, sizes in bytes. */
 GKP_API const char* gkp_describe(void);
 
 /* What went wrong in the handle's last failed call; NULL: in this thread's last failed gkp_create. "" if nothing did. */

@@ -7,14 +7,11 @@ from collections.abc import Mapping, Sequence
 from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.kernel import Kernel
 from gkp.converter.native.kernels.layout import Layout
-from gkp.converter.native.kernels.steps.affine import affine
-from gkp.converter.native.kernels.steps.binary import binary
-from gkp.converter.native.kernels.steps.convert import convert, space_to_depth
+from gkp.converter.native.kernels.steps.convert import convert, pack, reshape, space_to_depth, unpack
 from gkp.converter.native.kernels.steps.copy import copy
 from gkp.converter.native.kernels.steps.depthwise import depthwise
-from gkp.converter.native.kernels.steps.pack import pack, unpack
+from gkp.converter.native.kernels.steps.elementwise import affine, binary
 from gkp.converter.native.kernels.steps.pool import pool
-from gkp.converter.native.kernels.steps.reshape import reshape
 from gkp.converter.native.kernels.steps.softmax import softmax
 from gkp.converter.native.program import Affine, Binary, Copy, Depthwise, Pool, Reshape, Softmax, Value, reads
 

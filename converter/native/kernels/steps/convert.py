@@ -1,14 +1,15 @@
-"""The same value in another layout."""
+"""The same elements elsewhere: in another layout, in the user's array, under another shape."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from gkp.converter.native.kernels.cpu import Cpu
+from gkp.converter.native.kernels.emit import at, block, chunks, fill, kernel, loop, put, share
 from gkp.converter.native.kernels.kernel import Kernel
 from gkp.converter.native.kernels.layout import Layout
 from gkp.converter.native.kernels.steps.elementwise import elementwise, whole
-from gkp.converter.native.kernels.steps.emit import at, block, chunks, kernel, loop, put, share
+from gkp.converter.native.program import Value
 
 
 def convert(source: Layout, target: Layout, cpu: Cpu) -> Kernel:
@@ -71,16 +72,18 @@ class _Transposition:
     def _block(self, c: str, channels: int, rows: int, width: int) -> str:
         s, t = self.source, self.target
         column = "column" if self.per_row > 1 else "0"
-        text = ""
-        for pointer, name, layout in (("x", "const float* s", s), ("y", "float* t", t)):
-            place = at(pointer, layout.origin, (c, layout.channel), ("row", layout.row), (column, layout.column))
-            text += f"{name} = {place};\n"
-        text += "V v[LANES] = {};\n"
-        if s.planar:
-            return (text + self._planes(channels, rows, width, True) + "transpose(v);\n"
-                    + self._pixels(channels, rows, width, c, False))
-        return (text + self._pixels(channels, rows, width, c, True) + "transpose(v);\n"
-                + self._planes(channels, rows, width, False))
+        s_at, t_at = (at(pointer, a.origin, (c, a.channel), ("row", a.row), (column, a.column))
+                      for pointer, a in (("x", s), ("y", t)))
+        planes = self._planes(channels, rows, width, s.planar)
+        pixels = self._pixels(channels, rows, width, c, not s.planar)
+        return fill('''
+            const float* s = @s@;
+            float* t = @t@;
+            V v[LANES] = {};
+            @load@
+            transpose(v);
+            @store@
+        ''', s=s_at, t=t_at, load=planes if s.planar else pixels, store=pixels if s.planar else planes)
 
     def _planes(self, channels: int, rows: int, width: int, loads: bool) -> str:
         """Vectors of pixels, one per channel."""
@@ -125,17 +128,29 @@ def space_to_depth(source: Layout, target: Layout, strides: Sequence[int], offse
     channels, height, width = source.value.channels, source.value.height, source.value.width
     if not (source.planar and target.planar) or target.value.channels != channels * sy * sx:
         raise ValueError("polyphase order needs planar layouts and strides[0] * strides[1] times the channels")
-    text, rows = "", target.value.height
-    for py in range(sy):
-        phase = f"const int from = row * {sy}{py - oy:+d};\n"
-        for px in range(sx):
-            first = (py * sx + px) * channels
-            phase += f"float* t{px} = {at('y', target.offset(first, 0, 0), ('c', target.channel), ('row', target.row))};\n"
-        zeros = loop("i", 0, target.value.width, "".join(f"t{px}[i] = 0.0f;\n" for px in range(sx)))
-        inside = f"const float* s = {at('x', source.origin, ('c', source.channel), ('from', source.row))};\n"
-        inside += (_halves if sx == 2 else _phases)(width, target.value.width, sx, ox, cpu.lanes)
-        text += block("", phase + block(f"if (from < 0 || from >= {height})", zeros) + block("else", inside)).lstrip()
-    return kernel(share(rows) + loop("row", "begin", "end", loop("c", 0, channels, text)))
+
+    def phases(py: int) -> str:
+        places = [at("y", target.offset((py * sx + px) * channels, 0, 0), ("c", target.channel), ("row", target.row))
+                  for px in range(sx)]
+        return fill('''
+            {
+              const int from = row * @sy@@first@;
+              @targets@
+              if (from < 0 || from >= @height@) {
+                @zeros@
+              }
+              else {
+                const float* s = @s@;
+                @inside@
+              }
+            }
+        ''', sy=sy, first=f"{py - oy:+d}", height=height, targets=[f"float* t{px} = {p};" for px, p in enumerate(places)],
+                    zeros=loop("i", 0, target.value.width, "".join(f"t{px}[i] = 0.0f;\n" for px in range(sx))),
+                    s=at("x", source.origin, ("c", source.channel), ("from", source.row)),
+                    inside=(_halves if sx == 2 else _phases)(width, target.value.width, sx, ox, cpu.lanes))
+
+    text = "".join(map(phases, range(sy)))
+    return kernel(share(target.value.height) + loop("row", "begin", "end", loop("c", 0, channels, text)))
 
 
 def _phases(width: int, out: int, sx: int, ox: int, lanes: int) -> str:
@@ -176,5 +191,56 @@ def _halves(width: int, out: int, sx: int, ox: int, lanes: int) -> str:
         where = f"const int at = i < {last} ? i : {last};\n"
         middle = loop("i", 0, n, where + piece("at", lanes), "LANES")
     else:
-        middle = block("", piece("0", n)).lstrip() if n else ""
+        middle = block("", piece("0", n)) if n else ""
     return edge(0, low) + middle + edge(high, out)
+
+
+# ---- the user's arrays ------------------------------------------------------------------------------------------
+def contiguous(value: Value) -> Layout:
+    """A [C, H, W] array without any slack; its address is a multiple of 4 bytes only."""
+    return Layout(value, value.pixels, value.width, 1, 0, value.size, value.channels)
+
+
+def pack(value: Value, layout: Layout, cpu: Cpu) -> Kernel:
+    """x: the user's contiguous [C, H, W] array, of which nothing else is read; y: the layout's buffer."""
+    return convert(contiguous(value), layout, cpu)
+
+
+def unpack(layout: Layout, cpu: Cpu) -> Kernel:
+    """x: the layout's buffer; y: the user's contiguous [C, H, W] array, beyond which nothing is written."""
+    return convert(layout, contiguous(layout.value), cpu)
+
+
+# ---- another shape ----------------------------------------------------------------------------------------------
+def reshape(source: Layout, target: Layout, cpu: Cpu) -> Kernel:
+    """Order of the elements: channel, row, column. Raises ValueError if the sizes differ."""
+    if source.value.size != target.value.size:
+        raise ValueError(f"cannot reshape {source.value} to {target.value}")
+    if source.value == target.value:
+        return kernel(conversion(source, target, cpu.lanes))
+    if _contiguous(target):
+        return kernel(conversion(source, _view(target, source.value), cpu.lanes))
+    if _contiguous(source):
+        return kernel(conversion(_view(source, target.value), target, cpu.lanes))
+    body = f"y[{_place(target)}] = x[{_place(source)}];\n"
+    return kernel(share(target.value.size) + loop("i", "begin", "end", body))
+
+
+def _contiguous(layout: Layout) -> bool:
+    expected, value = 1, layout.value
+    for n, stride in ((value.width, layout.column), (value.height, layout.row), (value.channels, layout.channel)):
+        if n > 1 and stride != expected:
+            return False
+        expected *= n
+    return True
+
+
+def _view(layout: Layout, value: Value) -> Layout:
+    """A contiguous value under another shape."""
+    return Layout(value, value.pixels, value.width, 1, layout.origin, layout.size, value.channels)
+
+
+def _place(layout: Layout) -> str:
+    value = layout.value
+    return at(str(layout.origin), 0, (f"i / {value.pixels}", layout.channel),
+              (f"i / {value.width} % {value.height}", layout.row), (f"i % {value.width}", layout.column))

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 
 from gkp.converter.native.kernels.cpu import Cpu
+from gkp.converter.native.kernels.emit import at, block, fill, kernel, loop, share
 from gkp.converter.native.kernels.kernel import Kernel
 from gkp.converter.native.kernels.layout import Layout
 from gkp.converter.native.kernels.steps.elementwise import Operand, elementwise, whole
-from gkp.converter.native.kernels.steps.emit import at, block, kernel, loop, share
 from gkp.converter.native.program import Copy
 
 _FEW = 8  # runs of consecutive channels that are written out one by one
@@ -40,7 +40,7 @@ def copy(step: Copy, source: Layout, target: Layout, cpu: Cpu) -> Kernel:
             origin = source.offset(int(index[begin]), 0, 0)
             operands = [] if index[begin] < 0 else [replace(strided, origin=origin)]
             text += block("", elementwise(to, operands, (int(end - begin), *plane), lambda v: v[0] if v else "V{}",
-                                          halos or (planar and not operands), cpu.lanes)).lstrip()
+                                          halos or (planar and not operands), cpu.lanes))
         return kernel(text)
     table = "const int* index = reinterpret_cast<const int*>(data);\n"
     data = index.astype("<i4").tobytes()
@@ -50,17 +50,29 @@ def copy(step: Copy, source: Layout, target: Layout, cpu: Cpu) -> Kernel:
     rows = elementwise(replace(written, pointer="t", origin=0), [channel], (1, *plane), lambda v: v[0], halos, cpu.lanes,
                        False)
     zeros = elementwise(replace(written, pointer="t", origin=0), [], (1, *plane), lambda v: "V{}", True, cpu.lanes, False)
-    body = f"float* t = {at('y', written.origin, ('k', target.channel))};\n"
-    body += block("if (index[k] < 0)", zeros)
-    body += block("else", f"const float* s = {at('x', source.origin, ('index[k]', source.channel))};\n{rows}")
+    body = fill('''
+        float* t = @t@;
+        if (index[k] < 0) {
+          @zeros@
+        }
+        else {
+          const float* s = @s@;
+          @rows@
+        }
+    ''', t=at("y", written.origin, ("k", target.channel)), zeros=zeros, rows=rows,
+                s=at("x", source.origin, ("index[k]", source.channel)))
     return kernel(table + share(index.size) + loop("k", "begin", "end", body), data)
 
 
 def _pixels(step: Copy, source: Layout, target: Layout) -> str:
     """Channels-last target: pixel by pixel, channel by channel."""
     sy, sx = step.strides
-    body = f"const float* s = {at('x', source.origin, ('row', source.row * sy), ('column', source.column * sx))};\n"
-    body += f"float* t = {at('y', target.offset(step.first, 0, 0), ('row', target.row), ('column', target.column))};\n"
-    chosen = at("index[k]", 0) if source.channel == 1 else f"index[k] * {source.channel}"
-    body += loop("k", 0, step.index.size, f"t[k] = index[k] < 0 ? 0.0f : s[{chosen}];\n")
+    chosen = "index[k]" if source.channel == 1 else f"index[k] * {source.channel}"
+    body = fill('''
+        const float* s = @s@;
+        float* t = @t@;
+        @channels@
+    ''', s=at("x", source.origin, ("row", source.row * sy), ("column", source.column * sx)),
+                t=at("y", target.offset(step.first, 0, 0), ("row", target.row), ("column", target.column)),
+                channels=loop("k", 0, step.index.size, f"t[k] = index[k] < 0 ? 0.0f : s[{chosen}];\n"))
     return share(target.value.height) + loop("row", "begin", "end", loop("column", 0, target.value.width, body))

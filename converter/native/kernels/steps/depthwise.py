@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from gkp.converter.native.kernels.cpu import Cpu
+from gkp.converter.native.kernels.emit import at, block, chunks, fill, get, kernel, loop, pixels, put, share
 from gkp.converter.native.kernels.kernel import Kernel, activation
 from gkp.converter.native.kernels.layout import Layout
-from gkp.converter.native.kernels.steps.emit import at, block, chunks, get, kernel, loop, pixels, put, share
 from gkp.converter.native.program import Depthwise
 
 _UNROLLED = 49  # most taps that are written out one by one
@@ -110,7 +110,14 @@ class _Writer:
         self.check_slack(corner + tail * sx + (kw - 1) * dx + self.lanes * (sx if sx < 3 else 1))
         height = min(4 if sy == 1 else 2, value.height) if len(self.taps) <= _UNROLLED else 1
         several = block(f"for (; row + {height} <= last; row += {height})", self._row_block(height)) if height > 1 else ""
-        body = self._filter() + "int row = first;\n" + several + block("for (; row < last; ++row)", self._row_block(1))
+        body = fill('''
+            @filter@
+            int row = first;
+            @several@
+            for (; row < last; ++row) {
+              @one@
+            }
+        ''', filter=self._filter(), several=several, one=self._row_block(1))
         if value.channels >= 8 or value.channels >= value.height:
             where = share(value.channels) + f"const int first = 0, last = {value.height};\n"
             return kernel(where + loop("f", "begin", "end", body), self.filters())
@@ -119,18 +126,27 @@ class _Writer:
 
     def _row_block(self, height: int) -> str:
         s, t, sy = self.source, self.target, self.step.strides[0]
-        text = f"const float* s = {at('x', self.first, (self.channel, s.channel), ('row', s.row * sy))};\n"
-        text += self._places(("f", "channel"), ("row", "row"))
         names = "abcd"[:height]
 
-        def piece(i: str, n: int) -> str:
-            sums = f"V {', '.join(f'{name} = splat(w[0])' for name in names)};\n"
-            sums += self._unrolled(i, n, names) if len(self.taps) <= _UNROLLED else self._looped(i, n)
-            for k, name in enumerate(names):
-                residual = get(at("residual", k * self.residual.row, (i, 1)), n, self.lanes)
-                sums += put(at("t", k * t.row, (i, 1)), self.result(name, residual), n, self.lanes)
-            return sums
-        return text + chunks(t.value.width, self.lanes, piece)
+        def store(k: int, i: str, n: int) -> str:
+            residual = get(at("residual", k * self.residual.row, (i, 1)), n, self.lanes)
+            return put(at("t", k * t.row, (i, 1)), self.result(names[k], residual), n, self.lanes)
+
+        return fill('''
+            const float* s = @s@;
+            @places@
+            @row@
+        ''', s=at("x", self.first, (self.channel, s.channel), ("row", s.row * sy)),
+                    places=self._places(("f", "channel"), ("row", "row")),
+                    row=chunks(t.value.width, self.lanes, lambda i, n: fill('''
+                        V @sums@;
+                        @taps@
+                        @store@
+                    ''', sums=", ".join(f"{name} = splat(w[0])" for name in names), taps=self._sum(i, n, names),
+                                store="".join(store(k, i, n) for k in range(height)))))
+
+    def _sum(self, i: str, n: int, names: str) -> str:
+        return self._unrolled(i, n, names) if len(self.taps) <= _UNROLLED else self._looped(i, n)
 
     def _looped(self, i: str, n: int) -> str:
         (_, kh, kw), sx, (dy, dx) = self.step.weight.shape, self.step.strides[1], self.step.dilations
@@ -166,15 +182,19 @@ class _Writer:
                          + self.lanes)
         cells = np.arange(-(-self.line // self.lanes) * self.lanes)
         mask = np.where(cells % t.row < t.value.width, -1, 0).astype("<i4").tobytes()
-        body = self._filter() + f"const float* s = {at('x', self.first, (self.channel, s.channel))};\n"
-        body += self._places(("f", "channel"))
 
         def piece(i: str, n: int) -> str:
-            text = "V a = splat(w[0]);\n"
-            text += self._unrolled(i, n, "a") if len(self.taps) <= _UNROLLED else self._looped(i, n)
             value = self.result("a", get(at("residual", 0, (i, 1)), n, self.lanes))
-            return text + put(at("t", 0, (i, 1)), f"keep({value}, {at('mask', 0, (i, 1))})", n, self.lanes)
-        body += chunks(self.line, self.lanes, piece)
+            store = put(at("t", 0, (i, 1)), f"keep({value}, {at('mask', 0, (i, 1))})", n, self.lanes)
+            return "V a = splat(w[0]);\n" + self._sum(i, n, "a") + store
+
+        body = fill('''
+            @filter@
+            const float* s = @s@;
+            @places@
+            @line@
+        ''', filter=self._filter(), s=at("x", self.first, (self.channel, s.channel)), places=self._places(("f", "channel")),
+                    line=chunks(self.line, self.lanes, piece))
         filters = self.filters()
         table = f"const int* mask = reinterpret_cast<const int*>(data) + {len(filters) // 4};\n"
         return kernel(table + share(t.value.channels) + loop("f", "begin", "end", body), filters + mask)
@@ -187,18 +207,23 @@ class _Writer:
         data[0, :value.channels] = self.step.bias
         data[1:, :value.channels] = self.step.weight.reshape(value.channels, -1).T
 
+        unrolled = len(self.taps) <= _UNROLLED
+        width = 4 if value.width >= 4 and unrolled and self.multiplier == 1 else 1
+
         def piece(f: str, n: int) -> str:
-            text = f"const float* w = {at('weights', 0, (f, 1))};\nconst V bias = load(w);\n"
-            if len(self.taps) <= _UNROLLED:
-                text += "const V " + ", ".join(f"w{k} = load(w + {(k + 1) * padded})" for k in range(len(self.taps))) + ";\n"
-            width = 4 if value.width >= 4 and len(self.taps) <= _UNROLLED and self.multiplier == 1 else 1
             columns = "int column = 0;\n"
             if width > 1:
                 columns += block(f"for (; column + {width} <= {value.width}; column += {width})",
                                  self._pixels(f, n, width, padded))
             if value.width % width or width == 1:
                 columns += block(f"for (; column < {value.width}; ++column)", self._pixels(f, n, 1, padded))
-            return text + loop("row", "begin", "end", columns)
+            return fill('''
+                const float* w = @w@;
+                const V bias = load(w);
+                $if unrolled: const V @taps@;
+                @rows@
+            ''', w=at("weights", 0, (f, 1)), rows=loop("row", "begin", "end", columns), unrolled=unrolled,
+                        taps=", ".join(f"w{k} = load(w + {(k + 1) * padded})" for k in range(len(self.taps))))
         text = "const float* weights = reinterpret_cast<const float*>(data);\n" + share(value.height)
         return kernel(text + chunks(value.channels, lanes, piece, "f"), data.tobytes())
 
@@ -225,7 +250,7 @@ class _Writer:
                 for x in sorted({p * sx + kx * dx for p in range(width) for kx in range(kw)}):
                     users = [(name, kx) for p, name in enumerate(names) for kx in range(kw) if p * sx + kx * dx == x]
                     uses = " ".join(f"{name} += v * w{ky * kw + kx};" for name, kx in users)
-                    text += block("", self._cell(at("s", ky * dy * s.row + x * s.column), f, n) + uses + "\n").lstrip()
+                    text += block("", self._cell(at("s", ky * dy * s.row + x * s.column), f, n) + uses + "\n")
         for p, name in enumerate(names):
             residual = get(at("residual", p * self.residual.column), n, self.lanes)
             text += put(at("t", p * t.column), self.result(name, residual), n, self.lanes)
@@ -237,8 +262,14 @@ class _Writer:
         _, kh, kw = self.step.weight.shape
         cell = at("x", self.first, (self.channel, s.channel), (f"row * {sy} + ky * {dy}", s.row),
                   (f"column * {sx} + kx * {dx}", s.column))
-        body = f"const float* w = reinterpret_cast<const float*>(data) + f * {1 + kh * kw};\nfloat sum = w[0];\n"
-        body += loop("ky", 0, kh, loop("kx", 0, kw, f"sum += *({cell}) * w[1 + ky * {kw} + kx];\n"))
-        body += self._places(("f", "channel"), ("row", "row"), ("column", "column"))
-        body += f"const V v = {self.result('splat(sum)', 'splat(*residual)')};\n*t = v[0];\n"
+        body = fill('''
+            const float* w = reinterpret_cast<const float*>(data) + f * @size@;
+            float sum = w[0];
+            @taps@
+            @places@
+            const V v = @result@;
+            *t = v[0];
+        ''', size=1 + kh * kw, result=self.result("splat(sum)", "splat(*residual)"),
+                    taps=loop("ky", 0, kh, loop("kx", 0, kw, f"sum += *({cell}) * w[1 + ky * {kw} + kx];\n")),
+                    places=self._places(("f", "channel"), ("row", "row"), ("column", "column")))
         return kernel(pixels(t.value.height, t.value.width, loop("f", 0, t.value.channels, body)), self.filters())

@@ -1,4 +1,4 @@
-"""Loops that compute each element of the target from the elements at the same place of the operands."""
+"""Steps that compute each element of the target from the elements at the same place of the operands."""
 
 from __future__ import annotations
 
@@ -6,8 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
+import numpy as np
+
+from gkp.converter.native.kernels.cpu import Cpu
+from gkp.converter.native.kernels.emit import at, block, chunks, get, kernel, loop, put, share
+from gkp.converter.native.kernels.kernel import Kernel, activation
 from gkp.converter.native.kernels.layout import Layout
-from gkp.converter.native.kernels.steps.emit import at, block, chunks, get, loop, put, share
+from gkp.converter.native.program import ZERO_AT_ZERO, Affine, Binary
+
+_OPERATORS = {"add": "+", "sub": "-", "mul": "*"}
 
 
 @dataclass(frozen=True)
@@ -22,14 +29,6 @@ class Operand:
 
 def whole(pointer: str, layout: Layout) -> Operand:
     return Operand(pointer, layout.origin, (layout.channel, layout.row, layout.column))
-
-
-def per_channel(pointer: str, layout: Layout) -> Operand:
-    return Operand(pointer, layout.origin, (layout.channel, 0, 0))
-
-
-def single(pointer: str, layout: Layout) -> Operand:
-    return Operand(pointer, layout.origin, (0, 0, 0))
 
 
 @dataclass(frozen=True)
@@ -105,3 +104,38 @@ def _axes(target: Operand, operands: Sequence[Operand], shape: tuple[int, int, i
             merged.insert(0, axis)
     assert prod(shape) <= prod(a.extent for a in merged)
     return merged
+
+
+# ---- steps ------------------------------------------------------------------------------------------------------
+def affine(step: Affine, source: Layout, target: Layout, cpu: Cpu) -> Kernel:
+    """x: source; the data are scale, then shift."""
+    value = target.value
+    if source.value != value or step.scale.shape != (value.channels,) or step.shift.shape != (value.channels,):
+        raise ValueError(f"{step.scale.size} scales and {step.shift.size} shifts for {source.value} giving {value}")
+    constants = "const float* scale = reinterpret_cast<const float*>(data);\n" \
+        + f"const float* shift = scale + {value.channels};\n"
+    operands = [whole("x", source), Operand("scale", 0, (1, 0, 0)), Operand("shift", 0, (1, 0, 0))]
+    body = elementwise(whole("y", target), operands, (value.channels, value.height, value.width),
+                       lambda v: activation(step.activation, f"{v[0]} * {v[1]} + {v[2]}"), False, cpu.lanes)
+    data = np.concatenate([step.scale, step.shift]).astype("<f4").tobytes()
+    return kernel(constants + body, data)
+
+
+def binary(step: Binary, a: Layout, b: Layout, target: Layout, cpu: Cpu) -> Kernel:
+    """x: a; r: b, of a's shape, [C, 1, 1] or [1, 1, 1]. Raises ValueError for any other shape."""
+    value = target.value
+    shape = (value.channels, value.height, value.width)
+    if b.value == value:
+        second = whole("r", b)
+    elif b.value.size == 1:
+        second = Operand("r", b.origin, (0, 0, 0))
+    elif b.value.size == b.value.channels == value.channels:
+        second = Operand("r", b.origin, (b.channel, 0, 0))
+    else:
+        raise ValueError(f"cannot broadcast {b.value} to {value}")
+    if a.value != value:
+        raise ValueError(f"a value of shape {a.value} does not give {value}")
+    keeps_zero = step.activation in ZERO_AT_ZERO and b.value == value
+    return kernel(elementwise(
+        whole("y", target), [whole("x", a), second], shape,
+        lambda v: activation(step.activation, f"{v[0]} {_OPERATORS[step.op]} {v[1]}"), keeps_zero, cpu.lanes))

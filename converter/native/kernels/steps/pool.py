@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from gkp.converter.native.kernels.cpu import Cpu
+from gkp.converter.native.kernels.emit import at, block, chunks, fill, get, kernel, loop, pixels, planes, put, share
 from gkp.converter.native.kernels.kernel import Kernel
 from gkp.converter.native.kernels.layout import Layout
-from gkp.converter.native.kernels.steps.emit import at, block, chunks, get, kernel, loop, pixels, planes, put, share
-from gkp.converter.native.program import Floats, Pool
+from gkp.converter.native.program import Pool
+from gkp.types import Floats
 
 _LONGEST_LINE = 16384  # floats of a row kept on the stack
 
@@ -44,12 +45,16 @@ def _whole_plane(step: Pool, source: Layout, target: Layout, lanes: int) -> Kern
         # a sum may include the halo's zeros
         rows, line = (value.height, value.width) if step.maximum else (1, (value.height - 1) * source.row + value.width)
         inner, sums = _reduction(line, lanes, combine, "a" if step.maximum else "")
-        text = f"V {', '.join(f'{name} = splat({start})' for name in sums)};\n"
-        text += f"const float* s = {at('x', source.origin, ('c', source.channel))};\n"
-        text += inner if rows == 1 else loop("row", 0, rows, inner + f"s += {source.row};\n")
-        text += "".join(f"a = {combine('a', name)};\n" for name in sums[1:])
-        place = at("y", target.origin, ("c", target.channel))
-        text += f"*({place}) = {'largest' if step.maximum else 'sum'}(a){scale};\n"
+        text = fill('''
+            V @sums@;
+            const float* s = @s@;
+            @rows@
+            @join@
+            *(@place@) = @total@(a)@scale@;
+        ''', sums=", ".join(f"{name} = splat({start})" for name in sums), scale=scale,
+                    s=at("x", source.origin, ("c", source.channel)), place=at("y", target.origin, ("c", target.channel)),
+                    rows=inner if rows == 1 else loop("row", 0, rows, inner + f"s += {source.row};\n"),
+                    join=[f"a = {combine('a', name)};" for name in sums[1:]], total="largest" if step.maximum else "sum")
         return kernel(share(value.channels) + loop("c", "begin", "end", text))
 
     def piece(c: str, n: int) -> str:
@@ -124,12 +129,10 @@ class _Windows:
         """A row of maxima or sums down the window's rows, with the pads at its ends; then along it."""
         s, t, lanes = self.source, self.target, self.lanes
         (kh, kw), (sy, sx), (dy, dx), pads = self.step.kernel, self.step.strides, self.step.dilations, self.step.pads
-        text = f"float line[{self.line}];\n" + loop("i", 0, self.line, f"line[i] = {self.start};\n")
-        body = f"const float* rows[{kh}];\nint n = 0;\n"
-        found = f"const int from = row * {sy} + k * {dy} - {pads[0]};\n"
-        found += (f"if (from >= 0 && from < {s.value.height}) rows[n++] = "
-                  f"{at('x', s.origin, ('c', s.channel), ('from', s.row))};\n")
-        body += loop("k", 0, kh, found)
+        find = fill('''
+            const int from = row * @sy@ + k * @dy@ - @pad@;
+            if (from >= 0 && from < @height@) rows[n++] = @s@;
+        ''', sy=sy, dy=dy, pad=pads[0], height=s.value.height, s=at("x", s.origin, ("c", s.channel), ("from", s.row)))
 
         def down(count: str | int) -> str:
             def piece(i: str, n: int) -> str:
@@ -144,7 +147,7 @@ class _Windows:
 
         empty = loop("i", pads[1], pads[1] + s.value.width, f"line[i] = {self.start};\n")
         some = block("else if (n > 0)", down("n")) + block("else", empty)
-        body += (block(f"if (n == {kh})", down(kh)) + some) if kh <= 4 else some.removeprefix("else ")
+        vertical = (block(f"if (n == {kh})", down(kh)) + some) if kh <= 4 else some.removeprefix("else ")
 
         def along(i: str, n: int) -> str:
             taps = [get(at("line", k * dx, (i, sx)), lanes, lanes, sx) for k in range(kw)]
@@ -155,17 +158,37 @@ class _Windows:
                 sums = f"V v = {taps[0]};\n" + "".join(f"v = {self.combine('v', tap)};\n" for tap in taps[1:])
             scale = "" if self.step.maximum else f" * ({get(at('per_column', 0, (i, 1)), n, lanes)} * per_row[row])"
             return sums + put(at("t", 0, (i, 1)), f"v{scale}", n, lanes)
-        body += f"float* t = {at('y', t.origin, ('c', t.channel), ('row', t.row))};\n" + chunks(t.value.width, lanes, along)
-        return text + planes(t.value.channels, t.value.height, body)
+        return fill('''
+            float line[@w.line@];
+            @start@
+            @planes@
+        ''', w=self, start=loop("i", 0, self.line, f"line[i] = {self.start};\n"),
+                    planes=planes(t.value.channels, t.value.height, fill('''
+                        const float* rows[@kh@];
+                        int n = 0;
+                        @find@
+                        @vertical@
+                        float* t = @t@;
+                        @horizontal@
+                    ''', kh=kh, find=loop("k", 0, kh, find), vertical=vertical, horizontal=chunks(t.value.width, lanes, along),
+                        t=at("y", t.origin, ("c", t.channel), ("row", t.row)))))
 
     def _window(self, inner: str) -> str:
         """Loops over the cells (fy, fx) of the window of (row, column) that lie in the plane (true loops even for one pass,
         because of `continue`)."""
         (kh, kw), (sy, sx), (dy, dx), pads = self.step.kernel, self.step.strides, self.step.dilations, self.step.pads
         height, width = self.source.value.height, self.source.value.width
-        across = f"const int fx = column * {sx} + kx * {dx} - {pads[1]};\nif (fx < 0 || fx >= {width}) continue;\n" + inner
-        down = f"const int fy = row * {sy} + ky * {dy} - {pads[0]};\nif (fy < 0 || fy >= {height}) continue;\n"
-        return loop("ky", "0", kh, down + loop("kx", "0", kw, across))
+        return fill('''
+            for (int ky = 0; ky < @kh@; ++ky) {
+              const int fy = row * @sy@ + ky * @dy@ - @pads[0]@;
+              if (fy < 0 || fy >= @height@) continue;
+              for (int kx = 0; kx < @kw@; ++kx) {
+                const int fx = column * @sx@ + kx * @dx@ - @pads[1]@;
+                if (fx < 0 || fx >= @width@) continue;
+                @inner@
+              }
+            }
+        ''', kh=kh, kw=kw, sy=sy, sx=sx, dy=dy, dx=dx, pads=pads, height=height, width=width, inner=inner)
 
     def _scale(self) -> str:
         return "" if self.step.maximum else " * (per_row[row] * per_column[column])"

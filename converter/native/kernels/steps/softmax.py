@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from gkp.converter.native.kernels.cpu import Cpu
+from gkp.converter.native.kernels.emit import at, block, chunks, fill, get, kernel, loop, pixels, put, share
 from gkp.converter.native.kernels.kernel import Kernel
 from gkp.converter.native.kernels.layout import Layout
-from gkp.converter.native.kernels.steps.emit import at, block, chunks, get, kernel, loop, pixels, put, share
 
 
 def softmax(source: Layout, target: Layout, cpu: Cpu) -> Kernel:
@@ -21,20 +21,32 @@ def softmax(source: Layout, target: Layout, cpu: Cpu) -> Kernel:
 def _channels(source: Layout, target: Layout, lanes: int) -> str:
     """One pixel, its channels in vectors."""
     n, s, t = source.value.channels, source.channel, target.channel
-    text = f"const float* s = {at('x', source.origin, ('row', source.row), ('column', source.column))};\n"
-    text += f"float* t = {at('y', target.origin, ('row', target.row), ('column', target.column))};\n"
-    text += "V v = splat(s[0]);\n"
-    text += chunks(n, lanes, lambda c, m: f"v = maximum(v, {get(at('s', 0, (c, s)), m, lanes, s, 'v')});\n", "c")
-    text += "const float top = largest(v);\nV total{};\n"
 
     def power(c: str, m: int) -> str:
-        return (f"const V e = exponential({get(at('s', 0, (c, s)), m, lanes, s)} - top);\n"
-                + f"total += {'e' if m == lanes else f'keep_first<{m}>(e)'};\n" + put(at("t", 0, (c, t)), "e", m, lanes, t))
-    text += chunks(n, lanes, power, "c") + "const float scale = 1.0f / sum(total);\n"
+        return fill('''
+            const V e = exponential(@cell@ - top);
+            total += @e@;
+            @put@
+        ''', cell=get(at("s", 0, (c, s)), m, lanes, s), e="e" if m == lanes else f"keep_first<{m}>(e)",
+                    put=put(at("t", 0, (c, t)), "e", m, lanes, t))
 
     def scaled(c: str, m: int) -> str:
         return put(at("t", 0, (c, t)), f"{get(at('t', 0, (c, t)), m, lanes, t)} * scale", m, lanes, t)
-    return text + chunks(n, lanes, scaled, "c")
+
+    return fill('''
+        const float* s = @s@;
+        float* t = @t@;
+        V v = splat(s[0]);
+        @largest@
+        const float top = largest(v);
+        V total{};
+        @powers@
+        const float scale = 1.0f / sum(total);
+        @scaled@
+    ''', s=at("x", source.origin, ("row", source.row), ("column", source.column)),
+                t=at("y", target.origin, ("row", target.row), ("column", target.column)),
+                largest=chunks(n, lanes, lambda c, m: f"v = maximum(v, {get(at('s', 0, (c, s)), m, lanes, s, 'v')});\n", "c"),
+                powers=chunks(n, lanes, power, "c"), scaled=chunks(n, lanes, scaled, "c"))
 
 
 def _vectors_of_pixels(source: Layout, target: Layout, lanes: int) -> str:
@@ -43,14 +55,21 @@ def _vectors_of_pixels(source: Layout, target: Layout, lanes: int) -> str:
     per_row = -(-value.width // lanes)
 
     def piece(column: str, n: int) -> str:
-        s = at("x", source.origin, ("row", source.row), (column, 1))
-        t = at("y", target.origin, ("row", target.row), (column, 1))
         cell, place = get(at("s", 0, ("c", source.channel)), n, lanes), at("t", 0, ("c", target.channel))
-        text = f"const float* s = {s};\nfloat* t = {t};\nV top = {get('s', n, lanes)}, total{{}};\n"
-        text += loop("c", 1, value.channels, f"top = maximum(top, {cell});\n") if value.channels > 1 else ""
+        larger = loop("c", 1, value.channels, f"top = maximum(top, {cell});\n") if value.channels > 1 else ""
         power = f"const V e = exponential({cell} - top);\ntotal += e;\n" + put(place, "e", n, lanes)
-        text += loop("c", 0, value.channels, power) + "const V scale = 1.0f / total;\n"
-        return text + loop("c", 0, value.channels, put(place, f"{get(place, n, lanes)} * scale", n, lanes))
+        return fill('''
+            const float* s = @s@;
+            float* t = @t@;
+            V top = @first@, total{};
+            @larger@
+            @powers@
+            const V scale = 1.0f / total;
+            @scaled@
+        ''', s=at("x", source.origin, ("row", source.row), (column, 1)), larger=larger,
+                    t=at("y", target.origin, ("row", target.row), (column, 1)), first=get("s", n, lanes),
+                    powers=loop("c", 0, value.channels, power),
+                    scaled=loop("c", 0, value.channels, put(place, f"{get(place, n, lanes)} * scale", n, lanes)))
 
     whole, rest = value.width // lanes * lanes, value.width % lanes
     parts = [piece("column", lanes)] if whole else []

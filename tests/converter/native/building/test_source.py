@@ -88,9 +88,9 @@ def test_the_description_says_what_memory_is_needed(tmp_path: Path) -> None:
     assert about["arena_bytes"] == 4 * 128  # 121 floats in whole cache lines
     assert about["weights_bytes"] == 4
     assert about["peak_bytes"] == about["arena_bytes"] + about["weights_bytes"]
-    assert about["inputs"] == [{"name": "x", "shape": [3, 5, 7]}]
+    assert about["inputs"] == [{"name": "x", "shape": [3, 5, 7], "dtype": "float32"}]
     assert about["steps"] == [{"layer": "first", "kind": "scale", "macs": 105}, {"layer": "second", "kind": "add", "macs": 0}]
-    assert (about["format"], about["cpu"]) == (1, "x86-64-v3")
+    assert (about["format"], about["cpu"]) == (2, "x86-64-v3")
 
 
 def test_a_plan_without_weights_or_working_memory_is_written(tmp_path: Path) -> None:

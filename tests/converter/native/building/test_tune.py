@@ -15,27 +15,31 @@ from gkp.converter.cache import Seconds
 from gkp.converter.native.building import toolchain
 from gkp.converter.native.building.toolchain import Toolchain, host_cpu
 from gkp.converter.native.building.tune import Measured
+from gkp.converter.native.dtypes import DType
 from gkp.converter.native.kernels.cpu import Cpu
-from gkp.converter.native.kernels.kernel import FUNCTION, SIGNATURE, Kernel, Recipe, recipe
+from gkp.converter.native.kernels.emit import kernel
+from gkp.converter.native.kernels.kernel import Recipe, recipe
+from gkp.converter.native.kernels.layout import planar
+from gkp.converter.native.kernels.way import Trial
 from gkp.converter.native.planning.geometry import geometry
 from gkp.converter.native.planning.planner import make_plan
-from gkp.converter.native.planning.timer import Model, Trial
-from gkp.converter.native.planning.ways import conv_ways, fastest
+from gkp.converter.native.planning.timer import Model
+from gkp.converter.native.planning.ways import conv_ways, time_ways
 from gkp.converter.native.program import Conv, Port, Program, Value
 from gkp.errors import GkpError
 from gkp.runtime.native import NativeRunner
 
 CPU = host_cpu()
 BROKEN = ("false",)
+BUFFER = planar(Value(16, 1, 1))
 
 
 def sums(times: int) -> Trial:
     """Adds up its weights so many times."""
-    source = (f'#include "gkp.h"\n\nextern "C" void {FUNCTION}({SIGNATURE}) {{\n  (void)x, (void)r, (void)part, (void)parts;\n'
-              "  const float* w = reinterpret_cast<const float*>(data);\n  V a{};\n"
-              f"  for (int n = 0; n < {times}; ++n)\n    for (int i = 0; i < 1024; i += LANES) a = a * a + load(w + i);\n"
-              "  store(y, a);\n}\n")
-    return Trial(recipe(Kernel(source, bytes(4096))), 16, 0, 16, cycles=float(times))
+    body = ("(void)x, (void)r, (void)part, (void)parts;\nconst float* w = reinterpret_cast<const float*>(data);\nV a{};\n"
+            f"for (int n = 0; n < {times}; ++n)\n  for (int i = 0; i < 1024; i += LANES) a = a * a + load(w + i);\n"
+            "store(y, a);\n")
+    return Trial(recipe(kernel(body, bytes(4096))), BUFFER, None, BUFFER, cycles=float(times))
 
 
 def unbuildable(version: str) -> Toolchain:
@@ -67,14 +71,18 @@ def changed_data(trial: Trial) -> Trial:
     return replace(trial, recipe=replace(trial.recipe, key="other counts"))
 
 
-@pytest.mark.parametrize("what", ["compiler", "processor", "lanes", "counts"])
+def changed_type(trial: Trial) -> Trial:
+    return replace(trial, x=planar(Value(16, 1, 1, DType("int32", "int", 4))))
+
+
+@pytest.mark.parametrize("what", ["compiler", "processor", "lanes", "counts", "type"])
 def test_another_compiler_processor_or_size_is_measured_anew(what: str, tmp_path: Path) -> None:
     path, tools = tmp_path / "kernels.json", toolchain.find(CPU)
     Measured(CPU, tools, Seconds(path)).seconds([sums(5)])
     cpu: Cpu = {"processor": replace(CPU, flags=(*CPU.flags, "-mno-fma")), "lanes": replace(CPU, lanes=4 if CPU.lanes != 4 else 8)}.get(what, CPU)
     timer = Measured(cpu, unbuildable(tools.version + (" changed" if what == "compiler" else "")), Seconds(path))
     with pytest.raises(GkpError):
-        timer.seconds([changed_data(sums(5)) if what == "counts" else sums(5)])
+        timer.seconds([{"counts": changed_data, "type": changed_type}.get(what, lambda trial: trial)(sums(5))])
 
 
 def test_weights_do_not_count_only_their_sizes_do(tmp_path: Path) -> None:
@@ -92,7 +100,7 @@ def test_the_model_runs_nothing() -> None:
     def never() -> bytes:
         raise AssertionError("the model needs no weights")
 
-    trials = [Trial(Recipe("no C++", "", never), 0, 0, 0, cycles) for cycles in (4e9, 2e9)]
+    trials = [Trial(Recipe("no C++", "", never), BUFFER, None, BUFFER, cycles) for cycles in (4e9, 2e9)]
     seconds = Model().seconds(trials)
     assert seconds[0] == 2 * seconds[1] > 0
     assert not Model().measures
@@ -124,7 +132,7 @@ def test_the_fastest_way_of_each_pair_of_layouts_is_kept() -> None:
     program = tiny()
     ways = conv_ways(program, geometry(program, CPU.lanes), CPU)
     timer = Preferring("tile: channel 1x")
-    kept = fastest(ways, timer)
+    kept = time_ways(ways, timer)
     assert timer.asked == 1, "all kernels are compiled in one go"
     for number, found in kept.items():
         assert len(found) == len({w.kinds for w in found}) == len({w.kinds for w in ways[number]})
@@ -157,7 +165,7 @@ def test_the_model_knows_that_grouped_layers_are_cheaper() -> None:
     def cost(branches: int) -> float:
         program = resnet20(np.random.default_rng(0), 32, branches)
         ways = conv_ways(program, geometry(program, CPU.lanes), CPU)
-        found = fastest({n: [w for w in some if "winograd" not in w.name] for n, some in ways.items()}, Model())
+        found = time_ways({n: [w for w in some if "winograd" not in w.name] for n, some in ways.items()}, Model())
         return sum(min(w.seconds for w in ways) for ways in found.values())
 
     assert cost(4) < 0.75 * cost(1)

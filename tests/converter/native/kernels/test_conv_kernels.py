@@ -12,11 +12,12 @@ from conv_kit import Chain, chains, check_chains, random_conv, random_geometry, 
 from kernel_kit import NARROW, cpus
 
 from gkp.branched import Branch, BranchedConv
+from gkp.converter.native.kernels import channel, pixel
 from gkp.converter.native.kernels.cpu import CPUS, Cpu
-from gkp.converter.native.kernels.layout import channels_last, planar
-from gkp.converter.native.kernels.pixel import PixelTile, fits
-from gkp.converter.native.planning.conv import conv_kernel, cycles, polyphase, polyphase_value, tiles
-from gkp.converter.native.planning.geometry import Geometry, Kind
+from gkp.converter.native.kernels.layout import Kind, channels_last, planar
+from gkp.converter.native.kernels.pixel import PixelTile
+from gkp.converter.native.kernels.polyphase import polyphase, polyphase_value
+from gkp.converter.native.planning.geometry import Geometry
 from gkp.converter.native.planning.ways import conv_ways
 from gkp.converter.native.program import Activation, Conv, Program, Value
 
@@ -146,8 +147,8 @@ def test_every_tile_of_one_layer(cpu: Cpu) -> None:
         values = Value(10, *plane), Value(13, *plane)
         at = random_geometry(rng, conv, values, cpu.lanes)
         found = chains(rng, conv, plane, cpu, lambda way: "winograd" not in way.name, residual=False, at=at)
-        offered = [len(tiles(step, at.layouts[0][s], at.layouts[1][t], cpu)) for s, t in product(at.kinds(0), at.kinds(1))
-                   if (s, t) != ("last", "planar")]
+        offered = [len((pixel if t == "planar" else channel).tiles(step, at.layouts[0][s], at.layouts[1][t], cpu))
+                   for s, t in product(at.kinds(0), at.kinds(1)) if (s, t) != ("last", "planar")]
         assert len(found) == sum(offered)
         cases += found
     check_chains(cases, cpu)
@@ -226,9 +227,9 @@ def test_planes_whose_rows_do_not_match_lines_are_left_to_vectors_of_channels() 
     cpu, conv = CPUS["x86-64-v4"], dense(np.random.default_rng(0), 4, 4)
     value = Value(4, 9, 9)
     source, target = planar(value, (1, 1, 1, 1), 16), planar(value, (0, 0, 0, 0), 16)
-    assert tiles(Conv(0, 1, conv), source, target, cpu) == []
-    assert not fits(Conv(0, 1, conv), PixelTile(2, 2, True, True), source, target, cpu)
-    assert tiles(Conv(0, 1, conv), source, planar(value, (0, 1, 0, 0), 16), cpu) != []
+    assert pixel.tiles(Conv(0, 1, conv), source, target, cpu) == []
+    assert not pixel.fits(Conv(0, 1, conv), PixelTile(2, 2, True, True), source, target, cpu)
+    assert pixel.tiles(Conv(0, 1, conv), source, planar(value, (0, 1, 0, 0), 16), cpu) != []
 
 
 @pytest.mark.parametrize("cpu", CPUS.values(), ids=CPUS)
@@ -236,13 +237,13 @@ def test_tiles_come_best_first_and_no_more_than_asked_for(cpu: Cpu) -> None:
     program, at = one_step(dense(np.random.default_rng(0), 32, 40), (16, 16), cpu)
     step = program.steps[0]
     assert isinstance(step, Conv)
-    for kind in ("planar", "last"):
+    for kind, family in (("planar", pixel), ("last", channel)):
         source, target = at.layouts[0][kind], at.layouts[1][kind]
-        found = tiles(step, source, target, cpu, 1000)
-        seconds = [cycles(step, tile, source, target, cpu) for tile in found]
+        found = family.tiles(step, source, target, cpu, 1000)
+        seconds = [family.cycles(step, tile, source, target, cpu) for tile in found]
         assert seconds == sorted(seconds)
         assert len(set(found)) == len(found) > 5
-        assert tiles(step, source, target, cpu, 5) == found[:5]
+        assert family.tiles(step, source, target, cpu, 5) == found[:5]
 
 
 @pytest.mark.parametrize("kind", ["planar", "last"])
@@ -273,8 +274,8 @@ def test_layers_of_one_shape_share_their_source(kind: Kind) -> None:
         program, at = one_step(form(rng, 16, 16, branches), (16, 16), cpu)
         step = program.steps[0]
         assert isinstance(step, Conv)
-        source, target = at.layouts[0][kind], at.layouts[1][kind]
-        recipes.append(conv_kernel(step, tiles(step, source, target, cpu)[0], source, target, None, cpu))
+        family = pixel.ways if kind == "planar" else channel.ways
+        recipes.append(next(family(step, at.layouts[0][kind], at.layouts[1][kind], None, cpu)).trial.recipe)
     assert recipes[0].source == recipes[1].source
     assert recipes[0].key == recipes[1].key
     assert recipes[0].fill() != recipes[1].fill()

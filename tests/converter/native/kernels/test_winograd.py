@@ -14,9 +14,10 @@ from kernel_kit import cpus
 from gkp.branched import BranchedConv
 from gkp.converter.native.kernels.cpu import CPUS, Cpu
 from gkp.converter.native.kernels.layout import channels_last, planar
+from gkp.converter.native.kernels.way import Way
 from gkp.converter.native.kernels.winograd import cook_toom, rows_fit, tiles_fit
 from gkp.converter.native.planning.geometry import Geometry
-from gkp.converter.native.planning.ways import Way, conv_ways
+from gkp.converter.native.planning.ways import conv_ways
 from gkp.converter.native.program import Conv, Program, Value
 
 

@@ -12,12 +12,12 @@ from gkp.converter.native.planning.arena import ALIGN, Life, arrange
 @st.composite
 def lives(draw: st.DrawFn) -> list[Life]:
     """Of up to 25 buffers; the zeros of some look alike, and then they are of one size, as buffers of one layout are."""
-    sizes = draw(st.lists(st.integers(1, 200), min_size=3, max_size=3))
+    sizes = draw(st.lists(st.integers(1, 800), min_size=3, max_size=3))
     found = []
     for _ in range(draw(st.integers(0, 25))):
         zeros = draw(st.sampled_from([None, None, 0, 1, 2]))
         first = draw(st.integers(0, 30))
-        size = draw(st.integers(1, 300)) if zeros is None else sizes[zeros]
+        size = draw(st.integers(1, 1200)) if zeros is None else sizes[zeros]
         found.append(Life(size, first, first + draw(st.integers(0, 8)), zeros))
     return found
 
@@ -73,28 +73,28 @@ def test_the_arena_is_no_larger_than_all_buffers_side_by_side(found: list[Life])
 
 
 def test_a_chain_of_layers_takes_two_buffers() -> None:
-    chain = [Life(5000, n, n + 1) for n in range(10)]
+    chain = [Life(20000, n, n + 1) for n in range(10)]
     assert arrange(chain)[1] == 2 * alone(chain[0])
 
 
 def test_a_chain_with_equal_halos_takes_two_buffers_too() -> None:
-    chain = [Life(5000, n, n + 1, "halo of one") for n in range(10)]
+    chain = [Life(20000, n, n + 1, "halo of one") for n in range(10)]
     assert arrange(chain)[1] == 2 * alone(chain[0])
 
 
 def test_other_halos_take_memory_of_their_own() -> None:
-    one = alone(Life(5000, 0, 1))
-    assert arrange([Life(5000, 0, 1, "halo of one"), Life(5000, 4, 5, "halo of two")])[1] == 2 * one
-    assert arrange([Life(5000, 0, 1, "halo of one"), Life(5000, 4, 5)])[1] == 2 * one
-    assert arrange([Life(5000, 0, 1), Life(5000, 4, 5)])[1] == one
+    one = alone(Life(20000, 0, 1))
+    assert arrange([Life(20000, 0, 1, "halo of one"), Life(20000, 4, 5, "halo of two")])[1] == 2 * one
+    assert arrange([Life(20000, 0, 1, "halo of one"), Life(20000, 4, 5)])[1] == 2 * one
+    assert arrange([Life(20000, 0, 1), Life(20000, 4, 5)])[1] == one
 
 
 def test_source_and_target_do_not_begin_at_the_same_place_of_a_page() -> None:
     """Loads would wait for stores 4096 bytes away: planes of powers of two are the rule in networks."""
-    for size in (1024, 4096, 16 * 1024 + 32, 64 * 56 * 56):
+    for size in (4096, 16384, 64 * 1024 + 128, 4 * 64 * 56 * 56):
         at, _ = arrange([Life(size, 0, 1), Life(size, 1, 2), Life(size, 2, 3), Life(size, 0, 3)])
-        assert abs(at[0] - at[1]) % 1024 >= ALIGN
-        assert abs(at[1] - at[3]) % 1024 >= ALIGN
+        assert abs(at[0] - at[1]) % 4096 >= ALIGN
+        assert abs(at[1] - at[3]) % 4096 >= ALIGN
 
 
 def test_nothing_takes_nothing() -> None:

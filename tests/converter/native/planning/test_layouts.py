@@ -11,8 +11,8 @@ from plan_kit import random_program
 
 from gkp.branched import BranchedConv
 from gkp.converter.native.kernels.cpu import CPUS
-from gkp.converter.native.kernels.layout import channels_last, planar
-from gkp.converter.native.planning.geometry import KINDS, Geometry, Kind, geometry
+from gkp.converter.native.kernels.layout import Kind, channels_last, planar
+from gkp.converter.native.planning.geometry import KINDS, Geometry, geometry
 from gkp.converter.native.planning.layouts import Times, choose_layouts, source_kind, step_seconds
 from gkp.converter.native.planning.ways import conv_ways
 from gkp.converter.native.program import Conv, Depthwise, Port, Program, Value

@@ -180,7 +180,7 @@ def test_a_plan_reads_what_was_written_within_its_arena(seed: int) -> None:
         assert call.y not in operands
         written.add(call.y)
         for place in (*operands, call.y):
-            assert place.where != "arena" or (place.at % 16 == 0 and 0 <= place.at < plan.arena)
+            assert place.where != "arena" or (place.at % 64 == 0 and 0 <= place.at < plan.arena)
     assert {Place("output", n) for n in range(len(program.outputs))} <= written
     assert all(call.y.where != "input" for call in plan.calls)
 
@@ -202,7 +202,7 @@ def test_memory_is_shared() -> None:
     rng, shape = np.random.default_rng(0), (32, 16, 16)
     steps = tuple(Conv(n, n + 1, conv(rng, 32, 32, (3, 3), (1, 1, 1, 1))) for n in range(20))
     program = Program((Value(*shape),) * 21, steps, (Port("x", 0, shape),), (Port("y", 20, shape),))
-    assert make_plan(program, CPU).arena < 6 * Value(*shape).size * (18 / 16) ** 2
+    assert make_plan(program, CPU).arena < 6 * Value(*shape).bytes * (18 / 16) ** 2
 
 
 # ---- sanitizers and other processors ----------------------------------------------------------------------------------

@@ -17,8 +17,8 @@ from onnx_kit import Net, assert_close, checked, feeds_of, run_ort
 from program_kit import one_form_graph
 
 from gkp.converter.graph import Graph
-from gkp.converter.native.reading.frontend import unsupported
-from gkp.converter.native.reading.parts import NATIVE, ONNX, Part, segments, stock_model
+from gkp.converter.native.reading.frontend import Translation, unsupported
+from gkp.converter.native.reading.parts import NATIVE, ONNX, Part, parts, segments, stock_model
 from gkp.errors import UnsupportedModelError
 
 
@@ -58,6 +58,31 @@ def kinds(parts: list[Part]) -> list[str]:
 def test_supported_model_is_one_native_segment() -> None:
     net = Net(2, 3, 8, 8)
     assert kinds(split(net.model(net.relu(net.conv3("x", 3, 4))))) == [NATIVE]
+
+
+def test_a_graph_is_walked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole where kernels run it, else once more part by part."""
+    walked: list[int] = []
+    run = Translation.run
+    monkeypatch.setattr(Translation, "run", lambda self: (walked.append(len(self.graph.nodes)), run(self))[1])
+    net = Net(2, 3, 8, 8)
+    y = net.relu(net.conv3("x", 3, 4))
+    for hybrid in (False, True):
+        (part,) = parts(one_form_graph(net.model(y)), hybrid)
+        assert part.program is not None
+        assert len(walked) == 1
+        walked.clear()
+    found = parts(one_form_graph(net.model(net.conv3(net.op("Erf", y), 4, 4))), hybrid=True)
+    assert kinds(list(found)) == [NATIVE, ONNX, NATIVE]
+    assert len(walked) == 3
+
+
+def test_nothing_native_is_an_error() -> None:
+    net = Net(2, 3, 8, 8)
+    model = net.model(net.op("Erf", "x"))
+    for hybrid, message in ((True, "no part of this model"), (False, "do not run Erf")):
+        with pytest.raises(UnsupportedModelError, match=message):
+            parts(one_form_graph(model), hybrid)
 
 
 def test_resize_between_convolutions_and_a_shortcut_around_it() -> None:

@@ -9,7 +9,7 @@ from interpret import activate
 from kernel_kit import compile_kernels, cpus
 
 from gkp.converter.native.kernels.cpu import Cpu
-from gkp.converter.native.kernels.kernel import FUNCTION, SIGNATURE, Kernel
+from gkp.converter.native.kernels.emit import kernel
 from gkp.converter.native.program import Activation
 
 Floats = npt.NDArray[np.float32]
@@ -17,8 +17,8 @@ SPECIAL = [-np.inf, np.inf, np.nan, -0.0, 0.0, 1e30, -1e30, 88.72283, 88.72284, 
 
 
 def _apply(cpu: Cpu, names: list[str], x: Floats) -> list[Floats]:
-    source = ('#include "gkp.h"\nextern "C" void {}({}) {{ for (int i = 0; i < {}; i += LANES) store(y + i, {}(load(x + i))); }}\n')
-    functions = compile_kernels([Kernel(source.format(FUNCTION, SIGNATURE, x.size, n)) for n in names], cpu)
+    functions = compile_kernels([kernel(f"for (int i = 0; i < {x.size}; i += LANES) store(y + i, {n}(load(x + i)));\n")
+                                 for n in names], cpu)
     results = []
     for function in functions:
         y = np.empty_like(x)

@@ -22,7 +22,7 @@ from kernel_kit import (
 
 from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.steps import convert, pack, space_to_depth, step_kernel, unpack
-from gkp.converter.native.kernels.steps.pack import contiguous
+from gkp.converter.native.kernels.steps.convert import contiguous
 from gkp.converter.native.program import Copy, Reshape, Value
 
 Rng = np.random.Generator

@@ -15,7 +15,7 @@ from gkp.converter.native.kernels.kernel import FUNCTION
 from gkp.converter.native.kernels.layout import channels_last, planar
 from gkp.converter.native.kernels.prelude import prelude
 from gkp.converter.native.kernels.steps import SimpleStep, pack, space_to_depth, step_kernel
-from gkp.converter.native.kernels.steps.pack import contiguous
+from gkp.converter.native.kernels.steps.convert import contiguous
 from gkp.converter.native.program import Activation, Affine, Binary, Copy, Depthwise, Pool, Reshape, Softmax, Value
 
 

@@ -1,25 +1,86 @@
-"""Pieces of C++ text."""
+"""How all generators write C++: a template that reads like the code it becomes, and the few loops that most kernels share.
+
+In a template, @name@ becomes the value of that name, and @name.field@ or @name[0]@ what str.format would take for it.
+Several lines (a text, or statements one by one) are indented like the line in which they stand, and a line that an empty
+value leaves blank goes. `$if name: code` is a line that is there only if the value is true.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from textwrap import indent
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
+from string import Formatter
+from textwrap import dedent, indent
 
+from gkp.converter.native.dtypes import FLOAT32, DType
 from gkp.converter.native.kernels.kernel import FUNCTION, SIGNATURE, Kernel
+
+_FIELD = re.compile(r"@([a-z][\w.\[\]]*)@")
+_IF = re.compile(r"( *)\$if ([\w.]+): (.*)")
+
+
+def fill(template: str, **values: object) -> str:
+    """The template with its values, as whole lines. KeyError for a name without a value."""
+    filled = []
+    for condition, margin, line in _parsed(template):
+        if condition and not _value(condition, values):
+            continue
+        text = _FIELD.sub(lambda found: _indented(_value(found[1], values), margin), line)  # noqa: B023
+        if text.strip() or not line.strip():
+            filled.append(text)
+    return "\n".join([*filled, ""])
+
+
+@lru_cache(maxsize=256)
+def _parsed(template: str) -> list[tuple[str, str, str]]:
+    """(name of the condition or "", margin, line) of every line."""
+    found = []
+    for line in dedent(template).strip("\n").split("\n"):
+        optional = _IF.fullmatch(line)
+        code = optional[1] + optional[3] if optional else line
+        found.append((optional[2] if optional else "", code[:len(code) - len(code.lstrip())], code))
+    return found
+
+
+def _value(field: str, values: Mapping[str, object]) -> object:
+    return values[field] if field in values else Formatter().get_field(field, (), values)[0]
+
+
+def _indented(value: object, margin: str) -> str:
+    """One or more lines to stand behind a margin."""
+    text = "\n".join(value) if isinstance(value, Iterator | list) else str(value).rstrip("\n")
+    return indent(text, margin)[len(margin):] if margin and "\n" in text else text
+
+
+def unit(body: str, head: str = "", x: DType = FLOAT32, r: DType = FLOAT32, y: DType = FLOAT32) -> str:
+    """The translation unit of a kernel with this body, in which x, r and y are pointers to elements of these types (source,
+    residual or second operand, target). head: what stands before its function."""
+    return fill('''
+        #include "gkp.h"
+        @head@
+
+        extern "C" void @function@(@signature@) {
+          const @x@* x = static_cast<const @x@*>(source);
+          const @r@* r = static_cast<const @r@*>(second);
+          @y@* y = static_cast<@y@*>(target);
+          @body@
+        }
+    ''', head=head, function=FUNCTION, signature=SIGNATURE, body=body, x=x.c, r=r.c, y=y.c)
 
 
 def kernel(body: str, data: bytes = b"") -> Kernel:
-    return Kernel(f'#include "gkp.h"\n\nextern "C" void {FUNCTION}({SIGNATURE}) {{\n{indent(body, "  ")}}}\n', data)
+    return Kernel(unit(body), data)
 
 
 def block(header: str, body: str) -> str:
-    return f"{header} {{\n{indent(body, '  ')}}}\n"
+    return f"{header} {{\n{indent(body, '  ')}}}\n".lstrip()
 
 
 def loop(name: str, begin: int | str, end: int | str, body: str, step: str = "1") -> str:
     """for (name from begin to end); a single known pass is a constant in a block."""
     if isinstance(begin, int) and end == begin + 1:
-        return block("", f"const int {name} = {begin};\n{body}").lstrip()
+        return block("", f"const int {name} = {begin};\n{body}")
     return block(f"for (int {name} = {begin}; {name} < {end}; {'++' + name if step == '1' else f'{name} += {step}'})", body)
 
 
@@ -60,11 +121,11 @@ def chunks(n: int, lanes: int, body: Callable[[str, int], str], name: str = "i")
     whole = n // lanes * lanes
     text = ""
     if whole == lanes:
-        text += block("", body("0", lanes)).lstrip()
+        text += block("", body("0", lanes))
     elif whole:
         text += loop(name, 0, whole, body(name, lanes), "LANES")
     if n > whole:
-        text += block("", body(str(whole), n - whole)).lstrip()
+        text += block("", body(str(whole), n - whole))
     return text
 
 

@@ -1,0 +1,26 @@
+"""The types that the elements of a value may have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class DType:
+    """name: as numpy and gkp_describe say it; c: as C says it; bytes: of one element."""
+
+    name: str
+    c: str
+    bytes: int
+
+    @property
+    def numpy(self) -> np.dtype[Any]:
+        return np.dtype(self.name)
+
+
+FLOAT32 = DType("float32", "float", 4)
+DTYPES = (FLOAT32,)
+"""All that there are kernels for; gkp.runtime.native knows the same."""

@@ -1,0 +1,79 @@
+"""A type goes with a value from the tensor to the C interface: seen with one that no kernel computes with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from native_kit import two_step_plan
+from onnx import TensorProto, helper
+from onnx_kit import Net
+
+from gkp.converter.graph import Graph
+from gkp.converter.native.building import source
+from gkp.converter.native.dtypes import DTYPES, FLOAT32, DType
+from gkp.converter.native.kernels.cpu import CPUS
+from gkp.converter.native.kernels.layout import channels_last, planar
+from gkp.converter.native.planning.planner import make_plan
+from gkp.converter.native.program import Copy, Port, Program, Value
+from gkp.converter.native.reading.frontend import program
+from gkp.converter.native.reading.parts import parts
+from gkp.errors import UnsupportedModelError
+from gkp.runtime.native import _DTYPES
+
+CPU = CPUS["x86-64-v3"]
+INT8 = DType("int8", "signed char", 1)
+
+
+def test_what_the_compiler_writes_the_runtime_reads() -> None:
+    assert {t.name: t.numpy for t in DTYPES} == {name: np.dtype(kind) for name, kind in _DTYPES.items()}
+    assert all(t.numpy.itemsize == t.bytes for t in DTYPES)
+
+
+@pytest.mark.parametrize("layout", [planar, channels_last])
+def test_buffers_are_as_large_as_their_elements(layout: object) -> None:
+    small, large = (layout(Value(5, 7, 9, t), (1, 1, 1, 1)) for t in (INT8, FLOAT32))  # type: ignore[operator]
+    assert small.size == large.size
+    assert 4 * small.bytes == large.bytes == 4 * large.size
+
+
+def test_an_arena_of_small_elements_is_small() -> None:
+    """Two copies of a value, one after the other."""
+    def arena(dtype: DType) -> int:
+        values = (Value(8, 32, 32, dtype),) * 3
+        steps = tuple(Copy(n, n + 1, np.arange(8)[::-1]) for n in range(2))
+        ports = Port("x", 0, (8, 32, 32), dtype), Port("y", 2, (8, 32, 32), dtype)
+        return make_plan(Program(values, steps, ports[:1], ports[1:]), CPU).arena
+
+    assert arena(INT8) < 0.4 * arena(FLOAT32)  # whole pages, hence not a quarter
+
+
+def test_the_library_says_each_ports_type_and_moves_on_by_its_bytes(tmp_path: Path) -> None:
+    plan = two_step_plan(CPU, (3, 5, 7))
+    source.write(replace(plan, inputs=(replace(plan.inputs[0], dtype=INT8),)), tmp_path)
+    about = json.loads((tmp_path / "describe.json").read_text())
+    assert [port["dtype"] for port in (*about["inputs"], *about["outputs"])] == ["int8", "float32"]
+    text = (tmp_path / "model.cpp").read_text()
+    assert "INPUT_BYTES[] = {105};" in text
+    assert "OUTPUT_BYTES[] = {420};" in text
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.INT8])
+def test_other_types_are_refused_where_tensors_become_values(kind: int) -> None:
+    net = Net(2, 3, 6, 6)
+    net.inputs[0] = helper.make_tensor_value_info("x", kind, (2, 3, 6, 6))
+    model = net.model(net.op("Relu", "x"))
+    model.graph.output[0].type.tensor_type.elem_type = kind
+    with pytest.raises(UnsupportedModelError, match=r"input x is \w+ .2, 3, 6, 6."):
+        program(Graph(model))
+    with pytest.raises(UnsupportedModelError):
+        parts(Graph(model), hybrid=False)
+
+
+def test_values_and_ports_of_a_graph_have_a_type() -> None:
+    net = Net(2, 3, 6, 6)
+    found = program(Graph(net.model(net.op("Flatten", net.op("Pad", net.conv3("x", 3, 4), net.ints(0, 0, 1, 1, 0, 0, 1, 1))))))
+    assert {v.dtype for v in found.values} == {p.dtype for p in (*found.inputs, *found.outputs)} == {FLOAT32}
