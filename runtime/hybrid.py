@@ -6,19 +6,17 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from gkp.errors import FileError, UsageError
 from gkp.files import plain_json
 from gkp.manifest import member
 from gkp.runtime.native import NativeRunner
 from gkp.runtime.runners import OrtRunner, Runner
-
-Array = npt.NDArray[Any]
+from gkp.structs import read_json
+from gkp.types import Array
 
 INDEX = "segments.json"
 _MAX_BYTES = 1 << 20
@@ -70,12 +68,7 @@ def write_index(index: Index, path: Path) -> None:
 def read_index(path: Path) -> Index:
     """Read segments.json and check that its segments fit together. FileError when they do not; UnsafeFileError when a
     file lies outside the folder."""
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise FileError(f"{path} is over {_MAX_BYTES >> 20} MiB", "convert the model again")
-        index = msgspec.json.decode(path.read_bytes(), type=Index)
-    except (OSError, ValueError, RecursionError, msgspec.MsgspecError) as e:
-        raise FileError(f"{path} cannot be read: {e}", "convert the model again") from e
+    index = read_json(path, Index, limit=_MAX_BYTES, what="the index of a model in segments", hint="convert the model again")
     known = set(index.inputs)
     for segment in index.segments:
         member(path.parent, segment.file)

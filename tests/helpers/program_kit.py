@@ -12,7 +12,7 @@ from onnx_kit import assert_close, feeds_of, run_ort
 
 from gkp.converter.graph import Graph
 from gkp.converter.native.program import Copy, Program, Step, reads
-from gkp.converter.native.reading.frontend import program
+from gkp.converter.native.reading.frontend import Translation, Unsupported, program
 from gkp.converter.native.reading.fuse import fuse
 from gkp.converter.recognise import recognise, simplify
 
@@ -20,6 +20,13 @@ from gkp.converter.recognise import recognise, simplify
 def one_form_graph(model: onnx.ModelProto) -> Graph:
     """What the frontend is given."""
     return simplify(recognise(Graph(model)))
+
+
+def unsupported(graph: Graph) -> list[Unsupported]:
+    """The operators without a kernel, in the order of the graph; those that read a strange input among them."""
+    translation = Translation(graph)
+    translation.run()
+    return translation.refused
 
 
 def kinds(steps: Program) -> Counter[str]:

@@ -52,15 +52,9 @@ class ChannelTile:
 def ways(step: Conv, source: Layout, target: Layout, residual: Layout | None, cpu: Cpu, most: int = 8) -> Iterator[Way]:
     """The family: the `most` best tiles by the model. Planes are left to vectors of pixels."""
     for tile in [] if target.planar else tiles(step, source, target, cpu, most):
-        recipe = channel_kernel(step, tile, source, target, residual, cpu)
+        recipe = _Writer(step, tile, source, target, residual or target, cpu).recipe()
         trial = Trial(recipe, source, residual, target, cycles(step, tile, source, target, cpu))
         yield Way(layer_name(step), tile.label, trial, target.value.pixels * macs(step.conv, windows=False))
-
-
-def channel_kernel(step: Conv, tile: ChannelTile, source: Layout, target: Layout, residual: Layout | None,
-                   cpu: Cpu) -> Recipe:
-    """The kernel of a convolution. The source's halo covers the pads. A residual has the target's kind of layout."""
-    return _Writer(step, tile, source, target, residual or target, cpu).recipe()
 
 
 def is_flat(step: Conv, *layouts: Layout) -> bool:

@@ -17,40 +17,41 @@ from gkp.converter.native.dtypes import FLOAT32, DType
 from gkp.converter.native.kernels.kernel import FUNCTION, SIGNATURE, Kernel
 
 _FIELD = re.compile(r"@([a-z][\w.\[\]]*)@")
+_FORMATTER = Formatter()
 _IF = re.compile(r"( *)\$if ([\w.]+): (.*)")
 
 
 def fill(template: str, **values: object) -> str:
     """The template with its values, as whole lines. KeyError for a name without a value."""
     filled = []
-    for condition, margin, line in _parsed(template):
+    for condition, margin, parts in _parsed(template):
         if condition and not _value(condition, values):
             continue
-        text = _FIELD.sub(lambda found: _indented(_value(found[1], values), margin), line)  # noqa: B023
-        if text.strip() or not line.strip():
+        text = "".join(_text(_value(part, values), margin) if n % 2 else part for n, part in enumerate(parts))
+        if text.strip() or len(parts) == 1:
             filled.append(text)
     return "\n".join([*filled, ""])
 
 
 @lru_cache(maxsize=256)
-def _parsed(template: str) -> list[tuple[str, str, str]]:
-    """(name of the condition or "", margin, line) of every line."""
+def _parsed(template: str) -> list[tuple[str, str, list[str]]]:
+    """(name of the condition or "", margin, code and names in turn) of every line."""
     found = []
     for line in dedent(template).strip("\n").split("\n"):
         optional = _IF.fullmatch(line)
         code = optional[1] + optional[3] if optional else line
-        found.append((optional[2] if optional else "", code[:len(code) - len(code.lstrip())], code))
+        found.append((optional[2] if optional else "", code[:len(code) - len(code.lstrip())], _FIELD.split(code)))
     return found
 
 
 def _value(field: str, values: Mapping[str, object]) -> object:
-    return values[field] if field in values else Formatter().get_field(field, (), values)[0]
+    return values[field] if field in values else _FORMATTER.get_field(field, (), values)[0]
 
 
-def _indented(value: object, margin: str) -> str:
-    """One or more lines to stand behind a margin."""
+def _text(value: object, margin: str) -> str:
+    """What stands behind a margin: one or more lines, none of them blank."""
     text = "\n".join(value) if isinstance(value, Iterator | list) else str(value).rstrip("\n")
-    return indent(text, margin)[len(margin):] if margin and "\n" in text else text
+    return text.replace("\n", f"\n{margin}")
 
 
 def unit(body: str, head: str = "", x: DType = FLOAT32, r: DType = FLOAT32, y: DType = FLOAT32) -> str:

@@ -47,18 +47,12 @@ class PixelTile:
 
 
 def ways(step: Conv, source: Layout, target: Layout, residual: Layout | None, cpu: Cpu, most: int = 8) -> Iterator[Way]:
-    """The family: the `most` best tiles by the model."""
+    """The family: the `most` best tiles by the model. In line mode both planes have the same row pitch."""
     for tile in tiles(step, source, target, cpu, most):
-        recipe = pixel_kernel(step, tile, source, target, cpu)
+        recipe = _Writer(step, tile, source, target, cpu).recipe()
         trial = Trial(recipe, source, residual, target, cycles(step, tile, source, target, cpu))
         count = macs(step.conv, windows=not is_sparse(step.conv))
         yield Way(layer_name(step), tile.label, trial, target.value.pixels * count)
-
-
-def pixel_kernel(step: Conv, tile: PixelTile, source: Layout, target: Layout, cpu: Cpu) -> Recipe:
-    """The kernel of a convolution with stride 1. The source's halo covers the pads; in line mode both planes have the
-    same row pitch. A residual has the target's layout."""
-    return _Writer(step, tile, source, target, cpu).recipe()
 
 
 # ---- tiles ------------------------------------------------------------------------------------------------------

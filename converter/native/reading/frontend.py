@@ -8,12 +8,13 @@ from functools import partial
 
 import numpy as np
 
-from gkp.converter.graph import Graph, Node, Tensor, clean, is_branched, producer
+from gkp.converter.graph import Graph, Node, Tensor, is_branched, producer
 from gkp.converter.native.program import Copy, Port, Program
 from gkp.converter.native.reading.builder import Builder, View, dtype_of
 from gkp.converter.native.reading.moves import Refused, is_move
 from gkp.converter.native.reading.operators import operator_of
 from gkp.errors import UnsupportedModelError, UsageError
+from gkp.text import clean
 
 HINT = "--hybrid runs those parts with ONNX Runtime between native ones; --target ort runs the whole model with it"
 
@@ -39,14 +40,6 @@ def program(graph: Graph) -> Program:
     translation.check_inputs()
     translation.run()
     return translation.program()
-
-
-def unsupported(graph: Graph) -> list[Unsupported]:
-    """The operators that `program` would refuse, in the order of the graph; those that read a strange input among them.
-    UsageError for dynamic sizes other than the batch."""
-    translation = Translation(graph)
-    translation.run()
-    return translation.refused
 
 
 def _message(refused: Sequence[Unsupported]) -> str:

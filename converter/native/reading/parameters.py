@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gkp.converter.graph import Node, clean, values
+from gkp.converter.graph import Node, values
 from gkp.converter.native.reading.builder import Border
 from gkp.converter.native.reading.moves import Refused
 from gkp.errors import UnsupportedModelError
+from gkp.text import clean
 from gkp.types import Floats
 
 

@@ -62,7 +62,7 @@ def segments(graph: Graph, refused: Iterable[Unsupported]) -> list[Part]:
     """The graph as parts to be run in order, native and ONNX in turn, as few as the operators without a kernel allow.
 
     What a part reads is an input of the graph or an output of an earlier part. A native part holds at least one
-    convolution or matrix product: less is not worth the way there and back. refused: what `unsupported` says."""
+    convolution or matrix product: less is not worth the way there and back. refused: by the graph's translation."""
     foreign = {u.name for u in refused}
     while True:
         found, misplaced = list[Part](), set[str]()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from native_kit import two_step_plan
-from onnx import TensorProto, helper
+from onnx import TensorProto
 from onnx_kit import Net
 
 from gkp.converter.graph import Graph
@@ -64,9 +64,9 @@ def test_the_library_says_each_ports_type_and_moves_on_by_its_bytes(tmp_path: Pa
 @pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.INT8])
 def test_other_types_are_refused_where_tensors_become_values(kind: int) -> None:
     net = Net(2, 3, 6, 6)
-    net.inputs[0] = helper.make_tensor_value_info("x", kind, (2, 3, 6, 6))
-    model = net.model(net.op("Relu", "x"))
-    model.graph.output[0].type.tensor_type.elem_type = kind
+    model = net.model(net.relu("x"))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = kind
     with pytest.raises(UnsupportedModelError, match=r"input x is \w+ .2, 3, 6, 6."):
         program(Graph(model))
     with pytest.raises(UnsupportedModelError):

@@ -128,22 +128,19 @@ class _Writer:
         s, t, sy = self.source, self.target, self.step.strides[0]
         names = "abcd"[:height]
 
-        def store(k: int, i: str, n: int) -> str:
-            residual = get(at("residual", k * self.residual.row, (i, 1)), n, self.lanes)
-            return put(at("t", k * t.row, (i, 1)), self.result(names[k], residual), n, self.lanes)
+        def piece(i: str, n: int) -> str:
+            text = f"V {', '.join(f'{name} = splat(w[0])' for name in names)};\n" + self._sum(i, n, names)
+            for k, name in enumerate(names):
+                residual = get(at("residual", k * self.residual.row, (i, 1)), n, self.lanes)
+                text += put(at("t", k * t.row, (i, 1)), self.result(name, residual), n, self.lanes)
+            return text
 
         return fill('''
             const float* s = @s@;
             @places@
             @row@
         ''', s=at("x", self.first, (self.channel, s.channel), ("row", s.row * sy)),
-                    places=self._places(("f", "channel"), ("row", "row")),
-                    row=chunks(t.value.width, self.lanes, lambda i, n: fill('''
-                        V @sums@;
-                        @taps@
-                        @store@
-                    ''', sums=", ".join(f"{name} = splat(w[0])" for name in names), taps=self._sum(i, n, names),
-                                store="".join(store(k, i, n) for k in range(height)))))
+                    places=self._places(("f", "channel"), ("row", "row")), row=chunks(t.value.width, self.lanes, piece))
 
     def _sum(self, i: str, n: int, names: str) -> str:
         return self._unrolled(i, n, names) if len(self.taps) <= _UNROLLED else self._looped(i, n)

@@ -158,20 +158,16 @@ class _Windows:
                 sums = f"V v = {taps[0]};\n" + "".join(f"v = {self.combine('v', tap)};\n" for tap in taps[1:])
             scale = "" if self.step.maximum else f" * ({get(at('per_column', 0, (i, 1)), n, lanes)} * per_row[row])"
             return sums + put(at("t", 0, (i, 1)), f"v{scale}", n, lanes)
-        return fill('''
-            float line[@w.line@];
-            @start@
-            @planes@
-        ''', w=self, start=loop("i", 0, self.line, f"line[i] = {self.start};\n"),
-                    planes=planes(t.value.channels, t.value.height, fill('''
-                        const float* rows[@kh@];
-                        int n = 0;
-                        @find@
-                        @vertical@
-                        float* t = @t@;
-                        @horizontal@
-                    ''', kh=kh, find=loop("k", 0, kh, find), vertical=vertical, horizontal=chunks(t.value.width, lanes, along),
-                        t=at("y", t.origin, ("c", t.channel), ("row", t.row)))))
+        line = f"float line[{self.line}];\n" + loop("i", 0, self.line, f"line[i] = {self.start};\n")
+        return line + planes(t.value.channels, t.value.height, fill('''
+            const float* rows[@kh@];
+            int n = 0;
+            @find@
+            @vertical@
+            float* t = @t@;
+            @horizontal@
+        ''', kh=kh, find=loop("k", 0, kh, find), vertical=vertical, horizontal=chunks(t.value.width, lanes, along),
+            t=at("y", t.origin, ("c", t.channel), ("row", t.row))))
 
     def _window(self, inner: str) -> str:
         """Loops over the cells (fy, fx) of the window of (row, column) that lie in the plane (true loops even for one pass,

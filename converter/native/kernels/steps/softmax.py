@@ -23,12 +23,11 @@ def _channels(source: Layout, target: Layout, lanes: int) -> str:
     n, s, t = source.value.channels, source.channel, target.channel
 
     def power(c: str, m: int) -> str:
-        return fill('''
-            const V e = exponential(@cell@ - top);
-            total += @e@;
-            @put@
-        ''', cell=get(at("s", 0, (c, s)), m, lanes, s), e="e" if m == lanes else f"keep_first<{m}>(e)",
-                    put=put(at("t", 0, (c, t)), "e", m, lanes, t))
+        return (f"const V e = exponential({get(at('s', 0, (c, s)), m, lanes, s)} - top);\n"
+                + f"total += {'e' if m == lanes else f'keep_first<{m}>(e)'};\n" + put(at("t", 0, (c, t)), "e", m, lanes, t))
+
+    def larger(c: str, m: int) -> str:
+        return f"v = maximum(v, {get(at('s', 0, (c, s)), m, lanes, s, 'v')});\n"
 
     def scaled(c: str, m: int) -> str:
         return put(at("t", 0, (c, t)), f"{get(at('t', 0, (c, t)), m, lanes, t)} * scale", m, lanes, t)
@@ -45,8 +44,8 @@ def _channels(source: Layout, target: Layout, lanes: int) -> str:
         @scaled@
     ''', s=at("x", source.origin, ("row", source.row), ("column", source.column)),
                 t=at("y", target.origin, ("row", target.row), ("column", target.column)),
-                largest=chunks(n, lanes, lambda c, m: f"v = maximum(v, {get(at('s', 0, (c, s)), m, lanes, s, 'v')});\n", "c"),
-                powers=chunks(n, lanes, power, "c"), scaled=chunks(n, lanes, scaled, "c"))
+                largest=chunks(n, lanes, larger, "c"), powers=chunks(n, lanes, power, "c"),
+                scaled=chunks(n, lanes, scaled, "c"))
 
 
 def _vectors_of_pixels(source: Layout, target: Layout, lanes: int) -> str:

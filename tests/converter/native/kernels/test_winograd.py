@@ -130,7 +130,7 @@ def test_the_input_transform_is_shared_by_the_branches_and_the_products_stay_bra
     for name, points in (("winograd 2", 4), ("winograd 4", 6), ("winograd 2x2", 16), ("winograd 4x4", 36)):
         before = found[name].before
         assert before is not None
-        assert before.layout.value.channels == points * 32
+        assert before.y.value.channels == points * 32
 
 
 @pytest.mark.parametrize("more", [{"strides": (2, 2)}, {"dilations": (2, 2)}], ids=["stride", "dilation"])

@@ -11,11 +11,11 @@ import pytest
 from net_blocks import classifier, shuffle
 from onnx import TensorProto, helper
 from onnx_kit import Net
-from program_kit import kinds, one_form_graph, only, translated
+from program_kit import kinds, one_form_graph, only, translated, unsupported
 
 from gkp.converter.graph import Graph
 from gkp.converter.native.program import Activation, Affine, Binary, Conv, Copy, Depthwise, Pool, Reshape, Softmax
-from gkp.converter.native.reading.frontend import HINT, program, unsupported
+from gkp.converter.native.reading.frontend import HINT, program
 from gkp.errors import UnsupportedModelError, UsageError
 
 Build = Callable[[Net], str]

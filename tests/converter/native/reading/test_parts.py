@@ -14,10 +14,10 @@ from interpret import interpret
 from net_blocks import networks
 from onnx import TensorProto, helper
 from onnx_kit import Net, assert_close, checked, feeds_of, run_ort
-from program_kit import one_form_graph
+from program_kit import one_form_graph, unsupported
 
 from gkp.converter.graph import Graph
-from gkp.converter.native.reading.frontend import Translation, unsupported
+from gkp.converter.native.reading.frontend import Translation
 from gkp.converter.native.reading.parts import NATIVE, ONNX, Part, parts, segments, stock_model
 from gkp.errors import UnsupportedModelError
 
