@@ -13,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from gkp.errors import FileError
+from gkp.text import one_line
+from gkp.types import Array
 
-Array = npt.NDArray[Any]
 ReadPickle = Callable[[Path], Any]
 
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2023, 0.1994, 0.2010)
-"""Of the channels, as TMI-GKP and most public code have them; DSP's std is another."""
+"""Mean and standard deviation of each channel, as TMI-GKP and most public code have them; DSP's std is another."""
 BATCHES = {"train": tuple(f"data_batch_{n}" for n in range(1, 6)), "test": ("test_batch",)}
 _MAX_BYTES = 1 << 30  # CIFAR-10 needs 0.15
 
@@ -59,7 +60,7 @@ def _npz(path: Path) -> tuple[Array, Array]:
         with zipfile.ZipFile(path) as archive:
             return _member(archive, "x.npy"), _member(archive, "y.npy")
     except Exception as error:  # zipfile and numpy raise almost anything for a damaged file
-        problem = " ".join(str(error).split())[:200] or type(error).__name__
+        problem = one_line(error, 200) or type(error).__name__
         raise FileError(f"{path} cannot be read: {problem}", "it needs the arrays x and y") from error
 
 

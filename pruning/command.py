@@ -14,7 +14,7 @@ from rich.table import Table
 from torch import nn
 
 from gkp import _version
-from gkp.errors import BackendMissingError, FileError, UsageError
+from gkp.errors import FileError, UsageError
 from gkp.manifest import sha256
 from gkp.pruning.cifar10 import ReadPickle
 from gkp.pruning.data import NONE, DataSet, Normalisation, open_data
@@ -24,8 +24,10 @@ from gkp.pruning.models.architecture import Architecture
 from gkp.pruning.models.build import Normalize
 from gkp.pruning.models.recognise import recognise
 from gkp.pruning.run_folder import open_run
-from gkp.pruning.session import Report, Session
+from gkp.pruning.session import Session
 from gkp.pruning.training import make_accelerator
+from gkp.require import absent
+from gkp.types import Progress
 
 _MAX_SETTINGS = 256 << 20
 _DAMAGED = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)  # from other values than ours
@@ -61,7 +63,7 @@ class Request:
 
 
 def prune(request: Request, baseline: Baseline, read_pickle: ReadPickle, say: Callable[[str], None] | None,
-          progress: Report) -> dict[str, Any] | None:
+          progress: Progress) -> dict[str, Any] | None:
     """Run the method; the content of setting.json (None in all processes but the first). read_pickle: reads a plain pickle
     without executing anything.
 
@@ -151,7 +153,7 @@ def _method(name: str) -> Method:
     try:
         return load_method(name)
     except ImportError as error:
-        raise BackendMissingError(f"gkp prune {name} needs {error.name or error}", 'pip install "gkp[prune]"') from error
+        raise absent(error.name or str(error), "prune", f"gkp prune {name}", error) from error
 
 
 def _check(request: Request, arch: Architecture) -> None:

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gkp.errors import BackendMissingError, FileError, UnsafeFileError, UsageError
+from gkp.errors import FileError, UnsafeFileError, UsageError
 from gkp.pruning.data import Batch, Normalisation, Shard, shuffled, step_count
+from gkp.require import require
 
 Pixels = npt.NDArray[np.uint8]
 Job = tuple[Path, int, int]  # file, label, seed
@@ -169,8 +170,4 @@ def _scaled(path: Path, image: Any, size: int, box: tuple[float, float, float, f
 
 
 def _pillow() -> Any:
-    try:
-        from PIL import Image
-    except ImportError:
-        raise BackendMissingError("reading image folders needs pillow", "pip install pillow") from None
-    return Image
+    return require("PIL.Image", "prune", "reading image folders")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +18,8 @@ from torch import nn
 from gkp.branched import BranchedConv
 from gkp.errors import UsageError
 from gkp.pruning.models.branched import BranchedConv2d
+from gkp.types import Array
 
-Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 Triple = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Array]
 

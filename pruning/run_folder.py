@@ -30,6 +30,7 @@ import torch
 from gkp.errors import FileError, GkpError, UsageError
 from gkp.files import plain_json, write_file
 from gkp.pruning.tensor_file import load_tensors, save_tensors
+from gkp.structs import read_json
 
 FORMAT = "gkp.prune"
 SCHEMA_VERSION = 1
@@ -224,17 +225,15 @@ def _read_setting(path: Path) -> dict[str, Any]:
     file = path / SETTING
     foreign = UsageError(f"{path} exists and was not written by gkp prune", "choose another directory with -o")
     try:
-        if not file.is_file() or file.stat().st_size > _MAX_JSON:
-            raise foreign
-        if any((path / name).is_symlink() for name in (SETTING, LOG, CHECKPOINTS, PUBLIC)):  # to write where it leads?
-            raise foreign
-        content = msgspec.json.decode(file.read_bytes())
-    except (OSError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+        if not file.is_file() or any((path / name).is_symlink() for name in (SETTING, LOG, CHECKPOINTS, PUBLIC)):
+            raise foreign  # a link: to write where it leads?
+        content = read_json(file, dict[str, Any], limit=_MAX_JSON, what="the setting of a run", hint="")
+    except (OSError, FileError) as error:
         raise foreign from error
-    results = content.get("results") if isinstance(content, dict) and content.get("format") == FORMAT else None
+    results = content.get("results") if content.get("format") == FORMAT else None
     if not isinstance(results, dict) or not all(isinstance(stage, dict) for stage in results.values()):
         raise foreign
-    return dict(content)
+    return content
 
 
 def _open_log(path: Path) -> BinaryIO:

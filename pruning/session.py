@@ -19,12 +19,12 @@ from gkp.pruning.models import checkpoint
 from gkp.pruning.models.architecture import Architecture
 from gkp.pruning.run_folder import CHECKPOINTS, PUBLIC, RunFolder, plain
 from gkp.pruning.training import Hooks, Recipe, Training, accuracy_of, make_accelerator, seed_of
+from gkp.types import Progress, silent
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Stage = Literal["baseline", "pruned", "grouped", "finetuned"]
-Report = Callable[[str, "float | None"], None]
 
 
 class Session:
@@ -37,18 +37,19 @@ class Session:
         self, *, arch: Architecture, baseline: nn.Module, folder: RunFolder, data: DataSet | None = None,
         snapshots: Path | None = None, epochs: int | None = None, seed: int = 0, multi: bool = False,
         public: bool = False, accelerator: Accelerator | None = None, say: Callable[[str], None] | None = None,
-        progress: Report | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self.arch = replace(arch, scheme="canonical", prefix="")
         self.baseline, self.data, self.snapshots = baseline, data, snapshots
         self.epochs, self.seed, self.multi, self.wants_public = epochs, seed, multi, public
         self._folder, self._accelerator = folder, accelerator or make_accelerator()
-        self._say, self._progress = say or _nothing, progress or _nothing
+        self._say, self._progress = say, progress or silent
 
     def log(self, text: str) -> None:
         """One line in experiment.log, and on the screen with -v."""
         self._folder.log(text)
-        self._say(text)
+        if self._say is not None:
+            self._say(text)
 
     def progress(self, text: str, share: float | None) -> None:
         """What is going on, and how far it is (0 to 1; None: unknown)."""
@@ -159,7 +160,3 @@ def _digest(model: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _nothing(*_: object) -> None:
-    pass

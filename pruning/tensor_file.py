@@ -44,6 +44,7 @@ def load_tensors(path: Path) -> Any:
     except GkpError:
         raise
     except pickle.UnpicklingError as error:
-        raise UnsafeFileError(f"{path} holds more than tensors and plain values", "save a state dict instead") from error
+        raise UnsafeFileError(f"{path} holds more than tensors and plain values", 'save tensors only, such as '
+                              '{"model_state_dict": model.state_dict(), "epoch": N}') from error
     except Exception as error:  # zipfile and torch.load raise almost anything for a damaged file
         raise FileError(f"{path} cannot be read as a PyTorch file: {type(error).__name__}", "get the file again") from error

@@ -15,9 +15,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gkp.errors import BackendMissingError, FileError, GkpError, UsageError
+from gkp.errors import FileError, GkpError, UsageError
 from gkp.pruning.data import DataSet, Shard
 from gkp.pruning.run_folder import RunFolder, plain
+from gkp.require import require
+from gkp.types import Progress
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -146,15 +148,13 @@ def make_accelerator(mixed_precision: str = "no") -> Accelerator:
 
     BackendMissingError: accelerate is not installed. UsageError: this device does not have the precision.
     """
-    try:
-        from accelerate import Accelerator, PartialState
-    except ImportError as error:
-        raise BackendMissingError("gkp prune needs accelerate", 'pip install "gkp[prune]"') from error
+    library = require("accelerate", "prune", "gkp prune")
     hint = "use --mixed-precision no"
-    if mixed_precision == "fp16" and PartialState().device.type == "cpu":  # accelerate would compute in float32
+    if mixed_precision == "fp16" and library.PartialState().device.type == "cpu":  # accelerate would compute in float32
         raise UsageError("mixed precision fp16 needs a GPU", hint)
     try:
-        return Accelerator(mixed_precision=mixed_precision)
+        made: Accelerator = library.Accelerator(mixed_precision=mixed_precision)
+        return made
     except ValueError as error:
         raise UsageError(f"no mixed precision {mixed_precision} here: {error}", hint) from error
 
@@ -213,7 +213,7 @@ class Training:
     folder: RunFolder
     snapshot: Callable[[int], None]
     log: Callable[[str], None]
-    progress: Callable[[str, float | None], None]
+    progress: Progress
     _kept: _Kept | None = field(default=None, init=False)
 
     def run(self) -> float:

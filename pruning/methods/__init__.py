@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Entry:
+class MethodInfo:
     """A method: its name on the command line, where it is, one line for --help. public: does it write a public form?"""
 
     name: str
@@ -21,21 +21,21 @@ class Entry:
     public: bool = False
 
 
-METHODS: tuple[Entry, ...] = (
-    Entry("tmi-gkp", "gkp.pruning.methods.tmi_gkp", "TmiGkp",
-          "Equal groups of filters that keep their own input channels, no data needed (TMI-GKP)"),
-    Entry("gconv-prune", "gkp.pruning.methods.gconv_prune", "GconvPrune",
-          "Equal groups around the strongest kernels, uniform or searched under a budget (GConv-Prune)", public=True),
-    Entry("structure-lth", "gkp.pruning.methods.structure_lth", "StructureLth",
-          "Lottery tickets by magnitude, then whole filters (refill) or dense blocks (regroup)"),
-    Entry("gsparsity", "gkp.pruning.methods.gsparsity", "Gsparsity", "filters removed by group-sparse training",
-          public=True),
-    Entry("dsp", "gkp.pruning.methods.dsp", "Dsp", "learned groups with their own pruned channels", public=True),
+METHODS: tuple[MethodInfo, ...] = (
+    MethodInfo("tmi-gkp", "gkp.pruning.methods.tmi_gkp", "TmiGkp",
+               "Equal groups of filters that keep their own input channels, no data needed (TMI-GKP)"),
+    MethodInfo("gconv-prune", "gkp.pruning.methods.gconv_prune", "GconvPrune",
+               "Equal groups around the strongest kernels, uniform or searched under a budget (GConv-Prune)", public=True),
+    MethodInfo("structure-lth", "gkp.pruning.methods.structure_lth", "StructureLth",
+               "Lottery tickets by magnitude, then whole filters (refill) or dense blocks (regroup)"),
+    MethodInfo("gsparsity", "gkp.pruning.methods.gsparsity", "Gsparsity", "filters removed by group-sparse training",
+               public=True),
+    MethodInfo("dsp", "gkp.pruning.methods.dsp", "Dsp", "learned groups with their own pruned channels", public=True),
 )
 
 
 def load_method(name: str) -> Method:
     """The method of this name. KeyError: there is none. ImportError: the `prune` extra is not installed."""
-    entry = {entry.name: entry for entry in METHODS}[name]
-    method: Method = getattr(import_module(entry.module), entry.kind)()
+    info = {info.name: info for info in METHODS}[name]
+    method: Method = getattr(import_module(info.module), info.kind)()
     return method

@@ -31,7 +31,7 @@ class Method(Protocol):
         ...
 
     def run(self, session: Session, settings: Any) -> None:
-        """From session.baseline to session.save("grouped", ...) and, where it trains, session.save("finetuned", ...).
+        """Go from session.baseline to session.save("grouped", ...) and, where it trains, session.save("finetuned", ...).
 
         UsageError: settings that do not fit the network. GkpError: the loss became NaN.
         """

@@ -9,7 +9,8 @@ from gkp.pruning.methods.equal_kmeans import Floats, Labels, equal_kmeans
 
 
 def kernel_components(filters: Floats) -> Floats:
-    """All kernel principal components, float [F, p], p <= F; p is 0 when all filters are equal.
+    """All kernel principal components, float [F, p], p <= F; p is 0 when all filters are equal. Signs, and the basis where
+    an eigenvalue is repeated, are LAPACK's; the distances between the rows do not depend on them.
 
     filters: float [F, n]. The kernel is the mean of a quadratic and a radial one, (x.y)^2 / 2 + exp(-|x-y|^2 / n) / 2
     (B. Schoelkopf et al., "Nonlinear component analysis as a kernel eigenvalue problem", 1998).

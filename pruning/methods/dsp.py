@@ -121,9 +121,7 @@ def learn_groups(session: Session, settings: DspSettings, model: nn.Module, chai
     return groups
 
 
-def prune(
-    session: Session, settings: DspSettings, model: nn.Module, chains: tuple[Chain, ...], groups: Groups
-) -> _Pruned:
+def prune(session: Session, settings: DspSettings, model: nn.Module, chains: tuple[Chain, ...], groups: Groups) -> _Pruned:
     """Prune every group's channels until the rate is met, and remove what is dead then. Changes the model in place."""
 
     def make() -> dict[str, Any]:

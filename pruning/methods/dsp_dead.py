@@ -23,11 +23,7 @@ BATCH = 80  # random images per batch
 
 
 def remove_dead(
-    model: nn.Module,
-    chains: tuple[Chain, ...],
-    masks: Masks,
-    shape: tuple[int, int, int],
-    batches: int,
+    model: nn.Module, chains: tuple[Chain, ...], masks: Masks, shape: tuple[int, int, int], batches: int,
     generator: torch.Generator,
 ) -> dict[str, Mask]:
     """Mask what gets exactly no gradient from random images and labels, and zero its BatchNorm channels, in place.

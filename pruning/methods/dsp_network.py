@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from gkp.errors import UnsupportedModelError, UsageError
+from gkp.pruning.counting import Plane, planes_of
 from gkp.pruning.masks import conv_named
 from gkp.pruning.models.residual import ResidualBlock
 
@@ -50,12 +51,9 @@ def chains_of(model: nn.Module, shape: tuple[int, int, int]) -> tuple[Chain, ...
     if not blocks:
         raise UnsupportedModelError("DSP groups the blocks of a CIFAR or ImageNet ResNet, which this network has not",
                                     "choose such a model, e.g. --model resnet20, or another method")
-    planes = _planes(model, shape)
-    return tuple(
-        tuple(_layer(model, f"{prefix}.{conv}", f"{prefix}.{norm}", planes, (conv, norm) == block.chain[-1])
-              for conv, norm in block.chain)
-        for prefix, block in blocks
-    )
+    planes = planes_of(model, shape)
+    return tuple(tuple(_layer(model, f"{prefix}.{conv}", f"{prefix}.{norm}", planes, (conv, norm) == block.chain[-1])
+                       for conv, norm in block.chain) for prefix, block in blocks)
 
 
 def layers_of(chains: tuple[Chain, ...]) -> Iterator[Layer]:
@@ -78,30 +76,7 @@ def check_finite(model: nn.Module) -> None:
             raise UnsupportedModelError(f"{name} of the baseline holds a NaN or an infinity", "train the baseline again")
 
 
-def _layer(model: nn.Module, name: str, norm: str, planes: dict[str, tuple[tuple[int, int], int]], last: bool) -> Layer:
-    plane, positions = planes[name]
+def _layer(model: nn.Module, name: str, norm: str, planes: dict[str, tuple[Plane, Plane]], last: bool) -> Layer:
+    plane, written = planes[name]
     filters, channels, height, width = conv_named(model, name).weight.shape
-    return Layer(name, norm, filters, channels, max(height, width), height * width, plane, positions, last)
-
-
-def _planes(model: nn.Module, shape: tuple[int, int, int]) -> dict[str, tuple[tuple[int, int], int]]:
-    """Conv -> ((height, width) of its input, output positions), from one pass over an empty image."""
-    planes: dict[str, tuple[tuple[int, int], int]] = {}
-
-    def note(name: str, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        planes[name] = (tuple(inputs[0].shape[2:]), prod(output.shape[2:]))  # type: ignore[assignment]
-
-    hooks = [
-        part.register_forward_hook(lambda _, x, y, name=name: note(name, x, y))
-        for name, part in model.named_modules()
-        if isinstance(part, nn.Conv2d)
-    ]
-    training, first = model.training, next(model.parameters())
-    try:
-        with torch.inference_mode():
-            model.eval()(torch.zeros(1, *shape, device=first.device, dtype=first.dtype))
-    finally:
-        model.train(training)
-        for hook in hooks:
-            hook.remove()
-    return planes
+    return Layer(name, norm, filters, channels, max(height, width), height * width, plane, prod(written), last)

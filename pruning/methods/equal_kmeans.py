@@ -2,6 +2,10 @@
 
 The assignment is that of E. Schubert's tutorial on same-size k-means (ELKI): fill the clusters greedily, then exchange
 points while that brings both nearer. The seeding is greedy k-means++ (Arthur and Vassilvitskii, 2007).
+
+Distances are compared to 24 bits, as many as a float32 has: rounding errors, which differ among processors and libraries,
+are far smaller, so what is equal but for them is a tie, and the lower number has it. Points that are the same but for
+rotation, reflection and rounding get the same clusters.
 """
 
 from __future__ import annotations
@@ -15,7 +19,16 @@ Labels = npt.NDArray[np.int64]
 
 RUNS = 10
 MAX_ITERATIONS = 300
+BITS = 24  # of the largest distance
 TOLERANCE = 1e-4  # of the points' mean variance: centres that move less, all together and squared, stand still
+
+
+def squared_distances(a: Floats, b: Floats) -> Floats:
+    """The squared distances between the rows of a [m, d] and b [n, d], float [m, n], as multiples of 2^-24 of the largest
+    or a little less: sums of them are exact, too."""
+    exact = cdist(a, b, "sqeuclidean")
+    unit = 2.0 ** max(int(np.frexp(exact.max())[1]) - BITS, -1000)
+    return np.asarray(np.rint(exact / unit) * unit)
 
 
 def equal_kmeans(points: Floats, clusters: int, seed: int = 0) -> Labels:
@@ -59,7 +72,7 @@ def assign(distances: Floats) -> Labels:
 
 
 def _run(points: Floats, clusters: int, generator: np.random.RandomState) -> tuple[float, Labels]:
-    """(sum of squared distances, labels) of one run."""
+    """Run once: (sum of squared distances, labels)."""
     centres = _seeds(points, clusters, generator)
     best = (np.inf, np.zeros(len(points), np.int64), centres)
     shift = np.inf
@@ -80,7 +93,7 @@ def _run(points: Floats, clusters: int, generator: np.random.RandomState) -> tup
 
 
 def _labelled(points: Floats, centres: Floats) -> tuple[Labels, float]:
-    distances = cdist(points, centres, "sqeuclidean")
+    distances = squared_distances(points, centres)
     labels = assign(distances)
     return labels, float(distances[np.arange(len(points)), labels].sum())
 
@@ -90,11 +103,11 @@ def _seeds(points: Floats, clusters: int, generator: np.random.RandomState) -> F
     the one that leaves the smallest sum of distances."""
     trials = 2 + int(np.log(clusters))
     chosen = [generator.randint(len(points))]
-    nearest = cdist(points[chosen], points, "sqeuclidean")[0]
+    nearest = squared_distances(points[chosen], points)[0]
     for _ in range(1, clusters):
         drawn = np.searchsorted(nearest.cumsum(), generator.random_sample(trials) * nearest.sum())
         drawn = np.minimum(drawn, len(points) - 1)
-        left = np.minimum(nearest, cdist(points[drawn], points, "sqeuclidean"))
+        left = np.minimum(nearest, squared_distances(points[drawn], points))
         best = left.sum(1).argmin()
         chosen.append(drawn[best])
         nearest = left[best]

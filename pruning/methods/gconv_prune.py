@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -20,22 +21,15 @@ from torch.nn import functional as F
 
 from gkp.errors import UsageError
 from gkp.pruning import masks
+from gkp.pruning.counting import planes_of
 from gkp.pruning.methods.base import settings_of
 from gkp.pruning.methods.fresh_weights import start_anew, start_anew_convs
-from gkp.pruning.methods.gopt import MAX_GROUPS, Budget, Choice, group_candidates, output_planes, search
-from gkp.pruning.methods.grps import (
-    SWEEPS,
-    Criterion,
-    Floats,
-    Grouping,
-    Order,
-    find_groups,
-    norm_criterion,
-    taylor_criterion,
-)
+from gkp.pruning.methods.gopt import MAX_GROUPS, Budget, Choice, group_candidates, search
+from gkp.pruning.methods.grps import SWEEPS, Criterion, Grouping, Order, find_groups, norm_criterion, taylor_criterion
 from gkp.pruning.methods.gumi_form import PUBLIC_NAME, save_masked
 from gkp.pruning.models.group_config import groups_of, read_group_config
 from gkp.pruning.training import Hooks, Recipe
+from gkp.types import Array
 
 if TYPE_CHECKING:
     from gkp.pruning.models.architecture import Architecture
@@ -163,9 +157,10 @@ def _configured(convs: Shapes, path: str, arch: Architecture) -> dict[str, int]:
     return {name: numbers.get(name, 1) for name in convs}
 
 
-def _searched(session: Session, criteria: Mapping[str, Floats], settings: GconvSettings) -> dict[str, int]:
+def _searched(session: Session, criteria: Mapping[str, Array], settings: GconvSettings) -> dict[str, int]:
     """The search over all convs but the first."""
-    convs, planes = masks.plain_convs(session.baseline), output_planes(session.baseline, session.arch.input_shape)
+    convs = masks.plain_convs(session.baseline)
+    planes = {n: prod(plane) for n, (_, plane) in planes_of(session.baseline, session.arch.input_shape).items()}
     layers = {}
     for done, name in enumerate(list(convs)[1:]):
         session.progress(f"search: {name}", done / len(convs))
@@ -185,7 +180,7 @@ def _searched(session: Session, criteria: Mapping[str, Floats], settings: GconvS
 
 
 # ---- which groups ----------------------------------------------------------------------------------------------------
-def _groups(criterion: Floats, groups: int, settings: GconvSettings) -> Grouping:
+def _groups(criterion: Array, groups: int, settings: GconvSettings) -> Grouping:
     return find_groups(criterion, groups, settings.perm, settings.num_sort_iters, refine=settings.refine)
 
 
@@ -210,7 +205,7 @@ def _find_all(session: Session, settings: GconvSettings) -> dict[str, Any]:
     return {"masks": kept, "preserved": float(np.mean(shares)) if shares else 1.0, "log": log}
 
 
-def _criteria(session: Session, settings: GconvSettings) -> Iterator[tuple[str, Floats]]:
+def _criteria(session: Session, settings: GconvSettings) -> Iterator[tuple[str, Array]]:
     model = session.baseline
     if settings.criterion == "taylor":
         model = copy.deepcopy(model)

@@ -10,9 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-from torch import nn
-
 from gkp.errors import UsageError
 
 MAX_GROUPS = 64
@@ -79,25 +76,3 @@ def search(layers: Mapping[str, list[Choice]], rest: tuple[int, int], budget: Bu
             return {name: layers[name][at].groups for name, at in place.items()}
         _, chosen, params, macs = best
         place[chosen] -= 1
-
-
-def output_planes(model: nn.Module, input_shape: tuple[int, int, int]) -> dict[str, int]:
-    """Pixels of one image's output for every Conv2d and Linear (there: 1), by name. input_shape: (C, H, W)."""
-    planes: dict[str, int] = {}
-    hooks = []
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            def record(_module: nn.Module, _inputs: object, output: torch.Tensor, name: str = name) -> None:
-                planes[name] = output[0, 0].numel()
-
-            hooks.append(module.register_forward_hook(record))
-    weight = next(model.parameters())
-    training = model.training
-    try:
-        with torch.inference_mode():
-            model.eval()(torch.zeros(1, *input_shape, device=weight.device, dtype=weight.dtype))
-    finally:
-        model.train(training)
-        for hook in hooks:
-            hook.remove()
-    return planes

@@ -8,15 +8,15 @@ in blocks, the G x G grid of blocks is matched, and the kernels outside the G ma
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
 from gkp.errors import UsageError
+from gkp.types import Array
 
-Floats = npt.NDArray[Any]
 Index = npt.NDArray[np.int64]
 Order = Literal["GRPS", "SORT", "SAME"]
 Criterion = Literal["norm", "taylor"]
@@ -41,17 +41,17 @@ class Grouping:
         return mask
 
 
-def norm_criterion(weight: Floats) -> Floats:
+def norm_criterion(weight: Array) -> Array:
     """K[f, c] = L2 norm of the kernel. weight float [F, C, kh, kw] -> float64 [F, C]."""
     return np.asarray(np.sqrt((np.asarray(weight, np.float64) ** 2).sum((2, 3))))
 
 
-def taylor_criterion(weight: Floats, gradient: Floats) -> Floats:
+def taylor_criterion(weight: Array, gradient: Array) -> Array:
     """K[f, c] = sum over the kernel of |g w|. weight and gradient of the loss, float [F, C, kh, kw] -> float64 [F, C]."""
     return np.asarray(np.abs(np.asarray(weight, np.float64) * gradient).sum((2, 3)))
 
 
-def find_groups(criterion: Floats, groups: int, order: Order = "GRPS", sweeps: int = SWEEPS, *,
+def find_groups(criterion: Array, groups: int, order: Order = "GRPS", sweeps: int = SWEEPS, *,
                 refine: bool = True) -> Grouping:
     """Groups that keep much of the criterion (float [F, C], not negative).
 
@@ -80,7 +80,7 @@ def find_groups(criterion: Floats, groups: int, order: Order = "GRPS", sweeps: i
     return Grouping(filters[first], channels[first], min(preserved, 1.0))
 
 
-def refined(criterion: Floats, filters: Index, channels: Index, rounds: int = 10) -> tuple[Index, Index]:
+def refined(criterion: Array, filters: Index, channels: Index, rounds: int = 10) -> tuple[Index, Index]:
     """Groups that keep at least as much as the given ones (not in the published method, which stops at the matching).
 
     In turn, the filters are dealt out anew to the groups of channels, and the channels to the groups of filters, each
@@ -98,18 +98,18 @@ def refined(criterion: Floats, filters: Index, channels: Index, rounds: int = 10
     return filters, channels
 
 
-def _dealt_out(worth: Floats) -> Index:
+def _dealt_out(worth: Array) -> Index:
     """The assignment of n things to G groups of n/G with the greatest worth [n, G], as members [G, n/G]."""
     n, groups = worth.shape
     seats = linear_sum_assignment(np.repeat(worth, n // groups, axis=1), maximize=True)[1]
     return np.argsort(seats // (n // groups), kind="stable").reshape(groups, -1)
 
 
-def _inside(criterion: Floats, filters: Index, channels: Index) -> float:
+def _inside(criterion: Array, filters: Index, channels: Index) -> float:
     return float(sum(criterion[np.ix_(f, c)].sum() for f, c in zip(filters, channels, strict=True)))
 
 
-def _order(criterion: Floats, groups: int, order: Order, sweeps: int) -> tuple[Index, Index]:
+def _order(criterion: Array, groups: int, order: Order, sweeps: int) -> tuple[Index, Index]:
     if order not in get_args(Order):
         raise UsageError(f"no order called {order!r}", f"use one of {', '.join(get_args(Order))}")
     if order == "GRPS":
@@ -119,7 +119,7 @@ def _order(criterion: Floats, groups: int, order: Order, sweeps: int) -> tuple[I
     return np.arange(criterion.shape[0]), np.arange(criterion.shape[1])
 
 
-def group_sort(criterion: Floats, groups: int, sweeps: int = SWEEPS) -> tuple[Index, Index]:
+def group_sort(criterion: Array, groups: int, sweeps: int = SWEEPS) -> tuple[Index, Index]:
     """GRPS: orders (rows int64 [F], columns int64 [C]) that gather the criterion in the blocks of the diagonal.
 
     From the last group to the first, within the filters and channels that are still free: the channels are sorted
@@ -146,5 +146,5 @@ def group_sort(criterion: Floats, groups: int, sweeps: int = SWEEPS) -> tuple[In
     return rows, columns
 
 
-def _ascending(sums: Floats) -> Index:
+def _ascending(sums: Array) -> Index:
     return np.argsort(sums, kind="stable")

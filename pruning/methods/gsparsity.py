@@ -31,7 +31,7 @@ Rate = Annotated[float, msgspec.Meta(gt=0, le=1)]
 Share = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 NotNegative = Annotated[float, msgspec.Meta(ge=0)]
 
-FAMILIES = ("cifar_resnet", "imagenet_resnet", "imagenet_resnet_3x3_stem")
+RESNETS = ("cifar_resnet", "imagenet_resnet", "imagenet_resnet_3x3_stem")
 
 
 class GsparsitySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -103,7 +103,7 @@ def prunable(arch: Architecture, model: nn.Module, scope: Scope) -> dict[str, fl
     """Conv whose filters may go -> factor of the gain mu, in the network's order (see GsparsitySettings.scope).
 
     UsageError: not a ResNet, or one whose convs are in branches already."""
-    if arch.family not in FAMILIES:
+    if arch.family not in RESNETS:
         raise UsageError(f"gsparsity prunes the filters of ResNets, not of {arch.name}", "use another method")
     blocks = {name: module for name, module in model.named_modules() if isinstance(module, ResidualBlock)}
     stages = list(dict.fromkeys(name.partition(".")[0] for name in blocks))

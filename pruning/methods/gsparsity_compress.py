@@ -185,7 +185,7 @@ def _normalised(norm: nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
 
 
 def _bias(conv: nn.Conv2d) -> torch.Tensor:
-    """float64 [F]."""
+    """What the conv adds to its outputs, float64 [F]."""
     bias = conv.bias
     return torch.zeros(conv.out_channels, dtype=torch.float64) if bias is None else bias.detach().double()
 

@@ -7,19 +7,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gkp.errors import BackendMissingError, UsageError
+from gkp.errors import UsageError
+from gkp.require import require
 
 MAX_SEED = 1 << 31
 
 
 def require_partitioner() -> Any:
     """The module mtkahypar. BackendMissingError: it is not installed."""
-    try:
-        import mtkahypar
-    except ImportError as error:
-        raise BackendMissingError("regrouping needs the hypergraph partitioner mtkahypar, which is not installed",
-                                  'install the extra "prune": pip install "gkp[prune]"') from error
-    return mtkahypar
+    return require("mtkahypar", "prune", "regrouping, which partitions a hypergraph,")
 
 
 def partition(incidence: npt.NDArray[np.bool_], parts: int, imbalance: float, seed: int) -> npt.NDArray[np.int64]:

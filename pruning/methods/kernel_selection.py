@@ -18,13 +18,8 @@ def kept_count(channels: int, rate: float) -> int:
     return int((1 - rate) * (channels + 1))
 
 
-def select_channels(
-    kernels: Floats,
-    keep: int,
-    kept_ratio: float | Literal["all"] = 0.2,
-    balance: float | Literal["auto"] = "auto",
-    weigh_pruned: bool = True,
-) -> Index:
+def select_channels(kernels: Floats, keep: int, kept_ratio: float | Literal["all"] = 0.2,
+                    balance: float | Literal["auto"] = "auto", weigh_pruned: bool = True) -> Index:
     """The kept channels, int64 [keep], ascending.
 
     kernels: float [g, C, ...], the group's filters. Channels are similar when their g kernels are near: s = 1 - Euclidean
@@ -52,8 +47,8 @@ def grown(similarity: Floats, keep: int) -> npt.NDArray[np.bool_]:
 
 
 def costs(similarity: Floats, lists: npt.NDArray[np.bool_], near: int, balance: float | Literal["auto"] = "auto") -> Floats:
-    """Of each list (bool [n, C]): the similarity of all its pairs, less `balance` times the sum, over the channels not in
-    it, of the `near` largest similarities to channels in it. float [n].
+    """What each list of channels (bool [n, C]) costs: the similarity of all its pairs, less `balance` times the sum, over
+    the channels not in it, of the `near` largest similarities to channels in it. float [n].
 
     "auto" makes both parts averages over as many terms: pairs / (channels not in the list x near), 0 without such terms.
     """

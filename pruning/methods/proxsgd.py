@@ -34,17 +34,8 @@ class ProxSGD(torch.optim.Optimizer):  # type: ignore[misc]
     UsageError: lr, rho or beta outside (0, 1], (0, 1], [0, 1); a negative delta or gain; an unknown normalization.
     """
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-3,
-        *,
-        gain: float | None = None,
-        rho: float = 0.9,
-        beta: float = 0.999,
-        delta: float = 1e-8,
-        normalization: Normalization = "div",
-    ) -> None:
+    def __init__(self, params: Iterable[Any], lr: float = 1e-3, *, gain: float | None = None, rho: float = 0.9,
+                 beta: float = 0.999, delta: float = 1e-8, normalization: Normalization = "div") -> None:
         if not (0 < lr <= 1 and 0 < rho <= 1 and 0 <= beta < 1 and delta >= 0):
             raise UsageError(f"ProxSGD cannot run with lr {lr}, rho {rho}, beta {beta}, delta {delta}",
                              "lr and rho in (0, 1], beta in [0, 1), delta at least 0")

@@ -5,7 +5,7 @@ score highest; with a fillback rate above zero (refill+) some more."""
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from gkp.errors import UsageError
 from gkp.pruning.masks import conv_named
+from gkp.types import Array
 
 Mask = npt.NDArray[np.bool_]
-Scores = npt.NDArray[Any]
 Criterion = Literal["remain", "magnitude", "l1", "l2", "saliency"]
 Activation = Literal["l1", "l2", "saliency"]
 
@@ -36,7 +36,7 @@ def filter_count(mask: Mask, fillback_rate: float = 0.0) -> int:
     return min(filters, int(equivalent + (filters - equivalent) * fillback_rate) + 1)
 
 
-def refilled(mask: Mask, scores: Scores, fillback_rate: float, rng: np.random.Generator) -> Mask:
+def refilled(mask: Mask, scores: Array, fillback_rate: float, rng: np.random.Generator) -> Mask:
     """bool [F, C, kh, kw]: all ones for the filters that remain, zeros for the others.
 
     scores float [F]: the highest remain; equal scores are decided at random. (Upstream leaves filters that tie with the
@@ -49,18 +49,18 @@ def refilled(mask: Mask, scores: Scores, fillback_rate: float, rng: np.random.Ge
     return np.array(np.broadcast_to(kept[:, None, None, None], mask.shape))
 
 
-def remaining(mask: Mask) -> Scores:
+def remaining(mask: Mask) -> Array:
     """Criterion "remain": how many weights of each filter the mask keeps. [F, C, kh, kw] -> int64 [F]."""
     return np.asarray(mask.reshape(len(mask), -1).sum(1))
 
 
-def magnitude(weight: Scores, mask: Mask) -> Scores:
+def magnitude(weight: Array, mask: Mask) -> Array:
     """Criterion "magnitude": L1 norm of what the mask keeps of each trained filter. [F, C, kh, kw] -> float64 [F]."""
     return np.asarray(np.abs(np.where(mask, weight, 0).astype(np.float64)).reshape(len(mask), -1).sum(1))
 
 
 def activation_scores(model: nn.Module, names: Iterable[str], x: torch.Tensor, y: torch.Tensor,
-                      criterion: Activation) -> dict[str, Scores]:
+                      criterion: Activation) -> dict[str, Array]:
     """What each filter of the named convs puts out for a batch, summed over images and pixels: |a| ("l1"), a^2 ("l2"),
     or |a dL/da| with the mean cross entropy L ("saliency"). name -> float64 [F].
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from gkp.errors import FileError, GkpError, UnsafeFileError, UsageError
+from gkp.errors import FileError, GkpError, UsageError
 from gkp.pruning.models.recognise import recognise
+from gkp.pruning.tensor_file import load_tensors
+from gkp.types import Floats
 
-Array = npt.NDArray[np.float32]
 Shapes = Mapping[str, tuple[int, ...]]
 STATE = "model_state_dict"
 
@@ -28,7 +26,7 @@ def snapshot_path(folder: Path, epoch: int) -> Path:
     return path
 
 
-def read_snapshot(path: Path, shapes: Shapes) -> dict[str, Array]:
+def read_snapshot(path: Path, shapes: Shapes) -> dict[str, Floats]:
     """The weights named in `shapes`, our names -> shapes, as float32 arrays.
 
     The snapshot may have any of the names that gkp knows for an architecture, with or without "module.". Nothing in the
@@ -54,26 +52,8 @@ def read_snapshot(path: Path, shapes: Shapes) -> dict[str, Array]:
 
 
 def _state_dict(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        _check_archive(path)
-        payload = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UnsafeFileError(f"{path} holds more than tensors and plain values",
-                              'save {"model_state_dict": model.state_dict(), "epoch": N} instead') from error
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, AttributeError, TypeError, IndexError) as error:
-        raise FileError(f"{path} cannot be read as a PyTorch file", "get the file again") from error
+    payload = load_tensors(path)
     state: Any = payload.get(STATE) if isinstance(payload, dict) else None
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()):
         raise FileError(f"{path} has no {STATE}", 'a snapshot is {"model_state_dict", "epoch", "loss"}')
     return state
-
-
-def _check_archive(path: Path) -> None:
-    """UnsafeFileError: not PyTorch's zip format with every member stored as it is. OSError: it cannot be read."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except zipfile.BadZipFile as error:
-        raise ValueError("not a zip archive") from error
-    if sum(member.file_size for member in members) > path.stat().st_size:
-        raise UnsafeFileError(f"{path} unpacks to more than its size", "save it again with torch.save")

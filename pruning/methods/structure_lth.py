@@ -23,9 +23,10 @@ from gkp.pruning.methods.base import settings_of
 from gkp.pruning.methods.fresh_weights import start_anew
 from gkp.pruning.methods.hypergraph import partition, require_partitioner
 from gkp.pruning.methods.imp import Masks, RewindPoint, density, prune_smallest, read_snapshot
-from gkp.pruning.methods.refill import Criterion, Scores, activation_scores, magnitude, refilled, remaining
+from gkp.pruning.methods.refill import Criterion, activation_scores, magnitude, refilled, remaining
 from gkp.pruning.methods.regroup import DENSITY, Extraction, Mask, find_blocks, mask_of_blocks
 from gkp.pruning.training import Hooks, Recipe
+from gkp.types import Array
 
 if TYPE_CHECKING:
     from gkp.pruning.session import Session
@@ -182,7 +183,7 @@ def _refill(session: Session, settings: LthSettings, trained: nn.Module, sparse:
 
 
 def _scores(session: Session, settings: LthSettings, trained: nn.Module, sparse: Mapping[str, Mask],
-            number: int) -> Mapping[str, Scores]:
+            number: int) -> Mapping[str, Array]:
     if settings.criterion == "remain":
         return {name: remaining(mask) for name, mask in sparse.items()}
     if settings.criterion == "magnitude":

@@ -52,7 +52,7 @@ class TmiGkp:
     settings: ClassVar[type[msgspec.Struct]] = TmiGkpSettings
 
     def read_settings(self, payload: Mapping[str, Any]) -> TmiGkpSettings:
-        """Of this project's flat form, or of the published one with train_params and prune_params."""
+        """Read this project's flat form, or the published one with train_params and prune_params."""
         return tmi_settings.read(payload)
 
     def run(self, session: Session, settings: TmiGkpSettings) -> None:
@@ -169,7 +169,7 @@ def group_layer(
 def _clustered(
     weight: Floats, settings: TmiGkpSettings, number: int, scores: Floats | None, seed: int
 ) -> tuple[str, Labels, tuple[tuple[str, int], ...]]:
-    """(method, labels [F], votes)."""
+    """Cluster one layer: (method, labels [F], votes)."""
     if settings.permutations is not None:
         places = np.argsort(settings.permutations[number])
         method = settings.methods[number] if settings.methods is not None else GIVEN

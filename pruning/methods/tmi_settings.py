@@ -60,9 +60,8 @@ class TmiGkpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     def __post_init__(self) -> None:
         if self.ticket_end_epoch < self.ticket_start_epoch:
-            raise ValueError(
-                f"ticket_end_epoch {self.ticket_end_epoch} is before ticket_start_epoch {self.ticket_start_epoch}"
-            )
+            raise ValueError(f"ticket_end_epoch {self.ticket_end_epoch} is before ticket_start_epoch "
+                             f"{self.ticket_start_epoch}")
         if self.permutations is not None and self.methods is not None and len(self.permutations) != len(self.methods):
             raise ValueError("permutations and methods differ in length")
 

@@ -12,18 +12,15 @@ State dict of a `BranchedConv2d` called `<name>`:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from gkp.branched import Branch, BranchedConv
 from gkp.errors import UnsupportedModelError
-
-Array = npt.NDArray[Any]
+from gkp.types import Array
 
 
 class BranchedConv2d(nn.Module):  # type: ignore[misc]
@@ -108,28 +105,14 @@ class BranchedConv2d(nn.Module):  # type: ignore[misc]
         """The numpy form with the present weights (copied)."""
         weights = [_array(getattr(self, name)) for name in self.weight_names]
         bias = np.zeros(self.out_channels, np.float32) if self.bias is None else _array(self.bias)
-        arrays = {
-            "in_index": _array(self.in_index),
-            "in_sizes": _array(self.in_sizes),
-            "out_index": _array(self.out_index),
-            "out_sizes": _array(self.out_sizes),
-        }
+        arrays = {name: _array(getattr(self, name)) for name in ("in_index", "in_sizes", "out_index", "out_sizes")}
         return BranchedConv(
-            in_channels=self.in_channels,
-            out_channels=self.out_channels,
-            branches=branches_from_arrays(arrays, weights),
-            bias=bias,
-            kernel_shape=self.kernel_shape,
-            strides=self.strides,
-            pads=self.pads,
-            dilations=self.dilations,
-        )
+            in_channels=self.in_channels, out_channels=self.out_channels, branches=branches_from_arrays(arrays, weights),
+            bias=bias, kernel_shape=self.kernel_shape, strides=self.strides, pads=self.pads, dilations=self.dilations)
 
     def extra_repr(self) -> str:
-        return (
-            f"{self.in_channels}, {self.out_channels}, branches={len(self.reads)}, "
-            f"stride={self.strides}, pads={self.pads}, dilation={self.dilations}"
-        )
+        return (f"{self.in_channels}, {self.out_channels}, branches={len(self.reads)}, stride={self.strides}, "
+                f"pads={self.pads}, dilation={self.dilations}")
 
 
 def branches_from_arrays(arrays: Mapping[str, Array], weights: list[Array]) -> tuple[Branch, ...]:

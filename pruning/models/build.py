@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -19,15 +17,13 @@ from gkp.branched import BranchedConv
 from gkp.errors import UnsupportedModelError
 from gkp.pruning.models.architecture import Architecture, skeleton
 from gkp.pruning.models.branched import BranchedConv2d
-from gkp.pruning.models.recognise import ARCH_HINT, SPURIOUS, is_counter, recognise
+from gkp.pruning.models.family import ARCH_HINT, CLASSIFIERS, SPURIOUS
+from gkp.pruning.models.recognise import is_counter, recognise
 from gkp.pruning.models.residual import ResidualBlock
 from gkp.pruning.models.wiring import chains
+from gkp.types import Array
 
 __all__ = ["Architecture", "Normalize", "build", "recognise"]
-
-Array = npt.NDArray[Any]
-
-_CLASSIFIERS = ("classifier", "fc", "linear")
 
 
 class Normalize(nn.Module):  # type: ignore[misc]
@@ -42,9 +38,7 @@ class Normalize(nn.Module):  # type: ignore[misc]
         return (x - self.mean.reshape(1, -1, 1, 1)) / self.std.reshape(1, -1, 1, 1)
 
 
-def build(
-    arch: Architecture, tensors: Mapping[str, Array], branched: Mapping[str, BranchedConv] | None = None
-) -> nn.Module:
+def build(arch: Architecture, tensors: Mapping[str, Array], branched: Mapping[str, BranchedConv] | None = None) -> nn.Module:
     """The network with these tensors, in eval mode and float32.
 
     tensors: name -> float array; branched: name of a conv -> what it becomes, a BranchedConv2d (tensors under such a
@@ -60,7 +54,7 @@ def build(
         raise UnsupportedModelError("two tensors of the checkpoint have the same meaning", ARCH_HINT)
     inside = tuple(f"{name}." for name in forms)
     own = {name: array for name, array in own.items() if not name.startswith(inside) and name != SPURIOUS}
-    classifier = next((own[f"{name}.weight"] for name in _CLASSIFIERS if f"{name}.weight" in own), None)
+    classifier = next((own[f"{name}.weight"] for name in CLASSIFIERS if f"{name}.weight" in own), None)
     if classifier is None or classifier.shape[:1] != (arch.num_classes,):
         raise UnsupportedModelError(f"no classifier weight of {arch.num_classes} classes in the checkpoint", ARCH_HINT)
     model = skeleton(arch)

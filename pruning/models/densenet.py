@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from gkp.errors import UsageError
+from gkp.pruning.models.family import CIFAR, Family, State, Variant
 from gkp.pruning.models.residual import init_convs
 
 PLAIN = 40
@@ -134,3 +135,20 @@ def cifar_densenet(depth: int, num_classes: int = 10) -> nn.Module:
     if depth == BOTTLENECK:
         return CifarDenseNet86(num_classes)
     raise UsageError(f"no DenseNet of depth {depth}", f"use {PLAIN} or {BOTTLENECK}")
+
+
+# ---- the family ------------------------------------------------------------------------------------------------------
+def _recognise(state: State) -> Variant | None:
+    if state.has("conv1", "dense3"):
+        return Variant("cifar_densenet", PLAIN, "conv", state.classes("fc"), CIFAR)
+    if state.has("features", "classifier") and "features.init_conv.weight" in state.names:
+        return Variant("cifar_densenet", BOTTLENECK, "conv", state.classes("classifier"), CIFAR)
+    return None
+
+
+def _build(variant: Variant) -> nn.Module | None:
+    known = variant.depth in (PLAIN, BOTTLENECK)
+    return cifar_densenet(variant.depth, variant.num_classes) if known else None
+
+
+FAMILY = Family(("cifar_densenet",), "densenet{}", _recognise, _build)

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gkp.errors import FileError, UsageError
+from gkp.structs import read_json
 
 MAX_BYTES = 16 << 20
 _FIELDS = {"G", "F", "C"}
@@ -31,19 +31,18 @@ class LayerGroups:
 
 def is_group_config(value: Any) -> bool:
     """Does this parsed JSON look like a group configuration?"""
-    return isinstance(value, dict) and bool(value) and all(
-        isinstance(v, dict) and set(v) >= _FIELDS for v in value.values()
-    )
+    return isinstance(value, dict) and bool(value) and all(isinstance(v, dict) and set(v) >= _FIELDS for v in value.values())
 
 
 def read_group_config(path: str | os.PathLike[str]) -> dict[str, LayerGroups]:
     """Layer name without "module." -> its groups.
 
     FileError: not such a file. UsageError: groups that do not divide F and C, such as the placeholder -1."""
-    config = _load_json(Path(path))
+    hint = 'expected {"<layer>": {"G": groups, "F": filters, "C": channels}, ...}'
+    config = read_json(Path(path), dict[str, Any], limit=MAX_BYTES, what="a group configuration", hint=hint,
+                       missing=f"{path} cannot be read: there is no such file")
     if not is_group_config(config):
-        raise FileError(f"{path} is not a group configuration",
-                        'expected {"<layer>": {"G": groups, "F": filters, "C": channels}, ...}')
+        raise FileError(f"{path} is not a group configuration", hint)
     layers: dict[str, LayerGroups] = {}
     for name, fields in config.items():
         g, f, c = (fields[key] for key in ("G", "F", "C"))
@@ -83,14 +82,3 @@ def groups_of(config: Mapping[str, LayerGroups], convs: Mapping[str, tuple[int, 
             )
         groups[name] = layer.groups
     return groups
-
-
-def _load_json(path: Path) -> Any:
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise FileError(f"{path} is too large for a group configuration", "check the file")
-        return json.loads(path.read_bytes())
-    except OSError as e:
-        raise FileError(f"{path} cannot be read: {e.strerror}", "check the path") from e
-    except (ValueError, RecursionError) as e:
-        raise FileError(f"{path} is not JSON", "check the file") from e

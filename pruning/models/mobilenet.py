@@ -10,11 +10,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from gkp.pruning.models.family import CIFAR, IMAGENET, Family, State, Variant, renamed
 from gkp.pruning.models.residual import init_convs
 
 DEPTH = 28  # the stem, 13 depthwise and 13 1x1 convs, the classifier
 STEM = 32
 BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),) * 5, (1024, 2), (1024, 1))
+
+# The "layer" scheme, GConv-Prune's: conv1, bn, layer{1..5}.i.{d_conv,bn1,p_conv,bn2}, fc.
+_ROOT = {"bn": "bn1", "fc": "linear"}
+_BLOCK = {"d_conv": "conv1", "p_conv": "conv2"}
+_FIRST = {"layer1": 0, "layer2": 2, "layer3": 4, "layer4": 6, "layer5": 12}  # their sequence -> our first block
 
 
 class SeparableBlock(nn.Module):  # type: ignore[misc]
@@ -52,3 +58,29 @@ class MobileNet(nn.Module):  # type: ignore[misc]
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = F.relu(self.bn1(self.conv1(self.normalize(x))))
         return self.linear(torch.flatten(F.adaptive_avg_pool2d(self.layers(x), 1), 1))
+
+
+# ---- the family ------------------------------------------------------------------------------------------------------
+def _recognise(state: State) -> Variant | None:
+    if state.has("conv1", "layer5"):
+        return Variant("imagenet_mobilenet", DEPTH, "conv", state.classes("fc"), IMAGENET, "layer")
+    if not state.has("conv1", "layers"):
+        return None
+    classes = state.classes("linear")
+    if classes == 1000:
+        return Variant("imagenet_mobilenet", DEPTH, "conv", classes, IMAGENET)
+    return Variant("cifar_mobilenet", DEPTH, "conv", classes, CIFAR)
+
+
+def _build(variant: Variant) -> nn.Module | None:
+    return MobileNet(variant.num_classes, variant.family == "cifar_mobilenet") if variant.depth == DEPTH else None
+
+
+def _canonical(name: str) -> str:
+    parts = name.split(".")
+    if parts[0] in _FIRST and len(parts) > 1 and parts[1] in ("0", "1", "2", "3", "4", "5"):
+        parts[:2] = ["layers", str(_FIRST[parts[0]] + int(parts[1]))]
+    return renamed(".".join(parts), _ROOT, _BLOCK)
+
+
+FAMILY = Family(("imagenet_mobilenet", "cifar_mobilenet"), "mobilenetv1", _recognise, _build, _canonical)

@@ -11,12 +11,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gkp.errors import UsageError
+from gkp.errors import UnsupportedModelError, UsageError
+from gkp.pruning.models.family import ARCH_HINT, CIFAR, Family, State, Variant
 from gkp.pruning.models.residual import init_convs
 
 STEM = 16
 WIDTHS = (16, 32, 64)
 EXPANSION = 4
+MAX_DEPTH = 1001
 
 
 class PreActBottleneck(nn.Module):  # type: ignore[misc]
@@ -79,3 +81,21 @@ def cifar_preresnet(depth: int, num_classes: int = 10) -> CifarPreResNet:
     if rest or n < 1:
         raise UsageError(f"a PreResNet with bottlenecks cannot have depth {depth}", "use 9n+2, such as 164")
     return CifarPreResNet(n, num_classes)
+
+
+# ---- the family ------------------------------------------------------------------------------------------------------
+def _recognise(state: State) -> Variant | None:
+    if not state.has("conv1", "bn", "layer3"):
+        return None
+    blocks = state.equal_blocks(("layer1", "layer2", "layer3"))
+    if not any(name.endswith(".conv3.weight") for name in state.names):
+        raise UnsupportedModelError("a pre-activation ResNet without bottlenecks is not known", ARCH_HINT)
+    return Variant("cifar_preresnet", 9 * blocks + 2, "conv", state.classes("fc"), CIFAR)
+
+
+def _build(variant: Variant) -> nn.Module | None:
+    known = variant.depth in range(11, MAX_DEPTH + 1, 9)
+    return cifar_preresnet(variant.depth, variant.num_classes) if known else None
+
+
+FAMILY = Family(("cifar_preresnet",), "preresnet{}", _recognise, _build)

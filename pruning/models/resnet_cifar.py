@@ -6,18 +6,21 @@ conv_1_3x3, bn_1, stage_{1,2,3}.i.{conv_a,bn_a,conv_b,bn_b,downsample.{0,1}}, cl
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from gkp.errors import UsageError
+from gkp.pruning.models.family import CIFAR, SPURIOUS, Family, Scheme, Shortcut, State, Variant, renamed
 from gkp.pruning.models.residual import ResidualBlock, conv_shortcut, init_convs
 
-Shortcut = Literal["pad", "pad_both", "conv"]
-
 WIDTHS = (16, 32, 64)
+MAX_DEPTH = 1202
+
+# The "layer" scheme: conv1, bn1, layer1.0.{conv1,bn1,conv2,bn2,shortcut | downsample}, linear | fc.
+_ROOT = {"conv1": "conv_1_3x3", "bn1": "bn_1", "layer1": "stage_1", "layer2": "stage_2", "layer3": "stage_3",
+         "linear": "classifier", "fc": "classifier"}
+_BLOCK = {"conv1": "conv_a", "bn1": "bn_a", "conv2": "conv_b", "bn2": "bn_b", "shortcut": "downsample"}
 
 
 class PadShortcut(nn.Module):  # type: ignore[misc]
@@ -103,3 +106,31 @@ def cifar_resnet(depth: int, num_classes: int = 10, shortcut: Shortcut = "pad") 
     if rest or n < 1:
         raise UsageError(f"a CIFAR ResNet cannot have depth {depth}", "use 6n+2: 20, 32, 44, 56, 110")
     return CifarResNet((n, n, n), num_classes, shortcut)
+
+
+# ---- the family ------------------------------------------------------------------------------------------------------
+def _recognise(state: State) -> Variant | None:
+    if state.has("conv_1_3x3", "stage_3"):
+        return _variant(state, "canonical", "stage_", ("classifier",))
+    # ImageNet ResNets, MobileNets and pre-activation ResNets have a conv1 and a layer3, too.
+    if state.has("conv1", "layer3") and not state.roots & {"layer4", "layer5", "layers", "bn"}:
+        return _variant(state, "layer", "layer", ("linear", "fc"))
+    return None
+
+
+def _variant(state: State, scheme: Scheme, stage: str, classifiers: tuple[str, ...]) -> Variant:
+    blocks = state.equal_blocks(f"{stage}{s}" for s in (1, 2, 3))
+    shortcut: Shortcut = "pad"
+    if any(name.startswith((f"{stage}2.0.downsample.", f"{stage}2.0.shortcut.")) for name in state.names):
+        shortcut = "conv"
+    elif scheme == "layer" and SPURIOUS not in state.names:
+        shortcut = "pad_both"
+    return Variant("cifar_resnet", 6 * blocks + 2, shortcut, state.classes(*classifiers), CIFAR, scheme)
+
+
+def _build(variant: Variant) -> nn.Module | None:
+    known = variant.depth in range(8, MAX_DEPTH + 1, 6) and variant.shortcut in ("pad", "pad_both", "conv")
+    return cifar_resnet(variant.depth, variant.num_classes, variant.shortcut) if known else None
+
+
+FAMILY = Family(("cifar_resnet",), "resnet{}", _recognise, _build, lambda name: renamed(name, _ROOT, _BLOCK))

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gkp.errors import UsageError
+from gkp.errors import UnsupportedModelError, UsageError
+from gkp.pruning.models.family import ARCH_HINT, CIFAR, IMAGENET, Family, Scheme, State, Variant, renamed
 from gkp.pruning.models.residual import ResidualBlock, conv_shortcut, init_convs
 
 WIDTHS = (64, 128, 256, 512)
@@ -110,3 +111,32 @@ def imagenet_resnet(depth: int, num_classes: int = 1000, small_stem: bool = Fals
     if depth not in DEPTHS:
         raise UsageError(f"no ImageNet ResNet of depth {depth}", f"use one of {', '.join(map(str, DEPTHS))}")
     return ImageNetResNet(*DEPTHS[depth], num_classes, small_stem)
+
+
+# ---- the family ------------------------------------------------------------------------------------------------------
+def _recognise(state: State) -> Variant | None:
+    if not state.has("conv1", "layer4"):
+        return None
+    seen = [state.blocks(f"layer{s}") for s in (1, 2, 3, 4)]
+    bottleneck = any(name.endswith(".conv3.weight") for name in state.names)
+    # A block that lost its whole residual branch leaves no tensor, so fewer blocks may be seen than there are.
+    fitting = [depth for depth, (block, blocks) in sorted(DEPTHS.items())
+               if (block is Bottleneck) == bottleneck and all(s <= b for s, b in zip(seen, blocks, strict=True))]
+    if not fitting:
+        raise UnsupportedModelError(f"no known ResNet has {seen} blocks in its layers", ARCH_HINT)
+    small = state.shapes.get("conv1.weight", (0,))[-1] == 3
+    other = "linear.weight" in state.shapes or any(".shortcut." in name for name in state.names)
+    scheme: Scheme = "layer" if other else "canonical"
+    return Variant("imagenet_resnet_3x3_stem" if small else "imagenet_resnet", fitting[0], "conv",
+                   state.classes("fc", "linear"), CIFAR if small else IMAGENET, scheme)
+
+
+def _build(variant: Variant) -> nn.Module | None:
+    if variant.depth not in DEPTHS:
+        return None
+    return imagenet_resnet(variant.depth, variant.num_classes, variant.family == "imagenet_resnet_3x3_stem")
+
+
+# The "layer" scheme: torchvision's with shortcut for downsample and linear for fc.
+FAMILY = Family(("imagenet_resnet", "imagenet_resnet_3x3_stem"), "resnet{}", _recognise, _build,
+                lambda name: renamed(name, {"linear": "fc"}, {"shortcut": "downsample"}))

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gkp.errors import UsageError
+from gkp.errors import UnsupportedModelError, UsageError
+from gkp.pruning.models.family import ARCH_HINT, CIFAR, Family, State, Variant
 from gkp.pruning.models.residual import init_convs
 from gkp.pruning.models.wiring import Chain
 
@@ -66,3 +67,31 @@ def cifar_vgg(depth: int, num_classes: int = 10, last_pool: bool = True) -> Cifa
     if depth not in DEPTHS:
         raise UsageError(f"no VGG of depth {depth}", f"use one of {', '.join(map(str, DEPTHS))}")
     return CifarVgg(DEPTHS[depth], num_classes, last_pool)
+
+
+# ---- the family ------------------------------------------------------------------------------------------------------
+def _recognise(state: State) -> Variant | None:
+    if not state.has("features", "classifier"):
+        return None
+    norms = {f"{n.removesuffix('.running_mean')}.weight" for n in state.names if n.endswith(".running_mean")}
+    convs = {n for n in state.names if n.startswith("features.") and n.endswith(".weight")} - norms
+    family = "cifar_vgg_avgpool" if "normalize.mean" in state.names else "cifar_vgg"
+    for depth in DEPTHS:
+        if convs == {f"features.{n}.weight" for n in conv_places(depth)}:
+            if "classifier.0.weight" in state.shapes:
+                return Variant(family, depth, "conv", state.classes("classifier.0"), CIFAR, "layer")
+            return Variant(family, depth, "conv", state.classes("classifier"), CIFAR)
+    raise UnsupportedModelError("`features` is neither a known VGG with BatchNorm nor DenseNet-86", ARCH_HINT)
+
+
+def _build(variant: Variant) -> nn.Module | None:
+    known = variant.depth in DEPTHS
+    return cifar_vgg(variant.depth, variant.num_classes, variant.family == "cifar_vgg") if known else None
+
+
+def _canonical(name: str) -> str:
+    """The "layer" scheme has the classifier in a sequence: classifier.0."""
+    return "classifier" + name.removeprefix("classifier.0") if f"{name}.".startswith("classifier.0.") else name
+
+
+FAMILY = Family(("cifar_vgg", "cifar_vgg_avgpool"), "vgg{}", _recognise, _build, _canonical)

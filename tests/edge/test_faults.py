@@ -17,7 +17,7 @@ import cluster_kit as kit
 import pytest
 
 from gkp.edge import Cluster
-from gkp.edge.client import KEEPALIVE_S, Call, Connection, RemoteError, message_limit
+from gkp.edge.client import KEEPALIVE_S, Call, Connection, Pending, RemoteError, message_limit
 from gkp.edge.failures import ClusterError, CorruptDataError, DeadlineError, DeviceLostError
 from gkp.edge.flow import entering
 from gkp.edge.identity import read_keys
@@ -51,7 +51,7 @@ class Asked(threading.Thread):
         self.ended = time.monotonic()
 
     def outcome(self, seconds: float) -> BaseException | None:
-        """None for a right answer. A request that hangs fails the test."""
+        """Wait for it; None stands for a right answer. A request that hangs fails the test."""
         self.join(seconds)
         assert not self.is_alive(), "the request hangs"
         assert self.error is None or isinstance(self.error, ClusterError), repr(self.error)
@@ -77,28 +77,32 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> kit.Split:
 
 
 @pytest.fixture(scope="module")
-def slow(tmp_path_factory: pytest.TempPathFactory) -> kit.Split:
-    """About half a second of computing on the last device."""
-    return kit.split(tmp_path_factory.mktemp("slow"), "pipeline", 2, slow=2000)
+def chain(tmp_path_factory: pytest.TempPathFactory) -> kit.Split:
+    return kit.split(tmp_path_factory.mktemp("chain"), "pipeline", 2)
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> kit.Gate:
+    return kit.Gate(tmp_path / "gate")
 
 
 # ---- a device dies --------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("fallback", [True, False])
 def test_kill_in_a_request_is_an_answer_or_an_error_at_once_and_the_next_request_goes_elsewhere(
-        slow: kit.Split, tmp_path: Path, fallback: bool) -> None:
-    with kit.workers(slow, tmp_path / "w") as them, Cluster(slow.directory, them.cluster_file(), fallback=fallback) as cluster:
-        before = time.monotonic()
-        _right(slow, cluster)
-        one = time.monotonic() - before
-        asked = Asked(slow, cluster)
-        time.sleep(one / 4)
-        assert asked.is_alive()
+        chain: kit.Split, tmp_path: Path, gate: kit.Gate, fallback: bool) -> None:
+    with kit.workers(chain, tmp_path / "w", programs={1: gate.program(1)}) as them, \
+            Cluster(chain.directory, them.cluster_file(), fallback=fallback) as cluster:
+        _right(chain, cluster)
+        gate.close()
+        asked = Asked(chain, cluster)
+        assert kit.until(lambda: gate.inside() == {1}, 30)
         killed = time.monotonic()
         them.kill(1)
         error = asked.outcome(30)
+        gate.open()
         if fallback:
             assert error is None
-            _right(slow, cluster, "coordinator")
+            _right(chain, cluster, "coordinator")
             assert cluster.trace(kit.images())[1].attempts == 0, "a lost device was asked"
         else:
             assert isinstance(error, DeviceLostError)
@@ -108,7 +112,7 @@ def test_kill_in_a_request_is_an_answer_or_an_error_at_once_and_the_next_request
         them.start(1)
         them.await_ready(1)
         assert kit.until(lambda: cluster.states()["d1"].alive, 10)
-        _right(slow, cluster)
+        _right(chain, cluster)
 
 
 @pytest.mark.parametrize("fallback", [True, False])
@@ -120,8 +124,7 @@ def test_what_follows_a_kill_takes_less_than_a_tenth_of_a_second(made: kit.Split
             _right(made, cluster, within=30)
             them.relays[1, 0].hold()  # the request stays open
             asked = Asked(made, cluster)
-            time.sleep(0.3)
-            assert asked.is_alive()
+            assert kit.until(lambda: them.relays[1, 0].held >= 1000, 30)  # the channels that device 0 waits for
             killed = time.monotonic()
             them.kill(1)
             assert (asked.outcome(30) is None) == fallback
@@ -133,13 +136,18 @@ def test_what_follows_a_kill_takes_less_than_a_tenth_of_a_second(made: kit.Split
         assert min(took) < slack(0.1)
 
 
-def test_another_replica_answers_when_one_is_killed(tmp_path: Path) -> None:
-    made = kit.split(tmp_path / "split", "replicas", 3, slow=400)
-    with kit.workers(made, tmp_path / "w") as them, Cluster(made.directory, them.cluster_file(), fallback=False) as cluster:
-        asked = [Asked(made, cluster, seed=k) for k in range(6)]
-        time.sleep(0.05)
+def test_another_replica_answers_when_one_is_killed(tmp_path: Path, gate: kit.Gate) -> None:
+    made = kit.split(tmp_path / "split", "replicas", 3)
+    with kit.workers(made, tmp_path / "w", programs={k: gate.program(k) for k in range(3)}) as them, \
+            Cluster(made.directory, them.cluster_file(), fallback=False) as cluster:
+        gate.close()
+        asked = []
+        for k in range(6):  # every replica computes one, then another waits in each
+            asked.append(Asked(made, cluster, seed=k))
+            assert kit.until(lambda: len(gate.inside()) >= min(len(asked), 3), 30)
         them.kill(0)
         them.kill(2)
+        gate.open()
         assert [a.outcome(60) for a in asked] == [None] * 6
         assert cluster.trace(kit.images())[1].shares[0].device == "d1"
 
@@ -361,6 +369,25 @@ def _calls(made: kit.Split, x: Any, request: str, attempt: int = 1) -> list[Call
             for k in range(last + 1)]
 
 
+def _error(pending: Pending) -> Any:
+    """Wait for it; None stands for an answer."""
+    try:
+        pending.result()
+    except RemoteError as e:
+        return e
+    return None
+
+
+def _twice(link: Connection, call: Call) -> Pending:
+    """The same call twice at once. One is refused, whichever comes second; the other one is returned."""
+    both = [link.start(call, 10) for _ in range(2)]
+    assert kit.until(lambda: any(p.done() for p in both), 20)
+    done, other = sorted(both, key=lambda p: not p.done())
+    refused, taken = (other, done) if _error(done) is None else (done, other)
+    assert _error(refused).status == "ALREADY_EXISTS"
+    return taken
+
+
 def test_messages_in_any_order_twice_or_late_never_change_an_answer(made: kit.Split, tmp_path: Path) -> None:
     with kit.workers(made, tmp_path / "w") as them:
         links = _connections(them)
@@ -370,12 +397,9 @@ def test_messages_in_any_order_twice_or_late_never_change_an_answer(made: kit.Sp
             fresh = _calls(made, x, f"r{round_}", 2)
             pending = {}
             for k in order:
-                pending[k] = links[k].start(fresh[k], 10)
-                time.sleep(0.02)
-                with pytest.raises(RemoteError) as said:  # the same once more, while it is open or after it was answered
-                    links[k].infer(fresh[k], 10)
-                assert said.value.status == "ALREADY_EXISTS"
+                pending[k] = _twice(links[k], fresh[k])
             made.check(pending[1].result().values["y"], x)
+            assert _error(links[1].start(fresh[1], 10)).status == "ALREADY_EXISTS"  # and after it was answered
             for call in stale:
                 with pytest.raises(RemoteError, match="aborted"):
                     call.result()
@@ -388,21 +412,26 @@ def test_messages_in_any_order_twice_or_late_never_change_an_answer(made: kit.Sp
 
 
 # ---- the coordinator dies, queues fill ------------------------------------------------------------------------------
-def test_a_coordinator_that_is_killed_leaves_nothing_open(slow: kit.Split, tmp_path: Path) -> None:
+def test_a_coordinator_that_is_killed_leaves_nothing_open(chain: kit.Split, tmp_path: Path, gate: kit.Gate) -> None:
     script = ("import sys, threading, cluster_kit as kit; from gkp.edge import Cluster\n"
               "c = Cluster(sys.argv[1], sys.argv[2], fallback=False); c.run(kit.images())\n"
+              "print('ready', flush=True); sys.stdin.readline()\n"
               "for k in range(4): threading.Thread(target=c.run, args=(kit.images(seed=k),)).start()\n"
-              "print('busy', flush=True); threading.Event().wait()")
-    with kit.workers(slow, tmp_path / "w", queue=4) as them:
+              "threading.Event().wait()")
+    with kit.workers(chain, tmp_path / "w", queue=4, programs={1: gate.program(1)}) as them:
         for _ in range(2):
-            with subprocess.Popen([sys.executable, "-c", script, str(slow.directory), str(them.cluster_file())],
-                                  stdout=subprocess.PIPE, env=kit.helpers_path()) as process:
+            with subprocess.Popen([sys.executable, "-c", script, str(chain.directory), str(them.cluster_file())], text=True,
+                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=kit.helpers_path()) as process:
+                assert process.stdin is not None
                 assert process.stdout is not None
                 assert process.stdout.readline()
-                time.sleep(0.3)
+                gate.close()
+                print(file=process.stdin, flush=True)
+                assert kit.until(lambda: gate.inside() == {1}, 30)
                 process.kill()
-        with Cluster(slow.directory, them.cluster_file(), fallback=False) as cluster:
-            asked = [Asked(slow, cluster, seed=k) for k in range(3)]
+            gate.open()
+        with Cluster(chain.directory, them.cluster_file(), fallback=False) as cluster:
+            asked = [Asked(chain, cluster, seed=k) for k in range(3)]
             assert [a.outcome(60) for a in asked] == [None] * 3
 
 
@@ -416,16 +445,18 @@ def test_full_queues_delay_requests_and_lose_none(tmp_path: Path) -> None:
         assert all(state.alive for cluster in (one, two) for state in cluster.states().values())
 
 
-def test_a_queue_that_stays_full_is_an_error_at_the_deadline(slow: kit.Split, tmp_path: Path) -> None:
-    with kit.workers(slow, tmp_path / "w", queue=1) as them, \
-            Cluster(slow.directory, them.cluster_file(), fallback=False) as one, \
-            Cluster(slow.directory, them.cluster_file(), fallback=False) as two:
-        first = Asked(slow, one)
-        time.sleep(0.1)
+def test_a_queue_that_stays_full_is_an_error_at_the_deadline(chain: kit.Split, tmp_path: Path, gate: kit.Gate) -> None:
+    with kit.workers(chain, tmp_path / "w", queue=1, programs={1: gate.program(1)}) as them, \
+            Cluster(chain.directory, them.cluster_file(), fallback=False) as one, \
+            Cluster(chain.directory, them.cluster_file(), fallback=False) as two:
+        gate.close()
+        first = Asked(chain, one)
+        assert kit.until(lambda: gate.inside() == {1}, 30)
         began = time.monotonic()
-        second = Asked(slow, two, deadline=0.2)
+        second = Asked(chain, two, deadline=0.2)
         assert isinstance(second.outcome(30), DeadlineError)
         assert second.ended - began < 0.2 + slack()
+        gate.open()
         assert first.outcome(60) is None
 
 

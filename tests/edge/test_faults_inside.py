@@ -97,7 +97,7 @@ def test_a_device_with_a_twentieth_of_its_processor_is_slow_and_nothing_else(mad
 
 
 def _outcomes(made: kit.Split, cluster: Cluster, count: int) -> list[ClusterError | None]:
-    """Of requests at once. None: the right answer."""
+    """Ask several times at once; None stands for the right answer."""
     found: list[ClusterError | None] = []
 
     def ask(seed: int) -> None:
@@ -135,7 +135,7 @@ def test_when_a_workers_memory_ends_the_others_survive_and_it_is_started_again(t
 
 
 def test_a_worker_that_loses_a_thread_ends_so_that_somebody_starts_it_again(made: kit.Split, tmp_path: Path) -> None:
-    """As when no more threads or processes are allowed."""
+    """That happens where no more threads or processes are allowed."""
     now = tmp_path / "now"
     program = ("import threading, time\nfrom pathlib import Path\n"
                f"def fail():\n    while not Path({str(now)!r}).exists(): time.sleep(0.02)\n    raise RuntimeError('a thread fails')\n"

@@ -214,7 +214,7 @@ class Workers:
         return str(self.folder / f"{device}.sock")
 
     def address(self, source: int, device: int) -> str:
-        """Of a device, as seen by another."""
+        """Where another device finds this one."""
         relay = self.relays.get((source, device))
         return relay.address if relay else f"unix:{self.socket(device)}"
 
@@ -244,7 +244,7 @@ class Workers:
         assert self.processes[device].stdout.readline(), (self.folder / f"{device}.log").read_text()
 
     def kill(self, device: int) -> None:
-        """As kill -9 does."""
+        """End it as kill -9 does."""
         self.processes[device].kill()
         self.processes[device].wait()
 
@@ -282,6 +282,45 @@ def workers(made: Split, folder: Path, *, links: Sequence[tuple[int, int]] = (),
                     stream.close()
 
 
+# ---- a device that can be held ---------------------------------------------------------------------------------------
+_GATE = """
+import time
+from pathlib import Path
+from gkp.edge.served import Shard
+whole, closed, inside = Shard.run, Path({closed!r}), Path({inside!r})
+def run(shard, index, feeds):
+    if closed.exists():
+        inside.touch()
+        while closed.exists(): time.sleep(0.005)
+    return whole(shard, index, feeds)
+Shard.run = run
+"""
+
+
+class Gate:
+    """In front of what devices compute. While it is closed a segment that begins there waits, so whoever waits for `inside`
+    knows that a request is in the device, and stays there. program: for Workers.programs."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._closed = folder, folder / "closed"
+        folder.mkdir()
+
+    def program(self, device: int) -> str:
+        return _GATE.format(closed=str(self._closed), inside=str(self._folder / f"inside_{device}"))
+
+    def close(self) -> None:
+        for left in self._folder.glob("inside_*"):
+            left.unlink()
+        self._closed.touch()
+
+    def open(self) -> None:
+        self._closed.unlink()
+
+    def inside(self) -> set[int]:
+        """Devices in which a segment has been waiting since the gate was closed."""
+        return {int(path.name.removeprefix("inside_")) for path in self._folder.glob("inside_*")}
+
+
 def rss(pid: int) -> int:
     """Resident memory of a process in bytes."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -290,7 +329,7 @@ def rss(pid: int) -> int:
 # ---- a link with faults ---------------------------------------------------------------------------------------------
 class Relay:
     """Passes bytes between 127.0.0.1:port and a unix socket. hold(): the cable is unplugged, both ends notice nothing; one way
-    with forward only. delay: seconds that bytes take. cut(): connections are reset, new ones refused. mend(): as before. flip(marker, times): the byte after
+    with forward only; held: bytes that wait. delay: seconds that bytes take. cut(): connections are reset, new ones refused. mend(): as before. flip(marker, times): the byte after
     each of the next `times` occurrences of marker arrives with another value, in either direction."""
 
     def __init__(self, target: str) -> None:
@@ -301,7 +340,7 @@ class Relay:
         self._sockets: set[socket.socket] = set()
         self._flip: tuple[bytes, int] = (b"", 0)
         self._lock = threading.Lock()
-        self.flipped, self.delay = 0, 0.0
+        self.flipped, self.delay, self.held = 0, 0.0, 0
         self.mend()
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -361,7 +400,10 @@ class Relay:
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
                 time.sleep(self.delay)
-                self._open[way].wait()
+                if not self._open[way].is_set():
+                    self.held += len(data)
+                    self._open[way].wait()
+                    self.held -= len(data)
                 target.sendall(self._spoil(data))
         for s in (source, target):
             with contextlib.suppress(OSError):

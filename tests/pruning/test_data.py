@@ -36,7 +36,7 @@ def write_npz(folder: Path, train: Images, test: Images) -> None:
 
 
 def write_batches(folder: Path, train: Images, test: Images, protocol: int = 2) -> None:
-    """As the standard python version has them: five training batches, one of test images."""
+    """CIFAR-10 as the standard python version has it: five training batches, one of test images."""
     folder.mkdir(exist_ok=True)
     parts = [(f"data_batch_{n + 1}", x, y) for n, (x, y) in
              enumerate(zip(np.array_split(train.x, 5), np.array_split(train.y, 5), strict=True))]

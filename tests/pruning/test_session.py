@@ -18,7 +18,7 @@ from gkp.branched import BranchedConv
 from gkp.converter.sources.base import SourceFile
 from gkp.converter.sources.gkp_checkpoint import matches
 from gkp.errors import UsageError
-from gkp.pruning.counting import cost_of
+from gkp.pruning.counting import cost_of, planes_of
 from gkp.pruning.data import Shard
 from gkp.pruning.models import checkpoint
 from gkp.pruning.models.branched import BranchedConv2d
@@ -201,6 +201,14 @@ def test_counting_leaves_the_network_as_it_is() -> None:
     assert model.training
     assert not any(m._forward_hooks for m in model.modules())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_planes_of_convs_and_linear_layers() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(4 * 16, 2)).train()
+    assert planes_of(model, (3, 8, 8)) == {"0": ((8, 8), (4, 4)), "1": ((4, 4), (4, 4)), "3": ((1, 1), (1, 1))}
+    assert model.training
+    assert not any(module._forward_hooks for module in model.modules())
+    assert torch.is_grad_enabled()
 
 
 def test_a_network_grouped_as_tmi_gkp_published_costs_what_was_published() -> None:

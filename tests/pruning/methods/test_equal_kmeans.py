@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gkp.pruning.methods.equal_kmeans import assign, equal_kmeans
+from gkp.pruning.methods.equal_kmeans import assign, equal_kmeans, squared_distances
 
 
 def test_points_choose_in_the_order_of_their_numbers() -> None:
@@ -75,6 +75,25 @@ def test_separate_blobs_of_equal_size_are_the_clusters() -> None:
     points = 10 * rng.standard_normal((5, 3))[truth] + 0.1 * rng.standard_normal((30, 3))
     labels = equal_kmeans(points, 5)
     assert np.array_equal(labels[:, None] == labels, truth[:, None] == truth)
+
+
+def test_distances_that_differ_by_rounding_are_equal() -> None:
+    rng = np.random.default_rng(0)
+    corners = np.sqrt(3) * np.eye(12)
+    turned = corners @ np.linalg.qr(rng.standard_normal((12, 12)))[0] + 7
+    assert np.array_equal(squared_distances(turned, turned), 6 * (1 - np.eye(12)))
+    points = rng.standard_normal((30, 5))
+    exact = ((points[:, None] - points) ** 2).sum(2)
+    np.testing.assert_allclose(squared_distances(points, points), exact, rtol=0, atol=2.0**-24 * exact.max())
+    assert not squared_distances(np.zeros((2, 3)), np.zeros((2, 3))).any()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_ties_do_not_follow_rounding(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    points = rng.integers(0, 3, (32, 4)).astype(float)  # a lattice: most distances are equal to others
+    turned = points @ np.linalg.qr(rng.standard_normal((4, 4)))[0] * (1 + 1e-15 * rng.standard_normal((32, 4)))
+    assert np.array_equal(equal_kmeans(turned, 4, seed), equal_kmeans(points, 4, seed))
 
 
 def test_equal_points_are_shared_out() -> None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from itertools import product
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 from gkp.errors import UsageError
-from gkp.pruning.methods.gopt import Budget, Choice, group_candidates, output_planes, search
+from gkp.pruning.methods.gopt import Budget, Choice, group_candidates, search
 
 
 def choices(*rows: tuple[int, float, int]) -> list[Choice]:
@@ -72,11 +70,3 @@ def test_result_is_within_the_budget_and_no_move_is_left(data: st.DataObject) ->
     if limit >= 120:
         assert set(found.values()) == {1}
     assert any(all(c.groups == found[n] for n, c in zip(layers, combo, strict=True)) for combo in product(*layers.values()))
-
-
-def test_output_planes_of_convs_and_linear() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(4 * 16, 2)).train()
-    assert output_planes(model, (3, 8, 8)) == {"0": 16, "1": 16, "3": 1}
-    assert model.training
-    assert not any(module._forward_hooks for module in model.modules())
-    assert torch.is_grad_enabled()

@@ -27,7 +27,7 @@ CIFAR, IMAGENET = (3, 32, 32), (3, 224, 224)
 
 
 def arch_of(family: str, depth: int, classes: int = 10) -> Architecture:
-    return Architecture(family, depth, "conv", classes, IMAGENET if family.startswith("imagenet") else CIFAR)  # type: ignore[arg-type]
+    return Architecture(family, depth, "conv", classes, IMAGENET if family.startswith("imagenet") else CIFAR)
 
 
 PRERESNET, SMALL_PRERESNET = arch_of("cifar_preresnet", 164), arch_of("cifar_preresnet", 20)
@@ -53,7 +53,7 @@ def parameters(model: torch.nn.Module) -> int:
 
 
 def macs(model: torch.nn.Module, shape: tuple[int, int, int]) -> int:
-    """Of convs and linear layers, for one image."""
+    """Multiply-accumulates of convs and linear layers, for one image."""
     found = []
     for module in model.modules():
         if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
