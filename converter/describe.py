@@ -12,8 +12,10 @@ import onnx
 from gkp import manifest
 from gkp.converter import node as branched_node
 from gkp.converter.forms import Choice
-from gkp.converter.graph import Array, Graph, Node, Tensor, clean, is_branched, producer, spatial, values
+from gkp.converter.graph import Graph, Node, Tensor, is_branched, producer, spatial, values
 from gkp.converter.lower.candidates import grouped
+from gkp.text import clean
+from gkp.types import Array
 
 if TYPE_CHECKING:
     from gkp.converter.targets.base import About, Target

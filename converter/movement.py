@@ -23,6 +23,7 @@ from onnx.reference import ReferenceEvaluator
 from gkp.converter import node as branched_node
 from gkp.converter.graph import Graph, Node, Tensor, channels, is_branched, producer, spatial, values
 from gkp.converter.operators import MOVES, POOLS, RESHAPES
+from gkp.types import Array
 
 _MOVES = (MOVES | RESHAPES | {"Identity"}) - {"Flatten"}  # Flatten ends a movement of channels: a matrix is no picture
 _DATA_INPUTS = {"Concat": None, "Add": None, "ScatterElements": (0, 2), "ScatterND": (0, 2)}  # None: all of them
@@ -185,8 +186,8 @@ def _probe(tensor: Tensor, nodes: list[Node], bases: list[Tensor], opset: int) -
     return tuple(terms)
 
 
-def _selection(base: Tensor, planes: npt.NDArray[Any], by_channel: npt.NDArray[Any],
-               by_position: npt.NDArray[Any]) -> Selection | None:
+def _selection(base: Tensor, planes: Array, by_channel: Array,
+               by_position: Array) -> Selection | None:
     """Read the selection off the outcome of numbering channels, and of numbering positions (batch and plane)."""
     if by_channel.ndim != planes.ndim or by_channel.shape[0] != planes.shape[0]:
         return None
@@ -206,8 +207,8 @@ def _selection(base: Tensor, planes: npt.NDArray[Any], by_channel: npt.NDArray[A
     return Selection(base, index, strides) if np.array_equal(by_position, strided * (numbers > 0)) else None
 
 
-def run_nodes(nodes: list[Node], inputs: list[Tensor], outputs: list[Tensor], feeds: dict[str, npt.NDArray[Any]],
-              opset: int) -> list[npt.NDArray[Any]]:
+def run_nodes(nodes: list[Node], inputs: list[Tensor], outputs: list[Tensor], feeds: dict[str, Array],
+              opset: int) -> list[Array]:
     """Execute a few nodes with the reference implementation of ONNX."""
     evaluator = ReferenceEvaluator(_standalone(nodes, inputs, outputs, opset), new_ops=[branched_node.BranchedConvOp])
     return [np.asarray(v) for v in evaluator.run(None, feeds)]

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
-from gkp.converter.graph import clean
-from gkp.converter.reference import Run, evaluator
+from gkp.converter.reference import evaluator
 from gkp.converter.sources.base import sample_inputs
 from gkp.manifest import Check, Verification
+from gkp.text import clean
+from gkp.types import Array, Run
 
-Array = npt.NDArray[Any]
 TOLERANCE = {"fp32": 1e-5, "fp16": 1e-2}
 WINOGRAD_TOLERANCE = 5e-5
 """Of float32 where convolutions are computed by Winograd's algorithm, whose transforms add rounding errors."""

@@ -13,12 +13,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gkp.converter.graph import Node, Tensor, clean, is_branched, values
+from gkp.converter.graph import Node, Tensor, is_branched, values
 from gkp.edge import operators
 from gkp.edge.convs import Branches
 from gkp.edge.parts import Held, Part, part_shape, take
 from gkp.edge.regions import Region, whole
 from gkp.edge.windows import Window, window_of
+from gkp.text import clean
 
 CHANNELS, ROWS = "channels", "rows"
 BOTH = frozenset({CHANNELS, ROWS})

@@ -9,9 +9,10 @@ import numpy as np
 
 from gkp.branched import BranchedConv
 from gkp.converter import node as branched_node
-from gkp.converter.graph import Array, Graph, Node, Tensor, is_branched, values, with_channels
+from gkp.converter.graph import Graph, Node, Tensor, is_branched, values, with_channels
 from gkp.converter.lower.candidates import PAD, Candidate, Group, dense
 from gkp.converter.lower.layout import Index, Layouts, is_depthwise, takes_any_order
+from gkp.types import Array
 
 
 def lower(graph: Graph, chosen: Mapping[str, Candidate]) -> Graph:

@@ -8,12 +8,13 @@ from functools import partial
 
 import numpy as np
 
-from gkp.converter.graph import Graph, Node, Tensor, clean, is_branched, producer
+from gkp.converter.graph import Graph, Node, Tensor, is_branched, producer
 from gkp.converter.native.builder import Builder, View
 from gkp.converter.native.moves import Refused, is_move
 from gkp.converter.native.operators import operator_of
 from gkp.converter.native.program import Copy, Port, Program
 from gkp.errors import UnsupportedModelError, UsageError
+from gkp.text import clean
 
 HINT = "--hybrid runs those parts with ONNX Runtime between native ones; --target ort runs the whole model with it"
 

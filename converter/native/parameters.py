@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gkp.converter.graph import Node, clean, values
+from gkp.converter.graph import Node, values
 from gkp.converter.native.builder import Border
 from gkp.converter.native.moves import Refused
 from gkp.converter.native.program import Floats
 from gkp.errors import UnsupportedModelError
+from gkp.text import clean
 
 
 def constant(node: Node, place: int) -> npt.NDArray[np.float64] | None:

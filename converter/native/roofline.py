@@ -11,11 +11,12 @@ from typing import Any, Protocol
 
 from gkp.branched import BranchedConv
 from gkp.converter import node as branched_node
-from gkp.converter.graph import Graph, clean, spatial
+from gkp.converter.graph import Graph, spatial
 from gkp.converter.native.peak import Peak
 from gkp.converter.sources.base import sample_inputs
 from gkp.manifest import LayerSpeed, Roofline
 from gkp.runtime.native import StepTime
+from gkp.text import clean
 
 _FEWEST, _MOST = 15, 2000
 

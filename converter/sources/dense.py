@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gkp.converter.graph import clean
 from gkp.converter.sources import dsp, gkp_checkpoint, torch_export
 from gkp.converter.sources._checkpoints import (
     class_name,
@@ -23,6 +22,7 @@ from gkp.converter.sources.base import SourceFile
 from gkp.converter.sources.state_dict import KNOWN_CLASSES
 from gkp.converter.sources.tmi_gkp import BASELINES, shortcut_of
 from gkp.errors import UnsupportedModelError, UsageError
+from gkp.text import clean
 
 if TYPE_CHECKING:
     import torch

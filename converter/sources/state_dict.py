@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from gkp.converter.graph import clean
 from gkp.converter.sources._checkpoints import (
     ARCH_HINT,
     network_in,
@@ -13,6 +12,7 @@ from gkp.converter.sources._checkpoints import (
 from gkp.converter.sources._torchfile import state_dict_of
 from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile
 from gkp.errors import UnsupportedModelError
+from gkp.text import clean
 
 _KINDS = ("torch-zip", "torch-legacy", "pickle")
 KNOWN_CLASSES = ("torchvision.models.resnet.ResNet",)

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from gkp.branched import BranchedConv
-from gkp.converter.graph import clean
 from gkp.converter.sources._checkpoints import (
     Tensors,
     class_name,
@@ -24,8 +23,10 @@ from gkp.converter.sources._checkpoints import (
 )
 from gkp.converter.sources._records import Record
 from gkp.converter.sources._torchfile import state_dict_of, submodules
-from gkp.converter.sources.base import Array, GroupedModel, OpenOptions, SourceFile
+from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile
 from gkp.errors import FileError, UnsupportedModelError, UsageError
+from gkp.text import clean
+from gkp.types import Array
 
 _GROUPED, _PRUNED = "GroupResNet", "ModifiedResNet"
 BASELINES = ("models.resnet.CifarResNet", "models.resnet_bottleneck.ResNet")

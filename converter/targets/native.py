@@ -18,7 +18,7 @@ import onnx
 from gkp.branched import BranchedConv
 from gkp.converter.describe import graph_macs
 from gkp.converter.forms import Choice
-from gkp.converter.graph import Graph, clean
+from gkp.converter.graph import Graph
 from gkp.converter.lower.candidates import Candidate, Group
 from gkp.converter.lower.emit import lower
 from gkp.converter.native.artefact import Compiled, Compiler, split
@@ -26,7 +26,6 @@ from gkp.converter.native.hybrid import NATIVE
 from gkp.converter.native.kernel import CPUS, Cpu
 from gkp.converter.native.toolchain import Toolchain, find, host_cpu, machine
 from gkp.converter.native.tune import Measured, Model, Timer
-from gkp.converter.reference import Run
 from gkp.converter.sources.base import sample_inputs
 from gkp.converter.targets.base import About, Axes, Estimate, Target, write_dense
 from gkp.converter.targets.openvino import OpenVinoTarget
@@ -35,6 +34,8 @@ from gkp.converter.verify import TOLERANCE, WINOGRAD_TOLERANCE
 from gkp.errors import BackendMissingError, GkpError, UsageError
 from gkp.runtime.hybrid import HybridRunner
 from gkp.runtime.runners import Runner
+from gkp.text import clean
+from gkp.types import Run
 
 CPU_NAMES = ("host", *CPUS)
 _SOURCE = "source"
