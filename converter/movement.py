@@ -27,6 +27,9 @@ from gkp.types import Array
 
 _MOVES = (MOVES | RESHAPES | {"Identity"}) - {"Flatten"}  # Flatten ends a movement of channels: a matrix is no picture
 _DATA_INPUTS = {"Concat": None, "Add": None, "ScatterElements": (0, 2), "ScatterND": (0, 2)}  # None: all of them
+FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, RuntimeError, TypeError, ValueError,
+            onnx.defs.SchemaError)
+"""What onnx.reference, and numpy below it, raise for operators that they cannot run."""
 _NARROW = tuple(getattr(onnx.TensorProto, t) for t in ("FLOAT", "FLOAT16", "BFLOAT16", "INT8", "UINT8", "INT16", "UINT16"))
 _MAX_NODES = 64
 _MAX_ELEMENTS = 1 << 26
@@ -168,7 +171,7 @@ def _probe(tensor: Tensor, nodes: list[Node], bases: list[Tensor], opset: int) -
         run = ReferenceEvaluator(model, new_ops=[branched_node.BranchedConvOp]).run
         if np.any(run(None, zeros)[0]):  # a constant of its own
             return None
-    except Exception:  # the nodes do not even run: whoever wants to know why will run the whole model
+    except FAILURES:  # the nodes do not even run: whoever wants to know why will run the whole model
         return None
     for base in bases:
         blank = zeros[base.name]
@@ -177,7 +180,7 @@ def _probe(tensor: Tensor, nodes: list[Node], bases: list[Tensor], opset: int) -
         planes = np.arange(1, blank[:, :1].size + 1, dtype=blank.dtype).reshape(blank[:, :1].shape)
         try:
             got = [np.asarray(run(None, {**zeros, base.name: numbers})[0]) for numbers in (by_channel, blank + planes)]
-        except Exception:
+        except FAILURES:
             return None
         term = _selection(base, planes, *got)
         if term is None:

@@ -8,8 +8,7 @@ from math import prod
 import numpy as np
 
 from gkp.converter.graph import Node, Tensor, values
-from gkp.converter.lower.layout import is_depthwise, reduces_plane
-from gkp.converter.operators import ELEMENTWISE, PLANES, POOLS
+from gkp.converter.operators import ELEMENTWISE, PLANES, POOLS, is_depthwise, reduces_plane
 
 
 def ranked(x: Tensor, y: Tensor) -> bool:
@@ -34,10 +33,6 @@ def is_pool(node: Node) -> bool:
 
 def is_plane(node: Node) -> bool:
     return node.op in PLANES or reduces_plane(node)
-
-
-def is_batchnorm(node: Node) -> bool:
-    return node.op == "BatchNormalization" and _constants(node, 1, 2, 3, 4) and not node.attrs.get("training_mode", 0)
 
 
 def is_depthwise_conv(node: Node) -> bool:

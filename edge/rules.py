@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from gkp.converter.graph import Node, Tensor, is_branched, values
+from gkp.converter.operators import is_batchnorm
 from gkp.edge import operators
 from gkp.edge.convs import Branches
 from gkp.edge.parts import Held, Part, part_shape, take
@@ -367,6 +368,6 @@ class RowSlice(_Single):
 
 _RULES: tuple[tuple[Callable[[Node], bool], Callable[[Node], Rule]], ...] = (
     (operators.is_elementwise, Elementwise), (operators.is_pool, Pool), (operators.is_plane, Plane),
-    (operators.is_batchnorm, BatchNorm), (operators.is_depthwise_conv, Depthwise), (operators.is_flatten, Flattened),
+    (is_batchnorm, BatchNorm), (operators.is_depthwise_conv, Depthwise), (operators.is_flatten, Flattened),
     (operators.is_unflatten, Unflattened), (operators.is_matrix, Matrix), (operators.is_concat, Concatenated),
     (operators.is_take, Taken), (operators.is_row_slice, RowSlice))

@@ -172,7 +172,7 @@ def _adopt_settings(record: Record, arch: Architecture, module: torch.nn.Module)
             found = repr((*numbers, fields.get("padding_mode", "zeros")))  # PyTorch before 1.1 has no padding modes
             if found != expected:
                 settings = "(stride, padding, dilation, mode)"
-                problem = f"{clean(name)} has {settings} {clean(found)[:80]}, in {arch.name} it has {expected}"
+                problem = f"{clean(name)} has {settings} {clean(found, 80)}, in {arch.name} it has {expected}"
                 raise UnsupportedModelError(problem, ARCH_HINT)
 
 

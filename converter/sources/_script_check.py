@@ -297,7 +297,7 @@ class _FunctionCheck:
 
 
 def _check_pickle(archive: Archive, member: str, program: Program) -> None:
-    """Only tensors, plain data and instances of the archive's classes, each attribute of its declared type."""
+    """It holds only tensors, plain data and instances of the archive's classes, each attribute of its declared type."""
     try:
         for opcode, argument, _ in pickletools.genops(archive.read(member)):
             if opcode.name in _FOREIGN_OPCODES:

@@ -75,7 +75,7 @@ def _other(file: SourceFile) -> DenseNetwork:
     record, tensors = network_in(payload), state_dict_in(payload)
     if record is not None:
         if record.name not in (*BASELINES, *KNOWN_CLASSES):
-            raise UnsupportedModelError(f"{file.path} is a pickled module of class {clean(class_name(record))[:100]}", _HINT)
+            raise UnsupportedModelError(f"{file.path} is a pickled module of class {clean(class_name(record), 100)}", _HINT)
         tensors = state_dict_of(record)
     if tensors is None:
         raise UnsupportedModelError(f"{file.path} holds no PyTorch network (it looks like: {file.kind})", _HINT)

@@ -91,7 +91,7 @@ def _forms(tensors: Tensors) -> Iterator[tuple[str, BranchedConv]]:
             bias = tensors.get(f"{name}.bias")
             yield name, form if bias is None else replace(form, bias=bias)
         except (GkpError, ValueError, IndexError) as e:
-            raise FileError(f"{clean(name)} is damaged: {clean(str(e))[:150]}", _DAMAGED) from e
+            raise FileError(f"{clean(name)} is damaged: {clean(e, 150)}", _DAMAGED) from e
 
 
 def _groups(weight: Array, ind_in: Array) -> int:

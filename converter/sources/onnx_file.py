@@ -111,12 +111,12 @@ def _load_external_data(model: onnx.ModelProto, folder: Path) -> None:
         target = folder / name
         if name.is_absolute() or ".." in name.parts or not name.parts or _leaves(target, folder):
             raise UnsafeFileError(f"external data of {clean(tensor.name)} lies outside the model's folder: "
-                                  f"{clean(str(name))}", "do not use this file")
+                                  f"{clean(name)}", "do not use this file")
         try:
             size, offset = target.stat().st_size, int(info.get("offset", 0))
             length = int(info.get("length", size - offset))
         except (OSError, ValueError) as e:
-            raise FileError(f"external data {clean(str(name))} cannot be read: {first_line(e, 200)}",
+            raise FileError(f"external data {clean(name)} cannot be read: {first_line(e, 200)}",
                             "keep it in the folder of the .onnx file") from e
         if offset < 0 or length < 0 or offset + length > size or length != _declared_bytes(tensor):
             raise FileError(f"external data of {clean(tensor.name)} does not fit its file", "export the model again")

@@ -35,7 +35,7 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
         return open_network(state_dict_of(record), system="torch", options=options, pruned=False, record=record,
                             description="pickled PyTorch module")
     if record is not None and tensors is None:
-        raise UnsupportedModelError(f"{file.path} is a pickled module of class {clean(record.name)[:100]}, whose code "
+        raise UnsupportedModelError(f"{file.path} is a pickled module of class {clean(record.name, 100)}, whose code "
                                     "gkp does not have", ARCH_HINT)
     if tensors is None:
         raise UnsupportedModelError(f"{file.path} holds no network that gkp knows: {_summary(payload)}", ARCH_HINT)
@@ -44,5 +44,5 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
 
 def _summary(payload: object) -> str:
     if isinstance(payload, dict):
-        return "a dict with " + ", ".join(clean(str(key)[:30]) for key in list(payload)[:8])
+        return "a dict with " + ", ".join(clean(key, 30) for key in list(payload)[:8])
     return f"a {type(payload).__name__}"

@@ -91,7 +91,7 @@ def shortcut_of(record: Record) -> str | None:
             pool = dict(submodules(part)).get("avg")
             settings = "nothing" if pool is None else repr([pool.fields.get(key) for key in ("kernel_size", "stride")])
             if settings not in ("[1, 2]", "[(1, 1), (2, 2)]"):
-                raise UnsupportedModelError(f"{clean(name)} pools with [kernel, stride] {clean(settings)[:40]}",
+                raise UnsupportedModelError(f"{clean(name)} pools with [kernel, stride] {clean(settings, 40)}",
                                             "gkp knows the stride-2 subsampling of DownsampleA only")
             return "pad"
     return None
@@ -119,7 +119,7 @@ def _forms(record: Record, make: Make) -> Iterator[tuple[str, BranchedConv]]:
                 try:
                     yield name, make(part, width, ins, outs)
                 except (UsageError, KeyError, ValueError, IndexError, TypeError) as e:
-                    raise FileError(f"{clean(name)} is damaged: {clean(str(e))[:150]}", _DAMAGED) from e
+                    raise FileError(f"{clean(name)} is damaged: {clean(e, 150)}", _DAMAGED) from e
             number += 1
         weight = state_dict_of(part).get("weight")
         width = 0 if weight is None else len(weight)

@@ -16,7 +16,8 @@ import numpy as np
 import onnx
 
 from gkp.converter.sources.base import GroupedModel, OpenOptions
-from gkp.errors import BackendMissingError, UnsupportedModelError, UsageError
+from gkp.errors import UnsupportedModelError, UsageError
+from gkp.require import require
 from gkp.text import first_line
 from gkp.types import Array, Run
 
@@ -29,12 +30,7 @@ INPUT, OUTPUT = "input", "output"
 
 def import_torch() -> Any:
     """The torch module, or BackendMissingError."""
-    try:
-        import torch
-    except ImportError as e:
-        raise BackendMissingError("PyTorch is not installed; it is needed to open PyTorch checkpoints",
-                                  'pip install "gkp[torch]", or export the model to ONNX and convert that') from e
-    return torch
+    return require("torch", "torch", "opening a PyTorch checkpoint (but not its export to ONNX)")
 
 
 def from_module(module: torch.nn.Module, *, system: str, options: OpenOptions, pruned: bool, description: str = "",
