@@ -28,8 +28,8 @@ def graph_macs(graph: Graph) -> int:
 
 
 def executed_macs(graph: Graph, lowered: Graph) -> dict[str, int]:
-    """Per BranchedConv of `graph`, the multiply-accumulates of its convolutions in `lowered` (itself, where it was not
-    lowered), padding included."""
+    """Name of every BranchedConv of `graph` -> the multiply-accumulates that its convolutions in `lowered` execute (it
+    itself, where it was not lowered), padding included."""
     executed = {node.name: 0 for node in graph.branched()}
     for node in lowered.nodes:
         name = node.name if node.name in executed else node.name.rpartition("/")[0]

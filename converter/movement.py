@@ -47,7 +47,7 @@ class Selection:
 
     @property
     def is_gather(self) -> bool:
-        """No zero channels, no strides."""
+        """Has it neither zero channels nor strides?"""
         return bool((self.index >= 0).all()) and max(self.strides, default=1) == 1
 
     @property

@@ -33,7 +33,7 @@ class Rule(Protocol):
     exact: bool
 
     def needs(self, out: Region) -> list[Region | None]:
-        """Per input of the node, the part that is read; None for constants and what is not read at all."""
+        """The part of each input of the node that is read; None for constants and what is not read at all."""
         ...
 
     def write(self, part: Part, held: Sequence[Held | None], out: Region) -> list[Tensor]:
@@ -299,7 +299,7 @@ class Matrix(_Single):
         return self._add(part, inputs, out)
 
     def _columns(self, array: Any, out: Region, axis: int) -> Any:
-        """Those of the outputs; a bias may be one number for all."""
+        """The columns of the outputs in `out`; a bias may be one number for all."""
         full = array.ndim > 0 and array.shape[axis] == len(self.out.channels)
         return np.take(array, out.channels, axis=axis) if full and out.channels != self.out.channels else array
 

@@ -18,7 +18,7 @@ from gkp.converter.operators import CHANNELWISE, NARY, is_batchnorm, is_depthwis
 
 
 def flattens(node: Node) -> bool:
-    """[N, C, 1, 1] -> [N, C], by Flatten, Reshape or Squeeze."""
+    """Does it turn [N, C, 1, 1] into [N, C], by Flatten, Reshape or Squeeze?"""
     if node.op not in ("Flatten", "Reshape", "Squeeze") or not node.inputs[0].shape:
         return False
     plane, shape = spatial(node.inputs[0]), node.outputs[0].shape
@@ -26,7 +26,7 @@ def flattens(node: Node) -> bool:
 
 
 def takes_any_order(node: Node) -> bool:
-    """Gemm with constant weights on a [N, C] tensor: its weights can follow the order of its input."""
+    """Is it a Gemm with constant weights on a [N, C] tensor? Its weights can follow the order of its input."""
     if node.op != "Gemm" or node.attrs.get("transA", 0) or values(node.inputs[1]) is None:
         return False
     n = channels(node.inputs[0])
