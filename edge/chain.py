@@ -17,17 +17,14 @@ from gkp.edge.costs import conv_ms, node_ms
 from gkp.edge.plan import Device, Link
 from gkp.edge.regions import Region, whole
 from gkp.edge.simulate import message_ms
-from gkp.errors import BackendMissingError
+from gkp.require import require
 
 _START, _END = "\0start", "\0end"
 
 
 def blocks(graph: Graph) -> list[list[Node]]:
     """The nodes of a prepared graph in blocks, in the order of the network."""
-    try:
-        import networkx as nx
-    except ImportError:
-        raise BackendMissingError("planning needs NetworkX, which is not installed", 'pip install "gkp[edge]"') from None
+    nx = require("networkx", "edge", "planning")
     flow = nx.DiGraph()
     for node in graph.nodes:
         sources = [p.name for t in node.inputs if (p := producer(t)) is not None]

@@ -16,6 +16,7 @@ from gkp.edge.identity import Keys
 from gkp.edge.oip import MESSAGES, METHODS, MODEL, SERVICE, Call, Refusal, Reply, read_reply, write_call
 from gkp.edge.plan import COORDINATOR, Plan
 from gkp.errors import GkpError, UsageError
+from gkp.text import one_line
 
 __all__ = ["KEEPALIVE_S", "Call", "Connection", "Pending", "RemoteError", "Reply", "ServerMetadata", "message_limit"]
 
@@ -220,7 +221,7 @@ def remote_error(error: Any, connection: Connection) -> RemoteError:
     """What gRPC reports, in the protocol's words."""
     trailing: Mapping[str, str] = {k: v for k, v in error.trailing_metadata() or () if isinstance(v, str)}
     status = error.code().name
-    said = "".join(c if c.isprintable() else "?" for c in " ".join(str(error.details() or "").split()))[:300]
+    said = one_line(error.details() or "")
     device = trailing.get(DEVICE_KEY, "")
     hint = ""
     if status == "UNAVAILABLE" and ERROR_KEY not in trailing:

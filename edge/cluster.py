@@ -12,7 +12,6 @@ from types import TracebackType
 
 import numpy as np
 
-from gkp.edge.attempt import Array
 from gkp.edge.client import KEEPALIVE_S, Connection, message_limit
 from gkp.edge.errand import Errand, Means
 from gkp.edge.fleet import Fleet
@@ -28,6 +27,7 @@ from gkp.edge.trace import Trace
 from gkp.errors import UnsafeFileError, UsageError
 from gkp.manifest import Tensor
 from gkp.runtime.load import check_input
+from gkp.types import Array
 
 MAX_DEADLINE_S = 600.0
 

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gkp.errors import BackendMissingError, FileError, UnsafeFileError, UsageError
+from gkp.errors import FileError, UnsafeFileError, UsageError
+from gkp.require import require
 
 CA, CERTIFICATE, KEY = "ca.pem", "cert.pem", "key.pem"
 COORDINATOR_URI = "gkp://coordinator"
@@ -52,11 +53,8 @@ class Keys:
 def require_grpc() -> None:
     """BackendMissingError when gRPC or protobuf is not installed. Called before anything that imports them."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # a refused handshake is an answer, not lines of a log
-    try:
-        import google.protobuf  # noqa: F401
-        import grpc  # noqa: F401
-    except ImportError as e:
-        raise BackendMissingError(f"{e.name} is not installed", 'pip install "gkp[edge]"') from e
+    for module in ("google.protobuf", "grpc"):
+        require(module, "edge", "a split model on several devices")
 
 
 def check_name(name: str) -> str:

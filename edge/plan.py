@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from gkp.errors import FileError
+from gkp.structs import read_json
 
 SCHEMA_VERSION = 1
 FILE_NAME = "plan.json"
@@ -157,21 +157,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 def read_plan(directory: Path) -> Plan:
     """The plan of a split model's folder. FileError when it is missing, too large, malformed, or of another version."""
-    path = directory / FILE_NAME
-    try:
-        if path.stat().st_size > MAX_PLAN_BYTES:
-            raise FileError(f"{path} is larger than {MAX_PLAN_BYTES >> 20} MiB", "split the model again")
-        plan = msgspec.json.decode(path.read_bytes(), type=Plan)
-    except FileNotFoundError:
-        raise FileError(f"{directory} holds no {FILE_NAME}", "give a folder that gkp split wrote") from None
-    except OSError as e:
-        raise FileError(f"{path} cannot be read: {e.strerror}", "check its permissions") from e
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
-        raise FileError(f"{path} is not a plan: {str(e)[:200]}", "split the model again") from e
-    if plan.schema_version != SCHEMA_VERSION:
-        raise FileError(f"{path} has version {plan.schema_version}, this gkp reads {SCHEMA_VERSION}",
-                        "split the model again")
-    return plan
+    return read_json(directory / FILE_NAME, Plan, limit=MAX_PLAN_BYTES, what="a plan", hint="split the model again",
+                     missing=f"{directory} holds no {FILE_NAME}", missing_hint="give a folder that gkp split wrote",
+                     version=SCHEMA_VERSION)
 
 
 def device_folder(directory: Path, device: int) -> Path:

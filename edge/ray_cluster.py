@@ -30,6 +30,7 @@ from gkp.edge.served import MANIFEST, check_plan
 from gkp.edge.supervise import Supervisor
 from gkp.errors import BackendMissingError, FileError, GkpError, UnsafeFileError
 from gkp.files import write_file
+from gkp.text import clean
 
 RESOURCE = "gkp:"
 """Before a device's name: the resource of the node that is this device."""
@@ -180,7 +181,7 @@ class RayFleet:
                                       "ray status shows the nodes and what they wait for") from None
         except Exception as e:  # Ray raises its own, and what unpickling raises on a node without gkp
             last = next((line for line in reversed(str(e).splitlines()) if line.strip()), type(e).__name__)
-            raise BackendMissingError(f"the node of device {name} cannot run gkp: {last.strip()[:200]}",
+            raise BackendMissingError(f"the node of device {name} cannot run gkp: {clean(last, 200)}",
                                       f'pip install "gkp[ray]=={__version__}" in the Python of its ray start') from e
         if place.version != __version__:
             raise BackendMissingError(f"the node of device {name} has gkp {place.version}, here is {__version__}",
