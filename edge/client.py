@@ -68,9 +68,9 @@ def message_limit(plan: Plan) -> int:
 
 
 def channel_options(max_bytes: int) -> list[tuple[str, Any]]:
-    """For both ends of a connection: limits, signs of life, quick reconnection. Newer gRPC waits ping_timeout for the answer
-    to a sign of life (a minute, unless told), older ones keepalive_timeout. All handshakes of a connection, several
-    round trips and much arithmetic for a small board, may take min_reconnect_backoff."""
+    """gRPC's options for both ends of a connection: limits, signs of life, quick reconnection. Newer gRPC waits ping_timeout
+    for the answer to a sign of life (a minute, unless told), older ones keepalive_timeout. All handshakes of a connection,
+    several round trips and much arithmetic for a small board, may take min_reconnect_backoff."""
     interval, timeout = int(KEEPALIVE_S * 1000), int(KEEPALIVE_TIMEOUT_S * 1000)
     return [("grpc.max_receive_message_length", max_bytes), ("grpc.max_send_message_length", max_bytes),
             ("grpc.max_metadata_size", 8 << 10),
@@ -84,8 +84,8 @@ def channel_options(max_bytes: int) -> list[tuple[str, Any]]:
 
 
 class Connection:
-    """To the worker of the device `name` at `address` ("host:port" or "unix:path"), opened when first used and again when
-    it is lost. keys: the own ones; None: plaintext, to loopback addresses only. max_bytes: message_limit of the plan.
+    """A connection to the worker of the device `name` at `address` ("host:port" or "unix:path"), opened when first used and
+    again when it is lost. keys: the own ones; None: plaintext, to loopback addresses only. max_bytes: the plan's limit.
 
     Whatever the address leads to must hold the certificate of that device. Safe to use from several threads."""
 

@@ -68,7 +68,7 @@ class Cluster:
 
     @property
     def output_name(self) -> str:
-        """Of the network's output."""
+        """What the network calls its output."""
         return self._output.tensor
 
     # ---- requests ---------------------------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ class Cluster:
         return {} if self._fleet is None else self._fleet.pids()
 
     def states(self) -> dict[str, DeviceState]:
-        """Of every device that computes something, by name."""
+        """How every device that computes something is, by its name."""
         return self._means.supervisor.states()
 
     @contextmanager
@@ -205,7 +205,7 @@ def _plan(directory: Path) -> Plan:
 
 
 def _connections(routes: Sequence[Route], addresses: Mapping[str, str], keys: Keys | None) -> dict[str, Connection]:
-    """By name, to every device that takes part in a route."""
+    """A connection, by name, to every device that takes part in a route."""
     limit = max(message_limit(route.plan) for route in routes)
     found: dict[str, Connection] = {}
     for device in (route.plan.devices[k] for route in routes for k in route.devices):

@@ -24,7 +24,7 @@ from gkp.edge.plan import Segment
 BLOCK = 16
 """Channels per vector of the model's core."""
 CALL_MS = 0.01
-"""Of one call of a runtime."""
+"""What one call of a runtime takes by itself."""
 _FUSED = frozenset({"Relu", "Clip", "Add", "Sum", "HardSigmoid", "HardSwish", "LeakyRelu", "Sigmoid", "Mul",
                     "BatchNormalization"})
 _FREE = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze", "Identity"})

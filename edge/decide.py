@@ -238,7 +238,7 @@ class BreakEven:
 
 
 def break_even(convs: Sequence[BranchedConv], rate: float, link: Link) -> BreakEven | None:
-    """Of the layer that would pay first; None without a grouped convolution."""
+    """The figures of the layer that would pay first; None without a grouped convolution."""
     grouped = [c for c in convs if len(c.branches) > 1 and not c.is_copy]
     found = []
     for c in grouped:

@@ -77,7 +77,7 @@ def uris(identity: Identity) -> list[str]:
 
 
 def identity_of(names: Iterable[str]) -> Identity | None:
-    """From a verified certificate's alternative names; None when they give no role, or more than one."""
+    """Who a verified certificate's alternative names say that it is; None when they give no role, or more than one."""
     found = list(names)
     roles = [n for n in found if n == COORDINATOR_URI or n.startswith(_WORKER)]
     if len(roles) != 1:
@@ -87,13 +87,13 @@ def identity_of(names: Iterable[str]) -> Identity | None:
 
 
 def peer_identity(auth_context: Mapping[str, Iterable[bytes]]) -> Identity | None:
-    """Of the other end of a gRPC call; None for a connection without certificate, or without a role on it."""
+    """Who the other end of a gRPC call is; None for a connection without certificate, or without a role on it."""
     return identity_of(n.decode("utf-8", "replace") for n in auth_context.get("x509_subject_alternative_name", ()))
 
 
 # ---- the own keys ---------------------------------------------------------------------------------------------------
 def read_keys(folder: Path) -> Keys:
-    """Of a worker or the coordinator. FileError when a file is missing, the certificate is not of this authority, or
+    """The keys of a worker or the coordinator. FileError when a file is missing, the certificate is not of this authority or
     expired; UnsafeFileError when others can read the private key."""
     ca, certificate, key = (_read(folder / name, private=name == KEY) for name in (CA, CERTIFICATE, KEY))
     identity = identity_of(_own_names(folder))

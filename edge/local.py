@@ -32,7 +32,7 @@ class LocalExecutor:
 
     @classmethod
     def open(cls, plan: Plan, directory: Path, threads: int = 1, trust_code: bool = False) -> LocalExecutor:
-        """From the folder of a split model. Errors of gkp.edge.segment_file.open_segment."""
+        """The executor for the folder of a split model. Errors of gkp.edge.segment_file.open_segment."""
         return cls(plan, lambda s: open_segment(device_folder(directory, s.device), plan, s, threads, trusted=trust_code))
 
     def run(self, x: Array, device: int | None = None) -> Array:

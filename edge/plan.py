@@ -9,6 +9,7 @@ it, and the answer is the value `Plan.output`, computed whole by one segment: no
 from __future__ import annotations
 
 import hashlib
+from math import prod
 from pathlib import Path
 
 import msgspec
@@ -74,10 +75,8 @@ class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     @property
     def bytes(self) -> int:
-        """Of the array."""
-        import math
-
-        return math.prod(self.shape) * {"float32": 4, "float16": 2, "int64": 8, "uint8": 1}[self.dtype]
+        """How many the array takes."""
+        return prod(self.shape) * {"float32": 4, "float16": 2, "int64": 8, "uint8": 1}[self.dtype]
 
 
 class Segment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -286,7 +286,7 @@ def _same(plan: Plan, found: Mapping[str, Variant]) -> str | None:
 
 
 def _on_wire(plan: Plan, wire: str) -> Plan:
-    """With the bytes that really travel: float16 halves what moves between devices, not what the coordinator sends."""
+    """The plan with the bytes that travel: float16 halves what moves between devices, not what the coordinator sends."""
     if wire == "float32":
         return plan
     wide = {v.name for v in plan.values if v.dtype == "float32"}

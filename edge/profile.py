@@ -97,7 +97,7 @@ class Profiles:
 
 
 def signature(plan: Plan, segment: Segment) -> str:
-    """Of what the segment computes: 32 hexadecimal digits."""
+    """32 hexadecimal digits that stand for what the segment computes."""
     values = {v.name: v for v in plan.values}
 
     def shapes(names: Sequence[str]) -> list[tuple[list[int], str]]:
@@ -167,7 +167,7 @@ def parse_profiles(values: Sequence[str]) -> Profiles:
 
 
 def encode(profile: Profile) -> bytes:
-    """As indented JSON."""
+    """The profile as indented JSON."""
     return msgspec.json.format(msgspec.json.encode(profile, order="deterministic"), indent=1) + b"\n"
 
 
@@ -231,7 +231,7 @@ def measure(jobs: Sequence[Job], seconds: float = 10.0, progress: Progress = sil
 
 
 def _batches(jobs: Mapping[str, Job]) -> list[dict[str, Job]]:
-    """As many as fit into memory together; the first one in each."""
+    """The jobs in batches of as many as fit into memory together; the first job is in each."""
     first, *others = jobs
     batches: list[dict[str, Job]] = [{first: jobs[first]}]
     size = start = jobs[first].segment.weights_bytes

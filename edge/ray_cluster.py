@@ -56,7 +56,7 @@ class UpOptions:
 
 @dataclass(frozen=True)
 class Part:
-    """Of one device in one plan."""
+    """The part of one device in one plan."""
 
     directory: Path
     plan: Plan
@@ -148,7 +148,7 @@ class RayFleet:
 
     @contextlib.contextmanager
     def closing(self) -> Iterator[None]:
-        """At its end, nothing is started again any more."""
+        """A context at whose end nothing is started again any more."""
         try:
             yield
         finally:
@@ -195,7 +195,7 @@ class RayFleet:
                                                self._folders[name])
 
     def _outcome(self, ref: Any, timeout: float) -> str:
-        """Of a start. "" when it serves."""
+        """What came of a start: "" when it serves."""
         if not self._wait(ref, timeout):
             return f"it took over {timeout:g} s"
         try:
@@ -221,7 +221,7 @@ def _one_line(error: Exception) -> str:
 
 # ---- what is checked before -----------------------------------------------------------------------------------------
 def _parts(plans: Mapping[Path, Plan]) -> dict[str, list[Part]]:
-    """By device name, of those that compute something in any plan."""
+    """The parts of those devices that compute something in any plan, by name."""
     found: dict[str, list[Part]] = {}
     for directory, plan in plans.items():
         for k in sorted({segment.device for segment in plan.segments}):

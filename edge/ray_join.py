@@ -116,7 +116,7 @@ def _probe(address: str, token: str | None) -> str:
 
 
 def _channel(address: str) -> Any:
-    """As Ray connects: with TLS when its variables say so."""
+    """A channel like Ray's own: with TLS when its variables say so."""
     import grpc
 
     if not encrypted():

@@ -45,7 +45,7 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """Of the device."""
+        """The device's name."""
         return self.plan.devices[self.device].name
 
     @cached_property
@@ -55,7 +55,7 @@ class Shard:
 
     @cached_property
     def segments(self) -> list[Segment]:
-        """Of this device, in the plan's order."""
+        """What this device computes, in the plan's order."""
         return [s for s in self.plan.segments if s.device == self.device]
 
     @cached_property

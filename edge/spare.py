@@ -64,7 +64,7 @@ class Spare:
             raise ComputeError(f"devices are lost, and the coordinator cannot compute the model: {e.message}", e.hint) from e
 
     def trace(self, attempts: int, total_ms: float) -> Trace:
-        """Of a request that was computed here."""
+        """The trace of a request that was computed here."""
         return Trace(plan=self._hash, ran="coordinator", attempts=attempts, total_ms=total_ms, shares=[], steps=[])
 
     def close(self) -> None:

@@ -286,7 +286,7 @@ class Worker:
             return moving
 
     def _leaving(self, request: Request, done: Done) -> list[tuple[str, Array, int]]:
-        """For every message; the plan's output is kept for the answer of the run call."""
+        """What leaves in which message; the plan's output is kept for the answer of the run call."""
         moving = []
         for send in done.sends:
             for target in send.targets:

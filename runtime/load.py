@@ -77,7 +77,7 @@ RUNNERS: Mapping[str, Opener] = {
     "native": Opener(_one_of("model.so", INDEX), _native, program=True, other=_ort),
     "trt": Opener(lambda m: [e.file for e in m.engines], _trt, program=True, other=_ort, pick=lambda m: pick_engine(m).file,
                   baseline=_trt_baseline)}
-"""By target."""
+"""How the artefacts of each target are opened, by its name."""
 
 
 class LoadedModel:

@@ -190,7 +190,7 @@ def check_feed(feeds: Mapping[str, Array], spec: EngineTensor) -> Array:
 
 
 def _arranged(x: Array, spec: EngineTensor) -> Array:
-    """In the engine's own layout. Polygraphy takes HWC tensors by their shape in memory."""
+    """The array in the engine's own layout. Polygraphy takes HWC tensors by their shape in memory."""
     return np.ascontiguousarray(np.moveaxis(x, -3, -1) if spec.format == "HWC" else x)
 
 
