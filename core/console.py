@@ -13,12 +13,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from gkp.errors import GkpError
 from gkp.files import plain_json, write_file
+from gkp.text import printable
+from gkp.types import Progress
 
 INTERRUPTED = 130
 INTERNAL = 70
@@ -39,15 +41,14 @@ class Screen:
     def say(self, text: str, style: str = "", wrap: bool = True) -> None:
         """Print plain text: markup in it is not interpreted, control characters become "?". wrap: not for what is copied,
         such as commands."""
-        self.show(Text("\n".join("".join(c if c.isprintable() else "?" for c in line) for line in text.split("\n")),
-                       style=style), wrap)
+        self.show(Text("\n".join(map(printable, text.split("\n"))), style=style), wrap)
 
     @contextlib.contextmanager
-    def progress(self) -> Iterator[Callable[[str, float | None], None]]:
-        """Yields report(text, share): share is 0 to 1, or None when unknown. Invisible unless stderr is a terminal."""
-        bar = Progress(SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
-                       TimeElapsedColumn(), console=self.err, transient=True,
-                       disable=self.quiet or not self.err.is_terminal)
+    def progress(self) -> Iterator[Progress]:
+        """A bar while the context lasts, moved by calls of what it yields. Invisible unless stderr is a terminal."""
+        bar = bars.Progress(bars.SpinnerColumn(), bars.TextColumn("{task.description}", markup=False),
+                            bars.BarColumn(bar_width=24), bars.TimeElapsedColumn(), console=self.err, transient=True,
+                            disable=self.quiet or not self.err.is_terminal)
         with bar:
             task = bar.add_task("starting", total=None)
 
@@ -62,10 +63,10 @@ class Screen:
             traceback.print_exception(error, file=sys.stderr)
         message, hint, code = _describe(error)
         line = Text("error: ", style="bold red")
-        line.append(_printable(message), style="default")
+        line.append(_one_line(message), style="default")
         self.err.print(line, soft_wrap=True)
         if hint:
-            self.err.print(Text(f"  try: {_printable(hint)}"), soft_wrap=True)
+            self.err.print(Text(f"  try: {_one_line(hint)}"), soft_wrap=True)
         return code
 
 
@@ -80,8 +81,9 @@ def _describe(error: BaseException) -> tuple[str, str, int]:
             "run again with -v and report the traceback", INTERNAL)
 
 
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+def _one_line(text: str) -> str:
+    """Whole, however long: it may end in what to type."""
+    return printable(" ".join(text.split()))
 
 
 def guarded(screen: Screen, work: Callable[[], int | None]) -> int:

@@ -14,6 +14,7 @@ import msgspec
 
 from gkp.errors import FileError, UnsafeFileError
 from gkp.files import plain_json
+from gkp.structs import read_json
 
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
@@ -271,18 +272,9 @@ def read(directory: Path) -> Manifest:
     """The manifest of an artefact directory. FileError when absent or malformed; UnsafeFileError when a file it names
     lies outside the directory."""
     path = directory / FILE_NAME
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise FileError(f"{path} is over {_MAX_BYTES >> 20} MiB", "convert the model again")
-        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
-    except FileNotFoundError:
-        raise FileError(f"{directory} is not an artefact of gkp: no {FILE_NAME} in it",
-                        "give the directory that gkp-convert wrote") from None
-    except (OSError, ValueError, RecursionError, msgspec.MsgspecError) as e:  # text that is no UTF-8 is a ValueError
-        raise FileError(f"{path} cannot be read: {e}", "convert the model again") from e
-    if manifest.schema_version != SCHEMA_VERSION:
-        raise FileError(f"{path} has schema version {manifest.schema_version}, this gkp reads {SCHEMA_VERSION}",
-                        "convert the model again with this version")
+    manifest = read_json(path, Manifest, limit=_MAX_BYTES, what="the manifest of an artefact", version=SCHEMA_VERSION,
+                         hint="convert the model again", missing_hint="give the directory that gkp-convert wrote",
+                         missing=f"{directory} is not an artefact of gkp: no {FILE_NAME} in it")
     if not 1 <= manifest.threads <= MAX_THREADS:
         raise FileError(f"{path} asks for {manifest.threads} threads", "convert the model again")
     for name in manifest.files:

@@ -6,30 +6,34 @@ import importlib
 from typing import Any
 
 from gkp.errors import BackendMissingError
-from gkp.text import first_line
+from gkp.text import one_line
 
 _NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "torch": "PyTorch", "yaml": "PyYAML", "scipy": "SciPy",
-          "networkx": "NetworkX", "ray": "Ray", "grpc": "grpcio", "PIL": "Pillow", "polygraphy": "Polygraphy",
-          "onnx_graphsurgeon": "onnx-graphsurgeon"}
+          "networkx": "NetworkX", "ray": "Ray", "grpc": "grpcio", "google": "protobuf", "PIL": "Pillow",
+          "polygraphy": "Polygraphy", "onnx_graphsurgeon": "onnx-graphsurgeon"}
 """Where a package is called something else than its module."""
 
 
-def require(module: str, extra: str, purpose: str = "") -> Any:
+def require(module: str, extra: str, purpose: str = "", note: str = "") -> Any:
     """The imported module. extra: of gkp, that brings it; purpose: what needs it, to begin the message with, such as
-    "reading YAML files". BackendMissingError, with what to install, when it is absent or does not work here."""
+    "reading YAML files"; note: what else to know about installing it, to end the hint with. BackendMissingError, with what
+    to install, when it is absent or does not work here."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise absent(module, extra, purpose, error) from error
+        raise absent(module, extra, purpose, error, note) from error
 
 
-def absent(module: str, extra: str, purpose: str = "", error: ImportError | None = None) -> BackendMissingError:
-    """The error of `require`. error: why it cannot be imported."""
+def absent(module: str, extra: str, purpose: str = "", error: Exception | None = None,
+           note: str = "") -> BackendMissingError:
+    """The error of `require`. error: why it cannot be imported. Only that there is no module of its name means that it is
+    not installed: any other says what is wrong with the one that is there."""
+    state = "is not installed"
+    if error is not None and not (isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")):
+        state = f"does not work here: {one_line(str(error) or type(error).__name__, 500)}"
     name = _NAMES.get(module.partition(".")[0], module.partition(".")[0])
-    found = error is not None and (error.name or "").partition(".")[0] != module.partition(".")[0]
-    state = f"does not work here: {first_line(error)}" if found and error is not None else "is not installed"
     text = f"{purpose} needs {name}, which {state}" if purpose else f"{name} {state}"
-    return BackendMissingError(text, install(extra))
+    return BackendMissingError(text, f"{install(extra)} {note}".strip())
 
 
 def install(extra: str) -> str:

@@ -14,19 +14,20 @@ T = TypeVar("T")
 
 
 def read_json(path: Path, kind: type[T], *, limit: int, what: str, hint: str, missing: str | None = None,
-              version: int | None = None) -> T:
+              missing_hint: str | None = None, version: int | None = None) -> T:
     """The contents of a JSON file as `kind`.
 
-    limit: bytes; what: what the file should be, such as "the manifest of an artefact"; hint: what to do about one that is
-    not; missing: the message for one that is not there; version: what its field schema_version must be. FileError for a
-    file that is absent, unreadable, larger, malformed or of another version."""
+    limit: bytes, of which no more are read, whatever the file becomes meanwhile; what: what the file should be, such as
+    "the manifest of an artefact"; hint: what to do about one that is not; missing, missing_hint: message and hint for one
+    that is not there; version: what its field schema_version must be. FileError for a file that is absent, unreadable,
+    larger, malformed or of another version."""
     try:
         with path.open("rb") as file:
             data = file.read(limit + 1)
     except FileNotFoundError:
-        raise FileError(missing or f"no such file: {path}", hint) from None
+        raise FileError(missing or f"no such file: {path}", missing_hint or hint) from None
     except OSError as e:
-        raise FileError(f"{path} cannot be read: {e.strerror or e}", hint) from e
+        raise FileError(f"{path} cannot be read: {e.strerror or e}", f"check who may read it, or {hint}") from e
     return parse_json(data, kind, name=str(path), limit=limit, what=what, hint=hint, version=version)
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import unicodedata
-
-_SPACES = "\t\n\r\v\f\x1c\x1d\x1e\x1f\x85\u2028\u2029"
-
 
 def clean(text: object, limit: int = 1000, *, middle: bool = False) -> str:
     """One line of printable text, at most `limit` characters long.
 
-    Line breaks and tabs become spaces; control, format (bidirectional overrides too), surrogate and unassigned characters
-    become "?", so that it shows that something was there. A longer text ends in "…"; middle: both its ends stay, which
-    tell names of layers apart. No more than 4 * limit characters are looked at, however long the text is."""
-    line = "".join(_shown(c) for c in str(text)[: 4 * limit]).strip()
+    Line breaks, tabs and spaces of any width become spaces; control, format (bidirectional overrides too), surrogate and
+    unassigned characters become "?", so that it shows that something was there. A longer text ends in "…"; middle: both its
+    ends stay, which tell names of layers apart. However long the text is, only 4 * limit characters of it are looked at."""
+    whole = str(text)
+    ends = middle and len(whole) > 4 * limit
+    line = printable(whole[: 2 * limit] + whole[-2 * limit:] if ends else whole[: 4 * limit]).strip()
     if len(line) <= limit:
         return line
     head = (limit - 1) // 2 if middle else limit - 1
@@ -31,12 +29,11 @@ def one_line(text: object, limit: int = 300) -> str:
     return clean(" ".join(str(text)[: 4 * limit].split()), limit)
 
 
+def printable(text: str) -> str:
+    """As many characters as came in, each as `clean` shows it: for text that must stay whole."""
+    return "".join(" " if c.isspace() else c if c.isprintable() else "?" for c in text)
+
+
 def plural(count: int, noun: str) -> str:
     """`1 layer`, `2 layers`, `1,000 layers`."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
-
-
-def _shown(character: str) -> str:
-    if character in _SPACES:
-        return " "
-    return "?" if unicodedata.category(character)[0] == "C" else character

@@ -23,8 +23,8 @@ Forms = Mapping[str, str]
 
 
 def best_forms(piece: Piece) -> Forms:
-    """For the whole network on one device, what the cost model likes best of: the forms that it has, for each layer the best
-    of the dense, grouped and split forms, or the exact grouped form of every layer."""
+    """What the cost model likes best for the whole network on one device: the forms that it has, for each layer the best of
+    the dense, grouped and split forms, or the exact grouped form of every layer."""
     own: dict[str, str] = {}
     cheapest: dict[str, str] = {}
     exact: dict[str, str] = {}

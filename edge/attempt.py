@@ -7,17 +7,15 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from gkp.edge.client import Call, Connection, Pending, RemoteError, Reply
 from gkp.edge.flow import entering
 from gkp.edge.plan import Value
 from gkp.edge.routes import Route
+from gkp.types import Array
 
-Array = npt.NDArray[Any]
 _SLACK_S = 0.25
 """gRPC ends every call at its deadline. If it should not, we do, this much later."""
 

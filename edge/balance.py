@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
-from gkp.errors import BackendMissingError, UsageError
+from gkp.errors import UsageError
+from gkp.require import require
 
 _SECONDS = 2.0
 _LARGEST = 2000
@@ -90,9 +92,7 @@ def _neighbours(device: Sequence[int], active: Sequence[int]) -> Iterator[list[i
 
 def _program(times: Sequence[float], speeds: Sequence[float], active: Sequence[int]) -> list[int] | None:
     """The integer program of the module; None when it finds nothing in time."""
-    require_scipy()
-    from scipy.optimize import Bounds, LinearConstraint, milp
-
+    optimize = require_scipy()
     n, m, scale = len(times), len(active), max(times)
     once, ends = np.zeros((n, n * m + 1)), np.zeros((m, n * m + 1))
     for k in range(n):
@@ -101,16 +101,14 @@ def _program(times: Sequence[float], speeds: Sequence[float], active: Sequence[i
     ends[:, -1] = -1
     cost, whole, upper = np.zeros(n * m + 1), np.ones(n * m + 1), np.ones(n * m + 1)
     cost[-1], whole[-1], upper[-1] = 1, 0, np.inf
-    found = milp(cost, integrality=whole, bounds=Bounds(0, upper), options={"time_limit": _SECONDS, "mip_rel_gap": 1e-4},
-                 constraints=[LinearConstraint(once, 1, 1), LinearConstraint(ends, -np.inf, 0)])
+    found = optimize.milp(
+        cost, integrality=whole, bounds=optimize.Bounds(0, upper), options={"time_limit": _SECONDS, "mip_rel_gap": 1e-4},
+        constraints=[optimize.LinearConstraint(once, 1, 1), optimize.LinearConstraint(ends, -np.inf, 0)])
     if found.x is None:
         return None
     return [active[int(np.argmax(found.x[k * m:(k + 1) * m]))] for k in range(n)]
 
 
-def require_scipy() -> None:
-    """BackendMissingError where SciPy is not installed."""
-    try:
-        import scipy.optimize  # noqa: F401
-    except ImportError:
-        raise BackendMissingError("planning needs SciPy, which is not installed", 'pip install "gkp[edge]"') from None
+def require_scipy() -> Any:
+    """The module scipy.optimize, or BackendMissingError."""
+    return require("scipy.optimize", "edge", "planning")

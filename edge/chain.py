@@ -17,17 +17,14 @@ from gkp.edge.costs import conv_ms, node_ms
 from gkp.edge.plan import Device, Link
 from gkp.edge.regions import Region, whole
 from gkp.edge.simulate import message_ms
-from gkp.errors import BackendMissingError
+from gkp.require import require
 
 _START, _END = "\0start", "\0end"
 
 
 def blocks(graph: Graph) -> list[list[Node]]:
     """The nodes of a prepared graph in blocks, in the order of the network."""
-    try:
-        import networkx as nx
-    except ImportError:
-        raise BackendMissingError("planning needs NetworkX, which is not installed", 'pip install "gkp[edge]"') from None
+    nx = require("networkx", "edge", "planning")
     flow = nx.DiGraph()
     for node in graph.nodes:
         sources = [p.name for t in node.inputs if (p := producer(t)) is not None]
@@ -84,8 +81,8 @@ class Stage:
 
 
 def stages(chain: Sequence[Sequence[Node]], alone: Mapping[str, float] | None = None) -> list[Stage]:
-    """Of every block. alone: estimated time of layers in the form they have on one device (gkp.edge.alone.alone_ms), where
-    it is not the one by branches."""
+    """The stage of every block. alone: estimated time of layers in the form they have on one device
+    (gkp.edge.alone.alone_ms), where it is not the one by branches."""
     alone = alone or {}
     found = []
     for nodes in chain:
@@ -109,7 +106,7 @@ def cut(found: Sequence[Stage], devices: Sequence[Device], link: Link, order: Se
         weight.append(weight[-1] + stage.weights)
 
     def cost(device: Device, first: int, end: int) -> float | None:
-        """Of blocks first to end on a device; None where they do not fit, or leave no second stage."""
+        """What blocks first to end cost on a device; None where they do not fit, or leave no second stage."""
         kept = weight[end] - weight[first]
         too_large = device.memory_bytes is not None and kept > device.memory_bytes
         if too_large or ((first, end) == (0, count) and len(order) > 1):

@@ -16,6 +16,7 @@ from gkp.edge.identity import Keys
 from gkp.edge.oip import MESSAGES, METHODS, MODEL, SERVICE, Call, Refusal, Reply, read_reply, write_call
 from gkp.edge.plan import COORDINATOR, Plan
 from gkp.errors import GkpError, UsageError
+from gkp.text import one_line
 
 __all__ = ["KEEPALIVE_S", "Call", "Connection", "Pending", "RemoteError", "Reply", "ServerMetadata", "message_limit"]
 
@@ -67,9 +68,9 @@ def message_limit(plan: Plan) -> int:
 
 
 def channel_options(max_bytes: int) -> list[tuple[str, Any]]:
-    """For both ends of a connection: limits, signs of life, quick reconnection. Newer gRPC waits ping_timeout for the answer
-    to a sign of life (a minute, unless told), older ones keepalive_timeout. All handshakes of a connection, several
-    round trips and much arithmetic for a small board, may take min_reconnect_backoff."""
+    """gRPC's options for both ends of a connection: limits, signs of life, quick reconnection. Newer gRPC waits ping_timeout
+    for the answer to a sign of life (a minute, unless told), older ones keepalive_timeout. All handshakes of a connection,
+    several round trips and much arithmetic for a small board, may take min_reconnect_backoff."""
     interval, timeout = int(KEEPALIVE_S * 1000), int(KEEPALIVE_TIMEOUT_S * 1000)
     return [("grpc.max_receive_message_length", max_bytes), ("grpc.max_send_message_length", max_bytes),
             ("grpc.max_metadata_size", 8 << 10),
@@ -83,8 +84,8 @@ def channel_options(max_bytes: int) -> list[tuple[str, Any]]:
 
 
 class Connection:
-    """To the worker of the device `name` at `address` ("host:port" or "unix:path"), opened when first used and again when
-    it is lost. keys: the own ones; None: plaintext, to loopback addresses only. max_bytes: message_limit of the plan.
+    """A connection to the worker of the device `name` at `address` ("host:port" or "unix:path"), opened when first used and
+    again when it is lost. keys: the own ones; None: plaintext, to loopback addresses only. max_bytes: the plan's limit.
 
     Whatever the address leads to must hold the certificate of that device. Safe to use from several threads."""
 
@@ -220,7 +221,7 @@ def remote_error(error: Any, connection: Connection) -> RemoteError:
     """What gRPC reports, in the protocol's words."""
     trailing: Mapping[str, str] = {k: v for k, v in error.trailing_metadata() or () if isinstance(v, str)}
     status = error.code().name
-    said = "".join(c if c.isprintable() else "?" for c in " ".join(str(error.details() or "").split()))[:300]
+    said = one_line(error.details() or "")
     device = trailing.get(DEVICE_KEY, "")
     hint = ""
     if status == "UNAVAILABLE" and ERROR_KEY not in trailing:

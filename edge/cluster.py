@@ -12,7 +12,6 @@ from types import TracebackType
 
 import numpy as np
 
-from gkp.edge.attempt import Array
 from gkp.edge.client import KEEPALIVE_S, Connection, message_limit
 from gkp.edge.errand import Errand, Means
 from gkp.edge.fleet import Fleet
@@ -28,6 +27,7 @@ from gkp.edge.trace import Trace
 from gkp.errors import UnsafeFileError, UsageError
 from gkp.manifest import Tensor
 from gkp.runtime.load import check_input
+from gkp.types import Array
 
 MAX_DEADLINE_S = 600.0
 
@@ -68,7 +68,7 @@ class Cluster:
 
     @property
     def output_name(self) -> str:
-        """Of the network's output."""
+        """What the network calls its output."""
         return self._output.tensor
 
     # ---- requests ---------------------------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ class Cluster:
         return {} if self._fleet is None else self._fleet.pids()
 
     def states(self) -> dict[str, DeviceState]:
-        """Of every device that computes something, by name."""
+        """How every device that computes something is, by its name."""
         return self._means.supervisor.states()
 
     @contextmanager
@@ -205,7 +205,7 @@ def _plan(directory: Path) -> Plan:
 
 
 def _connections(routes: Sequence[Route], addresses: Mapping[str, str], keys: Keys | None) -> dict[str, Connection]:
-    """By name, to every device that takes part in a route."""
+    """A connection, by name, to every device that takes part in a route."""
     limit = max(message_limit(route.plan) for route in routes)
     found: dict[str, Connection] = {}
     for device in (route.plan.devices[k] for route in routes for k in route.devices):

@@ -25,7 +25,7 @@ from gkp.edge.plan import Segment
 BLOCK = 16
 """Channels per vector of the model's core."""
 CALL_MS = 0.01
-"""Of one call of a runtime."""
+"""What one call of a runtime takes by itself."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from gkp.edge.predict import busy_ms, device_memory, predict
 from gkp.edge.profile import Profiles, plan_times
 from gkp.edge.simulate import simulate
 from gkp.errors import UsageError
+from gkp.text import clean, plural
 
 OBJECTIVES = ("latency", "throughput", "memory")
 MARGIN: Mapping[str, float] = {"measured": 0.05, "estimated": 0.20}
@@ -59,7 +60,7 @@ def candidate(plan: Plan, profiles: Profiles | None = None) -> Candidate:
     times, _ = plan_times(plan, profiles)
     memory = device_memory(plan, [simulate(plan, times, requests=len(plan.devices) if plan.mode == "replicas" else 1)])
     pairs = [(d, d.memory_bytes, need) for d, need in zip(plan.devices, memory, strict=True) if d.memory_bytes is not None]
-    full = tuple(f"{words.clean(d.name, 40)} needs {words.size(need)} and has {words.size(limit)}"
+    full = tuple(f"{clean(d.name, 40, middle=True)} needs {words.size(need)} and has {words.size(limit)}"
                  for d, limit, need in pairs if need > limit)
     busy = busy_ms(plan, times)
     if plan.mode == "replicas":  # a request goes to one of them
@@ -89,7 +90,7 @@ def decide(candidates: Sequence[Candidate], objective: str, asked: str = "auto",
         raise UsageError(f"the model cannot be split in mode {asked}: {(impossible or {}).get(asked, 'no such mode')}",
                          "leave --mode out, and see what the other modes cost")
     notes = [*_warnings(chosen, by_mode, objective, asked, why), *_full(chosen, by_mode, asked), *_idle(chosen)]
-    notes += [f"mode {mode} is not possible: {words.clean(text)}" for mode, text in (impossible or {}).items()]
+    notes += [f"mode {mode} is not possible: {clean(text, 200)}" for mode, text in (impossible or {}).items()]
     rejected = [_with_reason(c.prediction, _against(c, chosen, objective)) for c in candidates if c is not chosen]
     taken = Candidate(chosen.plan, _with_reason(chosen.prediction, why), chosen.too_full, chosen.compute_ms, chosen.link_ms)
     return Decision(taken, tuple(rejected), tuple(notes))
@@ -172,14 +173,14 @@ def _sorted(candidates: Sequence[Candidate], objective: str) -> list[Candidate]:
 
 def _idle(chosen: Candidate) -> list[str]:
     busy = set(words.busy_devices(chosen.plan))
-    idle = [words.clean(d.name, 40) for k, d in enumerate(chosen.plan.devices) if k not in busy]
+    idle = [clean(d.name, 40, middle=True) for k, d in enumerate(chosen.plan.devices) if k not in busy]
     return [f"idle: {', '.join(idle[:8])}" + (f" and {len(idle) - 8} more" if len(idle) > 8 else "")] if idle else []
 
 
 def _against(other: Candidate, chosen: Candidate, objective: str) -> str:
     if other.too_full:
         return f"does not fit: {other.too_full[0]}"
-    parts = f"{words.plural(other.devices, 'device')}; {_why_slow(other)}"
+    parts = f"{plural(other.devices, 'device')}; {_why_slow(other)}"
     mine, best = words.cost(other.prediction, objective), words.cost(chosen.prediction, objective)
     if mine < best:
         return f"better by {objective}, but not chosen; {parts}"
@@ -192,7 +193,7 @@ def _why_slow(c: Candidate) -> str:
     link = f"the busiest direction of the link is taken for {words.ms(c.link_ms)} ms"
     if not c.prediction.messages:
         return f"{computing}, {link}, nothing moves between devices"
-    return (f"{computing}, {link}, {words.plural(c.prediction.messages, 'message')} of {words.size(c.prediction.bytes)} "
+    return (f"{computing}, {link}, {plural(c.prediction.messages, 'message')} of {words.size(c.prediction.bytes)} "
             "between devices")
 
 
@@ -230,14 +231,14 @@ class BreakEven:
         return (f"break-even of scattering one grouped convolution: R/B < {self.area}C/(2bn). Here R/B = "
                 f"{self.rate / 1e9:.3g}e9 multiply-adds/s / {self.bandwidth / 1e6:.4g}e6 bytes/s = {self.ratio:.4g}, {side} "
                 f"the best layer's {self.area}*{self.channels}/(2*{_BYTES}*{self.n:.3g}) = {self.limit:.3g} (C = "
-                f"{self.channels} channels in {words.plural(self.groups, 'group')}, n = {self.n:.3g} dense over kept "
+                f"{self.channels} channels in {plural(self.groups, 'group')}, n = {self.n:.3g} dense over kept "
                 f"products, b = {_BYTES} bytes)"
                 + (": it pays for no layer" if self.ratio >= self.limit else
                    ": by its bytes that layer would pay; the time per message and the other layers are not in this"))
 
 
 def break_even(convs: Sequence[BranchedConv], rate: float, link: Link) -> BreakEven | None:
-    """Of the layer that would pay first; None without a grouped convolution."""
+    """The figures of the layer that would pay first; None without a grouped convolution."""
     grouped = [c for c in convs if len(c.branches) > 1 and not c.is_copy]
     found = []
     for c in grouped:

@@ -16,7 +16,9 @@ from typing import Any
 import msgspec
 
 from gkp.edge.plan import Device, Link
-from gkp.errors import BackendMissingError, FileError, UsageError
+from gkp.errors import FileError, UsageError
+from gkp.require import require
+from gkp.text import one_line
 
 MAX_DEVICES = 256
 _MAX_FILE = 256 * 1024
@@ -35,7 +37,7 @@ LINKS: tuple[Link, ...] = (
 whose bandwidth is what encryption and copies leave."""
 
 
-class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _DeviceEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     speed: float = 1.0
     memory: str | int | float | None = None
@@ -43,7 +45,7 @@ class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Inventory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    devices: list[_Entry]
+    devices: list[_DeviceEntry]
 
 
 def parse_devices(text: str) -> list[Device]:
@@ -76,10 +78,7 @@ def read_devices(path: Path) -> list[Device]:
 def load_yaml(path: Path) -> Any:
     """Plain data of a small YAML file. FileError when it is missing, too large, or not YAML; BackendMissingError without
     PyYAML."""
-    try:
-        import yaml
-    except ImportError:
-        raise BackendMissingError("YAML files need PyYAML, which is not installed", 'pip install "gkp[edge]"') from None
+    yaml = require("yaml", "edge", "reading YAML files")
     try:
         with path.open("rb") as f:
             data = f.read(_MAX_FILE + 1)
@@ -93,10 +92,10 @@ def load_yaml(path: Path) -> Any:
     except OSError as e:
         raise FileError(f"{path} cannot be read: {e.strerror}", "check its permissions") from e
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as e:
-        raise FileError(f"{path} is not YAML: {' '.join(str(e).split())[:160]}", "see docs/tasks/split.md") from e
+        raise FileError(f"{path} is not YAML: {one_line(e, 160)}", "see docs/tasks/split.md") from e
 
 
-def _device(entry: _Entry, path: Path) -> Device:
+def _device(entry: _DeviceEntry, path: Path) -> Device:
     where = f"{path}: device {entry.name[:64]!r}"
     if not _NAME.fullmatch(entry.name):
         raise UsageError(f"{where}: not a name", "letters, digits, dots, dashes and underscores, 63 at most")

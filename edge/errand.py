@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gkp.edge.attempt import Array, AttemptFailedError, Request, attempt
+from gkp.edge.attempt import AttemptFailedError, Request, attempt
 from gkp.edge.client import KEEPALIVE_S, Connection, RemoteError
 from gkp.edge.failures import ClusterError, DeadlineError, DeviceLostError, Verdict, typed, verdict
 from gkp.edge.inflight import InFlight
@@ -16,6 +16,7 @@ from gkp.edge.routes import Route, Routes
 from gkp.edge.spare import Spare
 from gkp.edge.supervise import Supervisor
 from gkp.edge.trace import Trace, trace_of
+from gkp.types import Array
 
 _PAUSES_S = (0.005, 0.2)
 """Between attempts while a queue is full or devices connect: the first, and the longest."""

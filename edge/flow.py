@@ -6,15 +6,13 @@ Needs numpy and the plan, nothing else: workers, the coordinator and the in-proc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from gkp.edge.plan import COORDINATOR, Plan, Segment, Value
 from gkp.errors import UsageError
-
-Array = npt.NDArray[Any]
+from gkp.types import Array
 
 
 class Send(NamedTuple):

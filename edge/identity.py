@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gkp.errors import BackendMissingError, FileError, UnsafeFileError, UsageError
+from gkp.errors import FileError, UnsafeFileError, UsageError
+from gkp.require import require
 
 CA, CERTIFICATE, KEY = "ca.pem", "cert.pem", "key.pem"
 COORDINATOR_URI = "gkp://coordinator"
@@ -52,11 +53,8 @@ class Keys:
 def require_grpc() -> None:
     """BackendMissingError when gRPC or protobuf is not installed. Called before anything that imports them."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # a refused handshake is an answer, not lines of a log
-    try:
-        import google.protobuf  # noqa: F401
-        import grpc  # noqa: F401
-    except ImportError as e:
-        raise BackendMissingError(f"{e.name} is not installed", 'pip install "gkp[edge]"') from e
+    for module in ("google.protobuf", "grpc"):
+        require(module, "edge", "a split model on several devices")
 
 
 def check_name(name: str) -> str:
@@ -79,7 +77,7 @@ def uris(identity: Identity) -> list[str]:
 
 
 def identity_of(names: Iterable[str]) -> Identity | None:
-    """From a verified certificate's alternative names; None when they give no role, or more than one."""
+    """Who a verified certificate's alternative names say that it is; None when they give no role, or more than one."""
     found = list(names)
     roles = [n for n in found if n == COORDINATOR_URI or n.startswith(_WORKER)]
     if len(roles) != 1:
@@ -89,13 +87,13 @@ def identity_of(names: Iterable[str]) -> Identity | None:
 
 
 def peer_identity(auth_context: Mapping[str, Iterable[bytes]]) -> Identity | None:
-    """Of the other end of a gRPC call; None for a connection without certificate, or without a role on it."""
+    """Who the other end of a gRPC call is; None for a connection without certificate, or without a role on it."""
     return identity_of(n.decode("utf-8", "replace") for n in auth_context.get("x509_subject_alternative_name", ()))
 
 
 # ---- the own keys ---------------------------------------------------------------------------------------------------
 def read_keys(folder: Path) -> Keys:
-    """Of a worker or the coordinator. FileError when a file is missing, the certificate is not of this authority, or
+    """The keys of a worker or the coordinator. FileError when a file is missing, the certificate is not of this authority or
     expired; UnsafeFileError when others can read the private key."""
     ca, certificate, key = (_read(folder / name, private=name == KEY) for name in (CA, CERTIFICATE, KEY))
     identity = identity_of(_own_names(folder))

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 from gkp.edge import identity
 from gkp.edge.identity import Identity
 from gkp.edge.plan import Plan
-from gkp.errors import BackendMissingError, FileError, UnsafeFileError, UsageError
+from gkp.errors import FileError, UnsafeFileError, UsageError
+from gkp.require import require
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -44,7 +45,7 @@ def make_keys(plans: Sequence[Plan], folder: Path, days: int = 365) -> list[Path
     The authority in `folder` is used when there is one, and made when there is none; certificates of before are replaced.
     Returns the folders written. UsageError for device names that clash, FileError when something cannot be read or
     written, UnsafeFileError when others can read the authority's key."""
-    _require_cryptography()
+    require("cryptography", "edge", "making certificates", note="(on this machine only: devices do not need it)")
     addresses = _devices(plans)
     hashes = frozenset(plan.hash for plan in plans)
     try:
@@ -82,14 +83,6 @@ def _host(address: str | None) -> str:
     if address is None or address.startswith("unix:"):
         return "localhost"
     return identity.check_address(address).rpartition(":")[0].strip("[]")
-
-
-def _require_cryptography() -> None:
-    try:
-        import cryptography  # noqa: F401
-    except ImportError as e:
-        raise BackendMissingError("making certificates needs the package cryptography, which is not installed",
-                                  'pip install "gkp[edge]" (on this machine only: devices do not need it)') from e
 
 
 # ---- the authority --------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ class Costs:
         self._made: dict[tuple[str, str], Parts] = {}
 
     def compute_ms(self, nodes: Sequence[Node], way: str) -> float:
-        """Of the device that computes longest."""
+        """Milliseconds of the device that computes longest."""
         load: dict[int, float] = defaultdict(float)
         for node in nodes:
             placement = self.ways[way][node.name]

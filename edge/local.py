@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from gkp.edge.flow import Flow, Routes, entering
 from gkp.edge.plan import COORDINATOR, Plan, Segment, Transfer, device_folder
 from gkp.edge.segment_file import open_segment
 from gkp.errors import GkpError
 from gkp.runtime.runners import Runner
+from gkp.types import Array
 
-Array = npt.NDArray[Any]
 Open = Callable[[Segment], Runner]
 
 
@@ -34,7 +32,7 @@ class LocalExecutor:
 
     @classmethod
     def open(cls, plan: Plan, directory: Path, threads: int = 1, trust_code: bool = False) -> LocalExecutor:
-        """From the folder of a split model. Errors of gkp.edge.segment_file.open_segment."""
+        """The executor for the folder of a split model. Errors of gkp.edge.segment_file.open_segment."""
         return cls(plan, lambda s: open_segment(device_folder(directory, s.device), plan, s, threads, trusted=trust_code))
 
     def run(self, x: Array, device: int | None = None) -> Array:

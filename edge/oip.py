@@ -15,13 +15,12 @@ from math import prod
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
 from gkp.edge.plan import COORDINATOR
 from gkp.errors import GkpError
+from gkp.types import Array
 
-Array = npt.NDArray[Any]
 Parameter = bool | int | float | str
 SERVICE = "inference.GRPCInferenceService"
 METHODS = ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer")

@@ -48,7 +48,7 @@ class Piece:
         return graph
 
     def model(self) -> onnx.ModelProto:
-        """As stock ONNX."""
+        """The piece as stock ONNX."""
         return self.lowered().to_model()
 
     @cached_property

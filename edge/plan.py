@@ -9,11 +9,12 @@ it, and the answer is the value `Plan.output`, computed whole by one segment: no
 from __future__ import annotations
 
 import hashlib
+from math import prod
 from pathlib import Path
 
 import msgspec
 
-from gkp.errors import FileError
+from gkp.structs import read_json
 
 SCHEMA_VERSION = 1
 FILE_NAME = "plan.json"
@@ -74,10 +75,8 @@ class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     @property
     def bytes(self) -> int:
-        """Of the array."""
-        import math
-
-        return math.prod(self.shape) * {"float32": 4, "float16": 2, "int64": 8, "uint8": 1}[self.dtype]
+        """How many the array takes."""
+        return prod(self.shape) * {"float32": 4, "float16": 2, "int64": 8, "uint8": 1}[self.dtype]
 
 
 class Segment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -157,21 +156,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 def read_plan(directory: Path) -> Plan:
     """The plan of a split model's folder. FileError when it is missing, too large, malformed, or of another version."""
-    path = directory / FILE_NAME
-    try:
-        if path.stat().st_size > MAX_PLAN_BYTES:
-            raise FileError(f"{path} is larger than {MAX_PLAN_BYTES >> 20} MiB", "split the model again")
-        plan = msgspec.json.decode(path.read_bytes(), type=Plan)
-    except FileNotFoundError:
-        raise FileError(f"{directory} holds no {FILE_NAME}", "give a folder that gkp split wrote") from None
-    except OSError as e:
-        raise FileError(f"{path} cannot be read: {e.strerror}", "check its permissions") from e
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
-        raise FileError(f"{path} is not a plan: {str(e)[:200]}", "split the model again") from e
-    if plan.schema_version != SCHEMA_VERSION:
-        raise FileError(f"{path} has version {plan.schema_version}, this gkp reads {SCHEMA_VERSION}",
-                        "split the model again")
-    return plan
+    return read_json(directory / FILE_NAME, Plan, limit=MAX_PLAN_BYTES, what="a plan", hint="split the model again",
+                     missing=f"{directory} holds no {FILE_NAME}", missing_hint="give a folder that gkp split wrote",
+                     version=SCHEMA_VERSION)
 
 
 def device_folder(directory: Path, device: int) -> Path:

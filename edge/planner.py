@@ -6,7 +6,7 @@ the shares are in proportion to their speeds. `hybrid` takes each block from the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -32,9 +32,9 @@ from gkp.edge.profile import Job, Profile, Profiles, measure, signature, with_me
 from gkp.edge.segment_file import NATIVE
 from gkp.edge.split import Draft, check_folder, draft, write
 from gkp.errors import UnsupportedModelError, UsageError
-from gkp.text import clean
+from gkp.text import clean, plural
+from gkp.types import Progress, silent
 
-Progress = Callable[[str, float | None], None]
 WIRES = ("float32", "float16")
 SEARCHED = tuple(mode for mode in MODES if mode != "auto")
 
@@ -67,7 +67,7 @@ class SplitOptions:
             raise UsageError("--cpu is for --target native", "leave it out: ONNX runs anywhere")
         for name in self.profiles.own:
             if name not in {d.name for d in self.devices}:
-                raise UsageError(f"there is a profile of device {clean(name)[:80]!r}, but no such device",
+                raise UsageError(f"there is a profile of device {clean(name, 80)!r}, but no such device",
                                  f"the devices are {', '.join(d.name for d in self.devices[:8])}")
 
 
@@ -83,7 +83,7 @@ class Planner:
     """Drafts and predicts ways to divide one prepared network (gkp.edge.prepare)."""
 
     def __init__(self, graph: Graph, options: SplitOptions, model: str = "", sha256: str | None = None,
-                 progress: Progress = lambda text, share: None) -> None:
+                 progress: Progress = silent) -> None:
         options.check()
         self.graph, self.options, self.model, self.sha256, self.progress = graph, options, model, sha256, progress
         self.devices, self.link = list(options.devices), options.link
@@ -135,7 +135,7 @@ class Planner:
     def _variants(self, mode: str, found: Mapping[str, Variant]) -> list[Variant]:
         variants, errors = [], []
         for shares in self._shares(mode, found):
-            self.progress(f"trying {mode} on {words.plural(sum(s > 0 for s in shares), 'device')}",
+            self.progress(f"trying {mode} on {plural(sum(s > 0 for s in shares), 'device')}",
                           SEARCHED.index(mode) / len(SEARCHED))
             try:
                 variants += [self._drafted(mode, assignment) for assignment in self._assignments(mode, shares)]
@@ -286,7 +286,7 @@ def _same(plan: Plan, found: Mapping[str, Variant]) -> str | None:
 
 
 def _on_wire(plan: Plan, wire: str) -> Plan:
-    """With the bytes that really travel: float16 halves what moves between devices, not what the coordinator sends."""
+    """The plan with the bytes that travel: float16 halves what moves between devices, not what the coordinator sends."""
     if wire == "float32":
         return plan
     wide = {v.name for v in plan.values if v.dtype == "float32"}
@@ -296,8 +296,7 @@ def _on_wire(plan: Plan, wire: str) -> Plan:
     return msgspec.structs.replace(plan, transfers=transfers, wire=wire)
 
 
-def measure_modes(model: Path, options: SplitOptions, seconds: float,
-                  progress: Progress = lambda text, share: None) -> Profile:
+def measure_modes(model: Path, options: SplitOptions, seconds: float, progress: Progress = silent) -> Profile:
     """Measure the segments of every mode of a model, here; nothing is written. See gkp.edge.profile.measure."""
     options.check()
     progress(f"opening {clean(model.name)}", None)
@@ -305,7 +304,7 @@ def measure_modes(model: Path, options: SplitOptions, seconds: float,
     return measure(Planner(graph, options, clean(model.name), progress=progress).jobs(), seconds, progress)
 
 
-def split(model: Path, out: Path, options: SplitOptions, progress: Progress = lambda text, share: None) -> Plan:
+def split(model: Path, out: Path, options: SplitOptions, progress: Progress = silent) -> Plan:
     """Open a model, plan it, and write it to `out`: plan.json, plan.html and one folder per device, verified against the
     unsplit model.
 

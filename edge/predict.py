@@ -32,7 +32,7 @@ def predict(plan: Plan, profiles: Profiles | None = None, reason: str = "") -> P
 
 
 def busy_ms(plan: Plan, times: Sequence[float]) -> dict[tuple[str, int], float]:
-    """For one request, milliseconds for which every resource is busy: ("compute", device), ("out", device),
+    """Milliseconds for which one request keeps every resource busy: ("compute", device), ("out", device),
     ("in", device), or ("medium", 0) in place of the directions."""
     busy: dict[tuple[str, int], float] = defaultdict(float)
     for segment in plan.segments:
@@ -65,7 +65,7 @@ def cpu_ms(plan: Plan, times: Sequence[float]) -> float:
 
 
 def _own(plan: Plan, busy: Mapping[tuple[str, int], float]) -> dict[int, float]:
-    """Of every device that computes: its processor's time."""
+    """The processor's time of every device that computes."""
     return {d: busy["compute", d] for d in sorted({s.device for s in plan.segments})}
 
 

@@ -19,15 +19,16 @@ from typing import Any, Protocol
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from gkp.edge.plan import Plan, Segment, Value, device_folder, read_plan
 from gkp.edge.segment_file import open_segment
-from gkp.edge.words import clean
 from gkp.errors import FileError, UsageError
 from gkp.runtime.environment import fingerprint
 from gkp.runtime.measure import interleave
 from gkp.runtime.statistics import quartiles, ratio_interval
+from gkp.structs import read_json
+from gkp.text import clean
+from gkp.types import Array, Progress, silent
 
 FILE_NAME = "profile.json"
 DEVICE_FILE = "manifest.json"
@@ -38,11 +39,8 @@ _MAX_OPEN = 256 << 20
 """Bytes of weights opened at once."""
 _ONES = [1.0] * 10_000
 
-Array = npt.NDArray[Any]
-Progress = Callable[[str, float | None], None]
 
-
-class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SegmentTime(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One piece of a network. ms: median, q1, q3: quartiles, low, high: 95 % bootstrap interval of the median; cpu_ms:
     median of the process's processor time for a call; runs: samples; estimated_ms: by the cost model, for comparison."""
 
@@ -66,7 +64,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     cpu: int | None
     load_average: tuple[float, float]
     steal: float | None
-    entries: dict[str, Entry]
+    entries: dict[str, SegmentTime]
     threads: int = 1
     schema_version: int = SCHEMA_VERSION
 
@@ -99,7 +97,7 @@ class Profiles:
 
 
 def signature(plan: Plan, segment: Segment) -> str:
-    """Of what the segment computes: 32 hexadecimal digits."""
+    """32 hexadecimal digits that stand for what the segment computes."""
     values = {v.name: v for v in plan.values}
 
     def shapes(names: Sequence[str]) -> list[tuple[list[int], str]]:
@@ -143,18 +141,11 @@ def with_measured(plan: Plan, profiles: Profiles) -> Plan:
 # ---- files ----------------------------------------------------------------------------------------------------------
 def read_profile(path: Path) -> Profile:
     """FileError when it is missing, too large, malformed, of another version, or holds times that are none."""
-    try:
-        if path.stat().st_size > _MAX_FILE:
-            raise FileError(f"{path} is larger than {_MAX_FILE >> 20} MiB", "measure again with gkp edge profile")
-        found = msgspec.json.decode(path.read_bytes(), type=Profile)
-    except FileNotFoundError:
-        raise FileError(f"no such file: {path}", "gkp edge profile writes it") from None
-    except OSError as e:
-        raise FileError(f"{path} cannot be read: {e.strerror}", "check its permissions") from e
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
-        raise FileError(f"{path} is not a profile: {str(e)[:200]}", "measure again with gkp edge profile") from e
-    if found.schema_version != SCHEMA_VERSION or not all(0 < e.ms < 1e9 for e in found.entries.values()):
-        raise FileError(f"{path} is not a profile that this gkp reads", "measure again with gkp edge profile")
+    hint = "measure again with gkp edge profile"
+    found = read_json(path, Profile, limit=_MAX_FILE, what="a profile", hint=hint, missing_hint="gkp edge profile writes it",
+                      version=SCHEMA_VERSION)
+    if not all(0 < e.ms < 1e9 for e in found.entries.values()):
+        raise FileError(f"{path} is not a profile: it holds times that make no sense", hint)
     return found
 
 
@@ -176,7 +167,7 @@ def parse_profiles(values: Sequence[str]) -> Profiles:
 
 
 def encode(profile: Profile) -> bytes:
-    """As indented JSON."""
+    """The profile as indented JSON."""
     return msgspec.json.format(msgspec.json.encode(profile, order="deterministic"), indent=1) + b"\n"
 
 
@@ -215,7 +206,7 @@ def folder_jobs(directory: Path, trust_code: bool = False) -> list[Job]:
     return jobs
 
 
-def measure(jobs: Sequence[Job], seconds: float = 10.0, progress: Progress = lambda text, share: None) -> Profile:
+def measure(jobs: Sequence[Job], seconds: float = 10.0, progress: Progress = silent) -> Profile:
     """Time every job alone: one thread, pinned to one core, the pieces of a batch turn by turn in one process. Jobs of one
     signature are measured once. The first job (the unsplit network, where there is one) takes part in every batch.
 
@@ -236,11 +227,11 @@ def measure(jobs: Sequence[Job], seconds: float = 10.0, progress: Progress = lam
                 kept[1].extend(processor)
     return Profile(machine=fingerprint(), cpu=cpu, load_average=(round(load, 2), round(os.getloadavg()[0], 2)),
                    steal=_steal(before, _ticks()),
-                   entries={key: _entry(unique[key].segment, *samples[key]) for key in unique})
+                   entries={key: _segment_time(unique[key].segment, *samples[key]) for key in unique})
 
 
 def _batches(jobs: Mapping[str, Job]) -> list[dict[str, Job]]:
-    """As many as fit into memory together; the first one in each."""
+    """The jobs in batches of as many as fit into memory together; the first job is in each."""
     first, *others = jobs
     batches: list[dict[str, Job]] = [{first: jobs[first]}]
     size = start = jobs[first].segment.weights_bytes
@@ -285,10 +276,10 @@ def _sample(value: Value, rng: np.random.Generator) -> Array:
     return rng.integers(0, 2, value.shape).astype(dtype)
 
 
-def _entry(segment: Segment, wall: Sequence[float], processor: Sequence[float]) -> Entry:
+def _segment_time(segment: Segment, wall: Sequence[float], processor: Sequence[float]) -> SegmentTime:
     q1, middle, q3 = quartiles(wall)
     _, low, high = ratio_interval(wall, _ONES[:len(wall)])
-    return Entry(layers=segment.layers, macs=segment.macs, ms=middle, q1=q1, q3=q3, low=low, high=high,
+    return SegmentTime(layers=segment.layers, macs=segment.macs, ms=middle, q1=q1, q3=q3, low=low, high=high,
                  cpu_ms=median(processor), runs=len(wall), estimated_ms=segment.estimated_ms)
 
 

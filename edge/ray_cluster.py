@@ -30,6 +30,7 @@ from gkp.edge.served import MANIFEST, check_plan
 from gkp.edge.supervise import Supervisor
 from gkp.errors import BackendMissingError, FileError, GkpError, UnsafeFileError
 from gkp.files import write_file
+from gkp.text import clean
 
 RESOURCE = "gkp:"
 """Before a device's name: the resource of the node that is this device."""
@@ -55,7 +56,7 @@ class UpOptions:
 
 @dataclass(frozen=True)
 class Part:
-    """Of one device in one plan."""
+    """The part of one device in one plan."""
 
     directory: Path
     plan: Plan
@@ -147,7 +148,7 @@ class RayFleet:
 
     @contextlib.contextmanager
     def closing(self) -> Iterator[None]:
-        """At its end, nothing is started again any more."""
+        """A context at whose end nothing is started again any more."""
         try:
             yield
         finally:
@@ -180,7 +181,7 @@ class RayFleet:
                                       "ray status shows the nodes and what they wait for") from None
         except Exception as e:  # Ray raises its own, and what unpickling raises on a node without gkp
             last = next((line for line in reversed(str(e).splitlines()) if line.strip()), type(e).__name__)
-            raise BackendMissingError(f"the node of device {name} cannot run gkp: {last.strip()[:200]}",
+            raise BackendMissingError(f"the node of device {name} cannot run gkp: {clean(last, 200)}",
                                       f'pip install "gkp[ray]=={__version__}" in the Python of its ray start') from e
         if place.version != __version__:
             raise BackendMissingError(f"the node of device {name} has gkp {place.version}, here is {__version__}",
@@ -194,7 +195,7 @@ class RayFleet:
                                                self._folders[name])
 
     def _outcome(self, ref: Any, timeout: float) -> str:
-        """Of a start. "" when it serves."""
+        """What came of a start: "" when it serves."""
         if not self._wait(ref, timeout):
             return f"it took over {timeout:g} s"
         try:
@@ -220,7 +221,7 @@ def _one_line(error: Exception) -> str:
 
 # ---- what is checked before -----------------------------------------------------------------------------------------
 def _parts(plans: Mapping[Path, Plan]) -> dict[str, list[Part]]:
-    """By device name, of those that compute something in any plan."""
+    """The parts of those devices that compute something in any plan, by name."""
     found: dict[str, list[Part]] = {}
     for directory, plan in plans.items():
         for k in sorted({segment.device for segment in plan.segments}):

@@ -17,6 +17,7 @@ from typing import Any
 
 from gkp.edge.identity import check_address, require_grpc
 from gkp.errors import BackendMissingError, FileError, UsageError
+from gkp.require import require
 
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 _DEFAULT_TOKEN = Path(".ray") / "auth_token"
@@ -50,10 +51,7 @@ def joined(address: str) -> Iterator[Any]:
 def import_ray() -> Any:
     """The module. BackendMissingError when Ray is not installed or too old to ask for a token."""
     os.environ[MODE] = "token"  # the one way to tell Ray, which reads it when it is imported
-    try:
-        import ray
-    except ImportError as e:
-        raise BackendMissingError("Ray is not installed", 'pip install "gkp[ray]", on every node') from e
+    ray = require("ray", "ray", note="on every node")
     if tuple(int(n) for n in ray.__version__.split(".")[:2] if n.isdigit()) < _OLDEST:
         raise BackendMissingError(f"Ray {ray.__version__} has no token authentication",
                                   f'pip install "ray>={_OLDEST[0]}.{_OLDEST[1]}", on every node')
@@ -118,7 +116,7 @@ def _probe(address: str, token: str | None) -> str:
 
 
 def _channel(address: str) -> Any:
-    """As Ray connects: with TLS when its variables say so."""
+    """A channel like Ray's own: with TLS when its variables say so."""
     import grpc
 
     if not encrypted():

@@ -35,7 +35,7 @@ class Place:
 
     @property
     def address(self) -> str:
-        """As gkp edge writes it."""
+        """Host and port as gkp edge writes them."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,17 @@ from gkp.edge.plan import COORDINATOR, Plan
 from gkp.edge.predict import busy_ms, device_memory
 from gkp.edge.profile import Profiles, plan_times
 from gkp.edge.simulate import Timeline, simulate
-from gkp.errors import BackendMissingError, UsageError
+from gkp.errors import UsageError
 from gkp.files import write_file
+from gkp.require import require
+from gkp.text import clean, plural
 
 FILE_NAME = "plan.html"
 _TEMPLATE = "plan.html.j2"
 LANE = 52
 """Pixels of a device's row in the picture; positions across are percent of its width."""
 _BAR, _TOP = 22, 14
+_short = partial(clean, middle=True)
 MOST_ROWS, MOST_MESSAGES, MOST_LISTED = 32, 1200, 200
 
 
@@ -89,23 +93,18 @@ def write_html(plan: Plan, path: Path, profiles: Profiles | None = None) -> None
     write_file(path, render(plan, profiles).encode("utf-8"))
 
 
-def require_jinja2() -> None:
-    """BackendMissingError unless jinja2 is here; to be asked before long work."""
-    try:
-        import jinja2  # noqa: F401
-    except ImportError:
-        raise BackendMissingError("plan.html needs jinja2, which is not installed", 'pip install "gkp[report]"') from None
+def require_jinja2() -> Any:
+    """The module, or BackendMissingError; to be asked before long work."""
+    return require("jinja2", "report", FILE_NAME)
 
 
 def render(plan: Plan, profiles: Profiles | None = None) -> str:
     """The page as text."""
-    require_jinja2()
-    import jinja2
-
+    jinja2 = require_jinja2()
     # Every string is cleaned on its way out and then escaped, whatever it is, so no template line can forget it.
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
-                                     lstrip_blocks=True, finalize=lambda v: words.clean(v, 2000) if type(v) is str else v)
-    environment.filters.update(ms=words.ms, size=words.size, short=words.clean)
+                                     lstrip_blocks=True, finalize=lambda v: clean(v, 2000) if type(v) is str else v)
+    environment.filters.update(ms=words.ms, size=words.size, short=_short, plural=plural)
     source = resources.files("gkp.edge").joinpath(_TEMPLATE).read_text("utf-8")
     return str(environment.from_string(source).render(plan=plan, **_view(plan, profiles)))
 
@@ -150,13 +149,13 @@ def picture(plan: Plan, timeline: Timeline) -> Picture:
                             _percent(sent.arrival, end), y[transfer.target] + (0 if down else _BAR),
                             f"{_tensor(plan, transfer.value)}: {words.size(transfer.bytes)}, {_name(plan, transfer.source)} "
                             f"to {_name(plan, transfer.target)}, {words.ms(sent.start)} to {words.ms(sent.arrival)} ms"))
-    left = [words.plural(n, what) for n, what in ((len(plan.devices) - len(shown), "device"),
-                                                  (len(messages) - len(drawn), "message")) if n]
+    left = [plural(n, what) for n, what in ((len(plan.devices) - len(shown), "device"),
+                                            (len(messages) - len(drawn), "message")) if n]
     return Picture(rows=tuple((_name(plan, d), _note(plan, d), at) for d, at in y.items()), boxes=tuple(boxes),
                    arrows=tuple(arrows), ticks=tuple(_ticks(end)), height=_TOP + len(y) * LANE, left_out=" and ".join(left),
-                   description=f"{words.plural(len(timeline.runs), 'segment')} on "
-                               f"{words.plural(len(words.busy_devices(plan)), 'device')} and "
-                               f"{words.plural(len(messages), 'message')} in {words.ms(end)} ms")
+                   description=f"{plural(len(timeline.runs), 'segment')} on "
+                               f"{plural(len(words.busy_devices(plan)), 'device')} and "
+                               f"{plural(len(messages), 'message')} in {words.ms(end)} ms")
 
 
 def _percent(value: float, end: float) -> float:
@@ -174,19 +173,19 @@ def _ticks(end: float) -> Iterator[tuple[float, str]]:
 
 
 def _name(plan: Plan, device: int) -> str:
-    return "coordinator" if device == COORDINATOR else words.clean(plan.devices[device].name, 24)
+    return "coordinator" if device == COORDINATOR else _short(plan.devices[device].name, 24)
 
 
 def _note(plan: Plan, device: int) -> str:
     if device == COORDINATOR:
         return "sends the input, takes the answer"
     count = sum(s.device == device for s in plan.segments)
-    return words.plural(count, "segment") if count else "idle"
+    return plural(count, "segment") if count else "idle"
 
 
 def _segment_words(plan: Plan, index: int, start: float, end: float) -> str:
     segment = plan.segments[index]
-    layers = ", ".join(words.clean(name, 40) for name in segment.layers[:4])
+    layers = ", ".join(_short(name, 40) for name in segment.layers[:4])
     more = f" and {len(segment.layers) - 4} more" if len(segment.layers) > 4 else ""
     return (f"segment {index} on {_name(plan, segment.device)}: {words.ms(end - start)} ms from {words.ms(start)}; "
             f"{segment.macs / 1e6:.3g} M multiply-accumulates; {layers}{more}")
@@ -196,7 +195,7 @@ def _segment_words(plan: Plan, index: int, start: float, end: float) -> str:
 def device_rows(plan: Plan, times: Sequence[float], timeline: Timeline) -> list[DeviceRow]:
     """One row per device."""
     busy, memory = busy_ms(plan, times), device_memory(plan, [timeline])
-    return [DeviceRow(name=words.clean(d.name, 40), speed=d.speed, segments=sum(s.device == k for s in plan.segments),
+    return [DeviceRow(name=_short(d.name, 40), speed=d.speed, segments=sum(s.device == k for s in plan.segments),
                       busy_ms=busy.get(("compute", k), 0.0), macs=sum(s.macs for s in plan.segments if s.device == k),
                       memory_bytes=memory[k], memory_limit=d.memory_bytes,
                       sent=sum(t.bytes for t in plan.transfers if t.source == k),
@@ -205,7 +204,7 @@ def device_rows(plan: Plan, times: Sequence[float], timeline: Timeline) -> list[
 
 
 def _tensor(plan: Plan, value: str) -> str:
-    return next((words.clean(v.tensor, 60) for v in plan.values if v.name == value), words.clean(value, 60))
+    return next((_short(v.tensor, 60) for v in plan.values if v.name == value), _short(value, 60))
 
 
 def _tensors(plan: Plan) -> list[tuple[str, int, int]]:

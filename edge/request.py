@@ -10,8 +10,9 @@ import msgspec
 
 from gkp.edge.client import Pending
 from gkp.edge.flow import Flow
-from gkp.edge.oip import Array, Parameter, Refusal
+from gkp.edge.oip import Parameter, Refusal
 from gkp.edge.served import Shard
+from gkp.types import Array
 
 Key = tuple[str, str]
 """(plan, request id)"""

@@ -26,7 +26,7 @@ class Route:
 
     @property
     def names(self) -> list[str]:
-        """Of its devices."""
+        """The names of its devices."""
         return [self.plan.devices[k].name for k in self.devices]
 
     def reads(self, device: int) -> list[str]:
@@ -68,7 +68,7 @@ class Routes:
 
     @contextmanager
     def taken(self, route: Route) -> Iterator[None]:
-        """For the time of a request."""
+        """A context that counts the route as busy: it lasts as long as a request."""
         with self._lock:
             self._turns += 1
             self._busy[route] += 1

@@ -16,8 +16,8 @@ _MAX_BYTES = 2 << 30
 
 
 def open_segment(folder: Path, plan: Plan, segment: Segment, threads: int, *, trusted: bool, spin: bool = True) -> Runner:
-    """From the device's folder. trusted: somebody vouches for the plan, so that its native libraries, which are programs,
-    may run. spin: threads wait for work busily.
+    """A segment from its device's folder. trusted: somebody vouches for the plan, so that its native libraries, which are
+    programs, may run. spin: threads wait for work busily.
 
     FileError when the file is missing, is not the one that the plan names, or has other inputs and outputs; UnsafeFileError
     for a native library that is not trusted; BackendMissingError without its runtime."""

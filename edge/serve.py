@@ -88,7 +88,7 @@ def _only_name(shards: Sequence[Shard], keys: Keys | None, folder: Path | None) 
 
 
 def _connect(shards: Sequence[Shard], peers: Mapping[str, str], keys: Keys | None, limit: int) -> dict[str, Connection]:
-    """To every device that a shard sends to. The addresses are the owner's (options, plan): no message can name one."""
+    """Connections to all devices that a shard sends to. The addresses are the owner's (options, plan), never a message's."""
     known = {d.name: d.address for shard in shards for d in shard.plan.devices}
     if strange := next((name for name in peers if name not in known), None):
         raise UsageError(f"--peer {strange}: the plan has no such device", f"its devices: {', '.join(known)}")

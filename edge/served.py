@@ -14,11 +14,13 @@ import numpy as np
 
 from gkp.edge import identity
 from gkp.edge.flow import Routes
-from gkp.edge.oip import DATATYPES, MAX_AXES, Array, Spec
+from gkp.edge.oip import DATATYPES, MAX_AXES, Spec
 from gkp.edge.plan import COORDINATOR, Plan, Segment, Value, read_plan
 from gkp.edge.segment_file import open_segment
 from gkp.errors import FileError, UnsafeFileError
 from gkp.runtime.runners import Runner
+from gkp.structs import read_json
+from gkp.types import Array
 
 MANIFEST = "manifest.json"
 _MAX_MANIFEST = 1 << 20
@@ -43,7 +45,7 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """Of the device."""
+        """The device's name."""
         return self.plan.devices[self.device].name
 
     @cached_property
@@ -53,7 +55,7 @@ class Shard:
 
     @cached_property
     def segments(self) -> list[Segment]:
-        """Of this device, in the plan's order."""
+        """What this device computes, in the plan's order."""
         return [s for s in self.plan.segments if s.device == self.device]
 
     @cached_property
@@ -131,18 +133,8 @@ def open_shard(folder: Path, threads: int, signed: frozenset[str] | None) -> Sha
 
 
 def _read_manifest(folder: Path) -> DeviceManifest:
-    path = folder / MANIFEST
-    try:
-        if path.stat().st_size > _MAX_MANIFEST:
-            raise FileError(f"{path} is over {_MAX_MANIFEST >> 10} KiB", "split the model again")
-        return msgspec.json.decode(path.read_bytes(), type=DeviceManifest)
-    except FileNotFoundError:
-        raise FileError(f"{folder} holds no {MANIFEST}", "give the folder of one device: DIR/device_0, ...") from None
-    except OSError as e:
-        raise FileError(f"{path} cannot be read: {e.strerror}", "check its permissions") from e
-    except (msgspec.MsgspecError, ValueError, RecursionError) as e:
-        raise FileError(f"{path} is not the manifest of a device: {str(e)[:200]}",
-                        "give the folder of one device: DIR/device_0, ...") from e
+    return read_json(folder / MANIFEST, DeviceManifest, limit=_MAX_MANIFEST, what="the manifest of a device",
+                     hint="give the folder of one device: DIR/device_0, ...", missing=f"{folder} holds no {MANIFEST}")
 
 
 def _warm_up(shard: Shard, segment: Segment) -> None:

@@ -26,7 +26,7 @@ from gkp.edge.worker import Worker
 from gkp.errors import UsageError
 
 DEADLINE_S = 30.0
-"""Of a request whose client names none."""
+"""What a request has whose client names none."""
 MAX_DEADLINE_S = 600.0
 _FOREVER_S = 1e9
 """gRPC says of a call without deadline that it has more than this left."""
@@ -43,7 +43,7 @@ class Service:
         self._worker, self._secured = worker, secured
 
     def handlers(self) -> grpc.GenericRpcHandler:
-        """For grpc.server."""
+        """What a grpc.server answers its calls with."""
         answers: Mapping[str, Callable[[Any, Any], Any]] = {
             "ServerLive": self._server_live, "ServerReady": self._server_ready, "ModelReady": self._model_ready,
             "ServerMetadata": self._server_metadata, "ModelMetadata": self._model_metadata, "ModelInfer": self._infer}

@@ -155,7 +155,7 @@ class _Sharding:
         return alive
 
     def device(self, lane: int) -> int:
-        """Of a lane; the COORDINATOR is its own."""
+        """The device of a lane; the COORDINATOR is its own."""
         return lane if lane == COORDINATOR else lane % self.count
 
     @property
@@ -255,7 +255,7 @@ class _Sharding:
 
     # ---- segments -----------------------------------------------------------------------------------------------
     def _segments(self) -> list[SegmentDraft]:
-        """By device and level; what others wait for comes first, in a segment of its own if the rest is work."""
+        """Segments by device and level; what others wait for comes first, in a segment of its own if the rest is work."""
         sent = {maker for (_, device), items in self.supply.items() for item in items
                 if self.device(item.source) != device for maker in self.makers(item)}
         answer = self.graph.outputs[0]

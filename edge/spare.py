@@ -11,7 +11,6 @@ from types import TracebackType
 
 import msgspec
 
-from gkp.edge.attempt import Array
 from gkp.edge.failures import ComputeError, DeadlineError
 from gkp.edge.local import LocalExecutor
 from gkp.edge.oip import check_finite
@@ -19,6 +18,7 @@ from gkp.edge.plan import Plan, device_folder
 from gkp.edge.served import open_shard
 from gkp.edge.trace import Trace
 from gkp.errors import GkpError
+from gkp.types import Array
 
 
 class Spare:
@@ -64,7 +64,7 @@ class Spare:
             raise ComputeError(f"devices are lost, and the coordinator cannot compute the model: {e.message}", e.hint) from e
 
     def trace(self, attempts: int, total_ms: float) -> Trace:
-        """Of a request that was computed here."""
+        """The trace of a request that was computed here."""
         return Trace(plan=self._hash, ran="coordinator", attempts=attempts, total_ms=total_ms, shares=[], steps=[])
 
     def close(self) -> None:

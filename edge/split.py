@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import onnx
 
 from gkp import manifest
@@ -26,11 +24,11 @@ from gkp.edge.plan import COORDINATOR, FILE_NAME, Device, Layout, Link, Plan, Se
 from gkp.edge.shard import SegmentDraft, Sharded, shard
 from gkp.errors import GkpError, UsageError, VerificationError
 from gkp.text import clean
+from gkp.types import Array, Progress, silent
 
 TOLERANCE = 5e-5
 """Relative to max(1, largest output): across devices, sums are taken in another order."""
 DEVICE_FILE = "manifest.json"
-Progress = Callable[[str, float | None], None]
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ def _everywhere(sharded: Sharded, devices: Sequence[int]) -> dict[str, Layout]:
 
 
 def write(opened: GroupedModel, made: Draft, out: Path, *, force: bool = False, engine: Engine | None = None,
-          progress: Progress = lambda text, share: None) -> Plan:
+          progress: Progress = silent) -> Plan:
     """Write a draft and verify it, all devices in this process, against the opened model; the plan with its files. engine:
     that prepared the draft's pieces, by default ONNX Runtime's. Nothing is left behind when it fails."""
     engine = engine or OrtEngine()
@@ -143,7 +141,7 @@ def check(opened: GroupedModel, made: Draft, folder: Path, engine: Engine) -> st
             + rounding)
 
 
-def _rounding(executor: LocalExecutor, wire: str, x: npt.NDArray[Any]) -> str:
+def _rounding(executor: LocalExecutor, wire: str, x: Array) -> str:
     """How much the outputs change when values between devices are rounded, in words; "" where they are not."""
     if wire == "float32":
         return ""

@@ -14,8 +14,8 @@ from types import TracebackType
 from gkp.edge.client import KEEPALIVE_S, Connection, RemoteError
 
 EVERY, PATIENCE = 0.25, 1.5
-"""Of a keepalive interval: from an answer to the next health check, and for its answer. A device that stops right after an
-answer is given up 1.75 intervals later. Patience is long, since a small board may have all its cores busy."""
+"""Shares of a keepalive interval: from an answer to the next health check, and for its answer. A device that stops right
+after an answer is given up 1.75 intervals later. Patience is long, since a small board may have all its cores busy."""
 _RETRY_S = 0.25
 """Between health checks of a lost device."""
 
@@ -64,7 +64,7 @@ class Supervisor:
             thread.start()
 
     def states(self) -> dict[str, DeviceState]:
-        """Of every device, by name."""
+        """How every device is, by its name."""
         with self._changed:
             return {name: watched.state for name, watched in self._devices.items()}
 

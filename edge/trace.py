@@ -41,8 +41,9 @@ class DeviceShare(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Trace(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one request. plan: hash; ran: "devices", or "coordinator" when it computed the answer itself because devices were
-    lost; attempts: how often it was sent; total_ms: from the call of trace() to the answer, by the coordinator's clock."""
+    """What happened to one request. plan: hash; ran: "devices", or "coordinator" when it computed the answer itself because
+    devices were lost; attempts: how often it was sent; total_ms: from the call of trace() to the answer, by the
+    coordinator's clock."""
 
     plan: str
     ran: str
@@ -54,12 +55,12 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def sent_bytes(self) -> int:
-        """Between devices."""
+        """What moved between devices."""
         return sum(share.sent_bytes for share in self.shares)
 
 
 def trace_of(route: Route, replies: Mapping[int, Reply], attempts: int, total_ms: float) -> Trace:
-    """From the answers of all devices of the route."""
+    """The trace in the answers of all devices of the route."""
     shares, steps = [], []
     for device in sorted(replies):
         name, said = route.plan.devices[device].name, replies[device].parameters

@@ -68,7 +68,7 @@ class Window:
 
 
 def window_of(node: Node) -> Window:
-    """Of a stock Conv or pool without auto_pad."""
+    """The window of a stock Conv or pool without auto_pad."""
     rank = len(node.inputs[0].shape) - 2
     kernel = node.attrs.get("kernel_shape") or list(node.inputs[1].shape[2:])
     pads = node.attrs.get("pads") or [0] * 2 * rank

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gkp.edge.plan import Plan, Prediction
-from gkp.report.wording import milliseconds
-from gkp.text import plural as plural
+from gkp.report.wording import milliseconds as ms
+from gkp.text import clean, plural
 
-ms = milliseconds
 MODE_WORDS = {
     "local": "the whole network on one device",
     "replicas": "the whole network on every device, a request to each in turn",
@@ -17,12 +16,6 @@ MODE_WORDS = {
     "pipeline": "every device computes some consecutive blocks",
     "hybrid": "every block in the way that suits it",
 }
-
-
-def clean(text: object, limit: int = 200) -> str:
-    """One line of printable text, cut in the middle to `limit` characters: both ends of a name tell layers apart."""
-    line = "".join(c if c.isprintable() else "?" for c in str(text)[: 4 * limit])
-    return line if len(line) <= limit else f"{line[: limit // 2 - 1]}…{line[-(limit // 2):]}"
 
 
 def size(count: float) -> str:
@@ -55,12 +48,12 @@ def link_words(plan: Plan) -> str:
     """`1gbe: 117 MB/s, round trip 0.2 ms, 0.2 ms per message`."""
     link = plan.link
     shared = ", shared by all" if link.shared else ""
-    return (f"{clean(link.name, 60)}: {size(link.bandwidth)}/s{shared}, round trip {link.rtt * 1e3:.3g} ms, "
+    return (f"{clean(link.name, 60, middle=True)}: {size(link.bandwidth)}/s{shared}, round trip {link.rtt * 1e3:.3g} ms, "
             f"{link.overhead * 1e3:.3g} ms per message")
 
 
 @dataclass(frozen=True)
-class Row:
+class ModeRow:
     """A mode's row: the written one first. ratio: one device's cost / this one's by the objective, None without a row of
     mode "local"."""
 
@@ -69,7 +62,7 @@ class Row:
     ratio: float | None
 
 
-def rows(plan: Plan) -> list[Row]:
+def rows(plan: Plan) -> list[ModeRow]:
     """The chosen mode and what was rejected, cheapest first."""
     given = [p for p in (plan.predicted, *plan.rejected) if p is not None]
     local = next((p for p in given if p.mode == "local"), None)
@@ -78,9 +71,9 @@ def rows(plan: Plan) -> list[Row]:
         mine = cost(prediction, plan.objective)
         return cost(local, plan.objective) / mine if local is not None and mine > 0 else None
 
-    chosen = [Row(plan.predicted, True, ratio(plan.predicted))] if plan.predicted is not None else []
+    chosen = [ModeRow(plan.predicted, True, ratio(plan.predicted))] if plan.predicted is not None else []
     others = sorted(plan.rejected, key=lambda p: cost(p, plan.objective))
-    return [*chosen, *(Row(p, False, ratio(p)) for p in others)]
+    return [*chosen, *(ModeRow(p, False, ratio(p)) for p in others)]
 
 
 def busy_devices(plan: Plan) -> list[int]:

@@ -21,11 +21,12 @@ import numpy as np
 
 from gkp.edge.client import Connection, Pending, RemoteError
 from gkp.edge.flow import Done, Flow
-from gkp.edge.oip import Array, Call, Parameter, Refusal, check_finite
+from gkp.edge.oip import Call, Parameter, Refusal, check_finite
 from gkp.edge.plan import COORDINATOR, Segment
 from gkp.edge.request import Key, Request
 from gkp.edge.served import Shard
 from gkp.errors import GkpError
+from gkp.types import Array
 
 QUEUE = 16
 """Requests that may be open at once, by default."""
@@ -285,7 +286,7 @@ class Worker:
             return moving
 
     def _leaving(self, request: Request, done: Done) -> list[tuple[str, Array, int]]:
-        """For every message; the plan's output is kept for the answer of the run call."""
+        """What leaves in which message; the plan's output is kept for the answer of the run call."""
         moving = []
         for send in done.sends:
             for target in send.targets:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 
+from gkp.text import clean
+
 Capability = tuple[int, int]
 """CUDA compute capability, (major, minor): (8, 9) is Ada."""
 
@@ -64,5 +66,4 @@ def _first_device(cuda: ctypes.CDLL, version: str) -> Driver | None:
             or cuda.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device) \
             or cuda.cuDeviceGetName(name, _NAME_BYTES, device):
         return None
-    text = "".join(c if c.isprintable() else "?" for c in name.value.decode("utf-8", "replace"))
-    return Driver(version, text, (major.value, minor.value))
+    return Driver(version, clean(name.value.decode("utf-8", "replace")), (major.value, minor.value))

@@ -9,7 +9,6 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from gkp import manifest as manifest_module
 from gkp.errors import FileError, GkpError, UsageError
@@ -19,8 +18,8 @@ from gkp.runtime.native import NativeRunner
 from gkp.runtime.runners import OpenVinoRunner, OrtRunner, Runner
 from gkp.runtime.trt import TrtRunner, pick_engine, runtime_cache_file
 from gkp.runtime.trust import require_trust
+from gkp.types import Array
 
-Array = npt.NDArray[Any]
 DENSE = "dense.onnx"
 """The dense baseline, in an artefact whose target runs ONNX."""
 
@@ -55,10 +54,10 @@ def _one_of(*names: str) -> Callable[[Manifest], list[str]]:
 
 
 @dataclass(frozen=True)
-class Engine:
-    """What runs the artefacts of a target. files: names of the files in an artefact that it opens; pick: the one of them
-    for this machine; program: opening it runs code of its maker; other: what runs the artefact's other models
-    (dense.onnx); baseline: the file of the dense baseline, None where there is none."""
+class Opener:
+    """How the artefacts of a target are opened. files: names of the files in an artefact that `open` takes; pick: the one of
+    them for this machine; program: opening it runs code of its maker; other: opens the artefact's other models (dense.onnx);
+    baseline: the file of the dense baseline, None where there is none."""
 
     files: Callable[[Manifest], Sequence[str]]
     open: Callable[[Path, Manifest], Runner]
@@ -73,12 +72,12 @@ class Engine:
 
 
 _ONNX = _one_of("model.onnx")
-RUNNERS: Mapping[str, Engine] = {
-    "onnx": Engine(_ONNX, _ort), "ort": Engine(_ONNX, _ort), "openvino": Engine(_ONNX, _openvino),
-    "native": Engine(_one_of("model.so", INDEX), _native, program=True, other=_ort),
-    "trt": Engine(lambda m: [e.file for e in m.engines], _trt, program=True, other=_ort, pick=lambda m: pick_engine(m).file,
+RUNNERS: Mapping[str, Opener] = {
+    "onnx": Opener(_ONNX, _ort), "ort": Opener(_ONNX, _ort), "openvino": Opener(_ONNX, _openvino),
+    "native": Opener(_one_of("model.so", INDEX), _native, program=True, other=_ort),
+    "trt": Opener(lambda m: [e.file for e in m.engines], _trt, program=True, other=_ort, pick=lambda m: pick_engine(m).file,
                   baseline=_trt_baseline)}
-"""By target."""
+"""How the artefacts of each target are opened, by its name."""
 
 
 class LoadedModel:
@@ -166,8 +165,8 @@ def load(directory: str | Path, trust_code: bool = False) -> LoadedModel:
 
 def open_baseline(directory: Path, manifest: Manifest, trust_code: bool = False) -> Runner | None:
     """A session with the artefact's dense baseline; None when there is none in it. Errors of open_runner."""
-    engine = RUNNERS.get(manifest.target)
-    name = engine.baseline(manifest) if engine else None
+    opener = RUNNERS.get(manifest.target)
+    name = opener.baseline(manifest) if opener else None
     return open_runner(directory, manifest, trust_code, name) if name else None
 
 
@@ -175,15 +174,15 @@ def open_runner(directory: Path, manifest: Manifest, trust_code: bool = False, m
     """A session with the manifest's target, threads and provider. model: name of the file in the artefact (default: the
     converted model). FileError when the manifest does not know the file: its checksum was not compared. UnsafeFileError
     when it is a program that this user did not build, unless trust_code."""
-    engine = RUNNERS.get(manifest.target)
-    if engine is None:
+    opener = RUNNERS.get(manifest.target)
+    if opener is None:
         raise GkpError(f"this gkp cannot run artefacts for {manifest.target!r}", "update gkp")
-    name = model or engine.main(manifest)
+    name = model or opener.main(manifest)
     if name not in manifest.files:
         raise FileError(f"the manifest does not name {name}", "convert the model again")
     file = directory / name
-    if name not in engine.files(manifest) and engine.other is not None:
-        return engine.other(file, manifest)
-    if engine.program:
+    if name not in opener.files(manifest) and opener.other is not None:
+        return opener.other(file, manifest)
+    if opener.program:
         require_trust(manifest, file, trust_code)
-    return engine.open(file, manifest)
+    return opener.open(file, manifest)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from gkp.errors import BackendMissingError, FileError, UsageError
+from gkp.errors import FileError, UsageError
+from gkp.require import require
+from gkp.types import Array
 
-Array = npt.NDArray[Any]
 WINOGRAD = ("winograd23", "winograd43", "winograd63")
 """ncnn's Winograd kernels, by output tile (F(2x2, 3x3), F(4x4, 3x3), F(6x6, 3x3)); all are on by default."""
 
@@ -71,8 +71,4 @@ class NcnnRunner:
 
 def import_ncnn() -> Any:
     """The ncnn module, or BackendMissingError."""
-    try:
-        import ncnn
-    except ImportError as e:
-        raise BackendMissingError("ncnn is not installed", 'pip install "gkp[bench]"') from e
-    return ncnn
+    return require("ncnn", "bench")

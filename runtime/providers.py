@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from gkp.errors import BackendMissingError
+from gkp.text import one_line
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider",
              "nv-tensorrt-rtx": "NvTensorRTRTXExecutionProvider"}
@@ -64,8 +65,7 @@ class Provider:
         return session
 
     def _not_started(self, why: str) -> BackendMissingError:
-        text = "".join(c if c.isprintable() else " " for c in " ".join(why.split()))[:300]
-        return BackendMissingError(f"ONNX Runtime did not start {self.ort_name}: {text}", _STARTS[self.name])
+        return BackendMissingError(f"ONNX Runtime did not start {self.ort_name}: {one_line(why)}", _STARTS[self.name])
 
 
 def find_provider(ort: Any, name: str) -> Provider:
@@ -104,8 +104,8 @@ def _register(ort: Any, name: str, ort_name: str) -> None:
                 ctypes.CDLL(str(runtime), mode=ctypes.RTLD_GLOBAL)
         ort.register_execution_provider_library(ort_name, library)
     except Exception as e:
-        text = "".join(c if c.isprintable() else " " for c in " ".join(str(e).split()))[-300:]
-        raise BackendMissingError(f"ONNX Runtime cannot load the plugin of {ort_name}: {text}", _STARTS[name]) from e
+        end = one_line(str(e)[-300:])  # where a chain of libraries says which one is missing
+        raise BackendMissingError(f"ONNX Runtime cannot load the plugin of {ort_name}: {end}", _STARTS[name]) from e
 
 
 def _takes_nothing(session: Any) -> bool:

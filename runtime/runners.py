@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from gkp.errors import BackendMissingError, FileError, UsageError
+from gkp.require import require
 from gkp.runtime.providers import find_provider
+from gkp.text import first_line
+from gkp.types import Array
 
-Array = npt.NDArray[Any]
 Model = bytes | Path
 
 
@@ -47,7 +48,7 @@ class OrtRunner:
         except BackendMissingError:
             raise
         except Exception as e:  # the library raises its own untyped errors
-            raise FileError(f"ONNX Runtime cannot open the model: {_first_line(e)}", "run with -v for the whole text") from e
+            raise FileError(f"ONNX Runtime cannot open the model: {first_line(e)}", "run with -v for the whole text") from e
         self.inputs = [i.name for i in self._session.get_inputs()]
         self.outputs = [o.name for o in self._session.get_outputs()]
 
@@ -55,7 +56,7 @@ class OrtRunner:
         try:
             return list(self._session.run(None, dict(feeds)))
         except Exception as e:
-            raise UsageError(f"ONNX Runtime cannot run the model on this input: {_first_line(e)}",
+            raise UsageError(f"ONNX Runtime cannot run the model on this input: {first_line(e)}",
                              "compare the input's shape with the artefact's manifest.json") from e
 
     def close(self) -> None:
@@ -72,7 +73,7 @@ class OpenVinoRunner:
                        "INFERENCE_PRECISION_HINT": "f32"}
             compiled = core.compile_model(core.read_model(model), "CPU", options)
         except Exception as e:
-            raise FileError(f"OpenVINO cannot open the model: {_first_line(e)}", "run with -v for the whole text") from e
+            raise FileError(f"OpenVINO cannot open the model: {first_line(e)}", "run with -v for the whole text") from e
         self._request = compiled.create_infer_request()
         self.inputs = [i.any_name for i in compiled.inputs]
         self.outputs = [o.any_name for o in compiled.outputs]
@@ -81,7 +82,7 @@ class OpenVinoRunner:
         try:
             self._request.infer(dict(feeds), share_inputs=True)
         except Exception as e:
-            raise UsageError(f"OpenVINO cannot run the model on this input: {_first_line(e)}",
+            raise UsageError(f"OpenVINO cannot run the model on this input: {first_line(e)}",
                              "compare the input's shape with the artefact's manifest.json") from e
         return [np.array(self._request.get_output_tensor(k).data) for k in range(len(self.outputs))]
 
@@ -100,24 +101,9 @@ def _openvino_core() -> Any:
 def import_ort() -> Any:
     """The onnxruntime module, or BackendMissingError."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it writes files into the user's folders on import
-    try:
-        import onnxruntime
-    except ImportError as e:
-        raise BackendMissingError("ONNX Runtime is not installed",
-                                  'pip install "gkp[ort]" (CPU) or "gkp[gpu]" (they share a module: install one)') from e
-    return onnxruntime
+    return require("onnxruntime", "ort", note='(CPU) or "gkp[gpu]" (they share a module: install one)')
 
 
 def import_openvino() -> Any:
     """The openvino module, or BackendMissingError."""
-    try:
-        import openvino
-    except ImportError as e:
-        raise BackendMissingError("OpenVINO is not installed", 'pip install "gkp[openvino]"') from e
-    return openvino
-
-
-def _first_line(error: BaseException) -> str:
-    text = [line.strip() for line in str(error).splitlines() if line.strip()]
-    shown = " ".join(text[:1]) or type(error).__name__
-    return "".join(c if c.isprintable() else "?" for c in shown)[:300]
+    return require("openvino", "openvino")

@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 
 from gkp.errors import BackendMissingError, FileError, GkpError, UnsafeFileError, UsageError
 from gkp.files import write_file
 from gkp.manifest import Engine, EngineTensor, Manifest
 from gkp.runtime.cuda import Capability, device_capability, device_name
 from gkp.runtime.trt_package import EXTRAS, Log, TrtPackage, is_installed, listening, trt_package
-
-Array = npt.NDArray[Any]
+from gkp.text import one_line
+from gkp.types import Array
 
 _FAMILIES = {"7.5": "Turing", "8.0": "Ampere", "8.6": "Ampere", "8.7": "Orin", "8.9": "Ada", "9.0": "Hopper",
              "10.0": "Blackwell", "12.0": "Blackwell", "12.1": "Blackwell"}
@@ -191,7 +190,7 @@ def check_feed(feeds: Mapping[str, Array], spec: EngineTensor) -> Array:
 
 
 def _arranged(x: Array, spec: EngineTensor) -> Array:
-    """In the engine's own layout. Polygraphy takes HWC tensors by their shape in memory."""
+    """The array in the engine's own layout. Polygraphy takes HWC tensors by their shape in memory."""
     return np.ascontiguousarray(np.moveaxis(x, -3, -1) if spec.format == "HWC" else x)
 
 
@@ -225,4 +224,4 @@ def _families(capabilities: Sequence[str]) -> str:
 
 def _why(log: Log, error: BaseException) -> str:
     """The first thing that TensorRT complained about, in one line."""
-    return (log.errors or [" ".join(str(error).split()) or type(error).__name__])[0][:300]
+    return log.errors[0][:300] if log.errors else one_line(str(error) or type(error).__name__)

@@ -12,7 +12,9 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
-from gkp.errors import BackendMissingError, UsageError
+from gkp.errors import UsageError
+from gkp.require import absent, require
+from gkp.text import one_line
 
 EXTRAS = {"tensorrt": "trt", "tensorrt_rtx": "trt-rtx"}
 """The extra of gkp that installs a package, by its name."""
@@ -56,19 +58,14 @@ def trt_package(name: str) -> TrtPackage:
     """Import a package and Polygraphy for it. From here on, Polygraphy's messages go to Python's logging (logger
     "Polygraphy") instead of stdout. BackendMissingError when one of them is not installed or does not work; UsageError
     when Polygraphy serves the other package in this process."""
-    hint = f'pip install "gkp[{EXTRAS[name]}]"'
+    extra = EXTRAS[name]
     try:
         trt = importlib.import_module(name)
     except Exception as e:  # classic wheels fetch their libraries when they are installed, or fail to, and then in any way
-        if is_installed(name):
-            raise BackendMissingError(f"{name} does not work here: {_line(str(e))}", f"{hint}, or install it again") from e
-        raise BackendMissingError(f"{name} is not installed", hint) from e
+        raise absent(name, extra, error=e, note="(or install it again)" if is_installed(name) else "") from e
     if not hasattr(trt, "__version__"):  # some folder of that name
-        raise BackendMissingError(f"{name} is not installed", hint)
-    try:
-        polygraphy = _polygraphy(name == "tensorrt_rtx")
-    except ImportError as e:
-        raise BackendMissingError("Polygraphy is not installed, through which TensorRT is used", hint) from e
+        raise absent(name, extra)
+    polygraphy = _polygraphy(name == "tensorrt_rtx", extra)
     if (name == "tensorrt_rtx") != polygraphy.USE_TENSORRT_RTX:
         raise UsageError(f"this process uses Polygraphy with another package than {name}", "start a new process")
     logger = importlib.import_module("polygraphy.logger").G_LOGGER
@@ -99,26 +96,21 @@ class _Handler(logging.Handler):
         self._log = log
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = _line(record.getMessage())
+        text = one_line(record.getMessage(), 500)
         if record.levelno < logging.ERROR:
             self._log.warnings.append(text)
         elif _NO_DRIVER not in text:
             self._log.errors.append(text)
 
 
-def _polygraphy(rtx: bool) -> Any:
+def _polygraphy(rtx: bool, extra: str) -> Any:
     """polygraphy.config, which reads the switch when it is imported for the first time."""
     before = os.environ.get(_SWITCH)
     os.environ[_SWITCH] = str(int(rtx))
     try:
-        return importlib.import_module("polygraphy.config")
+        return require("polygraphy.config", extra, note="(TensorRT is used through it)")
     finally:
         if before is None:
             del os.environ[_SWITCH]
         else:
             os.environ[_SWITCH] = before
-
-
-def _line(text: str) -> str:
-    """Without line breaks and control characters."""
-    return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))[:500]

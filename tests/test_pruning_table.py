@@ -171,7 +171,7 @@ def test_folders_that_are_no_runs_are_refused(tool: ModuleType, runs: Path) -> N
     with pytest.raises(UsageError, match="magic"):
         tool.run_of(runs / "gconv")
     (runs / "gconv" / "setting.json").write_text("[]")
-    with pytest.raises(FileError, match="cannot be understood"):
+    with pytest.raises(FileError, match="is not what this gkp writes"):
         tool.run_of(runs / "gconv")
 
 

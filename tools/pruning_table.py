@@ -19,11 +19,12 @@ from typing import Any, TypeVar
 import msgspec
 
 from gkp import manifest
-from gkp.errors import FileError, GkpError, UsageError
+from gkp.errors import GkpError, UsageError
 from gkp.files import plain_json, write_file
 from gkp.manifest import Manifest, Ratio
 from gkp.pruning.methods import METHODS
 from gkp.report.wording import interval, times
+from gkp.structs import read_json
 from gkp.text import clean
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -141,12 +142,8 @@ def run_of(folder: Path) -> Run:
 
 
 def _decoded(path: Path, kind: type[S]) -> S:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except OSError as error:
-        raise FileError(f"{path} cannot be read: {error.strerror}", "give a folder that gkp prune wrote") from error
-    except (ValueError, RecursionError, msgspec.MsgspecError) as error:
-        raise FileError(f"{path} cannot be understood: {error}", "write it again with this gkp") from error
+    return read_json(path, kind, limit=64 << 20, what="what this gkp writes", hint="write it again with this gkp",
+                     missing=f"{path} cannot be read: it is not there", missing_hint="give a folder that gkp prune wrote")
 
 
 def _changed(setting: _Setting) -> dict[str, Any]:

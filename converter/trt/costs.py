@@ -32,6 +32,7 @@ import msgspec
 from gkp.errors import FileError
 from gkp.files import write_file
 from gkp.options.trt import Capability
+from gkp.structs import parse_json
 
 Precision = Literal["fp32", "fp16"]
 SCHEMA_VERSION = 1
@@ -237,17 +238,9 @@ def _read(path: Path) -> CostFile | None:
         return None
     except OSError as e:
         raise FileError(f"{path} cannot be read: {e.strerror}", "check who may read it") from e
-    if len(data) > _MAX_BYTES:
-        raise FileError(f"{path} is over {_MAX_BYTES >> 20} MiB", "delete it, and measure again: gkp bench --calibrate trt")
     return _decode(data, str(path))
 
 
 def _decode(data: bytes, name: str) -> CostFile:
-    hint = "delete it, and measure again on the GPU: gkp bench --calibrate trt"
-    try:
-        found = msgspec.json.decode(data, type=CostFile)
-    except (ValueError, RecursionError, msgspec.MsgspecError) as e:
-        raise FileError(f"{name} is no cost table: {e}", hint) from e
-    if found.schema_version != SCHEMA_VERSION:
-        raise FileError(f"{name} has schema version {found.schema_version}, this gkp reads {SCHEMA_VERSION}", hint)
-    return found
+    return parse_json(data, CostFile, name=name, limit=_MAX_BYTES, what="a cost table", version=SCHEMA_VERSION,
+                      hint="delete it, and measure again on the GPU: gkp bench --calibrate trt")

@@ -188,8 +188,6 @@ def test_sizes_and_times_are_rounded_for_reading() -> None:
     assert [words.size(n) for n in (0, 999, 1000, 12_345, 1.5e6, 2e9)] == ["0 B", "999 B", "1 kB", "12.3 kB", "1.5 MB", "2 GB"]
     assert [words.ms(v) for v in (0.01234, 1.234, 12.34, 1234.5)] == ["0.0123", "1.23", "12.3", "1,234"]
     assert [words.per_second(v) for v in (1000.0, 0.5, 30.0)] == ["1", "2,000", "33.3"]
-    assert words.clean("a\x1b[31mb\n", 40) == "a?[31mb?"
-    assert len(words.clean("x" * 500, 40)) <= 40
 
 
 def test_the_reasons_name_every_mode_and_a_prediction_is_put_beside_a_measurement() -> None:

@@ -143,7 +143,7 @@ def test_messages_are_sorted_and_one_line_each() -> None:
         logger.warning("careful")
         logger.info("never mind")
         logger.error("[checkMacros.cpp] (cudaError 35: CUDA driver version is insufficient)")
-    assert log.errors == ["first second [2J", "third"]
+    assert log.errors == ["first second?[2J", "third"]
     assert log.warnings == ["careful"]
 
 

@@ -111,7 +111,7 @@ def overlapping(folder: Path) -> Path:
 def test_numbers_that_vanish_are_no_cost_table(point: dict[str, float], tmp_path: Path,
                                                monkeypatch: pytest.MonkeyPatch) -> None:
     table(tmp_path / "config", monkeypatch, point)
-    with pytest.raises(FileError, match="is no cost table"):
+    with pytest.raises(FileError, match="is not a cost table"):
         convert(overlapping(tmp_path), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
