@@ -19,6 +19,7 @@ from gkp.edge.predict import busy_ms, device_memory, predict
 from gkp.edge.profile import Profiles, plan_times
 from gkp.edge.simulate import simulate
 from gkp.errors import UsageError
+from gkp.report.wording import milliseconds
 from gkp.text import clean, plural
 
 OBJECTIVES = ("latency", "throughput", "memory")
@@ -131,7 +132,7 @@ def _warnings(chosen: Candidate, by_mode: Mapping[str, Candidate], objective: st
         told = "; ".join(f"{c.mode} {words.amount(c.prediction, objective)}"
                          + (f" ({c.too_full[0]})" if c.too_full else "") for c in _sorted(others, objective))
         what = "one device does" if objective == "throughput" else "one device needs"
-        inside = f" (computing: {words.ms(chosen.compute_ms)} ms)" if objective == "latency" else ""
+        inside = f" (computing: {milliseconds(chosen.compute_ms)} ms)" if objective == "latency" else ""
         notes.append(f"do not split: {what} {mine}{inside}" + (f", the other modes: {told}" if told else "")
                      + (f". {why[0].upper()}{why[1:]}" if words.cost(chosen.prediction, objective) > min(
                          (words.cost(c.prediction, objective) for c in others if not c.too_full), default=inf) else ""))
@@ -189,8 +190,8 @@ def _against(other: Candidate, chosen: Candidate, objective: str) -> str:
 
 def _why_slow(c: Candidate) -> str:
     """Where its time goes."""
-    computing = f"the busiest device computes {words.ms(c.compute_ms)} ms"
-    link = f"the busiest direction of the link is taken for {words.ms(c.link_ms)} ms"
+    computing = f"the busiest device computes {milliseconds(c.compute_ms)} ms"
+    link = f"the busiest direction of the link is taken for {milliseconds(c.link_ms)} ms"
     if not c.prediction.messages:
         return f"{computing}, {link}, nothing moves between devices"
     return (f"{computing}, {link}, {plural(c.prediction.messages, 'message')} of {words.size(c.prediction.bytes)} "

@@ -21,6 +21,7 @@ from gkp.edge.profile import Profiles, plan_times
 from gkp.edge.simulate import Timeline, simulate
 from gkp.errors import UsageError
 from gkp.files import write_file
+from gkp.report.wording import milliseconds
 from gkp.require import require
 from gkp.text import clean, plural
 
@@ -104,7 +105,7 @@ def render(plan: Plan, profiles: Profiles | None = None) -> str:
     # Every string is cleaned on its way out and then escaped, whatever it is, so no template line can forget it.
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
                                      lstrip_blocks=True, finalize=lambda v: clean(v, 2000) if type(v) is str else v)
-    environment.filters.update(ms=words.ms, size=words.size, short=_short, plural=plural)
+    environment.filters.update(ms=milliseconds, size=words.size, short=_short, plural=plural)
     source = resources.files("gkp.edge").joinpath(_TEMPLATE).read_text("utf-8")
     return str(environment.from_string(source).render(plan=plan, **_view(plan, profiles)))
 
@@ -148,14 +149,15 @@ def picture(plan: Plan, timeline: Timeline) -> Picture:
         arrows.append(Arrow(_percent(sent.start, end), y[transfer.source] + (_BAR if down else 0),
                             _percent(sent.arrival, end), y[transfer.target] + (0 if down else _BAR),
                             f"{_tensor(plan, transfer.value)}: {words.size(transfer.bytes)}, {_name(plan, transfer.source)} "
-                            f"to {_name(plan, transfer.target)}, {words.ms(sent.start)} to {words.ms(sent.arrival)} ms"))
+                            f"to {_name(plan, transfer.target)}, {milliseconds(sent.start)} to "
+                            f"{milliseconds(sent.arrival)} ms"))
     left = [plural(n, what) for n, what in ((len(plan.devices) - len(shown), "device"),
                                             (len(messages) - len(drawn), "message")) if n]
     return Picture(rows=tuple((_name(plan, d), _note(plan, d), at) for d, at in y.items()), boxes=tuple(boxes),
                    arrows=tuple(arrows), ticks=tuple(_ticks(end)), height=_TOP + len(y) * LANE, left_out=" and ".join(left),
                    description=f"{plural(len(timeline.runs), 'segment')} on "
                                f"{plural(len(words.busy_devices(plan)), 'device')} and "
-                               f"{plural(len(messages), 'message')} in {words.ms(end)} ms")
+                               f"{plural(len(messages), 'message')} in {milliseconds(end)} ms")
 
 
 def _percent(value: float, end: float) -> float:
@@ -187,7 +189,7 @@ def _segment_words(plan: Plan, index: int, start: float, end: float) -> str:
     segment = plan.segments[index]
     layers = ", ".join(_short(name, 40) for name in segment.layers[:4])
     more = f" and {len(segment.layers) - 4} more" if len(segment.layers) > 4 else ""
-    return (f"segment {index} on {_name(plan, segment.device)}: {words.ms(end - start)} ms from {words.ms(start)}; "
+    return (f"segment {index} on {_name(plan, segment.device)}: {milliseconds(end - start)} ms from {milliseconds(start)}; "
             f"{segment.macs / 1e6:.3g} M multiply-accumulates; {layers}{more}")
 
 
@@ -238,7 +240,7 @@ def modes_table(plan: Plan) -> Table:
         table.add_column(name, justify="left" if name == "mode" else "right")
     for row in words.rows(plan):
         p = row.prediction
-        table.add_row(Text(p.mode), f"{words.ms(p.critical_path_ms)} ms", words.per_second(p.period_ms),
-                      f"{words.ms(p.cpu_ms)} ms", words.size(p.memory_bytes), words.size(p.bytes), f"{p.messages:,}",
+        table.add_row(Text(p.mode), f"{milliseconds(p.critical_path_ms)} ms", words.per_second(p.period_ms),
+                      f"{milliseconds(p.cpu_ms)} ms", words.size(p.memory_bytes), words.size(p.bytes), f"{p.messages:,}",
                       style="bold" if row.chosen else "")
     return table

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gkp.edge.plan import Plan, Prediction
-from gkp.report.wording import milliseconds as ms
+from gkp.report.wording import milliseconds
 from gkp.text import clean, plural
 
 MODE_WORDS = {
@@ -35,7 +35,7 @@ def amount(prediction: Prediction, objective: str) -> str:
     """What the objective counts, in words."""
     if objective == "throughput":
         return f"{per_second(prediction.period_ms)} requests a second"
-    return size(prediction.memory_bytes) if objective == "memory" else f"{ms(prediction.critical_path_ms)} ms"
+    return size(prediction.memory_bytes) if objective == "memory" else f"{milliseconds(prediction.critical_path_ms)} ms"
 
 
 def cost(prediction: Prediction, objective: str) -> float:
@@ -109,5 +109,5 @@ def predicted_words(plan: Plan) -> str:
     p = plan.predicted
     if p is None:
         return "not predicted"
-    return (f"predicted: one request {ms(p.critical_path_ms)} ms (segments {clean(p.based_on, 20)}; the link "
+    return (f"predicted: one request {milliseconds(p.critical_path_ms)} ms (segments {clean(p.based_on, 20)}; the link "
             f"{link_words(plan)}), {p.bytes:,} bytes moved")
