@@ -59,7 +59,7 @@ class NativeTarget(Target):
     def __init__(self, options: NativeOptions, precision: str = "fp32", measure: bool = True,
                  progress: Progress = silent) -> None:
         super().__init__(options, precision, measure, progress)
-        self.cpu: Cpu = host_cpu() if options.cpu == "host" else CPUS[options.cpu]
+        self.cpu: Cpu = CPUS[options.cpu] if options.cpu in CPUS else host_cpu()
 
     @property
     def block(self) -> int:

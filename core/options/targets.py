@@ -39,7 +39,7 @@ class OpenVinoOptions(FormOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class NativeOptions(TargetOptions):
-    """cpu: the processor to compile for; keep_source: the artefact gets a folder with the generated source; hybrid: ONNX
+    """cpu: the processor to compile for, None: host; keep_source: the artefact gets a folder with the generated source; hybrid: ONNX
     Runtime runs what has no kernel."""
 
     name: ClassVar[str] = "native"
@@ -47,8 +47,9 @@ class NativeOptions(TargetOptions):
     implementation: ClassVar[str] = "gkp.converter.targets.native:NativeTarget"
     otherwise: ClassVar[str] = ", which compiles every layer as it is"
 
-    cpu: str = option("host", "native: the processor to compile for. x86-64-v3 has AVX2, x86-64-v4 AVX-512; aarch64 is "
-                      "64-bit ARM. Only host uses everything that this machine can do.", choices=CPU_NAMES)
+    cpu: str | None = option(None, "native: the processor to compile for. x86-64-v3 has AVX2, x86-64-v4 AVX-512; aarch64 is "
+                             "64-bit ARM. Only host uses everything that this machine can do. [default: host]",
+                             choices=CPU_NAMES)
     keep_source: bool = option(False, "native: keep the generated C++ in DIR/source, with a build.sh.")
     hybrid: bool = option(False, "native: let ONNX Runtime run the operators that have no kernel, between native segments. "
                           "Without it such a model is refused (exit code 3).")
