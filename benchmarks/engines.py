@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import onnx
 
 from gkp.benchmarks.adapter import Engines, lowered
-from gkp.benchmarks.kit import fastest
+from gkp.benchmarks.kit import apart, fastest
 from gkp.benchmarks.results import Comparison, EngineRow
 from gkp.converter.describe import graph_macs
 from gkp.converter.graph import Graph
@@ -24,7 +23,7 @@ from gkp.converter.twin import dense_twin
 from gkp.errors import GkpError
 from gkp.runtime.measure import interleave, ratio, timing
 from gkp.runtime.runners import Runner
-from gkp.types import Array, Progress, Run, silent
+from gkp.types import Progress, Run, silent
 
 STOCK = ("ort", "openvino", "ncnn")
 DENSE, PRUNED = "dense", "pruned"
@@ -129,17 +128,10 @@ def _wrong(tried: Sequence[Contender], runners: Mapping[int, Runner], reference:
             found[number] = e.message
             continue
         wanted = expected.setdefault(tried[number].model, outputs)
-        error = max(map(_error, outputs, wanted))
+        error = max(map(apart, outputs, wanted))
         if len(outputs) != len(wanted) or not error < _SAME:
             found[number] = f"it computes something else (error {error:.1e})"
     return found
-
-
-def _error(got: Array, wanted: Array) -> float:
-    """Largest difference, relative to the largest wanted value (at least 1)."""
-    if got.shape != wanted.shape:
-        return float("inf")
-    return float(np.abs(got - wanted).max()) / max(1.0, float(np.abs(wanted).max()))
 
 
 def _named(runner: Runner, feeds: Mapping[str, Any]) -> dict[str, Any]:

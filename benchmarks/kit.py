@@ -7,8 +7,10 @@ from statistics import median
 from typing import Any, TypeVar
 
 import msgspec
+import numpy as np
 
 from gkp.manifest import Timing
+from gkp.types import Array
 
 K = TypeVar("K")
 
@@ -43,3 +45,10 @@ def fastest(samples: Mapping[K, Sequence[float]], among: Iterable[K] | None = No
     """The key with the lowest median, of all keys or of those that are named; None when none of them was timed."""
     timed = [key for key in (samples if among is None else among) if samples.get(key)]
     return min(timed, key=lambda key: median(samples[key]), default=None)
+
+
+def apart(got: Array, wanted: Array) -> float:
+    """Largest difference, relative to the largest wanted value (at least 1); infinite for another number of values."""
+    if got.size != wanted.size:
+        return float("inf")
+    return float(np.abs(got.reshape(wanted.shape) - wanted).max()) / max(1.0, float(np.abs(wanted).max()))

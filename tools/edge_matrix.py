@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from gkp.benchmarks.cases import Case, edge_cases
+from gkp.benchmarks.kit import apart
 from gkp.converter.sources import GroupedModel, OpenOptions, open_any
 from gkp.edge import Cluster
 from gkp.edge.devices import parse_devices, parse_link
@@ -38,7 +39,7 @@ def row(opened: GroupedModel, graph: Any, mode: str, devices: int) -> tuple[bool
         with Cluster(Path(folder) / "split", local=True, fallback=False, threads=1, deadline=120) as cluster:
             y, trace = cluster.trace(x)
     between = [t for t in plan.transfers if COORDINATOR not in (t.source, t.target)]
-    error = float(np.abs(y - want).max() / max(1.0, np.abs(want).max()))
+    error = apart(y, want)
     counted = trace.sent_bytes, sum(share.sent_messages for share in trace.shares)
     equal = trace.ran == "devices" and error <= TOLERANCE and counted == (sum(t.bytes for t in between), len(between))
     return equal, (f"D={devices} {mode:9s} {len(plan.segments):3d} segments on {len(trace.shares)}, error {error:.1e}, "

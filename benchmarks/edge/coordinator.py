@@ -22,6 +22,7 @@ import numpy as np
 from gkp import manifest
 from gkp.benchmarks.edge.counters import Counters, cpu_ms
 from gkp.benchmarks.edge.job import Alone, Counted, Job, Line, Outcome, Taken
+from gkp.benchmarks.kit import apart
 from gkp.edge.cluster import Cluster
 from gkp.edge.local import LocalExecutor
 from gkp.edge.plan import read_plan
@@ -109,13 +110,8 @@ class _Session:
     def _errors(self) -> dict[str, float]:
         """Largest difference from the outputs that it must have, relative to their largest value (at least 1)."""
         outputs = {name: self.calls[name]() for name in {*self.job.same, *self.job.same.values()} & set(self.calls)}
-        found = {}
-        for name, other in self.job.same.items():
-            if name in outputs and other in outputs:
-                got, want = outputs[name], outputs[other]
-                apart = np.abs(got.reshape(want.shape) - want).max() if got.size == want.size else np.inf
-                found[name] = float(apart) / max(1.0, float(np.abs(want).max()))
-        return found
+        return {name: apart(outputs[name], outputs[other]) for name, other in self.job.same.items()
+                if name in outputs and other in outputs}
 
     # ---- one request at a time --------------------------------------------------------------------------------------
     def _latency(self) -> tuple[dict[str, list[float]], dict[str, tuple[float | None, float]]]:

@@ -152,6 +152,11 @@ class _Suite:
                     if (reason := absent[way.name]) is not None:
                         self._bench.rows += missing(reason)
                         continue
+                    if way.convert and way.target and batch == self._settings.batches[0]:
+                        # Without time for it, its networks are missing at every batch.
+                        networks = self._made(case, precision)
+                        jobs.append(Job(f"converting for {way.name}, {precision}", f"{case.name} {way.name} conversion",
+                                        way.convert_s, partial(way.convert, networks), partial(networks.leave, way.target)))
                     alike = f"{case.name} {way.name}" + ("" if way is COMPILED else f" {batch}")
                     jobs.append(self._job(f"{way.name}, batch {batch}, {precision}", alike, way.seconds, self._bench.rows,
                                           partial(self._network, case, way, precision, batch), missing))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,7 @@ class Networks:
     batches: Sequence[int]
     folder: Path
     manifests: dict[tuple[str, str], Manifest] = field(default_factory=dict)
-    _failed: dict[tuple[str, str], GkpError] = field(default_factory=dict)
+    _failed: dict[tuple[str, str], Exception] = field(default_factory=dict)
     _modules: dict[str, Any] = field(default_factory=dict)
 
     def module(self, form: str) -> Any:
@@ -51,8 +51,8 @@ class Networks:
         return copy.deepcopy(self._modules[name])
 
     def artefact(self, form: str, target: str, options: Mapping[str, Any]) -> Path:
-        """What gkp convert writes for the dense network or the pruned one, forms chosen without timing them. GkpError when
-        it writes none, and again each time it is asked for."""
+        """What gkp convert writes for the dense network or the pruned one, forms chosen without timing them. What
+        the conversion raises is raised again whenever its artefact is asked for."""
         key, folder = (form, target), self.folder / f"{form}.{target}"
         if key in self._failed:
             raise self._failed[key]
@@ -60,11 +60,16 @@ class Networks:
             try:
                 made = adapter.convert(self.module(form), target, output=folder, input_shapes=self.case.shapes,
                                        precision=self.precision, benchmark=False, **options)
-            except GkpError as e:
+            except Exception as e:
                 self._failed[key] = e
                 raise
             self.manifests[key] = made.manifest
         return folder
+
+    def leave(self, target: str, why: str) -> None:
+        """Convert nothing more for this target."""
+        for form in (DENSE, CONVERTED):
+            self._failed.setdefault((form, target), GkpError(why))
 
     def converted(self) -> str:
         """The target of the first converted artefact that there is. GkpError when there is none."""
@@ -81,8 +86,8 @@ Open = Callable[[Networks, str, Array, ExitStack], Call]
 class Way:
     """open(networks, form, x, stack): a call that computes the form for x, a float32 array; what it holds is closed with the
     stack; raises whatever the engine raises. missing(device): why it is not to be had, None where it is. forms: those it
-    runs; converted ones beside PyTorch are the artefact's. seconds: first guess of what preparing and timing takes; target:
-    of its artefacts, None for PyTorch."""
+    runs; converted ones beside PyTorch are the artefact's. seconds: first guess of what preparing and timing takes. target,
+    convert, convert_s: of its artefacts, what writes both, and a first guess of how long that takes; of PyTorch none."""
 
     name: str
     seconds: float
@@ -90,16 +95,23 @@ class Way:
     missing: Callable[[str], str | None]
     forms: Sequence[str] = FORMS
     target: str | None = None
+    convert: Callable[[Networks], None] | None = None
+    convert_s: float = 0.0
 
 
 # ---- gkp convert ----------------------------------------------------------------------------------------------------
-def artefacts(name: str, target: str, seconds: float, missing: Callable[[str], str | None],
+def artefacts(name: str, target: str, convert_s: float, missing: Callable[[str], str | None],
               options: Callable[[Sequence[int]], Mapping[str, Any]]) -> Way:
     """A target of gkp convert; options(batches): of the conversion."""
     def open_one(networks: Networks, form: str, x: Array, stack: ExitStack) -> Call:
         return _loaded(networks.artefact(form, target, options(networks.batches)), x, stack)
 
-    return Way(name, seconds, open_one, missing, (DENSE, CONVERTED), target)
+    def convert(networks: Networks) -> None:
+        for form in (DENSE, CONVERTED):
+            with suppress(Exception):  # told when it is asked for
+                networks.artefact(form, target, options(networks.batches))
+
+    return Way(name, 6.0, open_one, missing, (DENSE, CONVERTED), target, convert, convert_s)
 
 
 def _loaded(artefact: Path, x: Array, stack: ExitStack) -> Call:
@@ -153,8 +165,8 @@ def _on_gpu(device: str) -> str | None:
 
 
 COMPILED = Way("torch.compile", 90.0, _pytorch(nhwc, True), _on_gpu)
-ARTEFACTS = (artefacts("TensorRT", "trt", 60.0, tensorrt_missing, _profile),
-             artefacts("ORT CUDA", "ort", 30.0, _ort_missing, _on_cuda))
+ARTEFACTS = (artefacts("TensorRT", "trt", 120.0, tensorrt_missing, _profile),
+             artefacts("ORT CUDA", "ort", 80.0, _ort_missing, _on_cuda))
 WAYS = (*ARTEFACTS, Way("channels_last", 5.0, _pytorch(nhwc, False), _always),
         Way("PyTorch eager", 5.0, _pytorch(_as_it_is, False), _always), COMPILED)
 """In the order in which they are timed: artefacts first, which PyTorch is then compared with."""

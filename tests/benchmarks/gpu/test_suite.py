@@ -104,6 +104,20 @@ def test_the_most_important_comes_first(settings: Settings) -> None:
                     "1x1, 8 channels, batch 2, fp32"]
 
 
+def test_a_conversion_is_a_job_of_its_own(settings: Settings) -> None:
+    said: list[str] = []
+    run_suite(replace(settings, ways=(STAND_IN,)), lambda text, share: said.append(text))
+    assert said[2:-1] == ["converting for ORT CPU, fp32", "ORT CPU, batch 1, fp32", "ORT CPU, batch 2, fp32"]
+
+
+def test_without_time_for_a_conversion_only_its_networks_are_missing(settings: Settings) -> None:
+    long = artefacts("ORT CPU", "ort", 1e6, lambda device: None, lambda batches: {"dynamic_batch": True})
+    found = run_suite(replace(settings, ways=(long, *WAYS)), silent)
+    assert {r.missing for r in found.rows if r.engine == "ORT CPU"} == {"no time left of the 300 s"}
+    assert all(r.ms for r in found.rows if r.engine in PYTORCH and r.form != CONVERTED)
+    assert found.forms == {}
+
+
 def test_a_run_that_is_cut_off_has_handed_over_what_it_had(settings: Settings) -> None:
     kept: list[int] = []
 
