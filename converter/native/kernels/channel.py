@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil
 
 import numpy as np
@@ -149,6 +150,19 @@ _LOOPS = '''
 '''
 
 
+@lru_cache(maxsize=64)
+def _reads(step: Conv, source: Layout) -> tuple[tuple[Branch, ...], list[_Offsets], list[_Offsets]]:
+    """The branches, and of each the taps that count, rows (input, ky, kx) in the order of reading (channels innermost where
+    they lie side by side), and where they are read."""
+    (dy, dx), orders, offsets = step.conv.dilations, list[_Offsets](), list[_Offsets]()
+    for b in with_rest(step.conv):
+        taps = used(b)
+        orders.append(taps[np.lexsort((taps[:, 0], taps[:, 2], taps[:, 1]))] if source.channel == 1 else taps)
+        c, ky, kx = orders[-1].T
+        offsets.append(source.channel_offsets(b.in_index[c]) + ky * dy * source.row + kx * dx * source.column)
+    return with_rest(step.conv), orders, offsets
+
+
 class _Writer:
     def __init__(self, step: Conv, tile: ChannelTile, source: Layout, target: Layout, residual: Layout,
                  cpu: Cpu) -> None:
@@ -157,15 +171,14 @@ class _Writer:
         self.height, self.width = _plane(step, source, residual, target)
         sy, sx = step.conv.strides
         self.step_y, self.step_x = sy * source.row, sx * source.column
-        self.branches = with_rest(step.conv)
-        self.offsets = [self._offsets(b) for b in self.branches]
+        self.branches, self.orders, self.offsets = _reads(step, source)
         self.straight = all((np.diff(offsets) == 1).all() for offsets in self.offsets)
         zero = step.activation in ZERO_AT_ZERO and step.final in ZERO_AT_ZERO
         weights = sum(len(offsets) * len(b.out_index) for b, offsets in zip(self.branches, self.offsets, strict=True))
         self.ahead = not tile.by_tile and weights > _LARGE
         self.whole = target.channel == 1 and all(self._contiguous(b, zero) for b in self.branches)
-        self.panels = [(b, offsets, lo * self.lanes, hi * self.lanes)
-                       for b, offsets in zip(self.branches, self.offsets, strict=True)
+        self.panels = [(b, order, offsets, lo * self.lanes, hi * self.lanes)
+                       for b, order, offsets in zip(self.branches, self.orders, self.offsets, strict=True)
                        for lo, hi in cuts(-(-len(b.out_index) // self.lanes), tile.vectors)]
 
     def _contiguous(self, b: Branch, zero: bool) -> bool:
@@ -175,21 +188,9 @@ class _Writer:
             return False
         return n % self.lanes == 0 or (zero and first + n == self.target.value.channels and first % self.lanes == 0)
 
-    def _order(self, b: Branch) -> _Offsets:
-        """Rows (input, ky, kx) of the taps that count, in the order of reading: channels innermost where they lie side by
-        side."""
-        taps = used(b)
-        return taps[np.lexsort((taps[:, 0], taps[:, 2], taps[:, 1]))] if self.source.channel == 1 else taps
-
-    def _offsets(self, b: Branch) -> _Offsets:
-        (dy, dx), s = self.step.conv.dilations, self.source
-        c, ky, kx = self._order(b).T
-        offsets: _Offsets = s.channel_offsets(b.in_index[c]) + ky * dy * s.row + kx * dx * s.column
-        return offsets
-
     # ---- data ---------------------------------------------------------------------------------------------------
     def recipe(self) -> Recipe:
-        counts = [((hi - lo) // self.lanes, len(offsets)) for _, offsets, lo, hi in self.panels]
+        counts = [((hi - lo) // self.lanes, len(offsets)) for _, _, offsets, lo, hi in self.panels]
         return Recipe(self._source(sorted({n for n, _ in counts})), repr(counts), self._data)
 
     def _data(self) -> bytes:
@@ -198,12 +199,12 @@ class _Writer:
         words = Words(len(self.panels), 6, align=16)
         table: list[list[int]] = []
         tables: dict[int, int] = {}
-        for b, offsets, lo, hi in self.panels:
+        for b, order, offsets, lo, hi in self.panels:
             if id(b) not in tables:
                 tables[id(b)] = int(offsets[0]) if self.straight and len(offsets) else words.put(offsets, np.int32)
             outs = b.out_index[lo:hi]
             n = len(outs)
-            c, ky, kx = self._order(b).T
+            c, ky, kx = order.T
             panel = np.zeros((len(offsets), hi - lo), np.float32)
             panel[:, :n] = b.weight[lo:hi][:, c, ky, kx].T
             bias = np.zeros(hi - lo, np.float32)

@@ -213,7 +213,7 @@ class _Writer:
         variants = sorted({v for v, _ in starts})
         functions = [*self._rows(), *(self._tile(o, n) for n in variants for o in sizes)]
         head = fill(_HEAD, w=self, conv=self.step.conv, functions="\n".join(functions))
-        counts = [(part.stop - part.start, len(self._offsets(b))) for b, part in self.jobs]
+        counts = [(part.stop - part.start, len(used(b) if self.sparse else b.in_index)) for b, part in self.jobs]
         return Recipe(unit(self._entry(sizes, starts), head), repr(counts), self._data)
 
     def _rows(self) -> list[str]:
