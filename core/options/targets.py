@@ -39,8 +39,8 @@ class OpenVinoOptions(FormOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class NativeOptions(TargetOptions):
-    """cpu: the processor to compile for, None: host; keep_source: the artefact gets a folder with the generated source; hybrid: ONNX
-    Runtime runs what has no kernel."""
+    """cpu: the processor to compile for, None: host; keep_source: the artefact gets a folder with the generated source;
+    hybrid: ONNX Runtime runs what has no kernel."""
 
     name: ClassVar[str] = "native"
     summary: ClassVar[str] = "the network compiled with kernels of its own into a library that needs no runtime"
