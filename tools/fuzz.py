@@ -37,6 +37,8 @@ FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "s
              "pickle.find_class", "ctypes.dlopen", "os.kill", "pty.spawn", "webbrowser.open", "urllib.Request", "ftplib.",
              "smtplib.", "code.__new__", "marshal.loads", "exec")
 # Events that change files: where in their arguments the path is, and the descriptor of the folder it is relative to.
+_END_S = 60
+"""A worker that has let go of PyTorch ends within a second, on a busy machine within some more; one that hangs does not."""
 WRITING = {"os.remove": ((0, 1),), "os.rename": ((0, 2), (1, 3)), "os.mkdir": ((0, 2),), "os.rmdir": ((0, 1),),
            "os.link": ((1, 3),), "os.symlink": ((1, 2),), "os.chmod": ((0, 2),), "os.truncate": ((0, None),),
            "shutil.rmtree": ((0, 1),)}
@@ -303,7 +305,7 @@ class Worker:
     def end(self) -> tuple[int, str]:
         """(exit status, the end of what it printed); one that hangs is killed."""
         try:
-            code = self.process.wait(timeout=2)
+            code = self.process.wait(timeout=_END_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
             code = self.process.wait()
