@@ -19,12 +19,13 @@ from gkp.converter.graph import Graph
 from gkp.converter.ncnn import ncnn_runner
 from gkp.converter.recognise import recognise, simplify
 from gkp.converter.sources import GroupedModel
-from gkp.converter.sources.base import Reference, sample_inputs
+from gkp.converter.sources.base import sample_inputs
 from gkp.converter.targets import Target, make_target
 from gkp.converter.twin import dense_twin
 from gkp.errors import GkpError
 from gkp.runtime.measure import interleave, ratio, timing
 from gkp.runtime.runners import Array, Runner
+from gkp.types import Run
 
 STOCK = ("ort", "openvino", "ncnn")
 DENSE, PRUNED = "dense", "pruned"
@@ -43,7 +44,7 @@ class Pair:
     dense: Graph
     given: onnx.ModelProto | None
     theoretical: float
-    reference: Reference
+    reference: Run
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def compare(name: str, pair: Pair, tried: Sequence[Entry], batches: Sequence[int
     return out
 
 
-def _wrong(tried: Sequence[Entry], runners: Mapping[int, Runner], reference: Reference,
+def _wrong(tried: Sequence[Entry], runners: Mapping[int, Runner], reference: Run,
            feeds: Mapping[str, Any]) -> dict[int, str]:
     """The entries that compute something else, by a wide margin: the pruned model than its checkpoint, the dense one than
     the first engine that runs it. Time is no merit then. (What gkp writes, conversions verify to the last digits.)"""

@@ -7,7 +7,7 @@ from functools import partial
 
 from gkp.benchmarks.engines import Start
 from gkp.benchmarks.results import LayerKind, NativeLayers, Scaling
-from gkp.converter.graph import Graph, clean
+from gkp.converter.graph import Graph
 from gkp.converter.native.building.peak import Peak
 from gkp.converter.native.building.roofline import Machine, Shape, network_roofline, shapes
 from gkp.converter.sources.base import sample_inputs
@@ -16,6 +16,7 @@ from gkp.manifest import LayerSpeed, Roofline
 from gkp.runtime.environment import physical_cores
 from gkp.runtime.measure import interleave, ratio
 from gkp.runtime.runners import Runner
+from gkp.text import clean
 
 SINGLE = "a branch with a single output"
 BARS: dict[str, float | None] = {"stride 1, 16x16 and larger": 0.75, "stride 1, 8x8 to 15x15": 0.70,

@@ -16,7 +16,7 @@ from gkp.manifest import Ratio
 _MAX_ENTRIES = 20_000
 
 
-class Entry(msgspec.Struct, frozen=True):
+class FormTime(msgspec.Struct, frozen=True):
     """What one candidate gave in context: the whole model's milliseconds and its ratio to the dense form."""
 
     ms: float
@@ -64,11 +64,11 @@ class _Store(Generic[T]):
             return
 
 
-class Cache(_Store[Entry]):
+class Cache(_Store[FormTime]):
     """Candidates in context, keyed by runtime version, processor, threads, batch, model structure, layers and candidate."""
 
     def __init__(self, path: Path | None = None) -> None:
-        super().__init__("measurements.json", Entry, path)
+        super().__init__("measurements.json", FormTime, path)
 
 
 class Seconds(_Store[float]):

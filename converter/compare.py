@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from gkp import manifest as manifest_module
-from gkp.converter.reference import Run
 from gkp.converter.sources import OpenOptions, open_model
 from gkp.converter.sources.base import sample_inputs
 from gkp.converter.verify import TOLERANCE, WINOGRAD_TOLERANCE, verify
 from gkp.errors import UsageError
 from gkp.manifest import Verification
 from gkp.runtime.load import open_runner
+from gkp.types import Run
 
 _SCALES = (("random", 1.0), ("zeros", 0.0), ("large", 16.0), ("small", 1e-3))
 

@@ -18,14 +18,13 @@ from gkp.converter.choose import all_dense, choose
 from gkp.converter.describe import executed_macs, graph_macs, graph_params, layer_rows, tensors
 from gkp.converter.dynamic import batch_axes, free_axes
 from gkp.converter.forms import Choice, Settings, all_default, chosen
-from gkp.converter.graph import DOMAIN, Graph, clean, one_line
+from gkp.converter.graph import DOMAIN, Graph
 from gkp.converter.half import overflowing, to_half
 from gkp.converter.kept import mark_kept
 from gkp.converter.lower.emit import lower
 from gkp.converter.native.building.roofline import network_roofline
 from gkp.converter.options import ConvertOptions
 from gkp.converter.recognise import left_over, recognise, simplify
-from gkp.converter.reference import Run
 from gkp.converter.rows import Timed, fastest, measurements, time_rows
 from gkp.converter.sources import GroupedModel, open_any
 from gkp.converter.sources.base import in_precision, sample_inputs
@@ -38,6 +37,8 @@ from gkp.errors import UnsupportedModelError, UsageError, VerificationError
 from gkp.runtime.environment import fingerprint, physical_cores
 from gkp.runtime.native import NativeRunner
 from gkp.runtime.trust import make_key, sign
+from gkp.text import clean, first_line
+from gkp.types import Run
 
 Progress = Callable[[str, float | None], None]
 
@@ -285,12 +286,12 @@ class Conversion:
             try:
                 model = onnx.version_converter.convert_version(model, self.options.opset)
             except (RuntimeError, ValueError, TypeError) as e:
-                raise UsageError(f"the model cannot be written in opset {self.options.opset}: {one_line(e)}",
+                raise UsageError(f"the model cannot be written in opset {self.options.opset}: {first_line(e, 200)}",
                                  "leave --opset out") from e
         try:
             onnx.checker.check_model(model)
         except (onnx.checker.ValidationError, ValueError) as e:
-            raise UnsupportedModelError(f"the rewritten model is not valid ONNX: {one_line(e)}",
+            raise UnsupportedModelError(f"the rewritten model is not valid ONNX: {first_line(e, 200)}",
                                         "please report this model") from e
         return model
 

@@ -12,8 +12,10 @@ import onnx
 from gkp import manifest
 from gkp.converter import node as branched_node
 from gkp.converter.forms import Choice
-from gkp.converter.graph import Array, Graph, Node, Tensor, clean, is_branched, producer, spatial, values
+from gkp.converter.graph import Graph, Node, Tensor, is_branched, producer, spatial, values
 from gkp.converter.lower.candidates import grouped
+from gkp.text import clean
+from gkp.types import Array
 
 if TYPE_CHECKING:
     from gkp.converter.targets.base import About, Target
@@ -26,8 +28,8 @@ def graph_macs(graph: Graph) -> int:
 
 
 def executed_macs(graph: Graph, lowered: Graph) -> dict[str, int]:
-    """Per BranchedConv of `graph`, the multiply-accumulates of its convolutions in `lowered` (itself, where it was not
-    lowered), padding included."""
+    """Name of every BranchedConv of `graph` -> the multiply-accumulates that its convolutions in `lowered` execute (it
+    itself, where it was not lowered), padding included."""
     executed = {node.name: 0 for node in graph.branched()}
     for node in lowered.nodes:
         name = node.name if node.name in executed else node.name.rpartition("/")[0]

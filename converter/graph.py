@@ -12,15 +12,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 
 from gkp.errors import FileError, UnsupportedModelError
+from gkp.text import first_line
+from gkp.types import Array
 
 Tensor: TypeAlias = gs.Tensor
 Node: TypeAlias = gs.Node
-Array = npt.NDArray[Any]
 DOMAIN = "gkp"
 
 
@@ -34,7 +34,7 @@ class Graph:
             inferred = onnx.shape_inference.infer_shapes(model) if model.ByteSize() < 2**31 else model
             self.gs = gs.import_onnx(inferred)
         except (onnx.shape_inference.InferenceError, ValueError, KeyError, TypeError, IndexError, OverflowError) as e:
-            raise FileError(f"the ONNX graph is malformed: {one_line(e)}", "check it with onnx.checker") from e
+            raise FileError(f"the ONNX graph is malformed: {first_line(e, 200)}", "check it with onnx.checker") from e
         self.opsets = {entry.domain: entry.version for entry in model.opset_import}
         self.ir_version = model.ir_version
         self.metadata = {entry.key: entry.value for entry in model.metadata_props}
@@ -143,7 +143,7 @@ class Graph:
         try:
             self.gs.cleanup(remove_unused_node_outputs=False, remove_unused_graph_inputs=False).toposort()
         except Exception as e:  # the library raises its own untyped errors for cycles and duplicate names
-            raise FileError(f"the ONNX graph is malformed: {one_line(e)}", "check it with onnx.checker") from e
+            raise FileError(f"the ONNX graph is malformed: {first_line(e, 200)}", "check it with onnx.checker") from e
 
     def _name(self, hint: str) -> str:
         while True:
@@ -219,17 +219,6 @@ def spatial(tensor: Tensor) -> tuple[int, ...] | None:
 def with_channels(shape: Sequence[Any] | None, n: int) -> list[Any] | None:
     """The shape with n channels."""
     return None if shape is None else [shape[0], n, *shape[2:]]
-
-
-def one_line(error: BaseException | str, limit: int = 200) -> str:
-    """First line of an error's text without control characters, cut to `limit` characters."""
-    text = str(error).strip().splitlines()
-    return clean(text[0] if text else type(error).__name__)[:limit]
-
-
-def clean(text: str) -> str:
-    """A name from a model, safe to print: control characters become '?'."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def all_constant(tensors: Iterable[Tensor]) -> bool:

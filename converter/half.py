@@ -10,9 +10,9 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from gkp.converter.graph import clean, one_line
 from gkp.converter.reference import evaluator
 from gkp.errors import UnsupportedModelError, UsageError
+from gkp.text import clean, first_line
 
 Array = npt.NDArray[Any]
 
@@ -247,7 +247,7 @@ def _types(model: onnx.ModelProto) -> dict[str, int]:
     try:
         graph = onnx.shape_inference.infer_shapes(model).graph
     except (onnx.shape_inference.InferenceError, ValueError) as e:
-        raise UnsupportedModelError(f"the types in the model cannot be inferred: {one_line(e)}", _HINT) from e
+        raise UnsupportedModelError(f"the types in the model cannot be inferred: {first_line(e, 200)}", _HINT) from e
     types = {v.name: v.type.tensor_type.elem_type if v.type.HasField("tensor_type") else -1
              for v in (*graph.input, *graph.value_info, *graph.output) if v.type.WhichOneof("value")}
     return {**types, **{t.name: t.data_type for t in graph.initializer}}
@@ -300,7 +300,7 @@ def _with_half_scales(model: onnx.ModelProto) -> onnx.ModelProto:
         onnx.checker.check_model(newer)
     except (RuntimeError, ValueError, onnx.checker.ValidationError) as e:
         raise UnsupportedModelError(f"quantised operators in fp16 need opset {_QUANTISED_OPSET}, to which the model cannot "
-                                    f"be converted: {one_line(e)}", f"export it with opset {_QUANTISED_OPSET}") from e
+                                    f"be converted: {first_line(e, 200)}", f"export it with opset {_QUANTISED_OPSET}") from e
     return newer
 
 

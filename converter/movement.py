@@ -23,9 +23,13 @@ from onnx.reference import ReferenceEvaluator
 from gkp.converter import node as branched_node
 from gkp.converter.graph import Graph, Node, Tensor, channels, is_branched, producer, spatial, values
 from gkp.converter.operators import MOVES, POOLS, RESHAPES
+from gkp.types import Array
 
 _MOVES = (MOVES | RESHAPES | {"Identity"}) - {"Flatten"}  # Flatten ends a movement of channels: a matrix is no picture
 _DATA_INPUTS = {"Concat": None, "Add": None, "ScatterElements": (0, 2), "ScatterND": (0, 2)}  # None: all of them
+FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, RuntimeError, TypeError, ValueError,
+            onnx.defs.SchemaError)
+"""What onnx.reference, and numpy below it, raise for operators that they cannot run."""
 _NARROW = tuple(getattr(onnx.TensorProto, t) for t in ("FLOAT", "FLOAT16", "BFLOAT16", "INT8", "UINT8", "INT16", "UINT16"))
 _MAX_NODES = 64
 _MAX_ELEMENTS = 1 << 26
@@ -43,7 +47,7 @@ class Selection:
 
     @property
     def is_gather(self) -> bool:
-        """No zero channels, no strides."""
+        """Has it neither zero channels nor strides?"""
         return bool((self.index >= 0).all()) and max(self.strides, default=1) == 1
 
     @property
@@ -167,7 +171,7 @@ def _probe(tensor: Tensor, nodes: list[Node], bases: list[Tensor], opset: int) -
         run = ReferenceEvaluator(model, new_ops=[branched_node.BranchedConvOp]).run
         if np.any(run(None, zeros)[0]):  # a constant of its own
             return None
-    except Exception:  # the nodes do not even run: whoever wants to know why will run the whole model
+    except FAILURES:  # the nodes do not even run: whoever wants to know why will run the whole model
         return None
     for base in bases:
         blank = zeros[base.name]
@@ -176,7 +180,7 @@ def _probe(tensor: Tensor, nodes: list[Node], bases: list[Tensor], opset: int) -
         planes = np.arange(1, blank[:, :1].size + 1, dtype=blank.dtype).reshape(blank[:, :1].shape)
         try:
             got = [np.asarray(run(None, {**zeros, base.name: numbers})[0]) for numbers in (by_channel, blank + planes)]
-        except Exception:
+        except FAILURES:
             return None
         term = _selection(base, planes, *got)
         if term is None:
@@ -185,8 +189,8 @@ def _probe(tensor: Tensor, nodes: list[Node], bases: list[Tensor], opset: int) -
     return tuple(terms)
 
 
-def _selection(base: Tensor, planes: npt.NDArray[Any], by_channel: npt.NDArray[Any],
-               by_position: npt.NDArray[Any]) -> Selection | None:
+def _selection(base: Tensor, planes: Array, by_channel: Array,
+               by_position: Array) -> Selection | None:
     """Read the selection off the outcome of numbering channels, and of numbering positions (batch and plane)."""
     if by_channel.ndim != planes.ndim or by_channel.shape[0] != planes.shape[0]:
         return None
@@ -206,8 +210,8 @@ def _selection(base: Tensor, planes: npt.NDArray[Any], by_channel: npt.NDArray[A
     return Selection(base, index, strides) if np.array_equal(by_position, strided * (numbers > 0)) else None
 
 
-def run_nodes(nodes: list[Node], inputs: list[Tensor], outputs: list[Tensor], feeds: dict[str, npt.NDArray[Any]],
-              opset: int) -> list[npt.NDArray[Any]]:
+def run_nodes(nodes: list[Node], inputs: list[Tensor], outputs: list[Tensor], feeds: dict[str, Array],
+              opset: int) -> list[Array]:
     """Execute a few nodes with the reference implementation of ONNX."""
     evaluator = ReferenceEvaluator(_standalone(nodes, inputs, outputs, opset), new_ops=[branched_node.BranchedConvOp])
     return [np.asarray(v) for v in evaluator.run(None, feeds)]

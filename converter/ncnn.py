@@ -12,6 +12,7 @@ from pathlib import Path
 import onnx
 
 from gkp.errors import BackendMissingError, UnsupportedModelError
+from gkp.require import absent, install
 from gkp.runtime.ncnn import NcnnRunner, import_ncnn
 
 _PATIENCE_S = 600
@@ -41,7 +42,7 @@ def _translate(command: list[str], folder: Path) -> None:
         done = subprocess.run(command, cwd=folder, capture_output=True, timeout=_PATIENCE_S, check=False,
                               env={**os.environ, "OMP_NUM_THREADS": "1"})
     except OSError as e:
-        raise BackendMissingError(f"pnnx cannot be started: {e.strerror}", 'pip install "gkp[bench]"') from e
+        raise BackendMissingError(f"pnnx cannot be started: {e.strerror}", install("bench")) from e
     except subprocess.TimeoutExpired as e:
         raise UnsupportedModelError(f"pnnx was still busy after {_PATIENCE_S} s", "leave ncnn out for this model") from e
     if done.returncode or not all((folder / f"model.ncnn.{kind}").is_file() for kind in ("param", "bin")):
@@ -58,4 +59,4 @@ def _pnnx() -> str:
     for folder in (found.submodule_search_locations or []) if found else []:
         if (program := Path(folder) / "pnnx").is_file():
             return str(program)
-    raise BackendMissingError("pnnx is not installed", 'pip install "gkp[bench]"')
+    raise absent("pnnx", "bench")

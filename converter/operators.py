@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from gkp.converter.graph import Node, all_constant, values
+
 Kind = Literal["unary", "nary", "cast", "copy", "reshape", "move", "pool", "plane", "norm", "product"]
 AtZero = Literal["zero", "number", "nothing"]
 
@@ -83,3 +85,24 @@ CHANNELWISE = UNARY | COPIES | POOLS | PLANES
 """Their output's channel c is made of channel c of their first input, and of no parameter of that channel."""
 HEAVY = _named(lambda o: o.kind == "product")
 FUSED = _named(lambda o: o.fused)
+
+
+def is_batchnorm(node: Node) -> bool:
+    """Is it BatchNormalization in inference, with constant parameters?"""
+    return (node.op == "BatchNormalization" and len(node.inputs) == 5 and all_constant(node.inputs[1:])
+            and not node.attrs.get("training_mode", 0))
+
+
+def is_depthwise(node: Node) -> bool:
+    """Is it a stock Conv of constant weights with one filter per channel?"""
+    weight = values(node.inputs[1]) if node.op == "Conv" and len(node.inputs) > 1 else None
+    return weight is not None and weight.shape[1] == 1 and node.attrs.get("group", 1) == weight.shape[0]
+
+
+def reduces_plane(node: Node) -> bool:
+    """Is it a mean over spatial axes only? (The newer PyTorch exporter writes global average pooling so.)"""
+    if node.op != "ReduceMean" or not node.inputs[0].shape:
+        return False
+    axes = node.attrs.get("axes") if len(node.inputs) < 2 else values(node.inputs[1])
+    rank = len(node.inputs[0].shape)
+    return axes is not None and len(axes) > 0 and all(int(a) % rank > 1 for a in axes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import ModuleType
 
-from gkp.converter.graph import Graph, clean, is_branched
+from gkp.converter.graph import Graph, is_branched
 from gkp.converter.movement import is_move
 from gkp.converter.operators import COPIES, RESHAPES
 from gkp.converter.passes import (
@@ -18,6 +18,7 @@ from gkp.converter.passes import (
     lift_convs,
 )
 from gkp.errors import GkpError
+from gkp.text import clean
 
 RECOGNISE: tuple[ModuleType, ...] = (fold_batchnorm, absorb_inputs, absorb_outputs, hoist_activations)
 SIMPLIFY: tuple[ModuleType, ...] = (fold_batchnorm, drop_channels)

@@ -5,22 +5,19 @@ permutation (2026.4.1), and a reference must be right."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx.reference import ReferenceEvaluator
 
-from gkp.converter.graph import DOMAIN, Graph, one_line
+from gkp.converter.graph import DOMAIN, Graph
 from gkp.converter.node import BranchedConvOp
 from gkp.errors import BackendMissingError, UnsupportedModelError, UsageError
 from gkp.runtime.environment import physical_cores
 from gkp.runtime.runners import OrtRunner
-
-Array = npt.NDArray[Any]
-Run = Callable[[Mapping[str, Array]], list[Array]]
+from gkp.text import first_line
+from gkp.types import Array, Run
 
 
 def evaluator(model: onnx.ModelProto) -> tuple[str, Run]:
@@ -43,14 +40,14 @@ def reference(model: onnx.ModelProto) -> Run:
     try:
         session = ReferenceEvaluator(model, new_ops=[BranchedConvOp])
     except Exception as e:  # the library raises its own untyped errors
-        raise UnsupportedModelError(f"onnx.reference cannot open the model: {one_line(e)}",
+        raise UnsupportedModelError(f"onnx.reference cannot open the model: {first_line(e, 200)}",
                                     'install a runtime: pip install "gkp[ort]"') from e
 
     def run(feeds: Mapping[str, Array]) -> list[Array]:
         try:
             return [np.asarray(v) for v in session.run(None, dict(feeds))]
         except Exception as e:
-            raise UsageError(f"onnx.reference cannot run the model on this input: {one_line(e)}",
+            raise UsageError(f"onnx.reference cannot run the model on this input: {first_line(e, 200)}",
                              "check the model, or give another --input-shape") from e
 
     return run

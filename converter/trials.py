@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gkp.converter.cache import Cache, Entry
+from gkp.converter.cache import Cache, FormTime
 from gkp.converter.forms import Choice, LayerChoice, Progress, Settings, all_default, default_form
 from gkp.converter.graph import Graph
 from gkp.converter.lower.candidates import DENSE_PADDED, Candidate
@@ -127,7 +127,7 @@ class Trials:
 
     def _measure(self, names: list[str], tried: list[str], base: Runner, batches: list[int]) -> bool:
         """Time the candidates `tried` for these layers together; take the best if it beats what is there now."""
-        known: dict[str, dict[int, Entry]] = {c: {} for c in tried}
+        known: dict[str, dict[int, FormTime]] = {c: {} for c in tried}
         forms = {n: c.name for n, c in self.default.items()}
         keys = {(c, b): Cache.key({"context": self.context, "default": forms, "layers": names, "form": c, "batch": b})
                 for c in tried for b in batches}
@@ -144,10 +144,10 @@ class Trials:
         return self._take(names, known, len(batches))
 
     def _time(self, names: list[str], missing: list[str], base: Runner,
-              batches: list[int]) -> dict[str, dict[int, Entry]]:
+              batches: list[int]) -> dict[str, dict[int, FormTime]]:
         """All candidates briefly at the first batch, the best few of them thoroughly, the winners at the next batch."""
         runners = {c: self._runner({**self.default, **{n: self._option(n, c) for n in names}}) for c in missing}
-        found: dict[str, dict[int, Entry]] = {c: {} for c in missing}
+        found: dict[str, dict[int, FormTime]] = {c: {} for c in missing}
         left = list(missing)
         for number, batch in enumerate(batches):
             feeds = self._feeds(batch)
@@ -172,7 +172,7 @@ class Trials:
     def _option(self, layer: str, name: str) -> Candidate:
         return next(c for c in self.choice[layer].options if c.name == name)
 
-    def _take(self, names: list[str], known: dict[str, dict[int, Entry]], batches: int) -> bool:
+    def _take(self, names: list[str], known: dict[str, dict[int, FormTime]], batches: int) -> bool:
         winners = {c: min(e.ratio.value for e in found.values()) for c, found in known.items()
                    if len(found) == batches and all(_wins(c, e) for e in found.values())}
         best = max(winners, key=lambda c: winners[c] - (_SPLIT_HANDICAP if c.startswith("split") else 0), default=None)
@@ -194,7 +194,7 @@ class Trials:
         return best is not None
 
 
-def _wins(form: str, entry: Entry) -> bool:
+def _wins(form: str, entry: FormTime) -> bool:
     """A form that is not dense must beat it beyond doubt; between dense and padded dense the median decides."""
     return (entry.ratio.value if form == DENSE_PADDED else entry.ratio.low) > 1
 
@@ -203,8 +203,8 @@ def _caller(runner: Runner, feeds: dict[str, Any]) -> Callable[[], object]:
     return lambda: runner.run(feeds)
 
 
-def _entry(base: list[float], other: list[float]) -> Entry:
-    return Entry(ms=timing(other).median, ratio=ratio(base, other))
+def _entry(base: list[float], other: list[float]) -> FormTime:
+    return FormTime(ms=timing(other).median, ratio=ratio(base, other))
 
 
 def _signature(layer: LayerChoice, block: int) -> str:

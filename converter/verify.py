@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
-from gkp.converter.graph import clean
-from gkp.converter.reference import Run, evaluator
+from gkp.converter.reference import evaluator
 from gkp.converter.sources.base import sample_inputs
 from gkp.manifest import Check, Verification
+from gkp.text import clean
+from gkp.types import Array, Run
 
-Array = npt.NDArray[Any]
 TOLERANCE = {"fp32": 1e-5, "fp16": 1e-2}
 WINOGRAD_TOLERANCE = 5e-5
-"""Of float32 where convolutions are computed by Winograd's algorithm, whose transforms add rounding errors."""
+"""The tolerance of float32 where Winograd's algorithm computes convolutions: its transforms add rounding errors."""
 _TOP1 = {"fp32": 1.0, "fp16": 0.995}
 _EDGE = (("random", 1.0), ("zeros", 0.0), ("large", 16.0), ("small", 1e-3))
 

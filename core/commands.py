@@ -95,8 +95,8 @@ def evaluate(screen: Screen, *, model: Path, data: str, mean: str | None, std: s
              input_shape: tuple[str, ...], json_to: str | None, arch: str | None, trust_code: bool) -> None:
     from gkp.benchmarks import datasets
     from gkp.converter.compare import open_runnable
-    from gkp.converter.graph import clean
     from gkp.converter.sources import OpenOptions
+    from gkp.text import clean
 
     test = datasets.load_test_set(data)
     opened = open_runnable(model, OpenOptions(parse_shapes(input_shape), arch, trust_code))

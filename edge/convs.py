@@ -10,8 +10,9 @@ import numpy as np
 from gkp.branched import BranchedConv
 from gkp.converter import node as branched_node
 from gkp.converter.cost import BYTES_PER_MS, EFFICIENCY_FULL, PEAK_MACS_PER_MS, estimate_ms
-from gkp.converter.graph import Graph, Node, Tensor, clean, spatial
+from gkp.converter.graph import Graph, Node, Tensor, spatial
 from gkp.converter.lower.candidates import Candidate, Group, dense, split
+from gkp.text import clean
 
 _BLOCK = 16
 Channels = tuple[int, ...]

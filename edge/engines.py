@@ -10,7 +10,7 @@ from typing import Protocol
 
 import onnx
 
-from gkp.converter.graph import Graph, clean
+from gkp.converter.graph import Graph
 from gkp.converter.native.artefact import LIBRARY
 from gkp.converter.native.reading.frontend import program
 from gkp.converter.targets.native import NativeOptions, NativeTarget, Progress
@@ -19,6 +19,7 @@ from gkp.edge.segment_file import NATIVE
 from gkp.errors import UnsupportedModelError
 from gkp.runtime.native import NativeRunner
 from gkp.runtime.runners import OrtRunner, Runner
+from gkp.text import clean
 
 TARGETS = ("ort", "native")
 

@@ -8,17 +8,16 @@ from math import prod
 import numpy as np
 
 from gkp.converter.graph import Node, Tensor, values
-from gkp.converter.lower.layout import is_depthwise, reduces_plane
-from gkp.converter.operators import ELEMENTWISE, PLANES, POOLS
+from gkp.converter.operators import ELEMENTWISE, PLANES, POOLS, is_depthwise, reduces_plane
 
 
 def ranked(x: Tensor, y: Tensor) -> bool:
-    """Floats of a static shape with channels."""
+    """Are both of a static shape with channels?"""
     return all(t.shape is not None and len(t.shape) > 1 and all(isinstance(n, int) for n in t.shape) for t in (x, y))
 
 
 def is_elementwise(node: Node) -> bool:
-    """Any number of inputs of one rank, broadcast against each other."""
+    """Is it element-wise, with inputs of one rank that are broadcast against each other?"""
     data = [t for t in node.inputs if values(t) is None and t.name]
     return node.op in ELEMENTWISE and all(ranked(t, t) and len(t.shape) == len(node.outputs[0].shape) for t in data)
 
@@ -36,23 +35,19 @@ def is_plane(node: Node) -> bool:
     return node.op in PLANES or reduces_plane(node)
 
 
-def is_batchnorm(node: Node) -> bool:
-    return node.op == "BatchNormalization" and _constants(node, 1, 2, 3, 4) and not node.attrs.get("training_mode", 0)
-
-
 def is_depthwise_conv(node: Node) -> bool:
     return (is_depthwise(node) and _constants(node, 2) and node.attrs.get("auto_pad", "NOTSET") in ("NOTSET", "VALID"))
 
 
 def is_flatten(node: Node) -> bool:
-    """[N, C, ...] -> [N, C * ...], channel by channel."""
+    """Does it turn [N, C, ...] into [N, C * ...], channel by channel?"""
     x, y = node.inputs[0].shape, node.outputs[0].shape
     return (node.op in ("Flatten", "Reshape", "Squeeze") and _constants(node, 1) and len(x) > 2
             and list(y) == [x[0], prod(x[1:])])
 
 
 def is_unflatten(node: Node) -> bool:
-    """[N, C, 1..] -> [N, C, 1..] of another rank."""
+    """Does it turn [N, C, 1..] into [N, C, 1..] of another rank?"""
     x, y = node.inputs[0].shape, node.outputs[0].shape
     return (node.op in ("Reshape", "Unsqueeze", "Squeeze") and _constants(node, 1) and list(x[:2]) == list(y[:2])
             and prod(x[2:]) == prod(y[2:]) == 1)
@@ -77,7 +72,7 @@ def is_take(node: Node) -> bool:
 
 
 def is_row_slice(node: Node) -> bool:
-    """Slice of axis 2, step 1."""
+    """Is it a Slice of axis 2 by steps of 1?"""
     if node.op != "Slice" or len(node.inputs) < 4 or not _constants(node, 1, 2, 3, 4):
         return False
     axes, rank = values(node.inputs[3]), len(node.inputs[0].shape)

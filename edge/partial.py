@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gkp.converter.graph import Graph, Node, values
-from gkp.converter.lower.layout import reduces_plane
+from gkp.converter.operators import reduces_plane
 from gkp.edge.placement import Assignment, NodePlacement
 
 

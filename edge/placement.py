@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gkp.converter.graph import Node, clean
+from gkp.converter.graph import Node
 from gkp.edge.plan import Layout
 from gkp.edge.regions import Region, whole, without
 from gkp.errors import UsageError
+from gkp.text import clean
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import msgspec
 
 from gkp import manifest
 from gkp.converter import node as branched_node
-from gkp.converter.graph import Graph, Node, clean
+from gkp.converter.graph import Graph, Node
 from gkp.converter.operators import UNARY
 from gkp.converter.sources import OpenOptions, open_any
 from gkp.edge import chain, modes, report, words
@@ -32,6 +32,7 @@ from gkp.edge.profile import Job, Profile, Profiles, measure, signature, with_me
 from gkp.edge.segment_file import NATIVE
 from gkp.edge.split import Draft, check_folder, draft, write
 from gkp.errors import UnsupportedModelError, UsageError
+from gkp.text import clean
 
 Progress = Callable[[str, float | None], None]
 WIRES = ("float32", "float16")

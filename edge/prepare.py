@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 
-from gkp.converter.graph import Graph, Node, Tensor, clean, producer, values
+from gkp.converter.graph import Graph, Node, Tensor, producer, values
 from gkp.converter.lower.emit import lower
 from gkp.converter.recognise import recognise, simplify
 from gkp.errors import UnsupportedModelError
+from gkp.text import clean
 
 
 def prepare(model: onnx.ModelProto) -> Graph:

@@ -13,12 +13,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gkp.converter.graph import Node, Tensor, clean, is_branched, values
+from gkp.converter.graph import Node, Tensor, is_branched, values
+from gkp.converter.operators import is_batchnorm
 from gkp.edge import operators
 from gkp.edge.convs import Branches
 from gkp.edge.parts import Held, Part, part_shape, take
 from gkp.edge.regions import Region, whole
 from gkp.edge.windows import Window, window_of
+from gkp.text import clean
 
 CHANNELS, ROWS = "channels", "rows"
 BOTH = frozenset({CHANNELS, ROWS})
@@ -31,7 +33,7 @@ class Rule(Protocol):
     exact: bool
 
     def needs(self, out: Region) -> list[Region | None]:
-        """Per input of the node, the part that is read; None for constants and what is not read at all."""
+        """The part of each input of the node that is read; None for constants and what is not read at all."""
         ...
 
     def write(self, part: Part, held: Sequence[Held | None], out: Region) -> list[Tensor]:
@@ -297,7 +299,7 @@ class Matrix(_Single):
         return self._add(part, inputs, out)
 
     def _columns(self, array: Any, out: Region, axis: int) -> Any:
-        """Those of the outputs; a bias may be one number for all."""
+        """The columns of the outputs in `out`; a bias may be one number for all."""
         full = array.ndim > 0 and array.shape[axis] == len(self.out.channels)
         return np.take(array, out.channels, axis=axis) if full and out.channels != self.out.channels else array
 
@@ -366,6 +368,6 @@ class RowSlice(_Single):
 
 _RULES: tuple[tuple[Callable[[Node], bool], Callable[[Node], Rule]], ...] = (
     (operators.is_elementwise, Elementwise), (operators.is_pool, Pool), (operators.is_plane, Plane),
-    (operators.is_batchnorm, BatchNorm), (operators.is_depthwise_conv, Depthwise), (operators.is_flatten, Flattened),
+    (is_batchnorm, BatchNorm), (operators.is_depthwise_conv, Depthwise), (operators.is_flatten, Flattened),
     (operators.is_unflatten, Unflattened), (operators.is_matrix, Matrix), (operators.is_concat, Concatenated),
     (operators.is_take, Taken), (operators.is_row_slice, RowSlice))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from gkp.converter.graph import Graph, Node, Tensor, clean, producer
+from gkp.converter.graph import Graph, Node, Tensor, producer
 from gkp.converter.operators import HEAVY
 from gkp.edge.partial import add_partial_means, is_mean
 from gkp.edge.parts import part_shape
@@ -22,6 +22,7 @@ from gkp.edge.plan import COORDINATOR, Layout, Transfer, Value
 from gkp.edge.regions import Region, cover, union, whole, without
 from gkp.edge.rules import ROWS, Rule, rule_of
 from gkp.errors import UnsupportedModelError, UsageError
+from gkp.text import clean
 
 _DTYPES = ("float32", "float16", "int64", "uint8")
 

@@ -15,7 +15,7 @@ import onnx
 
 from gkp import manifest
 from gkp.converter.artefact import staged
-from gkp.converter.graph import Graph, clean
+from gkp.converter.graph import Graph
 from gkp.converter.sources import GroupedModel
 from gkp.converter.verify import check_inputs, verify, worst
 from gkp.edge.engines import Engine, OrtEngine
@@ -25,6 +25,7 @@ from gkp.edge.placement import Assignment, NodePlacement
 from gkp.edge.plan import COORDINATOR, FILE_NAME, Device, Layout, Link, Plan, Segment, Transfer, device_folder
 from gkp.edge.shard import SegmentDraft, Sharded, shard
 from gkp.errors import GkpError, UsageError, VerificationError
+from gkp.text import clean
 
 TOLERANCE = 5e-5
 """Relative to max(1, largest output): across devices, sums are taken in another order."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gkp.branched import BranchedConv
+from gkp.types import Array
 
 Index = npt.NDArray[np.int64]
 DENSE_PADDED = "dense-padded"
@@ -25,7 +25,7 @@ class Group:
 
     in_index: Index
     out_index: Index
-    weight: npt.NDArray[Any]
+    weight: Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +140,7 @@ def merge_to(conv: BranchedConv, groups: int) -> BranchedConv | None:
     return conv.merge(parts)
 
 
-def _spread_unwritten(conv: BranchedConv) -> list[tuple[Index, Index, npt.NDArray[Any]]]:
+def _spread_unwritten(conv: BranchedConv) -> list[tuple[Index, Index, Array]]:
     """(in, out, weight) per branch, with the outputs that no branch writes given to the smallest branches as zero
     filters, so that the branches cover every output."""
     outs = [list(b.out_index) for b in conv.branches]
@@ -158,7 +158,7 @@ def _pad(index: Index, n: int) -> Index:
     return np.concatenate([index, np.full(n - index.size, PAD, np.int64)])
 
 
-def _pad_weight(weight: npt.NDArray[Any], n_out: int, n_in: int) -> npt.NDArray[Any]:
+def _pad_weight(weight: Array, n_out: int, n_in: int) -> Array:
     out = np.zeros((n_out, n_in, *weight.shape[2:]), weight.dtype)
     out[: weight.shape[0], : weight.shape[1]] = weight
     return out

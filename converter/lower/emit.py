@@ -9,9 +9,11 @@ import numpy as np
 
 from gkp.branched import BranchedConv
 from gkp.converter import node as branched_node
-from gkp.converter.graph import Array, Graph, Node, Tensor, is_branched, values, with_channels
-from gkp.converter.lower.candidates import PAD, Candidate, Group, dense
-from gkp.converter.lower.layout import Index, Layouts, is_depthwise, takes_any_order
+from gkp.converter.graph import Graph, Node, Tensor, is_branched, values, with_channels
+from gkp.converter.lower.candidates import PAD, Candidate, Group, Index, dense
+from gkp.converter.lower.orders import Orders, takes_any_order
+from gkp.converter.operators import is_batchnorm, is_depthwise
+from gkp.types import Array
 
 
 def lower(graph: Graph, chosen: Mapping[str, Candidate]) -> Graph:
@@ -19,12 +21,12 @@ def lower(graph: Graph, chosen: Mapping[str, Candidate]) -> Graph:
     weights permuted so that channels lie where grouped convolutions want them, a Gather where that is impossible."""
     graph = graph.copy()
     complete = {n.name: chosen.get(n.name) or dense(branched_node.read(n)) for n in graph.branched()}
-    layouts = Layouts(graph, complete)
-    places = {id(t): layouts.of(t) for node in graph.nodes for t in (*node.inputs, *node.outputs)
-              if values(t) is None and not layouts.is_original(t)}
+    orders = Orders(graph, complete)
+    places = {id(t): orders.of(t) for node in graph.nodes for t in (*node.inputs, *node.outputs)
+              if values(t) is None and not orders.is_original(t)}
     for node in graph.nodes:
         if is_branched(node):
-            _Emission(graph, node, layouts, complete[node.name]).run()
+            _Emission(graph, node, orders, complete[node.name]).run()
         else:
             _follow(graph, node, places)
     for node in graph.nodes:
@@ -36,11 +38,11 @@ def lower(graph: Graph, chosen: Mapping[str, Candidate]) -> Graph:
 
 
 def _follow(graph: Graph, node: Node, places: Mapping[int, Index]) -> None:
-    """Permute (and pad) the parameters of a channel-wise node or a Gemm to the layout of its input."""
+    """Permute (and pad) the parameters of a channel-wise node or a Gemm to the order of its input."""
     order = places.get(id(node.inputs[0])) if node.inputs else None
     if order is None:
         return
-    if node.op == "BatchNormalization":
+    if is_batchnorm(node):
         for place, filler in zip(range(1, 5), (1.0, 0.0, 0.0, 1.0), strict=True):
             node.inputs[place] = graph.constant("bn", _taken(_value(node.inputs[place]), order, 0, filler))
     elif is_depthwise(node):
@@ -75,12 +77,12 @@ def _taken(array: Array, order: Index, axis: int, filler: float = 0.0) -> Array:
 class _Emission:
     """The stock nodes of one layer."""
 
-    def __init__(self, graph: Graph, node: Node, layouts: Layouts, candidate: Candidate) -> None:
+    def __init__(self, graph: Graph, node: Node, orders: Orders, candidate: Candidate) -> None:
         self.graph, self.node, self.candidate = graph, node, candidate
         self.conv: BranchedConv = branched_node.read(node)
         self.x, self.y, self.name = node.inputs[0], node.outputs[0], node.name
-        self.x_order, self.y_order = layouts.of(self.x), layouts.of(self.y)
-        self.groups = candidate.groups if candidate.is_dense else layouts.groups(node.name)
+        self.x_order, self.y_order = orders.of(self.x), orders.of(self.y)
+        self.groups = candidate.groups if candidate.is_dense else orders.groups(node.name)
 
     def run(self) -> None:
         self.graph.remove(self.node)
@@ -126,7 +128,7 @@ class _Emission:
             self._gather_out(y, natural)
 
     def _in_place(self, layout: Index, side: str) -> bool:
-        order = Layouts.match(layout, self.groups, side)
+        order = Orders.match(layout, self.groups, side)
         return order == list(range(len(self.groups)))
 
     def _bias(self, order: Index) -> Array:

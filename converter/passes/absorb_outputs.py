@@ -36,7 +36,7 @@ def run(graph: Graph) -> bool:
 
 
 def _is_end(graph: Graph, tensor: Tensor) -> bool:
-    """Read by something that does not move data on (or an output of the graph)."""
+    """Is it an output of the graph, or read by something that does not move data on?"""
     if graph.is_output(tensor) or len(tensor.outputs) > 1:
         return True
     return bool(tensor.outputs) and not (is_move(tensor.outputs[0]) or is_add(tensor.outputs[0]))
@@ -121,7 +121,7 @@ def _unites(a: _Term, b: _Term) -> bool:
 
 
 def _improves(found: Movement, merged: list[_Term]) -> bool:
-    """Fewer nodes than before; so that a plain chain of Adds of whole convolutions is left alone."""
+    """Are there fewer nodes than before? A plain chain of Adds of whole convolutions is left alone so."""
     convs = sum(t.conv is not None for t in merged)
     before = len(found.nodes) + sum(len(t.names) for t in merged)
     return convs + len(merged) - 1 < before

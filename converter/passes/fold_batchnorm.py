@@ -8,6 +8,7 @@ import numpy as np
 
 from gkp.converter import node as branched_node
 from gkp.converter.graph import Graph, Node, channels, is_branched, producer, values
+from gkp.converter.operators import is_batchnorm
 
 
 def run(graph: Graph) -> bool:
@@ -30,11 +31,8 @@ def run(graph: Graph) -> bool:
 
 def _affine(node: Node) -> tuple[Any, Any, Any] | None:
     """(input tensor, scale [F], shift [F]) in float64 of a channel-wise affine node."""
-    if node.op == "BatchNormalization" and len(node.inputs) == 5 and not node.attrs.get("training_mode", 0):
-        params = [values(t) for t in node.inputs[1:]]
-        if any(p is None for p in params):
-            return None
-        gamma, beta, mean, var = (np.asarray(p, np.float64) for p in params)
+    if is_batchnorm(node):
+        gamma, beta, mean, var = (np.asarray(values(t), np.float64) for t in node.inputs[1:])
         scale = gamma / np.sqrt(var + float(node.attrs.get("epsilon", 1e-5)))
         return node.inputs[0], scale, beta - mean * scale
     if node.op in ("Mul", "Add", "Sub", "Div") and len(node.inputs) == 2:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gkp.converter.graph import Graph, Node, all_constant, values
-from gkp.converter.movement import run_nodes
+from gkp.converter.movement import FAILURES, run_nodes
 from gkp.converter.operators import COPIES, ELEMENTWISE, MOVES, RESHAPES
 from gkp.errors import UnsupportedModelError
 
@@ -55,7 +55,7 @@ def _vanishes(graph: Graph, node: Node) -> bool:
 
 
 def _idle(graph: Graph, dropout: Node) -> bool:
-    """Not in training mode, and nobody wants the mask."""
+    """Is it not in training mode, and does nobody want its mask?"""
     mode = values(dropout.inputs[2]) if len(dropout.inputs) > 2 and dropout.inputs[2].name else np.zeros(1)
     return mode is not None and not mode.any() and not any(t.outputs or graph.is_output(t) for t in dropout.outputs[1:])
 
@@ -83,14 +83,10 @@ def _fold(graph: Graph, node: Node) -> bool:
         _replace(graph, node, [np.asarray(shape[node.attrs.get("start", 0):node.attrs.get("end")], np.int64)])
         return True
     try:
-        size = _result_size(node)
-    except Exception:  # a malformed constant expression stays: the runtime that meets it says why
-        return False
-    if size > _MAX_ELEMENTS:
-        raise UnsupportedModelError(f"a constant computed by {node.op} would hold over {_MAX_ELEMENTS} elements")
-    try:
+        if _result_size(node) > _MAX_ELEMENTS:
+            raise UnsupportedModelError(f"a constant computed by {node.op} would hold over {_MAX_ELEMENTS} elements")
         results = run_nodes([node], [], list(node.outputs), {}, graph.opset)
-    except Exception:
+    except FAILURES:  # a malformed constant expression stays: the runtime that meets it says why
         return False
     _replace(graph, node, results)
     return True

@@ -10,8 +10,9 @@ import numpy as np
 
 from gkp.branched import BranchedConv
 from gkp.converter import node as branched_node
-from gkp.converter.graph import Graph, Node, channels, clean, values
+from gkp.converter.graph import Graph, Node, channels, values
 from gkp.errors import UnsupportedModelError
+from gkp.text import clean
 
 MAX_IRREGULAR_BRANCHES = 64
 

@@ -11,8 +11,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from gkp.errors import FileError, UnsafeFileError
-
-from ._records import printable
+from gkp.text import clean
 
 _MAX_MEMBERS = 100_000
 _MAX_RATIO = 20  # unpacked size of the whole archive, per byte of file ...
@@ -30,7 +29,7 @@ class Archive:
     """
 
     def __init__(self, path: Path) -> None:
-        self._name = printable(path.name)
+        self._name = clean(path.name, 120)
         try:
             if not path.is_file():
                 raise FileError(f"{self._name} is not a file", "Check the path.")
@@ -44,7 +43,7 @@ class Archive:
             _check_members(self._zip.infolist(), size)
         except _DAMAGED as error:
             self._file.close()
-            raise FileError(f"{self._name} is a damaged archive: {printable(str(error))}", _HINT) from error
+            raise FileError(f"{self._name} is a damaged archive: {clean(error, 120)}", _HINT) from error
         except BaseException:
             self._file.close()
             raise
@@ -81,15 +80,15 @@ class Archive:
         try:
             data = self._zip.read(info)
         except _DAMAGED as error:
-            raise FileError(f"{self._name}: member {printable(name)} is damaged", _HINT) from error
+            raise FileError(f"{self._name}: member {clean(name, 120)} is damaged", _HINT) from error
         if len(data) != info.file_size:
-            raise FileError(f"{self._name}: member {printable(name)} has the wrong size", _HINT)
+            raise FileError(f"{self._name}: member {clean(name, 120)} has the wrong size", _HINT)
         return data
 
     def _info(self, name: str) -> zipfile.ZipInfo:
         info = self._members.get(name)
         if info is None:
-            raise FileError(f"{self._name} has no member {printable(name)}", _HINT)
+            raise FileError(f"{self._name} has no member {clean(name, 120)}", _HINT)
         return info
 
 
@@ -126,16 +125,16 @@ def _check_members(members: list[zipfile.ZipInfo], size: int) -> None:
     for info in members:
         name = info.orig_filename
         if "\\" in name or "\0" in name or name.startswith("/") or ":" in name or ".." in name.split("/"):
-            raise UnsafeFileError(f"archive member {printable(name)} leaves the archive", _UNSAFE_HINT)
+            raise UnsafeFileError(f"archive member {clean(name, 120)} leaves the archive", _UNSAFE_HINT)
         if info.flag_bits & 0x1:
-            raise UnsafeFileError(f"archive member {printable(name)} is encrypted", _UNSAFE_HINT)
+            raise UnsafeFileError(f"archive member {clean(name, 120)} is encrypted", _UNSAFE_HINT)
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise UnsafeFileError(f"archive member {printable(name)} has an unknown compression", _UNSAFE_HINT)
+            raise UnsafeFileError(f"archive member {clean(name, 120)} has an unknown compression", _UNSAFE_HINT)
         if info.compress_type == zipfile.ZIP_STORED and info.compress_size != info.file_size:
             raise zipfile.BadZipFile(f"{name} has two sizes")
     twice = [name for name, count in Counter(info.filename.lower() for info in members).items() if count > 1]
     if twice:
-        raise UnsafeFileError(f"archive holds {printable(twice[0])} twice", _UNSAFE_HINT)
+        raise UnsafeFileError(f"archive holds {clean(twice[0], 120)} twice", _UNSAFE_HINT)
     if sum(info.compress_size for info in members) > size:
         raise UnsafeFileError("archive members overlap", _UNSAFE_HINT)
     unpacked = sum(info.file_size for info in members)

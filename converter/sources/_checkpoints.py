@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gkp.branched import BranchedConv
-from gkp.converter.graph import clean, one_line
 from gkp.converter.sources import torch_export
 from gkp.converter.sources._records import Record
 from gkp.converter.sources._torchfile import submodules
-from gkp.converter.sources.base import Array, GroupedModel, OpenOptions, SourceFile
+from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile
 from gkp.errors import FileError, UnsupportedModelError, UsageError
+from gkp.text import clean, first_line, one_line
+from gkp.types import Array
 
 if TYPE_CHECKING:
     import torch
@@ -171,7 +172,7 @@ def _adopt_settings(record: Record, arch: Architecture, module: torch.nn.Module)
             found = repr((*numbers, fields.get("padding_mode", "zeros")))  # PyTorch before 1.1 has no padding modes
             if found != expected:
                 settings = "(stride, padding, dilation, mode)"
-                problem = f"{clean(name)} has {settings} {clean(found)[:80]}, in {arch.name} it has {expected}"
+                problem = f"{clean(name)} has {settings} {clean(found, 80)}, in {arch.name} it has {expected}"
                 raise UnsupportedModelError(problem, ARCH_HINT)
 
 
@@ -195,7 +196,7 @@ def _user_module(arch: str, tensors: Mapping[str, Array], forms: Mapping[str, Br
     try:
         module.load_state_dict(state, strict=True)
     except (RuntimeError, ValueError, TypeError) as e:
-        problem = one_line(" ".join(str(e).split()))
+        problem = one_line(e, 200)
         raise UsageError(f"the state dict does not fit the module of --arch {arch}: {problem}",
                          "return the module that this checkpoint was saved from") from e
     return module.float().eval()
@@ -214,7 +215,7 @@ def call_user_code(arch: str) -> Any:
             target = getattr(target, part)
         return target()
     except Exception as e:  # whatever the user's code raises
-        raise UsageError(f"--arch {arch} fails: {type(e).__name__}: {one_line(e)}",
+        raise UsageError(f"--arch {arch} fails: {type(e).__name__}: {first_line(e, 200)}",
                          "it must be importable from here and take no arguments") from e
     finally:
         sys.path.remove(here)

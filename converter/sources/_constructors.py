@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 
 from gkp.errors import UnsafeFileError
+from gkp.text import clean
+from gkp.types import Array
 
-from ._records import Array, Global, Limits, Record, Storage, corrupt, printable
+from ._records import Global, Limits, Record, Storage, corrupt
 
 Constructor = Callable[[tuple[Any, ...], Limits], Any]
 
@@ -47,7 +49,7 @@ def refuse_dangerous(name: str) -> None:
     prefixes = {".".join(parts[: i + 1]) for i in range(len(parts))}
     builtin = parts[0] in _BUILTINS and name.partition(".")[2] != "object"
     if name not in CONSTRUCTORS and (builtin or prefixes & _DANGEROUS):
-        raise UnsafeFileError(f"pickle refers to {printable(name)}", UNSAFE_HINT)
+        raise UnsafeFileError(f"pickle refers to {clean(name, 120)}", UNSAFE_HINT)
 
 
 # --- plain Python -----------------------------------------------------------------------------------------------------
@@ -179,7 +181,7 @@ def _tensor_with_attributes(args: tuple[Any, ...], limits: Limits) -> Any:
         raise corrupt("_rebuild_from_type_v2 got arguments it cannot take")
     function = _TENSORS.get(args[0].name)
     if function is None:
-        raise UnsafeFileError(f"pickle calls {printable(args[0].name)}", UNSAFE_HINT)
+        raise UnsafeFileError(f"pickle calls {clean(args[0].name, 120)}", UNSAFE_HINT)
     return function(args[2], limits)
 
 

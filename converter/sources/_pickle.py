@@ -21,9 +21,11 @@ from typing import Any
 import numpy as np
 
 from gkp.errors import GkpError, UnsafeFileError
+from gkp.text import clean
+from gkp.types import Array
 
 from ._constructors import CONSTRUCTORS, UNSAFE_HINT, NumpyDtype, refuse_dangerous, set_array_state
-from ._records import Array, Global, Limits, Record, Storage, corrupt, printable, walk
+from ._records import Global, Limits, Record, Storage, corrupt, walk
 
 __all__ = ["Array", "Global", "PersistentLoad", "Record", "Storage", "load_pickle", "load_stream"]
 
@@ -96,7 +98,7 @@ class _Machine:
             raise corrupt("it calls something that is not a function")
         constructor = CONSTRUCTORS.get(function.name)
         if constructor is None:
-            raise UnsafeFileError(f"pickle calls {printable(function.name)}", UNSAFE_HINT)
+            raise UnsafeFileError(f"pickle calls {clean(function.name, 120)}", UNSAFE_HINT)
         return constructor(args, self.limits)
 
     def instantiate(self, cls: Any, args: Any) -> Any:

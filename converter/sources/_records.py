@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from gkp.errors import FileError
-
-Array = npt.NDArray[Any]
+from gkp.text import clean
+from gkp.types import Array
 
 MAX_DEPTH = 200  # containers within containers; a module costs three levels, so this is 60 modules deep
 _COPY_FACTOR = 8  # elements and bytes that constructors may copy, per byte of input ...
@@ -30,11 +29,6 @@ _MAX_DIMS = 32
 def corrupt(what: str) -> FileError:
     """The error for a stream that no honest writer produces."""
     return FileError(f"corrupt pickle: {what}", "The file is damaged or not a checkpoint; save or download it again.")
-
-
-def printable(name: str) -> str:
-    """`name` fit for a one-line message: at most 120 characters, none of them control or invisible ones."""
-    return "".join(c if c.isprintable() else "?" for c in name[:120])
 
 
 @dataclass(frozen=True)
@@ -58,7 +52,7 @@ class Record:
     elements: list[Any] = field(default_factory=list)
 
     def __repr__(self) -> str:
-        return f"Record({printable(self.name)})"
+        return f"Record({clean(self.name, 120)})"
 
     @property
     def fields(self) -> dict[str, Any]:

@@ -21,9 +21,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gkp.errors import FileError, UnsafeFileError
+from gkp.text import clean
 
 from ._archive import Archive
-from ._records import STORAGE_DTYPES, Record, corrupt, printable, walk
+from ._records import STORAGE_DTYPES, Record, corrupt, walk
 from ._script_operators import BUILTINS, PRIM, TORCH
 from ._script_types import Function, Program, Scope, ScriptClass, dotted_name, holds
 from ._torchfile import read_archive_pickle
@@ -65,7 +66,7 @@ def check_torchscript(path: Path) -> None:
     """
     with Archive(path) as archive:
         if not archive.folder:
-            raise FileError(f"{printable(path.name)} is not a TorchScript archive", "Save it with torch.jit.save.")
+            raise FileError(f"{clean(path.name, 120)} is not a TorchScript archive", "Save it with torch.jit.save.")
         program = _program(archive)
         for cls in program.classes.values():
             for annotation in cls.attributes.values():
@@ -77,7 +78,7 @@ def check_torchscript(path: Path) -> None:
 
 
 def _refuse(what: str) -> UnsafeFileError:
-    return UnsafeFileError(f"TorchScript {printable(what)}", _HINT)
+    return UnsafeFileError(f"TorchScript {clean(what, 120)}", _HINT)
 
 
 # --- source text ------------------------------------------------------------------------------------------------------
@@ -296,7 +297,7 @@ class _FunctionCheck:
 
 
 def _check_pickle(archive: Archive, member: str, program: Program) -> None:
-    """Only tensors, plain data and instances of the archive's classes, each attribute of its declared type."""
+    """It holds only tensors, plain data and instances of the archive's classes, each attribute of its declared type."""
     try:
         for opcode, argument, _ in pickletools.genops(archive.read(member)):
             if opcode.name in _FOREIGN_OPCODES:

@@ -181,7 +181,7 @@ _SCALARS: dict[str, tuple[type, ...]] = {
 
 
 def holds(value: Any, annotation: ast.expr, program: Program) -> bool:
-    """Whether `value` from the pickle is what its class declares. Torch does not look, and would misread memory."""
+    """Is `value` from the pickle what its class declares? Torch does not look, and would misread memory."""
     if isinstance(annotation, ast.Constant):
         return annotation.value is None and value is None
     if isinstance(annotation, ast.Name):

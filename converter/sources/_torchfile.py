@@ -17,11 +17,13 @@ from typing import Any, Literal
 import numpy as np
 
 from gkp.errors import FileError, UnsupportedModelError
+from gkp.text import clean
+from gkp.types import Array
 
 from ._archive import Archive
 from ._constructors import plain_array, plain_dtype
 from ._pickle import load_pickle, load_stream
-from ._records import STORAGE_DTYPES, Array, Global, Limits, Record, Storage, corrupt, printable
+from ._records import STORAGE_DTYPES, Global, Limits, Record, Storage, corrupt
 
 Kind = Literal["torchscript", "torch-zip", "torch-legacy", "pickle", "pt2", "npy", "npz", "onnx", "zip", "unknown"]
 
@@ -65,7 +67,7 @@ def read_torch(path: Path) -> Any:
         return _read_legacy(_bytes(path))
     if kind == "pickle":
         return load_pickle(_bytes(path))
-    raise FileError(f"{printable(path.name)} is not a torch checkpoint but {kind}", "Give a file made by torch.save.")
+    raise FileError(f"{clean(path.name, 120)} is not a torch checkpoint but {kind}", "Give a file made by torch.save.")
 
 
 def read_pickle_file(path: Path) -> Any:
@@ -80,7 +82,7 @@ def read_object_npy(path: Path) -> Array:
     """
     data = _bytes(path)
     if not data.startswith(_NPY_MAGIC) or data[6:8] not in (b"\x01\x00", b"\x02\x00"):
-        raise FileError(f"{printable(path.name)} is not a .npy file", "Save the array again with numpy.save.")
+        raise FileError(f"{clean(path.name, 120)} is not a .npy file", "Save the array again with numpy.save.")
     width = 2 if data[6] == 1 else 4
     start = 8 + width
     length = int.from_bytes(data[8:start], "little")
@@ -138,7 +140,7 @@ def attribute(record: Record, name: str) -> Any:
     for scope in (fields, *(_dict(fields.get(kind)) for kind in ("_parameters", "_buffers", "_modules"))):
         if name in scope:
             return scope[name]
-    raise FileError(f"{printable(record.name)} has no attribute {printable(name)}", "The file is of another kind.")
+    raise FileError(f"{clean(record.name, 120)} has no attribute {clean(name, 120)}", "The file is of another kind.")
 
 
 def read_archive_pickle(archive: Archive, member: str, folder: str) -> Any:
@@ -154,7 +156,7 @@ def read_archive_pickle(archive: Archive, member: str, folder: str) -> Any:
         if storage is None:
             storage = storages[key] = Storage(dtype, numel)
             if archive.size(f"{folder}/{key}") != storage.nbytes:
-                raise corrupt(f"storage {printable(key)} has the wrong size")
+                raise corrupt(f"storage {clean(key, 120)} has the wrong size")
             storage.provide(archive.read(f"{folder}/{key}"), "<" if order == b"little" else ">")
         return _checked(storage, dtype, numel, view)
 
@@ -192,7 +194,7 @@ def _read_legacy(data: bytes) -> Any:
     for key in keys:
         storage = storages[key]
         if data[position : position + 8] != struct.pack(f"{order}q", storage.numel):
-            raise corrupt(f"storage {printable(key)} has the wrong size")
+            raise corrupt(f"storage {clean(key, 120)} has the wrong size")
         position += 8 + storage.nbytes
         storage.provide(data[position - storage.nbytes : position], order)
     return root
@@ -205,7 +207,7 @@ def _storage_id(pid: Any) -> tuple[str, str, int, tuple[int, int] | None]:
     dtype = STORAGE_DTYPES.get(pid[1].name.rpartition(".")[2])
     if dtype is None or not pid[1].name.startswith("torch."):
         raise UnsupportedModelError(
-            f"tensors of {printable(pid[1].name)} cannot be read", "Convert the model with .float() and save it again."
+            f"tensors of {clean(pid[1].name, 120)} cannot be read", "Convert the model with .float() and save it again."
         )
     key, numel, view = pid[2], pid[4], pid[5] if len(pid) == 6 else None
     if not isinstance(key, str) or not isinstance(numel, int) or not 0 <= numel < 2**48:
@@ -260,10 +262,10 @@ def _bytes(path: Path) -> bytes:
 def _open(path: Path) -> io.BufferedReader:
     try:
         if not path.is_file():
-            raise FileError(f"{printable(path.name)} is not a file", "Check the path.")
+            raise FileError(f"{clean(path.name, 120)} is not a file", "Check the path.")
         return path.open("rb")
     except OSError as error:
-        raise FileError(f"cannot open {printable(path.name)}: {error.strerror}", "Check the path.") from error
+        raise FileError(f"cannot open {clean(path.name, 120)}: {error.strerror}", "Check the path.") from error
 
 
 def _dict(value: Any) -> dict[Any, Any]:

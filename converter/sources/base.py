@@ -9,14 +9,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
 from gkp.converter.sources import _torchfile
 from gkp.errors import FileError
-
-Array = npt.NDArray[Any]
-Reference = Callable[[Mapping[str, Array]], list[Array]]
+from gkp.types import Array, Run
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ class GroupedModel:
 
     model: onnx.ModelProto
     system: str
-    reference: Reference
+    reference: Run
     reference_name: str
     pruned: bool
     description: str = ""

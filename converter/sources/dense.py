@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gkp.converter.graph import clean
 from gkp.converter.sources import dsp, gkp_checkpoint, torch_export
 from gkp.converter.sources._checkpoints import (
     class_name,
@@ -23,6 +22,7 @@ from gkp.converter.sources.base import SourceFile
 from gkp.converter.sources.state_dict import KNOWN_CLASSES
 from gkp.converter.sources.tmi_gkp import BASELINES, shortcut_of
 from gkp.errors import UnsupportedModelError, UsageError
+from gkp.text import clean
 
 if TYPE_CHECKING:
     import torch
@@ -75,7 +75,7 @@ def _other(file: SourceFile) -> DenseNetwork:
     record, tensors = network_in(payload), state_dict_in(payload)
     if record is not None:
         if record.name not in (*BASELINES, *KNOWN_CLASSES):
-            raise UnsupportedModelError(f"{file.path} is a pickled module of class {clean(class_name(record))[:100]}", _HINT)
+            raise UnsupportedModelError(f"{file.path} is a pickled module of class {clean(class_name(record), 100)}", _HINT)
         tensors = state_dict_of(record)
     if tensors is None:
         raise UnsupportedModelError(f"{file.path} holds no PyTorch network (it looks like: {file.kind})", _HINT)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from gkp.converter.graph import one_line
 from gkp.converter.sources import torch_export
 from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile
 from gkp.errors import FileError, UnsafeFileError
+from gkp.text import first_line
 
 
 def matches(file: SourceFile) -> bool:
@@ -24,7 +24,7 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
         example = program.example_inputs
         module = program.module()
     except Exception as e:  # whatever the file's content makes the loader raise
-        raise FileError(f"{file.path} cannot be loaded as a torch.export program: {one_line(e)}",
+        raise FileError(f"{file.path} cannot be loaded as a torch.export program: {first_line(e, 200)}",
                         "save it again with torch.export.save") from e
     shape = tuple(example[0][0].shape) if example and example[0] else None
     return torch_export.from_module(module, system="torch.export", options=options, pruned=False, default_shape=shape,

@@ -12,7 +12,6 @@ from dataclasses import replace
 import numpy as np
 
 from gkp.branched import BranchedConv
-from gkp.converter.graph import clean
 from gkp.converter.sources._checkpoints import (
     Tensors,
     class_name,
@@ -24,8 +23,10 @@ from gkp.converter.sources._checkpoints import (
     without_prefix,
 )
 from gkp.converter.sources._torchfile import state_dict_of, submodules
-from gkp.converter.sources.base import Array, GroupedModel, OpenOptions, SourceFile
+from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile
 from gkp.errors import FileError, GkpError, UnsupportedModelError, UsageError
+from gkp.text import clean
+from gkp.types import Array
 
 _INFIX, _IN, _OUT, _MASK = ".conv2d", ".ind_in", ".ind_out", ".mask"
 _DAMAGED = "the file is damaged: get it again, or export it again"
@@ -90,7 +91,7 @@ def _forms(tensors: Tensors) -> Iterator[tuple[str, BranchedConv]]:
             bias = tensors.get(f"{name}.bias")
             yield name, form if bias is None else replace(form, bias=bias)
         except (GkpError, ValueError, IndexError) as e:
-            raise FileError(f"{clean(name)} is damaged: {clean(str(e))[:150]}", _DAMAGED) from e
+            raise FileError(f"{clean(name)} is damaged: {clean(e, 150)}", _DAMAGED) from e
 
 
 def _groups(weight: Array, ind_in: Array) -> int:

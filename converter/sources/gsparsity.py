@@ -16,8 +16,9 @@ import numpy.typing as npt
 
 from gkp.converter.sources._checkpoints import open_network, payload_of, state_dict_in, without_prefix
 from gkp.converter.sources._torchfile import read_object_npy
-from gkp.converter.sources.base import Array, GroupedModel, OpenOptions, SourceFile
+from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile
 from gkp.errors import FileError, UnsupportedModelError
+from gkp.types import Array
 
 THRESHOLD = 1e-6  # the L2 norm below which GSparsity counts a filter as zero
 _SMALL = "small_model"

@@ -12,10 +12,11 @@ import onnx.inliner
 import onnx.version_converter
 from google.protobuf.message import DecodeError
 
-from gkp.converter.graph import clean, one_line
-from gkp.converter.reference import Run, evaluator
-from gkp.converter.sources.base import Array, GroupedModel, OpenOptions, SourceFile
+from gkp.converter.reference import evaluator
+from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile
 from gkp.errors import FileError, UnsafeFileError, UnsupportedModelError, UsageError
+from gkp.text import clean, first_line
+from gkp.types import Array, Run
 
 _DOMAINS = frozenset({"", "ai.onnx", "gkp"})
 _MAX_BYTES = 2**31 - 1
@@ -87,7 +88,7 @@ def _parse(path: Path) -> onnx.ModelProto:
                             "save it with external data: onnx.save(..., save_as_external_data=True)")
         return onnx.load_model_from_string(path.read_bytes())
     except (DecodeError, ValueError, RecursionError) as e:
-        raise FileError(f"{path} is not an ONNX file: {one_line(e)}", "export the model again") from e
+        raise FileError(f"{path} is not an ONNX file: {first_line(e, 200)}", "export the model again") from e
     except OSError as e:
         raise FileError(f"{path} cannot be read: {e.strerror}", "check its permissions") from e
 
@@ -110,12 +111,12 @@ def _load_external_data(model: onnx.ModelProto, folder: Path) -> None:
         target = folder / name
         if name.is_absolute() or ".." in name.parts or not name.parts or _leaves(target, folder):
             raise UnsafeFileError(f"external data of {clean(tensor.name)} lies outside the model's folder: "
-                                  f"{clean(str(name))}", "do not use this file")
+                                  f"{clean(name)}", "do not use this file")
         try:
             size, offset = target.stat().st_size, int(info.get("offset", 0))
             length = int(info.get("length", size - offset))
         except (OSError, ValueError) as e:
-            raise FileError(f"external data {clean(str(name))} cannot be read: {one_line(e)}",
+            raise FileError(f"external data {clean(name)} cannot be read: {first_line(e, 200)}",
                             "keep it in the folder of the .onnx file") from e
         if offset < 0 or length < 0 or offset + length > size or length != _declared_bytes(tensor):
             raise FileError(f"external data of {clean(tensor.name)} does not fit its file", "export the model again")
@@ -175,7 +176,7 @@ def _check(model: onnx.ModelProto) -> None:
     try:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError, RuntimeError, TypeError) as e:
-        raise FileError(f"the ONNX model is not valid: {one_line(e)}", "export the model again") from e
+        raise FileError(f"the ONNX model is not valid: {first_line(e, 200)}", "export the model again") from e
 
 
 def _is_function(model: onnx.ModelProto, node: onnx.NodeProto) -> bool:
@@ -191,7 +192,7 @@ def _modernised(model: onnx.ModelProto) -> onnx.ModelProto:
         if version < MIN_OPSET:
             model = onnx.version_converter.convert_version(model, UPGRADE_TO)
     except (RuntimeError, ValueError, TypeError) as e:
-        raise UnsupportedModelError(f"the model cannot be upgraded to opset {UPGRADE_TO}: {one_line(e)}",
+        raise UnsupportedModelError(f"the model cannot be upgraded to opset {UPGRADE_TO}: {first_line(e, 200)}",
                                     f"export it with opset {UPGRADE_TO}") from e
     constants = {t.name for t in model.graph.initializer}
     inputs = [i for i in model.graph.input if i.name not in constants]

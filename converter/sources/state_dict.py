@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from gkp.converter.graph import clean
 from gkp.converter.sources._checkpoints import (
     ARCH_HINT,
     network_in,
@@ -13,6 +12,7 @@ from gkp.converter.sources._checkpoints import (
 from gkp.converter.sources._torchfile import state_dict_of
 from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile
 from gkp.errors import UnsupportedModelError
+from gkp.text import clean
 
 _KINDS = ("torch-zip", "torch-legacy", "pickle")
 KNOWN_CLASSES = ("torchvision.models.resnet.ResNet",)
@@ -35,7 +35,7 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
         return open_network(state_dict_of(record), system="torch", options=options, pruned=False, record=record,
                             description="pickled PyTorch module")
     if record is not None and tensors is None:
-        raise UnsupportedModelError(f"{file.path} is a pickled module of class {clean(record.name)[:100]}, whose code "
+        raise UnsupportedModelError(f"{file.path} is a pickled module of class {clean(record.name, 100)}, whose code "
                                     "gkp does not have", ARCH_HINT)
     if tensors is None:
         raise UnsupportedModelError(f"{file.path} holds no network that gkp knows: {_summary(payload)}", ARCH_HINT)
@@ -44,5 +44,5 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
 
 def _summary(payload: object) -> str:
     if isinstance(payload, dict):
-        return "a dict with " + ", ".join(clean(str(key)[:30]) for key in list(payload)[:8])
+        return "a dict with " + ", ".join(clean(key, 30) for key in list(payload)[:8])
     return f"a {type(payload).__name__}"

@@ -17,8 +17,9 @@ from gkp.converter.sources._checkpoints import (
     state_dict_in,
     without_prefix,
 )
-from gkp.converter.sources.base import Array, GroupedModel, OpenOptions, SourceFile
+from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile
 from gkp.errors import FileError, UnsupportedModelError
+from gkp.types import Array
 
 _ORIG, _MASK = "_orig", "_mask"
 _MAX_BLOCKS = 16  # eight parts of the filters, each split in two at most

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from gkp.branched import BranchedConv
-from gkp.converter.graph import clean
 from gkp.converter.sources._checkpoints import (
     Tensors,
     class_name,
@@ -24,8 +23,10 @@ from gkp.converter.sources._checkpoints import (
 )
 from gkp.converter.sources._records import Record
 from gkp.converter.sources._torchfile import state_dict_of, submodules
-from gkp.converter.sources.base import Array, GroupedModel, OpenOptions, SourceFile
+from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile
 from gkp.errors import FileError, UnsupportedModelError, UsageError
+from gkp.text import clean
+from gkp.types import Array
 
 _GROUPED, _PRUNED = "GroupResNet", "ModifiedResNet"
 BASELINES = ("models.resnet.CifarResNet", "models.resnet_bottleneck.ResNet")
@@ -90,7 +91,7 @@ def shortcut_of(record: Record) -> str | None:
             pool = dict(submodules(part)).get("avg")
             settings = "nothing" if pool is None else repr([pool.fields.get(key) for key in ("kernel_size", "stride")])
             if settings not in ("[1, 2]", "[(1, 1), (2, 2)]"):
-                raise UnsupportedModelError(f"{clean(name)} pools with [kernel, stride] {clean(settings)[:40]}",
+                raise UnsupportedModelError(f"{clean(name)} pools with [kernel, stride] {clean(settings, 40)}",
                                             "gkp knows the stride-2 subsampling of DownsampleA only")
             return "pad"
     return None
@@ -118,7 +119,7 @@ def _forms(record: Record, make: Make) -> Iterator[tuple[str, BranchedConv]]:
                 try:
                     yield name, make(part, width, ins, outs)
                 except (UsageError, KeyError, ValueError, IndexError, TypeError) as e:
-                    raise FileError(f"{clean(name)} is damaged: {clean(str(e))[:150]}", _DAMAGED) from e
+                    raise FileError(f"{clean(name)} is damaged: {clean(e, 150)}", _DAMAGED) from e
             number += 1
         weight = state_dict_of(part).get("weight")
         width = 0 if weight is None else len(weight)

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from gkp.converter.graph import one_line
-from gkp.converter.sources.base import Array, GroupedModel, OpenOptions, Reference
-from gkp.errors import BackendMissingError, UnsupportedModelError, UsageError
+from gkp.converter.sources.base import GroupedModel, OpenOptions
+from gkp.errors import UnsupportedModelError, UsageError
+from gkp.require import require
+from gkp.text import first_line
+from gkp.types import Array, Run
 
 if TYPE_CHECKING:
     import torch
@@ -28,12 +30,7 @@ INPUT, OUTPUT = "input", "output"
 
 def import_torch() -> Any:
     """The torch module, or BackendMissingError."""
-    try:
-        import torch
-    except ImportError as e:
-        raise BackendMissingError("PyTorch is not installed; it is needed to open PyTorch checkpoints",
-                                  'pip install "gkp[torch]", or export the model to ONNX and convert that') from e
-    return torch
+    return require("torch", "torch", "opening a PyTorch checkpoint (but not its export to ONNX)")
 
 
 def from_module(module: torch.nn.Module, *, system: str, options: OpenOptions, pruned: bool, description: str = "",
@@ -86,10 +83,10 @@ def _try_run(module: torch.nn.Module, x: torch.Tensor) -> None:
 
 def _innermost(error: BaseException) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
-    return one_line(lines[-1] if lines else type(error).__name__)
+    return first_line(lines[-1] if lines else type(error).__name__, 200)
 
 
-def _reference(module: torch.nn.Module) -> Reference:
+def _reference(module: torch.nn.Module) -> Run:
     torch = import_torch()
 
     def run(feeds: Mapping[str, Array]) -> list[Array]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from gkp.converter.graph import one_line
 from gkp.converter.sources import torch_export
 from gkp.converter.sources._script_check import check_torchscript
 from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile
 from gkp.errors import FileError
+from gkp.text import first_line
 
 CIFAR_SHAPE = (1, 3, 32, 32)
 
@@ -31,7 +31,7 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
     try:
         module = torch.jit.load(str(file.path), map_location="cpu").eval()
     except (RuntimeError, ValueError, OSError) as e:
-        raise FileError(f"{file.path} cannot be loaded as TorchScript: {one_line(e)}", "save the model again") from e
+        raise FileError(f"{file.path} cannot be loaded as TorchScript: {first_line(e, 200)}", "save the model again") from e
     names = {name.rsplit(".", 1)[-1] for name, _ in module.named_modules()}
     dsp = {"layers_a", "layers_b", "sampler_a", "sampler_b", "residual"} <= names
     return torch_export.from_module(

@@ -17,12 +17,12 @@ from gkp.converter.forms import Choice
 from gkp.converter.graph import Graph
 from gkp.converter.lower.candidates import Candidate, candidates
 from gkp.converter.lower.emit import lower
-from gkp.converter.reference import Run
 from gkp.converter.verify import TOLERANCE
 from gkp.errors import GkpError
 from gkp.manifest import Engine, Memory
 from gkp.runtime.load import DENSE
 from gkp.runtime.runners import Runner
+from gkp.types import Run
 
 Axes = Mapping[str, Mapping[int, str]]
 

@@ -18,7 +18,7 @@ import onnx
 from gkp.branched import BranchedConv
 from gkp.converter.describe import graph_macs
 from gkp.converter.forms import Choice
-from gkp.converter.graph import Graph, clean
+from gkp.converter.graph import Graph
 from gkp.converter.lower.candidates import Candidate, Group
 from gkp.converter.lower.emit import lower
 from gkp.converter.native.artefact import Compiled, Compiler
@@ -27,7 +27,6 @@ from gkp.converter.native.building.tune import Measured
 from gkp.converter.native.kernels.cpu import CPUS, Cpu
 from gkp.converter.native.planning.timer import Model, Timer
 from gkp.converter.native.reading.parts import NATIVE, parts
-from gkp.converter.reference import Run
 from gkp.converter.sources.base import sample_inputs
 from gkp.converter.targets.base import About, Axes, Estimate, Target, write_dense
 from gkp.converter.targets.openvino import OpenVinoTarget
@@ -36,6 +35,8 @@ from gkp.converter.verify import TOLERANCE, WINOGRAD_TOLERANCE
 from gkp.errors import BackendMissingError, GkpError, UsageError
 from gkp.runtime.hybrid import HybridRunner
 from gkp.runtime.runners import Runner
+from gkp.text import clean
+from gkp.types import Run
 
 CPU_NAMES = ("host", *CPUS)
 _SOURCE = "source"

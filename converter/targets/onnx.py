@@ -7,10 +7,11 @@ from typing import ClassVar
 
 import onnx
 
-from gkp.converter.reference import Run, evaluator
+from gkp.converter.reference import evaluator
 from gkp.converter.targets.base import StockOnnx
 from gkp.errors import BackendMissingError
 from gkp.runtime.runners import Runner
+from gkp.types import Run
 
 
 class OnnxTarget(StockOnnx):

@@ -14,11 +14,11 @@ import onnx
 
 from gkp.branched import BranchedConv
 from gkp.converter.forms import Choice, LayerChoice, chosen
-from gkp.converter.graph import Graph, clean
+from gkp.converter.graph import Graph
 from gkp.converter.kept import kept_fp32
 from gkp.converter.lower.candidates import Candidate
 from gkp.converter.lower.copies import copying
-from gkp.converter.reference import Run, evaluator
+from gkp.converter.reference import evaluator
 from gkp.converter.targets.base import About, Estimate, StockOnnx, write_dense
 from gkp.converter.trt.backend import Backend, find_backend
 from gkp.converter.trt.build import BuiltEngine, build_engines
@@ -32,6 +32,8 @@ from gkp.manifest import Engine
 from gkp.runtime.cuda import device_capability, device_name
 from gkp.runtime.runners import Runner
 from gkp.runtime.trt import TrtRunner
+from gkp.text import clean
+from gkp.types import Run
 
 Progress = Callable[[str, float | None], None]
 _NEVER = float("inf")

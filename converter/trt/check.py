@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper, shape_inference
 
-from gkp.converter.graph import clean, one_line
 from gkp.errors import FileError, UnsafeFileError, UnsupportedModelError
+from gkp.text import clean, one_line
 
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
 _LARGEST = (2 << 30) - 1
@@ -35,7 +35,7 @@ def check_model(model: onnx.ModelProto) -> None:
         onnx.checker.check_model(model)
         inferred = shape_inference.infer_shapes(model, check_type=True, strict_mode=True)  # what full_check adds
     except (onnx.checker.ValidationError, shape_inference.InferenceError, ValueError, RuntimeError) as e:
-        raise FileError(f"the ONNX model is not valid: {one_line(' '.join(str(e).split()))}", _AGAIN) from e
+        raise FileError(f"the ONNX model is not valid: {one_line(e, 200)}", _AGAIN) from e
     _Bounds(inferred).check()
 
 

@@ -6,13 +6,13 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from gkp.converter.graph import clean
 from gkp.converter.trt.backend import Backend
 from gkp.converter.trt.capability import dotted
 from gkp.converter.trt.options import Capability
 from gkp.converter.trt.profile import Shape
 from gkp.errors import UsageError
 from gkp.manifest import Engine, EngineLayer, EngineTensor
+from gkp.text import clean
 
 Ranges = Mapping[str, tuple[Shape, Shape, Shape]]
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "FP8": "float8_e4m3fn"}

@@ -9,8 +9,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from gkp.converter.graph import clean
 from gkp.errors import BackendMissingError, GkpError, UnsupportedModelError, UsageError
+from gkp.text import clean
 
 _SHOWN, _LONGEST = 3, 200
 _NO_PROFILE = "leave out --batch-profile, or add --dynamic-batch"

@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper
 from onnx_kit import Net, assert_close, feeds_of, ops, run_ort
 
-from gkp.converter.graph import Graph, channels, clean, one_line, spatial, values
+from gkp.converter.graph import Graph, channels, spatial, values
 from gkp.errors import FileError, UnsupportedModelError
 
 
@@ -127,9 +127,3 @@ def test_an_empty_model_and_a_cycle_are_refused_in_one_line() -> None:
     with pytest.raises(FileError) as error:
         Graph(model).to_model()
     assert "\n" not in error.value.message
-
-
-def test_text_from_a_model_is_safe_to_print() -> None:
-    assert clean("a\x1b[31mb\n") == "a?[31mb?"
-    assert one_line(ValueError("first\nsecond")) == "first"
-    assert len(one_line("x" * 999)) == 200

@@ -58,7 +58,7 @@ def test_an_artefact_runs_without_the_converters_packages(model: Path, tmp_path:
 
 def test_a_torch_checkpoint_needs_torch(tmp_path: Path) -> None:
     outcome = blocked_gkp(["torch"], "convert", GROUPED, "--target", "onnx", "-o", tmp_path / "out", *FAST)
-    assert_refused(outcome, 4, "PyTorch is not installed", 'pip install "gkp[torch]"')
+    assert_refused(outcome, 4, "PyTorch, which is not installed", 'pip install "gkp[torch]"')
     assert listing(tmp_path) == []
 
 

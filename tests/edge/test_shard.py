@@ -287,6 +287,18 @@ def test_every_operator_is_divided_rightly(name: str) -> None:
         assert_computes(made, model, f"seed {seed}")
 
 
+@pytest.mark.parametrize("op", ["Gelu", "Swish"])
+def test_a_net_with_activations_of_newer_opsets_is_divided(op: str) -> None:
+    net = Net(1, 3, 8, 8, opset=24)
+    x = net.op(op, net.conv3("x", 3, 8))
+    model = net.model(net.op(op, net.conv3(net.op("Add", net.op(op, net.conv3(x, 8, 8, group=2)), x), 8, 4)))
+    graph = prepare(model)
+    assert all(shardable(n) == {"channels", "rows"} for n in graph.nodes if n.op == op)
+    for seed in range(6):
+        made = draft(graph, "hybrid", random_assignment(graph, 3, seed), devices(3), LINK)
+        assert_computes(made, model, f"seed {seed}")
+
+
 @pytest.mark.parametrize("shape", [(2, 4, 9), (2, 4, 6, 5, 3)])
 def test_one_and_three_dimensions_are_divided_too(shape: tuple[int, ...]) -> None:
     net = Net(*shape)

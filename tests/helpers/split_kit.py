@@ -14,7 +14,7 @@ from net_blocks import classifier
 from onnx_kit import Net, assert_close, feeds_of, run_ort
 
 from gkp.branched import BranchedConv
-from gkp.converter.graph import Graph, Node, clean
+from gkp.converter.graph import Graph, Node
 from gkp.converter.sources import OpenOptions, open_any
 from gkp.edge.local import LocalExecutor
 from gkp.edge.modes import assign
@@ -27,6 +27,7 @@ from gkp.edge.shard import shardable
 from gkp.edge.split import TOLERANCE, Draft, check_folder, draft, write
 from gkp.manifest import sha256
 from gkp.runtime.runners import OrtRunner
+from gkp.text import clean
 
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "checkpoints"
 LINK = Link(name="test", bandwidth=1e8, rtt=1e-3)

@@ -1,7 +1,7 @@
-"""Channel layouts: in which order (and with which padding) each tensor holds its channels.
+"""In which order (and with which padding) each tensor holds its channels.
 
-Tensors tied by channel-wise operators (activations, residual adds, pooling, batch normalisation) share a layout: a
-*space*. A grouped convolution wants its groups contiguous; a dense one takes any order, its weights follow. Layouts are
+Tensors tied by channel-wise operators (activations, residual adds, pooling, batch normalisation) share an order: a
+*space*. A grouped convolution wants its groups contiguous; a dense one takes any order, its weights follow. Orders are
 chosen so that grouped convolutions find their channels in place; where two of them disagree about one space, the
 loser gets a Gather. Spaces that touch an input, an output or an operator unknown here keep the original order.
 """
@@ -11,40 +11,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-import numpy.typing as npt
 
 from gkp.converter.graph import Graph, Node, Tensor, channels, is_branched, spatial, values
-from gkp.converter.lower.candidates import DENSE_PADDED, PAD, Candidate, Group
-from gkp.converter.operators import CHANNELWISE, NARY
-
-Index = npt.NDArray[np.int64]
-
-
-def is_depthwise(node: Node) -> bool:
-    """A stock Conv with one input channel per group and constant weights: channel-wise."""
-    weight = values(node.inputs[1]) if node.op == "Conv" and len(node.inputs) > 1 else None
-    return weight is not None and weight.shape[1] == 1 and node.attrs.get("group", 1) == weight.shape[0]
+from gkp.converter.lower.candidates import DENSE_PADDED, PAD, Candidate, Group, Index
+from gkp.converter.operators import CHANNELWISE, NARY, is_batchnorm, is_depthwise, reduces_plane
 
 
 def flattens(node: Node) -> bool:
-    """[N, C, 1, 1] -> [N, C], by Flatten, Reshape or Squeeze."""
+    """Does it turn [N, C, 1, 1] into [N, C], by Flatten, Reshape or Squeeze?"""
     if node.op not in ("Flatten", "Reshape", "Squeeze") or not node.inputs[0].shape:
         return False
     plane, shape = spatial(node.inputs[0]), node.outputs[0].shape
     return plane is not None and set(plane) == {1} and shape is not None and list(shape) == list(node.inputs[0].shape[:2])
 
 
-def reduces_plane(node: Node) -> bool:
-    """A mean over spatial axes only (how the newer PyTorch exporter writes global average pooling)."""
-    if node.op != "ReduceMean" or not node.inputs[0].shape:
-        return False
-    axes = node.attrs.get("axes") if len(node.inputs) < 2 else values(node.inputs[1])
-    rank = len(node.inputs[0].shape)
-    return axes is not None and len(axes) > 0 and all(int(a) % rank > 1 for a in axes)
-
-
 def takes_any_order(node: Node) -> bool:
-    """Gemm with constant weights on a [N, C] tensor: its weights can follow the order of its input."""
+    """Is it a Gemm with constant weights on a [N, C] tensor? Its weights can follow the order of its input."""
     if node.op != "Gemm" or node.attrs.get("transA", 0) or values(node.inputs[1]) is None:
         return False
     n = channels(node.inputs[0])
@@ -53,8 +35,8 @@ def takes_any_order(node: Node) -> bool:
     return n is not None and values(node.inputs[1]).shape[1 if node.attrs.get("transB", 0) else 0] == n  # type: ignore[union-attr]
 
 
-class Layouts:
-    """The layout of every space for a given choice of candidates."""
+class Orders:
+    """The order of channels in every space, for a given choice of candidates."""
 
     def __init__(self, graph: Graph, chosen: Mapping[str, Candidate]) -> None:
         self._parent: dict[int, int] = {}
@@ -107,10 +89,8 @@ class Layouts:
     @staticmethod
     def _follows(node: Node) -> bool:
         """Output channel c depends on input channel c only, whatever the order."""
-        if node.op == "BatchNormalization":
-            return all(values(t) is not None for t in node.inputs[1:])
         return ((node.op in CHANNELWISE and len(node.outputs) == 1) or flattens(node) or is_depthwise(node)
-                or reduces_plane(node))
+                or reduces_plane(node) or is_batchnorm(node))
 
     @staticmethod
     def _aligned(node: Node) -> bool:
@@ -148,25 +128,25 @@ class Layouts:
         return sum(self._root(id(n.outputs[0])) == root for n in graph.branched()) == 1
 
     def _choose(self, root: int, tensor: Tensor, nodes: list[Node]) -> None:
-        """The layout that most grouped layers around the space can use in place."""
+        """The order that most grouped layers around the space can use in place."""
         best, best_score = None, 0
         readers = [n for n in nodes if self._root(id(n.inputs[0])) == root]
         writers = [n for n in nodes if self._root(id(n.outputs[0])) == root]
         proposals = [self._concat(self._arranged(n), "in_index") for n in readers]
         proposals += [self._concat(self._arranged(n), "out_index") for n in writers]
-        for layout in proposals:
-            present = np.sort(layout[layout >= 0])
+        for order in proposals:
+            present = np.sort(order[order >= 0])
             if not np.array_equal(present, np.arange(channels(tensor) or 0)):
                 continue
-            score = sum(self.match(layout, self._groups[n.name], "in_index") is not None for n in readers)
-            score += sum(self.match(layout, self._groups[n.name], "out_index") is not None for n in writers)
+            score = sum(self.match(order, self._groups[n.name], "in_index") is not None for n in readers)
+            score += sum(self.match(order, self._groups[n.name], "out_index") is not None for n in writers)
             if score > best_score:
-                best, best_score = layout, score
+                best, best_score = order, score
         if best is not None:
             self._order[root] = best
 
     def _arranged(self, node: Node) -> tuple[Group, ...]:
-        """The groups in the order of the input's layout if it fits, else of the output's, else as they are."""
+        """The groups in the order of the input's channels if it fits, else of the output's, else as they are."""
         groups = self._groups[node.name]
         for tensor, side in ((node.inputs[0], "in_index"), (node.outputs[0], "out_index")):
             order = self.match(self.of(tensor), groups, side)
@@ -179,10 +159,10 @@ class Layouts:
         return np.concatenate([getattr(g, side) for g in groups])
 
     @staticmethod
-    def match(layout: Index, groups: tuple[Group, ...], side: str) -> list[int] | None:
-        """If consecutive equal blocks of the layout hold one group each: the group of each block, else None."""
+    def match(places: Index, groups: tuple[Group, ...], side: str) -> list[int] | None:
+        """If consecutive equal blocks of `places` hold one group each: the group of each block, else None."""
         size = getattr(groups[0], side).size
-        if layout.size != size * len(groups) or any(getattr(g, side).size != size for g in groups):
+        if places.size != size * len(groups) or any(getattr(g, side).size != size for g in groups):
             return None
         owner: dict[int, int] = {}
         for k, g in enumerate(groups):
@@ -190,11 +170,11 @@ class Layouts:
                 if owner.setdefault(int(channel), k) != k:
                     return None
         order: list[int] = []
-        for block in layout.reshape(len(groups), size):
+        for block in places.reshape(len(groups), size):
             owners = {owner[int(c)] for c in block if int(c) in owner}
             if len(owners) != 1:
                 return None
             order.append(owners.pop())
-        if len(set(order)) != len(groups) or not set(owner) <= set(layout.tolist()):
+        if len(set(order)) != len(groups) or not set(owner) <= set(places.tolist()):
             return None
         return order
