@@ -23,7 +23,7 @@ from gkp.errors import UsageError
 from gkp.files import write_file
 from gkp.report.wording import milliseconds
 from gkp.require import require
-from gkp.text import clean, plural
+from gkp.text import clean, plural, printable
 
 FILE_NAME = "plan.html"
 _TEMPLATE = "plan.html.j2"
@@ -104,10 +104,15 @@ def render(plan: Plan, profiles: Profiles | None = None) -> str:
     jinja2 = require_jinja2()
     # Every string is cleaned on its way out and then escaped, whatever it is, so no template line can forget it.
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
-                                     lstrip_blocks=True, finalize=lambda v: clean(v, 2000) if type(v) is str else v)
+                                     lstrip_blocks=True, finalize=lambda v: _printable(v) if type(v) is str else v)
     environment.filters.update(ms=milliseconds, size=words.size, short=_short, plural=plural)
     source = resources.files("gkp.edge").joinpath(_TEMPLATE).read_text("utf-8")
     return str(environment.from_string(source).render(plan=plan, **_view(plan, profiles)))
+
+
+def _printable(text: str) -> str:
+    """With its spaces at the ends, which the template's own words have."""
+    return printable(text) if len(text) <= 2000 else _short(text, 2000)
 
 
 def _view(plan: Plan, profiles: Profiles | None) -> dict[str, Any]:

@@ -256,8 +256,8 @@ class _Sharding:
     # ---- segments -----------------------------------------------------------------------------------------------
     def _segments(self) -> list[SegmentDraft]:
         """Segments by device and level; what others wait for comes first, in a segment of its own if the rest is work."""
-        sent = {maker for (_, device), items in self.supply.items() for item in items
-                if self.device(item.source) != device for maker in self.makers(item)}
+        sent = {maker for (_, device), items in self.supply.items() for item in items  # all from the segment of its source
+                if self.device(item.source) != device for maker in (*self.makers(item), (item.name, item.source))}
         answer = self.graph.outputs[0]
         groups: dict[tuple[int, int, int], list[Step]] = defaultdict(list)
         by_level: dict[tuple[int, int], list[Step]] = defaultdict(list)

@@ -74,6 +74,14 @@ def tmi_net() -> onnx.ModelProto:
     return net.model(classifier(net, tmi_block(net, tmi_block(net, x, 8), 8, stride=2), 16))
 
 
+@pytest.mark.parametrize(("n", "seed"), [(8, 6), (8, 101), (4, 35)])
+def test_lanes_that_send_together_compute_in_one_segment(n: int, seed: int) -> None:
+    """Though only some of them make what is sent, and others something heavy for later."""
+    model = tmi_net()
+    graph = prepare(model)
+    assert_computes(draft(graph, "hybrid", random_assignment(graph, n, seed), devices(n), LINK), model)
+
+
 def test_a_device_gets_just_the_channels_that_its_filters_read() -> None:
     graph = prepare(tmi_net())
     node = next(n for n in graph.branched() if len(branched_node.read(n).branches) > 1)
