@@ -15,8 +15,7 @@ from gkp.converter.dynamic import batch_axes, free_axes
 from gkp.converter.encoding import Encoding
 from gkp.converter.graph import Graph
 from gkp.converter.lower.emit import lower
-from gkp.converter.targets import Target, make_target
-from gkp.converter.targets.native import NativeBuilt
+from gkp.converter.targets import Built, Target, make_target
 from gkp.options.convert import convert_options
 from gkp.runtime.runners import Runner
 from gkp.types import Progress, silent
@@ -44,7 +43,7 @@ class Engines:
 
     def __init__(self) -> None:
         self._targets: dict[str, Target] = {}
-        self._native: WeakKeyDictionary[Graph, NativeBuilt] = WeakKeyDictionary()
+        self._native: WeakKeyDictionary[Graph, Built] = WeakKeyDictionary()
 
     def stock(self, name: str, model: onnx.ModelProto, threads: int) -> Runner:
         """A stock model on an engine, at any batch. GkpError when the engine is missing or refuses it."""
@@ -57,9 +56,7 @@ class Engines:
     def native(self, graph: Graph, threads: int) -> Runner:
         """A Start: the native compiler."""
         if graph not in self._native:
-            built = self._target("native").build(graph, {}, {}, Encoding(), threads)
-            assert isinstance(built, NativeBuilt)
-            self._native[graph] = built
+            self._native[graph] = self._target("native").build(graph, {}, {}, Encoding(), threads)
         return self._native[graph].runner(threads)
 
     def _target(self, name: str) -> Target:

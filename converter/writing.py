@@ -73,7 +73,9 @@ def _fed(run: Run, io: str) -> Run:
 
 def _differs(prepared: Prepared, result: manifest.Verification, feeds: Mapping[str, Any]) -> VerificationError:
     bad = worst(result)
-    stock = free_axes(lower(prepared.recognised.graph, {}).to_model(), prepared.opened.dynamic)
+    stock = prepared.measured.built.stock if prepared.job.options.precision == "fp32" else None
+    if stock is None:
+        stock = free_axes(lower(prepared.recognised.graph, {}).to_model(), prepared.opened.dynamic)
     where = first_difference(prepared.opened.model.model, stock, feeds)
     return VerificationError(
         f"the converted model computes something else: max error {bad.max_abs_error:.3g}, allowed "

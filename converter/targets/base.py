@@ -77,12 +77,18 @@ class Built(ABC):
     def missing(self) -> GkpError | None:
         return None
 
+    @property
+    def stock(self) -> onnx.ModelProto | None:
+        """The model of standard operators that is run; None where there is none."""
+        return None
+
     def prepare(self) -> None:  # noqa: B027 - not abstract: a runtime may prepare a model when it opens it
         """Do the work that comes before running. UnsupportedModelError when the target cannot run the model."""
 
     @abstractmethod
-    def runner(self) -> Runner:
-        """What runs it here. BackendMissingError where nothing does."""
+    def runner(self, threads: int | None = None) -> Runner:
+        """What runs it here, with these threads in place of those that it was built for. BackendMissingError where nothing
+        does."""
 
     @abstractmethod
     def engines(self) -> Sequence[tuple[str, Run]]:
@@ -225,8 +231,12 @@ class StockBuilt(Built):
     def operators(self) -> Mapping[str, int]:
         return self.file.operators
 
-    def runner(self) -> Runner:
-        return self.target.open(self.file, self.threads)
+    @property
+    def stock(self) -> onnx.ModelProto:
+        return self.file.model
+
+    def runner(self, threads: int | None = None) -> Runner:
+        return self.target.open(self.file, threads or self.threads)
 
     def engines(self) -> Sequence[tuple[str, Run]]:
         return [(self.target.version(), self.runner().run)]

@@ -161,6 +161,10 @@ class NativeBuilt(Built):
         winograd = any("winograd" in kind for _, kind, _ in self._here.steps())
         return WINOGRAD_TOLERANCE if winograd else TOLERANCE["fp32"]
 
+    @property
+    def stock(self) -> onnx.ModelProto | None:
+        return self._stock
+
     @cached_property
     def operators(self) -> Mapping[str, int]:
         return dict(Counter(n.op for n in self._graph.nodes).most_common())
@@ -169,8 +173,7 @@ class NativeBuilt(Built):
         _ = self.compiled
 
     def runner(self, threads: int | None = None) -> NativeRunner | HybridRunner:
-        """threads: in place of those that it was built for."""
-        return self._here.open(self._threads if threads is None else threads)
+        return self._here.open(threads or self._threads)
 
     def engines(self) -> Sequence[tuple[str, Run]]:
         return [(self._target.version(), self.runner().run)]

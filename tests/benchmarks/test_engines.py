@@ -176,8 +176,12 @@ def test_native_gets_both_networks_in_the_one_form(pair: Pair, monkeypatch: pyte
     class Native:
         def require(self, precision: str) -> None: ...
 
-        def runner(self, model: Any, threads: int) -> Fake:
-            compiled.append((model, threads))
+        def build(self, graph: Graph, *_: Any) -> Native:
+            self.model = graph.to_model()
+            return self
+
+        def runner(self, threads: int) -> Fake:
+            compiled.append((self.model, threads))
             return Fake(1.0, clock)
 
     made: list[Native] = []

@@ -9,11 +9,13 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from cli_kit import DENSE, FAST, GROUPED, Outcome, assert_refused, entry_point, gkp, listing, program, save, small_net
 
 import gkp as package
-from gkp.converter import conversion as pipeline
+from gkp.converter import writing
+from gkp.converter.encoding import Encoding, OnnxFile
 from gkp.manifest import Verification
 
 
@@ -157,17 +159,16 @@ def test_json_into_a_closed_pipe_is_quiet(model: Path) -> None:
 # ---- a conversion that fails late ------------------------------------------------------------------------------------
 def _wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """An emitter that swaps two weights of the result."""
-    right = pipeline.Conversion._lowered
+    right = Encoding.file
 
-    def wrong(self: pipeline.Conversion, *args: object) -> object:
-        model = right(self, *args)  # type: ignore[arg-type]
+    def wrong(self: Encoding, model: onnx.ModelProto) -> OnnxFile:
         weight = next(t for t in model.graph.initializer if len(t.dims) == 4)
         numbers = np.frombuffer(weight.raw_data, np.float32).copy()
         numbers[0] += 1
         weight.raw_data = numbers.tobytes()
-        return model
+        return right(self, model)
 
-    monkeypatch.setattr(pipeline.Conversion, "_lowered", wrong)
+    monkeypatch.setattr(Encoding, "file", wrong)
 
 
 def test_a_failed_verification_exits_with_1_and_writes_nothing(model: Path, tmp_path: Path,
@@ -197,7 +198,7 @@ def test_an_error_nobody_foresaw_is_one_line_too(model: Path, tmp_path: Path, mo
     def broken(*args: object, **options: object) -> Verification:
         raise ZeroDivisionError("of all things")
 
-    monkeypatch.setattr(pipeline, "verify", broken)
+    monkeypatch.setattr(writing, "verify", broken)
     assert_refused(convert(model, tmp_path / "out"), 70, "internal error", "of all things", "-v")
     assert listing(tmp_path) == ["m.onnx"]
 
