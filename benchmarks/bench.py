@@ -46,7 +46,7 @@ def _row(directory: Path, written: Manifest, batch: int, seconds: float, trust_c
         rng = np.random.default_rng(0)
         arrays = [rng.standard_normal([batch, *(n if isinstance(n, int) else 1 for n in i.shape[1:])]).astype(i.dtype)
                   for i in written.inputs]
-        calls = {name: (lambda r=r: r.run(dict(zip(r.inputs, arrays, strict=True))))  # type: ignore[misc]
+        calls = {name: (lambda r=r: r.run(dict(zip(r.inputs, arrays, strict=True))))
                  for name, r in runners.items()}
         samples = interleave(calls, budget_s=seconds)
     finally:

@@ -46,7 +46,7 @@ def _best(made: dict[str, Conversion], progress: Progress) -> Conversion:
     first = next(iter(made.values()))
     if len(made) == 1:
         return first
-    models = {name: (lambda batch, c=c: c.model) for name, c in made.items()}  # type: ignore[misc]
+    models = {name: (lambda batch, c=c: c.model) for name, c in made.items()}
     engines = {name: c.target for name, c in made.items()}
     timed = time_rows(models, first.opened.model, first.target, first.threads, first.batches, first.dynamic, engines,
                       progress=progress)

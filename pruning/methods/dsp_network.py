@@ -89,7 +89,7 @@ def _planes(model: nn.Module, shape: tuple[int, int, int]) -> dict[str, tuple[tu
     planes: dict[str, tuple[tuple[int, int], int]] = {}
 
     def note(name: str, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        planes[name] = (tuple(inputs[0].shape[2:]), prod(output.shape[2:]))  # type: ignore[assignment]
+        planes[name] = (tuple(inputs[0].shape[2:]), prod(output.shape[2:]))
 
     hooks = [
         part.register_forward_hook(lambda _, x, y, name=name: note(name, x, y))

@@ -26,7 +26,7 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., M
 
     def run(cost: Callable[[onnx.ModelProto, int], float], *, dense: bool = True, **options: object) -> Manifest:
         monkeypatch.setattr(pipeline, "make_target", lambda *_: FakeTarget(monkeypatch, cost))
-        return gkp.convert(given, baseline=baseline if dense else None, dry_run=True, threads=1, **options).manifest  # type: ignore[arg-type]
+        return gkp.convert(given, baseline=baseline if dense else None, dry_run=True, threads=1, **options).manifest
 
     return run
 

@@ -39,8 +39,8 @@ def test_what_is_not_installed_is_left_out_and_named(model: Path, tmp_path: Path
             raise BackendMissingError("not here")
         original(self)
 
-    original = fastest.Conversion.measure
-    monkeypatch.setattr(fastest.Conversion, "measure", measure)
+    original = fastest.Conversion.measure  # type: ignore[attr-defined]
+    monkeypatch.setattr(fastest.Conversion, "measure", measure)  # type: ignore[attr-defined]
     made = convert(model, ConvertOptions(target="cpu", dry_run=True, threads=1))
     assert made.manifest.target == "ort"
     assert {"--target cpu left out: native (not here)", "--target cpu left out: openvino (not here)"} <= set(made.manifest.notes)
@@ -50,7 +50,7 @@ def test_nothing_installed_is_one_error(model: Path, monkeypatch: pytest.MonkeyP
     def measure(self: fastest.Conversion) -> None:
         raise BackendMissingError("not here")
 
-    monkeypatch.setattr(fastest.Conversion, "measure", measure)
+    monkeypatch.setattr(fastest.Conversion, "measure", measure)  # type: ignore[attr-defined]
     with pytest.raises(BackendMissingError, match=r"native \(not here\)"):
         convert(model, ConvertOptions(target="cpu", dry_run=True))
 

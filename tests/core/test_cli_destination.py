@@ -160,7 +160,7 @@ def _wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     right = pipeline.Conversion._lowered
 
     def wrong(self: pipeline.Conversion, *args: object) -> object:
-        model = right(self, *args)  # type: ignore[arg-type]
+        model = right(self, *args)
         weight = next(t for t in model.graph.initializer if len(t.dims) == 4)
         numbers = np.frombuffer(weight.raw_data, np.float32).copy()
         numbers[0] += 1

@@ -87,7 +87,7 @@ def test_a_small_suite_on_the_gpu(tmp_path: Path) -> None:
     """Every engine that the machine has: PyTorch's four always run, and with CUDA events."""
     from dataclasses import replace
 
-    from gkp.benchmarks.gpu.suite import CASES, Settings, run_suite
+    from gkp.benchmarks.gpu.suite import CASES, Settings, run_suite  # type: ignore[attr-defined]
     from gkp.benchmarks.gpu.sweep import Shape
 
     found = run_suite(replace(Settings(), budget_s=200.0, seconds=0.05, cases=CASES[1:], batches=(2,), main=(Shape(64, 8),),

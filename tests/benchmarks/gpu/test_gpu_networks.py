@@ -18,7 +18,7 @@ from gkp.pruning.models.resnet_imagenet import Bottleneck
 SHAPE = (3, 32, 32)
 
 
-class Small(nn.Module):  # type: ignore[misc]
+class Small(nn.Module):
     """A bottleneck whose 3x3 convolution is branched, with batch norms that do something."""
 
     def __init__(self, form: Any, channels: int = 16, stride: int = 1) -> None:
@@ -60,7 +60,7 @@ def kinds(model: Any) -> set[type]:
 def test_a_block_diagonal_bottleneck_becomes_one_convolution_of_so_many_groups(groups: int, stride: int) -> None:
     published = Small(block_diagonal, stride=stride).eval()
     asked: list[Layer] = []
-    new, chosen = rewritten(published, (12, 8, 8), lambda layer: asked.append(layer) or groups)  # type: ignore[func-returns-value]
+    new, chosen = rewritten(published, (12, 8, 8), lambda layer: asked.append(layer) or groups)
     assert asked == [Layer(16, 8, 3, stride, 8 // stride)]
     assert chosen == {"block.conv2": groups}
     assert new.block.conv2.groups == groups
@@ -72,7 +72,7 @@ def test_a_block_diagonal_bottleneck_becomes_one_convolution_of_so_many_groups(g
 def test_overlapping_branches_cannot_be_grouped() -> None:
     published = Small(tmi_style).eval()
     asked: list[Layer] = []
-    new, _ = rewritten(published, (12, 8, 8), lambda layer: asked.append(layer) or 1)  # type: ignore[func-returns-value]
+    new, _ = rewritten(published, (12, 8, 8), lambda layer: asked.append(layer) or 1)
     assert asked == [Layer(16, 1, 3, 1, 8)]
     assert same(new, published, (2, 12, 8, 8))
 

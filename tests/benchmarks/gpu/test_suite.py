@@ -78,8 +78,8 @@ def test_without_time_everything_is_null_with_the_reason(settings: Settings) -> 
     found = run_suite(replace(settings, budget_s=0.0), silent)
     everything = [*found.rows, *found.points, *found.gathers]
     assert len(everything) == 6 * 2 * 3 + 3 + 1
-    assert all(e.ms is None and e.missing for e in everything)
-    assert {e.missing for e in (*found.points, *found.gathers)} == {"no time left of the 0 s"}
+    assert all(e.ms is None and e.missing for e in everything)  # type: ignore[attr-defined]
+    assert {e.missing for e in (*found.points, *found.gathers)} == {"no time left of the 0 s"}  # type: ignore[attr-defined]
     assert found.gather_gbs is None
     assert "convolutions, Gather: no time left of the 0 s" in " ".join(draw(found).split())
 
@@ -130,10 +130,10 @@ def test_a_layer_that_cannot_be_measured_is_a_reason(settings: Settings, monkeyp
     def refuse(*args: Any) -> Any:
         raise RuntimeError("cuDNN says no")
 
-    monkeypatch.setattr(suite.sweep, "measure_layer", refuse)
-    monkeypatch.setattr(suite.sweep, "measure_gather", refuse)
+    monkeypatch.setattr(suite.sweep, "measure_layer", refuse)  # type: ignore[attr-defined]
+    monkeypatch.setattr(suite.sweep, "measure_gather", refuse)  # type: ignore[attr-defined]
     found = run_sweep(settings, silent)
-    assert {p.missing for p in (*found.points, *found.gathers)} == {"cuDNN says no"}
+    assert {p.missing for p in (*found.points, *found.gathers)} == {"cuDNN says no"}  # type: ignore[attr-defined]
     assert len(found.points) == 3
 
 

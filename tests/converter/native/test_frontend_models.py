@@ -13,7 +13,7 @@ from program_kit import check_program, kinds, one_form_graph, translated
 from torch_kit import liven, shared
 from torch_nets import DenseNet, EfficientNet, MobileNet, ShuffleNet
 
-from gkp.benchmarks.suites import block_diagonal, resnet50
+from gkp.benchmarks.suites import block_diagonal, resnet50  # type: ignore[attr-defined]
 from gkp.converter.graph import Graph
 from gkp.converter.native.frontend import program
 from gkp.converter.native.fuse import fuse

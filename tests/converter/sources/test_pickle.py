@@ -253,7 +253,7 @@ def test_damaged_bytes_give_a_result_or_a_gkp_error(data: st.DataObject) -> None
 
 def array_pickle(shape: tuple[int, ...], dtype: str, payload: Any) -> bytes:
     """A numpy array whose pickle says what it likes."""
-    function = np.zeros(1).__reduce__()[0]  # type: ignore[misc]
+    function = np.zeros(1).__reduce__()[0]
 
     class Lying:
         def __reduce__(self) -> Any:
