@@ -204,10 +204,11 @@ BOMBS = {
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_bombs_are_refused_quickly(name: str) -> None:
-    start = time.perf_counter()
+    """In processor time: a busy machine is no bomb."""
+    start = time.process_time()
     with pytest.raises(FileError, match="corrupt pickle"):
         load_pickle(BOMBS[name])
-    assert time.perf_counter() - start < (8 * SECONDS if name == "too many operations" else SECONDS)
+    assert time.process_time() - start < (8 * SECONDS if name == "too many operations" else SECONDS)
 
 
 def test_cyclic_data_is_read() -> None:
