@@ -266,7 +266,7 @@ def set_array_state(array: Array, state: Any, limits: Limits) -> None:
     else:
         filled = plain_array(data, dtype, shape, fortran, limits)
         new = (1, filled.shape, filled.dtype, False, filled.tobytes())
-    array.__setstate__(new)  # type: ignore[arg-type]  # in place: the memo may already refer to it
+    array.__setstate__(new)  # in place: the memo may already refer to it
 
 
 def _reconstruct(args: tuple[Any, ...], limits: Limits) -> Array:

@@ -96,7 +96,7 @@ def test_the_best_form_of_every_engine_counts_and_the_fastest_engine_is_the_base
     assert got["ncnn", DENSE] == pytest.approx((3, 4 / 3, 1))
     assert got["native", DENSE] == pytest.approx((2.5, 1.6, 1.2))
     assert got["native", PRUNED] == pytest.approx((2, 2, 1.5))
-    assert by_name(second)["native", PRUNED].ms.median == pytest.approx(16)  # type: ignore[union-attr]
+    assert by_name(second)["native", PRUNED].ms.median == pytest.approx(16)
 
 
 def test_what_is_missing_is_a_row_with_the_reason(pair: Pair, clock: Clock) -> None:

@@ -22,7 +22,7 @@ MODELS = {"example": GROUPED, "tmi-gkp": SHARED / "tmi_gkp/resnet20_cifar10/grou
 def convert(name: str, output: Path, target: str = "onnx", **options: object) -> tuple[Artefact, onnx.ModelProto]:
     if not MODELS[name].exists():
         pytest.skip(f"the published checkpoint of {name} is not beside the checkout")
-    made = gkp.convert(MODELS[name], target=target, output=output, benchmark=False, threads=1, **options)  # type: ignore[arg-type]
+    made = gkp.convert(MODELS[name], target=target, output=output, benchmark=False, threads=1, **options)
     return made, onnx.load(output / "model.onnx")
 
 

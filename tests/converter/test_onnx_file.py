@@ -18,7 +18,7 @@ from gkp.errors import UsageError
 
 
 def opened(model: onnx.ModelProto, folder: Path, **options: object) -> onnx.ModelProto:
-    return open_model(save(model, folder / "m.onnx"), OpenOptions(**options)).model  # type: ignore[arg-type]
+    return open_model(save(model, folder / "m.onnx"), OpenOptions(**options)).model
 
 
 @pytest.mark.parametrize("opset", [9, 11, 12, 13, 17, 20])
@@ -28,7 +28,7 @@ def test_old_opsets_are_upgraded_and_compute_the_same(opset: int, tmp_path: Path
     given = net.model(net.op("Flatten", net.op("GlobalAveragePool", net.take(x, [3, 1, 0, 2, 7, 6, 5, 4]))))
     model = opened(given, tmp_path)
     assert next(o.version for o in model.opset_import if not o.domain) >= MIN_OPSET
-    x = feeds_of(given)
+    x = feeds_of(given)  # type: ignore[assignment]
     np.testing.assert_allclose(run_ort(model, x)[0], run_ort(given, x)[0], atol=1e-5)
 
 

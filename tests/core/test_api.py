@@ -127,7 +127,7 @@ def test_a_module_needs_an_output_and_a_shape(tmp_path: Path) -> None:
 def test_options_that_make_no_sense_are_usage_errors(options: dict[str, object], words: str, model: Path,
                                                      tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=words):
-        package.convert(model, output=tmp_path / "out", benchmark=False, **options)  # type: ignore[arg-type]
+        package.convert(model, output=tmp_path / "out", benchmark=False, **options)
     assert not (tmp_path / "out").exists()
 
 

@@ -136,7 +136,8 @@ def test_macs_are_what_brute_force_counts(conv: BranchedConv, zero_taps: bool) -
     for b in conv.branches:
         for _ in np.ndindex(*plane):
             for tap in np.ndindex(*b.weight.shape[1:]):
-                count += b.out_index.size * (zero_taps or bool(b.weight[(slice(None), *tap)].any()))
+                at = (slice(None), *tap)
+                count += b.out_index.size * (zero_taps or bool(b.weight[at].any()))
     assert conv.macs(plane, zero_taps=zero_taps) == count
     assert conv.macs_dense(plane) == conv.to_dense().size * np.prod(plane)
     assert conv.params == sum(b.weight.size for b in conv.branches)

@@ -39,7 +39,7 @@ def conforms(value: Any, schema: dict[str, Any], root: dict[str, Any], where: st
     kinds = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "boolean": bool,
              "null": type(None)}
     if "type" in schema:
-        assert isinstance(value, kinds[schema["type"]]), f"{where}: {value!r} is no {schema['type']}"  # type: ignore[arg-type]
+        assert isinstance(value, kinds[schema["type"]]), f"{where}: {value!r} is no {schema['type']}"
     if isinstance(value, dict):
         assert set(schema.get("required", ())) <= set(value), where
         if "properties" in schema:

@@ -127,7 +127,7 @@ def test_equal_pieces_are_measured_once() -> None:
     p = plan([(0, ["v0"], ["a"], 1.0), (1, ["v0"], ["b"], 1.0)], {"v0": 8, "a": 4, "b": 4}, [], output="a")
     twins = msgspec.structs.replace(p, segments=[msgspec.structs.replace(s, layers=["conv"]) for s in p.segments])
     calls: list[Mapping[str, Any]] = []
-    profile = measure([Job(twins, s, lambda: Sleeper(0.5, calls)) for s in twins.segments], 0.05)
+    profile = measure([Job(twins, s, lambda: Sleeper(0.5, calls)) for s in twins.segments], 0.05)  # type: ignore[return-value]
     assert len(profile.entries) == 1
     assert signature(p, p.segments[0]) != signature(p, p.segments[1])
 

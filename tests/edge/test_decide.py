@@ -19,14 +19,14 @@ C = COORDINATOR
 # ---- decisions ------------------------------------------------------------------------------------------------------
 def one(ms: float, weight: int = 100, devices: int | list[Device] = 2, **options: object) -> Plan:
     return plan([(0, ["v0"], ["y"], ms)], {"v0": 1000, "y": 1000}, [("v0", C, 0), ("y", 0, C)], mode="local", devices=devices,
-                weights=[weight], **options)  # type: ignore[arg-type]
+                weights=[weight], **options)
 
 
 def halves(ms: float, weight: int = 50, mode: str = "branch", devices: int | list[Device] = 2, **options: object) -> Plan:
     """Both devices compute `ms` on the input, device 1 sends 1,000 bytes: 3 + 2 + ms + 3 + 3 ms on its way."""
     return plan([(0, ["v0"], ["a"], ms), (1, ["v0"], ["b"], ms), (0, ["a", "b"], ["y"], 0.0)],
                 {"v0": 1000, "a": 1000, "b": 1000, "y": 1000}, [("v0", C, 0), ("v0", C, 1), ("b", 1, 0), ("y", 0, C)],
-                mode=mode, devices=devices, weights=[weight, weight, 0], **options)  # type: ignore[arg-type]
+                mode=mode, devices=devices, weights=[weight, weight, 0], **options)
 
 
 def test_auto_splits_where_that_wins_clearly() -> None:

@@ -403,7 +403,7 @@ def test_messages_in_any_order_twice_or_late_never_change_an_answer(made: kit.Sp
             for call in stale:
                 with pytest.raises(RemoteError, match="aborted"):
                     call.result()
-            for k, call in enumerate(_calls(made, old, f"r{round_}", 1)):
+            for k, call in enumerate(_calls(made, old, f"r{round_}", 1)):  # type: ignore[assignment]
                 with pytest.raises(RemoteError) as said:
                     links[k].infer(call, 10)
                 assert said.value.status == "ABORTED"

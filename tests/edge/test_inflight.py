@@ -81,7 +81,7 @@ def test_first_come_first_served_but_a_refused_request_goes_first() -> None:
     for k, (name, first) in enumerate([("a", False), ("b", False), ("refused", True)]):
         threads.append(threading.Thread(target=wait, args=(name, first)))
         threads[-1].start()
-        assert kit.until(lambda k=k: book.waiting == k + 1, 5)
+        assert kit.until(lambda k=k: book.waiting == k + 1, 5)  # type: ignore[misc]
     book.leave()
     for thread in threads:
         thread.join()

@@ -163,7 +163,7 @@ def test_layouts_change_where_that_pays() -> None:
     table = [{"a": 1.0, "b": 20.0}, {"a": 6.0, "b": 2.0}, {"a": 1.0, "b": 20.0}]
     assert best_layouts([[0], [1], [2]], Table(table)) == ["a", "a", "a"]  # 1+6+1 against 1+5+2+5+1
     table[1]["a"] = 15.0
-    assert best_layouts([[0], [1], [2]], Table(table)) == ["a", "b", "a"]  # type: ignore[list-item]
+    assert best_layouts([[0], [1], [2]], Table(table)) == ["a", "b", "a"]
 
 
 def test_a_part_of_a_layer_costs_its_share() -> None:

@@ -57,7 +57,7 @@ LEAN = msgspec.structs.replace(parse_link("1gbe"), overhead=2e-4, cpu=0.0, answe
 
 def options(devices: int | str | list[Device], link: str | Link = "1gbe", **rest: object) -> SplitOptions:
     found = devices if isinstance(devices, list) else parse_devices(str(devices))
-    return SplitOptions(found, parse_link(link) if isinstance(link, str) else link, **rest)  # type: ignore[arg-type]
+    return SplitOptions(found, parse_link(link) if isinstance(link, str) else link, **rest)
 
 
 @cache
@@ -70,7 +70,7 @@ def test_stock_groups_are_not_split_by_branches_on_a_gigabit_and_the_plan_says_w
     assert made.plan.mode == chosen.chosen.mode == "local"
     told = {p.mode: p for p in made.plan.rejected}
     assert {"branch", "spatial", "replicas"} <= set(told)
-    assert told["branch"].critical_path_ms > made.plan.predicted.critical_path_ms  # type: ignore[union-attr]
+    assert told["branch"].critical_path_ms > made.plan.predicted.critical_path_ms
     assert told["branch"].bytes > 100_000
     notes = "\n".join(made.plan.notes)
     assert "do not split: one device needs" in notes
@@ -78,7 +78,7 @@ def test_stock_groups_are_not_split_by_branches_on_a_gigabit_and_the_plan_says_w
     assert "spatial" in notes
     assert "break-even of scattering one grouped convolution: R/B < 9C/(2bn)" in notes
     assert "above the best layer's 9*64/" in notes
-    assert all(p.based_on == "estimated" for p in (*made.plan.rejected, made.plan.predicted))  # type: ignore[union-attr]
+    assert all(p.based_on == "estimated" for p in (*made.plan.rejected, made.plan.predicted))
 
 
 def test_a_pipeline_is_cut_by_the_times_of_the_layers_as_one_device_computes_them() -> None:
@@ -231,7 +231,7 @@ def test_a_profile_of_a_folder_makes_the_next_split_measured(tmp_path: Path) -> 
     assert "1 segments, one thread on core" in done.err
     gkp("split", model, "--devices", "2", "--mode", "local", "-o", out, "--force", "--profile", out / "profile.json", expect=0)
     made = read_plan(out)
-    assert made.predicted.based_on == "measured"  # type: ignore[union-attr]
+    assert made.predicted.based_on == "measured"
     assert any(n.startswith("not all segments of ") and "branch" in n and "are in the profile" in n for n in made.notes)
 
 

@@ -28,7 +28,7 @@ def fork(**options: object) -> Plan:
     """Device 0 makes a and b, keeps a, sends b to device 1, which sends c back; device 0 puts a and c together."""
     return plan([(0, ["v0"], ["a", "b"], 10.0), (0, ["a"], ["d"], 5.0), (1, ["b"], ["c"], 20.0), (0, ["c", "d"], ["y"], 1.0)],
                 {"v0": 1000, "a": 400, "b": 3000, "c": 1000, "d": 400, "y": 1000},
-                [("v0", C, 0), ("b", 0, 1), ("c", 1, 0), ("y", 0, C)], **options)  # type: ignore[arg-type]
+                [("v0", C, 0), ("b", 0, 1), ("c", 1, 0), ("y", 0, C)], **options)
 
 
 # ---- one request ----------------------------------------------------------------------------------------------------

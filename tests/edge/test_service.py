@@ -212,7 +212,7 @@ def test_insecure_workers_work_over_sockets_of_this_machine(pair: kit.Pair, tmp_
             kit.Served(pair.directory / "device_0", "--insecure", "--peer", f"right={listen}", listen=f"unix:{tmp_path / 'l.sock'}") as left:
         assert right.address == listen
         connections = [Connection(s.address, n, None, pair.limit) for s, n in ((left, "left"), (right, "right"))]
-        np.testing.assert_allclose(answer(pair, *connections, kit.example(3)), kit.expected(kit.example(3)), atol=1e-5)
+        np.testing.assert_allclose(answer(pair, *connections, kit.example(3)), kit.expected(kit.example(3)), atol=1e-5)  # type: ignore[call-arg]
 
 
 # ---- roles ----------------------------------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ def test_a_worker_sends_only_its_own_values_and_only_along_the_plan(pair: kit.Pa
     x = kit.example()
     for changes in ({"source": kit.RIGHT}, {"source": 7}, {"source": -2}, {"values": {"v0": x}}, {"values": {"v2": x}},
                     {"values": {"v1": x, "v0": x}}, {"values": {}}):
-        refused(lambda c=changes: from_left.infer(pair.value(new(), x, **c), 5), "PERMISSION_DENIED", "role")
+        refused(lambda c=changes: from_left.infer(pair.value(new(), x, **c), 5), "PERMISSION_DENIED", "role")  # type: ignore[misc]
     to_left = pair.connect("left", role="right")
     refused(lambda: to_left.infer(pair.value(new(), x, source=kit.RIGHT), 5), "PERMISSION_DENIED", "role")
     to_left.close()

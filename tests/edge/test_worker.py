@@ -22,7 +22,7 @@ from gkp.edge.client import DEVICE_KEY, ERROR_KEY, Call, Connection, Pending, Re
 from gkp.edge.oip import Refusal
 from gkp.edge.plan import Plan
 from gkp.edge.served import Shard, check_plan
-from gkp.edge.worker import Request, Worker
+from gkp.edge.worker import Request, Worker  # type: ignore[attr-defined]
 from gkp.errors import FileError
 
 
@@ -200,7 +200,7 @@ def test_no_more_requests_are_opened_than_the_queue_holds(book: Worker, right: S
 def test_a_deadline_ends_a_request_and_makes_room(book: Worker, right: Shard) -> None:
     for k in range(9):
         request = begin(book, right, f"r{k}", deadline=time.monotonic() + 0.05)
-        assert failure(lambda r=request: book.wait(r, False)) == ("DEADLINE_EXCEEDED", "deadline", None)
+        assert failure(lambda r=request: book.wait(r, False)) == ("DEADLINE_EXCEEDED", "deadline", None)  # type: ignore[misc]
         assert take(book, right, f"r{k}") == "late"
 
 

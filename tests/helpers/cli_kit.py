@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import onnx
 from click.testing import CliRunner
 from onnx_kit import Net
@@ -29,6 +30,17 @@ class Outcome:
     code: int
     out: str
     err: str
+
+
+def commands(group: click.Group = main, before: tuple[str, ...] = ()) -> dict[tuple[str, ...], click.Command]:
+    """Every command by the words it is called with, groups and what is in them too: ("convert",), ("edge", "keys")."""
+    found: dict[tuple[str, ...], click.Command] = {}
+    for name, command in sorted(group.commands.items()):
+        words = (*before, name)
+        found[words] = command
+        if isinstance(command, click.Group):
+            found |= commands(command, words)
+    return found
 
 
 def gkp(*args: object, expect: int | None = None) -> Outcome:

@@ -34,7 +34,7 @@ def chain(times: Sequence[float] = (4.0, 6.0), size: int = 1000, **options: obje
     names = ["v0", *(f"v{k + 1}" for k in range(len(times) - 1)), "y"]
     moves = [(name, k - 1, k if k < len(times) else COORDINATOR) for k, name in enumerate(names)]
     return plan([(k, [names[k]], [names[k + 1]], ms) for k, ms in enumerate(times)], dict.fromkeys(names, size), moves,
-                devices=len(times), **options)  # type: ignore[arg-type]
+                devices=len(times), **options)
 
 
 def replicas(times: Sequence[float], size: int = 1000, **options: object) -> Plan:
@@ -42,7 +42,7 @@ def replicas(times: Sequence[float], size: int = 1000, **options: object) -> Pla
     count = len(times)
     return plan([(k, ["v0"], ["y"], ms) for k, ms in enumerate(times)], {"v0": size, "y": size},
                 [*(("v0", COORDINATOR, k) for k in range(count)), *(("y", k, COORDINATOR) for k in range(count))],
-                mode="replicas", devices=count, **options)  # type: ignore[arg-type]
+                mode="replicas", devices=count, **options)
 
 
 def of_speed(*speeds: float, memory: int | None = None) -> list[Device]:

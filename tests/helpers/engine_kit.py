@@ -73,7 +73,7 @@ def pose_as_classic(version: str, network_flags: dict[str, int], builder_flags: 
 
     created: list[int] = []
 
-    class Builder(real.Builder):  # type: ignore[misc]
+    class Builder(real.Builder):
         def create_network(self, flags: int = 0) -> Any:
             created.append(flags)
             return super().create_network(1 << int(real.NetworkDefinitionCreationFlag.STRONGLY_TYPED))

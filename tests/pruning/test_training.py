@@ -183,7 +183,7 @@ class Scored:
 def test_the_weights_of_the_best_or_last_epoch_remain(tmp_path: Path, hooks: dict[str, Any], epoch: int) -> None:
     """Accuracies 2, 7, 3, 5, 5 of 8: the best is epoch 1, from epoch 2 on it is epoch 3 (the first of equals)."""
     right, model, after = [2, 7, 3, 5, 5], network(), []
-    run = session(tmp_path / "out", baseline=model, images=Scored(model, right))  # type: ignore[arg-type]
+    run = session(tmp_path / "out", baseline=model, images=Scored(model, right))
 
     def keep(number: int, trained: nn.Module, accuracy: float | None) -> None:
         assert accuracy == right[number] / 8
@@ -246,7 +246,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path: Path, stop_in: tup
 
 def test_the_best_epoch_is_remembered_over_an_interruption(tmp_path: Path) -> None:
     model, after = network(), []
-    run = session(tmp_path / "out", baseline=model, images=Scored(model, [7, 2]))  # type: ignore[arg-type]
+    run = session(tmp_path / "out", baseline=model, images=Scored(model, [7, 2]))
 
     def stop(number: int, trained: nn.Module, _: float | None) -> None:
         after.append(state(trained))
@@ -256,7 +256,7 @@ def test_the_best_epoch_is_remembered_over_an_interruption(tmp_path: Path) -> No
     with pytest.raises(KeyboardInterrupt):
         run.train("t", model, Recipe(3, 0.05, batch_size=16), Hooks(after_epoch=stop))
     model = network(seed=5)
-    run = session(tmp_path / "out", baseline=model, images=Scored(model, [2, 3]))  # type: ignore[arg-type]
+    run = session(tmp_path / "out", baseline=model, images=Scored(model, [2, 3]))
     assert run.train("t", model, Recipe(3, 0.05, batch_size=16)) == 7 / 8
     assert same(state(model), after[0])
 

@@ -34,7 +34,7 @@ def test_an_unknown_package_has_no_version() -> None:
 @pytest.mark.parametrize(("flags", "floats"), [("fpu sse2 avx2 avx512f", 16), ("fpu avx2", 8), ("fpu", 8)])
 def test_vectors_are_read_from_the_processors_flags(flags: str, floats: int, monkeypatch: pytest.MonkeyPatch) -> None:
     text = f"processor : 0\nmodel name : Some CPU\nflags : {flags}\n"
-    monkeypatch.setattr(environment.Path, "read_text", lambda self, **options: text)
+    monkeypatch.setattr(environment.Path, "read_text", lambda self, **options: text)  # type: ignore[attr-defined]
     assert vector_floats() == floats
     assert cpu_model().startswith("Some CPU")
 
@@ -43,6 +43,6 @@ def test_a_machine_without_cpuinfo_still_has_a_name(monkeypatch: pytest.MonkeyPa
     def nothing(self: Path, *args: object, **options: object) -> str:
         raise FileNotFoundError(2, "No such file")
 
-    monkeypatch.setattr(environment.Path, "read_text", nothing)
+    monkeypatch.setattr(environment.Path, "read_text", nothing)  # type: ignore[attr-defined]
     assert isinstance(cpu_model(), str)
     assert physical_cores() >= 1

@@ -44,7 +44,7 @@ def test_an_array_that_fits_is_not_copied() -> None:
 ])
 def test_what_does_not_fit_is_a_usage_error_with_a_hint(x: object, words: str) -> None:
     with pytest.raises(UsageError, match=words) as caught:
-        check_input(x, SPEC)  # type: ignore[arg-type]
+        check_input(x, SPEC)
     assert caught.value.hint
     assert "'x'" in caught.value.message
 

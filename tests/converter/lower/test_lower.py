@@ -242,7 +242,7 @@ def test_lowering_leaves_the_graph_as_it_was() -> None:
     net = Net(2, 8, 5, 5)
     graph = graph_of(net.model(net.relu(gumi_conv(net, "x", 8, 8))))
     before = graph.to_model().SerializeToString()
-    lower(graph, {n.name: grouped(branched_node.read(n), 4, 8) for n in graph.branched()})
+    lower(graph, {n.name: grouped(branched_node.read(n), 4, 8) for n in graph.branched()})  # type: ignore[misc]
     assert graph.to_model().SerializeToString() == before
 
 

@@ -204,10 +204,11 @@ BOMBS = {
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_bombs_are_refused_quickly(name: str) -> None:
-    start = time.perf_counter()
+    """In processor time: a busy machine is no bomb."""
+    start = time.process_time()
     with pytest.raises(FileError, match="corrupt pickle"):
         load_pickle(BOMBS[name])
-    assert time.perf_counter() - start < (8 * SECONDS if name == "too many operations" else SECONDS)
+    assert time.process_time() - start < (8 * SECONDS if name == "too many operations" else SECONDS)
 
 
 def test_cyclic_data_is_read() -> None:
@@ -253,7 +254,7 @@ def test_damaged_bytes_give_a_result_or_a_gkp_error(data: st.DataObject) -> None
 
 def array_pickle(shape: tuple[int, ...], dtype: str, payload: Any) -> bytes:
     """A numpy array whose pickle says what it likes."""
-    function = np.zeros(1).__reduce__()[0]  # type: ignore[misc]
+    function = np.zeros(1).__reduce__()[0]
 
     class Lying:
         def __reduce__(self) -> Any:

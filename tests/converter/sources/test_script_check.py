@@ -21,7 +21,7 @@ torch = pytest.importorskip("torch")
 DSP = Path(__file__).resolve().parents[3] / ".." / "shared" / "checkpoints" / "dsp" / "resnet20_g4.pt"
 
 
-class Block(torch.nn.Module):  # type: ignore[misc]
+class Block(torch.nn.Module):
     """A residual block in DSP's manner: gathered channels, index_add into the shortcut."""
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Block(torch.nn.Module):  # type: ignore[misc]
         return torch.relu_(x.clone().index_add_(1, self.index, y))
 
 
-class Controlled(torch.nn.Module):  # type: ignore[misc]
+class Controlled(torch.nn.Module):
     """Control flow, lists, a with statement, strings and a helper method: what torch.jit.script makes of a CNN."""
 
     def __init__(self) -> None:
@@ -65,18 +65,18 @@ class Controlled(torch.nn.Module):  # type: ignore[misc]
         return self.classifier(self.scaled(x + parts[-1])), self.names
 
 
-class Saving(torch.nn.Module):  # type: ignore[misc]
+class Saving(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         torch.save(x, "should_not_exist")
         return x
 
 
-class Reading(torch.nn.Module):  # type: ignore[misc]
+class Reading(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + torch.from_file("/etc/hostname", False, 1)
 
 
-class WithState(torch.nn.Module):  # type: ignore[misc]
+class WithState(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.w = torch.ones(1)

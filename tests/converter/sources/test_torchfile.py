@@ -42,7 +42,7 @@ class Evil:
         return os.system, ("touch should_not_exist",)
 
 
-class Net(torch.nn.Module):  # type: ignore[misc]
+class Net(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = torch.nn.Conv2d(3, 4, 3)

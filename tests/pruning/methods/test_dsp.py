@@ -125,7 +125,7 @@ def test_later_cycles_prune_more_and_never_less(tmp_path: Path, monkeypatch: pyt
     from gkp.pruning.methods import dsp_finetuning
 
     targets: list[float] = []
-    prune_to_rate = dsp_finetuning.prune_to_rate
+    prune_to_rate = dsp_finetuning.prune_to_rate  # type: ignore[attr-defined]
 
     def noted(*arguments: Any, **options: Any) -> Any:
         targets.append(arguments[3])

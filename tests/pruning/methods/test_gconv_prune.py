@@ -200,7 +200,7 @@ def test_taylor_criterion_uses_the_gradient_of_the_training_loss(tmp_path: Path)
     here = session(tmp_path / "out", images=images, epochs=0)
     METHOD.run(here, METHOD.read_settings(payload))
     model = network()
-    sum(F.cross_entropy(model(x), y) for x, y in here.batches("taylor", 16)).backward()  # type: ignore[union-attr]
+    sum(F.cross_entropy(model(x), y) for x, y in here.batches("taylor", 16)).backward()
     worth = {n: (c.weight * c.weight.grad).abs().sum((2, 3)) for n, c in plain_convs(model).items()}
     grouped = gkp.open(tmp_path / "out" / "grouped").layers["stage_3.0.conv_b"]
     kept = (grouped.to_dense() != 0).any((2, 3))

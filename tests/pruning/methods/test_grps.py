@@ -129,7 +129,7 @@ def test_criteria_by_hand() -> None:
 def test_groups_partition_filters_and_channels(seed: int, shape: tuple[int, int, int], order: str, refine: bool) -> None:
     f, c, groups = shape
     criterion = np.random.default_rng(seed).random((f, c))
-    grouping = find_groups(criterion, groups, order, refine=refine)  # type: ignore[arg-type]
+    grouping = find_groups(criterion, groups, order, refine=refine)
     assert sorted(grouping.filters.ravel().tolist()) == list(range(f))
     assert sorted(grouping.channels.ravel().tolist()) == list(range(c))
     assert grouping.filters.shape == (groups, f // groups)
@@ -165,6 +165,6 @@ def test_other_nonsense_is_refused() -> None:
     with pytest.raises(UsageError, match="finite"):
         find_groups(np.array([[1, np.nan], [1, 1]]), 2)
     with pytest.raises(UsageError, match="BEST"):
-        find_groups(np.ones((2, 2)), 2, "BEST")  # type: ignore[arg-type]
+        find_groups(np.ones((2, 2)), 2, "BEST")
     with pytest.raises(UsageError, match="sweeps"):
         find_groups(np.ones((2, 2)), 2, sweeps=0)

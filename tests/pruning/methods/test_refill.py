@@ -96,6 +96,6 @@ def test_scores_have_one_value_per_filter_whatever_the_batch() -> None:
     net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 7, 3), nn.Flatten(), nn.Linear(112, 4)).eval()
     x, y = torch.randn(6, 3, 8, 8), torch.tensor([0, 1, 2, 3, 0, 1])
     for criterion in ("l1", "l2", "saliency"):
-        scores = activation_scores(net, ["0", "3"], x, y, criterion)  # type: ignore[arg-type]
+        scores = activation_scores(net, ["0", "3"], x, y, criterion)
         assert {name: s.shape for name, s in scores.items()} == {"0": (5,), "3": (7,)}
         assert all((s > 0).all() for s in scores.values())

@@ -93,7 +93,7 @@ def test_usual_cifar_names_with_a_conv_shortcut(names: tuple[str, str]) -> None:
 def test_parameter_free_shortcut_under_usual_names_is_tmi_gkps_only_with_its_mark(
     spurious: bool, shortcut: str
 ) -> None:
-    model = random_model(Architecture("cifar_resnet", 20, shortcut, 10, (3, 32, 32)))  # type: ignore[arg-type]
+    model = random_model(Architecture("cifar_resnet", 20, shortcut, 10, (3, 32, 32)))
     tensors = layer_names(tensors_of(model))
     if spurious:
         tensors["new_weight"] = tensors["layer3.2.conv2.weight"]

@@ -110,7 +110,7 @@ def test_preactivation_block_is_written_out_right() -> None:
     y = torch.nn.functional.conv2d(before(block.bn1, x), block.conv1.weight)
     y = torch.nn.functional.conv2d(before(block.bn2, y), block.conv2.weight, stride=2, padding=1)
     y = torch.nn.functional.conv2d(before(block.bn3, y), block.conv3.weight)
-    shortcut = torch.nn.functional.conv2d(x, block.downsample[0].weight, stride=2)  # type: ignore[index]
+    shortcut = torch.nn.functional.conv2d(x, block.downsample[0].weight, stride=2)
     torch.testing.assert_close(block(x), y + shortcut)
 
 
@@ -123,7 +123,7 @@ def test_networks_take_other_image_sizes(arch: Architecture) -> None:
 def test_depths_that_are_none_are_refused() -> None:
     for make, depth in ((cifar_preresnet, 165), (cifar_preresnet, 2), (cifar_densenet, 41), (cifar_vgg, 17)):
         with pytest.raises(UsageError, match=str(depth)):
-            make(depth)  # type: ignore[operator]
+            make(depth)
     for family, depth in (("cifar_preresnet", 10**9), ("cifar_densenet", 100), ("cifar_vgg", 12), ("cifar_mobilenet", 27)):
         with pytest.raises(UnsupportedModelError, match="no architecture"):
             skeleton(arch_of(family, depth))

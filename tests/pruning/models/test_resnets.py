@@ -42,7 +42,7 @@ def test_imagenet_depth_without_a_network_is_refused() -> None:
 
 def test_skeleton_refuses_an_unknown_architecture() -> None:
     with pytest.raises(UnsupportedModelError, match="resnet99") as caught:
-        skeleton(Architecture("resnet99", 20, "pad", 10, (3, 32, 32)))  # type: ignore[arg-type]
+        skeleton(Architecture("resnet99", 20, "pad", 10, (3, 32, 32)))
     assert "--arch" in caught.value.hint
 
 

@@ -28,7 +28,7 @@ LIBC = {"libc.so.6", "libm.so.6", "libpthread.so.0", "ld-linux-x86-64.so.2", "ld
 
 def made(folder: Path, **change: object) -> Path:
     folder.mkdir(parents=True)
-    plan = replace(PLAN, **change)  # type: ignore[arg-type]
+    plan = replace(PLAN, **change)
     source.write(plan, folder)
     return build(folder, plan.cpu)
 

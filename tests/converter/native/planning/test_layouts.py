@@ -164,7 +164,7 @@ def test_every_convolution_of_a_program_has_a_way_to_a_channels_last_target(cpu:
     for seed in range(6):
         program = random_program(np.random.default_rng(seed))
         at = geometry(program, cpu.lanes)  # type: ignore[attr-defined]
-        for number, ways in conv_ways(program, at, cpu).items():  # type: ignore[arg-type]
+        for number, ways in conv_ways(program, at, cpu).items():
             step = program.steps[number]
             assert isinstance(step, Conv)
             assert {(s, "last") for s in at.kinds(step.source)} <= {w.kinds for w in ways}

@@ -137,7 +137,7 @@ def test_sum_that_is_broadcast_stays() -> None:
                                               (Activation.HARDSIGMOID, Activation.HARDSWISH)])
 @pytest.mark.parametrize("order", [(1, 2), (2, 1)])
 def test_self_gated_activation_goes_into_the_convolution(gate: Activation, result: Activation, order: Any) -> None:
-    (step,) = fused(conv(0, 1), act(1, 2, gate), Binary(*order, 3, "mul")).steps
+    (step,) = fused(conv(0, 1), act(1, 2, gate), Binary(*order, 3, "mul")).steps  # type: ignore[call-arg]
     assert step.activation is result
 
 
