@@ -74,12 +74,19 @@ def test_importing_gkp_and_its_command_line_loads_nothing_heavy() -> None:
     assert (outcome.code, outcome.out.strip()) == (0, "[]"), outcome.err
 
 
-@pytest.mark.parametrize("command", [[], *map(list, commands())])
-def test_the_help_needs_the_base_install_only(command: list[str]) -> None:
-    outcome = blocked((*EXTRAS, *DEVELOPMENT), f"import sys\nsys.argv = {['gkp', *command, '--help']!r}\n"
-                      "from gkp.cli import main\nmain()\n")
+def test_the_help_needs_the_base_install_only() -> None:
+    """Of every command, groups and what is in them too, one after the other in one process."""
+    asked = [(), *commands()]
+    body = ("import contextlib, io\n"
+            "from gkp.cli import main\n"
+            f"for words in {asked!r}:\n"
+            "    shown = io.StringIO()\n"
+            "    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):\n"
+            "        main([*words, '--help'], prog_name='gkp')\n"
+            "    print(' '.join(['gkp', *words]), f\"Usage: {' '.join(['gkp', *words])} \" in shown.getvalue())\n")
+    outcome = blocked((*EXTRAS, *DEVELOPMENT), body)
     assert outcome.code == 0, outcome.err
-    assert "Usage" in outcome.out
+    assert outcome.out.splitlines() == [f"{' '.join(('gkp', *words))} True" for words in asked]
 
 
 def test_the_public_names_exist() -> None:
