@@ -52,7 +52,7 @@ def _best(made: Mapping[str, Prepared], progress: Progress) -> tuple[Prepared, t
     first = next(iter(made.values()))
     if len(made) == 1:
         return first, ()
-    rows = {name: (lambda batch, p=p: p.measured.built) for name, p in made.items()}  # type: ignore[misc]
+    rows = {name: (lambda batch, p=p: p.measured.built) for name, p in made.items()}
     opened = first.opened
     timed = time_rows(rows, opened.model.model, opened.batches, opened.dynamic, progress=progress)
     if not all(timed.samples.values()):

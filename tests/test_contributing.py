@@ -27,8 +27,8 @@ KINDS = {
     "source": Kind("structure_lth", r"^    structure_lth,$|sources\.structure_lth\b", 3),
     "pass": Kind("fold_batchnorm", r"^    fold_batchnorm,$|passes\.fold_batchnorm\b|passes import fold_batchnorm\b", 2),
     "target": Kind("onnx", r"targets\.onnx\b", 4),
-    "kernel family": Kind("winograd", r"native\.winograd\b", 3),
-    "architecture": Kind("densenet", r"models import (.*, )?densenet\b|models\.densenet\b", 3),
+    "kernel family": Kind("winograd", r"kernels\.winograd\b|kernels import (.*, )?winograd\b", 2),
+    "architecture": Kind("densenet", r"models import (.*, )?densenet\b|models\.densenet\b", 2),
     "pruning method": Kind("gsparsity", r"methods\.gsparsity\b", 3),
     "edge mode": Kind("pipeline", r"[\"']pipeline[\"']", 5),
 }

@@ -17,8 +17,8 @@ from docs_kit import ROOT, Block
 
 from gkp import console, manifest
 from gkp.converter.sources import SOURCES
-from gkp.converter.targets import TARGETS
 from gkp.errors import GkpError
+from gkp.options.targets import TARGETS
 
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"

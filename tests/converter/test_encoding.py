@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 import pytest
 from cli_kit import save, small_net
-from fake_target import FakeTarget
+from fake_target import FakeRunner, FakeTarget
 
 from gkp.converter.convert import convert
 from gkp.converter.encoding import Encoding
@@ -20,7 +20,9 @@ from gkp.options.convert import convert_options
 def test_the_bytes_that_run_are_the_bytes_that_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = FakeTarget(monkeypatch, lambda model, batch: 1.0)
     built = target.build(simplify(recognise(Graph(small_net()))), {}, {}, Encoding(opset=18), 1)
-    opened = built.runner().model
+    runner = built.runner()
+    assert isinstance(runner, FakeRunner)
+    opened = runner.model
     built.emit(tmp_path)
     assert (tmp_path / "model.onnx").read_bytes() == built.file.data
     assert opened is built.file.model

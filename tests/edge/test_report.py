@@ -22,6 +22,7 @@ from gkp.edge.predict import predict
 from gkp.edge.profile import plan_times
 from gkp.edge.simulate import simulate
 from gkp.errors import FileError, UsageError
+from gkp.report.wording import milliseconds
 
 pytest.importorskip("jinja2", reason="needs the report extra")
 VOID = {"meta", "br", "rect", "line"}
@@ -186,7 +187,7 @@ def test_the_headline_says_what_the_objective_counts() -> None:
 
 def test_sizes_and_times_are_rounded_for_reading() -> None:
     assert [words.size(n) for n in (0, 999, 1000, 12_345, 1.5e6, 2e9)] == ["0 B", "999 B", "1 kB", "12.3 kB", "1.5 MB", "2 GB"]
-    assert [words.ms(v) for v in (0.01234, 1.234, 12.34, 1234.5)] == ["0.0123", "1.23", "12.3", "1,234"]
+    assert [milliseconds(v) for v in (0.01234, 1.234, 12.34, 1234.5)] == ["0.0123", "1.23", "12.3", "1,234"]
     assert [words.per_second(v) for v in (1000.0, 0.5, 30.0)] == ["1", "2,000", "33.3"]
 
 

@@ -88,7 +88,7 @@ def test_the_json_has_the_environment_and_null_for_what_is_not_known(settings: S
 
 def test_without_time_everything_is_null_with_the_reason(settings: Settings) -> None:
     found = run_suite(replace(settings, budget_s=0.0), silent)
-    everything = [*found.rows, *found.points, *found.gathers]
+    everything: list[Any] = [*found.rows, *found.points, *found.gathers]
     assert len(everything) == 2 * (2 * 2 + 3 * 3) + 3 + 1
     assert all(e.ms is None and e.missing for e in everything)
     assert {e.missing for e in (*found.points, *found.gathers)} == {"no time left of the 0 s"}
@@ -176,7 +176,7 @@ def test_a_layer_that_cannot_be_measured_is_a_reason(settings: Settings, monkeyp
     monkeypatch.setattr(suite.sweep, "measure_layer", refuse)  # type: ignore[attr-defined]
     monkeypatch.setattr(suite.sweep, "measure_gather", refuse)  # type: ignore[attr-defined]
     found = run_sweep(settings, silent)
-    assert {p.missing for p in (*found.points, *found.gathers)} == {"cuDNN says no"}  # type: ignore[attr-defined]
+    assert {p.missing for p in (*found.points, *found.gathers)} == {"cuDNN says no"}
     assert len(found.points) == 3
 
 

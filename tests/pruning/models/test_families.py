@@ -37,7 +37,7 @@ def test_every_name_is_one_familys() -> None:
     ("no_family", 20, "conv")])
 def test_what_no_family_builds_is_named(family: str, depth: int, shortcut: str) -> None:
     with pytest.raises(UnsupportedModelError, match=f"no architecture '{family}' of depth {depth} with shortcut '{shortcut}'"):
-        skeleton(Architecture(family, depth, shortcut, 10, CIFAR))  # type: ignore[arg-type]
+        skeleton(Architecture(family, depth, shortcut, 10, CIFAR))
 
 
 def test_the_first_family_that_recognises_a_state_dict_has_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -237,8 +237,9 @@ def test_tiles_come_best_first_and_no_more_than_asked_for(cpu: Cpu) -> None:
     program, at = one_step(dense(np.random.default_rng(0), 32, 40), (16, 16), cpu)
     step = program.steps[0]
     assert isinstance(step, Conv)
-    for kind, family in (("planar", pixel), ("last", channel)):
-        source, target = at.layouts[0][kind], at.layouts[1][kind]
+    layouts = at.layouts
+    for family, source, target in ((pixel, layouts[0]["planar"], layouts[1]["planar"]),
+                                   (channel, layouts[0]["last"], layouts[1]["last"])):
         found = family.tiles(step, source, target, cpu, 1000)
         seconds = [family.cycles(step, tile, source, target, cpu) for tile in found]
         assert seconds == sorted(seconds)
