@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from math import prod
 
 from gkp.errors import UsageError
@@ -25,8 +26,10 @@ def parse_shapes(values: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def parse_layers(values: tuple[str, ...]) -> dict[str, str]:
-    """["NAME=FORM", ...] -> {name: form}."""
+def parse_layers(values: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
+    """["NAME=FORM", ...] -> {name: form}; what is such a mapping stays."""
+    if isinstance(values, Mapping):
+        return dict(values)
     layers: dict[str, str] = {}
     for text in values:
         name, equals, form = text.rpartition("=")

@@ -1,4 +1,4 @@
-"""Makes tests/helpers importable: pytest's importlib mode leaves sys.path alone. And no test touches the user's key."""
+"""Makes tests/helpers importable: pytest's importlib mode leaves sys.path alone. And no test touches the user's key or cache."""
 
 import os
 import signal
@@ -17,11 +17,17 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The documentation's commands take longest: they come first, so that no process waits for another one's last page."""
+    items.sort(key=lambda item: item.path.name != "test_docs.py")
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _own_key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    before = os.environ.get("XDG_CONFIG_HOME")
-    os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("config"))
-    yield
-    del os.environ["XDG_CONFIG_HOME"]
-    if before is not None:
-        os.environ["XDG_CONFIG_HOME"] = before
+def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A key for every process; a cache of measurements and compiled files for all of them."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        patch.setenv("XDG_CACHE_HOME", str(shared / "cache"))
+        yield

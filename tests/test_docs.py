@@ -48,29 +48,22 @@ def _groups() -> list[Any]:
     return params
 
 
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One cache of measurements for all pages, so that no form is measured twice."""
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.mark.parametrize(("needs", "chosen"), _groups())
-def test_documented_commands_and_snippets_run(needs: frozenset[str], chosen: list[Block], tmp_path: Path,
-                                              cache: Path) -> None:
+def test_documented_commands_and_snippets_run(needs: frozenset[str], chosen: list[Block], tmp_path: Path) -> None:
     if reason := docs_kit.missing(needs):
         pytest.skip(reason)
     docs_kit.prepare(tmp_path)
-    for call in docs_kit.run(chosen, tmp_path, cache):
+    for call in docs_kit.run(chosen, tmp_path):
         assert call.code == call.expected, f"{call.what}\nexit {call.code}, documented {call.expected}\n{call.output}"
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if any(b.exit_code and b.shown for b in docs_kit.blocks(p))],
                          ids=lambda page: str(page.relative_to(ROOT)))
-def test_documented_errors_are_the_ones_printed(page: Path, tmp_path: Path, cache: Path) -> None:
+def test_documented_errors_are_the_ones_printed(page: Path, tmp_path: Path) -> None:
     docs_kit.prepare(tmp_path)
     for block in docs_kit.blocks(page):
         if block.exit_code and block.shown:
-            output = "".join(call.output for call in docs_kit.run([block], tmp_path, cache))
+            output = "".join(call.output for call in docs_kit.run([block], tmp_path))
             assert [line for line in block.shown if line not in output] == []
 
 

@@ -16,8 +16,8 @@ _KEY = "option"
 @dataclass(frozen=True)
 class Option:
     """One option. help: for --help; choices: the values it takes; between: the smallest and the largest number; parse: makes
-    the value of a text, and raises UsageError for one that makes no sense; many: may be repeated, and parse takes the tuple
-    of all texts; path: of a file or folder; flags: in place of the one that its name gives."""
+    the value of a text, or checks one that is no text, and raises UsageError for what makes no sense; many: may be repeated,
+    and parse takes the tuple of all texts; path: of a file or folder; flags: in place of the one that its name gives."""
 
     help: str
     metavar: str | None = None
@@ -34,7 +34,7 @@ class Option:
             return None
         if self.path and isinstance(given, str):
             return Path(given)
-        if self.parse is not None and isinstance(given, tuple if self.many else str):
+        if self.parse is not None:
             return self.parse(given)
         if self.choices and given not in self.choices:
             raise UsageError(f"unknown {name} {given!r}", f"choose one of: {', '.join(self.choices)}")

@@ -59,11 +59,12 @@ class ConvertOptions(Options):
 
 def convert_options(target: str = "ort", **values: Any) -> ConvertOptions:
     """The options of a conversion from their names alone, as the command line and gkp.convert have them: those of the target
-    among the others. UsageError for an unknown target, an option of other targets that is not left at its default, and an
-    unknown one."""
+    among the others; None: not given. UsageError for an unknown target, an option of other targets that is not left at its
+    default, and an unknown one."""
     struct = next((s for s in EVERY if s.name == target), None)
     if struct is None:
         raise UsageError(f"unknown target {target!r}", f"choose one of: {', '.join(s.name for s in EVERY)}")
+    values = {name: value for name, value in values.items() if value is not None}
     own = {d.name for d in declared(struct)}
     common = {f.name for f in dataclasses.fields(ConvertOptions)} - {"target"}
     for name in values.keys() - own - common:
@@ -78,7 +79,7 @@ def _check_foreign(name: str, value: Any, struct: type[TargetOptions]) -> None:
     if not having:
         raise UsageError(f"gkp.convert() got an unexpected keyword argument {name!r}", "see help(gkp.convert)")
     found = next(iter(having.values()))
-    if value not in (found.default, None, ()):
+    if value not in (found.default, ()):
         *others, last = having
         names = f"{', '.join(others)} or {last}" if others else last
         raise UsageError(f"{found.flags[-1]} is for --target {names}, not {struct.name}{struct.otherwise}",

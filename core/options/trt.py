@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from gkp.errors import UsageError
 from gkp.options.base import option
@@ -18,31 +19,36 @@ BatchProfile = tuple[int, int, int]
 _MOST_BYTES, _LARGEST_BATCH = 1 << 50, 1 << 24
 
 
-def parse_capabilities(text: str) -> tuple[Capability, ...]:
-    """ "86,89,120" or "8.6,8.9,12.0" as sorted pairs. UsageError for anything else."""
+def parse_capabilities(value: Any) -> tuple[Capability, ...]:
+    """ "86,89,120" or "8.6,8.9,12.0" as sorted pairs; or such pairs. UsageError for anything else."""
     found = set()
-    for part in text.split(","):
-        match = re.fullmatch(r"(\d{1,2})\.?(\d)", part.strip(), re.ASCII)
+    for part in _parts(value):
+        text = ".".join(map(str, part)) if isinstance(part, tuple) else str(part).strip()
+        match = re.fullmatch(r"(\d{1,2})\.?(\d)", text, re.ASCII)
         if match is None:
-            raise UsageError(f"{part.strip()!r} is not a compute capability", "e.g. 86,89,120 or 8.6,8.9,12.0")
+            raise UsageError(f"{text!r} is not a compute capability", "e.g. 86,89,120 or 8.6,8.9,12.0")
         found.add((int(match[1]), int(match[2])))
     return tuple(sorted(found))
 
 
-def parse_bytes(text: str) -> int:
+def _parts(value: Any) -> Sequence[Any]:
+    return value.split(",") if isinstance(value, str) else value if isinstance(value, tuple | list) else (value,)
+
+
+def parse_bytes(value: Any) -> int:
     """ "512M", "2G" or a plain number of bytes. UsageError for anything else, for 0, and for what no machine has."""
-    match = re.fullmatch(r"(\d{1,19})([KMGT]?)(i?B)?", text.strip(), re.ASCII | re.IGNORECASE)
+    match = re.fullmatch(r"(\d{1,19})([KMGT]?)(i?B)?", str(value).strip(), re.ASCII | re.IGNORECASE)
     size = int(match[1]) << 10 * " KMGT".index(match[2].upper() or " ") if match else 0
     if not 0 < size <= _MOST_BYTES:
-        raise UsageError(f"--workspace {text!r} is not a size", "e.g. --workspace 2G")
+        raise UsageError(f"--workspace {str(value)!r} is not a size", "e.g. --workspace 2G")
     return size
 
 
-def parse_batch_profile(text: str) -> BatchProfile:
-    """ "1,8,64": smallest, usual and largest batch. UsageError when it is anything else."""
-    parts = text.split(",")
-    if len(parts) != 3 or not all(p.strip().isascii() and p.strip().isdigit() for p in parts):
-        raise UsageError(f"{text!r} is not a batch profile", "MIN,OPT,MAX, e.g. --batch-profile 1,8,64")
+def parse_batch_profile(value: Any) -> BatchProfile:
+    """ "1,8,64", or these numbers: smallest, usual and largest batch. UsageError when it is anything else."""
+    parts = [str(part).strip() for part in _parts(value)]
+    if len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
+        raise UsageError(f"{value!r} is not a batch profile", "MIN,OPT,MAX, e.g. --batch-profile 1,8,64")
     return check_order((int(parts[0]), int(parts[1]), int(parts[2])))
 
 

@@ -55,6 +55,7 @@ def test_texts_and_values_give_the_same_options(tmp_path: Path) -> None:
     values = convert_options("trt", compute_capability=((8, 6), (8, 9)), batch_profile=(1, 8, 64), workspace=2 << 30,
                              output=tmp_path, timing_cache=Path("cache"), layers={"a": "dense", "b": "split-4"}, engine=False)
     assert texts == values
+    assert convert_options("trt", compute_capability=None, workspace=None, batch_profile=None).target == TrtOptions()
     assert texts.target == TrtOptions(compute_capability=((8, 6), (8, 9)), batch_profile=(1, 8, 64), workspace=2 << 30,
                                       timing_cache=Path("cache"), layers={"a": "dense", "b": "split-4"}, engine=False)
 

@@ -110,24 +110,24 @@ class Call:
     output: str
 
 
-def run(page_blocks: list[Block], folder: Path, cache: Path) -> Iterator[Call]:
-    """Run the commands and snippets of the blocks in order. cache: the user's cache directory for them."""
+def run(page_blocks: list[Block], folder: Path) -> Iterator[Call]:
+    """Run the commands and snippets of the blocks in order."""
     for number, block in enumerate(page_blocks):
         if block.file is not None:
             (folder / block.file).write_text(block.text, encoding="utf-8")
         elif block.language == "python":
             script = folder / f"snippet_{number}.py"
             script.write_text(block.text, encoding="utf-8")
-            yield _call(f"python snippet:\n{block.text}", ["python", script.name], 0, folder, cache)
+            yield _call(f"python snippet:\n{block.text}", ["python", script.name], 0, folder)
         else:
             for command in block.commands:
                 expected = block.exit_code if command == block.commands[-1] else 0
-                yield _call(command, shlex.split(command), expected, folder, cache)
+                yield _call(command, shlex.split(command), expected, folder)
 
 
-def _call(what: str, words: list[str], expected: int, folder: Path, cache: Path) -> Call:
+def _call(what: str, words: list[str], expected: int, folder: Path) -> Call:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    env = {**os.environ, "PATH": path, "XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    env = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     program = shutil.which(words[0], path=path)
     assert program is not None, f"{words[0]} is not installed"
     done = subprocess.run([program, *words[1:]], cwd=folder, env=env, capture_output=True, text=True, timeout=400,

@@ -38,7 +38,8 @@ def test_more_scratch_memory_than_any_machine_has_is_refused(size: str, tmp_path
     assert listing(tmp_path) == ["m.onnx"]
 
 
-@pytest.mark.parametrize("options", [{"batch_profile": (1, 2, 4)}, {"compute_capability": (8, 6)}, {"workspace": -1}])
+@pytest.mark.parametrize("options", [{"batch_profile": (1, 2)}, {"compute_capability": (8, 6)}, {"workspace": -1},
+                                     {"batch_profile": (4, 2, 1)}, {"workspace": 2.5}, {"compute_capability": 8}, {"batch_profile": 4}, {"compute_capability": ((8, 6, 1),)}])
 def test_values_of_other_types_are_refused_in_words(options: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         convert(save(small_net(), tmp_path / "m.onnx"), tmp_path / "out", **options)
