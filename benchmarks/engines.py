@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 
 from gkp.benchmarks.adapter import Engines, lowered
-from gkp.benchmarks.kit import apart, fastest
+from gkp.benchmarks.kit import apart
 from gkp.benchmarks.results import Comparison, EngineRow
 from gkp.converter.describe import graph_macs
 from gkp.converter.graph import Graph
@@ -21,7 +21,7 @@ from gkp.converter.sources import GroupedModel
 from gkp.converter.sources.base import sample_inputs
 from gkp.converter.twin import dense_twin
 from gkp.errors import GkpError
-from gkp.runtime.measure import interleave, ratio, timing
+from gkp.runtime.measure import fastest, interleave, ratio, timing
 from gkp.runtime.runners import Runner
 from gkp.types import Progress, Run, silent
 

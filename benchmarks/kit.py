@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from statistics import median
 from typing import Any, TypeVar
 
 import msgspec
@@ -39,12 +37,6 @@ class Results(msgspec.Struct, kw_only=True):
 def indented(value: Any) -> bytes:
     """As JSON to be read; a number that is none (NaN) is null."""
     return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
-
-
-def fastest(samples: Mapping[K, Sequence[float]], among: Iterable[K] | None = None) -> K | None:
-    """The key with the lowest median, of all keys or of those that are named; None when none of them was timed."""
-    timed = [key for key in (samples if among is None else among) if samples.get(key)]
-    return min(timed, key=lambda key: median(samples[key]), default=None)
 
 
 def apart(got: Array, wanted: Array) -> float:

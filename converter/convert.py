@@ -7,7 +7,7 @@ from typing import Any
 
 from gkp.converter.artefact import Artefact
 from gkp.converter.conversion import finish, prepare
-from gkp.converter.fastest import cpu_targets, fastest
+from gkp.converter.fastest import cpu_targets, prepare_fastest
 from gkp.converter.stages import Job
 from gkp.converter.targets import Target, make_target
 from gkp.options.convert import ConvertOptions
@@ -23,6 +23,6 @@ def convert(source: Any, options: ConvertOptions | None = None, progress: Progre
     name, several of them with CpuOptions. Raises GkpError; then nothing is written."""
     wanted = options or ConvertOptions()
     if isinstance(wanted.target, CpuOptions):
-        return finish(fastest(source, wanted, progress, targets or cpu_targets(wanted, progress)))
+        return finish(prepare_fastest(source, wanted, progress, targets or cpu_targets(wanted, progress)))
     target = targets[0] if targets else make_target(wanted.target, wanted.precision, wanted.benchmark, progress)
     return finish(prepare(Job(source, wanted, target, progress)))

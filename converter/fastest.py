@@ -26,7 +26,7 @@ def cpu_targets(options: ConvertOptions, progress: Progress) -> list[Target]:
     return [make_target(struct(), options.precision, progress=_labelled(progress, struct.name)) for struct in TARGETS]
 
 
-def fastest(source: Any, options: ConvertOptions, progress: Progress, targets: Sequence[Target]) -> Prepared:
+def prepare_fastest(source: Any, options: ConvertOptions, progress: Progress, targets: Sequence[Target]) -> Prepared:
     """The measured conversion that is fastest here. UsageError when nothing may be measured, BackendMissingError when none
     of the targets is installed."""
     if not options.benchmark:

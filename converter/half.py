@@ -6,15 +6,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from gkp.converter.reference import evaluator
 from gkp.errors import UnsupportedModelError, UsageError
 from gkp.text import clean, first_line
-
-Array = npt.NDArray[Any]
+from gkp.types import Array
 
 _LARGEST = float(np.finfo(np.float16).max)
 _MARGIN = 2.0

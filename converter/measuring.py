@@ -15,10 +15,11 @@ from gkp.converter.encoding import Encoding
 from gkp.converter.forms import Choice
 from gkp.converter.graph import Graph
 from gkp.converter.recognise import recognise, simplify
-from gkp.converter.rows import Timed, fastest, measurements, time_rows
+from gkp.converter.rows import Timed, measurements, time_rows
 from gkp.converter.stages import Chosen, Dense, Job, Measured, Opened, Recognised
 from gkp.converter.targets import Built, Target
 from gkp.converter.targets.base import Axes
+from gkp.runtime.measure import fastest
 
 _UNCHANGED = "the model as given is faster than every rewritten form: it was written unchanged"
 

@@ -12,7 +12,7 @@ from gkp.converter.sources.base import in_precision, sample_inputs
 from gkp.converter.targets.base import Axes, Built
 from gkp.errors import GkpError
 from gkp.manifest import Latencies, Measurement, Speedup
-from gkp.runtime.measure import interleave, ratio, timing
+from gkp.runtime.measure import fastest, interleave, ratio, timing
 from gkp.runtime.runners import Runner
 from gkp.types import Progress, silent
 
@@ -58,11 +58,6 @@ def time_rows(rows: Mapping[str, AtBatch], like: onnx.ModelProto, batches: Seque
             for runner in runners.values():
                 runner.close()
     return Timed(samples, tuple(notes))
-
-
-def fastest(samples: Mapping[str, Sequence[float]], names: Sequence[str]) -> str | None:
-    """The name with the smallest median, of those that were timed."""
-    return min((n for n in names if n in samples), key=lambda n: timing(samples[n]).median, default=None)
 
 
 def _try(name: str, at_batch: AtBatch, batch: int, feeds: Mapping[str, Any], notes: list[str]) -> Runner | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from gkp.manifest import Ratio, Timing
 from gkp.runtime.statistics import quartiles, ratio_interval
 
 Call = Callable[[], object]
+K = TypeVar("K")
 _FEWEST, _PATIENCE = 5, 10
 
 
@@ -54,6 +56,12 @@ def _warm_up(call: Call, sample_ms: float) -> int:
         call()
     once = (time.perf_counter() - start) * 1e3 / 5
     return max(1, min(200, round(sample_ms / max(once, 1e-4))))
+
+
+def fastest(samples: Mapping[K, Sequence[float]], among: Iterable[K] | None = None) -> K | None:
+    """The key with the lowest median, of all keys or of those that are named; None when none of them was timed."""
+    timed = [key for key in (samples if among is None else among) if samples.get(key)]
+    return min(timed, key=lambda key: float(np.median(samples[key])), default=None)
 
 
 def timing(samples: Sequence[float]) -> Timing:

@@ -27,11 +27,11 @@ from gkp.benchmarks.edge.quota import groups_folder
 from gkp.benchmarks.edge.results import EdgeBench, EdgeRow, Group, LinkFit, ScalePoint
 from gkp.benchmarks.edge.rows import DENSE, GROUPED, WHAT, Context, Subject, row
 from gkp.benchmarks.edge.scaling import scale
-from gkp.benchmarks.kit import fastest
 from gkp.edge.devices import parse_link
 from gkp.edge.plan import Device, Link, Plan, device_folder
 from gkp.errors import BackendMissingError, GkpError
 from gkp.runtime.environment import fingerprint
+from gkp.runtime.measure import fastest
 from gkp.types import Progress
 
 LINKS = ("loopback", "1gbe")

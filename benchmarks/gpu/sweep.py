@@ -13,8 +13,7 @@ from torch import nn
 from gkp.benchmarks.gpu.engines import captured, nhwc, tensorrt, tensorrt_missing
 from gkp.benchmarks.gpu.results import GatherPoint, LayerPoint
 from gkp.benchmarks.gpu.timer import DTYPES, Running, interleave, random_input
-from gkp.benchmarks.kit import fastest
-from gkp.runtime.measure import ratio, timing
+from gkp.runtime.measure import fastest, ratio, timing
 
 CUDNN, TENSORRT = "PyTorch cuDNN", "TensorRT"
 BATCH = 32

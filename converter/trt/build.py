@@ -16,11 +16,12 @@ from gkp.converter.trt.check import check_model
 from gkp.converter.trt.describe import Ranges, check_half, describe
 from gkp.converter.trt.errors import explain, explain_parser
 from gkp.converter.trt.profile import check_batch_profile, shape_ranges
-from gkp.converter.trt.watch import Progress, Watch, monitor, watched
+from gkp.converter.trt.watch import Watch, monitor, watched
 from gkp.errors import FileError
 from gkp.manifest import Engine
 from gkp.options.trt import Capability, TrtOptions
 from gkp.runtime.trt_package import listening
+from gkp.types import Progress, silent
 
 _IMAGE_AXES = 4
 _ONE_AT_A_TIME = threading.Lock()
@@ -37,7 +38,7 @@ class BuiltEngine:
 
 
 def build_engines(model: onnx.ModelProto, options: TrtOptions, backend: Backend, precision: str = "fp32",
-                  keep_fp32: Collection[str] = (), progress: Progress = lambda text, share: None) -> list[BuiltEngine]:
+                  keep_fp32: Collection[str] = (), progress: Progress = silent) -> list[BuiltEngine]:
     """One engine per group of compute capabilities. The model is built in the types that it has: precision "fp16" only
     checks that every convolution and matrix product is float16, but for those of the nodes named in keep_fp32.
 

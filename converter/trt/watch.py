@@ -13,7 +13,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
-Progress = Callable[[str, "float | None"], None]
+from gkp.types import Progress
+
 T = TypeVar("T")
 _LOOK_S = 0.05
 
