@@ -67,8 +67,6 @@ class Backend:
     def check(self, options: TrtOptions) -> None:
         """UsageError for options that this package does not have; FileError when the timing cache cannot be written."""
         self.groups(options)
-        if options.workspace is not None and options.workspace < 1:
-            raise UsageError(f"a workspace of {options.workspace} bytes", "e.g. --workspace 2G")
         if options.timing_cache is not None:
             if self.capabilities:
                 raise UsageError(f"{self.name} measures nothing when it builds, so it has no timing cache",

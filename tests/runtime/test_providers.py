@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import onnxruntime as ort
 import pytest
@@ -31,12 +32,11 @@ def claim(monkeypatch: pytest.MonkeyPatch, provider: str) -> None:
     monkeypatch.setattr(ort, "get_available_providers", lambda: listed)
 
 
-def fake_plugin(folder: Path, library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A plugin package with that library."""
-    (folder / PLUGIN).mkdir()
-    (folder / PLUGIN / "__init__.py").write_text(f"def get_library_path():\n    return {str(library)!r}\n")
-    monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.delitem(sys.modules, PLUGIN, raising=False)
+def fake_plugin(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plugin package with that library, gone with the test."""
+    plugin = ModuleType(PLUGIN)
+    monkeypatch.setattr(plugin, "get_library_path", lambda: str(library), raising=False)
+    monkeypatch.setitem(sys.modules, PLUGIN, plugin)
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_a_missing_plugin_says_which_package_it_is_in() -> None:
 def test_a_plugin_that_cannot_be_loaded_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = tmp_path / "libplugin.so"
     library.write_bytes(b"no library")
-    fake_plugin(tmp_path, library, monkeypatch)
+    fake_plugin(library, monkeypatch)
     with pytest.raises(BackendMissingError, match=r"cannot load the plugin of Nv.*libplugin\.so") as caught:
         find_provider(ort, "nv-tensorrt-rtx")
     assert "driver" in caught.value.hint
@@ -121,7 +121,7 @@ def test_the_cuda_runtime_that_a_plugin_carries_is_loaded_for_it(tmp_path: Path,
     shared_library(tmp_path / "libcudart.so.12.9", "int gkp_cuda_runtime_was_loaded(void) { return 12; }")
     (tmp_path / "libcudart.so.13").write_bytes(b"no library either")
     library = shared_library(tmp_path / "libplugin.so", "int nothing_that_onnx_runtime_knows(void) { return 0; }")
-    fake_plugin(tmp_path, library, monkeypatch)
+    fake_plugin(library, monkeypatch)
     with pytest.raises(GkpError, match="cannot load the plugin"):
         find_provider(ort, "nv-tensorrt-rtx")
     assert ctypes.CDLL(None).gkp_cuda_runtime_was_loaded() == 12

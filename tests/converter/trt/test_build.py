@@ -184,10 +184,8 @@ def test_a_progress_function_that_raises_stops_the_build() -> None:
 @pytest.mark.parametrize(("model", "options", "kind", "message"), [
     (grouped_net("N"), RTX, UsageError, "the batch is dynamic, TensorRT needs its range"),
     (grouped_net(), DYNAMIC, UsageError, "the batch is fixed"),
-    (grouped_net("N"), replace(RTX, batch_profile=(9, 8, 64)), UsageError, "MIN <= OPT <= MAX"),
     (grouped_net(), replace(RTX, compute_capability=((9, 0),)), UsageError, "capability 9.0"),
     (grouped_net(), replace(RTX, compute_capability=((7, 5),)), UsageError, "capability 7.5: FP32 GEMM is not supported"),
-    (grouped_net(), replace(RTX, workspace=0), UsageError, "0 bytes"),
     (grouped_net(), replace(RTX, timing_cache=Path("c")), UsageError, "no timing cache"),
     (grouped_net(1 << 22), RTX, UsageError, "bytes of scratch memory"),
     (one_node("Det", (1, 3, 4, 4), outputs=("a", "b")), RTX, UnsupportedModelError, "TensorRT does not take Det 'the_det'"),
@@ -202,6 +200,13 @@ def test_bad_input_gives_its_error(model: onnx.ModelProto, options: TrtOptions, 
     assert type(caught.value) is kind
     assert message in caught.value.message
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(("option", "message"), [({"batch_profile": (9, 8, 64)}, "MIN <= OPT <= MAX"),
+                                                 ({"workspace": 0}, "'0' is not a size")])
+def test_options_that_no_engine_can_have_are_refused_before_there_is_a_model(option: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        replace(RTX, **option)
 
 
 def test_a_build_that_failed_leaves_the_next_one_alone(capfd: pytest.CaptureFixture[str]) -> None:
