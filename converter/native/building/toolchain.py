@@ -11,11 +11,13 @@ import importlib.util
 import os
 import platform
 import re
+import select
 import shlex
 import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -35,6 +37,8 @@ ANY_CPU = frozenset({"model.cpp", "weights.S"})
 
 _OLDEST = {"clang": 16, "gcc": 12}
 _GLIBC = "2.28"  # what zig links against, so that the library opens on boards with an old system
+_DYING = 10.0
+"""Seconds for killed processes to be gone."""
 _ZIG = ("-fno-sanitize=all", "-g0", "-fomit-frame-pointer")
 
 
@@ -179,31 +183,58 @@ def _run_all(commands: Sequence[tuple[str, list[str]]], folder: Path) -> None:
     """Run (what it makes, command) in the folder, as many at a time as there are cores. On an error or an interruption
     every child ends, with the children of its own."""
     cores, waiting = len(os.sched_getaffinity(0)), list(reversed(commands))
-    with tempfile.TemporaryDirectory(prefix="gkp-") as scratch, _children() as running:
+    with tempfile.TemporaryDirectory(prefix="gkp-") as scratch, _children() as (running, lifeline):
         variables = environment(scratch)
         while waiting or running:
             while waiting and len(running) < cores:
                 name, command = waiting.pop()
                 output = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115 - _check closes it
-                running[subprocess.Popen(command, cwd=folder, env=variables, stdin=subprocess.DEVNULL, stdout=output,
-                                         stderr=subprocess.STDOUT, start_new_session=True)] = (name, output)
+                with _signals_later():  # a child that is not among the running ones would outlive an interruption
+                    running[subprocess.Popen(command, cwd=folder, env=variables, stdin=subprocess.DEVNULL, stdout=output,
+                                             stderr=subprocess.STDOUT, start_new_session=True,
+                                             pass_fds=[lifeline])] = (name, output)
             time.sleep(0.002)
             for child in [c for c in running if c.poll() is not None]:
                 _check(child, *running.pop(child))
 
 
 @contextlib.contextmanager
-def _children() -> Iterator[dict[subprocess.Popen[bytes], tuple[str, IO[bytes]]]]:
-    """Children that are still running when the block is left are killed."""
+def _children() -> Iterator[tuple[dict[subprocess.Popen[bytes], tuple[str, IO[bytes]]], int]]:
+    """The running children, and a descriptor for them to inherit. When the block is left they are killed, and it returns
+    when their descendants have ended as well: the pipe of the descriptor is at its end only then. Until then they write
+    into folders that are about to be removed."""
     running: dict[subprocess.Popen[bytes], tuple[str, IO[bytes]]] = {}
+    ended, lifeline = os.pipe()
     try:
-        yield running
+        yield running, lifeline
     finally:
+        os.close(lifeline)
         for child, (_, output) in running.items():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
             output.close()
+        select.select([ended], [], [], _DYING)
+        os.close(ended)
+
+
+@contextlib.contextmanager
+def _signals_later() -> Iterator[None]:
+    """Ctrl-C and SIGTERM take effect when the block is left. (Other threads than the main one get neither.)"""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    handlers = {n: h for n in (signal.SIGINT, signal.SIGTERM) if callable(h := signal.getsignal(n))}
+    for number in handlers:
+        signal.signal(number, lambda got, _: came.append(got))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def _check(child: subprocess.Popen[bytes], name: str, output: IO[bytes]) -> None:

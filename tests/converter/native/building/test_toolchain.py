@@ -167,6 +167,30 @@ def test_an_interruption_ends_the_compilers(tmp_path: Path) -> None:
     assert not any(map(alive, left))
 
 
+def test_an_interruption_waits_for_what_the_compilers_started(tmp_path: Path) -> None:
+    """A process of a compiler's that dies late writes into the folder for temporary files, which must be gone in the end."""
+    source.write(PLAN, tmp_path)
+    script, temporary = tmp_path / "slow++", tmp_path / "tmp"
+    temporary.mkdir()
+    write = f"touch {tmp_path}/started; for i in 1 2 3 4 5 6 7 8; do sleep 0.1; touch $ZIG_LOCAL_CACHE_DIR/$i; done"
+    script.write_text("#!/bin/sh\n[ \"$1\" = --version ] && echo 'clang version 19.1.0' && exit\n"
+                      f"setsid sh -c '{write}' &\nsleep 300\n")
+    script.chmod(0o755)
+    code = ("from pathlib import Path\nfrom gkp.converter.native.building.toolchain import build, host_cpu\n"
+            f"build(Path({str(tmp_path)!r}), host_cpu())\n")
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE,
+                               env={**os.environ, "GKP_CXX": str(script), "TMPDIR": str(temporary)})
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "started").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=30)[1]
+    assert b"KeyboardInterrupt" in errors
+    assert b"OSError" not in errors
+    time.sleep(1)
+    assert list(temporary.iterdir()) == []
+
+
 def alive(number: int) -> bool:
     try:
         return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
