@@ -294,5 +294,5 @@ class Server:
         self._server.start()
 
     def stop(self, grace: float) -> None:
-        """Calls that are under way have `grace` seconds to be answered."""
-        self._server.stop(grace).wait()
+        """Calls that are under way have `grace` seconds to be answered, and one more to be told that they are not."""
+        self._server.stop(grace).wait(grace + 1.0)

@@ -162,8 +162,9 @@ class Worker:
             self._draining = True
             return self._lock.wait_for(lambda: not self._open and not self._early and not self._probes, grace)
 
-    def close(self) -> None:
-        """Drop what is open, stop computing, close the sessions. The connections belong to the caller."""
+    def close(self, patience: float = 60.0) -> None:
+        """Drop what is open, stop computing, close the sessions. The connections belong to the caller. patience: seconds for
+        the segment that is being computed; one that takes longer keeps its session, and ends with the process."""
         with self._lock:
             self._draining = self._stopping = True
             left = list(self._open.values())
@@ -171,11 +172,11 @@ class Worker:
             self._lock.notify_all()
         for request in left:
             self._end(request, Refusal("UNAVAILABLE", "draining", "the worker stops"))
-        self._thread.join()
-        for probe in self._probes:  # nobody computes them any more, and their callers wait
+        self._thread.join(patience)
+        for probe in list(self._probes):  # nobody computes them any more, and their callers wait
             probe.failure = Refusal("UNAVAILABLE", "draining", "the worker stops")
             probe.done.set()
-        for shard in self.shards.values():
+        for shard in self.shards.values() if not self._thread.is_alive() else ():
             shard.close()
 
     # ---- the book; all of it with the lock held -------------------------------------------------------------------

@@ -2,50 +2,17 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 
-import grpc
 import numpy as np
 import pytest
 import worker_kit as kit
-from service_kit import INFER, answer, fill, new, refused, status_of, until
+from service_kit import Begun, answer, fill, new, refused, status_of, until
 
 from gkp.edge.client import Connection
 
 QUEUE = 6
-
-
-class Begun:
-    """Calls whose message never comes, as `role`: `count` on each of several connections."""
-
-    def __init__(self, pair: kit.Pair, role: str, connections: int, count: int) -> None:
-        self._end, self._open = threading.Event(), ExitStack()
-        self.calls = []
-        options = [("grpc.ssl_target_name_override", "right.worker.gkp"), ("grpc.use_local_subchannel_pool", 1)]
-        for _ in range(connections):
-            credentials = grpc.ssl_channel_credentials(**kit.credentials(pair.keys_folder / role))
-            channel = self._open.enter_context(grpc.secure_channel(pair.right.address, credentials, options))
-            self.calls += [channel.stream_unary(INFER).future(self._nothing(), timeout=600) for _ in range(count)]
-
-    def _nothing(self) -> Iterator[bytes]:
-        self._end.wait()
-        yield from ()
-
-    @property
-    def refused(self) -> int:
-        return sum(call.done() and call.code() == grpc.StatusCode.RESOURCE_EXHAUSTED for call in self.calls)
-
-    def __enter__(self) -> Begun:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for call in self.calls:
-            call.cancel()
-        self._end.set()
-        self._open.close()
 
 
 @pytest.fixture
