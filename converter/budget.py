@@ -44,6 +44,7 @@ class Budget:
     def __init__(self, size: int) -> None:
         self._left: dict[str, float] = {kind: rate.of(size) for kind, rate in RATES.items()}
         self._size = size
+        self._activation = 0
         self._until: float | None = None
 
     def grow(self, size: int) -> None:
@@ -53,8 +54,9 @@ class Budget:
         self._size += size
 
     def activation(self, nbytes: int) -> None:
-        """The network's largest activation has `nbytes`: what looks at activations may take a few of them."""
-        self._left["bytes"] += 8 * nbytes
+        """An activation of the network has `nbytes`: what looks at activations may take a few of the largest."""
+        self._left["bytes"] += 8 * max(0, nbytes - self._activation)
+        self._activation = max(nbytes, self._activation)
 
     def bytes(self, count: int) -> None:
         """Charge the memory of an array or buffer that is about to be made."""

@@ -126,11 +126,11 @@ def _check_baseline(model: GroupedModel, baseline: GroupedModel) -> None:
 def find_branches(job: Job, opened: Opened) -> Recognised:
     """The one form, simplified; the dense twin is made of it before that."""
     job.progress("finding the branches", None)
-    graph = recognise(Graph(opened.model.model))
+    graph = recognise(Graph(opened.model.model, opened.model.budget))
     macs, params, left = graph_macs(graph), graph_params(graph), left_over(graph)
     twin = None
     if opened.kind == "twin":
-        twin = (recognise(Graph(opened.model.dense())) if opened.model.dense is not None
+        twin = (recognise(Graph(opened.model.dense(), opened.model.budget)) if opened.model.dense is not None
                 else dense_twin(graph, opened.model.dense_width_of))
     return Recognised(simplify(graph), macs, params, left, twin)
 

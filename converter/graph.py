@@ -14,7 +14,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 
+from gkp.converter.budget import Budget
+from gkp.converter.skeleton import ERRORS, SMALL, inferred, skeleton
 from gkp.errors import FileError, UnsupportedModelError
 from gkp.text import first_line
 from gkp.types import Array
@@ -25,16 +28,20 @@ DOMAIN = "gkp"
 
 
 class Graph:
-    """An ONNX graph under rewriting. Tensors have one producer at most; constants carry their values."""
+    """An ONNX graph under rewriting. Tensors have one producer at most; constants carry their values. budget: of the file
+    that the model comes from (default: one for a file of the model's size); charged: names of the constants that it was
+    told of."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, budget: Budget | None = None) -> None:
+        if not model.graph.node and not model.graph.output:
+            raise FileError("the ONNX model has no graph", "check that the file is a complete .onnx file")
+        self.budget = budget or Budget(model.ByteSize())
+        shapes = inferred(skeleton(model))
         try:
-            if not model.graph.node and not model.graph.output:
-                raise FileError("the ONNX model has no graph", "check that the file is a complete .onnx file")
-            inferred = onnx.shape_inference.infer_shapes(model) if model.ByteSize() < 2**31 else model
-            self.gs = gs.import_onnx(inferred)
-        except (onnx.shape_inference.InferenceError, ValueError, KeyError, TypeError, IndexError, OverflowError) as e:
+            self.gs = gs.import_onnx(model)
+        except ERRORS as e:
             raise FileError(f"the ONNX graph is malformed: {first_line(e, 200)}", "check it with onnx.checker") from e
+        self._tell(shapes)
         self.opsets = {entry.domain: entry.version for entry in model.opset_import}
         self.ir_version = model.ir_version
         self.metadata = {entry.key: entry.value for entry in model.metadata_props}
@@ -45,10 +52,38 @@ class Graph:
         for tensor in self.gs.tensors().values():  # lazily loaded values: read once, so that later edits are cheap
             if isinstance(tensor, gs.Constant):
                 tensor.values = _frozen(tensor.values)
+        self.charged: set[str] = set()
         self._count = 0
         self._taken = set(self.gs.tensors())
         for node in self.gs.nodes:
             node.name = node.name or self._name(node.op)
+
+    def _tell(self, shapes: onnx.ModelProto) -> None:
+        """Types and shapes that were inferred."""
+        tensors = self.gs.tensors()
+        for info in (*shapes.graph.value_info, *shapes.graph.output):
+            tensor, found = tensors.get(info.name), OnnxImporter.import_tensor(info)
+            if isinstance(tensor, gs.Variable) and found.dtype is not None:
+                tensor.dtype, tensor.shape, tensor.type = found.dtype, found.shape, found.type
+
+    def infer(self) -> None:
+        """Infer types and shapes again: constants have become known."""
+        self._tell(inferred(self._skeleton()))
+
+    def _skeleton(self) -> onnx.ModelProto:
+        """The graph as a model in which large constants are inputs."""
+        self.cleanup()
+        large = [t for t in self.gs.tensors().values() if isinstance(t, gs.Constant) and t.values.nbytes > SMALL]
+        kept, inputs = [t.values for t in large], self.gs.inputs
+        try:
+            for tensor, value in zip(large, kept, strict=True):
+                tensor.to_variable(value.dtype, list(value.shape)).type = "tensor_type"
+            self.gs.inputs = [*inputs, *large]
+            return self._exported()
+        finally:
+            self.gs.inputs = inputs
+            for tensor, value in zip(large, kept, strict=True):
+                tensor.to_constant(value)
 
     # ---- reading ------------------------------------------------------------------------------------------------
     @property
@@ -101,6 +136,7 @@ class Graph:
 
     def rename(self, node: Node, name: str) -> None:
         """Give a node a name; a number is appended when another node has it."""
+        self.budget.steps(len(self.gs.nodes))
         taken = {n.name for n in self.gs.nodes if n is not node}
         unique, number = name, 2
         while unique in taken:
@@ -109,6 +145,7 @@ class Graph:
 
     def remove(self, node: Node) -> None:
         """Take a node out; its outputs lose their producer."""
+        self.budget.steps(len(self.gs.nodes))
         node.inputs.clear()
         node.outputs.clear()
         self.gs.nodes.remove(node)
@@ -140,6 +177,7 @@ class Graph:
 
     def cleanup(self) -> None:
         """Drop what no output needs and sort topologically."""
+        self.budget.steps(len(self.gs.nodes))
         try:
             self.gs.cleanup(remove_unused_node_outputs=False, remove_unused_graph_inputs=False).toposort()
         except Exception as e:  # the library raises its own untyped errors for cycles and duplicate names
@@ -157,6 +195,9 @@ class Graph:
     def to_model(self) -> onnx.ModelProto:
         """The graph as a valid ONNX model: the source's opsets and ir_version, plus gkp's own domain where used."""
         self.cleanup()
+        return self._exported()
+
+    def _exported(self) -> onnx.ModelProto:
         opsets = dict(self.opsets)
         if any(is_branched(n) for n in self.gs.nodes):
             opsets[DOMAIN] = 1
@@ -177,6 +218,7 @@ class Graph:
         twin = copy.copy(self)
         twin.gs = self.gs.copy()
         twin.opsets, twin.metadata, twin._taken = dict(self.opsets), dict(self.metadata), set(self._taken)
+        twin.charged = set()
         return twin
 
 

@@ -61,7 +61,8 @@ def measure(job: Job, opened: Opened, recognised: Recognised, chosen: Chosen) ->
 def dense_rows(job: Job, opened: Opened, recognised: Recognised, chosen: Chosen, rivals: Sequence[Target]) -> Dense:
     """The dense baseline in every rival engine: the given file both as it is and simplified (the faster one counts), or the
     twin."""
-    graph = recognise(Graph(opened.baseline.model)) if opened.baseline is not None else recognised.twin
+    given = opened.baseline
+    graph = recognise(Graph(given.model, given.budget)) if given is not None else recognised.twin
     if graph is None:
         return Dense({}, None)
     macs = graph_macs(graph)

@@ -34,6 +34,13 @@ _NARROW = tuple(getattr(onnx.TensorProto, t) for t in ("FLOAT", "FLOAT16", "BFLO
 _MAX_NODES = 64
 _MAX_ELEMENTS = 1 << 26
 _PROBE_BATCH = 2
+_EXACT_IN_FLOAT32 = 1 << 24
+_NARROWEST = 4
+"""Bytes of an element of an activation, where probes are charged: those of float16 are probed as float32."""
+_COPIES = 3
+"""Of the nodes' constants: in the models that are run, and as arrays."""
+_ALIVE = 5
+"""Tensors of a probe that are there at once, at most, besides the bases: a numbered one, two of the walk, two compared."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +117,7 @@ def movement(graph: Graph, tensor: Tensor, *, through_adds: bool = False,
         return None
     if any(prod(_probe_shape(t)) > _MAX_ELEMENTS for t in (*bases.values(), *(o for n in nodes for o in n.outputs))):
         return None
-    terms = _probe(tensor, nodes, list(bases.values()), graph.opset)
+    terms = _probe(tensor, nodes, list(bases.values()), graph)
     if terms is None:
         return None
     adds = sum(n.op == "Add" or (n.op.startswith("Scatter") and values(n.inputs[0]) is None) for n in nodes)
@@ -160,54 +167,86 @@ def _zero_pad(node: Node) -> bool:
     return value is not None and not value.any() and pads is not None and bool((pads >= 0).all())
 
 
-def _probe(tensor: Tensor, nodes: list[Node], bases: list[Tensor], opset: int) -> tuple[Selection, ...] | None:
-    zeros = {b.name: np.zeros(_probe_shape(b)) for b in bases}
-    model, terms = _standalone(nodes, bases, [tensor], opset), []
-    for constant in model.graph.initializer:  # numbers must stay exact, and float16 counts to 2048 only
-        if constant.data_type in _NARROW:
-            constant.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(constant).astype(np.float64),
-                                                           constant.name))
+def _probe(tensor: Tensor, nodes: list[Node], bases: list[Tensor], graph: Graph) -> tuple[Selection, ...] | None:
+    """Run the nodes on zeros and, for each base, on its channels numbered and its positions (batch and plane) numbered."""
+    sizes = [prod(_probe_shape(t)) for t in (*bases, *(o for n in nodes for o in n.outputs))]
+    summands = 2 * sum(is_add(n) for n in nodes) + 1
+    dtype = np.dtype(np.float32 if max(sizes) * summands < _EXACT_IN_FLOAT32 else np.float64)
+    constants = sum(v.nbytes for n in nodes for t in n.inputs if (v := values(t)) is not None)
+    room = dtype.itemsize * (sum(sizes[:len(bases)]) + _ALIVE * max(sizes)) + _COPIES * constants
+    graph.budget.activation(max(sizes) * _NARROWEST)
+    graph.budget.bytes(room)
     try:
-        run = ReferenceEvaluator(model, new_ops=[branched_node.BranchedConvOp]).run
-        if np.any(run(None, zeros)[0]):  # a constant of its own
+        run = _Chain(nodes, bases, tensor, graph.opset, dtype)
+        zeros = {b.name: np.zeros(_probe_shape(b), dtype) for b in bases}
+        if np.any(run(zeros)):  # a constant of its own
             return None
+        terms = [_term(run, zeros, base) for base in bases]
+        return None if None in terms else tuple(t for t in terms if t is not None)
     except FAILURES:  # the nodes do not even run: whoever wants to know why will run the whole model
         return None
-    for base in bases:
-        blank = zeros[base.name]
-        per_channel = (1, -1, *(1,) * (blank.ndim - 2))
-        by_channel = blank + np.arange(1, blank.shape[1] + 1, dtype=blank.dtype).reshape(per_channel)
-        planes = np.arange(1, blank[:, :1].size + 1, dtype=blank.dtype).reshape(blank[:, :1].shape)
-        try:
-            got = [np.asarray(run(None, {**zeros, base.name: numbers})[0]) for numbers in (by_channel, blank + planes)]
-        except FAILURES:
-            return None
-        term = _selection(base, planes, *got)
-        if term is None:
-            return None
-        terms.append(term)
-    return tuple(terms)
+    finally:
+        graph.budget.release(room)
 
 
-def _selection(base: Tensor, planes: Array, by_channel: Array,
-               by_position: Array) -> Selection | None:
-    """Read the selection off the outcome of numbering channels, and of numbering positions (batch and plane)."""
-    if by_channel.ndim != planes.ndim or by_channel.shape[0] != planes.shape[0]:
+def _term(run: _Chain, zeros: dict[str, Array], base: Tensor) -> Selection | None:
+    """What the nodes select of one base, the others being zero."""
+    blank = zeros[base.name]
+    per_channel = (1, -1, *(1,) * (blank.ndim - 2))
+    numbers = np.arange(1, blank.shape[1] + 1, dtype=blank.dtype).reshape(per_channel)
+    found = _channels(run({**zeros, base.name: blank + numbers}), blank.shape)
+    if found is None:
         return None
-    strides = tuple(-(-i // o) if o else 0 for i, o in zip(planes.shape[2:], by_channel.shape[2:], strict=True))
-    if any(s < 1 for s in strides):
-        return None
+    planes = np.arange(1, blank[:, :1].size + 1, dtype=blank.dtype).reshape(blank[:, :1].shape)
+    by_position = run({**zeros, base.name: blank + planes})
+    numbers, strides = found
     every: tuple[Any, ...] = (slice(None), slice(None), *(slice(None, None, s) for s in strides))
-    strided = planes[every]
-    if strided.shape[2:] != by_channel.shape[2:]:
+    if not np.array_equal(by_position, planes[every] * (numbers > 0)):
         return None
-    corner: tuple[Any, ...] = (0, slice(None), *(0,) * (planes.ndim - 2))
-    first = by_channel[corner]
-    index = first.astype(np.int64) - 1
-    numbers = first.reshape(1, -1, *(1,) * (planes.ndim - 2))
-    if not np.array_equal(by_channel, np.broadcast_to(numbers, by_channel.shape)):
+    return Selection(base, numbers.reshape(-1).astype(np.int64) - 1, strides)
+
+
+def _channels(by_channel: Array, shape: tuple[int, ...]) -> tuple[Array, tuple[int, ...]] | None:
+    """Read off the outcome of numbering the channels of a base of this shape: (the number of each output channel, or 0,
+    shaped [1, C, 1, ...]; the strides), None where that is not what the outcome is."""
+    if by_channel.ndim != len(shape) or by_channel.shape[0] != shape[0]:
         return None
-    return Selection(base, index, strides) if np.array_equal(by_position, strided * (numbers > 0)) else None
+    strides = tuple(-(-i // o) if o else 0 for i, o in zip(shape[2:], by_channel.shape[2:], strict=True))
+    if any(s < 1 for s in strides) or any(-(-i // s) != o for i, s, o in zip(shape[2:], strides, by_channel.shape[2:],
+                                                                          strict=True)):
+        return None
+    corner: tuple[Any, ...] = (slice(0, 1), slice(None), *(slice(0, 1),) * (len(shape) - 2))
+    numbers = by_channel[corner]
+    return (numbers, strides) if np.array_equal(by_channel, np.broadcast_to(numbers, by_channel.shape)) else None
+
+
+class _Chain:
+    """Nodes under the reference implementation of ONNX, one at a time, so that no result is kept longer than it is read.
+    Numbers of narrow types become those of `dtype`: they must stay exact, and float16 counts to 2048 only."""
+
+    def __init__(self, nodes: list[Node], bases: list[Tensor], result: Tensor, opset: int, dtype: np.dtype[Any]) -> None:
+        self._result = result.name
+        self._constants: dict[str, Array] = {}
+        self._steps: list[tuple[list[str], list[str], ReferenceEvaluator]] = []
+        for node in nodes:
+            model = _standalone([node], [t for t in node.inputs if t.name and values(t) is None], list(node.outputs), opset)
+            for constant in model.graph.initializer:
+                if constant.data_type in _NARROW:
+                    constant.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(constant).astype(dtype),
+                                                                   constant.name))
+            names = [i.name for i in model.graph.input]
+            self._steps.append((names, [o.name for o in node.outputs],
+                                ReferenceEvaluator(model, new_ops=[branched_node.BranchedConvOp])))
+        self._last = {name: k for k, (names, _, _) in enumerate(self._steps) for name in names}
+
+    def __call__(self, feeds: dict[str, Array]) -> Array:
+        known = dict(feeds)
+        for k, (names, results, evaluator) in enumerate(self._steps):
+            known.update(zip(results, evaluator.run(None, {name: known[name] for name in names}), strict=True))
+            for name in {*names, *results}:
+                if name != self._result and self._last.get(name, -1) <= k:
+                    del known[name]
+        return np.asarray(known[self._result])
 
 
 def run_nodes(nodes: list[Node], inputs: list[Tensor], outputs: list[Tensor], feeds: dict[str, Array],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import ModuleType
 
+from gkp.converter.extent import require_modest
 from gkp.converter.graph import Graph, is_branched
 from gkp.converter.movement import is_move
 from gkp.converter.operators import COPIES, RESHAPES
@@ -30,19 +31,27 @@ Watch = Callable[[str, Graph], None]
 
 def recognise(graph: Graph, watch: Watch = lambda name, graph: None) -> Graph:
     """The graph in the one form, nothing dropped yet. `graph` is used up."""
-    fold_constants.run(graph)
-    graph = Graph(graph.to_model())  # shapes that were computed are constants now: infer again
-    fold_constants.run(graph)
-    watch("fold_constants", graph)
-    if lift_convs.run(graph):
-        watch("lift_convs", graph)
-    _to_fixpoint(graph, RECOGNISE, watch)
+    with graph.budget.running():
+        settle(graph)
+        watch("fold_constants", graph)
+        if lift_convs.run(graph):
+            watch("lift_convs", graph)
+        _to_fixpoint(graph, RECOGNISE, watch)
     return graph
+
+
+def settle(graph: Graph) -> None:
+    """Fold what is constant, and see that the rest is of a size that can be run. Changes `graph` in place."""
+    fold_constants.run(graph)
+    graph.infer()  # shapes that were computed are constants now
+    fold_constants.run(graph)
+    require_modest(graph)
 
 
 def simplify(graph: Graph, watch: Watch = lambda name, graph: None) -> Graph:
     """Fold and drop what the function does not need. Changes `graph` in place."""
-    _to_fixpoint(graph, SIMPLIFY, watch)
+    with graph.budget.running():
+        _to_fixpoint(graph, SIMPLIFY, watch)
     return graph
 
 

@@ -15,7 +15,7 @@ from gkp.converter.graph import DOMAIN, Graph
 from gkp.converter.node import BranchedConvOp
 from gkp.errors import BackendMissingError, UnsupportedModelError, UsageError
 from gkp.runtime.environment import physical_cores
-from gkp.runtime.runners import OrtRunner
+from gkp.runtime.runners import OrtRunner, import_ort
 from gkp.text import first_line
 from gkp.types import Array, Run
 
@@ -30,6 +30,15 @@ def evaluator(model: onnx.ModelProto) -> tuple[str, Run]:
         return "ONNX Runtime", OrtRunner(lower(Graph(model), {}).to_model().SerializeToString(), physical_cores()).run
     except BackendMissingError:
         return "onnx.reference", reference(model)
+
+
+def evaluator_name() -> str:
+    """The name that `evaluator` would give."""
+    try:
+        import_ort()
+    except BackendMissingError:
+        return "onnx.reference"
+    return "ONNX Runtime"
 
 
 def stock_evaluator(data: bytes) -> tuple[str, Run]:

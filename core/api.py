@@ -42,7 +42,7 @@ def open(source: Any, *, input_shape: Shape = None, arch: str | None = None, tru
     from gkp.converter.sources import OpenOptions, open_any
 
     opened = open_any(source, OpenOptions(_shapes(input_shape), arch, trust_code))
-    graph = recognise(Graph(opened.model))
+    graph = recognise(Graph(opened.model, opened.budget))
     layers = {node.name: read(node) for node in graph.branched()}
     return Model(opened.system, layers, opened.model, graph.to_model(), tuple(left_over(graph)))
 

@@ -363,9 +363,5 @@ def _run(name: str, options: dict[str, Any]) -> None:
 
 
 def convert_main() -> None:
-    """Entry point of gkp-convert."""
+    """`gkp-convert`."""
     convert(prog_name="gkp-convert")
-
-
-if __name__ == "__main__":
-    main()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,9 @@ from gkp.console import Screen, write_json
 from gkp.edge_commands import EDGE_COMMANDS, run_split
 from gkp.errors import FileError, UsageError
 from gkp.files import write_file
+from gkp.npz import read_npz
 from gkp.options.convert import convert_options
+from gkp.text import first_line
 
 
 def convert(screen: Screen, *, model: Path, output: Path | None, report: Path | None, json_to: str | None,
@@ -156,12 +156,15 @@ def run(screen: Screen, *, directory: Path, input_file: Path, output_file: Path 
 
 def _read_arrays(path: Path) -> Any:
     try:
-        loaded = np.load(path, allow_pickle=False)
-        return np.asarray(loaded) if isinstance(loaded, np.ndarray) else {k: loaded[k] for k in loaded.files}
+        with path.open("rb") as file:
+            if file.read(2) != b"PK":
+                file.seek(0)
+                return np.lib.format.read_array(file, allow_pickle=False)
+        return read_npz(path)
     except FileNotFoundError:
         raise FileError(f"no such file: {path}", "check the path") from None
-    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as e:
-        raise FileError(f"{path} is not a readable array file: {e}", "write it with numpy.save") from e
+    except (OSError, ValueError, EOFError, MemoryError) as e:
+        raise FileError(f"{path} is not a readable array file: {first_line(e)}", "write it with numpy.save") from e
 
 
 def _write_arrays(path: Path, outputs: dict[str, Any]) -> None:

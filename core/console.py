@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich import progress as bars
@@ -19,10 +17,10 @@ from rich.text import Text
 
 from gkp.errors import GkpError
 from gkp.files import plain_json, write_file
+from gkp.interrupt import INTERRUPTED, MESSAGE, Interruption
 from gkp.text import printable
 from gkp.types import Progress
 
-INTERRUPTED = 130
 INTERNAL = 70
 
 
@@ -32,6 +30,7 @@ class Screen:
     def __init__(self, verbose: bool = False, quiet: bool = False) -> None:
         self.verbose, self.quiet = verbose, quiet
         self.err = Console(stderr=True, highlight=False)
+        self.interruption = Interruption()
 
     def show(self, renderable: Any, wrap: bool = True) -> None:
         """Print a table or text on stderr, unless quiet. wrap: break lines at the terminal's width."""
@@ -53,6 +52,7 @@ class Screen:
             task = bar.add_task("starting", total=None)
 
             def report(text: str, share: float | None) -> None:
+                self.interruption.check()
                 bar.update(task, description=text[:48], total=None if share is None else 1.0, completed=share or 0.0)
 
             yield report
@@ -88,22 +88,19 @@ def _one_line(text: str) -> str:
 
 def guarded(screen: Screen, work: Callable[[], int | None]) -> int:
     """Run a command's body: GkpErrors and Ctrl-C become messages and exit codes; SIGTERM counts as Ctrl-C."""
-    def stop(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, stop)
     try:
-        return work() or 0
-    except KeyboardInterrupt:
-        screen.err.print(Text("interrupted: nothing was left half-written"))
-        return INTERRUPTED
+        with screen.interruption.raised():
+            return work() or 0
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt:
+        pass
     except Exception as e:  # the last line of defence: no traceback without -v
-        return screen.fail(e)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+        if not screen.interruption.asked:  # else it is what somebody's code made of KeyboardInterrupt
+            return screen.fail(e)
+    screen.err.print(Text(MESSAGE))
+    return INTERRUPTED
 
 
 def write_json(destination: str | None, data: bytes) -> None:

@@ -19,7 +19,7 @@ def _end_with_parent() -> None:
 def main() -> None:
     """See the module."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    runpy.run_module("gkp.cli", run_name="__main__", alter_sys=True)  # by name: nothing in gkp.edge imports what is above it
+    runpy.run_module("gkp.entry", run_name="__main__", alter_sys=True)  # by name: nothing here imports what is above it
 
 
 if __name__ == "__main__":

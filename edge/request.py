@@ -31,8 +31,9 @@ class Event(msgspec.Struct, frozen=True):
 
 @dataclass(eq=False)
 class Request:
-    """deadline: of time.monotonic; number: in the order of opening; flow: None when it failed; attached: its run call is
-    here; finished: set when it is done, or failed; seen: values that came; sends: under way."""
+    """deadline: of time.monotonic; number: in the order of opening; flow: None when it failed; opened: of
+    time.monotonic, when its first message came; finished: set when it is done, or failed; seen: values that came; sends:
+    under way."""
 
     shard: Shard
     id: str
@@ -43,7 +44,6 @@ class Request:
     segments_left: int
     opened: float = field(default_factory=time.monotonic)
     sends_left: int = 0
-    attached: bool = False
     failure: Refusal | None = None
     finished: threading.Event = field(default_factory=threading.Event)
     output: dict[str, Array] = field(default_factory=dict)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from gkp.edge.client import Connection, message_limit
 from gkp.edge.identity import Keys, check_address, read_keys
@@ -16,9 +18,13 @@ from gkp.edge.served import Shard, open_shard
 from gkp.edge.service import Server
 from gkp.edge.worker import QUEUE, Worker
 from gkp.errors import UnsafeFileError, UsageError
+from gkp.interrupt import INTERRUPTED
 from gkp.runtime.environment import physical_cores
 
 GRACE_S = 10.0
+_CLOSE_S = 5.0
+"""After the time of grace: for connections and threads to end. What does not (a segment that computes for ever, a call into
+a library) ends with the process."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +69,15 @@ class Serving:
             connection.watch(lambda _: None)  # connect now: no request waits for a handshake
 
     def stop(self) -> bool:
-        """Refuse new requests, answer the open ones, close. False when the time of grace was too short."""
+        """Refuse new requests, answer the open ones, close. False when the time of grace was too short. Takes the time of
+        grace and a few seconds at most, whatever peers and segments do."""
         drained = self._worker.drain(self._grace)
         self._server.stop(1.0 if drained else 0.0)
         self._close()
         return drained
 
     def _close(self) -> None:
-        self._worker.close()
+        self._worker.close(_CLOSE_S)
         for connection in self._connections.values():
             connection.close()
 
@@ -100,33 +107,64 @@ def _connect(shards: Sequence[Shard], peers: Mapping[str, str], keys: Keys | Non
 
 
 def serve(options: ServeOptions, ready: Callable[[Serving], None]) -> bool:
-    """Serve until SIGTERM or SIGINT, then drain; a second signal, or a thread that fails, ends the process at once. ready:
-    called when it listens. Returns whether every open request was answered. Errors of open_shard, read_keys, Server."""
-    stop = threading.Event()
+    """Serve until SIGTERM or SIGINT, then drain; a second signal, or a thread that fails, ends the process at once. Until it
+    listens, signals are the caller's. ready: called when it listens. Returns whether every open request was answered. Errors
+    of open_shard, read_keys, Server."""
+    came: list[int] = []
 
     def on_signal(signum: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            os._exit(130)
-        stop.set()
+        if came:
+            os._exit(INTERRUPTED)
+        came.append(signum)
 
     def on_error(found: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(found)
         os._exit(1)  # without that thread nothing is answered: who watches this process starts it again
 
     threading.excepthook, hook = on_error, threading.excepthook
-    before = {s: signal.signal(s, on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
+    before: dict[int, Any] = {}
     try:
         serving = Serving(options)
         try:
-            ready(serving)
-            stop.wait()
+            before = {s: signal.signal(s, on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
+            with _signals() as arrived:
+                ready(serving)
+                while not came:
+                    os.read(arrived, 1)
         finally:
-            drained = serving.stop()
+            drained = _stopped(serving, options.grace)
         return drained
     finally:
         threading.excepthook = hook
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+@contextmanager
+def _signals() -> Iterator[int]:
+    """A descriptor that holds a byte for every signal. Not an Event, which can miss one for ever: the system may give a
+    signal to one of gRPC's threads, and then nothing wakes the main one, where handlers run; and when wait() is just being
+    entered it holds the lock that set() in the handler wants."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    try:
+        yield reading
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(reading)
+        os.close(writing)
+
+
+def _stopped(serving: Serving, grace: float) -> bool:
+    """serving.stop(). Should it not end, the process does."""
+    late = threading.Timer(grace + 2 * _CLOSE_S, os._exit, (1,))
+    late.daemon = True
+    late.start()
+    try:
+        return serving.stop()
+    finally:
+        late.cancel()
 
 
 def parse_peers(values: Sequence[str]) -> dict[str, str]:

@@ -1,5 +1,8 @@
 """The network's side of a worker: the Open Inference Protocol over gRPC. Who may ask what, and every check of a message,
-happens here, before the worker's book is touched."""
+happens here, before the worker's book is touched.
+
+A call holds a thread from its headers on, while its message arrives. Every peer has a share of these threads, and there are
+as many as all shares together: calls that are begun and never finished keep nobody else out."""
 
 from __future__ import annotations
 
@@ -8,8 +11,10 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -32,23 +37,83 @@ _FOREVER_S = 1e9
 """gRPC says of a call without deadline that it has more than this left."""
 EXTENSION = "gkp.edge/1"
 _OTHERS = 16
-"""Threads and calls besides the open requests: health checks, values, and requests that are being refused."""
+"""Calls at once of the coordinator besides its open requests (health checks, and requests that are being refused), and of
+all certificates together that take no part in the plans."""
+_SENDER = 32
+"""Calls at once of a device that sends values here."""
+_IN_TRANSIT = 4
+"""Calls that wait for a thread, which refuses them or reads their message: so many times the threads."""
 _SEGMENT = re.compile(r"segment_([0-9]{1,6})", re.ASCII)
 
 
 class Service:
-    """Answers calls for a worker. secured: every peer has a certificate, and its role is checked."""
+    """Answers calls for a worker. secured: every peer has a certificate, and its role is checked; queue: requests that the
+    coordinator may have open."""
 
-    def __init__(self, worker: Worker, secured: bool) -> None:
+    def __init__(self, worker: Worker, secured: bool, queue: int) -> None:
         self._worker, self._secured = worker, secured
+        senders = {shard.plan.devices[k].name for shard in worker.shards.values() for k, _ in shard.arriving}
+        self._shares = {"coordinator": queue + _OTHERS, "other": _OTHERS, **{f"worker {name}": _SENDER for name in senders}}
+        self._calls, self._lock = Counter[str](), threading.Lock()
+
+    @property
+    def most_calls(self) -> int:
+        """All shares together: threads that are enough for them."""
+        return sum(self._shares.values())
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """What a grpc.server answers its calls with."""
         answers: Mapping[str, Callable[[Any, Any], Any]] = {
             "ServerLive": self._server_live, "ServerReady": self._server_ready, "ModelReady": self._model_ready,
             "ServerMetadata": self._server_metadata, "ModelMetadata": self._model_metadata, "ModelInfer": self._infer}
-        return grpc.method_handlers_generic_handler(SERVICE, {
-            name: grpc.unary_unary_rpc_method_handler(_answering(name, answer)) for name, answer in answers.items()})
+        return grpc.method_handlers_generic_handler(SERVICE, {  # not unary_unary: that would wait for the message first
+            name: grpc.stream_unary_rpc_method_handler(self._answering(name, answer)) for name, answer in answers.items()})
+
+    def _answering(self, name: str, answer: Callable[[Any, Any], Any]) -> Callable[[Iterator[bytes], Any], bytes]:
+        """A gRPC handler on bytes: refusals become statuses, anything unexpected INTERNAL without a word about what."""
+        def handle(messages: Iterator[bytes], context: Any) -> bytes:
+            try:
+                with self._share(context):
+                    made: bytes = answer(_only(messages), context).SerializeToString()
+                return made
+            except Refusal as e:
+                refusal = e
+            except Exception as e:
+                refusal = Refusal("INTERNAL", "compute", f"{name} failed: {type(e).__name__}")
+            trailing = [(ERROR_KEY, refusal.error)]
+            if refusal.device is not None:
+                trailing.append((DEVICE_KEY, str(refusal.device)))
+            context.set_trailing_metadata(tuple(trailing))
+            context.abort(grpc.StatusCode[refusal.status], refusal.message)
+            raise AssertionError  # abort raises
+
+        return handle
+
+    @contextmanager
+    def _share(self, context: Any) -> Iterator[None]:
+        """Within it the call counts as one of its peer's. Refusal when that has too many."""
+        peer, most = self._peer(context)
+        with self._lock:
+            if self._calls[peer] >= most:
+                raise Refusal("RESOURCE_EXHAUSTED", "full", f"{most} calls of yours are under way already")
+            self._calls[peer] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._calls[peer] -= 1
+                if not self._calls[peer]:
+                    del self._calls[peer]
+
+    def _peer(self, context: Any) -> tuple[str, int]:
+        """Who calls, and how many calls it may have at once. By what its certificate says; on a plaintext connection by the
+        connection, which may be anybody's."""
+        if not self._secured:
+            return str(context.peer()), self._shares["coordinator"]
+        who, peer = peer_identity(context.auth_context()), "other"
+        if who is not None and who.plans & set(self._worker.shards):
+            peer = "coordinator" if who.worker is None else f"worker {who.worker}"
+        return (peer, self._shares[peer]) if peer in self._shares else ("other", self._shares["other"])
 
     # ---- health and metadata --------------------------------------------------------------------------------------
     def _server_live(self, data: bytes, context: Any) -> Any:
@@ -169,24 +234,12 @@ def _denied(text: str) -> Refusal:
     return Refusal("PERMISSION_DENIED", "role", text)
 
 
-def _answering(name: str, answer: Callable[[Any, Any], Any]) -> Callable[[bytes, Any], bytes]:
-    """A gRPC handler on bytes: refusals become statuses, anything unexpected INTERNAL without a word about the inside."""
-    def handle(data: bytes, context: Any) -> bytes:
-        try:
-            made: bytes = answer(data, context).SerializeToString()
-            return made
-        except Refusal as e:
-            refusal = e
-        except Exception as e:
-            refusal = Refusal("INTERNAL", "compute", f"{name} failed: {type(e).__name__}")
-        trailing = [(ERROR_KEY, refusal.error)]
-        if refusal.device is not None:
-            trailing.append((DEVICE_KEY, str(refusal.device)))
-        context.set_trailing_metadata(tuple(trailing))
-        context.abort(grpc.StatusCode[refusal.status], refusal.message)
-        raise AssertionError  # abort raises
-
-    return handle
+def _only(messages: Iterator[bytes]) -> bytes:
+    """The call's message. It is read when its peer is known."""
+    data = next(messages, None)
+    if data is None:
+        raise bad_tensor("the call has no message")
+    return data
 
 
 # ---- the server -----------------------------------------------------------------------------------------------------
@@ -222,9 +275,9 @@ class Server:
         options: Sequence[tuple[str, Any]] = [
             *channel_options(max_bytes), ("grpc.so_reuseport", 0), ("grpc.max_concurrent_streams", queue + _OTHERS),
             ("grpc.server_handshake_timeout_ms", 10_000)]
-        self._server = grpc.server(_threads(queue + _OTHERS),
-                                   handlers=[Service(worker, keys is not None).handlers()], options=options,
-                                   maximum_concurrent_rpcs=2 * (queue + _OTHERS))
+        service = Service(worker, keys is not None, queue)
+        self._server = grpc.server(_threads(service.most_calls), handlers=[service.handlers()], options=options,
+                                   maximum_concurrent_rpcs=_IN_TRANSIT * service.most_calls)
         try:
             if keys is None:
                 port = self._server.add_insecure_port(listen)
@@ -241,5 +294,5 @@ class Server:
         self._server.start()
 
     def stop(self, grace: float) -> None:
-        """Calls that are under way have `grace` seconds to be answered."""
-        self._server.stop(grace).wait()
+        """Calls that are under way have `grace` seconds to be answered, and one more to be told that they are not."""
+        self._server.stop(grace).wait(grace + 1.0)

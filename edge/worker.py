@@ -1,8 +1,10 @@
 """What one device does with requests, without the network's part of it (gkp.edge.service): a bounded book of open requests,
 one thread that computes segments, and values sent on to other devices along the plan.
 
-A request is open on a device from its first message until its run call is answered. Everything that is kept for it (values,
-sends under way) is dropped then, or when it fails, is cancelled, superseded by a newer attempt, or its deadline passes.
+A request is open on a device from its run call until that is answered. Everything that is kept for it (values, sends under
+way) is dropped then, or when it fails, is cancelled, superseded by a newer attempt, or its deadline passes. Values of other
+devices may come before the run call; they are kept aside (gkp.edge.early), and nothing is computed or sent on for them: what
+a device does is the coordinator's to ask, and one device's messages never reach a third through a second.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from functools import partial
 import msgspec
 import numpy as np
 
+from gkp.edge import early
 from gkp.edge.client import Connection, Pending, RemoteError
 from gkp.edge.flow import Done, Flow
 from gkp.edge.oip import Call, Parameter, Refusal, check_finite
@@ -29,7 +32,7 @@ from gkp.errors import GkpError
 from gkp.types import Array
 
 QUEUE = 16
-"""Requests that may be open at once, by default."""
+"""Requests of the coordinator that may be open at once, by default, and those that each device may send values ahead of."""
 REMEMBERED = 4096
 """Closed requests whose late messages are recognised."""
 _SWEEP_S, _OVERDUE_S = 0.25, 10.0
@@ -45,6 +48,7 @@ class Worker:
         self._peers, self._limit = peers, queue
         self._lock = threading.Condition()
         self._open: dict[Key, Request] = {}
+        self._early = early.EarlyValues(queue)
         self._closed: OrderedDict[Key, int] = OrderedDict()  # the highest attempt
         self._jobs: list[tuple[int, int, float, Callable[[], None]]] = []  # a heap: by age, then the plan's order
         self._due = math.inf  # deadline of what is being computed
@@ -56,22 +60,29 @@ class Worker:
 
     # ---- what the coordinator asks --------------------------------------------------------------------------------
     def begin(self, shard: Shard, request: str, attempt: int, values: Mapping[str, Array], deadline: float) -> Request:
-        """A run call: open the request, or take up what peers opened. deadline: of time.monotonic. Refusal when the queue
-        is full, the worker drains, the attempt is old, or had its run call before."""
+        """A run call: open the request, and take up what devices sent for it before. deadline: of time.monotonic. Refusal
+        when the queue is full, the worker drains, the attempt is old, or had its run call before."""
         with self._lock:
-            found = self._place(shard, request, attempt, deadline)
-            if found is None:
-                if self._closed.get((shard.hash, request)) == attempt:
-                    raise _already(request, attempt)
-                raise _superseded(request)
-            if found.attached:
-                raise _already(request, attempt)
-            found.attached, found.deadline = True, deadline
-            if found.flow is not None:
-                for name, array in values.items():
-                    self._give(found, name, array)
-            self._check_finished(found)
-        return found
+            key = (shard.hash, request)
+            older = self._open.get(key)
+            newest = max(self._closed.get(key, 0), older.attempt if older else 0)
+            if attempt <= newest:
+                raise _already(request, attempt) if attempt == newest else _superseded(request)
+            if older is not None:
+                self._drop(older, _superseded(request))
+                self._forget(older)
+            arrived = self._early.take((*key, attempt))
+            self._check_room(known=bool(arrived))
+            flow = Flow(shard.plan, shard.device, shard.routes)
+            made = Request(shard, request, attempt, deadline, next(self._numbers), flow, len(shard.segments),
+                           opened=min([v.at for v in arrived], default=time.monotonic()))
+            self._open[key] = made
+            for value in arrived:
+                self._receive(made, value)
+            for name, array in values.items():
+                self._give(made, name, array)
+            self._check_finished(made)
+        return made
 
     def wait(self, request: Request, profile: bool) -> tuple[dict[str, Array], dict[str, Parameter]]:
         """The answer of a run call: the plan's output if it is made here, and counters. Refusal when the request failed."""
@@ -118,19 +129,25 @@ class Worker:
 
     # ---- what other devices send ----------------------------------------------------------------------------------
     def take(self, shard: Shard, request: str, attempt: int, source: int, value: str, array: Array, deadline: float) -> str:
-        """A value from another device: "new", "duplicate" or "late". Opens the request if its run call has not come yet.
+        """A value from another device: "new", "duplicate" or "late". It may be kept for a run call that has not come yet;
         Refusal when there is no room for that."""
-        spec = shard.arriving[source, value]
+        came = early.Value(value, source, array.astype(shard.spec(value).dtype, copy=False), time.monotonic())
         with self._lock:
-            found = self._place(shard, request, attempt, deadline)
-            if found is None or found.flow is None:
+            key = (shard.hash, request)
+            found = self._open.get(key)
+            if found is None or found.attempt < attempt:
+                if attempt <= self._closed.get(key, 0):
+                    return "late"
+                sender = shard.plan.devices[source].name
+                if found is None and not self._early.holds(sender, (*key, attempt)):
+                    self._check_room()
+                self._lock.notify_all()  # for its deadline
+                return self._early.keep(sender, (*key, attempt), came, deadline)
+            if found.attempt > attempt or found.flow is None:
                 return "late"
             if value in found.seen:
                 return "duplicate"
-            now = time.monotonic()
-            found.note("receive", value, source, now, now)
-            found.count(received_bytes=spec.bytes, received_messages=1)
-            self._give(found, value, array.astype(shard.spec(value).dtype, copy=False))
+            self._receive(found, came)
         return "new"
 
     # ---- ending ---------------------------------------------------------------------------------------------------
@@ -143,47 +160,38 @@ class Worker:
         """Refuse new requests, and wait `grace` seconds for the open ones. Were all answered?"""
         with self._lock:
             self._draining = True
-            return self._lock.wait_for(lambda: not self._open and not self._probes, grace)
+            return self._lock.wait_for(lambda: not self._open and not self._early and not self._probes, grace)
 
-    def close(self) -> None:
-        """Drop what is open, stop computing, close the sessions. The connections belong to the caller."""
+    def close(self, patience: float = 60.0) -> None:
+        """Drop what is open, stop computing, close the sessions. The connections belong to the caller. patience: seconds for
+        the segment that is being computed; one that takes longer keeps its session, and ends with the process."""
         with self._lock:
             self._draining = self._stopping = True
             left = list(self._open.values())
+            self._early.clear()
             self._lock.notify_all()
         for request in left:
             self._end(request, Refusal("UNAVAILABLE", "draining", "the worker stops"))
-        self._thread.join()
-        for probe in self._probes:  # nobody computes them any more, and their callers wait
+        self._thread.join(patience)
+        for probe in list(self._probes):  # nobody computes them any more, and their callers wait
             probe.failure = Refusal("UNAVAILABLE", "draining", "the worker stops")
             probe.done.set()
-        for shard in self.shards.values():
+        for shard in self.shards.values() if not self._thread.is_alive() else ():
             shard.close()
 
     # ---- the book; all of it with the lock held -------------------------------------------------------------------
-    def _place(self, shard: Shard, request: str, attempt: int, deadline: float) -> Request | None:
-        """The open request of this attempt, opened now if there is none; None when it is closed, or another is newer."""
-        key = (shard.hash, request)
-        found = self._open.get(key)
-        if found is not None and found.attempt == attempt:
-            return found
-        if attempt <= max(self._closed.get(key, 0), found.attempt if found else 0):
-            return None
-        if found is not None:
-            self._drop(found, _superseded(request))
-            self._forget(found)
-        self._check_room()
-        flow = Flow(shard.plan, shard.device, shard.routes)
-        made = Request(shard, request, attempt, deadline, next(self._numbers), flow, len(shard.segments))
-        self._open[key] = made
-        self._lock.notify_all()
-        return made
-
-    def _check_room(self) -> None:
-        if self._draining:
+    def _check_room(self, known: bool = False) -> None:
+        """Refusal when nothing more can be opened. known: values that came before keep a request welcome while the worker
+        drains."""
+        if self._draining and not known:
             raise Refusal("UNAVAILABLE", "draining", "the worker is stopping")
         if len(self._open) + len(self._probes) >= self._limit:
             raise Refusal("RESOURCE_EXHAUSTED", "full", f"{self._limit} requests are open already")
+
+    def _receive(self, request: Request, value: early.Value) -> None:
+        request.note("receive", value.name, value.source, value.at, value.at)
+        request.count(received_bytes=request.shard.arriving[value.source, value.name].bytes, received_messages=1)
+        self._give(request, value.name, value.array)
 
     def _give(self, request: Request, name: str, array: Array) -> None:
         assert request.flow is not None
@@ -234,7 +242,7 @@ class Worker:
             with self._lock:
                 self._sweep()
                 while not self._jobs and not self._stopping:
-                    self._lock.wait(_SWEEP_S if self._open else None)
+                    self._lock.wait(_SWEEP_S if self._early else None)
                     self._sweep()
                 if self._stopping:
                     return
@@ -243,11 +251,8 @@ class Worker:
             self._due = math.inf
 
     def _sweep(self) -> None:
-        """Requests that peers opened and whose run call never came."""
-        now = time.monotonic()
-        for request in [r for r in self._open.values() if not r.attached and r.deadline < now]:
-            self._drop(request, Refusal("DEADLINE_EXCEEDED", "deadline", "the run call never came"))
-            self._forget(request)
+        if self._early.sweep():
+            self._lock.notify_all()
 
     def _compute(self, request: Request, segment: Segment) -> None:
         """Run a segment and send what it made. Whatever goes wrong is the request's end, and not this thread's."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gkp.errors import FileError
-from gkp.text import one_line
+from gkp.npz import read_npz
 from gkp.types import Array
 
 ReadPickle = Callable[[Path], Any]
@@ -35,12 +33,14 @@ class Images:
 
 def read_split(directory: Path, split: Literal["train", "test"], read_pickle: ReadPickle) -> Images:
     """cifar10_<split>.npz (x uint8 [N, 32, 32, 3], y [N]) in the directory, else the standard python batches there or in
-    cifar-10-batches-py, which `read_pickle` reads without executing anything. FileError: absent or malformed."""
+    cifar-10-batches-py, which `read_pickle` reads without executing anything. FileError: absent or malformed.
+    UnsafeFileError: see gkp.archive."""
     packed = directory / f"cifar10_{split}.npz"
     names = BATCHES[split]
     folder = next((f for f in (directory, directory / "cifar-10-batches-py") if (f / names[0]).is_file()), None)
     if packed.is_file():
-        x, y = _npz(packed)
+        arrays = read_npz(packed, ("x", "y"), _MAX_BYTES)
+        x, y = arrays["x"], arrays["y"]
     elif folder is not None:
         parts = [_batch(folder / name, read_pickle) for name in names]
         x, y = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
@@ -53,32 +53,6 @@ def read_split(directory: Path, split: Literal["train", "test"], read_pickle: Re
     if y.dtype.kind not in "iu" or y.min() < 0 or int(y.max()) >= 1 << 31:
         raise FileError(f"the labels of the {split} set in {directory} are no class numbers", "expected integers from 0")
     return Images(x, y.astype(np.int64))
-
-
-def _npz(path: Path) -> tuple[Array, Array]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return _member(archive, "x.npy"), _member(archive, "y.npy")
-    except Exception as error:  # zipfile and numpy raise almost anything for a damaged file
-        problem = one_line(error, 200) or type(error).__name__
-        raise FileError(f"{path} cannot be read: {problem}", "it needs the arrays x and y") from error
-
-
-def _member(archive: zipfile.ZipFile, name: str) -> Array:
-    """An array. Its header may not promise more than the archive holds: numpy takes the memory before it reads."""
-    info = archive.getinfo(name)
-    if info.file_size > _MAX_BYTES:
-        raise ValueError(f"{name} unpacks to over {_MAX_BYTES >> 30} GiB")
-    with archive.open(info) as member:
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(
-            np.lib.format.read_magic(member))
-        if read is None:
-            raise ValueError(f"{name} is of an unknown version")
-        shape, _, dtype = read(member)
-        if prod(shape) * dtype.itemsize != info.file_size - member.tell():
-            raise ValueError(f"the size of {name} contradicts its header")
-    with archive.open(info) as member:
-        return np.asarray(np.lib.format.read_array(member, allow_pickle=False))
 
 
 def _batch(path: Path, read_pickle: ReadPickle) -> tuple[Array, Array]:

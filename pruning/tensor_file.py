@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import pickle
 import tempfile
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from gkp.archive import Archive
 from gkp.errors import FileError, GkpError, UnsafeFileError
 
 
@@ -33,11 +33,12 @@ def save_tensors(path: Path, payload: Any) -> None:
 def load_tensors(path: Path) -> Any:
     """What torch.save (since PyTorch 1.6) wrote to `path`, tensors on the CPU.
 
-    UnsafeFileError: it wants to run code, or unpacks to more than its size. FileError: it cannot be read, or is damaged.
+    UnsafeFileError: it wants to run code, unpacks to more than its size, or see gkp.archive. FileError: it cannot be read, or
+    is damaged.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(member.file_size for member in archive.infolist())
+        with Archive(path) as archive:
+            unpacked = archive.unpacked
         if unpacked > path.stat().st_size:
             raise UnsafeFileError(f"{path} unpacks to more than its size", "save it again with torch.save")
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -46,5 +47,5 @@ def load_tensors(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise UnsafeFileError(f"{path} holds more than tensors and plain values", 'save tensors only, such as '
                               '{"model_state_dict": model.state_dict(), "epoch": N}') from error
-    except Exception as error:  # zipfile and torch.load raise almost anything for a damaged file
+    except Exception as error:  # torch.load raises almost anything for a damaged file
         raise FileError(f"{path} cannot be read as a PyTorch file: {type(error).__name__}", "get the file again") from error

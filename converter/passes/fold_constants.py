@@ -16,12 +16,16 @@ _BROADCASTS = ELEMENTWISE | {"And", "Equal", "Greater", "Less", "Mod", "Or", "Wh
 _FOLDABLE = (_BROADCASTS | RESHAPES | MOVES | {"ConstantOfShape", "Expand", "Not", "Range", "ReduceProd", "Shape", "Size"}
              ) - {"GatherND"}  # small indices make large results of it
 _MAX_ELEMENTS = 1 << 26
+_COPIES = 4
+"""A constant is kept as an array, in the models that are made of the graph, and by the runtimes that try them."""
+_ITEM = 8
 
 
 def run(graph: Graph) -> bool:
     """A node of a data-movement or shape operator whose inputs are constant becomes a constant; Shape of a tensor with
     a static shape too; Identity, Dropout (in inference), an Expand to the same shape, a Cast to the same type and a
-    Slice of everything vanish. Results over 64 Mi elements are refused (UnsupportedModelError)."""
+    Slice of everything vanish. Results over 64 Mi elements are refused (UnsupportedModelError), and together they may take
+    what the graph's budget holds: each is charged before it is computed, and given back when nobody reads it any more."""
     changed = False
     graph.cleanup()
     for node in graph.nodes:
@@ -82,14 +86,28 @@ def _fold(graph: Graph, node: Node) -> bool:
         shape = node.inputs[0].shape
         _replace(graph, node, [np.asarray(shape[node.attrs.get("start", 0):node.attrs.get("end")], np.int64)])
         return True
+    graph.budget.steps()
     try:
-        if _result_size(node) > _MAX_ELEMENTS:
-            raise UnsupportedModelError(f"a constant computed by {node.op} would hold over {_MAX_ELEMENTS} elements")
-        results = run_nodes([node], [], list(node.outputs), {}, graph.opset)
+        size = _result_size(node)
     except FAILURES:  # a malformed constant expression stays: the runtime that meets it says why
         return False
-    _replace(graph, node, results)
+    if size > _MAX_ELEMENTS:
+        raise UnsupportedModelError(f"a constant computed by {node.op} would hold over {_MAX_ELEMENTS} elements")
+    room = _COPIES * _itemsize(node) * max(0, size)
+    graph.budget.bytes(room)
+    try:
+        results = run_nodes([node], [], list(node.outputs), {}, graph.opset)
+    except FAILURES:
+        graph.budget.release(room)
+        return False
+    graph.budget.release(room - _COPIES * sum(r.nbytes for r in results))
+    _replace(graph, node, results, charged=True)
     return True
+
+
+def _itemsize(node: Node) -> int:
+    types = [t.dtype for t in node.outputs]
+    return max(np.dtype(t).itemsize if t is not None and not isinstance(t, int) else _ITEM for t in types)
 
 
 def _result_size(node: Node) -> int:
@@ -120,9 +138,18 @@ def _padded_size(node: Node, given: list[Any]) -> int:
     return prod(shape)
 
 
-def _replace(graph: Graph, node: Node, results: list[Any]) -> None:
+def _replace(graph: Graph, node: Node, results: list[Any], *, charged: bool = False) -> None:
+    """charged: the results were charged, and may be given back when they go."""
+    given = [t for t in node.inputs if t.name in graph.charged]
     for old, value in zip(list(node.outputs), results, strict=True):
         if graph.is_output(old):
             return
-        graph.redirect(old, graph.constant("const", value))
+        constant = graph.constant("const", value)
+        if charged:
+            graph.charged.add(constant.name)
+        graph.redirect(old, constant)
     graph.remove(node)
+    for tensor in {id(t): t for t in given}.values():
+        if not tensor.outputs and not graph.is_output(tensor):
+            graph.charged.discard(tensor.name)
+            graph.budget.release(_COPIES * tensor.values.nbytes)

@@ -11,7 +11,7 @@ import numpy as np
 from gkp.branched import BranchedConv
 from gkp.converter import node as branched_node
 from gkp.converter.graph import Graph, Node, channels, values
-from gkp.errors import UnsupportedModelError
+from gkp.errors import FileError, UnsupportedModelError, UsageError
 from gkp.text import clean
 
 MAX_IRREGULAR_BRANCHES = 64
@@ -76,7 +76,10 @@ def _form(node: Node) -> tuple[str, BranchedConv | None]:
         raise UnsupportedModelError(f"layer {layer_name(node)}: weight {list(weight.shape)} in {groups} groups does not "
                                     f"fit an input of {in_channels} channels")
     geometry: dict[str, Any] = {k: node.attrs.get(k) for k in ("strides", "pads", "dilations")}
-    whole = BranchedConv.from_grouped(weight, groups, bias, **geometry)
+    try:
+        whole = BranchedConv.from_grouped(weight, groups, bias, **geometry)
+    except UsageError as e:
+        raise FileError(f"layer {layer_name(node)}: {e.message}", "export the model again") from e
     return "", _discover(whole)
 
 

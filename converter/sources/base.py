@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnx
 
+from gkp.converter.budget import Budget
 from gkp.converter.sources import _torchfile
 from gkp.errors import FileError
 from gkp.types import Array, Run
@@ -38,7 +39,7 @@ class GroupedModel:
     dense network, so the dense twin is its baseline. dense_width_of: layers known to have
     lost output channels, with the layer that shows how many they had: {"b0.layers_a": "b0.layers_b"}. dense: exports the
     unpruned architecture with random weights, for networks whose lost filters left no trace. at_batch: exports the model
-    as published for another batch size, for sources whose exports are static.
+    as published for another batch size, for sources whose exports are static. budget: of its opening, for the passes.
     """
 
     model: onnx.ModelProto
@@ -51,6 +52,7 @@ class GroupedModel:
     dense_width_of: Mapping[str, str] = field(default_factory=dict)
     dense: Callable[[], onnx.ModelProto] | None = None
     at_batch: Callable[[int], onnx.ModelProto] | None = None
+    budget: Budget | None = None
 
 
 class SourceFile:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from math import prod
-from pathlib import Path, PurePosixPath
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,14 +12,19 @@ import onnx.inliner
 import onnx.version_converter
 from google.protobuf.message import DecodeError
 
-from gkp.converter.reference import evaluator
+from gkp.converter.budget import Budget
+from gkp.converter.graph import Graph
+from gkp.converter.recognise import settle
+from gkp.converter.reference import evaluator, evaluator_name
+from gkp.converter.skeleton import ERRORS, put_back, skeleton
+from gkp.converter.sources import _onnx_check, _onnx_external, _onnx_functions, _onnx_wire
+from gkp.converter.sources._onnx_external import MAX_BYTES
 from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile
-from gkp.errors import FileError, UnsafeFileError, UnsupportedModelError, UsageError
+from gkp.errors import FileError, UnsupportedModelError, UsageError
 from gkp.text import clean, first_line
 from gkp.types import Array, Run
 
 _DOMAINS = frozenset({"", "ai.onnx", "gkp"})
-_MAX_BYTES = 2**31 - 1
 MIN_OPSET, UPGRADE_TO = 13, 17
 
 
@@ -32,29 +37,63 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
     """Parse, check, upgrade to opset 13 or later, and fix the shapes.
 
     Axes that the file leaves dynamic stay dynamic in the artefact; gkp works at batch 1, or at --input-shape.
-    FileError: corrupt; UnsupportedModelError: unknown operators; UnsafeFileError: external data outside the folder;
-    UsageError: a dynamic height or width without --input-shape, or a shape that does not fit."""
-    model = _parse(file.path)
-    _load_external_data(model, file.path.parent)
-    return from_model(model, options)
+    FileError: corrupt; UnsupportedModelError: unknown operators; UnsafeFileError: external data outside the folder, or more
+    memory than the file is worth; UsageError: a dynamic height or width without --input-shape, or a shape that does not
+    fit."""
+    budget = Budget(file.path.stat().st_size)
+    with budget.running():
+        model = _parse(file.path, budget)
+        return from_model(model, options, budget=budget, folder=file.path.parent)
 
 
-def from_model(model: onnx.ModelProto, options: OpenOptions, *, pruned: bool = False) -> GroupedModel:
-    """An ONNX model in memory (checked in the same way)."""
-    _check(model)
-    model = _modernised(model)
-    static, dynamic = fix_shapes(model, options)
-    name, run = evaluator(model)
-    return GroupedModel(model=static, system="onnx", reference=_named_errors(_at_any_batch(model, run)),
+def from_model(model: onnx.ModelProto, options: OpenOptions, *, pruned: bool = False, budget: Budget | None = None,
+               folder: Path | None = None) -> GroupedModel:
+    """An ONNX model in memory (checked in the same way, and changed). budget: of the file that it comes from; folder: where
+    its external data are, if it may have any."""
+    budget = budget or Budget(model.ByteSize())
+    _check(model, budget, folder)
+    _modernise(model, budget)
+    given = onnx.GraphProto()
+    for then, now in zip(_ports(given), _ports(model.graph), strict=True):
+        then.extend(now)
+    dynamic = _fix(model, options)
+    name, run = _reference(model, given, budget)
+    return GroupedModel(model=model, system="onnx", reference=_named_errors(_at_any_batch(given.input, run)),
                         reference_name=f"the ONNX model as given, in {name}", pruned=pruned,
-                        description="ONNX model", dynamic=dynamic)
+                        description="ONNX model", dynamic=dynamic, budget=budget)
 
 
-def _at_any_batch(model: onnx.ModelProto, run: Run) -> Run:
+def _reference(model: onnx.ModelProto, given: onnx.GraphProto, budget: Budget) -> tuple[str, Run]:
+    """(name, function) that computes the model with the inputs, outputs and shapes as given, opened at the first call."""
+    opened: list[Run] = []
+
+    def run(feeds: Mapping[str, Array]) -> list[Array]:
+        if not opened:
+            settle(Graph(skeleton(model), budget))
+            opened.append(evaluator(_with_ports(model, given))[1])
+        return opened[0](feeds)
+
+    return evaluator_name(), run
+
+
+def _ports(graph: onnx.GraphProto) -> tuple[Any, Any, Any]:
+    return graph.input, graph.output, graph.value_info
+
+
+def _with_ports(model: onnx.ModelProto, given: onnx.GraphProto) -> onnx.ModelProto:
+    if all(list(now) == list(then) for now, then in zip(_ports(model.graph), _ports(given), strict=True)):
+        return model
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for now, then in zip(_ports(copy.graph), _ports(given), strict=True):
+        del now[:]
+        now.extend(then)
+    return copy
+
+
+def _at_any_batch(inputs: Sequence[onnx.ValueInfoProto], run: Run) -> Run:
     """A file with a fixed batch is the reference for other batches too (--dynamic-batch): it runs them in portions."""
-    constants = {t.name for t in model.graph.initializer}
-    sizes = {i.type.tensor_type.shape.dim[0].dim_value for i in model.graph.input
-             if i.name not in constants and i.type.tensor_type.shape.dim}
+    sizes = {i.type.tensor_type.shape.dim[0].dim_value for i in inputs if i.type.tensor_type.shape.dim}
     fixed = sizes.pop() if len(sizes) == 1 else 0
     if fixed < 1:
         return run
@@ -81,85 +120,28 @@ def _named_errors(run: Run) -> Run:
     return checked
 
 
-def _parse(path: Path) -> onnx.ModelProto:
+def _parse(path: Path, budget: Budget) -> onnx.ModelProto:
     try:
-        if path.stat().st_size > _MAX_BYTES:
+        if path.stat().st_size > MAX_BYTES:
             raise FileError(f"{path} is over 2 GiB, more than one protobuf may hold",
                             "save it with external data: onnx.save(..., save_as_external_data=True)")
-        return onnx.load_model_from_string(path.read_bytes())
+        data = path.read_bytes()
+        _onnx_wire.charge(data, budget)
+        return onnx.load_model_from_string(data)
     except (DecodeError, ValueError, RecursionError) as e:
         raise FileError(f"{path} is not an ONNX file: {first_line(e, 200)}", "export the model again") from e
     except OSError as e:
         raise FileError(f"{path} cannot be read: {e.strerror}", "check its permissions") from e
 
 
-def _initialisers(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    yield from model.graph.initializer
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-
-
-def _load_external_data(model: onnx.ModelProto, folder: Path) -> None:
-    total = 0
-    for tensor in _initialisers(model):
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
-        info = {entry.key: entry.value for entry in tensor.external_data}
-        name = PurePosixPath(info.get("location", "").replace("\0", "?"))
-        target = folder / name
-        if name.is_absolute() or ".." in name.parts or not name.parts or _leaves(target, folder):
-            raise UnsafeFileError(f"external data of {clean(tensor.name)} lies outside the model's folder: "
-                                  f"{clean(name)}", "do not use this file")
-        try:
-            size, offset = target.stat().st_size, int(info.get("offset", 0))
-            length = int(info.get("length", size - offset))
-        except (OSError, ValueError) as e:
-            raise FileError(f"external data {clean(name)} cannot be read: {first_line(e, 200)}",
-                            "keep it in the folder of the .onnx file") from e
-        if offset < 0 or length < 0 or offset + length > size or length != _declared_bytes(tensor):
-            raise FileError(f"external data of {clean(tensor.name)} does not fit its file", "export the model again")
-        total += length
-        if total > _MAX_BYTES:
-            raise UnsupportedModelError("the model's weights exceed 2 GiB", "gkp is made for CNNs; this is too large")
-    onnx.external_data_helper.load_external_data_for_model(model, str(folder))
-
-
-def _leaves(target: Path, folder: Path) -> bool:
-    """Does the path lead out of the folder, through a link? One that cannot be followed (too long) leads nowhere."""
-    try:
-        return target.is_symlink() or not target.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError):
-        return True
-
-
-def _declared_bytes(tensor: onnx.TensorProto) -> int:
-    try:
-        itemsize = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    except (KeyError, ValueError, TypeError) as e:
-        raise FileError(f"tensor {clean(tensor.name)} has an unknown type", "export the model again") from e
-    return int(prod(max(0, d) for d in tensor.dims) * itemsize)
-
-
-def _names(model: onnx.ModelProto) -> Iterator[str | bytes]:
-    """Every name in the graph. The protobuf library gives one that is not UTF-8 as bytes."""
-    for node in model.graph.node:
-        yield from (node.name, node.op_type, node.domain, *node.input, *node.output, *(a.name for a in node.attribute))
-    yield from (v.name for v in (*model.graph.initializer, *model.graph.input, *model.graph.output))
-    yield from (o.domain for o in model.opset_import)
-
-
-def _check(model: onnx.ModelProto) -> None:
-    if any(isinstance(name, bytes) for name in _names(model)):
-        raise FileError("the ONNX model holds a name that is not UTF-8", "export the model again")
-    for tensor in _initialisers(model):
-        if any(d < 0 for d in tensor.dims) or _declared_bytes(tensor) > _MAX_BYTES:
-            raise FileError(f"tensor {clean(tensor.name)} declares an impossible shape", "export the model again")
-        if tensor.HasField("raw_data") and len(tensor.raw_data) != _declared_bytes(tensor) \
-                and tensor.data_type not in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4):
-            raise FileError(f"tensor {clean(tensor.name)} declares {_declared_bytes(tensor)} bytes but holds "
-                            f"{len(tensor.raw_data)}", "export the model again")
+def _check(model: onnx.ModelProto, budget: Budget, folder: Path | None) -> None:
+    _onnx_check.structure(model, budget)
+    _onnx_functions.drop_unused(model)
+    _onnx_functions.charge(model, budget)
+    tensors = _onnx_check.tensors(model)
+    if folder is not None:
+        _onnx_external.load(tensors, folder, budget)
+    _onnx_check.contents(model, tensors, budget)
     foreign = [n for n in model.graph.node if n.domain not in _DOMAINS and not _is_function(model, n)]
     if foreign:
         raise UnsupportedModelError(f"operator {clean(foreign[0].domain)}::{clean(foreign[0].op_type)} "
@@ -174,8 +156,8 @@ def _check(model: onnx.ModelProto) -> None:
         raise UnsupportedModelError(f"opset {version} is not known to the installed onnx package "
                                     f"(it knows up to {onnx.defs.onnx_opset_version()})", "pip install -U onnx")
     try:
-        onnx.checker.check_model(model)
-    except (onnx.checker.ValidationError, ValueError, RuntimeError, TypeError) as e:
+        onnx.checker.check_model(skeleton(model))
+    except ERRORS as e:
         raise FileError(f"the ONNX model is not valid: {first_line(e, 200)}", "export the model again") from e
 
 
@@ -183,15 +165,15 @@ def _is_function(model: onnx.ModelProto, node: onnx.NodeProto) -> bool:
     return any(f.name == node.op_type and f.domain == node.domain for f in model.functions)
 
 
-def _modernised(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Functions inlined, initialisers no longer listed as inputs, opset at least 13."""
+def _modernise(model: onnx.ModelProto, budget: Budget) -> None:
+    """In place: functions inlined, initialisers no longer listed as inputs, opset at least 13."""
     try:
         if model.functions:
-            model = onnx.inliner.inline_local_functions(model)
+            put_back(onnx.inliner.inline_local_functions(skeleton(model)), model)
         version = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
         if version < MIN_OPSET:
-            model = onnx.version_converter.convert_version(model, UPGRADE_TO)
-    except (RuntimeError, ValueError, TypeError) as e:
+            put_back(onnx.version_converter.convert_version(skeleton(model), UPGRADE_TO), model)
+    except ERRORS as e:
         raise UnsupportedModelError(f"the model cannot be upgraded to opset {UPGRADE_TO}: {first_line(e, 200)}",
                                     f"export it with opset {UPGRADE_TO}") from e
     constants = {t.name for t in model.graph.initializer}
@@ -200,7 +182,6 @@ def _modernised(model: onnx.ModelProto) -> onnx.ModelProto:
     model.graph.input.extend(inputs)
     if not inputs:
         raise UnsupportedModelError("the model has no input", "export it with its input")
-    return model
 
 
 def fix_shapes(model: onnx.ModelProto,
@@ -208,12 +189,18 @@ def fix_shapes(model: onnx.ModelProto,
     """(a copy with static input shapes, the axes that were dynamic)."""
     static = onnx.ModelProto()
     static.CopyFrom(model)
+    return static, _fix(static, options)
+
+
+def _fix(model: onnx.ModelProto, options: OpenOptions) -> dict[str, dict[int, str]]:
+    """Make the input shapes static; the axes that were dynamic."""
+    before = input_shapes(model)
     dynamic: dict[str, dict[int, str]] = {}
     unknown = [n for n in options.input_shapes if n and n not in {i.name for i in model.graph.input}]
     if unknown:
         names = ", ".join(clean(i.name) for i in model.graph.input)
         raise UsageError(f"the model has no input {unknown[0]!r}", f"its inputs: {names}")
-    for value in static.graph.input:
+    for value in model.graph.input:
         asked = options.shape(value.name)
         dims = value.type.tensor_type.shape.dim
         if asked is not None and len(asked) != len(dims):
@@ -231,14 +218,14 @@ def fix_shapes(model: onnx.ModelProto,
                                  f"the model declares {_declared(dims)}")
             elif asked is not None:
                 dim.dim_value = asked[axis]
-    if input_shapes(static) == input_shapes(model):  # nothing changed: the shapes in the file still hold
-        return static, dynamic
-    for value in static.graph.value_info:
+    if input_shapes(model) == before:  # nothing changed: the shapes in the file still hold
+        return dynamic
+    for value in model.graph.value_info:
         value.type.tensor_type.ClearField("shape")
-    for value in static.graph.output:  # the rank stays: the checker wants a shape
+    for value in model.graph.output:  # the rank stays: the checker wants a shape
         for dim in value.type.tensor_type.shape.dim:
             dim.Clear()
-    return static, dynamic
+    return dynamic
 
 
 def _declared(dims: object) -> str:

@@ -287,7 +287,7 @@ def test_a_killed_local_worker_is_started_again(tmp_path: Path) -> None:
 
 # ---- the command line -----------------------------------------------------------------------------------------------
 def _gkp(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "gkp.cli", *arguments], capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run([sys.executable, "-m", "gkp.entry", *arguments], capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_gkp_run_local_writes_the_answer_and_the_profile(made: kit.Split, tmp_path: Path) -> None:

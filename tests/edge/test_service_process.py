@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import worker_kit as kit
 from cli_kit import blocked, blocked_gkp, gkp, program
-from service_kit import answer, new, refused, status_of, until
+from service_kit import answer, new, opened, refused, status_of, until
 
 from gkp.edge import keys as keys_module
 from gkp.edge.client import Call, Connection, RemoteError
@@ -26,8 +26,7 @@ def test_sigterm_drains_and_exits_with_0(tmp_path: Path) -> None:
     with kit.Pair(tmp_path, sockets=True) as pair:
         right, from_left, x, request = pair.connect("right"), pair.connect("right", role="left"), kit.example(), new()
         assert from_left.ready(pair.hash, 5)
-        waiting = right.start(pair.call(request, x), 20)
-        time.sleep(0.5)
+        waiting = opened(right, pair.call(request, x), 60)
         pair.right.process.send_signal(signal.SIGTERM)
         until(lambda: not right.ready(pair.hash, 5))
         refused(lambda: right.infer(pair.call(new()), 5), "UNAVAILABLE", "draining")
@@ -41,8 +40,7 @@ def test_sigterm_drains_and_exits_with_0(tmp_path: Path) -> None:
 def test_the_time_of_grace_ends(tmp_path: Path) -> None:
     with kit.Pair(tmp_path, "--grace", 1, sockets=True) as pair:
         right = pair.connect("right")
-        waiting = right.start(pair.call(new()), 60)
-        time.sleep(0.5)
+        waiting = opened(right, pair.call(new()), 60)
         start = time.monotonic()
         assert pair.right.end() == 0
         assert time.monotonic() - start < 30
@@ -54,8 +52,7 @@ def test_the_time_of_grace_ends(tmp_path: Path) -> None:
 def test_a_killed_worker_is_an_error_at_once_and_a_stopped_one_within_two_keepalives(tmp_path: Path) -> None:
     with kit.Pair(tmp_path, sockets=True) as pair:
         left, right = pair.connect("left"), pair.connect("right")
-        waiting = right.start(pair.call(new()), 60)
-        time.sleep(0.5)
+        waiting = opened(right, pair.call(new()), 60)
         start = time.monotonic()
         pair.right.process.send_signal(signal.SIGKILL)
         refused(waiting.result, "UNAVAILABLE")

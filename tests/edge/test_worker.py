@@ -136,6 +136,20 @@ def test_values_may_come_before_or_after_the_run_call(book: Worker, right: Shard
     assert (counters["received_bytes"], counters["received_messages"]) == (kit.BYTES, 1)
 
 
+def test_nothing_is_computed_or_sent_on_before_the_run_call(plan: Plan) -> None:
+    both = [msgspec.structs.replace(plan.segments[0], device=kit.LEFT),
+            msgspec.structs.replace(plan.segments[1], device=kit.RIGHT, inputs=["v1"])]
+    runner = FakeRunner(["v1"], lambda other: other)
+    shard = Shard(_with(plan, segments=both), plan.hash, kit.RIGHT, {1: runner})  # type: ignore[dict-item]
+    book = Worker([shard], {})
+    assert take(book, shard) == "new"  # all that the segment needs
+    assert runner.calls == 0
+    request = book.begin(shard, "r", 1, {}, soon())
+    np.testing.assert_allclose(book.wait(request, False)[0]["v2"], 2 * kit.example())
+    assert runner.calls == 1
+    book.close()
+
+
 def test_the_oldest_request_is_computed_first(book: Worker, right: Shard, runner: FakeRunner) -> None:
     runner.let.clear()
     inputs = [np.full(kit.SHAPE, k, np.float32) for k in range(3)]
@@ -211,6 +225,23 @@ def test_what_peers_opened_is_let_go_at_its_deadline(book: Worker, right: Shard)
     time.sleep(0.8)
     assert take(book, right, "more") == "new"
     assert take(book, right, "r1") == "late"
+
+
+def test_early_values_of_one_device_take_no_room_from_the_coordinator_nor_from_another(plan: Plan, runner: FakeRunner) -> None:
+    third = _with(plan, devices=[*plan.devices, msgspec.structs.replace(plan.devices[0], name="third")],
+                  transfers=[*plan.transfers, msgspec.structs.replace(plan.transfers[2], source=2)])
+    shard = Shard(third, plan.hash, kit.RIGHT, {1: runner})  # type: ignore[dict-item]
+    book = Worker([shard], {}, queue=3)
+    for source in (kit.LEFT, 2):
+        for k in range(3):
+            assert book.take(shard, f"r{source}{k}", 1, source, "v1", kit.example(), soon()) == "new"
+        assert failure(lambda s=source: book.take(shard, "more", 1, s, "v1", kit.example(), soon())) \
+            == ("RESOURCE_EXHAUSTED", "full", None)  # type: ignore[misc]
+    requests = [begin(book, shard, f"own{k}") for k in range(3)]
+    assert failure(lambda: begin(book, shard, "r20")) == ("RESOURCE_EXHAUSTED", "full", None)  # and its early value is let go
+    book.cancel(requests[0])
+    assert book.take(shard, "other", 1, 2, "v1", kit.example(), soon()) == "new"
+    book.close()
 
 
 def test_a_cancelled_request_ends_and_its_values_are_freed(book: Worker, right: Shard, runner: FakeRunner) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import grpc
@@ -62,6 +64,44 @@ def until(holds: Callable[[], bool], seconds: float = 40) -> None:
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+def opened(connection: Connection, call: oip.Call, timeout: float) -> Pending:
+    """A run call that the worker has opened: it says so to another one of the same attempt."""
+    pending = connection.start(call, timeout)
+    assert connection.live(30)
+    until(lambda: status_of(lambda: connection.infer(call, 30)) == "ALREADY_EXISTS")
+    return pending
+
+
+class Begun:
+    """Calls whose message never comes, as `role`: `count` on each of several connections."""
+
+    def __init__(self, pair: kit.Pair, role: str, connections: int, count: int) -> None:
+        self._end, self._open = threading.Event(), ExitStack()
+        self.calls = []
+        options = [("grpc.ssl_target_name_override", "right.worker.gkp"), ("grpc.use_local_subchannel_pool", 1)]
+        for _ in range(connections):
+            credentials = grpc.ssl_channel_credentials(**kit.credentials(pair.keys_folder / role))
+            channel = self._open.enter_context(grpc.secure_channel(pair.right.address, credentials, options))
+            self.calls += [channel.stream_unary(INFER).future(self._nothing(), timeout=600) for _ in range(count)]
+
+    def _nothing(self) -> Iterator[bytes]:
+        self._end.wait()
+        yield from ()
+
+    @property
+    def refused(self) -> int:
+        return sum(call.done() and call.code() == grpc.StatusCode.RESOURCE_EXHAUSTED for call in self.calls)
+
+    def __enter__(self) -> Begun:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for call in self.calls:
+            call.cancel()
+        self._end.set()
+        self._open.close()
 
 
 def raw_answer(pair: kit.Pair, device: str, data: bytes, role: str = "coordinator", timeout: float = 5) -> bytes:

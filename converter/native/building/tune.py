@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,8 @@ _TURNS = 2
 _LARGE, _WEIGHTS_BETWEEN = 256 << 10, 80 << 20
 """Bytes. In a network with weights of this size, a layer's weights have left the cache when its turn comes again: large
 ones are timed with so many bytes of copies used in turn."""
+_TOGETHER = 16
+"""Kernels in one call of the compiler, at most: it takes as long to start as to compile half a kernel."""
 
 
 class Measured:
@@ -58,11 +61,8 @@ class Measured:
         (folder / "gkp.h").write_text(prelude(self._cpu))
         (folder / "driver.cpp").write_text(_DRIVER)
         sources = {t.recipe.source: f"kernel_{n}" for n, t in enumerate(trials.values())}
-        for source, name in sources.items():
-            visible = f'__attribute__((visibility("default"))) void {name}'
-            (folder / f"{name}.cpp").write_text(source.replace(f"void {FUNCTION}", visible))
         self._progress(f"compiling {len(sources)} kernels to try", None)
-        files = ["driver.cpp", *(f"{name}.cpp" for name in sources.values())]
+        files = ["driver.cpp", *_write_together(sources, folder)]
         objects = compile_objects(folder, files, self._cpu, self._toolchain)
         library = ctypes.CDLL(str(link(folder, objects, self._cpu, self._toolchain, "trials.so")))
         library.gkp_time.restype = ctypes.c_double
@@ -73,6 +73,21 @@ class Measured:
                 best[key] = min(best[key], _time(library, sources[t.recipe.source], t))
         for key, seconds in best.items():
             self._cache.put(key, seconds)
+
+
+def _write_together(sources: Mapping[str, str], folder: Path) -> list[str]:
+    """Write kernels (their names by source) into files of several each, a namespace around each; the names of the files."""
+    several = max(1, min(_TOGETHER, len(sources) // (2 * len(os.sched_getaffinity(0)))))
+    every, files = list(sources.items()), []
+    for n in range(0, len(every), several):
+        files.append(f"kernels_{n}.cpp")
+        (folder / files[-1]).write_text('#include "gkp.h"\n' + "\n".join(
+            f"namespace of_{name} {{\n{_visible(source, name)}\n}}" for source, name in every[n:n + several]))
+    return files
+
+
+def _visible(source: str, name: str) -> str:
+    return source.replace(f"void {FUNCTION}", f'__attribute__((visibility("default"))) void {name}')
 
 
 def _time(library: ctypes.CDLL, name: str, trial: Trial) -> float:
