@@ -171,6 +171,7 @@ def _too_long(signum: int, frame: FrameType | None) -> None:
 def open_like_gkp(path: Path, deep: bool) -> None:
     """Read the file as gkp would. TorchScript is checked, not loaded: what its check lets through is PyTorch's to read."""
     from gkp import manifest
+    from gkp.converter.budget import Budget
     from gkp.converter.graph import Graph
     from gkp.converter.recognise import recognise, simplify
     from gkp.converter.sources import SOURCES, OpenOptions, SourceFile, _script_check, _torchfile, open_model
@@ -187,7 +188,7 @@ def open_like_gkp(path: Path, deep: bool) -> None:
         return
     file = SourceFile(path)
     if file.kind == "torchscript":
-        _script_check.check_torchscript(path)
+        _script_check.check_torchscript(path, Budget(path.stat().st_size))
     elif deep or file.kind == "onnx":
         simplify(recognise(Graph(open_model(path, OpenOptions()).model))).to_model()
     else:
