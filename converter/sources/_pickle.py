@@ -375,9 +375,9 @@ _HANDLERS: dict[str, _Handler] = {
     "NONE": _push,  # its argument is None
     "NEWTRUE": lambda m, _: m.stack.append(True),
     "NEWFALSE": lambda m, _: m.stack.append(False),
-    "EMPTY_LIST": _push_new(list, 0),
+    "EMPTY_LIST": _push_new(list, 1),
     "EMPTY_TUPLE": _push_new(tuple, 0),
-    "EMPTY_DICT": _push_new(dict, 0),
+    "EMPTY_DICT": _push_new(dict, 1),
     "EMPTY_SET": _push_new(set, 3),
     "MARK": _mark,
     "POP": _pop,

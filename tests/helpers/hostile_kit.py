@@ -71,7 +71,7 @@ def measured(paths: Sequence[Path], limit: int = 60) -> list[Cost]:
 _BLOCK = "torch.nn.modules.container.Sequential"
 
 
-def nested_object_arrays(count: int = 40_000) -> bytes:
+def nested_object_arrays(count: int = 25_000) -> bytes:
     """An array of one object, which is an array of one object, ..."""
     empty = name("numpy.core.multiarray._reconstruct") + put(0) + b"0" + name("numpy.ndarray") + put(1) + b"0"
     kind = name("numpy.dtype") + text("O8") + b"\x85R" + put(2) + b"0" + tuple_of(b"K\0") + put(3) + b"0"
@@ -80,7 +80,7 @@ def nested_object_arrays(count: int = 40_000) -> bytes:
     return whole(empty + kind + shape + begin * count + b"N" + b"atb" * count)
 
 
-def object_arrays_from_the_inside(count: int = 40_000) -> bytes:
+def object_arrays_from_the_inside(count: int = 10_000) -> bytes:
     """A list of arrays of one object, each of which is the array before it: whoever looks from the outside sees no depth."""
     head = name("numpy.core.multiarray._reconstruct") + put(0) + b"0" + name("numpy.ndarray") + put(1) + b"0"
     kind = name("numpy.dtype") + text("O8") + b"\x85R" + put(2) + b"0" + tuple_of(b"K\0") + put(3) + b"0"
@@ -89,26 +89,25 @@ def object_arrays_from_the_inside(count: int = 40_000) -> bytes:
     return whole(head + kind + shape + b"N" + put(6) + b"0](" + make * count + b"e")
 
 
-def lists_from_the_inside(count: int = 100_000) -> bytes:
+def lists_from_the_inside(count: int = 10_000) -> bytes:
     """The same of lists."""
     return whole(b"N" + put(0) + b"0](" + (b"]" + get(0) + b"a" + put(0)) * count + b"e")
 
 
-def names_times_children(children: int = 20_000, depth: int = 40, key: int = 200) -> bytes:
-    """Modules within modules under long names, all with the same many children."""
+def names_times_children(children: int = 20_000, depth: int = 50, key: int = 1000) -> bytes:
+    """Modules within modules under long names, each with the same many children."""
     leaf = record(_BLOCK, dict_of((text("_modules"), b"}")))
     many = dict_of(*((text(f"{n}"), get(0)) for n in range(children)))
-    opcodes = leaf + put(0) + b"0" + many + put(1) + b"0" + record(_BLOCK, dict_of((text("_modules"), get(1)))) + put(2)
-    for n in range(depth):
-        inner = dict_of((text("x" * key), get(n + 2)), *((text(f"{m}"), get(n + 2)) for m in range(40)))
-        opcodes += b"0" + record(_BLOCK, dict_of((text("_modules"), inner))) + put(n + 3)
-    return whole(opcodes)
+    opcodes = leaf + put(0) + b"0" + record(_BLOCK, dict_of((text("_modules"), many)))
+    for _ in range(depth):
+        opcodes = name(_BLOCK) + b")\x81" + dict_of((text("_modules"), dict_of((text("x" * key), opcodes)))) + b"b"
+    return whole(leaf + put(0) + b"0" + opcodes.replace(leaf + put(0) + b"0", b""))
 
 
-def many_states(records: int = 20_000, entries: int = 20_000) -> bytes:
+def many_states(records: int = 20_000, entries: int = 30_000) -> bytes:
     """Modules that share one pair of states with many entries."""
     state = dict_of(*((text(f"k{n}"), b"N") for n in range(entries)), (text("_modules"), b"}"))
-    pair = tuple_of(*(b"h\1" for _ in range(200)))
+    pair = tuple_of(b"h\0h\1")
     opcodes = b"}" + put(0) + b"0" + state + put(1) + b"0" + pair + put(2) + b"0"
     children = dict_of(*((text(f"{n}"), name(_BLOCK) + b")\x81" + get(2) + b"b") for n in range(records)))
     return whole(opcodes + record(_BLOCK, dict_of((text("_modules"), children))))
@@ -122,9 +121,8 @@ def same_key_again(size: int = 2 * MEBI, count: int = 200_000) -> bytes:
 
 def big_integer_again(size: int = 2 * MEBI, count: int = 200_000) -> bytes:
     """One enormous integer, taken for a key of a set again and again."""
-    big = b"\x8b" + struct_i(size) + b"\1" * size
-    return whole(big + put(0) + b"0" + (name("builtins.range") + put(1) + b"0") + (get(0) + b"\x85" + b"0") * 10
-                 + b"\x8f(" + get(0) * count + b"\x90", 4)
+    big = b"\x8b" + size.to_bytes(4, "little") + b"\1" * size
+    return whole(big + put(0) + b"0" + b"\x8f(" + get(0) * count + b"\x90", 4)
 
 
 def decimal_integer(digits: int = 4_000_000) -> bytes:
@@ -132,17 +130,13 @@ def decimal_integer(digits: int = 4_000_000) -> bytes:
     return b"(I" + b"7" * digits + b"\nl."
 
 
-def struct_i(value: int) -> bytes:
-    return value.to_bytes(4, "little")
-
-
-def storage_views(count: int = 300_000) -> bytes:
-    """A plain pickle cannot have them; see `legacy`: one storage, described again and again."""
+def storage_views(count: int = 50_000) -> bytes:
+    """For a legacy file: one storage, of which a part is asked for again and again."""
     pid = tuple_of(text("storage"), name("torch.FloatStorage"), text("0"), text("cpu"), b"K\1", tuple_of(text("v"), b"K\0K\1"))
     return whole(pid + put(0) + b"Q0](" + (get(0) + b"Q") * count + b"e")
 
 
-def empty_tensors(count: int = 60_000) -> bytes:
+def empty_tensors(count: int = 10_000) -> bytes:
     """Tensors without elements, each with a shape of its own."""
     pid = tuple_of(text("storage"), name("torch.FloatStorage"), text("0"), text("cpu"), b"K\1")
     head = pid + b"Q" + put(0) + b"0" + name("torch._utils._rebuild_tensor_v2") + put(1) + b"0"

@@ -342,7 +342,7 @@ def test_many_views_of_one_storage_do_not_multiply_memory() -> None:
     tied = load_pickle(tensor_pickle(0, (100_000,), (1,), count=1000), lambda _: shared)
     assert all(view is tied[0] for view in tied)
     different = b"\x80\x02(" + b"".join(tensor_pickle(k, (99_000,), (1,))[3:-2] for k in range(1000)) + b"l."
-    with pytest.raises(UnsafeFileError, match="asks for over .* bytes"):
+    with pytest.raises(UnsafeFileError, match=r"asks for over .* bytes"):
         load_pickle(different, lambda _: shared)
 
 

@@ -430,5 +430,5 @@ def test_modules_that_contain_themselves_or_multiply_are_refused() -> None:
     level = Record("net.Leaf", state={"_modules": {}})
     for _ in range(40):
         level = Record("net.Pair", state={"_modules": {"a": level, "b": level}})
-    with pytest.raises(UnsafeFileError, match="asks for over .* nodes"):
+    with pytest.raises(UnsafeFileError, match=r"asks for over .* nodes"):
         state_dict_of(level)
