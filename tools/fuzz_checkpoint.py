@@ -39,8 +39,8 @@ RESULTS = {**dict.fromkeys(("dict", "OrderedDict", "Counter", "defaultdict"), "d
            "frozenset": "frozenset", "tuple": "tuple", "Size": "tuple", "bytearray": "bytearray"}
 _DTYPES = {"f4": 4, "f8": 8, "i8": 8, "b1": 1, "u1": 1, "c8": 8, "S5": 5, "U3": 12, "f2": 2, "i4": 4}
 _ODD_DTYPES = ("M8[ns]", "V4", "i3", "f16", "S999999999", "O8", "", "(2,)f4", "<f4", "|b1", "a3", "U0", "S0", "c16", "f4,i4")
-STORAGE_BYTES = {"FloatStorage": 4, "DoubleStorage": 8, "HalfStorage": 2, "BFloat16Storage": 2, "LongStorage": 8, "BoolStorage": 1,
-             "ByteStorage": 1, "ComplexFloatStorage": 8, "UntypedStorage": 1}
+STORAGE_BYTES = {"FloatStorage": 4, "DoubleStorage": 8, "HalfStorage": 2, "BFloat16Storage": 2, "LongStorage": 8,
+                 "BoolStorage": 1, "ByteStorage": 1, "ComplexFloatStorage": 8, "UntypedStorage": 1}
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Checkpoint(Writer):
         rng, kinds = self.rng, list(SIGNATURES.get(name, ()))
         while kinds and kinds[-1].endswith("?") and rng.random() < 0.3:
             kinds.pop()
-        pushes = given or [lambda kind=kind: self.value(kind.rstrip("?"), depth) for kind in kinds]  # type: ignore[misc]
+        pushes = given or [lambda kind=kind: self.value(kind.rstrip("?"), depth) for kind in kinds]
         way = rng.choice("RRRR\x81\x92oi") if pushes else rng.choice("R\x81")
         if way in "oi":
             self.mark()
@@ -230,7 +230,8 @@ class Checkpoint(Writer):
 
     # ---- torch -------------------------------------------------------------------------------------------------------
     def _storage(self, depth: int) -> None:
-        self.storage(self.rng.choice(tuple(STORAGE_BYTES)[: 7 if self.rng.random() < 0.97 else 9]), self.rng.randrange(1, 40))
+        known = tuple(STORAGE_BYTES)[: 7 if self.rng.random() < 0.97 else 9]
+        self.storage(self.rng.choice(known), self.rng.randrange(1, 40))
 
     def storage(self, cls: str, numel: int) -> int:
         """A persistent id of a new storage, or one that is there already; how many numbers it has."""

@@ -18,8 +18,17 @@ TYPES = ("Tensor", "int", "float", "bool", "str", "List[int]", "List[float]", "L
          "Device", "List[str]", "List[bool]")
 _LISTS = {"int": b"int", "float": b"double", "bool": b"bool", "Tensor": b"tensor"}
 _NUMBERS = (0, 1, 2, 255, 256, 65535, 2**31 - 1, -1, 2**62, -(2**63))
-_TAGS = ("List[int]", "Dict[str, int]", "List[Tensor]", "int", "List[" * 30 + "]" * 30, "List[__torch__.C0]", "List[__torch__.Z]",
-         "List[" + "x" * 2000 + "]", "List[List[int]]", "Dict[str, Any]", "", "List[int", "Tuple[int]")
+_TAGS = ("List[int]", "Dict[str, int]", "List[Tensor]", "int", "List[" * 30 + "]" * 30, "List[__torch__.C0]",
+         "List[__torch__.Z]", "List[" + "x" * 2000 + "]", "List[List[int]]", "Dict[str, Any]", "", "List[int", "Tuple[int]")
+
+ODDITIES = (
+    *(b"<value>}b", b"<object>", b"<object>}b}b", b"<object>Nb", b"<value>0<value>", b"<value>2", b"](<value>e(<value>e"),
+    *(b"}(X\1\0\0\0a<value>X\1\0\0\0a<value>u", b"}(<value>Nu", b"}NNs", b"c__torch__\nZ\n)\x81}b", b".", b"(K\1K\2"),
+    *(b"c__torch__\nC1\n)\x81}b", b"c__torch__.torch.classes\nX\n)\x81}b", b"cos\nsystem\n", b"ctorch\nload\n)R"),
+    *(b"ccollections\nOrderedDict\n)R", b"ctorch\ndevice\n)R", b"\x8a\x01\x05", b"\x8a\x10" + bytes(16), b"\x8c\x01a"),
+    *(b"I5\n", b"\x80\x02", b"(l", b"Nr\xff\xff\xff\xff", b"Nr\0\0\0\x10"),
+    *(b"cbuiltins\ncomplex\nG" + bytes(8) + b"G" + bytes(8) + b"\x86R",))
+"""<value>: what was asked for; <object>: an instance of a class of the archive, without state."""
 
 
 @dataclass
@@ -66,15 +75,17 @@ class Dialect:
         if outer == "List":
             return self.listed(inner, depth)
         if outer == "Dict":
-            key, _, item = inner.partition(", ")
+            item = inner.partition(", ")[2]
             items = [self.text(f"k{k}") + self.value(item, depth) for k in range(rng.randrange(3))]
             return self.tagged(self.filled(b"}", items), kind)
         if outer == "Tuple":
             return self.tuple([self.value(part, depth) for part in inner.split(", ", 1)])
+        texts = ("", "a", "zeros", "\u00e9", "\x1b[31m", "x" * 300)
         flat: dict[str, Callable[[], bytes]] = {
-            "Tensor": self.tensor, "int": lambda: self.number(rng.choice(_NUMBERS)), "bool": lambda: rng.choice((b"\x88", b"\x89")),
+            "Tensor": self.tensor, "int": lambda: self.number(rng.choice(_NUMBERS)),
+            "bool": lambda: rng.choice((b"\x88", b"\x89")), "NoneType": lambda: b"N",
             "float": lambda: b"G" + struct.pack(">d", rng.choice((0.5, -1e300, float("nan")))),
-            "str": lambda: self.text(rng.choice(("", "a", "zeros", "\u00e9", "\x1b[31m", "x" * 300))), "NoneType": lambda: b"N",
+            "str": lambda: self.text(rng.choice(texts)),
             "Device": lambda: b"ctorch\ndevice\n" + self.tuple([self.text(rng.choice(("cpu", "cuda:0")))]) + b"R"}
         return flat[kind]()
 
@@ -90,7 +101,8 @@ class Dialect:
     def tensor(self) -> bytes:
         rng, key = self.rng, str(len(self.storages))
         shape = [rng.choice((1, 2, 3)) for _ in range(rng.randrange(4))]
-        numel, stride = 1, []
+        numel = 1
+        stride: list[int] = []
         for n in shape[::-1]:
             stride.insert(0, numel)
             numel *= n
@@ -103,7 +115,8 @@ class Dialect:
                           self.number(numbers[2][1])]) + b"Q"
         return b"ctorch._utils\n_rebuild_tensor_v2\n" + self.tuple(
             [pid, self.number(numbers[2][0]), *(self.tuple([self.number(n) for n in part]) for part in numbers[:2]),
-             b"\x88" if rng.random() < 0.5 and kind.endswith(("Float", "Half", "BFloat16")) else b"\x89", b"ccollections\nOrderedDict\n)R"]) + b"R"
+             b"\x88" if rng.random() < 0.5 and kind.endswith(("Float", "Half", "BFloat16")) else b"\x89",
+             b"ccollections\nOrderedDict\n)R"]) + b"R"
 
     def module(self, k: int, depth: int) -> bytes:
         rng, attributes = self.rng, list(self.classes[k].items())
@@ -115,22 +128,21 @@ class Dialect:
 
     def oddity(self, kind: str, depth: int) -> bytes:
         """Something else than this, or this in another way."""
-        rng, there = self.rng, self.value(kind, 0)
-        count, get = rng.choice((5, 190, 210, 3000)), b"h" + bytes([rng.randrange(max(1, min(self.memo, 256)))])
-        instance = b"c__torch__\nC0\n)\x81"
-        return rng.choice((
-            lambda: self.value(rng.choice(TYPES), depth), lambda: there + b"}b", lambda: instance, lambda: instance + b"}b}b",
-            lambda: instance + self.put() + b"}b", lambda: instance + b"N" + b"b", lambda: there + b"0" + there,
-            lambda: there + self.put() + b"2" * (rng.random() < 0.3), lambda: get, lambda: get + b"]" + b"\x86",
-            lambda: there + b"r" + struct.pack("<I", rng.choice((2**28, 2**32 - 1))), lambda: b"]" * count + b"a" * (count - 1),
-            lambda: b"N" + b"\x85" * count, lambda: b"](" * count + b"N" + b"e" * count, lambda: self.shared(min(count, 210)),
-            lambda: self.tagged(there, rng.choice(_TAGS)), lambda: self.tagged(self.filled(b"]", [there]), rng.choice(_TAGS)),
-            lambda: b"]" + self.put() + b"(" + there + b"e", lambda: b"](" + there + b"e(" + there + b"e",
-            lambda: b"}(" + self.text("a") + there + b"X\1\0\0\0a" + there + b"u", lambda: b"}(" + there + b"Nu",
-            lambda: b"}" + b"N" * 2 + b"s", lambda: b"c__torch__\n%s\n)\x81}b" % rng.choice((b"Z", b"C1", b"C0.x", b"torch.classes.X")),
-            lambda: b"c%s\n)R" % rng.choice((b"os\nsystem", b"torch\nload", b"collections\nOrderedDict", b"torch\ndevice")),
-            lambda: b"\x8a\x01\x05", lambda: b"\x8a\x10" + bytes(16), lambda: b"I5\n", lambda: b"\x8c\x01a", lambda: b"(l", lambda: b"\x80\x02",
-            lambda: b"cbuiltins\ncomplex\n" + b"G" + bytes(8) + b"G" + bytes(8) + b"\x86R", lambda: b".", lambda: b"(K\1K\2"))()
+        rng, way = self.rng, self.rng.randrange(10)
+        if way < 2:
+            return self.value(rng.choice(TYPES), depth)
+        there = self.value(kind, 0)
+        if way < 7:
+            return rng.choice(ODDITIES).replace(b"<object>", b"c__torch__\nC0\n)\x81").replace(b"<value>", there)
+        count = rng.choice((5, 190, 210, 3000))
+        if way == 7:
+            begin, end = rng.choice(((b"](", b"e"), (b"]", b"a"), (b"", b"\x85"), (b"(", b"t"), (b"}(X\1\0\0\0a", b"u")))
+            return begin * count + b"N" + end * count
+        if way == 8:
+            return self.tagged(rng.choice((there, self.filled(b"]", [there]), b"}")), rng.choice(_TAGS))
+        gets = b"h" + bytes([rng.randrange(max(1, min(self.memo, 256)))])
+        return rng.choice((self.shared(min(count, 210)), gets, b"]" + self.put() + b"(" + there + b"e", there + self.put(),
+                           b"c__torch__\nC0\n)\x81" + self.put() + b"}b"))
 
     def shared(self, count: int) -> bytes:
         parts = [b"N"]

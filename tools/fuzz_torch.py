@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import struct
 from collections.abc import Callable
+from functools import partial
 from random import Random
 
 from fuzz_checkpoint import STORAGE_BYTES, Checkpoint
@@ -58,7 +59,8 @@ def contents(writer: Checkpoint) -> dict[str, bytes]:
     """The bytes of the storages that a pickle refers to; a few have another length."""
     rng = writer.rng
     sizes = {key: STORAGE_BYTES[cls] * numel for key, (cls, numel) in writer.storages.items()}
-    return {key: rng.randbytes(size + rng.choice((-1, 1)) * (rng.random() < 0.005 and size > 0)) for key, size in sizes.items()}
+    return {key: rng.randbytes(max(0, size + (rng.choice((-1, 1)) if rng.random() < 0.005 else 0)))
+            for key, size in sizes.items()}
 
 
 def pickled(rng: Random, writer: Checkpoint) -> bytes:
@@ -108,11 +110,12 @@ def step(rng: Random, writer: Checkpoint, start: int) -> None:
     second, third = (above[-k].kind if len(above) >= k else "" for k in (2, 3))
     lists, dicts = ("list", "record"), ("dict", "record")
     keys = len(above) % 2 == 0 and all(thing.hashable for thing in above[::2])
-    can: list[Callable[[], object]] = [lambda: writer.value("any", 2)] * 2 + [lambda: writer.value("key"), writer.mark]
+    can: list[Callable[[], object]] = [partial(writer.value, "any", 2)] * 2
+    can += [partial(writer.value, "key"), writer.mark]
     if above:
-        can += [lambda: writer.op(b"2", 0, writer.stack[-1]), lambda: writer.put()]
+        can += [lambda: writer.op(b"2", 0, writer.stack[-1]), writer.put]
         can += [lambda: writer.op(b"0", 1)] * (len(above) > 1)
-        can += [lambda count=count: writer.op(bytes([0x84 + count]), count, "tuple")  # type: ignore[misc]
+        can += [partial(writer.op, bytes([0x84 + count]), count, "tuple")
                 for count in (1, 2, 3) if len(above) >= count]
     can += [lambda: writer.get(rng.randrange(len(writer.memo)))] * bool(writer.memo)
     can += [lambda: writer.op(b"a", 1)] * 3 * (second in lists) + [lambda: writer.op(b"b", 1)] * 2 * (second == "record")
@@ -127,7 +130,8 @@ def step(rng: Random, writer: Checkpoint, start: int) -> None:
         can += [lambda: writer.collect(b"u", None)] * 3 * (under in dicts and keys)
         can += [lambda: writer.collect(b"d", "dict")] * keys
         if all(thing.hashable for thing in above):
-            can += [lambda: writer.collect(b"\x91", "frozenset")] + [lambda: writer.collect(b"\x90", None)] * 3 * (under == "set")
+            can += [lambda: writer.collect(b"\x91", "frozenset")]
+            can += [lambda: writer.collect(b"\x90", None)] * 3 * (under == "set")
     rng.choice(can)()
 
 
@@ -138,7 +142,7 @@ NESTED = ((b"]", b"a"), (b"", b"\x85"), (b"}N", b"s"), (b"(", b"l"), (b"(", b"t"
           (b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85C\1b\x87R(K\1K\1\x85cnumpy\ndtype\n"
            b"X\2\0\0\0O8\x85R\x89]", b"atb"), (b"ctorch._tensor\n_rebuild_from_type_v2\nca\nb\nca\nb\n", b"\x85NtR"))
 """What begins and ends a level: an object array in an object array, a state in a state, ..."""
-SHARED = (b"(%bt", b"(%bl", b"(%b\x91", b"}N(%bts", b"ca\nb\n)\x81(%btb", b"ca\nb\n(%bt\x81", 
+SHARED = (b"(%bt", b"(%bl", b"(%b\x91", b"}N(%bts", b"ca\nb\n)\x81(%btb", b"ca\nb\n(%bt\x81",
           b"ccollections\nOrderedDict\n](K\1%bteK\1N\x86a\x85R")
 """What refers twice to the value before it, on every level."""
 

@@ -76,7 +76,7 @@ def build(members: list[Member], ends: Ends) -> bytes:
         says = _says(member, body, member.local)
         padding = -(len(out) + 30 + len(says["name"]) + len(says["extra"]) + 4) % 64 if member.align else None
         extra = says["extra"] + (b"FB" + struct.pack("<H", padding) + b"Z" * padding if padding is not None else b"")
-        out += struct.pack("<4s5H3I2H", says["mark"], 20, says["flags"], says["method"], 0, 0, says["crc"], says["packed"],
+        out += struct.pack("<4s5H3I2H", b"PK\3\4", 20, says["flags"], says["method"], 0, 0, says["crc"], says["packed"],
                            says["size"], len(says["name"]), len(extra)) + says["name"] + extra + body
         out += member.descriptor + member.behind
     out += ends.between
@@ -94,23 +94,23 @@ def build(members: list[Member], ends: Ends) -> bytes:
                            says["count"], says["length"], says["start"])
         out += struct.pack("<4sIQI", b"PK\6\7", 0, says.get("where", where), 1)
     says = right | ends.values
-    out += struct.pack("<4s4H2IH", b"PK\5\6", says["disk"] % 65536, says["disk"] % 65536, says["here"] % 65536,
-                       says["count"] % 65536, says["length"] % 2**32, says["start"] % 2**32, len(ends.comment)) + ends.comment
-    return bytes(out) + ends.suffix
+    disk, here, count = (says[key] % 65536 for key in ("disk", "here", "count"))
+    out += struct.pack("<4s4H2IH", b"PK\5\6", disk, disk, here, count, says["length"] % 2**32, says["start"] % 2**32,
+                       len(ends.comment))
+    return bytes(out) + ends.comment + ends.suffix
 
 
 def _says(member: Member, body: bytes, changed: dict[str, Any]) -> dict[str, Any]:
-    right = {"mark": b"PK\3\4", "name": member.name, "flags": member.flags, "method": member.method, "extra": b"",
+    right = {"name": member.name, "flags": member.flags, "method": member.method, "extra": b"",
              "crc": zlib.crc32(member.content), "packed": len(body), "size": len(member.content)}
     return right | changed
 
 
 def _entry(member: Member, place: int) -> bytes:
-    says = {"offset": place, "comment": b"", "disk": 0} | _says(member, member.body(), member.central)
-    return struct.pack("<4s6H3I5H2I", says["mark"] if says["mark"] != b"PK\3\4" else b"PK\1\2", 20, 20, says["flags"],
-                       says["method"], 0, 0, says["crc"], says["packed"], says["size"], len(says["name"]), len(says["extra"]),
-                       len(says["comment"]), says["disk"], 0, 0, says["offset"] % 2**32) + (
-        says["name"] + says["extra"] + says["comment"])
+    says: dict[str, Any] = {"offset": place, "comment": b"", "disk": 0} | _says(member, member.body(), member.central)
+    texts = says["name"], says["extra"], says["comment"]
+    return struct.pack("<4s6H3I5H2I", b"PK\1\2", 20, 20, says["flags"], says["method"], 0, 0, says["crc"], says["packed"],
+                       says["size"], *map(len, texts), says["disk"], 0, 0, says["offset"] % 2**32) + b"".join(texts)
 
 
 # ---- surgery -----------------------------------------------------------------------------------------------------------
@@ -165,7 +165,8 @@ def _cut(rng: Random, members: list[Member], k: int) -> None:
     elif kind == 9:
         members.insert(rng.randrange(len(members) + 1), _second(rng, member, k))
     elif kind == 10:
-        member.behind = rng.choice((b"\0", b"PK\7\x08" + rng.randbytes(12), rng.randbytes(40), build([_second(rng, member, k)], Ends())))
+        another = build([_second(rng, member, k)], Ends())
+        member.behind = rng.choice((b"\0", b"PK\7\x08" + rng.randbytes(12), rng.randbytes(40), another))
     elif kind == 11:
         member.hidden = True
     elif kind == 12:
