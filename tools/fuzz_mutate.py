@@ -13,6 +13,7 @@ from random import Random
 from typing import Any
 
 import fuzz_dialect
+import fuzz_networks
 import fuzz_proto
 import fuzz_torch
 import fuzz_zip
@@ -75,6 +76,7 @@ def _surgery(rng: Random, name: str, corpus: Corpus) -> bytes:
 
 GENERATORS: tuple[Callable[[Random, str, Corpus], bytes], ...] = (
     lambda rng, name, corpus: fuzz_torch.checkpoint(rng),
+    lambda rng, name, corpus: fuzz_networks.network(rng),
     lambda rng, name, corpus: fuzz_dialect.script(rng),
     lambda rng, name, corpus: fuzz_proto.model(rng, name),
     _surgery,
