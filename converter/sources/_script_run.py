@@ -11,17 +11,21 @@ import ast
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from gkp.converter.budget import Budget
 from gkp.errors import UnsafeFileError
 
 from ._records import Record
 from ._script_code import Program, ScriptClass, refuse
-from ._script_lists import Growth, result
+from ._script_lists import Growth, check_enumerations, result
 from ._script_types import dotted_name
 from ._script_values import (
     DATA,
+    TENSOR,
     Data,
     Function,
+    Given,
     Items,
     Lists,
     Module,
@@ -53,7 +57,7 @@ def check_run(program: Program, root: Record, constants: tuple[Any, ...], budget
     forward = cls.methods.get("forward")
     if forward is None:
         raise refuse(f"class {root.name} has no forward")
-    inputs: list[Value] = [DATA] * (len(forward.args.args) - 1 - len(forward.args.defaults))
+    inputs: list[Value] = [TENSOR] * (len(forward.args.args) - 1 - len(forward.args.defaults))
     run.call(f"{root.name}.forward", forward, [Module(root), *inputs], {})
 
 
@@ -311,7 +315,7 @@ class _Body:
         named = {keyword.arg or "": self._value(keyword.value) for keyword in call.keywords}
         line = self._line
         if root in ("torch", "ops"):
-            return self._operator(rest.rpartition(".")[2], [*arguments, *named.values()])
+            return self._operator(rest.rpartition(".")[2], arguments, named, root == "ops" and rest.startswith("prim."))
         value = self._own(call.func, name, arguments, named)
         self._line = line
         return value
@@ -353,10 +357,14 @@ class _Body:
             raise self._refuse("casts what is no data")
         return value
 
-    def _operator(self, name: str, arguments: list[Value]) -> Value:
+    def _operator(self, name: str, given: list[Value], named: Mapping[str, Value], primitive: bool) -> Value:
+        arguments = [*given, *named.values()]
         if any(isinstance(argument, (Module, Function)) for argument in arguments):
             raise self._refuse(f"hands a module to {name}")
         try:
+            if primitive and name in ("dtype", "layout", "device"):
+                return Given()
+            check_enumerations(name, given, named)
             return result(name, arguments, self._run.growth)
         except UnsafeFileError as error:
             raise self._refuse(error.message.removeprefix("TorchScript ")) from error
@@ -404,6 +412,8 @@ def _loaded(value: Any) -> Value:
     """What is known of an attribute's value."""
     if isinstance(value, Record):
         return Module(value)
+    if isinstance(value, np.ndarray):
+        return TENSOR
     if isinstance(value, dict):
         return Data(any(map(has_text, value.values())))
     return _literal(value)

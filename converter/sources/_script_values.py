@@ -84,9 +84,16 @@ class Items:
 
 @dataclass(frozen=True)
 class Data:
-    """A tensor, a dict, or something of which it does not matter what it is. No list. text: may there be text in it?"""
+    """A tensor, a dict, or something of which it does not matter what it is. No list. text: may there be text in it? tensor:
+    is it known to be one?"""
 
     text: bool = False
+    tensor: bool = False
+
+
+@dataclass(frozen=True)
+class Given:
+    """A dtype, layout or device that torch gave."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +101,8 @@ class Nothing:
     """`uninitialized(...)`: the other branch has the value."""
 
 
-Value = Module | Function | Number | Null | Text | Lists | Items | Data | Nothing
-DATA = Data()
+Value = Module | Function | Number | Null | Text | Lists | Items | Data | Given | Nothing
+DATA, TENSOR = Data(), Data(tensor=True)
 
 
 def new_list(most: int | None, text: bool = False) -> Lists:
@@ -120,7 +127,7 @@ def is_flat(value: Value) -> bool:
     """May it be an element of a list or dict: is there neither a list nor a module in it?"""
     if isinstance(value, Items):
         return all(is_flat(part) for part in value.parts)
-    return isinstance(value, (Number, Null, Data, Nothing)) or (isinstance(value, Text) and not value.final)
+    return isinstance(value, (Number, Null, Data, Given, Nothing)) or (isinstance(value, Text) and not value.final)
 
 
 def join(a: Value, b: Value) -> Value | None:
@@ -150,7 +157,7 @@ def _mixed(a: Value, b: Value) -> Value | None:
         if isinstance(other, Null) and not isinstance(one, (Module, Function)):
             return Number() if isinstance(one, Number) else one
         if isinstance(one, Data) and is_flat(other):
-            return Data(one.text or holds_text(other))
+            return Data(one.text or holds_text(other), one.tensor and other == TENSOR)
     return None
 
 

@@ -453,6 +453,19 @@ def test_calls_that_multiply_are_refused_in_time(plain: Path) -> None:
         checked(plain, HEAD + method("return (self).forward(x, )"))
 
 
+@pytest.mark.parametrize(
+    "call",
+    ["torch.arange(8, dtype=-2)", "torch.to(x, 99)", "torch.softmax(x, 1, self.count)", "torch.zeros([1], layout=7)",
+     "torch.to(x, torch.item(x))", "torch.contiguous(x, memory_format=9)", "torch.sum(x, dtype=int(x))"],
+)
+def test_numbers_that_torch_looks_up_in_tables_are_numbers_of_a_table(plain: Path, call: str) -> None:
+    """`arange` with the dtype -2 ends the process."""
+    with pytest.raises(UnsafeFileError, match="that is not known to be one"):
+        checked(plain, HEAD + method(f"for i in range(2):\n  self.count = 9\nreturn {call}"))
+    for valid in ("torch.to(x, 6)", "torch.to(x, ops.prim.dtype(x))", "torch.softmax(x, 1, 6)", "torch.to(x, self.scale)"):
+        checked(plain, HEAD + method(f"return {valid}"))
+
+
 # --- what would reach the terminal, or the caller's process -----------------------------------------------------------
 
 
