@@ -26,14 +26,16 @@ class Rate:
 
 RATES = {
     "bytes": Rate(8, 256 << 20),
-    "objects": Rate(0.25, 1_000_000),
+    "objects": Rate(1 / 16, 4_000_000),
+    "keys": Rate(0, 4096),
     "characters": Rate(2, 16 << 20),
     "nodes": Rate(0.25, 100_000),
     "steps": Rate(16, 50_000_000),
     "seconds": Rate(2e-6, 10),
 }
 """bytes: of arrays and buffers that are made beside what the file itself holds in memory; objects: of Python, made from a
-pickle; characters: of names; nodes: of graphs, after functions are expanded; steps: of loops over what the file says;
+pickle, some 100 bytes each; keys: of dicts and sets, of the kinds whose hashes a file can choose: n that collide cost n^2;
+characters: of names; nodes: of graphs, after functions are expanded; steps: of loops over what the file says;
 seconds: of this thread's processor time within `Budget.running`."""
 
 
@@ -69,6 +71,10 @@ class Budget:
     def objects(self, count: int = 1) -> None:
         """Charge objects that are about to be made from a pickle."""
         self._charge("objects", count)
+
+    def keys(self, count: int = 1) -> None:
+        """Charge keys that are neither text nor small integers."""
+        self._charge("keys", count)
 
     def characters(self, count: int) -> None:
         """Charge text that is about to be put together: names of submodules, of functions' nodes."""

@@ -249,7 +249,7 @@ class Archive:
             ok = ok and found in (expected, *elsewhere, *((_WIDE,) if wide else ()))
         if not ok:
             raise self._differs(member, "has another size or checksum in front of its data")
-        return member.offset + _LOCAL_HEADER.size + name_length + extra_length
+        return int(member.offset + _LOCAL_HEADER.size + name_length + extra_length)
 
     def _text(self, raw: bytes, flags: int) -> str:
         """A name in the encoding that its flag says (APPNOTE appendix D)."""

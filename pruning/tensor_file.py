@@ -33,8 +33,8 @@ def save_tensors(path: Path, payload: Any) -> None:
 def load_tensors(path: Path) -> Any:
     """What torch.save (since PyTorch 1.6) wrote to `path`, tensors on the CPU.
 
-    UnsafeFileError: it wants to run code, unpacks to more than its size, or see gkp.archive. FileError: it cannot be read, or
-    is damaged.
+    UnsafeFileError: it wants to run code, unpacks to more than its size, or see gkp.archive. FileError: it cannot be read,
+    or is damaged.
     """
     try:
         with Archive(path) as archive:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +19,7 @@ from gkp.converter.sources import (
     tmi_gkp,
     torchscript,
 )
-from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile
+from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile, reading
 from gkp.errors import UnsupportedModelError
 
 __all__ = ["SOURCES", "GroupedModel", "OpenOptions", "SourceFile", "open_any", "open_model"]
@@ -31,10 +32,11 @@ SOURCES: tuple[ModuleType, ...] = (onnx_file, torchscript, exported_program, gkp
 def open_model(path: str | Path, options: OpenOptions | None = None) -> GroupedModel:
     """Open a model file with the first source that knows it. UnsupportedModelError when none does."""
     file = SourceFile(Path(path))
-    for source in SOURCES:
-        if source.matches(file):
-            model: GroupedModel = source.open(file, options or OpenOptions())
-            return model
+    with reading(file.path):
+        for source in SOURCES:
+            if source.matches(file):
+                model: GroupedModel = source.open(file, options or OpenOptions())
+                return replace(model, budget=file.budget)
     raise UnsupportedModelError(f"{path}: no source knows this file (it looks like: {file.kind})",
                                 "gkp opens ONNX, TorchScript, and the checkpoints listed in docs/sources.md")
 

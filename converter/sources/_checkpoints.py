@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gkp.branched import BranchedConv
+from gkp.converter.budget import Budget
 from gkp.converter.sources import torch_export
 from gkp.converter.sources._records import Record
 from gkp.converter.sources._torchfile import submodules
@@ -47,7 +48,8 @@ def network_in(payload: Any) -> Record | None:
     if isinstance(payload, dict):
         found = next((payload[key] for key in ("model", "net") if isinstance(payload.get(key), Record)), None)
     if isinstance(found, Record) and found.name in _PARALLEL:
-        found = dict(submodules(found)).get("module")
+        modules = found.fields.get("_modules")
+        found = modules.get("module") if isinstance(modules, dict) else None
     return found if isinstance(found, Record) else None
 
 
@@ -59,6 +61,15 @@ def state_dict_in(payload: Any) -> Tensors | None:
         if isinstance(value, dict) and value and all(_is_tensor(k, v) for k, v in value.items()):
             return value
     return None
+
+
+def setting(value: Any) -> Any:
+    """A module's setting as pickled: a number, a word, or a few of them. Of anything else the name of its type, which may be
+    compared and shown: it can be far larger than the file."""
+    if isinstance(value, tuple) and len(value) <= 8:
+        return tuple(part if isinstance(part, int) else f"a {type(part).__name__}" for part in value)
+    plain = value is None or isinstance(value, (int, float)) or (isinstance(value, str) and len(value) <= 80)
+    return value if plain else f"a {type(value).__name__}"
 
 
 def masked(tensors: Mapping[str, Array], name: str, mask: Array) -> Array:
@@ -73,7 +84,7 @@ def masked(tensors: Mapping[str, Array], name: str, mask: Array) -> Array:
 
 
 def _is_tensor(name: Any, value: Any) -> bool:
-    return isinstance(name, str) and isinstance(value, np.ndarray) and value.dtype != object
+    return isinstance(name, str) and isinstance(value, np.ndarray) and value.dtype.kind in "biufc"
 
 
 def class_name(record: Record) -> str:
@@ -89,6 +100,7 @@ def without_prefix(tensors: Mapping[str, Array], prefix: str = "module.") -> Ten
 
 # ---- how it is rebuilt -----------------------------------------------------------------------------------------------
 def open_network(
+    file: SourceFile,
     tensors: Mapping[str, Array],
     forms: Mapping[str, BranchedConv] | None = None,
     *,
@@ -116,7 +128,7 @@ def open_network(
     if options.arch:
         module, default, name = _user_module(options.arch, tensors, forms), image, options.arch
     else:
-        arch, module = rebuild(tensors, forms, record, shortcut)
+        arch, module = rebuild(tensors, forms, record, shortcut, file.budget)
         default, name = image or arch.input_shape, arch.name
         if pruned and lost_filters(module, arch):
             dense = partial(skeleton, arch)
@@ -133,7 +145,7 @@ def open_network(
 
 
 def rebuild(tensors: Mapping[str, Array], forms: Mapping[str, BranchedConv], record: Record | None,
-            shortcut: str | None) -> tuple[Architecture, torch.nn.Module]:
+            shortcut: str | None, budget: Budget) -> tuple[Architecture, torch.nn.Module]:
     """The architecture of these tensors, and the network with them in it. See open_network."""
     from gkp.pruning.models.build import build, recognise
 
@@ -142,7 +154,7 @@ def rebuild(tensors: Mapping[str, Array], forms: Mapping[str, BranchedConv], rec
         arch = replace(arch, shortcut=shortcut)  # type: ignore[arg-type]
     module = build(arch, tensors, forms)
     if record is not None:
-        _adopt_settings(record, arch, module)
+        _adopt_settings(record, arch, module, budget)
     return arch, module
 
 
@@ -157,20 +169,20 @@ def lost_filters(module: torch.nn.Module, arch: Architecture) -> bool:
                for name, part in convs if hasattr(part, "weight"))
 
 
-def _adopt_settings(record: Record, arch: Architecture, module: torch.nn.Module) -> None:
+def _adopt_settings(record: Record, arch: Architecture, module: torch.nn.Module, budget: Budget) -> None:
     """Compare the settings of every pickled conv with those of the rebuilt one; take over the epsilon of every norm."""
     rebuilt = dict(module.named_modules())
-    for name, part in submodules(record):
+    for name, part in submodules(record, budget):
         own, fields = rebuilt.get(arch.canonical(name.removesuffix(".conv2d"))), part.fields
         if own is None:
             continue
         if part.name == _NORM and isinstance(fields.get("eps"), float):
             own.eps = fields["eps"]
         if part.name == _CONV:
-            expected = repr(_geometry(own))
-            numbers = (fields.get(key) for key in ("stride", "padding", "dilation"))
-            found = repr((*numbers, fields.get("padding_mode", "zeros")))  # PyTorch before 1.1 has no padding modes
-            if found != expected:
+            expected = _geometry(own)
+            values = (*(fields.get(key) for key in ("stride", "padding", "dilation")), fields.get("padding_mode", "zeros"))
+            found = tuple(setting(value) for value in values)  # PyTorch before 1.1 has no padding modes
+            if repr(found) != repr(expected):
                 settings = "(stride, padding, dilation, mode)"
                 problem = f"{clean(name)} has {settings} {clean(found, 80)}, in {arch.name} it has {expected}"
                 raise UnsupportedModelError(problem, ARCH_HINT)

@@ -1,6 +1,6 @@
 """What a pickle may call: our own harmless versions of the constructors that torch, numpy and pickle write.
 
-`CONSTRUCTORS` is the whole list. Each takes the argument tuple and the limits, checks every argument, and builds plain
+`CONSTRUCTORS` is the whole list. Each takes the argument tuple and the budget, checks every argument, and builds plain
 Python data or numpy arrays. `refuse_dangerous` names what a pickle must not even mention.
 """
 
@@ -13,13 +13,17 @@ from typing import Any
 
 import numpy as np
 
+from gkp.converter.budget import Budget
 from gkp.errors import UnsafeFileError
 from gkp.text import clean
 from gkp.types import Array
 
-from ._records import Global, Limits, Record, Storage, corrupt
+from ._records import Global, ObjectArray, Record, Storage, corrupt
+from ._records import key as hashable
 
-Constructor = Callable[[tuple[Any, ...], Limits], Any]
+_ELEMENT = 64  # bytes that a copy takes per element, also in a dict or set
+
+Constructor = Callable[[tuple[Any, ...], Budget], Any]
 
 UNSAFE_HINT = "If you trust its author, save only the model's state_dict() with torch.save and convert that."
 
@@ -63,83 +67,83 @@ def _one(args: tuple[Any, ...], kinds: tuple[type, ...], default: Any) -> Any:
     return args[0]
 
 
-def _elements(args: tuple[Any, ...], limits: Limits) -> Iterable[Any]:
+def _elements(args: tuple[Any, ...], budget: Budget) -> Iterable[Any]:
     values = _one(args, (list, tuple, set, frozenset, dict), ())
-    limits.copy(len(values))
+    budget.bytes(_ELEMENT * len(values))
     return values  # type: ignore[no-any-return]
 
 
-def _list(args: tuple[Any, ...], limits: Limits) -> list[Any]:
-    return list(_elements(args, limits))
+def _list(args: tuple[Any, ...], budget: Budget) -> list[Any]:
+    return list(_elements(args, budget))
 
 
-def _tuple(args: tuple[Any, ...], limits: Limits) -> tuple[Any, ...]:
-    return tuple(_elements(args, limits))
+def _tuple(args: tuple[Any, ...], budget: Budget) -> tuple[Any, ...]:
+    return tuple(_elements(args, budget))
 
 
-def _set(args: tuple[Any, ...], limits: Limits) -> set[Any]:
-    return {limits.key(value) for value in _elements(args, limits)}
+def _set(args: tuple[Any, ...], budget: Budget) -> set[Any]:
+    return {hashable(value, budget) for value in _elements(args, budget)}
 
 
-def _frozenset(args: tuple[Any, ...], limits: Limits) -> frozenset[Any]:
-    return frozenset(_set(args, limits))
+def _frozenset(args: tuple[Any, ...], budget: Budget) -> frozenset[Any]:
+    return frozenset(_set(args, budget))
 
 
-def _dict(args: tuple[Any, ...], limits: Limits) -> dict[Any, Any]:
+def _dict(args: tuple[Any, ...], budget: Budget) -> dict[Any, Any]:
     source = _one(args, (dict, list, tuple), ())
-    limits.copy(len(source))
+    budget.bytes(_ELEMENT * len(source))
     if isinstance(source, dict):
         return dict(source)
     if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in source):
         raise corrupt("a dict is made from something other than pairs")
-    return {limits.key(key): value for key, value in source}
+    return {hashable(key, budget): value for key, value in source}
 
 
-def _defaultdict(args: tuple[Any, ...], limits: Limits) -> dict[Any, Any]:
-    return _dict(args[1:], limits)
+def _defaultdict(args: tuple[Any, ...], budget: Budget) -> dict[Any, Any]:
+    return _dict(args[1:], budget)
 
 
 def _number(kind: type) -> Constructor:
-    def build(args: tuple[Any, ...], limits: Limits) -> Any:
+    def build(args: tuple[Any, ...], budget: Budget) -> Any:
         value = _one(args, (bool, int, float), 0)
         return kind(value)
 
     return build
 
 
-def _complex(args: tuple[Any, ...], limits: Limits) -> complex:
+def _complex(args: tuple[Any, ...], budget: Budget) -> complex:
     if len(args) > 2 or not all(isinstance(part, (int, float)) for part in args):
         raise corrupt("complex() got arguments it cannot take")
     return complex(*args)
 
 
-def _str(args: tuple[Any, ...], limits: Limits) -> str:
+def _str(args: tuple[Any, ...], budget: Budget) -> str:
     return str(_one(args, (str,), ""))
 
 
-def _bytes(args: tuple[Any, ...], limits: Limits) -> bytes:
+def _bytes(args: tuple[Any, ...], budget: Budget) -> bytes:
     """bytes(), bytes(b"..") or bytearray("text", "latin-1"); never bytes(count)."""
     if len(args) == 2:
-        return _encode(args, limits)
+        return _encode(args, budget)
     value = _one(args, (bytes, bytearray), b"")
-    limits.copy(len(value))
+    budget.bytes(len(value))
     return bytes(value)
 
 
-def _bytearray(args: tuple[Any, ...], limits: Limits) -> bytearray:
-    return bytearray(_bytes(args, limits))
+def _bytearray(args: tuple[Any, ...], budget: Budget) -> bytearray:
+    return bytearray(_bytes(args, budget))
 
 
-def _encode(args: tuple[Any, ...], limits: Limits) -> bytes:
+def _encode(args: tuple[Any, ...], budget: Budget) -> bytes:
     """_codecs.encode(text, "latin1"): how protocol 2 spells bytes."""
     if len(args) != 2 or not isinstance(args[0], str) or args[1] not in ("latin1", "latin-1"):
         raise corrupt("_codecs.encode got arguments it cannot take")
-    limits.copy(len(args[0]))
+    budget.bytes(len(args[0]))
     return args[0].encode("latin-1")
 
 
 def _integers(kind: Callable[..., Any]) -> Constructor:
-    def build(args: tuple[Any, ...], limits: Limits) -> Any:
+    def build(args: tuple[Any, ...], budget: Budget) -> Any:
         if not 1 <= len(args) <= 3 or not all(part is None or isinstance(part, int) for part in args):
             raise corrupt(f"{kind.__name__} got arguments it cannot take")
         return kind(*args)
@@ -147,17 +151,18 @@ def _integers(kind: Callable[..., Any]) -> Constructor:
     return build
 
 
-def _reconstructor(args: tuple[Any, ...], limits: Limits) -> Record:
+def _reconstructor(args: tuple[Any, ...], budget: Budget) -> Record:
     """copyreg._reconstructor(cls, base, state): how protocols 0 and 1 spell an instance."""
     if len(args) != 3 or not isinstance(args[0], Global):
         raise corrupt("copyreg._reconstructor got arguments it cannot take")
+    budget.objects(4)
     return Record(args[0].name, () if args[2] is None else (args[2],))
 
 
 # --- torch ------------------------------------------------------------------------------------------------------------
 
 
-def _tensor(args: tuple[Any, ...], limits: Limits) -> Array:
+def _tensor(args: tuple[Any, ...], budget: Budget) -> Array:
     """torch._utils._rebuild_tensor(_v2)(storage, offset, size, stride, ...)."""
     if len(args) < 4 or not isinstance(args[0], Storage):
         raise corrupt("a tensor has no storage")
@@ -165,37 +170,37 @@ def _tensor(args: tuple[Any, ...], limits: Limits) -> Array:
     offset, size, stride = args[1:4]
     if not isinstance(size, tuple) or not isinstance(stride, tuple):
         raise corrupt("a tensor has no shape")
-    return storage.tensor(offset, size, stride, limits)
+    return storage.tensor(offset, size, stride, budget)
 
 
-def _parameter(args: tuple[Any, ...], limits: Limits) -> Array:
+def _parameter(args: tuple[Any, ...], budget: Budget) -> Array:
     if not args or not isinstance(args[0], np.ndarray):
         raise corrupt("a parameter has no tensor")
     tensor: Array = args[0]
     return tensor
 
 
-def _tensor_with_attributes(args: tuple[Any, ...], limits: Limits) -> Any:
+def _tensor_with_attributes(args: tuple[Any, ...], budget: Budget) -> Any:
     """torch._tensor._rebuild_from_type_v2(function, type, arguments, state): the attributes are dropped."""
     if len(args) != 4 or not isinstance(args[0], Global) or not isinstance(args[2], tuple):
         raise corrupt("_rebuild_from_type_v2 got arguments it cannot take")
     function = _TENSORS.get(args[0].name)
     if function is None:
         raise UnsafeFileError(f"pickle calls {clean(args[0].name, 120)}", UNSAFE_HINT)
-    return function(args[2], limits)
+    return function(args[2], budget)
 
 
-def _device(args: tuple[Any, ...], limits: Limits) -> str:
+def _device(args: tuple[Any, ...], budget: Budget) -> str:
     if not 1 <= len(args) <= 2 or not isinstance(args[0], str) or not all(isinstance(i, int) for i in args[1:]):
         raise corrupt("torch.device got arguments it cannot take")
     return ":".join(str(part) for part in args)
 
 
-def _layout(args: tuple[Any, ...], limits: Limits) -> Global:
-    return Global(_str(args, limits))
+def _layout(args: tuple[Any, ...], budget: Budget) -> Global:
+    return Global(_str(args, budget))
 
 
-def _type_tag(args: tuple[Any, ...], limits: Limits) -> Any:
+def _type_tag(args: tuple[Any, ...], budget: Budget) -> Any:
     """torch.jit._pickle.restore_type_tag(value, "Dict[str, int]")."""
     if len(args) != 2 or not isinstance(args[1], str):
         raise corrupt("restore_type_tag got arguments it cannot take")
@@ -210,17 +215,20 @@ _PLAIN_DTYPE = re.compile(r"[<>=|]?(?:[?]|b1|[iu][1248]?|f[248]?|c(?:8|16)|[SUa]
 class NumpyDtype:
     """A numpy.dtype under construction; pickles give the byte order in a second step."""
 
+    __slots__ = ("dtype",)
+
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self.dtype = dtype
 
     def set_state(self, state: Any) -> None:
         """State (version, byte order, subdtype, names, fields, ...); only the byte order may say something."""
-        if not isinstance(state, tuple) or len(state) < 5 or state[1] not in ("<", ">", "=", "|"):
+        order = state[1] if isinstance(state, tuple) and len(state) >= 5 else None
+        if not isinstance(order, str) or order not in ("<", ">", "=", "|"):
             raise corrupt("a numpy dtype has an impossible state")
         if any(part is not None for part in state[2:5]):
             raise corrupt("numpy arrays with fields cannot be read")
-        if state[1] != "|":
-            self.dtype = self.dtype.newbyteorder(state[1])
+        if order != "|":
+            self.dtype = self.dtype.newbyteorder(order)  # type: ignore[arg-type]
 
 
 def plain_dtype(code: Any) -> np.dtype[Any]:
@@ -230,16 +238,16 @@ def plain_dtype(code: Any) -> np.dtype[Any]:
     raise corrupt("an array has a type that cannot be read")
 
 
-def plain_array(data: Any, dtype: np.dtype[Any], shape: Any, fortran: Any, limits: Limits) -> Array:
+def plain_array(data: Any, dtype: np.dtype[Any], shape: Any, fortran: Any, budget: Budget) -> Array:
     """A native C-contiguous copy of `data` (bytes, or latin-1 text from Python 2). FileError if the sizes disagree."""
     if isinstance(data, str):
-        limits.copy(len(data))
+        budget.bytes(len(data))
         data = data.encode("latin-1")
     if not isinstance(data, (bytes, bytearray)) or dtype.hasobject or dtype.itemsize > len(data) + 64:
         raise corrupt("an array holds no numbers")
     if _element_count(shape) * dtype.itemsize != len(data):
         raise corrupt(f"an array holds {len(data)} bytes, which its shape contradicts")
-    limits.copy(len(data))
+    budget.bytes(len(data))
     flat: Array = np.frombuffer(data, dtype) if data else np.empty(0, dtype)
     if dtype.kind == "b":
         flat = flat.view(np.uint8) != 0  # any byte but 0 is True
@@ -253,45 +261,51 @@ def _element_count(shape: Any) -> int:
     return math.prod(shape)
 
 
-def set_array_state(array: Array, state: Any, limits: Limits) -> None:
-    """ndarray.__setstate__ on the empty array of `_reconstruct`; state (version, shape, dtype, fortran, data)."""
+class UnfilledArray:
+    """What numpy's _reconstruct gives: BUILD brings the content. places: where the memo refers to it."""
+
+    __slots__ = ("places",)
+
+    def __init__(self) -> None:
+        self.places: list[int] = []
+
+
+def array_of_state(state: Any, budget: Budget) -> Array | ObjectArray:
+    """ndarray.__setstate__; state (version, shape, dtype, fortran, data)."""
     if not isinstance(state, tuple) or len(state) not in (4, 5) or not isinstance(state[-3], NumpyDtype):
         raise corrupt("a numpy array has an impossible state")
     shape, dtype, fortran, data = state[-4], state[-3].dtype, state[-2], state[-1]
-    if dtype.hasobject:
-        if not isinstance(data, list) or len(data) != _element_count(shape):
-            raise corrupt("an object array holds the wrong number of elements")
-        limits.copy(len(data))
-        new: tuple[Any, ...] = (1, shape, np.dtype(object), bool(fortran), data)
-    else:
-        filled = plain_array(data, dtype, shape, fortran, limits)
-        new = (1, filled.shape, filled.dtype, False, filled.tobytes())
-    array.__setstate__(new)  # in place: the memo may already refer to it
+    if not dtype.hasobject:
+        return plain_array(data, dtype, shape, fortran, budget)
+    if not isinstance(data, list) or len(data) != _element_count(shape) :
+        raise corrupt("an object array holds the wrong number of elements")
+    budget.bytes(8 * len(data))
+    return ObjectArray(shape, list(data))  # in C order, whatever its memory was
 
 
-def _reconstruct(args: tuple[Any, ...], limits: Limits) -> Array:
+def _reconstruct(args: tuple[Any, ...], budget: Budget) -> UnfilledArray:
     """numpy.core.multiarray._reconstruct(numpy.ndarray, (0,), b"b"): an empty array, filled by its state."""
-    if len(args) != 3 or args[0] != Global("numpy.ndarray"):
+    if len(args) != 3 or not isinstance(args[0], Global) or args[0].name != "numpy.ndarray":
         raise corrupt("numpy's _reconstruct got arguments it cannot take")
-    return np.empty(0, np.int8)
+    return UnfilledArray()
 
 
-def _dtype(args: tuple[Any, ...], limits: Limits) -> NumpyDtype:
+def _dtype(args: tuple[Any, ...], budget: Budget) -> NumpyDtype:
     return NumpyDtype(plain_dtype(args[0] if args else None))
 
 
-def _scalar(args: tuple[Any, ...], limits: Limits) -> Any:
+def _scalar(args: tuple[Any, ...], budget: Budget) -> Any:
     """numpy.core.multiarray.scalar(dtype, bytes)."""
     if len(args) != 2 or not isinstance(args[0], NumpyDtype):
         raise corrupt("a numpy scalar has no type")
-    return plain_array(args[1], args[0].dtype, (1,), False, limits)[0]
+    return plain_array(args[1], args[0].dtype, (1,), False, budget)[0]
 
 
-def _frombuffer(args: tuple[Any, ...], limits: Limits) -> Array:
+def _frombuffer(args: tuple[Any, ...], budget: Budget) -> Array:
     """numpy.core.numeric._frombuffer(buffer, dtype, shape, order): arrays in protocol 5."""
     if len(args) != 4 or not isinstance(args[1], NumpyDtype) or args[3] not in ("C", "F"):
         raise corrupt("numpy's _frombuffer got arguments it cannot take")
-    return plain_array(args[0], args[1].dtype, args[2], args[3] == "F", limits)
+    return plain_array(args[0], args[1].dtype, args[2], args[3] == "F", budget)
 
 
 # --- the table --------------------------------------------------------------------------------------------------------

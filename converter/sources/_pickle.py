@@ -1,4 +1,4 @@
-"""A pickle reader that executes nothing: a small machine over `pickletools.genops`.
+"""A pickle reader that executes nothing: a small machine over the opcodes of `pickletools`.
 
 The standard Unpickler imports and calls what a file names, and even a subclass that forbids this can be made to take
 gigabytes (its memo is an array indexed by a number in the file) or exponential time (hashes of nested tuples). Here
@@ -6,7 +6,8 @@ gigabytes (its memo is an array indexed by a number in the file) or exponential 
 1. a global is a name, and is refused when it belongs to what can run code (`_constructors.refuse_dangerous`);
 2. only the functions of `_constructors.CONSTRUCTORS` are called, and these are our own;
 3. an instance of any other class becomes a `Record`;
-4. time, memory and nesting are bounded by the size of the input (`_records.Limits`, `_records.walk`).
+4. time and memory are charged to a budget before they are taken, numbers are short, and what is nested too deep is let go
+   without recursion (`_records`).
 
 Semantics of the opcodes: the documentation in CPython's Lib/pickletools.py.
 """
@@ -15,62 +16,95 @@ from __future__ import annotations
 
 import io
 import pickletools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
-
+from gkp.converter.budget import Budget
 from gkp.errors import GkpError, UnsafeFileError
 from gkp.text import clean
-from gkp.types import Array
 
-from ._constructors import CONSTRUCTORS, UNSAFE_HINT, NumpyDtype, refuse_dangerous, set_array_state
-from ._records import Global, Limits, Record, Storage, corrupt, walk
-
-__all__ = ["Array", "Global", "PersistentLoad", "Record", "Storage", "load_pickle", "load_stream"]
+from ._constructors import CONSTRUCTORS, UNSAFE_HINT, NumpyDtype, UnfilledArray, array_of_state, refuse_dangerous
+from ._records import Global, Record, corrupt, walk
+from ._records import key as hashable
 
 PersistentLoad = Callable[[Any], Any]
 
+_OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
+_DECIMAL = frozenset({"INT", "LONG", "FLOAT", "PUT", "GET"})
+_MAX_DIGITS = 700
+_MAX_BITS = 2048
+_CLOCK = 1024  # operations between two looks at the time
+_NOTHING = object()
 
-def load_pickle(data: bytes, persistent_load: PersistentLoad | None = None) -> Any:
+
+def load_pickle(data: bytes, persistent_load: PersistentLoad | None = None, budget: Budget | None = None) -> Any:
     """The object that `data` (protocols 0 to 5) describes, as inert data.
 
     Result: Python scalars, list, tuple, dict (also for OrderedDict, defaultdict, Counter), set, frozenset, bytes,
-    numpy arrays (tensors, parameters and arrays; native byte order, C-contiguous), `Global` for a class or function,
-    `Record` for any other instance. It may be cyclic, and is at most `_records.MAX_DEPTH` deep.
-    persistent_load: called with each persistent id, gives a `Storage`, a `Global` or plain data.
-    Raises UnsafeFileError naming what the pickle calls or refers to, FileError if it is damaged or a bomb.
+    numpy arrays (tensors, parameters and arrays of numbers or text; native byte order, C-contiguous), `ObjectArray`,
+    `Global` for a class or function, `Record` for any other instance. It may be cyclic, and is at most
+    `_records.MAX_DEPTH` deep.
+    persistent_load: called with each persistent id, gives a `Storage`, a `Global` or plain data. budget: without one, that
+    of a file with these bytes.
+    Raises UnsafeFileError naming what the pickle calls or refers to, or when it costs more than its budget; FileError if it
+    is damaged.
     """
-    return load_stream(io.BytesIO(data), len(data), persistent_load)
+    return load_stream(io.BytesIO(data), budget or Budget(len(data)), persistent_load)
 
 
-def load_stream(stream: io.BytesIO, size: int, persistent_load: PersistentLoad | None = None) -> Any:
-    """`load_pickle` from the current position; leaves the stream just behind the pickle. size: bytes of input."""
+def load_stream(stream: io.BytesIO, budget: Budget, persistent_load: PersistentLoad | None = None) -> Any:
+    """`load_pickle` from the current position; leaves the stream just behind the pickle."""
     try:
-        root = _Machine(Limits(size), persistent_load).run(stream)
+        root = _Machine(budget, persistent_load).run(stream)
     except GkpError:
         raise
-    except (ValueError, TypeError, IndexError, KeyError, OverflowError, AttributeError) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, MemoryError) as error:
         raise corrupt(f"{type(error).__name__} while reading it") from error
-    for _ in walk(root):  # refuses what is nested too deep
-        pass
+    for value in walk(root):  # refuses what is nested too deep
+        if isinstance(value, UnfilledArray):
+            raise corrupt("an array has no content")
     return root
 
 
+def _opcodes(stream: io.BytesIO) -> Iterator[tuple[str, Any]]:
+    """(name, argument) of each opcode, as pickletools reads them; but numbers are as short as honest ones: in text their
+    conversion takes quadratic time."""
+    while True:
+        code = stream.read(1)
+        opcode = _OPCODES.get(code.decode("latin-1"))
+        if opcode is None:
+            raise corrupt("it has no end" if not code else "it has an unknown opcode")
+        source = stream
+        if opcode.name in _DECIMAL:
+            line = stream.readline(_MAX_DIGITS)
+            source = io.BytesIO(line)
+        argument = None if opcode.arg is None else opcode.arg.reader(source)
+        if isinstance(argument, int) and argument.bit_length() > _MAX_BITS:
+            raise corrupt("an integer in it is too large")
+        yield opcode.name, argument
+        if opcode.name == "STOP":
+            return
+
+
 class _Machine:
-    def __init__(self, limits: Limits, persistent_load: PersistentLoad | None) -> None:
-        self.limits = limits
+    def __init__(self, budget: Budget, persistent_load: PersistentLoad | None) -> None:
+        self.budget = budget
         self.persistent_load = persistent_load
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []  # the stacks under each mark
-        self.memo: dict[int, Any] = {}
+        self.memo: list[Any] = []
+        self.remembered = 0
 
     def run(self, stream: io.BytesIO) -> Any:
-        for opcode, argument, _ in pickletools.genops(stream):
-            handler = _HANDLERS.get(opcode.name)
+        for count, (name, argument) in enumerate(_opcodes(stream)):
+            handler = _HANDLERS.get(name)
             if handler is None:
-                raise UnsafeFileError(f"pickle uses the opcode {opcode.name}", UNSAFE_HINT)
-            self.limits.opcode()
+                raise UnsafeFileError(f"pickle uses the opcode {name}", UNSAFE_HINT)
+            self.budget.objects()
+            if not count % _CLOCK:
+                self.budget.steps(_CLOCK)
+            if name.endswith("PUT") and argument > count:
+                raise corrupt(f"it remembers an object under the number {argument} after {count} operations")
             handler(self, argument)
         if len(self.stack) != 1 or self.below:
             raise corrupt("it ends with the wrong number of objects")
@@ -99,12 +133,12 @@ class _Machine:
         constructor = CONSTRUCTORS.get(function.name)
         if constructor is None:
             raise UnsafeFileError(f"pickle calls {clean(function.name, 120)}", UNSAFE_HINT)
-        return constructor(args, self.limits)
+        return constructor(args, self.budget)
 
     def instantiate(self, cls: Any, args: Any) -> Any:
         """NEWOBJ: `cls.__new__(cls, *args)`, which for a class we do not know is a Record."""
         if isinstance(cls, Global) and cls.name not in CONSTRUCTORS and isinstance(args, tuple):
-            self.limits.opcode(4)
+            self.budget.objects(4)
             return Record(cls.name, args)
         return self.call(cls, args)
 
@@ -114,7 +148,7 @@ class _Machine:
         if not isinstance(target, dict) or len(flat) % 2:
             raise corrupt("it sets items of something that is not a dict")
         for key, value in zip(flat[::2], flat[1::2], strict=True):
-            target[self.limits.key(key)] = value
+            target[hashable(key, self.budget)] = value
 
     def extend(self, target: Any, values: list[Any]) -> None:
         if isinstance(target, Record):
@@ -123,16 +157,40 @@ class _Machine:
             raise corrupt("it appends to something that is not a list")
         target.extend(values)
 
-    def build(self, target: Any, state: Any) -> None:
+    def build(self, target: Any, state: Any) -> Any:
         """BUILD: stores the state of a record or array; the attributes of a dict (torch's _metadata) are dropped."""
         if isinstance(target, Record):
             target.state = state
         elif isinstance(target, NumpyDtype):
             target.set_state(state)
-        elif isinstance(target, np.ndarray) and target.shape == (0,):
-            set_array_state(target, state, self.limits)
+        elif isinstance(target, UnfilledArray):
+            array = array_of_state(state, self.budget)
+            for place in target.places:
+                if self.memo[place] is target:
+                    self.memo[place] = array
+            return array
         elif not isinstance(target, dict):
             raise corrupt(f"it gives a state to a {type(target).__name__}")
+        return target
+
+    def remember(self, index: int) -> None:
+        value = self.stack[-1]
+        while len(self.memo) < index:
+            self.memo.append(_NOTHING)
+        if index == len(self.memo):
+            self.memo.append(value)
+            self.remembered += 1
+        else:
+            self.remembered += self.memo[index] is _NOTHING
+            self.memo[index] = value
+        if isinstance(value, UnfilledArray):
+            value.places.append(index)
+
+    def recall(self, index: int) -> Any:
+        value = self.memo[index] if 0 <= index < len(self.memo) else _NOTHING
+        if value is _NOTHING:
+            raise corrupt("it refers to an object that it does not remember")
+        return value
 
 
 _Handler = Callable[[_Machine, Any], None]
@@ -144,7 +202,7 @@ def _push(m: _Machine, argument: Any) -> None:
 
 def _push_new(make: Callable[[], Any], cost: int) -> _Handler:
     def handle(m: _Machine, argument: Any) -> None:
-        m.limits.opcode(cost)
+        m.budget.objects(cost)
         m.stack.append(make())
 
     return handle
@@ -200,7 +258,7 @@ def _dict(m: _Machine, argument: Any) -> None:
 
 def _frozenset(m: _Machine, argument: Any) -> None:
     values = m.pop_mark()
-    m.stack.append(frozenset(m.limits.key(value) for value in values))
+    m.stack.append(frozenset(hashable(value, m.budget) for value in values))
 
 
 def _append(m: _Machine, argument: Any) -> None:
@@ -229,22 +287,23 @@ def _add_items(m: _Machine, argument: Any) -> None:
     values = m.pop_mark()
     if not isinstance(m.stack[-1], set):
         raise corrupt("it adds members to something that is not a set")
-    m.stack[-1].update(m.limits.key(value) for value in values)
+    m.stack[-1].update(hashable(value, m.budget) for value in values)
 
 
 def _get(m: _Machine, index: Any) -> None:
-    m.stack.append(m.memo[index])
+    m.stack.append(m.recall(index))
 
 
 def _put(m: _Machine, index: Any) -> None:
-    m.memo[index] = m.stack[-1]
+    m.remember(index)
 
 
 def _memoize(m: _Machine, argument: Any) -> None:
-    m.memo[len(m.memo)] = m.stack[-1]
+    m.remember(m.remembered)
 
 
 def _global(m: _Machine, argument: str) -> None:
+    m.budget.objects()
     m.stack.append(m.refer(argument.replace(" ", ".", 1)))
 
 
@@ -252,7 +311,7 @@ def _stack_global(m: _Machine, argument: Any) -> None:
     module, name = m.pop(2)
     if not isinstance(module, str) or not isinstance(name, str):
         raise corrupt("a name is not text")
-    m.limits.copy(len(module) + len(name))
+    m.budget.bytes(len(module) + len(name))
     m.stack.append(m.refer(f"{module}.{name}"))
 
 
@@ -270,7 +329,7 @@ def _new_object_ex(m: _Machine, argument: Any) -> None:
     cls, args, keywords = m.pop(3)
     if not isinstance(args, tuple) or not isinstance(keywords, dict):
         raise corrupt("an instance has impossible arguments")
-    m.limits.copy(len(args))
+    m.budget.bytes(8 * len(args))
     m.stack.append(m.instantiate(cls, (*args, keywords) if keywords else args))
 
 
@@ -291,13 +350,13 @@ def _obj(m: _Machine, argument: Any) -> None:
 
 def _build(m: _Machine, argument: Any) -> None:
     target, state = m.pop(2)
-    m.build(target, state)
-    m.stack.append(target)
+    m.stack.append(m.build(target, state))
 
 
 def _persistent(m: _Machine, pid: Any) -> None:
     if m.persistent_load is None:
         raise corrupt("it refers to data outside itself")
+    m.budget.objects(8)
     m.stack.append(m.persistent_load(pid))
 
 
@@ -316,9 +375,9 @@ _HANDLERS: dict[str, _Handler] = {
     "NONE": _push,  # its argument is None
     "NEWTRUE": lambda m, _: m.stack.append(True),
     "NEWFALSE": lambda m, _: m.stack.append(False),
-    "EMPTY_LIST": _push_new(list, 0),
+    "EMPTY_LIST": _push_new(list, 1),
     "EMPTY_TUPLE": _push_new(tuple, 0),
-    "EMPTY_DICT": _push_new(dict, 0),
+    "EMPTY_DICT": _push_new(dict, 1),
     "EMPTY_SET": _push_new(set, 3),
     "MARK": _mark,
     "POP": _pop,

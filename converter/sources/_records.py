@@ -1,28 +1,29 @@
-"""The inert objects that files from strangers are read into, and the limits under which they are read.
+"""The inert objects that files from strangers are read into.
 
 Nothing here imports, calls or instantiates what a file names: a name stays a name (`Global`), an instance stays a name
-with its arguments and state (`Record`), a block of numbers stays bytes (`Storage`) until a checked view copies it out.
+with its arguments and state (`Record`), a block of numbers stays bytes (`Storage`) until a checked view copies it out, an
+array of objects stays a list (`ObjectArray`): numpy frees arrays within arrays by recursion, CPython all other containers
+here without it, so that what is nested too deep can be let go.
 """
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Iterator
+from collections import ChainMap
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
+from gkp.converter.budget import Budget
 from gkp.errors import FileError
 from gkp.text import clean
 from gkp.types import Array
 
 MAX_DEPTH = 200  # containers within containers; a module costs three levels, so this is 60 modules deep
-_COPY_FACTOR = 8  # elements and bytes that constructors may copy, per byte of input ...
-_COPY_SLACK = 1 << 16  # ... and for free, so that tiny files work
-_MAX_OPCODES = 4_000_000  # a one-byte opcode makes an object of up to 200 bytes, whatever the size of the file
-_MAX_UNSALTED_KEYS = 4096  # keys whose hashes a file can choose: with n colliding keys a dict costs n^2
-_VIEW_FACTOR = 4  # bytes of tensors that may be made per byte of storage (tied and overlapping weights)
 _MAX_DIMS = 32
 
 
@@ -31,14 +32,14 @@ def corrupt(what: str) -> FileError:
     return FileError(f"corrupt pickle: {what}", "The file is damaged or not a checkpoint; save or download it again.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Global:
     """A name ("module.attribute") that a pickle refers to. It is never imported."""
 
     name: str
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Record:
     """An instance that a pickle describes: class name, constructor arguments, and the state given to it afterwards.
 
@@ -55,57 +56,38 @@ class Record:
         return f"Record({clean(self.name, 120)})"
 
     @property
-    def fields(self) -> dict[str, Any]:
-        """Instance attributes: the state dict, or both dicts of a (dict, slots) pair, or nothing."""
-        parts = self.state if isinstance(self.state, tuple) else (self.state,)
-        return {key: value for part in parts if isinstance(part, dict) for key, value in part.items()}
+    def fields(self) -> Mapping[str, Any]:
+        """Instance attributes: the state dict, or both dicts of a (dict, slots) pair, or nothing. Nothing is copied: many
+        records can share one state."""
+        if isinstance(self.state, dict):
+            return self.state
+        parts = self.state if isinstance(self.state, tuple) and len(self.state) == 2 else ()
+        return ChainMap(*(part for part in reversed(parts) if isinstance(part, dict)))
 
 
-class Limits:
-    """What one pickle may still cost. Linear in the size of the input, so that a small file stays a small problem."""
+@dataclass(eq=False, slots=True)
+class ObjectArray:
+    """A numpy array of objects; items: in C order."""
 
-    def __init__(self, size: int) -> None:
-        self._opcodes = _MAX_OPCODES
-        self._copies = _COPY_FACTOR * size + _COPY_SLACK
-        self._unsalted_keys = _MAX_UNSALTED_KEYS
-        self._storage_ids: set[int] = set()
-        self._view_bytes = _COPY_SLACK
+    shape: tuple[int, ...]
+    items: list[Any]
 
-    def opcode(self, cost: int = 1) -> None:
-        self._opcodes -= cost
-        if self._opcodes < 0:
-            raise corrupt(f"more than {_MAX_OPCODES} operations")
 
-    def copy(self, count: int) -> None:
-        """Charge `count` elements or bytes that are about to be copied."""
-        self._copies -= count
-        if self._copies < 0:
-            raise corrupt("it copies far more than it holds")
+def key(value: Any, budget: Budget) -> Any:
+    """`value` if it may be a dict key or set member: scalars, flat tuples of scalars, globals, records.
 
-    def view(self, storage: Storage, nbytes: int) -> None:
-        """Charge a tensor of `nbytes`; every distinct storage pays for `_VIEW_FACTOR` times its own size."""
-        if id(storage.root) not in self._storage_ids:
-            self._storage_ids.add(id(storage.root))
-            self._view_bytes += _VIEW_FACTOR * storage.root.nbytes
-        self._view_bytes -= nbytes
-        if self._view_bytes < 0:
-            raise corrupt(f"its tensors take more than {_VIEW_FACTOR} times the stored data")
-
-    def key(self, value: Any) -> Any:
-        """`value` if it may be a dict key or set member: scalars, flat tuples of scalars, globals, records.
-
-        Hashing and comparing it takes bounded time. Strings and bytes have salted hashes and small integers distinct
-        ones; of anything else a file can make colliding ones, so their number is limited.
-        """
-        if value is None or isinstance(value, (str, bytes)) or (isinstance(value, int) and _small(value)):
-            return value
+    Hashing and comparing it takes time in proportion to its length, which is charged. Strings and bytes have salted hashes
+    and small integers distinct ones; of anything else a file can make colliding ones, so their number is limited.
+    """
+    if isinstance(value, (str, bytes)):
+        budget.steps(1 + len(value))
+    elif value is not None and not (isinstance(value, int) and _small(value)):
         flat = value if isinstance(value, tuple) else (value,)
         if len(flat) > 64 or not all(_scalar(part) for part in flat):
             raise corrupt(f"a {type(value).__name__} is used as a dict key or set member")
-        self._unsalted_keys -= 1
-        if self._unsalted_keys < 0:
-            raise corrupt(f"more than {_MAX_UNSALTED_KEYS} dict keys that are neither text nor small integers")
-        return value
+        budget.keys()
+        budget.steps(sum(len(part) if isinstance(part, (str, bytes)) else 1 for part in flat))
+    return value
 
 
 def _small(value: int) -> bool:
@@ -141,6 +123,8 @@ class Storage:
     first and filled by `provide`.
     """
 
+    __slots__ = ("_data", "_made", "_start", "_waiting", "dtype", "numel", "root")
+
     def __init__(self, dtype: str, numel: int, root: Storage | None = None, start: int = 0) -> None:
         self.dtype = dtype
         self.numel = numel
@@ -148,7 +132,7 @@ class Storage:
         self._start = start
         self._data: Array | None = None
         self._waiting: list[tuple[Array, int, tuple[int, ...]]] = []
-        self._made: dict[tuple[int, tuple[int, ...], tuple[int, ...]], Array] = {}
+        self._made: dict[str, Array] = {}  # by text: of numbers a file could make keys that collide
 
     @property
     def itemsize(self) -> int:
@@ -164,7 +148,7 @@ class Storage:
             raise corrupt("a storage view leaves its storage")
         return Storage(self.dtype, numel, self.root, self._start + offset)
 
-    def provide(self, data: bytes, byteorder: str) -> None:
+    def provide(self, data: bytes | memoryview, byteorder: str) -> None:
         """Give the bytes, `byteorder` "<" or ">", and fill the arrays that wait for them. FileError on a wrong size."""
         if len(data) != self.nbytes:
             raise corrupt(f"a storage holds {len(data)} bytes instead of {self.nbytes}")
@@ -174,38 +158,32 @@ class Storage:
             self._fill(array, offset, stride)
         self._waiting.clear()
 
-    def tensor(self, offset: int, size: tuple[int, ...], stride: tuple[int, ...], limits: Limits) -> Array:
+    def tensor(self, offset: int, size: tuple[int, ...], stride: tuple[int, ...], budget: Budget) -> Array:
         """A C-contiguous native array of shape `size`: element i is storage[offset + sum(i * stride)].
 
         bfloat16 becomes float32. The same view asked for twice is the same array, as tied weights are in torch.
-        FileError if the view leaves the storage, has negative numbers or more elements than the storage (an
-        expanded tensor), or if all views together take too much.
+        FileError if the view leaves the storage, has negative numbers or more elements than the storage (an expanded
+        tensor); UnsafeFileError if all views together take too much.
         """
         if not (_counts(size) and _counts(stride) and _counts((offset,))) or len(size) != len(stride):
             raise corrupt("a tensor has an impossible shape, stride or offset")
-        numel = 1
-        for n in size:
-            numel *= n
+        numel = math.prod(size)
+        stride = tuple(s if n > 1 else 0 for n, s in zip(size, stride, strict=True))  # the others lead nowhere
         last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
         if numel and (numel > self.numel or last >= self.numel):
             raise corrupt("a tensor reaches outside its storage")
-        key = (self._start + offset, size, stride)
-        made = self.root._made.get(key)
+        view = repr((self._start + offset, size, stride))
+        made = self.root._made.get(view)
         if made is None:
             dtype = np.dtype("f4" if self.dtype == _BFLOAT16 else self.dtype)
-            limits.view(self, numel * dtype.itemsize)
-            made = self.root._make(np.zeros(size, dtype), *key)
+            budget.objects(8)
+            budget.bytes(numel * dtype.itemsize)
+            made = self.root._made[view] = np.zeros(size, dtype)
+            if numel and self.root._data is None:
+                self.root._waiting.append((made, self._start + offset, stride))
+            elif numel:
+                self.root._fill(made, self._start + offset, stride)
         return made
-
-    def _make(self, array: Array, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> Array:
-        self._made[offset, size, stride] = array
-        if array.size == 0:
-            return array
-        if self._data is None:
-            self._waiting.append((array, offset, stride))
-        else:
-            self._fill(array, offset, stride)
-        return array
 
     def _fill(self, array: Array, offset: int, stride: tuple[int, ...]) -> None:
         assert self._data is not None
@@ -225,31 +203,42 @@ def _counts(values: tuple[Any, ...]) -> bool:
 def walk(root: Any) -> Iterator[Any]:
     """Every container and record reachable from `root`, each once, depth first, without recursion.
 
-    FileError when they nest more than MAX_DEPTH deep. Scalars and numeric arrays are not yielded.
+    FileError when they nest more than MAX_DEPTH deep, also where one of them was met before. Scalars and numeric arrays are
+    not yielded.
     """
-    seen: set[int] = set()
-    path = [iter((root,))]
+    heights: dict[int, int] = {}  # containers on the longest way down, by identity; those on the path are not in it yet
+    path: list[tuple[int, Iterator[Any]]] = [(0, iter((root,)))]
+    deepest, on_path = [0], {0}  # below each container on the path, as far as it is known
     while path:
-        if len(path) > MAX_DEPTH:
-            raise corrupt(f"nested more than {MAX_DEPTH} deep")
-        for child in path[-1]:
+        for child in path[-1][1]:
             inner = _children(child)
-            if inner is not None and id(child) not in seen:
-                seen.add(id(child))
-                yield child
-                path.append(inner)
-                break
+            if inner is None or id(child) in on_path:  # a cycle ends here
+                continue
+            if id(child) in heights:
+                deepest[-1] = max(deepest[-1], heights[id(child)])
+                continue
+            yield child
+            path.append((id(child), inner))
+            on_path.add(id(child))
+            deepest.append(0)
+            break
         else:
-            path.pop()
+            done = path.pop()[0]
+            on_path.remove(done)
+            height = heights[done] = deepest.pop() + 1
+            if deepest:
+                deepest[-1] = max(deepest[-1], height)
+        if len(path) > MAX_DEPTH + 1 or (deepest and deepest[-1] > MAX_DEPTH):
+            raise corrupt(f"nested more than {MAX_DEPTH} deep")
 
 
 def _children(value: Any) -> Iterator[Any] | None:
     if isinstance(value, dict):
-        return (part for item in list(value.items()) for part in item)
+        return chain(value.keys(), value.values())
     if isinstance(value, (list, tuple, set, frozenset)):
         return iter(value)
     if isinstance(value, Record):
         return iter((value.args, value.state, value.items, value.elements))
-    if isinstance(value, np.ndarray) and value.dtype == object:
-        return iter(value.ravel())
+    if isinstance(value, ObjectArray):
+        return iter(value.items)
     return None

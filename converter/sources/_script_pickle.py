@@ -14,7 +14,7 @@ import pickletools
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,7 +24,9 @@ from gkp.text import clean
 from gkp.types import Array
 
 from ._archive import Archive
-from ._records import MAX_DEPTH, STORAGE_DTYPES, Limits, Record, Storage, corrupt
+from ._records import MAX_DEPTH, STORAGE_DTYPES, Record, Storage, corrupt
+from ._records import key as hashable
+from ._torchfile import read_byteorder
 
 _HINT = "Export the model to ONNX where it was made, or pass --trust-code if you trust its author."
 _GLOBAL = re.compile(r"([A-Za-z_][\w.]*) (\w+)", re.ASCII)
@@ -79,6 +81,7 @@ class _Unbuilt:
     name: str
 
 
+_Container = TypeVar("_Container", ScriptList, ScriptDict)
 _LEAVES = (type(None), bool, int, float, complex, str, np.ndarray, Device)
 
 
@@ -90,8 +93,10 @@ def read_script_pickle(archive: Archive, member: str, names: Callable[[str], boo
     names: may an object be of this class of the archive ("__torch__.Net"), or a container's tag name it?
     UnsafeFileError: what torch's pickler does not write, a name that is not allowed; FileError: it is damaged.
     """
+    if archive.packed(member):
+        budget.bytes(archive.size(member))
     data = archive.read(member)
-    machine = _Machine(archive, member, names, budget, len(data))
+    machine = _Machine(archive, member, names, budget)
     try:
         return machine.run(data)
     except GkpError:
@@ -101,13 +106,13 @@ def read_script_pickle(archive: Archive, member: str, names: Callable[[str], boo
 
 
 class _Machine:
-    def __init__(self, archive: Archive, member: str, names: Callable[[str], bool], budget: Budget, size: int) -> None:
+    def __init__(self, archive: Archive, member: str, names: Callable[[str], bool], budget: Budget) -> None:
         self.archive = archive
         self.member = member
         self.names = names
         self.budget = budget
-        self.limits = Limits(size)
         self.stack: list[Any] = []
+        self.order = read_byteorder(archive)
         self.below: list[list[Any]] = []  # the stacks under each mark
         self.memo: dict[int, Any] = {}
         self.storages: dict[str, Storage] = {}
@@ -119,13 +124,15 @@ class _Machine:
         for count, (opcode, argument, position) in enumerate(pickletools.genops(data)):
             name, end = opcode.name, position or 0
             self.budget.objects()
+            if not count % 1024:
+                self.budget.steps(1024)
             if name not in _HANDLERS:
                 raise self.refuse(f"uses the opcode {name}")
             if (name == "PROTO") != (count == 0) or (name == "PROTO" and argument != 2):
                 raise self.refuse("is not of protocol 2")
             if name == "LONG1" and data[end + 1] != 8:
                 raise self.refuse("holds an integer that is not of 64 bits")
-            if "PUT" in name and argument > count:
+            if "PUT" in name and int(argument or 0) > count:
                 raise self.refuse(f"remembers a value as number {argument} after {count} operations")
             _HANDLERS[name](self, argument)
         if end != len(data) - 1:
@@ -165,9 +172,9 @@ class _Machine:
         self.containers.append(container)
         return container
 
-    def fresh(self, container: Any, kind: type) -> Any:
+    def fresh(self, container: Any, kind: type[_Container]) -> _Container:
         """`container` if it may still be filled."""
-        if type(container) is not kind or container.sealed or container.tag is not None or len(container):
+        if not isinstance(container, kind) or container.sealed or container.tag is not None or len(container):
             raise self.unusual("fills something other than a new container")
         return container
 
@@ -207,9 +214,7 @@ class _Machine:
         for key, value in zip(flat[::2], flat[1::2], strict=True):
             if type(key) not in (str, int, float, bool):
                 raise self.unusual(f"has a {type(key).__name__.strip('_').lower()} as a key")
-            self.budget.steps(1 + len(key) if isinstance(key, str) else 1)
-            self.limits.key(key)
-            if key in target or key != key:
+            if hashable(key, self.budget) in target or key != key:
                 raise self.unusual("sets an item twice")
             target[key] = value
         self.made(target, flat)
@@ -276,14 +281,10 @@ class _Machine:
         record = f"{self.member.removesuffix('.pkl')}/{key}"
         if self.archive.size(record) != storage.nbytes:
             raise corrupt(f"storage {clean(key, 120)} has the wrong size")
-        storage.provide(self.archive.read(record), "<" if self.little() else ">")
+        if self.archive.packed(record):
+            self.budget.bytes(storage.nbytes)
+        storage.provide(self.archive.read(record), self.order)
         self.push(storage)
-
-    def little(self) -> bool:
-        order = self.archive.read("byteorder") if "byteorder" in self.archive.names else b"little"
-        if order not in (b"little", b"big"):
-            raise corrupt("its byte order is neither little nor big")
-        return order == b"little"
 
 
 # ---- what may be called --------------------------------------------------------------------------------------------------
@@ -294,7 +295,7 @@ def _tensor(m: _Machine, args: tuple[Any, ...]) -> Array:
     storage, offset, size, stride = args[:4]
     if not all(type(n) is int for n in (*size, *stride)):
         raise m.unusual("makes a tensor in another way")
-    array: Array = storage.tensor(offset, size, stride, m.limits)
+    array: Array = storage.tensor(offset, size, stride, m.budget)
     return array
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from gkp.converter.budget import Budget
 from gkp.errors import FileError, UnsupportedModelError
 from gkp.text import clean
 from gkp.types import Array
@@ -23,7 +24,7 @@ from gkp.types import Array
 from ._archive import Archive
 from ._constructors import plain_array, plain_dtype
 from ._pickle import load_pickle, load_stream
-from ._records import STORAGE_DTYPES, Global, Limits, Record, Storage, corrupt
+from ._records import STORAGE_DTYPES, Global, ObjectArray, Record, Storage, corrupt
 
 Kind = Literal["torchscript", "torch-zip", "torch-legacy", "pickle", "pt2", "npy", "npz", "onnx", "zip", "unknown"]
 
@@ -31,7 +32,7 @@ _LEGACY_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # LONG1 0x1950a86a20f9469
 _LEGACY_PROTOCOL = 1001
 _NPY_MAGIC = b"\x93NUMPY"
 _MAX_NPY_HEADER = 10_000
-_MAX_NAMES = 100_000  # dotted names of one model; shared submodules can make exponentially many
+_MAX_KEY = 1000  # characters of a storage's name
 
 
 def container_kind(path: Path) -> Kind:
@@ -53,20 +54,22 @@ def container_kind(path: Path) -> Kind:
     return "onnx" if head[:1] == b"\x08" else "unknown"
 
 
-def read_torch(path: Path) -> Any:
+def read_torch(path: Path, budget: Budget | None = None) -> Any:
     """The object that torch.save (zip or legacy) or pickle.dump wrote to `path`, as inert data.
 
-    See `_pickle.load_pickle` for what the result consists of. Raises UnsafeFileError naming what the file wants to
-    call, FileError if it is damaged or another format, UnsupportedModelError for tensor types without a numpy twin.
+    See `_pickle.load_pickle` for what the result consists of. budget: without one, that of the file. Raises UnsafeFileError
+    naming what the file wants to call, or when it costs too much, FileError if it is damaged or another format,
+    UnsupportedModelError for tensor types without a numpy twin.
     """
     kind = container_kind(path)
     if kind == "torch-zip":
         with Archive(path) as archive:
-            return read_archive_pickle(archive, "data.pkl", "data")
+            return read_archive_pickle(archive, "data.pkl", "data", budget or Budget(path.stat().st_size))
     if kind == "torch-legacy":
-        return _read_legacy(_bytes(path))
+        data = _bytes(path)
+        return _read_legacy(data, budget or Budget(len(data)))
     if kind == "pickle":
-        return load_pickle(_bytes(path))
+        return load_pickle(_bytes(path), budget=budget)
     raise FileError(f"{clean(path.name, 120)} is not a torch checkpoint but {kind}", "Give a file made by torch.save.")
 
 
@@ -90,48 +93,81 @@ def read_object_npy(path: Path) -> Array:
         raise corrupt("the header of a .npy file is too long")
     code, fortran, shape = _npy_header(data[start : start + length])
     body = data[start + length :]
-    dtype = plain_dtype(code)
-    if not dtype.hasobject:
-        return plain_array(body, dtype, shape, fortran, Limits(len(data)))
+    try:
+        dtype = plain_dtype(code)
+        if not dtype.hasobject:
+            return plain_array(body, dtype, shape, fortran, Budget(len(data)))
+    except (ValueError, TypeError, ArithmeticError, MemoryError) as error:
+        raise corrupt("numpy cannot make the array of a .npy file") from error
     array = load_pickle(body)
-    if not isinstance(array, np.ndarray) or array.dtype != object or array.shape != shape:
+    if not isinstance(array, ObjectArray) or array.shape != shape:
         raise corrupt("the objects of a .npy file do not fit its header")
-    return array
+    return _as_numpy(array, {})
 
 
-def state_dict_of(record: Record) -> dict[str, Array]:
+def _as_numpy(array: ObjectArray, made: dict[int, Array]) -> Array:
+    """A numpy array of the objects, arrays of objects among them too: they are at most MAX_DEPTH deep by now."""
+    if id(array) not in made:
+        flat = made[id(array)] = np.empty(len(array.items), object)
+        for place, item in enumerate(array.items):
+            flat[place] = _as_numpy(item, made) if isinstance(item, ObjectArray) else item
+        made[id(array)] = flat.reshape(array.shape)
+    return made[id(array)]
+
+
+def state_dict_of(record: Record, budget: Budget | None = None) -> dict[str, Array]:
     """Parameters and persistent buffers of a module by dotted name, in the order of torch's state_dict()."""
+    budget = budget or Budget(0)
     tensors: dict[str, Array] = {}
-    for name, module in submodules(record):
+    for name, module in submodules(record, budget):
         fields = module.fields
         transient = fields.get("_non_persistent_buffers_set")
         skipped = transient if isinstance(transient, set) else set()
         for kind in ("_parameters", "_buffers"):
-            for key, value in _dict(fields.get(kind)).items():
-                if isinstance(value, np.ndarray) and not (kind == "_buffers" and key in skipped):
-                    tensors[f"{name}.{key}" if name else key] = value
+            entries = _dict(fields.get(kind))
+            budget.steps(1 + len(entries))
+            for key, value in entries.items():
+                if isinstance(key, str) and isinstance(value, np.ndarray) and not (kind == "_buffers" and key in skipped):
+                    tensors[_dotted(name, key, budget)] = value
     return tensors
 
 
-def submodules(record: Record) -> Iterator[tuple[str, Record]]:
+def submodules(record: Record, budget: Budget | None = None) -> Iterator[tuple[str, Record]]:
     """(dotted name, module) for the module itself (name "") and all below it, parents first, in torch's order.
 
-    A shared module appears under each of its names; one that contains itself raises FileError.
+    A shared module appears under each of its names, which a budget pays for (without one: that of a small file); one that
+    contains itself raises FileError.
     """
-    waiting: list[tuple[str, Record, tuple[int, ...]]] = [("", record, ())]
-    count = 0
-    while waiting:
-        name, module, above = waiting.pop()
-        count += 1
-        if count > _MAX_NAMES or id(module) in above:
-            raise corrupt("its modules contain themselves or are too many")
-        yield name, module
-        children = [
-            (f"{name}.{key}" if name else key, child, (*above, id(module)))
-            for key, child in _dict(module.fields.get("_modules")).items()
-            if isinstance(child, Record) and isinstance(key, str)
-        ]
-        waiting.extend(reversed(children))
+    budget = budget or Budget(0)
+    budget.nodes()
+    yield "", record
+    path = [("", id(record), _modules(record, budget))]
+    above = {id(record)}
+    while path:
+        name, module, children = path[-1]
+        for key, child in children:
+            if id(child) in above:
+                raise corrupt("its modules contain themselves")
+            budget.nodes()
+            below = _dotted(name, key, budget)
+            yield below, child
+            above.add(id(child))
+            path.append((below, id(child), _modules(child, budget)))
+            break
+        else:
+            path.pop()
+            above.remove(module)
+
+
+def _modules(record: Record, budget: Budget) -> Iterator[tuple[str, Record]]:
+    entries = _dict(record.fields.get("_modules"))
+    budget.steps(1 + len(entries))
+    return ((key, child) for key, child in entries.items() if isinstance(key, str) and isinstance(child, Record))
+
+
+def _dotted(name: str, key: str, budget: Budget) -> str:
+    budget.characters(len(name) + len(key) + 1)
+    return f"{name}.{key}" if name else key
 
 
 def attribute(record: Record, name: str) -> Any:
@@ -143,11 +179,10 @@ def attribute(record: Record, name: str) -> Any:
     raise FileError(f"{clean(record.name, 120)} has no attribute {clean(name, 120)}", "The file is of another kind.")
 
 
-def read_archive_pickle(archive: Archive, member: str, folder: str) -> Any:
-    """The object in the pickle `member`, its storages in `folder`/<key>, of a torch zip or TorchScript archive."""
-    order = archive.read("byteorder") if "byteorder" in archive.names else b"little"
-    if order not in (b"little", b"big"):
-        raise corrupt("its byte order is neither little nor big")
+def read_archive_pickle(archive: Archive, member: str, folder: str, budget: Budget | None = None) -> Any:
+    """The object in the pickle `member`, its storages in `folder`/<key>, of a torch zip."""
+    budget = budget or Budget(archive.unpacked)
+    order = read_byteorder(archive)
     storages: dict[str, Storage] = {}
 
     def persistent_load(pid: Any) -> Storage:
@@ -155,54 +190,76 @@ def read_archive_pickle(archive: Archive, member: str, folder: str) -> Any:
         storage = storages.get(key)
         if storage is None:
             storage = storages[key] = Storage(dtype, numel)
-            if archive.size(f"{folder}/{key}") != storage.nbytes:
+            record = f"{folder}/{key}"
+            if archive.size(record) != storage.nbytes:
                 raise corrupt(f"storage {clean(key, 120)} has the wrong size")
-            storage.provide(archive.read(f"{folder}/{key}"), "<" if order == b"little" else ">")
+            storage.provide(_member(archive, record, budget), order)
         return _checked(storage, dtype, numel, view)
 
-    return load_pickle(archive.read(member), persistent_load)
+    return load_pickle(_member(archive, member, budget), persistent_load, budget)
 
 
-def _read_legacy(data: bytes) -> Any:
+def _member(archive: Archive, name: str, budget: Budget) -> bytes:
+    """A member, charged when it holds more than its part of the file."""
+    if archive.packed(name):
+        budget.bytes(archive.size(name))
+    return archive.read(name)
+
+
+def read_byteorder(archive: Archive) -> str:
+    """"<" or ">", for the storages of a torch zip. FileError if it says something else."""
+    order = archive.read("byteorder") if "byteorder" in archive.names and archive.size("byteorder") < 10 else b"little"
+    if order not in (b"little", b"big"):
+        raise corrupt("its byte order is neither little nor big")
+    return "<" if order == b"little" else ">"
+
+
+def _read_legacy(data: bytes, budget: Budget) -> Any:
     """Pickles of magic, version, system, object and storage keys; then, per key, an int64 count and the numbers."""
-    stream, size = io.BytesIO(data), len(data)
-    load_stream(stream, size)  # the magic number: container_kind saw it
-    version, system = load_stream(stream, size), load_stream(stream, size)
-    if version != _LEGACY_PROTOCOL or not isinstance(system, dict):
+    stream = io.BytesIO(data)
+    load_stream(stream, budget)  # the magic number: container_kind saw it
+    version, system = load_stream(stream, budget), load_stream(stream, budget)
+    if type(version) is not int or version != _LEGACY_PROTOCOL or not isinstance(system, dict):
         raise corrupt("it is no torch file of protocol 1001")
-    order = "<" if system.get("little_endian", True) else ">"
+    little = system.get("little_endian", True)
+    if not isinstance(little, bool):
+        raise corrupt("its byte order is neither little nor big")
+    order = "<" if little else ">"
     storages: dict[str, Storage] = {}
     promised = 0
 
     def persistent_load(pid: Any) -> Any:
         nonlocal promised
-        if isinstance(pid, tuple) and len(pid) == 4 and pid[0] == "module":  # (_, class, source file, source)
-            return pid[1]
+        if isinstance(pid, tuple) and len(pid) == 4 and isinstance(pid[0], str) and pid[0] == "module":
+            return pid[1]  # (_, class, source file, source)
         dtype, key, numel, view = _storage_id(pid)
         if key not in storages:
             storages[key] = Storage(dtype, numel)
             promised += storages[key].nbytes
-            if promised > size:
+            if promised > len(data):
                 raise corrupt("it promises more numbers than the file holds")
         return _checked(storages[key], dtype, numel, view)
 
-    root = load_stream(stream, size, persistent_load)
-    keys = load_stream(stream, size)
-    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or sorted(keys) != sorted(storages):
+    root = load_stream(stream, budget, persistent_load)
+    keys = load_stream(stream, budget)
+    named = isinstance(keys, list) and len(keys) == len(storages) and all(isinstance(key, str) for key in keys)
+    if not named or set(keys) != storages.keys():
         raise corrupt("its storages are not the ones it refers to")
-    position = stream.tell()
+    position, content = stream.tell(), memoryview(data)
     for key in keys:
         storage = storages[key]
-        if data[position : position + 8] != struct.pack(f"{order}q", storage.numel):
+        if content[position : position + 8] != struct.pack(f"{order}q", storage.numel):
             raise corrupt(f"storage {clean(key, 120)} has the wrong size")
         position += 8 + storage.nbytes
-        storage.provide(data[position - storage.nbytes : position], order)
+        storage.provide(content[position - storage.nbytes : position], order)
     return root
 
 
 def _storage_id(pid: Any) -> tuple[str, str, int, tuple[int, int] | None]:
     """(dtype, key, numel, (offset, numel) of a legacy view) of ("storage", class, key, location, numel[, view])."""
-    if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage" or not isinstance(pid[1], Global):
+    if not isinstance(pid, tuple) or len(pid) not in (5, 6) or not isinstance(pid[1], Global):
+        raise corrupt("it refers to something that is not a storage")
+    if not isinstance(pid[0], str) or pid[0] != "storage":
         raise corrupt("it refers to something that is not a storage")
     dtype = STORAGE_DTYPES.get(pid[1].name.rpartition(".")[2])
     if dtype is None or not pid[1].name.startswith("torch."):
@@ -210,7 +267,7 @@ def _storage_id(pid: Any) -> tuple[str, str, int, tuple[int, int] | None]:
             f"tensors of {clean(pid[1].name, 120)} cannot be read", "Convert the model with .float() and save it again."
         )
     key, numel, view = pid[2], pid[4], pid[5] if len(pid) == 6 else None
-    if not isinstance(key, str) or not isinstance(numel, int) or not 0 <= numel < 2**48:
+    if not isinstance(key, str) or len(key) > _MAX_KEY or not isinstance(numel, int) or not 0 <= numel < 2**48:
         raise corrupt("a storage has an impossible key or size")
     if view is None:
         return dtype, key, numel, None
@@ -227,8 +284,11 @@ def _checked(storage: Storage, dtype: str, numel: int, view: tuple[int, int] | N
 
 def _npy_header(header: bytes) -> tuple[Any, bool, tuple[int, ...]]:
     """(type string, Fortran order, shape) from the literal dict of a .npy header."""
+    text = header.decode("latin-1").strip()
     try:
-        fields = ast.literal_eval(header.decode("latin-1").strip())
+        if not text.isascii() or not text.isprintable() or "\\" in text:
+            raise ValueError
+        fields = ast.literal_eval(text)
         return fields["descr"], bool(fields["fortran_order"]), fields["shape"]
     except (ValueError, SyntaxError, TypeError, KeyError, IndexError, RecursionError, MemoryError) as error:
         raise corrupt("the header of a .npy file cannot be read") from error

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,8 @@ import onnx
 
 from gkp.converter.budget import Budget
 from gkp.converter.sources import _torchfile
-from gkp.errors import FileError
+from gkp.errors import FileError, GkpError
+from gkp.text import first_line
 from gkp.types import Array, Run
 
 
@@ -39,7 +41,8 @@ class GroupedModel:
     dense network, so the dense twin is its baseline. dense_width_of: layers known to have
     lost output channels, with the layer that shows how many they had: {"b0.layers_a": "b0.layers_b"}. dense: exports the
     unpruned architecture with random weights, for networks whose lost filters left no trace. at_batch: exports the model
-    as published for another batch size, for sources whose exports are static. budget: of its opening, for the passes.
+    as published for another batch size, for sources whose exports are static. budget: what is left of what the file may
+    cost; None for a module of the caller's own.
     """
 
     model: onnx.ModelProto
@@ -56,7 +59,10 @@ class GroupedModel:
 
 
 class SourceFile:
-    """A file on its way to a source. Its kind is found by content; its payload is read once, with nothing executed."""
+    """A file on its way to a source. Its kind is found by content; its payload is read once, with nothing executed.
+
+    budget: what opening it may cost; readers charge it before they take memory or time.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -70,6 +76,7 @@ class SourceFile:
             raise FileError(f"{path} cannot be read: {e.strerror}", "check its permissions") from e
         if size == 0:
             raise FileError(f"{path} is empty", "download or save the model again")
+        self.budget = Budget(size)
 
     @cached_property
     def kind(self) -> str:
@@ -81,7 +88,19 @@ class SourceFile:
     @cached_property
     def payload(self) -> Any:
         """What a PyTorch file holds: plain Python, numpy arrays, inert records (UnsafeFileError when it wants more)."""
-        return _torchfile.read_torch(self.path)
+        with self.budget.running():
+            return _torchfile.read_torch(self.path, self.budget)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Within it, what Python and numpy say to values that no honest program writes becomes a FileError."""
+    try:
+        yield
+    except GkpError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as e:
+        raise FileError(f"{path} is damaged: {type(e).__name__}: {first_line(e, 200)}", "get the file again") from e
 
 
 class Source(Protocol):

@@ -18,7 +18,7 @@ from gkp.converter.sources._checkpoints import (
     without_prefix,
 )
 from gkp.converter.sources._torchfile import state_dict_of
-from gkp.converter.sources.base import SourceFile
+from gkp.converter.sources.base import SourceFile, reading
 from gkp.converter.sources.state_dict import KNOWN_CLASSES
 from gkp.converter.sources.tmi_gkp import BASELINES, shortcut_of
 from gkp.errors import UnsupportedModelError, UsageError
@@ -52,7 +52,8 @@ def open_dense(path: Path) -> DenseNetwork:
     """
     torch_export.import_torch()
     file = SourceFile(path)
-    found = _gkp_checkpoint(file) if gkp_checkpoint.matches(file) else _other(file)
+    with reading(path):
+        found = _gkp_checkpoint(file) if gkp_checkpoint.matches(file) else _other(file)
     if _is_pruned(found):
         raise UsageError(f"{path} is pruned already: pruning begins with a dense network", _HINT)
     for part in found.module.modules():
@@ -76,13 +77,13 @@ def _other(file: SourceFile) -> DenseNetwork:
     if record is not None:
         if record.name not in (*BASELINES, *KNOWN_CLASSES):
             raise UnsupportedModelError(f"{file.path} is a pickled module of class {clean(class_name(record), 100)}", _HINT)
-        tensors = state_dict_of(record)
+        tensors = state_dict_of(record, file.budget)
     if tensors is None:
         raise UnsupportedModelError(f"{file.path} holds no PyTorch network (it looks like: {file.kind})", _HINT)
     tensors, masked = dsp.apply_masks(without_prefix(tensors))
     if masked:
         raise UsageError(f"{file.path} is pruned already: pruning begins with a dense network", _HINT)
-    arch, module = rebuild(tensors, {}, record, None if record is None else shortcut_of(record))
+    arch, module = rebuild(tensors, {}, record, None if record is None else shortcut_of(record, file.budget), file.budget)
     return DenseNetwork(replace(arch, scheme="canonical", prefix=""), module)
 
 

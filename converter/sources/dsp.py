@@ -26,7 +26,7 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
     """Multiply the weights by their masks, as DSP does after every step, and rebuild the network."""
     tensors = (_state(file.payload) or ({}, False))[0]
     dense, pruned = apply_masks(tensors)
-    return open_network(dense, system="dsp", options=options, pruned=pruned,
+    return open_network(file, dense, system="dsp", options=options, pruned=pruned,
                         description="DSP pruned network" if pruned else "DSP network (not pruned)")
 
 

@@ -39,8 +39,8 @@ def matches(file: SourceFile) -> bool:
     payload = payload_of(file)
     record = network_in(payload)
     if record is not None:
-        parts = (part for _, part in submodules(record) if class_name(part) == "GroupConv2d")
-        return any("ind_in" in state_dict_of(part) for part in parts)
+        parts = (part for _, part in submodules(record, file.budget) if class_name(part) == "GroupConv2d")
+        return any("ind_in" in state_dict_of(part, file.budget) for part in parts)
     tensors = state_dict_in(payload)
     return tensors is not None and (bool(_exported(tensors)) or bool(_masks(tensors)))
 
@@ -53,14 +53,16 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
             "convert checkpoint.pth.tar, model_best.pth.tar or gconv.pth.tar of the pruned network",
         )
     record = network_in(file.payload)
-    tensors = without_prefix(state_dict_of(record) if record is not None else state_dict_in(file.payload) or {})
+    found = state_dict_of(record, file.budget) if record is not None else state_dict_in(file.payload)
+    tensors = without_prefix(found or {})
     if _exported(tensors):
         forms = dict(_forms(tensors))
+        file.budget.steps(len(tensors) * len(forms))
         dense = {n: a for n, a in tensors.items() if not n.startswith(tuple(f"{layer}." for layer in forms))}
-        return open_network(dense, forms, system="gconv_prune", options=options, pruned=True, record=record,
+        return open_network(file, dense, forms, system="gconv_prune", options=options, pruned=True, record=record,
                             description=f"GConv-Prune export ({len(forms)} GroupConv2d)")
     dense, kept = apply_masks(tensors)
-    return open_network(dense, system="gconv_prune", options=options, pruned=kept < 1,
+    return open_network(file, dense, system="gconv_prune", options=options, pruned=kept < 1,
                         description=f"GConv-Prune masked network ({kept:.1%} of the masked kernels kept)")
 
 

@@ -14,7 +14,8 @@ _FORMAT = "gkp.checkpoint"  # pruning.models.checkpoint.FORMAT, which cannot be 
 def matches(file: SourceFile) -> bool:
     """A dict that says so."""
     payload = payload_of(file)
-    return isinstance(payload, dict) and payload.get("format") == _FORMAT
+    named = payload.get("format") if isinstance(payload, dict) else None
+    return isinstance(named, str) and named == _FORMAT
 
 
 def open(file: SourceFile, options: OpenOptions) -> GroupedModel:

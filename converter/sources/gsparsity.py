@@ -50,7 +50,7 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
     if _SMALL not in file.payload and not _is_narrow(tensors):
         note = f"{zero} of {total} filters of conv1 and conv2 have a norm of at most {THRESHOLD:g} and stay as they are"
         description = f"GSparsity search checkpoint ({note})"
-    return open_network(tensors, system="gsparsity", options=options, pruned=True, description=description)
+    return open_network(file, tensors, system="gsparsity", options=options, pruned=True, description=description)
 
 
 def near_zero_filters(tensors: dict[str, Array]) -> tuple[int, int]:
@@ -61,16 +61,16 @@ def near_zero_filters(tensors: dict[str, Array]) -> tuple[int, int]:
 
 def _searched(tensors: dict[str, Array]) -> Iterator[Array]:
     for name, array in tensors.items():
-        if name.startswith("layer") and name.endswith((".conv1.weight", ".conv2.weight")) and array.ndim == 4:
+        if name.startswith("layer") and name.endswith((".conv1.weight", ".conv2.weight")) and array.ndim == 4 and array.size:
             yield array
 
 
 def _is_narrow(tensors: dict[str, Array]) -> bool:
     """Has a bottleneck fewer filters in conv1 or conv2 than a quarter of what its conv3 writes?"""
     narrow = False
-    for name in [n for n in tensors if n.startswith("layer") and n.endswith(".conv3.weight")]:
+    for name in [n for n in tensors if n.startswith("layer") and n.endswith(".conv3.weight") and tensors[n].ndim]:
         inner = (tensors.get(name.replace("conv3", conv)) for conv in ("conv1", "conv2"))
-        narrow = narrow or any(a is not None and len(a) < len(tensors[name]) // 4 for a in inner)
+        narrow = narrow or any(a is not None and a.ndim == 4 and len(a) < len(tensors[name]) // 4 for a in inner)
     return narrow
 
 

@@ -40,7 +40,7 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
     FileError: corrupt; UnsupportedModelError: unknown operators; UnsafeFileError: external data outside the folder, or more
     memory than the file is worth; UsageError: a dynamic height or width without --input-shape, or a shape that does not
     fit."""
-    budget = Budget(file.path.stat().st_size)
+    budget = file.budget
     with budget.running():
         model = _parse(file.path, budget)
         return from_model(model, options, budget=budget, folder=file.path.parent)

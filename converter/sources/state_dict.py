@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from gkp.converter.sources._checkpoints import (
     ARCH_HINT,
     network_in,
@@ -32,17 +34,18 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
     record = network_in(payload)
     tensors = state_dict_in(payload)
     if record is not None and (options.arch or record.name in KNOWN_CLASSES):
-        return open_network(state_dict_of(record), system="torch", options=options, pruned=False, record=record,
-                            description="pickled PyTorch module")
+        return open_network(file, state_dict_of(record, file.budget), system="torch", options=options, pruned=False,
+                            record=record, description="pickled PyTorch module")
     if record is not None and tensors is None:
         raise UnsupportedModelError(f"{file.path} is a pickled module of class {clean(record.name, 100)}, whose code "
                                     "gkp does not have", ARCH_HINT)
     if tensors is None:
         raise UnsupportedModelError(f"{file.path} holds no network that gkp knows: {_summary(payload)}", ARCH_HINT)
-    return open_network(tensors, system="torch", options=options, pruned=False, description="PyTorch state dict")
+    return open_network(file, tensors, system="torch", options=options, pruned=False, description="PyTorch state dict")
 
 
 def _summary(payload: object) -> str:
     if isinstance(payload, dict):
-        return "a dict with " + ", ".join(clean(key, 30) for key in list(payload)[:8])
+        keys = (clean(key, 30) if isinstance(key, str) else f"a {type(key).__name__}" for key in islice(payload, 8))
+        return "a dict with " + ", ".join(keys)
     return f"a {type(payload).__name__}"

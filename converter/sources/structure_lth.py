@@ -19,6 +19,7 @@ from gkp.converter.sources._checkpoints import (
 )
 from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile
 from gkp.errors import FileError, UnsupportedModelError
+from gkp.text import clean
 from gkp.types import Array
 
 _ORIG, _MASK = "_orig", "_mask"
@@ -58,7 +59,7 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
         # Its CIFAR ResNets (widths 16, 32, 64) hold these two and do not use them; its others do.
         dense = {name: array for name, array in dense.items() if not name.startswith("normalize.")}
         note += ", its input normalisation is stored but not used"
-    return open_network(dense, forms, system="structure_lth", options=options, pruned=pruned,
+    return open_network(file, dense, forms, system="structure_lth", options=options, pruned=pruned,
                         description=f"Structure-LTH ticket ({note})")
 
 
@@ -67,7 +68,7 @@ def regrouped(weight: Array, mask: Array) -> BranchedConv | None:
     with zero taps in its weight. Two blocks often read the same channels and differ in their taps only.
 
     weight [F, C, k, k], already masked; mask of its shape. None: one block or none, or irregular zeros."""
-    if weight.ndim != 4 or mask.shape != weight.shape:
+    if weight.ndim != 4 or mask.shape != weight.shape or not weight.size:
         return None
     columns = (mask != 0).reshape(len(mask), -1)
     blocks: dict[bytes, list[int]] = {}
@@ -97,7 +98,7 @@ def apply_masks(tensors: Tensors) -> tuple[Tensors, float]:
             continue
         halves = tensors.get(base + _ORIG), tensors.get(base + _MASK)
         if halves[0] is None or halves[1] is None:
-            raise FileError(f"{name} lacks its other half, {base}{_ORIG} or {base}{_MASK}", "save the checkpoint again")
+            raise FileError(f"{clean(name)} lacks its other half, {_ORIG} or {_MASK}", "save the checkpoint again")
         if base not in dense:
             dense[base] = masked(tensors, base + _ORIG, halves[1])
             ones, total = ones + int((halves[1] != 0).sum()), total + halves[1].size

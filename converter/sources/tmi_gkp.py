@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 
 from gkp.branched import BranchedConv
+from gkp.converter.budget import Budget
 from gkp.converter.sources._checkpoints import (
     Tensors,
     class_name,
     network_in,
     open_network,
     payload_of,
+    setting,
     state_dict_in,
     without_prefix,
 )
@@ -59,17 +61,19 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
                 "this is only the state dict of a grouped TMI-GKP network: in_list and out_list, which say how the "
                 "groups are wired, are not in it", "convert the file `grouped` or `finetuned` of the same run",
             )
-        return open_network(tensors, system="tmi_gkp", options=options, pruned=False, shortcut="pad",
+        return open_network(file, tensors, system="tmi_gkp", options=options, pruned=False, shortcut="pad",
                             description="TMI-GKP training snapshot (dense)")
     kind = class_name(record)
     make = {_GROUPED: _grouped_conv, _PRUNED: _masked_conv}.get(kind)
-    forms = dict(_forms(record, make)) if make else {}
+    forms = dict(_forms(record, make, file.budget)) if make else {}
     skip = (f"{_ORIGINAL}.", *(f"{name}." for name in forms))
-    tensors = {n: a for n, a in state_dict_of(record).items() if n != _ALIAS and not n.startswith(skip)}
-    small = record.name.startswith(("group_imagenet.", "models.resnet_bottleneck.")) and not _has(record, "avgpool")
+    tensors = state_dict_of(record, file.budget)
+    file.budget.steps(len(tensors) * len(skip))
+    tensors = {n: a for n, a in tensors.items() if n != _ALIAS and not n.startswith(skip)}
+    small = record.name.startswith(("group_imagenet.", "models.resnet_bottleneck.")) and _child(record, "avgpool") is None
     return open_network(
-        tensors, forms, system="tmi_gkp", options=options, pruned=make is not None, record=record,
-        shortcut=shortcut_of(record), image=_TINY_IMAGE if small else None,
+        file, tensors, forms, system="tmi_gkp", options=options, pruned=make is not None, record=record,
+        shortcut=shortcut_of(record, file.budget), image=_TINY_IMAGE if small else None,
         reference_name="the pickled network, rebuilt in PyTorch",
         description={_GROUPED: "TMI-GKP grouped network", _PRUNED: "TMI-GKP pruned network"}.get(
             kind, "TMI-GKP baseline (dense)"),
@@ -80,18 +84,20 @@ def _is_grouped(tensors: Tensors) -> bool:
     return _ALIAS in without_prefix(tensors)
 
 
-def _has(record: Record, child: str) -> bool:
-    return any(name == child for name, _ in submodules(record))
+def _child(record: Record, name: str) -> Record | None:
+    modules = record.fields.get("_modules")
+    found = modules.get(name) if isinstance(modules, dict) else None
+    return found if isinstance(found, Record) else None
 
 
-def shortcut_of(record: Record) -> str | None:
+def shortcut_of(record: Record, budget: Budget) -> str | None:
     """"pad" for DownsampleA (every second pixel, zeros behind the channels); else what the tensors say."""
-    for name, part in submodules(record):
+    for name, part in submodules(record, budget):
         if class_name(part) == "DownsampleA":
-            pool = dict(submodules(part)).get("avg")
-            settings = "nothing" if pool is None else repr([pool.fields.get(key) for key in ("kernel_size", "stride")])
-            if settings not in ("[1, 2]", "[(1, 1), (2, 2)]"):
-                raise UnsupportedModelError(f"{clean(name)} pools with [kernel, stride] {clean(settings, 40)}",
+            pool = _child(part, "avg")
+            settings = () if pool is None else tuple(setting(pool.fields.get(key)) for key in ("kernel_size", "stride"))
+            if settings not in ((1, 2), ((1, 1), (2, 2))):
+                raise UnsupportedModelError(f"{clean(name)} pools with [kernel, stride] {clean(list(settings), 40)}",
                                             "gkp knows the stride-2 subsampling of DownsampleA only")
             return "pad"
     return None
@@ -100,20 +106,22 @@ def shortcut_of(record: Record) -> str | None:
 Make = Callable[[Record, int, Array | None, Array], BranchedConv]
 
 
-def _forms(record: Record, make: Make) -> Iterator[tuple[str, BranchedConv]]:
+def _forms(record: Record, make: Make, budget: Budget) -> Iterator[tuple[str, BranchedConv]]:
     """(name, form) of every grouped or pruned conv. The channels that a conv reads are those that the one before
     writes: in_list names only some of them."""
     width = 0
     lists: tuple[list[Any], list[Any]] = ([], [])
     block, number = "", 0
-    for name, part in submodules(record):
+    for name, part in submodules(record, budget):
         if name == _ORIGINAL or name.startswith(f"{_ORIGINAL}.") or ".shortcut" in name or ".downsample" in name:
             continue
         if "out_list" in part.fields and name:
-            lists, block, number = _lists(name, part), name, 0
+            lists, block, number = _lists(name, part, budget), name, 0
         if class_name(part) != "Conv2d":
             continue
         if block and name.startswith(f"{block}."):
+            if number == len(lists[0]):
+                raise FileError(f"{clean(block)} has more convolutions than index lists", _DAMAGED)
             ins, outs = lists[0][number], lists[1][number]
             if outs is not None:
                 try:
@@ -121,16 +129,16 @@ def _forms(record: Record, make: Make) -> Iterator[tuple[str, BranchedConv]]:
                 except (UsageError, KeyError, ValueError, IndexError, TypeError) as e:
                     raise FileError(f"{clean(name)} is damaged: {clean(e, 150)}", _DAMAGED) from e
             number += 1
-        weight = state_dict_of(part).get("weight")
-        width = 0 if weight is None else len(weight)
+        weight = state_dict_of(part, budget).get("weight")
+        width = 0 if weight is None or not weight.ndim else len(weight)
 
 
-def _lists(name: str, block: Record) -> tuple[list[Any], list[Any]]:
+def _lists(name: str, block: Record, budget: Budget) -> tuple[list[Any], list[Any]]:
     """in_list and out_list per conv of the block; None for a conv that was left dense.
 
     Blocks with all convs grouped hold lists of tensors; where only the 3x3 conv of a bottleneck is, a list of one or
     the tensor itself."""
-    convs = [n for n, part in submodules(block) if class_name(part) == "Conv2d" and "." not in n]
+    convs = [n for n, part in submodules(block, budget) if class_name(part) == "Conv2d" and "." not in n]
     found = []
     for key in ("in_list", "out_list"):
         value = block.fields.get(key)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from gkp.converter.budget import Budget
 from gkp.converter.sources import torch_export
 from gkp.converter.sources._script_check import check_torchscript
 from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile
@@ -28,7 +27,7 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
     input shape by default."""
     torch = torch_export.import_torch()
     if not options.trust_code:
-        check_torchscript(file.path, Budget(file.path.stat().st_size))
+        check_torchscript(file.path, file.budget)
     try:
         module = torch.jit.load(str(file.path), map_location="cpu").eval()
     except (RuntimeError, ValueError, OSError) as e:

@@ -9,6 +9,9 @@ from torch import nn
 from gkp.errors import UnsupportedModelError
 from gkp.pruning.models import FAMILIES
 from gkp.pruning.models.family import ARCH_HINT, Family, Variant
+from gkp.text import clean
+
+MAX_CLASSES = 1 << 15  # ImageNet-22k has 21,841
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,9 @@ class Architecture(Variant):
 
 
 def skeleton(arch: Architecture) -> nn.Module:
-    """The dense network with random weights. UnsupportedModelError: no such family, depth and shortcut."""
-    model = _family(arch).build(arch)
+    """The dense network with random weights. UnsupportedModelError: no such family, depth and shortcut, or more classes than
+    any data set has: a weight without elements is enough to ask for them."""
+    model = _family(arch).build(arch) if 0 < arch.num_classes <= MAX_CLASSES else None
     if model is None:
         raise _unknown(arch)
     return model
@@ -47,5 +51,6 @@ def _family(arch: Architecture) -> Family:
 
 
 def _unknown(arch: Architecture) -> UnsupportedModelError:
-    problem = f"no architecture {arch.family!r} of depth {arch.depth!r} with shortcut {arch.shortcut!r}"
+    family, shortcut = clean(arch.family, 40), clean(arch.shortcut, 40)
+    problem = f"no architecture {family!r} of depth {arch.depth} with shortcut {shortcut!r} and {arch.num_classes} classes"
     return UnsupportedModelError(problem, ARCH_HINT)

@@ -26,6 +26,7 @@ from gkp.pruning.models.architecture import Architecture
 from gkp.pruning.models.branched import branches_from_arrays
 from gkp.pruning.models.build import build
 from gkp.pruning.tensor_file import save_tensors
+from gkp.text import clean
 
 FORMAT = "gkp.checkpoint"
 VERSION = 1
@@ -47,7 +48,8 @@ def save(path: str | os.PathLike[str], model: nn.Module, arch: Architecture, met
 
 def architecture(payload: Mapping[str, Any]) -> Architecture:
     """The architecture of an already-read payload. FileError: not a checkpoint of this form and version."""
-    if payload.get("format") != FORMAT or payload.get("version") != VERSION:
+    told = payload.get("format"), payload.get("version")
+    if (type(told[0]), type(told[1])) != (str, int) or told != (FORMAT, VERSION):
         raise FileError(f"not a {FORMAT} of version {VERSION}", "write it again with this version of gkp")
     plain = payload.get("arch")
     fields = [plain.get(name) for name in ARCH_FIELDS] if isinstance(plain, dict) else []
@@ -66,16 +68,18 @@ def from_tensors(payload: Mapping[str, Any]) -> nn.Module:
     """
     arch = architecture(payload)
     state = payload.get("state_dict")
-    if not isinstance(state, dict) or not all(isinstance(a, np.ndarray) for a in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(a, np.ndarray) for k, a in state.items()):
         raise FileError(f"the state dict of this {FORMAT} is damaged", "get the file again")
     names = [name.removesuffix(".in_index") for name in state if name.endswith(".in_index")]
-    return build(arch, state, {name: _form(name, state) for name in names})
+    parts: dict[str, dict[str, npt.NDArray[Any]]] = {}
+    for key, array in state.items():
+        parts.setdefault(key.rpartition(".")[0], {})[key.rpartition(".")[2]] = array
+    return build(arch, state, {name: _form(name, parts[name]) for name in names})
 
 
-def _form(name: str, state: Mapping[str, npt.NDArray[Any]]) -> BranchedConv:
-    """The BranchedConv whose state dict stands under `name`; its stride and padding are left to the architecture."""
+def _form(name: str, part: Mapping[str, npt.NDArray[Any]]) -> BranchedConv:
+    """The BranchedConv whose own state dict this is; its stride and padding are left to the architecture."""
     try:
-        part = {key.removeprefix(f"{name}."): a for key, a in state.items() if key.startswith(f"{name}.")}
         out_channels, in_channels = (int(n) for n in part["channels"])
         count = len(part["in_sizes"])
         if not (0 < out_channels <= MAX_CHANNELS and 0 < in_channels <= MAX_CHANNELS and count <= out_channels):
@@ -85,4 +89,5 @@ def _form(name: str, state: Mapping[str, npt.NDArray[Any]]) -> BranchedConv:
         kernel_shape = weights[0].shape[2:] if weights else (1, 1)
         return BranchedConv.build(in_channels, out_channels, triples, bias=part.get("bias"), kernel_shape=kernel_shape)
     except (KeyError, ValueError, TypeError, IndexError, GkpError) as error:
-        raise FileError(f"the branched convolution {name} is damaged: {error}", "get the file again") from error
+        problem = f"the branched convolution {clean(name)} is damaged: {clean(error, 200)}"
+        raise FileError(problem, "get the file again") from error

@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gkp.converter.sources._pickle import Global, Record, Storage, load_pickle
+from gkp.converter.sources._pickle import load_pickle
+from gkp.converter.sources._records import Global, ObjectArray, Record, Storage
 from gkp.errors import FileError, GkpError, UnsafeFileError
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
@@ -88,9 +89,10 @@ def test_object_arrays_and_numpy_scalars_are_read(protocol: int) -> None:
     masks = np.empty(2, object)
     masks[:] = [np.array([True, False]), [np.zeros(3), None]]
     loaded = load_pickle(pickle.dumps({"masks": masks, "accuracy": np.float64(0.5)}, protocol))
-    assert loaded["masks"].dtype == object
-    np.testing.assert_array_equal(loaded["masks"][0], [True, False])
-    np.testing.assert_array_equal(loaded["masks"][1][0], np.zeros(3))
+    assert isinstance(loaded["masks"], ObjectArray)
+    assert loaded["masks"].shape == (2,)
+    np.testing.assert_array_equal(loaded["masks"].items[0], [True, False])
+    np.testing.assert_array_equal(loaded["masks"].items[1][0], np.zeros(3))
     assert loaded["accuracy"] == 0.5
 
 
@@ -191,7 +193,7 @@ BOMBS = {
     "many sets of one list": b"\x80\x02cbuiltins\nset\nq\x000]q\x01(" + b"K\x01" * 20_000 + b"e0"
     b"(" + b"h\x00h\x01\x85R" * 20_000 + b"t.",
     "many copies of one text": b"\x80\x02c_codecs\nencode\nq\x000" + TEN_THOUSAND_LETTERS + b"q\x010"
-    b"(" + b"h\x00h\x01X\x06\x00\x00\x00latin1\x86R" * 20_000 + b"t.",
+    b"(" + b"h\x00h\x01X\x06\x00\x00\x00latin1\x86R" * 40_000 + b"t.",
     "too many operations": b"\x80\x02(" + b"}0" * 2_500_000 + b"t.",
     "colliding integers": b"\x80\x02}("
     + b"".join(b"\x8a\x0a" + (k * (2**61 - 1)).to_bytes(10, "little") + b"N" for k in range(1, 20_000))
@@ -206,7 +208,7 @@ BOMBS = {
 def test_bombs_are_refused_quickly(name: str) -> None:
     """In processor time: a busy machine is no bomb."""
     start = time.process_time()
-    with pytest.raises(FileError, match="corrupt pickle"):
+    with pytest.raises((FileError, UnsafeFileError), match=r"corrupt pickle|asks for over"):
         load_pickle(BOMBS[name])
     assert time.process_time() - start < (8 * SECONDS if name == "too many operations" else SECONDS)
 
@@ -340,7 +342,7 @@ def test_many_views_of_one_storage_do_not_multiply_memory() -> None:
     tied = load_pickle(tensor_pickle(0, (100_000,), (1,), count=1000), lambda _: shared)
     assert all(view is tied[0] for view in tied)
     different = b"\x80\x02(" + b"".join(tensor_pickle(k, (99_000,), (1,))[3:-2] for k in range(1000)) + b"l."
-    with pytest.raises(FileError, match="4 times"):
+    with pytest.raises(UnsafeFileError, match=r"asks for over .* bytes"):
         load_pickle(different, lambda _: shared)
 
 

@@ -189,6 +189,7 @@ HOSTILE = {
     "a long LONG1": (whole(b"\x8a\x09" + bytes(8) + b"\1"), "not of 64 bits"),
     "a large number in the memo": (whole(b"Nr\xff\xff\xff\x7f"), "remembers a value as number 2147483647"),
     "two states": (whole(net(("a", b"N"))[:-1] + b"b}b"), "a second state"),
+    "two states through the memo": (whole(b"(" + name(NET) + b")\x81q\0}b" + b"h\0}bt"), "an object without state"),
     "an object without state": (whole(name(NET) + b")\x81"), "holds a unbuilt"),
     "an object in itself": (whole(name(NET) + b")\x81q\0}(" + text("me") + b"h\0ub"), "an object without state"),
     "a state that is shared": (whole(b"(" + name(NET) + b")\x81}(uq\0b" + b"h\0t"), "a dict of its own"),

@@ -278,6 +278,17 @@ def test_shortcut_with_another_stride_is_refused(grouped: Any, tmp_path: Path) -
         open_model(save(tmp_path / "grouped", grouped))
 
 
+@pytest.mark.parametrize("place", ["conv1.stride", "conv1.padding", "layer2.0.shortcut.avg.kernel_size"])
+def test_a_setting_that_unfolds_without_end_is_named_by_its_type(grouped: Any, tmp_path: Path, place: str) -> None:
+    endless: tuple[Any, ...] = (3, 3)
+    for _ in range(60):
+        endless = (endless, endless)
+    module, _, name = place.rpartition(".")
+    setattr(grouped.get_submodule(module), name, endless)
+    with pytest.raises(UnsupportedModelError, match="'a tuple', 'a tuple'"):
+        open_model(save(tmp_path / "grouped", grouped))
+
+
 def test_epsilon_of_the_norms_is_the_files_own(grouped: Any, tmp_path: Path) -> None:
     grouped.layer1[0].bn1.eps = 0.5
     opened = open_model(save(tmp_path / "grouped", grouped))

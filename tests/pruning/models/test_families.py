@@ -56,3 +56,9 @@ def test_the_first_family_that_recognises_a_state_dict_has_it(monkeypatch: pytes
     assert (found.name, found.num_classes, found.prefix) == ("toynet3", 7, "module.")
     assert seen == [State(frozenset({"stem.weight", "head.weight", "branches.weight"}),
                           {"stem.weight": (4, 3, 3, 3), "head.weight": (7, 4)})]
+
+
+@pytest.mark.parametrize("classes", [0, 5_000_000])
+def test_more_classes_than_any_data_set_has_are_refused_before_they_take_memory(classes: int) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"and {classes} classes"):
+        skeleton(Architecture("cifar_resnet", 20, "pad", classes, (3, 32, 32)))
