@@ -26,7 +26,7 @@ def estimate_ms(conv: BranchedConv, candidate: Candidate, plane: Sequence[int], 
     macs = candidate.macs(plane)
     if candidate.is_dense:
         return macs / (PEAK_MACS_PER_MS * EFFICIENCY_FULL)
-    o, i = candidate.groups[0].weight.shape[:2]
+    o, i = candidate.groups[0].shape[:2]
     aligned = i % block == 0 and o % block == 0
     efficiency = EFFICIENCY_FULL if aligned or (candidate.parallel and o % block == 0) else EFFICIENCY_UNALIGNED
     moved = 0

@@ -296,6 +296,8 @@ def check_files(directory: Path, manifest: Manifest) -> None:
     for name, digest in manifest.files.items():
         path = member(directory, name)
         try:
+            if not path.is_file():  # opening a pipe would not end
+                raise FileError(f"{path} is missing, or no plain file", "convert the model again")
             actual = sha256(path)
         except OSError as e:
             raise FileError(f"{path} cannot be read: {e.strerror}", "convert the model again") from e

@@ -42,7 +42,7 @@ def alone_ms(piece: Piece) -> dict[str, float]:
     found: dict[str, float] = {}
     for node in piece.graph.branched():
         if (form := piece.forms.get(node.name)) is not None:
-            outputs, inputs = form.groups[0].weight.shape[:2]
+            outputs, inputs = form.groups[0].shape[:2]
             count = 1 if form.parallel else len(form.groups)
             filled = efficiency(outputs * count, inputs, count)
             macs = form.macs(spatial(node.outputs[0]) or (1,)) * int(node.outputs[0].shape[0])

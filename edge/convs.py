@@ -85,5 +85,5 @@ def _one_ms(conv: BranchedConv, reads: int, plane: tuple[int, ...], copied: bool
 
 def _compact(conv: BranchedConv) -> Candidate:
     read = np.flatnonzero(conv.read)
-    group = Group(read, np.arange(conv.out_channels), conv.to_dense()[:, read])
+    group = Group(read, np.arange(conv.out_channels), conv)
     return Candidate("compact", (group,), parallel=True)

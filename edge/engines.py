@@ -53,7 +53,7 @@ class OrtEngine:
         path.write_bytes(_checked(piece.model()).SerializeToString())
 
     def open(self, piece: Piece, path: Path | None, threads: int) -> Runner:
-        return OrtRunner(path if path is not None else piece.model().SerializeToString(), threads)
+        return OrtRunner(path.read_bytes() if path is not None else piece.model().SerializeToString(), threads)
 
 
 class NativeEngine:

@@ -14,6 +14,7 @@ from gkp.errors import FileError, UsageError
 from gkp.files import plain_json
 from gkp.manifest import member
 from gkp.runtime.native import NativeRunner
+from gkp.runtime.onnx_file import read_onnx
 from gkp.runtime.runners import OrtRunner, Runner
 from gkp.structs import read_json
 from gkp.types import Array
@@ -120,9 +121,9 @@ class HybridRunner:
     def _open(folder: Path, segment: SegmentFile, threads: int, sha256: Mapping[str, str]) -> Runner:
         if segment.file not in sha256:
             raise FileError(f"the manifest does not name {segment.file}", "convert the model again")
-        path = folder / segment.file
-        runner: Runner = NativeRunner(path, threads, sha256[segment.file]) if segment.kind == "native" \
-            else OrtRunner(path, threads, spin=False)  # its threads would take the cores from the next segment
+        path, digest = folder / segment.file, sha256[segment.file]
+        runner: Runner = NativeRunner(path, threads, digest) if segment.kind == "native" \
+            else OrtRunner(read_onnx(path, digest), threads, spin=False)  # its threads would take the next segment's cores
         if runner.inputs != segment.inputs or runner.outputs != segment.outputs:
             runner.close()
             raise FileError(f"{path} is not the segment that {INDEX} describes", "convert the model again")

@@ -15,6 +15,7 @@ from gkp.errors import FileError, GkpError, UsageError
 from gkp.manifest import Manifest
 from gkp.runtime.hybrid import INDEX, HybridRunner
 from gkp.runtime.native import NativeRunner
+from gkp.runtime.onnx_file import read_onnx
 from gkp.runtime.runners import OpenVinoRunner, OrtRunner, Runner
 from gkp.runtime.trt import TrtRunner, pick_engine, runtime_cache_file
 from gkp.runtime.trust import require_trust
@@ -25,11 +26,11 @@ DENSE = "dense.onnx"
 
 
 def _ort(model: Path, manifest: Manifest) -> Runner:
-    return OrtRunner(model, manifest.threads, manifest.provider or "cpu")
+    return OrtRunner(read_onnx(model, manifest.files[model.name]), manifest.threads, manifest.provider or "cpu")
 
 
 def _openvino(model: Path, manifest: Manifest) -> Runner:
-    return OpenVinoRunner(model, manifest.threads)
+    return OpenVinoRunner(read_onnx(model, manifest.files[model.name]), manifest.threads)
 
 
 def _native(model: Path, manifest: Manifest) -> Runner:
@@ -156,7 +157,8 @@ def load(directory: str | Path, trust_code: bool = False) -> LoadedModel:
 
     Files are checked against the manifest's checksums first. trust_code: open a native library or an engine even if it
     was not built by this user. FileError when something is missing or altered, BackendMissingError when the runtime is
-    not installed or no engine is for the GPU here, UnsafeFileError when the artefact is somebody else's program."""
+    not installed or no engine is for the GPU here, UnsafeFileError when the artefact is somebody else's program, or keeps
+    weights in a file that it does not name."""
     path = Path(directory)
     manifest = manifest_module.read(path)
     manifest_module.check_files(path, manifest)

@@ -38,7 +38,7 @@ class Provider:
     ort_name: str
     devices: tuple[Any, ...] = ()
 
-    def session(self, ort: Any, model: str | bytes, options: Any) -> Any:
+    def session(self, ort: Any, model: bytes, options: Any) -> Any:
         """An InferenceSession on it, whose nodes may fall back to the CPU one by one, but not the session as a whole.
         options: SessionOptions, which it changes. BackendMissingError when the provider did not start, or runs nothing of
         the model; errors of ONNX Runtime's own when the model is at fault."""

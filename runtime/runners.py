@@ -5,18 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from gkp.errors import BackendMissingError, FileError, UsageError
 from gkp.require import require
+from gkp.runtime.onnx_file import refuse_external
 from gkp.runtime.providers import find_provider
 from gkp.text import first_line
 from gkp.types import Array
-
-Model = bytes | Path
 
 
 class Runner(Protocol):
@@ -34,9 +32,10 @@ class OrtRunner:
     """ONNX Runtime with `threads` intra-op threads on one execution provider. spin: they wait for work busily.
 
     BackendMissingError when ONNX Runtime or the provider is missing, or would leave the model to the CPU; FileError when
-    the model cannot be opened."""
+    the model cannot be opened, UnsafeFileError when it is not all in these bytes."""
 
-    def __init__(self, model: Model, threads: int, provider: str = "cpu", spin: bool = True) -> None:
+    def __init__(self, model: bytes, threads: int, provider: str = "cpu", spin: bool = True) -> None:
+        refuse_external(model)
         ort = import_ort()
         found = find_provider(ort, provider)
         options = ort.SessionOptions()
@@ -44,7 +43,7 @@ class OrtRunner:
         options.log_severity_level = 4
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
         try:
-            self._session = found.session(ort, str(model) if isinstance(model, Path) else model, options)
+            self._session = found.session(ort, model, options)
         except BackendMissingError:
             raise
         except Exception as e:  # the library raises its own untyped errors
@@ -64,9 +63,10 @@ class OrtRunner:
 
 
 class OpenVinoRunner:
-    """OpenVINO on the CPU, latency mode, one stream, `threads` threads, float32."""
+    """OpenVINO on the CPU, latency mode, one stream, `threads` threads, float32. Errors as of OrtRunner."""
 
-    def __init__(self, model: Model, threads: int) -> None:
+    def __init__(self, model: bytes, threads: int) -> None:
+        refuse_external(model)
         core = _openvino_core()
         try:
             options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1,

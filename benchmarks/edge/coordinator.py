@@ -258,7 +258,8 @@ def _runner(kind: str, path: Path) -> Runner:
         return open_runner(path, manifest.read(path), trust_code=True)  # the suite has just built it
     if kind == "segment" and path.suffix == NATIVE:
         return NativeRunner(path, 1)
-    return OpenVinoRunner(path, 1) if kind == "openvino" else OrtRunner(path, 1)
+    data = path.read_bytes()
+    return OpenVinoRunner(data, 1) if kind == "openvino" else OrtRunner(data, 1)
 
 
 def _handshake_ms(endpoints: Sequence[str], times: int = 15) -> float | None:

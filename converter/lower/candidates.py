@@ -20,12 +20,31 @@ PAD = -1
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """One group of a lowered convolution. in_index [I], out_index [O]: channels in the original numbering, PAD where
-    the group was padded. weight [O, I, *kernel], zero in the padding."""
+    """One group of a lowered convolution. in_index [I], out_index [O]: channels of `conv`, PAD where the group was padded.
+
+    It holds no weights: all forms of all layers together would take many times the network's memory."""
 
     in_index: Index
     out_index: Index
-    weight: Array
+    conv: BranchedConv
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the weight."""
+        return (self.out_index.size, self.in_index.size, *self.conv.kernel_shape)
+
+    def weight(self) -> Array:
+        """[O, I, *kernel], made anew at each call; zero in holes and padding."""
+        weight = np.zeros(self.shape, self.conv.dtype)
+        rows, columns = _places(self.out_index, self.conv.out_channels), _places(self.in_index, self.conv.in_channels)
+        for b in self.conv.branches:
+            to_row, to_column = rows[b.out_index], columns[b.in_index]
+            if (to_row >= 0).all() and (to_column >= 0).all():  # without a copy of the branch
+                weight[np.ix_(to_row, to_column)] = b.weight
+            elif (to_row >= 0).any():
+                kept, read = to_row >= 0, to_column >= 0
+                weight[np.ix_(to_row[kept], to_column[read])] = b.weight[np.ix_(kept, read)]
+        return weight
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,12 +66,12 @@ class Candidate:
 
     def macs(self, plane: Sequence[int]) -> int:
         """Multiply-accumulates that the convolutions really execute for one image, padding included."""
-        return sum(g.weight.size for g in self.groups) * prod(plane)
+        return sum(prod(g.shape) for g in self.groups) * prod(plane)
 
 
 def dense(conv: BranchedConv) -> Candidate:
     """One ordinary convolution with zeros in the holes."""
-    return Candidate("dense", (Group(np.arange(conv.in_channels), np.arange(conv.out_channels), conv.to_dense()),))
+    return Candidate("dense", (Group(np.arange(conv.in_channels), np.arange(conv.out_channels), conv),))
 
 
 def dense_padded(conv: BranchedConv, block: int) -> Candidate | None:
@@ -61,8 +80,7 @@ def dense_padded(conv: BranchedConv, block: int) -> Candidate | None:
     width = _round_up(conv.out_channels, block)
     if width == conv.out_channels or conv.is_copy:
         return None
-    weight = _pad_weight(conv.to_dense(), width, conv.in_channels)
-    return Candidate(DENSE_PADDED, (Group(np.arange(conv.in_channels), _pad(np.arange(conv.out_channels), width), weight),))
+    return Candidate(DENSE_PADDED, (Group(np.arange(conv.in_channels), _pad(np.arange(conv.out_channels), width), conv),))
 
 
 def grouped(conv: BranchedConv, groups: int, block: int = 1) -> Candidate | None:
@@ -72,9 +90,9 @@ def grouped(conv: BranchedConv, groups: int, block: int = 1) -> Candidate | None
     if merged is None or groups < 2:
         return None
     parts = _spread_unwritten(merged)
-    n_in = _round_up(max(b[0].size for b in parts), block)
-    n_out = _round_up(max(b[1].size for b in parts), block)
-    padded = tuple(Group(_pad(i, n_in), _pad(o, n_out), _pad_weight(w, n_out, n_in)) for i, o, w in parts)
+    n_in = _round_up(max(i.size for i, _ in parts), block)
+    n_out = _round_up(max(o.size for _, o in parts), block)
+    padded = tuple(Group(_pad(i, n_in), _pad(o, n_out), conv) for i, o in parts)
     return Candidate(f"grouped-{groups}" + ("-padded" if block > 1 else ""), padded)
 
 
@@ -83,7 +101,7 @@ def split(conv: BranchedConv, groups: int) -> Candidate | None:
     merged = merge_to(conv, groups)
     if merged is None or groups < 2:
         return None
-    parts = tuple(Group(i, o, w) for i, o, w in _spread_unwritten(merged))
+    parts = tuple(Group(i, o, conv) for i, o in _spread_unwritten(merged))
     return Candidate(f"split-{groups}", parts, parallel=True)
 
 
@@ -108,7 +126,7 @@ def candidates(conv: BranchedConv, block: int, plane: Sequence[int], slack: floa
     for count in counts:
         exact, aligned = grouped(conv, count), grouped(conv, count, block)
         found += [c for c in (exact,) if c is not None]
-        if aligned is not None and exact is not None and aligned.groups[0].weight.shape != exact.groups[0].weight.shape:
+        if aligned is not None and exact is not None and aligned.groups[0].shape != exact.groups[0].shape:
             found.append(aligned)
         if count <= 8:
             found += [c for c in (split(conv, count),) if c is not None]
@@ -140,14 +158,13 @@ def merge_to(conv: BranchedConv, groups: int) -> BranchedConv | None:
     return conv.merge(parts)
 
 
-def _spread_unwritten(conv: BranchedConv) -> list[tuple[Index, Index, Array]]:
-    """(in, out, weight) per branch, with the outputs that no branch writes given to the smallest branches as zero
-    filters, so that the branches cover every output."""
+def _spread_unwritten(conv: BranchedConv) -> list[tuple[Index, Index]]:
+    """(in, out) per branch, with the outputs that no branch writes given to the smallest branches as zero filters, so that
+    the branches cover every output."""
     outs = [list(b.out_index) for b in conv.branches]
     for channel in np.flatnonzero(~conv.written):
         min(outs, key=len).append(channel)
-    return [(b.in_index, np.asarray(o, np.int64), _pad_weight(b.weight, len(o), b.in_index.size))
-            for b, o in zip(conv.branches, outs, strict=True)]
+    return [(b.in_index, np.asarray(o, np.int64)) for b, o in zip(conv.branches, outs, strict=True)]
 
 
 def _round_up(n: int, block: int) -> int:
@@ -158,7 +175,9 @@ def _pad(index: Index, n: int) -> Index:
     return np.concatenate([index, np.full(n - index.size, PAD, np.int64)])
 
 
-def _pad_weight(weight: Array, n_out: int, n_in: int) -> Array:
-    out = np.zeros((n_out, n_in, *weight.shape[2:]), weight.dtype)
-    out[: weight.shape[0], : weight.shape[1]] = weight
-    return out
+def _places(index: Index, channels: int) -> Index:
+    """Where each channel stands in a list of channels, -1 for one that does not."""
+    places = np.full(channels, -1, np.int64)
+    listed = np.flatnonzero(index != PAD)
+    places[index[listed]] = listed
+    return places

@@ -94,7 +94,7 @@ class _Emission:
             self._grouped()
 
     def _dense(self) -> None:
-        weight = _taken(_taken(self.groups[0].weight, self.y_order, 0), self.x_order, 1)
+        weight = _taken(_taken(self.groups[0].weight(), self.y_order, 0), self.x_order, 1)
         self._conv(self.x, weight, self._bias(self.y_order), self.y, 1, self.name)
 
     def _grouped(self) -> None:
@@ -117,7 +117,7 @@ class _Emission:
         parts = []
         for k, g in enumerate(self.groups):
             part = self._inner(g.out_index.size)
-            self._conv(self._gather(self.x, self.x_order, g.in_index), g.weight, self._bias(g.out_index), part, 1,
+            self._conv(self._gather(self.x, self.x_order, g.in_index), g.weight(), self._bias(g.out_index), part, 1,
                        f"{self.name}/{k}")
             parts.append(part)
         natural = np.concatenate([g.out_index for g in self.groups])
@@ -172,12 +172,13 @@ class _Emission:
 
 def _fit(group: Group, in_order: Index, out_order: Index) -> Array:
     """The group's weight for channels that lie in the given orders (any superset of its channels)."""
-    weight = np.zeros((out_order.size, in_order.size, *group.weight.shape[2:]), group.weight.dtype)
+    given = group.weight()
+    weight = np.zeros((out_order.size, in_order.size, *given.shape[2:]), given.dtype)
     rows = {int(c): k for k, c in enumerate(group.out_index) if c != PAD}
     cols = {int(c): k for k, c in enumerate(group.in_index) if c != PAD}
     to_r, from_r = _pairs(out_order, rows)
     to_c, from_c = _pairs(in_order, cols)
-    weight[np.ix_(to_r, to_c)] = group.weight[np.ix_(from_r, from_c)]
+    weight[np.ix_(to_r, to_c)] = given[np.ix_(from_r, from_c)]
     return weight
 
 

@@ -8,11 +8,13 @@ from typing import Any
 import onnx
 
 from gkp.converter.budget import Budget
-from gkp.errors import FileError
+from gkp.runtime.onnx_file import MESSAGE, fields
 
 _MESSAGE, _STRING = 128, 48
 """Bytes that the library, and we, keep for each (measured with protobuf 6: 40 to 120, and 16 to 60)."""
 _PER_VARINT = 8
+_ENDS = 2
+"""Fields 1 and 2 of a node are its inputs and outputs."""
 _FLUSH = 1 << 16
 _Kind = tuple[str, Any]
 
@@ -20,31 +22,23 @@ _Kind = tuple[str, Any]
 def charge(data: bytes, budget: Budget) -> None:
     """Charge the memory of every message, text and packed number in `data`, and every node and end of a node.
     FileError when it is no ONNX protobuf, UnsafeFileError when it would become too much."""
-    stack: list[tuple[int, int, Any]] = [(0, len(data), onnx.ModelProto.DESCRIPTOR)]
+    stack: list[tuple[Any, int, int]] = [(onnx.ModelProto.DESCRIPTOR, 0, len(data))]
     cost = nodes = steps = 0
     while stack:
-        at, end, kind = stack.pop()
-        fields, is_node = _fields(kind), kind.name == "NodeProto"
+        kind, start, end = stack.pop()
+        known, is_node = _known(kind), kind.name == "NodeProto"
         nodes += is_node
-        while at < end:
+        for number, wire, at, stop in fields(data, start, end):
             steps += 1
-            tag, at = _varint(data, at, end)
-            if tag & 7 == 2:
-                length, at = _varint(data, at, end)
-                what, child = fields.get(tag >> 3, ("", None))
-                if what == "message":
-                    stack.append((at, at + length, child))
-                    cost += _MESSAGE
-                elif what == "text":
-                    cost += _STRING
-                    nodes += is_node and tag >> 3 <= 2  # input, output
-                elif what == "numbers":
-                    cost += _PER_VARINT * length
-                at += length
-            else:
-                at = _skip(data, at, end, tag)
-            if at > end:
-                raise _broken()
+            what, child = known.get(number, ("", None)) if wire == MESSAGE else ("", None)
+            if what == "message":
+                stack.append((child, at, stop))
+                cost += _MESSAGE
+            elif what == "text":
+                cost += _STRING
+                nodes += is_node and number <= _ENDS
+            elif what == "numbers":
+                cost += _PER_VARINT * (stop - at)
             if cost + steps > _FLUSH:
                 _flush(budget, cost, nodes, steps)
                 cost = nodes = steps = 0
@@ -58,7 +52,7 @@ def _flush(budget: Budget, cost: int, nodes: int, steps: int) -> None:
 
 
 @cache
-def _fields(kind: Any) -> dict[int, _Kind]:
+def _known(kind: Any) -> dict[int, _Kind]:
     """What a length in front of a field means, by the field's number."""
     found: dict[int, _Kind] = {}
     for field in kind.fields:
@@ -69,27 +63,3 @@ def _fields(kind: Any) -> dict[int, _Kind]:
         elif field.type not in (field.TYPE_BYTES, field.TYPE_FLOAT, field.TYPE_DOUBLE):
             found[field.number] = ("numbers", None)
     return found
-
-
-def _skip(data: bytes, at: int, end: int, tag: int) -> int:
-    if tag & 7 == 0:
-        return _varint(data, at, end)[1]
-    if tag & 7 in (1, 5):
-        return at + (8 if tag & 7 == 1 else 4)
-    raise _broken()  # groups: not in ONNX
-
-
-def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
-    value = shift = 0
-    while at < end and shift < 70:
-        byte = data[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-        shift += 7
-    raise _broken()
-
-
-def _broken() -> FileError:
-    return FileError("it is not an ONNX file: no ONNX protobuf, or cut off", "export or download the model again")

@@ -189,7 +189,7 @@ class StockOnnx(Target):
         efficient per multiply-accumulate)."""
         if candidate.is_dense or candidate.parallel:
             return "yes"
-        o, i = candidate.groups[0].weight.shape[:2]
+        o, i = candidate.groups[0].shape[:2]
         if i % self.block == 0 and o % self.block == 0:
             return "yes"
         return f"no: {i} -> {o} channels per group, needs multiples of {self.block}"

@@ -84,7 +84,7 @@ class NativeTarget(Target):
 
     def candidates(self, conv: BranchedConv, plane: Sequence[int]) -> tuple[Candidate, ...]:
         """The branches as they are."""
-        return (Candidate(NATIVE, tuple(Group(b.in_index, b.out_index, b.weight) for b in conv.branches)),)
+        return (Candidate(NATIVE, tuple(Group(b.in_index, b.out_index, conv) for b in conv.branches)),)
 
     def fast_kernel(self, candidate: Candidate) -> str:
         single = sum(g.out_index.size == 1 for g in candidate.groups)

@@ -119,7 +119,7 @@ class TrtTarget(StockOnnx):
         """NVIDIA's rule: whole vectors of channels per group, or the tensor cores pad them."""
         if candidate.parallel:
             return f"no: {len(candidate.groups)} convolutions and a Concat are kernels of their own"
-        o, i = candidate.groups[0].weight.shape[:2]
+        o, i = candidate.groups[0].shape[:2]
         if candidate.is_dense or (i % self.block == 0 and o % self.block == 0):
             return "yes"
         return f"no: {i} -> {o} channels per group, {self.precision} needs multiples of {self.block}"
@@ -133,7 +133,7 @@ class TrtTarget(StockOnnx):
         if self.fast_kernel(candidate) != "yes" or len(conv.kernel_shape) != 2:
             return Estimate(_NEVER)
         table, groups = self.table, len(candidate.groups)
-        o, i = candidate.groups[0].weight.shape[:2]
+        o, i = candidate.groups[0].shape[:2]
         speedup = table.speedup(self.precision, min(conv.kernel_shape), conv.strides[0], i, o, groups, plane[0],
                                 self._batch)
         return Estimate(macs * groups / speedup * table.margin)

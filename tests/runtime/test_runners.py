@@ -20,13 +20,11 @@ RUNNERS = [OrtRunner, OpenVinoRunner]
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
-@pytest.mark.parametrize("source", ["bytes", "path"])
-def test_a_model_is_opened_from_bytes_or_a_file(runner: type[OrtRunner], source: str, tmp_path: Path) -> None:
+def test_a_model_runs_from_its_bytes(runner: type[OrtRunner]) -> None:
     net = Net(1, 3, 8, 8)
     y = net.conv3("x", 3, 4)
     model = net.model(net.relu(y), net.op("Neg", y))
-    path = save(model, tmp_path / "m.onnx")
-    made = runner(path if source == "path" else path.read_bytes(), 1)
+    made = runner(model.SerializeToString(), 1)
     x = feeds_of(model)
     assert made.inputs == ["x"]
     assert made.outputs == [o.name for o in model.graph.output]
@@ -86,7 +84,7 @@ def test_a_signal_after_two_openvino_models_is_handled(order: str, tmp_path: Pat
 import os, signal, sys
 from pathlib import Path
 from gkp.runtime.runners import OpenVinoRunner
-runners = [OpenVinoRunner(Path({str(path)!r}), 1) for _ in range(2)]
+runners = [OpenVinoRunner(Path({str(path)!r}).read_bytes(), 1) for _ in range(2)]
 for runner in runners{order}:
     runner.close()
 del runner, runners
