@@ -8,6 +8,7 @@ import contextlib
 import gc
 import json
 import os
+import re
 import runpy
 import select
 import signal
@@ -99,11 +100,11 @@ def _end(code: object) -> None:
 
 def _run(words: list[str]) -> None:
     """The program, as the module __main__."""
-    if words[0].endswith("python"):
+    if re.fullmatch(r"python[\d.]*", Path(words[0]).name):
         words = words[1:]
     if words[0] == "-c":
         sys.argv, sys.path[0] = ["-c", *words[2:]], ""
-        exec(compile(words[1], "<string>", "exec"), {"__name__": "__main__", "__builtins__": __builtins__})
+        exec(compile(words[1], "<string>", "exec"), {"__name__": "__main__", "__builtins__": __builtins__})  # noqa: S102 - as Python does
         return
     sys.argv, sys.path[0] = words, str(Path(words[0]).resolve().parent)
     runpy.run_path(words[0], run_name="__main__")
