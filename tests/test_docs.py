@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import docs_kit
+import prepared_kit
 import pytest
 from cli_kit import commands
 from docs_kit import ROOT, Block
@@ -65,6 +67,31 @@ def test_documented_errors_are_the_ones_printed(page: Path, tmp_path: Path) -> N
         if block.exit_code and block.shown:
             output = "".join(call.output for call in docs_kit.run([block], tmp_path))
             assert [line for line in block.shown if line not in output] == []
+
+
+CODES = {
+    "an exit code": "import sys; print('out'); print('err', file=sys.stderr); sys.exit(3)",
+    "a text": "raise SystemExit('why')",
+    "an error": "print('out'); raise ValueError('why')",
+    "a signal": "import os; os.kill(os.getpid(), 9)",
+    "what is left to do": "import atexit, threading, time; atexit.register(print, 'exit')\n"
+                          "threading.Thread(target=lambda: (time.sleep(0.1), print('thread'))).start(); print('main')",
+    "where it is": "import os, sys; print(os.getcwd(), dict(os.environ), sys.argv, sys.path[0], __name__, sys.stdin.read())",
+}
+
+
+@pytest.mark.parametrize("what", CODES)
+def test_the_processes_that_commands_run_in_end_like_any_other(what: str, tmp_path: Path) -> None:
+    words, environment = [sys.executable, "-c", CODES[what], "more"], {"PATH": "there", "OMP_NUM_THREADS": "1", "LC_CTYPE": "C.UTF-8"}
+    want = subprocess.run(words, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    got = prepared_kit.run(words, tmp_path, environment, 60)
+    assert (got.returncode, got.stdout) == (want.returncode, want.stdout)
+    assert got.stderr.splitlines()[-1:] == want.stderr.splitlines()[-1:]
+
+
+def test_a_command_that_does_not_end_is_killed(tmp_path: Path) -> None:
+    with pytest.raises(subprocess.TimeoutExpired):
+        prepared_kit.run(["python", "-c", "import time; time.sleep(300)"], tmp_path, os.environ, 0.5)
 
 
 # ---- links ----------------------------------------------------------------------------------------------------------
