@@ -17,7 +17,7 @@ import pytest
 from cli_kit import commands
 from docs_kit import ROOT, Block
 
-from gkp import console, manifest
+from gkp import console, interrupt, manifest
 from gkp.converter.sources import SOURCES
 from gkp.errors import GkpError
 from gkp.options.targets import TARGETS
@@ -136,7 +136,7 @@ def test_every_option_is_on_the_page_of_its_command(words: tuple[str, ...]) -> N
 
 
 def test_the_options_page_lists_every_exit_code() -> None:
-    codes = {cls.exit_code for cls in GkpError.__subclasses__()} | {0, console.INTERNAL, console.INTERRUPTED}
+    codes = {cls.exit_code for cls in GkpError.__subclasses__()} | {0, console.INTERNAL, interrupt.INTERRUPTED}
     assert sorted(codes - {int(code) for code in re.findall(r"^\| (\d+) \|", _read(DOCS / "tasks" / "README.md"), re.MULTILINE)}) == []
 
 

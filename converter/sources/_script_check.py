@@ -14,11 +14,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from gkp.archive import Archive
 from gkp.converter.budget import Budget
 from gkp.errors import FileError
 from gkp.text import clean
 
-from ._archive import Archive
 from ._records import Record, walk
 from ._script_code import Program, is_plain, read_program, refuse
 from ._script_lists import TEXT

@@ -15,11 +15,11 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from gkp.archive import Archive
 from gkp.converter.budget import Budget
 from gkp.errors import UnsafeFileError
 from gkp.text import clean
 
-from ._archive import Archive
 from ._script_operators import BUILTINS, PRIM, TORCH
 from ._script_types import dotted_name, is_data
 

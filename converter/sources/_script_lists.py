@@ -85,8 +85,8 @@ def _refuse(what: str) -> UnsafeFileError:
 def check_enumerations(name: str, arguments: list[Value], named: Mapping[str, Value]) -> None:
     """UnsafeFileError if the operator gets a number as dtype, layout or memory format that is none."""
     kinds = enumerations(name)
-    given: dict[int | str, Value] = {**dict(enumerate(arguments)), **named}
-    for place, value in given.items():
+    given: list[tuple[int | str, Value]] = [*enumerate(arguments), *named.items()]
+    for place, value in given:
         kind = kinds.get(place)
         if kind is None or isinstance(value, (Null, Given, Lists, Text)) or (isinstance(value, Data) and value.tensor):
             continue

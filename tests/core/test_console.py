@@ -9,7 +9,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from gkp.console import INTERNAL, INTERRUPTED, Screen, guarded
+from gkp.console import INTERNAL, Screen, guarded
 from gkp.errors import (
     BackendMissingError,
     FileError,
@@ -19,6 +19,7 @@ from gkp.errors import (
     UsageError,
     VerificationError,
 )
+from gkp.interrupt import INTERRUPTED
 
 
 def terminal(screen: Screen) -> io.StringIO:

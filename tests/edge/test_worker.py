@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -235,8 +236,8 @@ def test_early_values_of_one_device_take_no_room_from_the_coordinator_nor_from_a
     for source in (kit.LEFT, 2):
         for k in range(3):
             assert book.take(shard, f"r{source}{k}", 1, source, "v1", kit.example(), soon()) == "new"
-        assert failure(lambda s=source: book.take(shard, "more", 1, s, "v1", kit.example(), soon())) \
-            == ("RESOURCE_EXHAUSTED", "full", None)  # type: ignore[misc]
+        full = failure(partial(book.take, shard, "more", 1, source, "v1", kit.example(), soon()))
+        assert full == ("RESOURCE_EXHAUSTED", "full", None)
     requests = [begin(book, shard, f"own{k}") for k in range(3)]
     assert failure(lambda: begin(book, shard, "r20")) == ("RESOURCE_EXHAUSTED", "full", None)  # and its early value is let go
     book.cancel(requests[0])

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gkp.archive import Archive
 from gkp.converter.budget import Budget
-from gkp.converter.sources._archive import Archive
 from gkp.converter.sources._records import Record
 from gkp.converter.sources._script_pickle import Device, ScriptDict, ScriptList, read_script_pickle
 from gkp.errors import FileError, UnsafeFileError
