@@ -1,4 +1,5 @@
-"""Mutations of checkpoints: bytes, zip members, pickle opcodes, ONNX fields. Each is decided by the generator alone."""
+"""Mutations of checkpoints: bytes, zip members, pickle opcodes, ONNX fields; and new files, written by structure. Each is
+decided by the generator alone."""
 
 from __future__ import annotations
 
@@ -11,6 +12,10 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+import fuzz_dialect
+import fuzz_proto
+import fuzz_torch
+import fuzz_zip
 import onnx
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
@@ -31,7 +36,10 @@ OPERATORS = ("Conv", "If", "Loop", "Scan", "Gather", "ScatterND", "ScatterElemen
 
 
 def mutate(rng: Random, name: str, corpus: Corpus) -> bytes:
-    """One to four mutations of the file `name`, of the kinds that fit its format."""
+    """The file `name` with one to four mutations of the kinds that fit its format; half of the time another file instead, of
+    a kind that may have this name."""
+    if rng.random() < 0.5 and not name.endswith(".json"):
+        return generate(rng, name, corpus)
     data = corpus[name]
     for _ in range(rng.choice((1, 1, 1, 2, 3, 4))):
         if rng.random() < 0.25:
@@ -47,6 +55,30 @@ def mutate(rng: Random, name: str, corpus: Corpus) -> bytes:
         else:
             data = mutate_pickle(rng, data, corpus)
     return data
+
+
+def generate(rng: Random, name: str, corpus: Corpus) -> bytes:
+    """A file written by structure, for a name that says what it is or leaves it open."""
+    if name.endswith(".onnx"):
+        return fuzz_proto.model(rng, name)
+    if name.endswith(".npy"):
+        return fuzz_torch.object_array(rng)
+    return rng.choice(GENERATORS)(rng, name, corpus)
+
+
+def _surgery(rng: Random, name: str, corpus: Corpus) -> bytes:
+    """An archive of the corpus that is not large, or a generated one, with contradictions."""
+    archives = [data for key, data in sorted(corpus.items()) if data.startswith(b"PK") and len(data) < 100_000]
+    given = rng.choice(archives) if archives and rng.random() < 0.7 else fuzz_dialect.script(rng)
+    return fuzz_zip.surgery(rng, given) or given
+
+
+GENERATORS: tuple[Callable[[Random, str, Corpus], bytes], ...] = (
+    lambda rng, name, corpus: fuzz_torch.checkpoint(rng),
+    lambda rng, name, corpus: fuzz_dialect.script(rng),
+    lambda rng, name, corpus: fuzz_proto.model(rng, name),
+    _surgery,
+)
 
 
 # ---- bytes -----------------------------------------------------------------------------------------------------------
