@@ -170,9 +170,8 @@ def _too_long(signum: int, frame: FrameType | None) -> None:
 
 
 def open_like_gkp(path: Path, deep: bool) -> None:
-    """Read the file as gkp would. TorchScript is checked, not loaded: what its check lets through is PyTorch's to read."""
+    """Read the file as gkp would. TorchScript that passes the check is loaded and run."""
     from gkp import manifest
-    from gkp.converter.budget import Budget
     from gkp.converter.graph import Graph
     from gkp.converter.recognise import recognise, simplify
     from gkp.converter.sources import SOURCES, OpenOptions, SourceFile, _script_check, _torchfile, open_model
@@ -189,15 +188,29 @@ def open_like_gkp(path: Path, deep: bool) -> None:
         return
     file = SourceFile(path)
     if file.kind == "torchscript":
-        _script_check.check_torchscript(path, Budget(path.stat().st_size))
+        _script_check.check_torchscript(path, file.budget)
+        _load_and_run(path)
     elif deep or file.kind == "onnx":
-        simplify(recognise(Graph(open_model(path, OpenOptions()).model))).to_model()
+        opened = open_model(path, OpenOptions())
+        simplify(recognise(Graph(opened.model, opened.budget))).to_model()
     else:
         for source in SOURCES:
             if source.matches(file):
                 break
         if file.kind in ("torch-zip", "torch-legacy", "pickle"):
             _ = file.payload
+
+
+def _load_and_run(path: Path) -> None:
+    """What gkp does with TorchScript before it exports it, on two sizes of input. Torch's own refusals are no failures."""
+    import torch
+
+    with contextlib.suppress(RuntimeError, ValueError, IndexError, OverflowError, NotImplementedError, TypeError):
+        module = torch.jit.load(str(path), map_location="cpu").eval()
+        for shape in ((1, 4, 8, 8), (1, 3, 32, 32)):
+            with torch.no_grad(), contextlib.suppress(RuntimeError, ValueError, IndexError, OverflowError,
+                                                      NotImplementedError, TypeError):
+                module(torch.ones(shape))
 
 
 def _virtual_bytes() -> int:

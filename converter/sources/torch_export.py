@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 OPSET = 17
 INPUT, OUTPUT = "input", "output"
+_FLUSH = getattr(ctypes.CDLL(None), "fflush", lambda _: None)  # of C's own streams, which Python's do not know
 
 
 def import_torch() -> Any:
@@ -195,8 +196,7 @@ def _set_back(put: Callable[[Any], Any], get: Callable[[], Any], value: Any) -> 
 def _no_descriptor(number: int) -> Iterator[None]:
     """What C++ prints there (the exporter: graphs, with a stranger's names in them) is dropped. The descriptor is the whole
     process's."""
-    flush = getattr(ctypes.CDLL(None), "fflush", lambda _: None)
-    flush(None)
+    _FLUSH(None)
     try:
         kept = os.dup(number)
     except OSError:  # it is closed
@@ -208,7 +208,7 @@ def _no_descriptor(number: int) -> Iterator[None]:
         os.close(nowhere)
         yield
     finally:
-        flush(None)
+        _FLUSH(None)
         os.dup2(kept, number)
         os.close(kept)
 
