@@ -28,13 +28,14 @@ RATES = {
     "bytes": Rate(8, 256 << 20),
     "objects": Rate(0.25, 1_000_000),
     "characters": Rate(2, 16 << 20),
-    "nodes": Rate(0.25, 100_000),
+    "nodes": Rate(0.001, 20_000),
     "steps": Rate(16, 50_000_000),
     "seconds": Rate(2e-6, 10),
 }
 """bytes: of arrays and buffers that are made beside what the file itself holds in memory; objects: of Python, made from a
-pickle; characters: of names; nodes: of graphs, after functions are expanded; steps: of loops over what the file says;
-seconds: of this thread's processor time within `Budget.running`."""
+pickle; characters: of names; nodes: of graphs, with their inputs and outputs, after functions are expanded (some kB each,
+and passes take time with their square); steps: of loops over what the file says; seconds: of this thread's processor time
+within `Budget.running`."""
 
 
 class Budget:
