@@ -198,7 +198,8 @@ import numpy as np, torch
 from pathlib import Path
 from gkp.archive import Archive
 from gkp.converter.budget import Budget
-from gkp.converter.sources import _script_check, _script_pickle
+from gkp.converter.sources.script.check import check_torchscript
+from gkp.converter.sources.script.pickle import Device, read_script_pickle
 from gkp.converter.sources._records import Record
 from gkp.errors import GkpError
 
@@ -212,19 +213,19 @@ def same(ours, theirs):
         return len(ours) == len(theirs) and all(map(same, ours, theirs))
     if isinstance(ours, dict):
         return list(ours) == list(theirs) and all(same(ours[k], theirs[k]) for k in ours)
-    if isinstance(ours, _script_pickle.Device):
+    if isinstance(ours, Device):
         return ours.name == str(theirs)
     return type(ours) is type(theirs) and (ours == theirs or ours != ours)
 
 accepted, failed = 0, []
 for path in sorted(Path(sys.argv[1]).iterdir()):
     try:
-        _script_check.check_torchscript(path, Budget(path.stat().st_size))
+        check_torchscript(path, Budget(path.stat().st_size))
     except GkpError:
         continue
     accepted += 1
     with Archive(path) as archive:
-        root = _script_pickle.read_script_pickle(archive, "data.pkl", lambda name: True, Budget(path.stat().st_size))
+        root = read_script_pickle(archive, "data.pkl", lambda name: True, Budget(path.stat().st_size))
     if not same(root, torch.jit.load(str(path))):
         failed.append(path.name)
 print(json.dumps([accepted, failed]))

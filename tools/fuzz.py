@@ -174,7 +174,8 @@ def open_like_gkp(path: Path, deep: bool) -> None:
     from gkp import manifest
     from gkp.converter.graph import Graph
     from gkp.converter.recognise import recognise, simplify
-    from gkp.converter.sources import SOURCES, OpenOptions, SourceFile, _script_check, _torchfile, open_model
+    from gkp.converter.sources import SOURCES, OpenOptions, SourceFile, _torchfile, open_model
+    from gkp.converter.sources.script.check import check_torchscript
     from gkp.pruning.models.group_config import read_group_config
 
     if path.name == "manifest.json":
@@ -188,7 +189,7 @@ def open_like_gkp(path: Path, deep: bool) -> None:
         return
     file = SourceFile(path)
     if file.kind == "torchscript":
-        _script_check.check_torchscript(path, file.budget)
+        check_torchscript(path, file.budget)
         _load_and_run(path)
     elif deep or file.kind == "onnx":
         opened = open_model(path, OpenOptions())

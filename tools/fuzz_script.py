@@ -50,7 +50,7 @@ def _schemas() -> list[Any]:
     """Of every operator on the check's list."""
     import torch
 
-    from gkp.converter.sources._script_operators import TORCH
+    from gkp.converter.sources.script.operators import TORCH
 
     return sorted((s for s in torch._C._jit_get_all_schemas() if s.name.removeprefix("aten::") in TORCH), key=str)
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from gkp.converter.sources import torch_export
-from gkp.converter.sources._script_check import check_torchscript
 from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile
+from gkp.converter.sources.script.check import check_torchscript
 from gkp.errors import FileError
 from gkp.text import first_line
 

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 from gkp.errors import UnsafeFileError
 
-from ._script_operators import LISTS
-from ._script_schemas import VALID, enumerations, gives_tensor
-from ._script_values import (
+from .operators import LISTS
+from .schemas import VALID, enumerations, gives_tensor
+from .values import (
     DATA,
     RANK,
     TENSOR,

@@ -7,8 +7,11 @@ integers, because loops run that often; of lists and text, because a few lines t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from ._records import Record
+import numpy as np
+
+from .._records import Record
 
 RANK = 64  # axes that a tensor of torch's can have
 
@@ -166,3 +169,40 @@ def widened(value: Value) -> Value:
     if isinstance(value, Number):
         return Number()
     return Items(tuple(map(widened, value.parts))) if isinstance(value, Items) else value
+
+
+# ---- what is known before ---------------------------------------------------------------------------------------------
+def has_text(value: object) -> bool:
+    """Is it text, or a tuple with text in it?"""
+    return isinstance(value, str) or (isinstance(value, tuple) and any(map(has_text, value)))
+
+
+def literal(value: object) -> Value:
+    """What is known of a constant in the code."""
+    match value:
+        case None:
+            return Null()
+        case bool():
+            return Number()
+        case int():
+            return Number(value, value)
+        case str():
+            return Text(len(value))
+        case list():
+            return new_list(len(value), any(map(has_text, value)))
+        case tuple():
+            return Items(tuple(literal(part) for part in value))
+        case float() | complex():
+            return Number()
+    return DATA
+
+
+def loaded(value: Any) -> Value:
+    """What is known of an attribute's value."""
+    if isinstance(value, Record):
+        return Module(value)
+    if isinstance(value, np.ndarray):
+        return TENSOR
+    if isinstance(value, dict):
+        return Data(any(map(has_text, value.values())))
+    return literal(value)

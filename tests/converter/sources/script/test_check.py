@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gkp.converter.budget import Budget
-from gkp.converter.sources import _script_check
+from gkp.converter.sources.script import check
 from gkp.errors import FileError, GkpError, UnsafeFileError
 
 torch = pytest.importorskip("torch")
@@ -22,7 +22,7 @@ torch = pytest.importorskip("torch")
 import torch_nets  # noqa: E402 - it imports torch
 from torch import nn  # noqa: E402
 
-DSP = Path(__file__).resolve().parents[3] / ".." / "shared" / "checkpoints" / "dsp" / "resnet20_g4.pt"
+DSP = Path(__file__).resolve().parents[4] / ".." / "shared" / "checkpoints" / "dsp" / "resnet20_g4.pt"
 
 
 class Block(torch.nn.Module):
@@ -97,7 +97,7 @@ Save = Callable[[Any], Path]
 
 
 def check_torchscript(path: Path) -> None:
-    _script_check.check_torchscript(path, Budget(path.stat().st_size))
+    check.check_torchscript(path, Budget(path.stat().st_size))
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Goes through a network's `forward` without running it, and refuses what is not known to be harmless or to come to an end.
 
-Every value gets what `_script_values` says of it. A method is called only on a module that is known exactly, so that no
+Every value gets what `values` says of it. A method is called only on a module that is known exactly, so that no
 name of the archive's lends itself to an operator of torch's; every loop has a bound, and all turns together are bounded;
 lists and text cannot be doubled without end. Both branches of an `if` are gone through.
 """
@@ -11,17 +11,14 @@ import ast
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
 from gkp.converter.budget import Budget
 from gkp.errors import UnsafeFileError
 
-from ._records import Record
-from ._script_code import Program, ScriptClass, refuse
-from ._script_lists import Growth, check_enumerations, result
-from ._script_types import dotted_name
-from ._script_values import (
-    DATA,
+from .._records import Record
+from .code import Program, ScriptClass, refuse
+from .lists import Growth, check_enumerations, result
+from .types import dotted_name
+from .values import (
     TENSOR,
     Data,
     Function,
@@ -37,6 +34,8 @@ from ._script_values import (
     holds_text,
     is_flat,
     join,
+    literal,
+    loaded,
     new_list,
     widened,
 )
@@ -81,7 +80,7 @@ class _Run:
         scope |= named
         defaults = function.args.defaults
         for parameter, default in zip(parameters[len(parameters) - len(defaults):], defaults, strict=True):
-            scope.setdefault(parameter, _literal(ast.literal_eval(default) if _evaluates(default) else None))
+            scope.setdefault(parameter, literal(ast.literal_eval(default) if _evaluates(default) else None))
         if scope.keys() != set(parameters) or len(arguments) > len(parameters):
             raise refuse(f"code calls {name} with other arguments than it takes")
         self._stack.append(name)
@@ -103,7 +102,7 @@ class _Run:
             return None
         key = id(record), name
         if key not in self._attributes:
-            value = _loaded(record.fields.get(name))
+            value = loaded(record.fields.get(name))
             self._attributes[key] = widened(value) if name in self.written else value
         return self._attributes[key]
 
@@ -220,7 +219,7 @@ class _Body:
             case ast.Name():
                 return self._name_value(node.id)
             case ast.Constant():
-                return _literal(node.value)
+                return literal(node.value)
             case ast.Call():
                 return self._call(node)
             case ast.Attribute():
@@ -268,7 +267,7 @@ class _Body:
         if name.startswith("CONSTANTS.c") and name[len("CONSTANTS.c"):].isdigit():
             place = int(name[len("CONSTANTS.c"):][:9])
             if place < len(self._run.constants):
-                return _loaded(self._run.constants[place])
+                return loaded(self._run.constants[place])
         if isinstance(node.value, ast.Name) and node.value.id in ("torch", "ops", "__torch__", "CONSTANTS"):
             raise self._refuse(f"uses {name}")
         return self._attribute_of(self._value(node.value), node.attr)
@@ -381,39 +380,3 @@ def _written(program: Program) -> frozenset[str]:
 def _evaluates(node: ast.expr) -> bool:
     """Is it a literal without names (inf, nan)?"""
     return not any(isinstance(part, ast.Name) for part in ast.walk(node))
-
-
-def has_text(value: object) -> bool:
-    """Is it text, or a tuple with text in it?"""
-    return isinstance(value, str) or (isinstance(value, tuple) and any(map(has_text, value)))
-
-
-def _literal(value: object) -> Value:
-    """What is known of a constant in the code."""
-    match value:
-        case None:
-            return Null()
-        case bool():
-            return Number()
-        case int():
-            return Number(value, value)
-        case str():
-            return Text(len(value))
-        case list():
-            return new_list(len(value), any(map(has_text, value)))
-        case tuple():
-            return Items(tuple(_literal(part) for part in value))
-        case float() | complex():
-            return Number()
-    return DATA
-
-
-def _loaded(value: Any) -> Value:
-    """What is known of an attribute's value."""
-    if isinstance(value, Record):
-        return Module(value)
-    if isinstance(value, np.ndarray):
-        return TENSOR
-    if isinstance(value, dict):
-        return Data(any(map(has_text, value.values())))
-    return _literal(value)
