@@ -22,6 +22,7 @@ from gkp.text import printable
 from gkp.types import Progress
 
 INTERNAL = 70
+__all__ = ["INTERNAL", "INTERRUPTED", "Screen", "guarded"]
 
 
 class Screen:

@@ -32,7 +32,8 @@ sys.path.insert(0, str(TOOLS))
 import fuzz_checkpoint  # noqa: E402
 import fuzz_dialect  # noqa: E402
 import fuzz_mutate  # noqa: E402
-import fuzz_proto  # noqa: E402
+import fuzz_proto
+import fuzz_script  # noqa: E402
 import fuzz_torch  # noqa: E402
 import fuzz_zip  # noqa: E402
 
@@ -45,7 +46,7 @@ def torch_zip() -> bytes:
 
 GENERATORS: dict[str, Callable[[Random], bytes | None]] = {
     "checkpoint": fuzz_torch.checkpoint, "npy": fuzz_torch.object_array, "dialect": fuzz_dialect.script,
-    "proto": lambda rng: fuzz_proto.model(rng, "a.onnx"), "zip": lambda rng: fuzz_zip.surgery(rng, torch_zip())}
+    "script": fuzz_script.script, "proto": lambda rng: fuzz_proto.model(rng, "a.onnx"), "zip": lambda rng: fuzz_zip.surgery(rng, torch_zip())}
 
 
 @pytest.mark.parametrize("name", GENERATORS)
@@ -58,10 +59,10 @@ def test_a_file_follows_from_its_random_generator_alone(name: str) -> None:
 
 def test_half_of_the_runs_are_written_by_structure_and_fit_their_names() -> None:
     corpus = {"a.onnx": b"\x08\x01" * 50, "b.pt": torch_zip(), "c.json": b'{"a": [1, 2]}' * 5, "d.npy": b"\x93NUMPY" + bytes(200)}
-    made = {name: [fuzz_mutate.mutate(Random(number), name, corpus) for number in range(200)] for name in corpus}
-    assert 50 < sum(b"GlobalAveragePool" in data for data in made["a.onnx"]) < 150
+    made = {name: [fuzz_mutate.mutate(Random(number), name, corpus) for number in range(400)] for name in corpus}
+    assert 100 < sum(b"GlobalAveragePool" in data for data in made["a.onnx"]) < 300
     assert all(data[:1] != b"P" for data in made["c.json"])
-    assert sum(b"'descr': '|O'" in data for data in made["d.npy"]) > 50
+    assert sum(b"'descr': '|O'" in data for data in made["d.npy"]) > 100
     kinds = {data[:2] for data in made["b.pt"]}
     assert {b"PK", b"\x80\x02", b"\x08\x08"} <= kinds
 

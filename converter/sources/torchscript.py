@@ -29,7 +29,8 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
     if not options.trust_code:
         check_torchscript(file.path, file.budget)
     try:
-        module = torch.jit.load(str(file.path), map_location="cpu").eval()
+        with torch_export.model_code():
+            module = torch.jit.load(str(file.path), map_location="cpu").eval()
     except (RuntimeError, ValueError, OSError) as e:
         raise FileError(f"{file.path} cannot be loaded as TorchScript: {first_line(e, 200)}", "save the model again") from e
     names = {name.rsplit(".", 1)[-1] for name, _ in module.named_modules()}
