@@ -25,8 +25,8 @@ lint: .venv/installed ## ruff, mypy and the import contract
 	$(BIN)/ruff check .
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/check_types.py
 
-fuzz: .venv/installed ## mutate real checkpoints 10,000 times: nothing may run, every failure is a GkpError
-	$(BIN)/python tools/fuzz.py --runs 10000
+fuzz: .venv/installed ## open 10,000 mutated and generated files: nothing may run, every failure is a GkpError; RUNS=N FIRST=N
+	$(BIN)/python tools/fuzz.py --runs $(or $(RUNS),10000) --first $(or $(FIRST),0)
 
 soak: demo/grouped/manifest.json ## 10 minutes of requests on 4 local workers: answers right, memory flat; SECONDS=N
 	$(BIN)/gkp split $(EXAMPLE)/grouped.pt --devices 4 --link loopback --mode spatial -o demo/soak --force -q

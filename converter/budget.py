@@ -29,14 +29,15 @@ RATES = {
     "objects": Rate(1 / 16, 4_000_000),
     "keys": Rate(0, 4096),
     "characters": Rate(2, 16 << 20),
-    "nodes": Rate(0.25, 100_000),
+    "nodes": Rate(0.001, 20_000),
     "steps": Rate(16, 50_000_000),
     "seconds": Rate(2e-6, 10),
 }
 """bytes: of arrays and buffers that are made beside what the file itself holds in memory; objects: of Python, made from a
 pickle, some 100 bytes each; keys: of dicts and sets, of the kinds whose hashes a file can choose: n that collide cost n^2;
-characters: of names; nodes: of graphs, after functions are expanded; steps: of loops over what the file says;
-seconds: of this thread's processor time within `Budget.running`."""
+characters: of names; nodes: of graphs, with their inputs and outputs, after functions are expanded (some kB each, and passes
+take time with their square); steps: of loops over what the file says; seconds: of this thread's processor time within
+`Budget.running`."""
 
 
 class Budget:

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from gkp.files import private_folder
 from gkp.manifest import Ratio
 
 _MAX_ENTRIES = 20_000
@@ -52,7 +53,7 @@ class _Store(Generic[T]):
         """Write atomically; the oldest entries go first when there are too many."""
         kept = dict(list(self._entries.items())[-_MAX_ENTRIES:])
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            private_folder(self._path.parent)
             handle, name = tempfile.mkstemp(dir=self._path.parent, suffix=".tmp")
             try:
                 with os.fdopen(handle, "wb") as f:

@@ -7,9 +7,9 @@ from math import prod
 
 import numpy as np
 
-from gkp.converter.graph import Graph, Node, Tensor, values
+from gkp.converter.graph import Graph, Node, Tensor, is_branched, spatial, values
 from gkp.converter.operators import COPIES, ELEMENTWISE, PLANES, POOLS, RESHAPES
-from gkp.errors import UnsafeFileError, UnsupportedModelError
+from gkp.errors import FileError, UnsafeFileError, UnsupportedModelError
 from gkp.text import clean
 
 _SHRINKING = RESHAPES | COPIES | POOLS | PLANES | {
@@ -17,7 +17,7 @@ _SHRINKING = RESHAPES | COPIES | POOLS | PLANES | {
     "ReduceProd", "ReduceSum", "ScatterElements", "ScatterND", "Slice", "Softmax", "Split", "TopK", "Transpose", "Unique"}
 """They give no more elements than they get (NonZero: for each axis)."""
 _FREE, _PER_INPUT_BYTE = 256 << 20, 1024
-_LARGEST = 8 << 30
+_LARGEST, _INPUTS = 4 << 30, 512 << 20
 _HINT = "gkp is made for CNNs; if the size is meant, give a smaller one with --input-shape"
 _BATCH = 2
 """What stands for a dynamic axis."""
@@ -34,9 +34,10 @@ def require_modest(graph: Graph) -> None:
     taken = sum(_bytes(t, _known(t) or 0) for t in graph.inputs)
     name, largest = max(((t.name, sizes[id(t)]) for n in graph.nodes for t in n.outputs), key=lambda pair: pair[1],
                         default=("", 0))
-    if largest > min(_LARGEST, _FREE + _PER_INPUT_BYTE * taken) or taken > _LARGEST:
-        raise UnsafeFileError(f"activation {clean(name)} would take {max(largest, taken):,} bytes, from inputs of {taken:,}",
-                              _HINT)
+    if taken > _INPUTS:
+        raise UnsafeFileError(f"inputs of the size that the model names take {taken:,} bytes", _HINT)
+    if largest > min(_LARGEST, _FREE + _PER_INPUT_BYTE * taken):
+        raise UnsafeFileError(f"activation {clean(name)} would take {largest:,} bytes, from inputs of {taken:,}", _HINT)
     graph.budget.activation(max(largest, taken))
     needed = _peak(graph, sizes) + _steady(graph, sizes)
     graph.budget.bytes(needed)
@@ -69,11 +70,29 @@ def _sizes(graph: Graph) -> dict[int, int]:
         return bounds[id(t)] if id(t) in bounds else _known(t) or 0
 
     for node in graph.nodes:
+        if is_branched(node):
+            _check_claim(node)
         for tensor in node.outputs:
             known = _known(tensor)
             bounds[id(tensor)] = known if known is not None else _bound(node, [elements(t) for t in node.inputs])
             sizes[id(tensor)] = _bytes(tensor, bounds[id(tensor)])
     return sizes
+
+
+def _check_claim(node: Node) -> None:
+    """The shape of a BranchedConv's output is what the file claims: FileError when it is another."""
+    plane, shape = spatial(node.inputs[0]), node.outputs[0].shape
+    if shape is None or any(not isinstance(n, int) for n in shape[1:]):
+        return
+    try:
+        pads, nd = node.attrs["pads"], len(node.attrs["kernel_shape"])
+        true = [(n + pads[a] + pads[nd + a] - d * (k - 1) - 1) // s + 1 for a, (n, k, s, d) in enumerate(
+            zip(plane or (), node.attrs["kernel_shape"], node.attrs["strides"], node.attrs["dilations"], strict=True))]
+        true.insert(0, node.inputs[-1].shape[0])
+    except (ArithmeticError, LookupError, TypeError, ValueError):
+        true = []
+    if plane is None or list(shape[1:]) != true:
+        raise FileError(f"the shape of BranchedConv {clean(node.name)} is not what it computes", "make the file again")
 
 
 def _bound(node: Node, given: list[int]) -> int:

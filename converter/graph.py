@@ -36,11 +36,16 @@ class Graph:
         if not model.graph.node and not model.graph.output:
             raise FileError("the ONNX model has no graph", "check that the file is a complete .onnx file")
         self.budget = budget or Budget(model.ByteSize())
-        shapes = inferred(skeleton(model))
+        shapes = inferred(_undeclared(model))
         try:
             self.gs = gs.import_onnx(model)
         except ERRORS as e:
             raise FileError(f"the ONNX graph is malformed: {first_line(e, 200)}", "check it with onnx.checker") from e
+        made = {name for n in model.graph.node if n.domain != DOMAIN for name in n.output}
+        outputs = {o.name for o in model.graph.output}
+        for name, tensor in self.gs.tensors().items():
+            if name in made and name not in outputs and isinstance(tensor, gs.Variable):
+                tensor.shape = None
         self._tell(shapes)
         self.opsets = {entry.domain: entry.version for entry in model.opset_import}
         self.ir_version = model.ir_version
@@ -64,7 +69,8 @@ class Graph:
         for info in (*shapes.graph.value_info, *shapes.graph.output):
             tensor, found = tensors.get(info.name), OnnxImporter.import_tensor(info)
             if isinstance(tensor, gs.Variable) and found.dtype is not None:
-                tensor.dtype, tensor.shape, tensor.type = found.dtype, found.shape, found.type
+                tensor.dtype, tensor.type = found.dtype, found.type
+                tensor.shape = tensor.shape if found.shape is None else found.shape
 
     def infer(self) -> None:
         """Infer types and shapes again: constants have become known."""
@@ -148,7 +154,7 @@ class Graph:
         self.budget.steps(len(self.gs.nodes))
         node.inputs.clear()
         node.outputs.clear()
-        self.gs.nodes.remove(node)
+        del self.gs.nodes[next(k for k, n in enumerate(self.gs.nodes) if n is node)]  # its `==` compares all that is in them
 
     def redirect(self, old: Tensor, new: Tensor) -> None:
         """Every reader of `old` reads `new` instead. A graph output keeps its name (its producer changes)."""
@@ -220,6 +226,20 @@ class Graph:
         twin.opsets, twin.metadata, twin._taken = dict(self.opsets), dict(self.metadata), set(self._taken)
         twin.charged = set()
         return twin
+
+
+def _undeclared(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The skeleton without the shapes that the file claims for tensors, which are inferred instead. Those of gkp's own
+    operator stay, which onnx.shape_inference does not know."""
+    structure = skeleton(model)
+    own = {name for n in model.graph.node if n.domain == DOMAIN for name in n.output}
+    kept = [v for v in structure.graph.value_info if v.name in own]
+    structure.graph.ClearField("value_info")
+    structure.graph.value_info.extend(kept)
+    for output in structure.graph.output:
+        if output.name not in own:
+            output.type.tensor_type.ClearField("shape")
+    return structure
 
 
 def _frozen(array: Any) -> Array:

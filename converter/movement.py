@@ -109,6 +109,7 @@ def movement(graph: Graph, tensor: Tensor, *, through_adds: bool = False,
 
     through_adds: also look through additions. enter: may the walk look behind this tensor (else it is a base)?
     """
+    graph.budget.steps(_MAX_NODES)
     nodes: list[Node] = []
     bases: dict[int, Tensor] = {}
     if not _collect(tensor, nodes, bases, through_adds, enter, top=True) or not nodes or not bases:

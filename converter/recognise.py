@@ -36,16 +36,16 @@ def recognise(graph: Graph, watch: Watch = lambda name, graph: None) -> Graph:
         watch("fold_constants", graph)
         if lift_convs.run(graph):
             watch("lift_convs", graph)
+        require_modest(graph)
         _to_fixpoint(graph, RECOGNISE, watch)
     return graph
 
 
 def settle(graph: Graph) -> None:
-    """Fold what is constant, and see that the rest is of a size that can be run. Changes `graph` in place."""
+    """Fold what is constant, and infer the shapes that come of it. Changes `graph` in place."""
     fold_constants.run(graph)
     graph.infer()  # shapes that were computed are constants now
     fold_constants.run(graph)
-    require_modest(graph)
 
 
 def simplify(graph: Graph, watch: Watch = lambda name, graph: None) -> Graph:

@@ -12,7 +12,7 @@ import numpy as np
 
 from gkp import manifest as manifest_module
 from gkp.arguments import parse_shapes
-from gkp.console import Screen, write_json
+from gkp.console import Screen
 from gkp.edge_commands import EDGE_COMMANDS, run_split
 from gkp.errors import FileError, UsageError
 from gkp.files import write_file
@@ -47,7 +47,7 @@ def convert(screen: Screen, *, model: Path, output: Path | None, report: Path | 
 
         write_html(artefact.manifest, report)
         screen.say(f"report:  {report}")
-    write_json(json_to, manifest_module.encode(artefact.manifest))
+    screen.json(json_to, manifest_module.encode(artefact.manifest))
     if artefact.incomplete is not None:
         raise artefact.incomplete
 
@@ -71,7 +71,7 @@ def inspect(screen: Screen, *, model: Path, target: str, input_shape: tuple[str,
     screen.show(tables.conversion_table(shown))
     for note in shown.notes:
         screen.say(f"note: {note}")
-    write_json(json_to, manifest_module.encode(shown))
+    screen.json(json_to, manifest_module.encode(shown))
 
 
 def verify(screen: Screen, *, a: Path, b: Path, precision: str, input_shape: tuple[str, ...], json_to: str | None,
@@ -84,7 +84,7 @@ def verify(screen: Screen, *, a: Path, b: Path, precision: str, input_shape: tup
         progress("comparing", None)
         result = compare_models(a, b, OpenOptions(parse_shapes(input_shape), arch, trust_code), precision)
     screen.say(verification_words(result), style="bold green" if result.passed else "bold red")
-    write_json(json_to, msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
+    screen.json(json_to, msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
     return 0 if result.passed else 1
 
 
@@ -107,7 +107,7 @@ def evaluate(screen: Screen, *, model: Path, data: str, mean: str | None, std: s
             correct += _correct(opened.run, opened.inputs[0], test, start, batch, means, stds)
     screen.say(f"{correct} of {total} correct: {correct / total:.2%}  "
                f"(mean {', '.join(map(str, means))}; std {', '.join(map(str, stds))})")
-    write_json(json_to, msgspec.json.encode({"schema_version": 1, "model": clean(str(model)), "data": clean(data),
+    screen.json(json_to, msgspec.json.encode({"schema_version": 1, "model": clean(str(model)), "data": clean(data),
                                              "correct": correct, "total": total, "accuracy": correct / total,
                                              "mean": means, "std": stds}) + b"\n")
 
@@ -151,7 +151,7 @@ def run(screen: Screen, *, directory: Path, input_file: Path, output_file: Path 
     if output_file is not None:
         _write_arrays(output_file, outputs)
         screen.say(f"written: {output_file}")
-    write_json(json_to, msgspec.json.encode({"schema_version": 1, "outputs": summary, **where}) + b"\n")
+    screen.json(json_to, msgspec.json.encode({"schema_version": 1, "outputs": summary, **where}) + b"\n")
 
 
 def _read_arrays(path: Path) -> Any:
@@ -211,7 +211,7 @@ def bench(screen: Screen, *, directories: tuple[Path, ...], suite: str | None, c
     screen.show(suite_tables(found))
     screen.say(f"{before['cpu']}, {before['cores']} cores, load {before['load_average']} at the start; medians, "
                "interleaved in one process", style="dim")
-    write_json(json_to, found.json())
+    screen.json(json_to, found.json())
 
 
 def prune(screen: Screen, *, baseline: Path, output: Path, json_to: str | None, **options: Any) -> None:
@@ -235,7 +235,7 @@ def prune(screen: Screen, *, baseline: Path, output: Path, json_to: str | None, 
     table, following = command.summary(setting, output)
     screen.show(table)
     screen.say(f"\nnext: {following}", wrap=False)
-    write_json(json_to, msgspec.json.format(msgspec.json.encode(setting), indent=2) + b"\n")
+    screen.json(json_to, msgspec.json.format(msgspec.json.encode(setting), indent=2) + b"\n")
 
 
 COMMANDS: dict[str, Callable[..., int | None]] = {

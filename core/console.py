@@ -9,28 +9,30 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich import progress as bars
 from rich.console import Console
 from rich.text import Text
 
-from gkp.errors import GkpError
+from gkp.errors import FileError, GkpError
 from gkp.files import plain_json, write_file
 from gkp.interrupt import INTERRUPTED, MESSAGE, Interruption
 from gkp.text import printable
 from gkp.types import Progress
 
 INTERNAL = 70
+__all__ = ["INTERNAL", "INTERRUPTED", "Screen", "guarded"]
 
 
 class Screen:
-    """Tables and progress go to stderr, JSON to stdout. quiet: only errors; verbose: tracebacks too."""
+    """Tables and progress go to stderr, JSON to stdout, and nothing else. quiet: only errors; verbose: tracebacks too."""
 
     def __init__(self, verbose: bool = False, quiet: bool = False) -> None:
         self.verbose, self.quiet = verbose, quiet
         self.err = Console(stderr=True, highlight=False)
         self.interruption = Interruption()
+        self._out: TextIO | None = sys.stdout
 
     def show(self, renderable: Any, wrap: bool = True) -> None:
         """Print a table or text on stderr, unless quiet. wrap: break lines at the terminal's width."""
@@ -57,6 +59,31 @@ class Screen:
 
             yield report
 
+    @contextlib.contextmanager
+    def own_stdout(self) -> Iterator[None]:
+        """While it lasts, what others print in Python (plugins, libraries) goes to stderr, and what they print below Python
+        nowhere, unless verbose: it may hold names of strangers, and nobody looks at them. (Stdout is the whole process's: a
+        program that uses gkp as a library keeps its own.)"""
+        with contextlib.ExitStack() as after, contextlib.redirect_stdout(sys.stderr):
+            if self._out is not None and _is_real(self._out):
+                real = after.enter_context(_own_descriptor(self._out, 2 if self.verbose else None))
+                before, self._out = self._out, real
+                after.callback(setattr, self, "_out", before)
+            yield
+
+    def json(self, destination: str | None, data: bytes) -> None:
+        """Write JSON to a file, or to stdout for "-"."""
+        if destination is None:
+            return
+        data = plain_json(data)
+        if destination != "-":
+            write_file(Path(destination), data)
+        elif self._out is None:
+            raise FileError("stdout is closed", "open it, or write to a file: --json FILE")
+        else:
+            self._out.write(data.decode())
+            self._out.flush()
+
     def fail(self, error: BaseException) -> int:
         """Print an error in one line, and one line that says what to do. Returns the exit code."""
         if self.verbose:
@@ -68,6 +95,29 @@ class Screen:
         if hint:
             self.err.print(Text(f"  try: {_one_line(hint)}"), soft_wrap=True)
         return code
+
+
+def _is_real(stream: TextIO) -> bool:
+    try:
+        return stream.fileno() == 1
+    except (OSError, ValueError):  # of a test, which catches what is printed
+        return False
+
+
+@contextlib.contextmanager
+def _own_descriptor(stream: TextIO, others: int | None) -> Iterator[TextIO]:
+    """Where descriptor 1 leads, while that leads where `others` does. None: nowhere."""
+    stream.flush()
+    kept = os.dup(1)
+    real = open(kept, "w", encoding=stream.encoding, errors=stream.errors)  # noqa: SIM115 (closed below)
+    try:
+        with contextlib.suppress(OSError):  # there is no stderr
+            os.dup2(os.open(os.devnull, os.O_WRONLY) if others is None else others, 1)
+        yield real
+    finally:
+        os.dup2(kept, 1)
+        with contextlib.suppress(OSError):  # what could not be written was an error before
+            real.close()
 
 
 def _describe(error: BaseException) -> tuple[str, str, int]:
@@ -89,10 +139,9 @@ def _one_line(text: str) -> str:
 def guarded(screen: Screen, work: Callable[[], int | None]) -> int:
     """Run a command's body: GkpErrors and Ctrl-C become messages and exit codes; SIGTERM counts as Ctrl-C."""
     try:
-        with screen.interruption.raised():
+        with screen.own_stdout(), screen.interruption.raised():
             return work() or 0
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
         pass
@@ -101,15 +150,3 @@ def guarded(screen: Screen, work: Callable[[], int | None]) -> int:
             return screen.fail(e)
     screen.err.print(Text(MESSAGE))
     return INTERRUPTED
-
-
-def write_json(destination: str | None, data: bytes) -> None:
-    """Write JSON to a file, or to stdout for "-"."""
-    if destination is None:
-        return
-    data = plain_json(data)
-    if destination == "-":
-        sys.stdout.write(data.decode())
-        sys.stdout.flush()
-        return
-    write_file(Path(destination), data)

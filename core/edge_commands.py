@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from gkp.arguments import parse_shapes
-from gkp.console import Screen, write_json
+from gkp.console import Screen
 from gkp.errors import UsageError
 from gkp.files import check_writable, write_file
 
@@ -67,7 +67,7 @@ def split(screen: Screen, *, model: Path, output: Path | None, devices: str, lin
     trust = " --trust-code" if any(s.file.endswith(".so") for s in plan.segments) else ""
     screen.say(f"\nwritten: {out}   (picture: {out / FILE_NAME})")
     screen.say(f"try: gkp run {out} --local{trust} --input FILE.npy", wrap=False)
-    write_json(json_to, msgspec.json.format(msgspec.json.encode(plan, order="deterministic"), indent=1) + b"\n")
+    screen.json(json_to, msgspec.json.format(msgspec.json.encode(plan, order="deterministic"), indent=1) + b"\n")
 
 
 def edge_profile(screen: Screen, *, source: Path, devices: str | None, link: str, seconds: float, output: Path | None,
@@ -100,7 +100,7 @@ def edge_profile(screen: Screen, *, source: Path, devices: str | None, link: str
     if found.waited > 0.25:
         screen.say(f"warning: half of the segments waited for the processor {found.waited:.0%} of their time or more: "
                    "measure again when the machine is quiet", style="bold yellow")
-    write_json(json_to, profiling.encode(found))
+    screen.json(json_to, profiling.encode(found))
 
 
 def serve(screen: Screen, *, folders: tuple[Path, ...], keys: Path | None, insecure: bool, peers: tuple[str, ...],
@@ -115,7 +115,7 @@ def serve(screen: Screen, *, folders: tuple[Path, ...], keys: Path | None, insec
     def ready(worker: serving.Serving) -> None:
         devices = ", ".join(f"device {k} of plan {digest[:12]}" for digest, k in worker.plans.items())
         screen.say(f"{worker.name} is ready on {worker.address}: {devices}")
-        write_json(json_to, msgspec.json.encode({"schema_version": 1, "name": worker.name, "address": worker.address,
+        screen.json(json_to, msgspec.json.encode({"schema_version": 1, "name": worker.name, "address": worker.address,
                                                  "plans": worker.plans}) + b"\n")
 
     drained = serving.serve(serving.ServeOptions(folders=folders, keys=keys, peers=serving.parse_peers(peers), **options),

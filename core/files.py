@@ -1,4 +1,4 @@
-"""Writing single files, completely or not at all."""
+"""Writing single files, completely or not at all; folders of this user's own."""
 
 from __future__ import annotations
 
@@ -14,6 +14,13 @@ def plain_json(data: bytes) -> bytes:
     """The same JSON with every unprintable character escaped: names of strangers reach terminals through it."""
     return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] if ord(c) > 0xFFFF else f"\\u{ord(c):04x}"
                    for c in data.decode()).encode()
+
+
+def private_folder(folder: Path) -> None:
+    """Make a folder, with those above it that are missing, which nobody else can enter, whatever the umask (XDG's
+    specification wants that of ~/.config and the like). One that is there stays as it is. OSError when that cannot be."""
+    for missing in [f for f in reversed([folder, *folder.parents]) if not f.is_dir()]:
+        missing.mkdir(mode=0o700, exist_ok=True)
 
 
 def check_writable(path: Path) -> None:

@@ -77,7 +77,7 @@ class Service:
                     made: bytes = answer(_only(messages), context).SerializeToString()
                 return made
             except Refusal as e:
-                refusal = e
+                refusal = e.with_traceback(None)  # else it would keep the call, and with it a stream of the connection
             except Exception as e:
                 refusal = Refusal("INTERNAL", "compute", f"{name} failed: {type(e).__name__}")
             trailing = [(ERROR_KEY, refusal.error)]

@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 
 from gkp.errors import BackendMissingError, FileError, GkpError, UnsafeFileError, UsageError
-from gkp.files import write_file
+from gkp.files import private_folder, write_file
 from gkp.manifest import Engine, EngineTensor, Manifest
 from gkp.runtime.cuda import Capability, device_capability, device_name
 from gkp.runtime.trt_package import EXTRAS, Log, TrtPackage, is_installed, listening, trt_package
@@ -128,7 +128,7 @@ class _RuntimeCache:
         if self._cache is None or self._path is None:
             return
         with contextlib.suppress(OSError, FileError):
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            private_folder(self._path.parent)
             write_file(self._path, bytes(self._cache.serialize()))
 
     def _read(self) -> bytes | None:

@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from gkp.errors import FileError, UnsafeFileError
+from gkp.files import private_folder
 from gkp.manifest import Manifest
 
 _KEY_BYTES = 32
@@ -67,6 +68,7 @@ def _read_key() -> bytes | None:
     """None when there is no key yet."""
     path = key_file()
     try:
+        _check_folder(path.parent)
         with path.open("rb") as file:
             about = os.fstat(file.fileno())
             if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid() or about.st_mode & 0o077:
@@ -82,6 +84,14 @@ def _read_key() -> bytes | None:
     return key
 
 
+def _check_folder(folder: Path) -> None:
+    """Who can write there can put another key in the place of this one, or take it away: sshd asks the same of ~/.ssh."""
+    about = folder.stat()
+    if about.st_uid not in (0, os.geteuid()) or about.st_mode & 0o022:
+        raise UnsafeFileError(f"{folder}, where the key of your signatures lies, can be written by others",
+                              "delete it, and convert your native models again (chmod 700 if you are sure)")
+
+
 def make_key() -> bytes:
     """This user's key, a new one when there is none. Of two processes that make one at once, one wins and both use it.
     FileError when it cannot be written, UnsafeFileError when others can read it."""
@@ -89,7 +99,7 @@ def make_key() -> bytes:
     if (key := _read_key()) is not None:
         return key
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(path.parent)
         handle, name = tempfile.mkstemp(dir=path.parent)  # mode 0600
         try:
             with os.fdopen(handle, "wb") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -11,11 +12,12 @@ from types import ModuleType
 from typing import Any
 
 import docs_kit
+import prepared_kit
 import pytest
 from cli_kit import commands
 from docs_kit import ROOT, Block
 
-from gkp import console, manifest
+from gkp import console, interrupt, manifest
 from gkp.converter.sources import SOURCES
 from gkp.errors import GkpError
 from gkp.options.targets import TARGETS
@@ -67,6 +69,31 @@ def test_documented_errors_are_the_ones_printed(page: Path, tmp_path: Path) -> N
             assert [line for line in block.shown if line not in output] == []
 
 
+CODES = {
+    "an exit code": "import sys; print('out'); print('err', file=sys.stderr); sys.exit(3)",
+    "a text": "raise SystemExit('why')",
+    "an error": "print('out'); raise ValueError('why')",
+    "a signal": "import os; os.kill(os.getpid(), 9)",
+    "what is left to do": "import atexit, threading, time; atexit.register(print, 'exit')\n"
+                          "threading.Thread(target=lambda: (time.sleep(0.1), print('thread'))).start(); print('main')",
+    "where it is": "import os, sys; print(os.getcwd(), dict(os.environ), sys.argv, sys.path[0], __name__, sys.stdin.read())",
+}
+
+
+@pytest.mark.parametrize("what", CODES)
+def test_the_processes_that_commands_run_in_end_like_any_other(what: str, tmp_path: Path) -> None:
+    words, environment = [sys.executable, "-c", CODES[what], "more"], {"PATH": "there", "OMP_NUM_THREADS": "1", "LC_CTYPE": "C.UTF-8"}
+    want = subprocess.run(words, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    got = prepared_kit.run(words, tmp_path, environment, 60)
+    assert (got.returncode, got.stdout) == (want.returncode, want.stdout)
+    assert got.stderr.splitlines()[-1:] == want.stderr.splitlines()[-1:]
+
+
+def test_a_command_that_does_not_end_is_killed(tmp_path: Path) -> None:
+    with pytest.raises(subprocess.TimeoutExpired):
+        prepared_kit.run(["python", "-c", "import time; time.sleep(300)"], tmp_path, os.environ, 0.5)
+
+
 # ---- links ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"],
                          ids=lambda page: str(page.relative_to(ROOT)))
@@ -109,7 +136,7 @@ def test_every_option_is_on_the_page_of_its_command(words: tuple[str, ...]) -> N
 
 
 def test_the_options_page_lists_every_exit_code() -> None:
-    codes = {cls.exit_code for cls in GkpError.__subclasses__()} | {0, console.INTERNAL, console.INTERRUPTED}
+    codes = {cls.exit_code for cls in GkpError.__subclasses__()} | {0, console.INTERNAL, interrupt.INTERRUPTED}
     assert sorted(codes - {int(code) for code in re.findall(r"^\| (\d+) \|", _read(DOCS / "tasks" / "README.md"), re.MULTILINE)}) == []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -97,24 +98,98 @@ def test_the_fuzzer_lets_pass_what_is_harmless(action: str, tmp_path: Path) -> N
     assert done.stdout.startswith(("opened", "FileError")), done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("death", ["os.kill(os.getpid(), 11)", "os._exit(3)"])
-def test_a_worker_that_dies_is_a_failure_of_its_run_and_the_rest_goes_on(death: str, tmp_path: Path) -> None:
-    """A copy of the fuzzer whose run number 2 ends the process."""
+def spoiled(folder: Path, *changes: tuple[str, str], runs: tuple[str, ...] = ("--runs", "5")) -> subprocess.CompletedProcess[str]:
+    """Some runs, from one small file, of a copy of the fuzzer with other text in the places of these."""
     for file in TOOLS.glob("fuzz*.py"):
         text = file.read_text()
         if file.name == "fuzz.py":
-            marker = 'print("start", number, file=report)\n'
-            assert marker in text
-            text = text.replace(marker, marker + f"            if number == 2:\n                {death}\n")
+            for old, new in changes:
+                assert text.count(old) == 1
+                text = text.replace(old, new)
         if file.name == "fuzz_corpus.py":
             text = text[: text.index("def write")] + ("def write(folder):\n    (folder / 'a.json').write_text('{}')\n"
                                                       "    return ['a.json']\n")
-        (tmp_path / file.name).write_text(text)
-    done = subprocess.run([sys.executable, str(tmp_path / "fuzz.py"), "--runs", "5", "--workers", "1", "--keep",
-                           str(tmp_path / "keep")], capture_output=True, text=True, check=False, timeout=120)
+        (folder / file.name).write_text(text)
+    return subprocess.run([sys.executable, str(folder / "fuzz.py"), *runs, "--workers", "1", "--keep", str(folder / "keep")],
+                          capture_output=True, text=True, check=False, timeout=120)
+
+
+STARTS = 'print("start", number, file=report)\n'
+ENDS = 'print("done", number, *outcome, file=report)\n'
+SOON = ("HANG_SECONDS = 120.0", "HANG_SECONDS = 8.0")
+
+
+def in_run(number: int, code: str, after: str = STARTS) -> tuple[str, str]:
+    return after, f"{after}            if number == {number}:\n                {code}\n"
+
+
+def in_run_always(code: str) -> tuple[str, str]:
+    return ENDS, f"{ENDS}            {code}\n"
+
+
+@pytest.mark.parametrize(("death", "said"), [("os.kill(os.getpid(), 11)", "ended with -11"), ("os._exit(3)", "ended with 3"),
+                                             ("time.sleep(600)", "hung"), ("\n                while True: pass", "hung")])
+def test_a_worker_that_dies_or_hangs_is_a_failure_of_its_run_and_the_rest_goes_on(death: str, said: str, tmp_path: Path) -> None:
+    done = spoiled(tmp_path, in_run(2, death), SOON)
     assert done.returncode == 1
-    assert "FAIL run 2 (a.json): the process ended with" in done.stdout
+    assert f"FAIL run 2 (a.json): the process {said}" in done.stdout
     assert "5 runs in" in done.stdout
     assert [p.name for p in (tmp_path / "keep").iterdir()] == ["0-2-a.json"]
 
 
+def test_a_worker_that_dies_between_two_runs_is_a_failure_of_the_first_and_the_rest_goes_on(tmp_path: Path) -> None:
+    done = spoiled(tmp_path, in_run(2, "os._exit(3)", after=ENDS))
+    assert (done.returncode, "FAIL run 2 (a.json): the process ended with 3" in done.stdout) == (1, True), done.stdout + done.stderr
+    assert "5 runs in" in done.stdout
+
+
+def test_a_worker_that_is_slow_to_end_after_its_runs_is_killed_and_no_failure(tmp_path: Path) -> None:
+    done = spoiled(tmp_path, in_run(4, "report.close(); time.sleep(600)", after=ENDS), ("END_SECONDS = 60.0", "END_SECONDS = 0.5"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "5 runs in" in done.stdout
+
+
+def test_waiting_for_the_processor_is_not_hanging(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Two processes on one core, the second of which hardly gets it."""
+    import fuzz
+
+    monkeypatch.setattr(fuzz, "HANG_SECONDS", 1.0)
+    core = {min(os.sched_getaffinity(0))}
+
+    def busy(niceness: int) -> subprocess.Popen[bytes]:
+        code = f"import os; os.sched_setaffinity(0, {core}); os.nice({niceness})\nwhile True: pass"
+        return subprocess.Popen([sys.executable, "-c", code])
+
+    first, second = busy(0), busy(19)
+    try:
+        worker = fuzz.Worker(second, None, 0, 0, 1)
+        end = time.monotonic() + 4
+        while time.monotonic() < end:
+            used = worker._activity()[0]
+            assert worker.hangs() == (used > 1.0)
+            time.sleep(0.1)
+    finally:
+        for process in (first, second):
+            process.kill()
+            process.wait()
+
+
+def test_the_files_that_a_run_starts_from_are_the_same_every_time(tmp_path: Path) -> None:
+    code = f"import sys; sys.path.insert(0, {str(TOOLS)!r}); import fuzz_corpus; from pathlib import Path; fuzz_corpus.write(Path(sys.argv[1]))"
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], check=True, timeout=120, env={**os.environ, "PYTHONHASHSEED": "0"})
+    assert {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()} == {p.name: p.read_bytes() for p in (tmp_path / "b").iterdir()}
+
+
+def test_parts_are_the_same_runs_as_the_whole(tmp_path: Path) -> None:
+    """What each run was and gave, as the worker writes it down; without the seconds that it took."""
+    log = in_run_always("open(Path(__file__).parent / 'log', 'a').write(f'{number} {name} {data!r} {outcome[0]}\\n')")
+    found = []
+    for folder, parts in ((tmp_path / "whole", [(700, 9)]), (tmp_path / "parts", [(700, 2), (702, 7)])):
+        folder.mkdir()
+        for first, runs in parts:
+            assert spoiled(folder, log, runs=("--first", str(first), "--runs", str(runs))).returncode == 0
+        found.append((folder / "log").read_text().splitlines())
+    assert found[0] == found[1]
+    assert len(found[0]) == 9

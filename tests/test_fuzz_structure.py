@@ -34,6 +34,7 @@ import fuzz_dialect  # noqa: E402
 import fuzz_mutate  # noqa: E402
 import fuzz_networks  # noqa: E402
 import fuzz_proto  # noqa: E402
+import fuzz_script  # noqa: E402
 import fuzz_torch  # noqa: E402
 import fuzz_zip  # noqa: E402
 
@@ -47,7 +48,7 @@ def torch_zip() -> bytes:
 GENERATORS: dict[str, Callable[[Random], bytes | None]] = {
     "network": fuzz_networks.network,
     "checkpoint": fuzz_torch.checkpoint, "npy": fuzz_torch.object_array, "dialect": fuzz_dialect.script,
-    "proto": lambda rng: fuzz_proto.model(rng, "a.onnx"), "zip": lambda rng: fuzz_zip.surgery(rng, torch_zip())}
+    "script": fuzz_script.script, "proto": lambda rng: fuzz_proto.model(rng, "a.onnx"), "zip": lambda rng: fuzz_zip.surgery(rng, torch_zip())}
 
 
 @pytest.mark.parametrize("name", GENERATORS)
@@ -60,10 +61,10 @@ def test_a_file_follows_from_its_random_generator_alone(name: str) -> None:
 
 def test_half_of_the_runs_are_written_by_structure_and_fit_their_names() -> None:
     corpus = {"a.onnx": b"\x08\x01" * 50, "b.pt": torch_zip(), "c.json": b'{"a": [1, 2]}' * 5, "d.npy": b"\x93NUMPY" + bytes(200)}
-    made = {name: [fuzz_mutate.mutate(Random(number), name, corpus) for number in range(200)] for name in corpus}
-    assert 50 < sum(b"GlobalAveragePool" in data for data in made["a.onnx"]) < 150
+    made = {name: [fuzz_mutate.mutate(Random(number), name, corpus) for number in range(400)] for name in corpus}
+    assert 100 < sum(b"GlobalAveragePool" in data for data in made["a.onnx"]) < 300
     assert all(data[:1] != b"P" for data in made["c.json"])
-    assert sum(b"'descr': '|O'" in data for data in made["d.npy"]) > 50
+    assert sum(b"'descr': '|O'" in data for data in made["d.npy"]) > 100
     kinds = {data[:2] for data in made["b.pt"]}
     assert {b"PK", b"\x80\x02", b"\x08\x08"} <= kinds
 
@@ -212,7 +213,8 @@ import numpy as np, torch
 from pathlib import Path
 from gkp.archive import Archive
 from gkp.converter.budget import Budget
-from gkp.converter.sources import _script_check, _script_pickle
+from gkp.converter.sources.script.check import check_torchscript
+from gkp.converter.sources.script.pickle import Device, read_script_pickle
 from gkp.converter.sources._records import Record
 from gkp.errors import GkpError
 
@@ -226,19 +228,19 @@ def same(ours, theirs):
         return len(ours) == len(theirs) and all(map(same, ours, theirs))
     if isinstance(ours, dict):
         return list(ours) == list(theirs) and all(same(ours[k], theirs[k]) for k in ours)
-    if isinstance(ours, _script_pickle.Device):
+    if isinstance(ours, Device):
         return ours.name == str(theirs)
     return type(ours) is type(theirs) and (ours == theirs or ours != ours)
 
 accepted, failed = 0, []
 for path in sorted(Path(sys.argv[1]).iterdir()):
     try:
-        _script_check.check_torchscript(path, Budget(path.stat().st_size))
+        check_torchscript(path, Budget(path.stat().st_size))
     except GkpError:
         continue
     accepted += 1
     with Archive(path) as archive:
-        root = _script_pickle.read_script_pickle(archive, "data.pkl", lambda name: True, Budget(path.stat().st_size))
+        root = read_script_pickle(archive, "data.pkl", lambda name: True, Budget(path.stat().st_size))
     if not same(root, torch.jit.load(str(path))):
         failed.append(path.name)
 print(json.dumps([accepted, failed]))

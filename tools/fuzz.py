@@ -2,7 +2,8 @@
 
 usage: fuzz.py [--runs N] [--seed N] [--first N] [--workers N] [--keep DIR]
 
-Run number N of a seed is always the same file, so `--first N --runs 1` repeats one; --keep saves the files that failed.
+Run number N of a seed is always the same file, so `--first N --runs 1` repeats one, and a long run can be made in parts;
+--keep saves the files that failed.
 Most runs read a file as far as its source does before it builds a network; ONNX files, and some others, go through
 recognition and simplification. Workers are processes of their own, so that a crash of native code is a failure of that
 run and not the end.
@@ -29,16 +30,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-SECONDS, HANG_SECONDS = 10.0, 120.0  # of processor time for one run; without a word from a worker
+SECONDS = 10.0  # of processor time for one run
+HANG_SECONDS = 120.0  # of a worker without a word: of processor time, or asleep; not of waiting for the processor
 MEMORY_BYTES = 1536 << 20  # beyond what the worker holds after the unchanged files
 CHUNK = 500  # runs of one worker process
 DEEP = 6  # one in so many runs builds and exports the network
 FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "subprocess.Popen", "socket.",
              "pickle.find_class", "ctypes.dlopen", "os.kill", "pty.spawn", "webbrowser.open", "urllib.Request", "ftplib.",
              "smtplib.", "code.__new__", "marshal.loads", "exec")
+END_SECONDS = 60.0  # for a worker that has nothing left to do; then it is killed
 # Events that change files: where in their arguments the path is, and the descriptor of the folder it is relative to.
-_END_S = 60
-"""A worker that has let go of PyTorch ends within a second, on a busy machine within some more; one that hangs does not."""
 WRITING = {"os.remove": ((0, 1),), "os.rename": ((0, 2), (1, 3)), "os.mkdir": ((0, 2),), "os.rmdir": ((0, 1),),
            "os.link": ((1, 3),), "os.symlink": ((1, 2),), "os.chmod": ((0, 2),), "os.truncate": ((0, None),),
            "shutil.rmtree": ((0, 1),)}
@@ -169,12 +170,12 @@ def _too_long(signum: int, frame: FrameType | None) -> None:
 
 
 def open_like_gkp(path: Path, deep: bool) -> None:
-    """Read the file as gkp would. TorchScript is checked, not loaded: what its check lets through is PyTorch's to read."""
+    """Read the file as gkp would. TorchScript that passes the check is loaded and run."""
     from gkp import manifest
-    from gkp.converter.budget import Budget
     from gkp.converter.graph import Graph
     from gkp.converter.recognise import recognise, simplify
-    from gkp.converter.sources import SOURCES, OpenOptions, SourceFile, _script_check, _torchfile, open_model
+    from gkp.converter.sources import SOURCES, OpenOptions, SourceFile, _torchfile, open_model
+    from gkp.converter.sources.script.check import check_torchscript
     from gkp.pruning.models.group_config import read_group_config
 
     if path.name == "manifest.json":
@@ -188,15 +189,29 @@ def open_like_gkp(path: Path, deep: bool) -> None:
         return
     file = SourceFile(path)
     if file.kind == "torchscript":
-        _script_check.check_torchscript(path, Budget(path.stat().st_size))
+        check_torchscript(path, file.budget)
+        _load_and_run(path)
     elif deep or file.kind == "onnx":
-        simplify(recognise(Graph(open_model(path, OpenOptions()).model))).to_model()
+        opened = open_model(path, OpenOptions())
+        simplify(recognise(Graph(opened.model, opened.budget))).to_model()
     else:
         for source in SOURCES:
             if source.matches(file):
                 break
         if file.kind in ("torch-zip", "torch-legacy", "pickle"):
             _ = file.payload
+
+
+def _load_and_run(path: Path) -> None:
+    """What gkp does with TorchScript before it exports it, on two sizes of input. Torch's own refusals are no failures."""
+    import torch
+
+    with contextlib.suppress(RuntimeError, ValueError, IndexError, OverflowError, NotImplementedError, TypeError):
+        module = torch.jit.load(str(path), map_location="cpu").eval()
+        for shape in ((1, 4, 8, 8), (1, 3, 32, 32)):
+            with torch.no_grad(), contextlib.suppress(RuntimeError, ValueError, IndexError, OverflowError,
+                                                      NotImplementedError, TypeError):
+                module(torch.ones(shape))
 
 
 def _virtual_bytes() -> int:
@@ -227,9 +242,9 @@ class Fuzz:
                 if stdout in ready and (lines := worker.lines()) is not None:
                     for line in lines:
                         self._take(worker, line)
-                elif stdout in ready or time.monotonic() - worker.heard > HANG_SECONDS:
+                elif stdout in ready or worker.hangs():
                     del active[stdout]
-                    waiting += self._ended(worker)
+                    waiting += self._ended(worker, hanging=stdout not in ready)
             if time.monotonic() - shown > 5:
                 shown = time.monotonic()
                 print(f"{sum(self.counts.values())} of {runs} runs, {len(self.failures)} failures", flush=True)
@@ -245,16 +260,20 @@ class Fuzz:
         if kind == "FAIL":
             self._fail(int(number), text)
 
-    def _ended(self, worker: Worker) -> list[tuple[int, int]]:
-        """What is left of the worker's chunk. One that died in a run failed in it."""
-        code, tail = worker.end()
-        if code == 0 and worker.next == worker.last:
+    def _ended(self, worker: Worker, hanging: bool) -> list[tuple[int, int]]:
+        """What is left of the worker's chunk. One that died in a run failed in it, one that died by itself between two runs
+        in the one before. That a worker is slow to end once its runs are done says nothing about them."""
+        code, tail = worker.end(0.0 if hanging else END_SECONDS)
+        if worker.current is None and worker.next == worker.last and code in (0, None):
             return []
-        if worker.current is None:
-            raise SystemExit(f"a worker ended with {code} outside any run:\n{tail}")
-        self.counts["FAIL"] += 1
-        self._fail(worker.current, f"the process ended with {code}: {' '.join(tail.split())[-300:]}")
-        return [(worker.current + 1, worker.last)] if worker.current + 1 < worker.last else []
+        failed = worker.current if worker.current is not None else worker.next - 1
+        if failed < worker.first:
+            raise SystemExit(f"a worker ended with {code} before its first run:\n{tail}")
+        if worker.current is not None:
+            self.counts["FAIL"] += 1
+        how = "the process hung" if code is None else f"the process ended with {code}"
+        self._fail(failed, f"{how}: {' '.join(tail.split())[-300:]}")
+        return [(failed + 1, worker.last)] if failed + 1 < worker.last else []
 
     def _fail(self, number: int, text: str) -> None:
         import fuzz_mutate
@@ -274,11 +293,14 @@ class Worker:
 
     process: subprocess.Popen[bytes]
     errors: Any
+    first: int
     next: int
     last: int
-    heard: float
     current: int | None = None
     buffer: bytes = b""
+    heard: float = 0.0  # seconds of its processor time at its last word
+    seen: float = 0.0  # and when it was looked at
+    awake: float = field(default_factory=time.monotonic)  # when it last had something to do
 
     @classmethod
     def start(cls, corpus_folder: Path, seed: int, first: int, last: int) -> Worker:
@@ -287,7 +309,7 @@ class Worker:
                    "--corpus", str(corpus_folder)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, stdin=subprocess.DEVNULL,
                                    env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"})
-        return cls(process, errors, first, last, time.monotonic())
+        return cls(process, errors, first, first, last)
 
     @property
     def stdout(self) -> int:
@@ -299,17 +321,37 @@ class Worker:
         data = os.read(self.stdout, 1 << 16)
         if not data:
             return None
-        self.heard = time.monotonic()
+        self.heard, self.awake = self._activity()[0], time.monotonic()
         *whole, self.buffer = (self.buffer + data).split(b"\n")
         return [line.decode("ascii", "replace") for line in whole]
 
-    def end(self) -> tuple[int, str]:
-        """(exit status, the end of what it printed); one that hangs is killed."""
+    def hangs(self) -> bool:
+        """Has it computed, or slept, for too long since its last word? To be asked about once a second."""
+        seconds, waits = self._activity()
+        if waits or seconds - self.seen > 0.05:
+            self.awake = time.monotonic()
+        self.seen = seconds
+        return seconds - self.heard > HANG_SECONDS or time.monotonic() - self.awake > HANG_SECONDS
+
+    def _activity(self) -> tuple[float, bool]:
+        """(seconds of processor time so far, does a thread of it run or wait for the processor or a disk?)"""
+        about = Path(f"/proc/{self.process.pid}")
         try:
-            code = self.process.wait(timeout=_END_S)
+            whole, *threads = (path.read_text().rpartition(")")[2].split()
+                               for path in (about / "stat", *about.glob("task/*/stat")))
+        except OSError:  # a thread has just ended
+            return self.seen, True
+        return (int(whole[11]) + int(whole[12])) / os.sysconf("SC_CLK_TCK"), any(thread[0] in "RD" for thread in threads)
+
+    def end(self, patience: float) -> tuple[int | None, str]:
+        """(exit status, the end of what it printed). One that has not ended after so many seconds is killed: None."""
+        code: int | None
+        try:
+            code = self.process.wait(timeout=patience)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            code = self.process.wait()
+            self.process.wait()
+            code = None
         if self.process.stdout is not None:
             self.process.stdout.close()
         self.errors.seek(0)
@@ -330,6 +372,8 @@ def main() -> int:
     if options.corpus is not None:
         work(options.corpus, options.seed, options.first, options.first + options.runs)
         return 0
+    if os.environ.get("PYTHONHASHSEED") != "0":  # it decides the order of what PyTorch writes: the corpus, and so every run
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "PYTHONHASHSEED": "0"})
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         import fuzz_corpus

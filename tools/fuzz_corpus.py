@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ REAL = {"example-grouped.pt": ROOT / "examples/resnet20_cifar10/grouped.pt",
 def write(folder: Path) -> list[str]:
     """Write the corpus into `folder`; the names of its files, the real ones first."""
     files = {name: path.read_bytes() for name, path in REAL.items() if path.is_file()}
-    files |= {"small.onnx": _onnx(), "state.pt": _torch(_state()), "legacy.pt": _torch(_state(), legacy=True),
+    files |= {"small.onnx": _onnx(), "state.pt": _torch(_state()), "legacy.pt": _legacy(),
               "plain.pkl": pickle.dumps({"state_dict": _plain(), "epoch": 3}, protocol=2),
               "block.block": pickle.dumps([([0, 2], [1, 3, 5]), ([1], [0, 2])], protocol=4),
               "masks.npy": _masks(), "numbers.npy": _npy(np.arange(24, dtype=np.float32).reshape(2, 3, 4)),
@@ -50,10 +51,28 @@ def _state() -> dict[str, Any]:
             "args": {"lr": 0.1, "name": "small"}}
 
 
-def _torch(value: object, legacy: bool = False) -> bytes:
+def _torch(value: object) -> bytes:
     buffer = io.BytesIO()
-    torch.save(value, buffer, _use_new_zipfile_serialization=not legacy)
+    torch.save(value, buffer)
     return buffer.getvalue()
+
+
+def _legacy() -> bytes:
+    """PyTorch names storages by their addresses, and writes them in the order of these names: here they are numbered."""
+    kept = []
+    while True:
+        state = _state()
+        kept.append(state)  # so that the next ones lie elsewhere
+        keys = [str(tensor.untyped_storage()._cdata).encode() for tensor in state["state_dict"].values()]
+        if keys == sorted(keys):
+            break
+    buffer = io.BytesIO()
+    torch.save(state, buffer, _use_new_zipfile_serialization=False)
+    data = buffer.getvalue()
+    for number, key in enumerate(keys):
+        new = str(number).encode()
+        data = data.replace(struct.pack("<I", len(key)) + key, struct.pack("<I", len(new)) + new)
+    return data
 
 
 def _npy(array: np.ndarray[Any, Any]) -> bytes:

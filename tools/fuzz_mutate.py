@@ -15,6 +15,7 @@ from typing import Any
 import fuzz_dialect
 import fuzz_networks
 import fuzz_proto
+import fuzz_script
 import fuzz_torch
 import fuzz_zip
 import onnx
@@ -78,6 +79,7 @@ GENERATORS: tuple[Callable[[Random, str, Corpus], bytes], ...] = (
     lambda rng, name, corpus: fuzz_torch.checkpoint(rng),
     lambda rng, name, corpus: fuzz_networks.network(rng),
     lambda rng, name, corpus: fuzz_dialect.script(rng),
+    lambda rng, name, corpus: fuzz_script.script(rng),
     lambda rng, name, corpus: fuzz_proto.model(rng, name),
     _surgery,
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gkp.benchmarks.edge.suite import Settings, run_edge
 from gkp.benchmarks.edge.tables import edge_tables
-from gkp.console import Screen, write_json
+from gkp.console import Screen
 
 
 def edge_bench(screen: Screen, devices: tuple[int, ...], checkpoints: Path | None, seconds: float,
@@ -16,4 +16,4 @@ def edge_bench(screen: Screen, devices: tuple[int, ...], checkpoints: Path | Non
     with screen.progress() as progress:
         found = run_edge(settings, progress)
     screen.show(edge_tables(found))
-    write_json(json_to, found.json())
+    screen.json(json_to, found.json())

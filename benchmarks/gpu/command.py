@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gkp.console import Screen, write_json
+from gkp.console import Screen
 from gkp.require import require
 
 
@@ -35,4 +35,4 @@ def gpu_bench(screen: Screen, calibrate: bool, json_to: str | None) -> None:
         from gkp.benchmarks.gpu.calibrate import write_table
 
         screen.say(f"\nwritten: {write_table(found, capability)}")
-    write_json(json_to, found.json())
+    screen.json(json_to, found.json())

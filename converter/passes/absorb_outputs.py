@@ -23,12 +23,14 @@ def run(graph: Graph) -> bool:
        (only if it has zero channels or strides: a plain Gather stays);
     4. the rebuilt sum never has more additions than the original (so a Concat is never traded for Adds)."""
     changed = False
+    alive = {id(n) for n in graph.nodes}
     for node in graph.nodes:
-        if not node.outputs or not (is_move(node) or node.op == "Add") or node not in graph.gs.nodes:
+        if not node.outputs or not (is_move(node) or node.op == "Add") or id(node) not in alive:
             continue
         for tensor in list(node.outputs):
             if _is_end(graph, tensor) and _rebuild(graph, tensor):
                 changed = True
+                alive = {id(n) for n in graph.nodes}
                 break
     if changed:
         graph.cleanup()

@@ -10,7 +10,7 @@ import numpy as np
 
 from gkp.branched import BranchedConv
 from gkp.converter import node as branched_node
-from gkp.converter.graph import Graph, Node, channels, values
+from gkp.converter.graph import Graph, Node, channels, spatial, values
 from gkp.errors import FileError, UnsupportedModelError, UsageError
 from gkp.text import clean
 
@@ -80,6 +80,9 @@ def _form(node: Node) -> tuple[str, BranchedConv | None]:
         whole = BranchedConv.from_grouped(weight, groups, bias, **geometry)
     except UsageError as e:
         raise FileError(f"layer {layer_name(node)}: {e.message}", "export the model again") from e
+    plane = spatial(node.inputs[0])
+    if plane is not None and min(whole.out_shape(plane)) < 1:
+        raise FileError(f"layer {layer_name(node)} has no output for an input of {list(plane)}", "export the model again")
     return "", _discover(whole)
 
 

@@ -61,7 +61,7 @@ class Record:
         records can share one state."""
         if isinstance(self.state, dict):
             return self.state
-        parts = self.state if isinstance(self.state, tuple) and len(self.state) == 2 else ()
+        parts: tuple[Any, ...] = self.state if isinstance(self.state, tuple) and len(self.state) == 2 else ()
         return ChainMap(*(part for part in reversed(parts) if isinstance(part, dict)))
 
 

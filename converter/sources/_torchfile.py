@@ -16,12 +16,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from gkp.archive import Archive
 from gkp.converter.budget import Budget
 from gkp.errors import FileError, UnsupportedModelError
 from gkp.text import clean
 from gkp.types import Array
 
-from ._archive import Archive
 from ._constructors import plain_array, plain_dtype
 from ._pickle import load_pickle, load_stream
 from ._records import STORAGE_DTYPES, Global, ObjectArray, Record, Storage, corrupt

@@ -20,9 +20,10 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
                               "pass --trust-code if you trust where it comes from")
     torch = torch_export.import_torch()
     try:
-        program = torch.export.load(str(file.path))
-        example = program.example_inputs
-        module = program.module()
+        with torch_export.model_code():
+            program = torch.export.load(str(file.path))
+            example = program.example_inputs
+            module = program.module()
     except Exception as e:  # whatever the file's content makes the loader raise
         raise FileError(f"{file.path} cannot be loaded as a torch.export program: {first_line(e, 200)}",
                         "save it again with torch.export.save") from e

@@ -13,6 +13,7 @@ import onnx.version_converter
 from google.protobuf.message import DecodeError
 
 from gkp.converter.budget import Budget
+from gkp.converter.extent import require_modest
 from gkp.converter.graph import Graph
 from gkp.converter.recognise import settle
 from gkp.converter.reference import evaluator, evaluator_name
@@ -40,7 +41,7 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
     FileError: corrupt; UnsupportedModelError: unknown operators; UnsafeFileError: external data outside the folder, or more
     memory than the file is worth; UsageError: a dynamic height or width without --input-shape, or a shape that does not
     fit."""
-    budget = Budget(file.path.stat().st_size)
+    budget = file.budget
     with budget.running():
         model = _parse(file.path, budget)
         return from_model(model, options, budget=budget, folder=file.path.parent)
@@ -69,7 +70,9 @@ def _reference(model: onnx.ModelProto, given: onnx.GraphProto, budget: Budget) -
 
     def run(feeds: Mapping[str, Array]) -> list[Array]:
         if not opened:
-            settle(Graph(skeleton(model), budget))
+            structure = Graph(skeleton(model), budget)
+            settle(structure)
+            require_modest(structure)
             opened.append(evaluator(_with_ports(model, given))[1])
         return opened[0](feeds)
 
@@ -201,6 +204,8 @@ def _fix(model: onnx.ModelProto, options: OpenOptions) -> dict[str, dict[int, st
         names = ", ".join(clean(i.name) for i in model.graph.input)
         raise UsageError(f"the model has no input {unknown[0]!r}", f"its inputs: {names}")
     for value in model.graph.input:
+        if not value.type.HasField("tensor_type") or not _has_type(value):
+            raise FileError(f"input {clean(value.name)} is no tensor of a known type", "export the model again")
         asked = options.shape(value.name)
         dims = value.type.tensor_type.shape.dim
         if asked is not None and len(asked) != len(dims):
@@ -226,6 +231,13 @@ def _fix(model: onnx.ModelProto, options: OpenOptions) -> dict[str, dict[int, st
         for dim in value.type.tensor_type.shape.dim:
             dim.Clear()
     return dynamic
+
+
+def _has_type(value: onnx.ValueInfoProto) -> bool:
+    try:
+        return onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type) is not None
+    except (KeyError, ValueError, TypeError):
+        return False
 
 
 def _declared(dims: object) -> str:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import ctypes
 import io
 import logging
+import os
+import random
+import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +32,7 @@ if TYPE_CHECKING:
 
 OPSET = 17
 INPUT, OUTPUT = "input", "output"
+_FLUSH = getattr(ctypes.CDLL(None), "fflush", lambda _: None)  # of C's own streams, which Python's do not know
 
 
 def import_torch() -> Any:
@@ -49,7 +56,7 @@ def from_module(module: torch.nn.Module, *, system: str, options: OpenOptions, p
     return GroupedModel(model=_export(module, x), system=system, reference=_reference(module),
                         reference_name=reference_name, pruned=pruned, description=description,
                         dense_width_of=dict(dense_width_of or {}),
-                        dense=None if dense is None else lambda: _export(dense().eval(), x),
+                        dense=None if dense is None else lambda: _export_dense(dense, x),
                         at_batch=lambda n: _export(module, _example((n, *shape[1:]))))
 
 
@@ -71,7 +78,7 @@ def _example(shape: tuple[int, ...]) -> torch.Tensor:
 def _try_run(module: torch.nn.Module, x: torch.Tensor) -> None:
     torch = import_torch()
     try:
-        with torch.no_grad(), _one_thread():
+        with model_code(), torch.no_grad():
             y = module(x)
     except Exception as e:  # whatever the module's own code raises
         raise UsageError(f"the model does not run on an input of shape {list(x.shape)}: {_innermost(e)}",
@@ -90,10 +97,15 @@ def _reference(module: torch.nn.Module) -> Run:
     torch = import_torch()
 
     def run(feeds: Mapping[str, Array]) -> list[Array]:
-        with torch.no_grad(), _one_thread(), torch.jit.optimized_execution(False):  # else TorchScript recompiles per shape
+        with model_code(), torch.no_grad(), torch.jit.optimized_execution(False):  # else TorchScript recompiles per shape
             return [module(torch.from_numpy(np.array(feeds[INPUT]))).numpy()]
 
     return run
+
+
+def _export_dense(dense: Callable[[], torch.nn.Module], x: torch.Tensor) -> onnx.ModelProto:
+    with model_code():  # its weights are random
+        return _export(dense().eval(), x)
 
 
 def _export(module: torch.nn.Module, x: torch.Tensor) -> onnx.ModelProto:
@@ -104,7 +116,7 @@ def _export(module: torch.nn.Module, x: torch.Tensor) -> onnx.ModelProto:
         if name == "dynamo" and isinstance(module, torch.jit.ScriptModule):
             continue
         try:
-            with _quiet(), _one_thread():
+            with model_code():
                 return export(module, x)
         except Exception as e:  # the exporters raise dozens of types
             failures.append(f"{name} exporter: {_innermost(e)}")
@@ -128,16 +140,93 @@ def _export_dynamo(module: torch.nn.Module, x: torch.Tensor) -> onnx.ModelProto:
     return program.model_proto
 
 
+_TURN = threading.RLock()
+"""What model_code() puts back belongs to the whole process."""
+
+
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """One PyTorch thread: on a busy machine its threads wait for each other for seconds in networks of milliseconds."""
+def model_code() -> Iterator[None]:
+    """Around everything that runs a model's code: load, forward, export. What that changes in the process is put back (grad
+    mode, autocast, default dtype, threads, random generators, warnings, logging), and what it prints or warns is dropped: a
+    TorchScript module prints through sys.stdout. One thread at a time.
+
+    Within it PyTorch has one thread: on a busy machine its threads wait for each other for seconds in networks of
+    milliseconds."""
     torch = import_torch()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    with _TURN, contextlib.ExitStack() as after:
+        for put_back in _state(torch):
+            after.callback(put_back)
+        after.enter_context(warnings.catch_warnings())
+        after.enter_context(contextlib.redirect_stdout(_Dropped(sys.stdout)))
+        after.enter_context(contextlib.redirect_stderr(_Dropped(sys.stderr)))
+        if threading.active_count() == 1:  # else another one may be printing there; the command line keeps its own stdout
+            after.enter_context(_no_descriptor(1))
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        torch.set_num_threads(1)
+        yield
+
+
+def _state(torch: Any) -> Iterator[Callable[[], Any]]:
+    """What a module's code can change in the process: functions that put back what is there now."""
+    settings: list[tuple[Callable[[Any], Any], Callable[[], Any]]] = [
+        (torch.set_grad_enabled, torch.is_grad_enabled), (torch.set_default_dtype, torch.get_default_dtype),
+        (torch.set_default_device, torch.get_default_device), (torch.set_num_threads, torch.get_num_threads),
+        (torch.set_deterministic_debug_mode, torch.get_deterministic_debug_mode),
+        (torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled),
+        (logging.disable, lambda: logging.root.manager.disable)]
+    for device in ("cpu", "cuda"):
+        settings += [(partial(torch.set_autocast_enabled, device), partial(torch.is_autocast_enabled, device)),
+                     (partial(torch.set_autocast_dtype, device), partial(torch.get_autocast_dtype, device))]
+    for put, get in settings:
+        yield partial(_set_back, put, get, get())
+    yield partial(torch.set_rng_state, torch.get_rng_state())
+    if torch.cuda.is_initialized():
+        yield partial(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
+    yield partial(np.random.set_state, np.random.get_state())
+    yield partial(random.setstate, random.getstate())
+
+
+def _set_back(put: Callable[[Any], Any], get: Callable[[], Any], value: Any) -> None:
+    if get() != value:  # setting a default device or a dtype again is not without effects
+        put(value)
+
+
+@contextlib.contextmanager
+def _no_descriptor(number: int) -> Iterator[None]:
+    """What C++ prints there (the exporter: graphs, with a stranger's names in them) is dropped. The descriptor is the whole
+    process's."""
+    _FLUSH(None)
     try:
+        kept = os.dup(number)
+    except OSError:  # it is closed
+        yield
+        return
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, number)
+        os.close(nowhere)
         yield
     finally:
-        torch.set_num_threads(threads)
+        _FLUSH(None)
+        os.dup2(kept, number)
+        os.close(kept)
+
+
+class _Dropped(io.TextIOBase):
+    """A stream on which this thread prints nothing, and other threads what they like."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._thread = stream, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        if threading.get_ident() != self._thread and self._stream is not None:
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        if threading.get_ident() != self._thread and self._stream is not None:
+            self._stream.flush()
 
 
 @contextlib.contextmanager
@@ -159,17 +248,3 @@ def _take_along_dim() -> Iterator[None]:
         yield
     finally:
         unregister_custom_op_symbolic("aten::take_along_dim", OPSET)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporters print and warn at length; what matters reaches the user as an exception."""
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), \
-                contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from gkp.converter.budget import Budget
 from gkp.converter.sources import torch_export
-from gkp.converter.sources._script_check import check_torchscript
 from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile
+from gkp.converter.sources.script.check import check_torchscript
 from gkp.errors import FileError
 from gkp.text import first_line
 
@@ -28,9 +27,10 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
     input shape by default."""
     torch = torch_export.import_torch()
     if not options.trust_code:
-        check_torchscript(file.path, Budget(file.path.stat().st_size))
+        check_torchscript(file.path, file.budget)
     try:
-        module = torch.jit.load(str(file.path), map_location="cpu").eval()
+        with torch_export.model_code():
+            module = torch.jit.load(str(file.path), map_location="cpu").eval()
     except (RuntimeError, ValueError, OSError) as e:
         raise FileError(f"{file.path} cannot be loaded as TorchScript: {first_line(e, 200)}", "save the model again") from e
     names = {name.rsplit(".", 1)[-1] for name, _ in module.named_modules()}

@@ -30,7 +30,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from gkp.errors import FileError
-from gkp.files import write_file
+from gkp.files import private_folder, write_file
 from gkp.options.trt import Capability
 from gkp.structs import parse_json
 
@@ -223,7 +223,7 @@ def write_entry(capability: Capability, entry: Entry, path: Path | None = None) 
     tables = {**(own.tables if own else {}), capability_name(capability): entry}
     made = CostFile(schema_version=SCHEMA_VERSION, tables=dict(sorted(tables.items())))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(path.parent)
     except OSError as e:
         raise FileError(f"cannot write {path}: {e.strerror}", "check the folder") from e
     write_file(path, msgspec.json.format(msgspec.json.encode(made), indent=1) + b"\n")

@@ -31,7 +31,7 @@ sys.addaudithook(tell)
 from gkp.entry import main
 main()
 """
-DELAYS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9, 1.2, 1.5, 2.0, 2.5, 3.0)
+DELAYS = (0.0, 0.05, 0.2, 0.4, 0.8, 1.5, 3.0)
 """Seconds after the program began: imports, opening, measuring, depending on how busy the machine is."""
 
 

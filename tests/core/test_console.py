@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
 
-from gkp.console import INTERNAL, INTERRUPTED, Screen, guarded, write_json
+from gkp.console import INTERNAL, Screen, guarded
 from gkp.errors import (
     BackendMissingError,
     FileError,
@@ -17,6 +19,7 @@ from gkp.errors import (
     UsageError,
     VerificationError,
 )
+from gkp.interrupt import INTERRUPTED
 
 
 def terminal(screen: Screen) -> io.StringIO:
@@ -104,7 +107,43 @@ def test_quiet_prints_errors_only(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_json_goes_nowhere_unless_asked(capsys: pytest.CaptureFixture[str]) -> None:
-    write_json(None, b"{}\n")
+    screen = Screen()
+    screen.json(None, b"{}\n")
     assert capsys.readouterr() == ("", "")
-    write_json("-", '{"a": "ü\u202e"}\n'.encode())
+    screen.json("-", '{"a": "ü\u202e"}\n'.encode())
     assert capsys.readouterr() == ('{"a": "ü\\u202e"}\n', "")
+
+
+PRINTING = """
+import ctypes, os, sys
+from gkp.console import Screen, guarded
+screen = Screen(verbose=sys.argv[1:] == ["-v"])
+def work():
+    print("from Python")
+    sys.__stdout__.write("from Python, round about"); sys.__stdout__.flush()
+    os.write(1, b"from below")
+    libc = ctypes.CDLL(None); libc.printf(b"from C"); libc.fflush(None)
+    os.system("echo from a child")
+    screen.json("-", b"{}")
+    print("afterwards")
+print("before")
+code = guarded(screen, work)
+print("after")
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize("verbose", [True, False])
+def test_stdout_holds_the_json_alone_whoever_prints(verbose: bool) -> None:
+    done = subprocess.run([sys.executable, "-c", PRINTING, *["-v"] * verbose], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "before\n{}after\n"), done.stderr
+    assert "from Python" in done.stderr
+    assert "afterwards" in done.stderr
+    for where in ("round about", "from below", "from C", "from a child"):
+        assert (where in done.stderr) is verbose
+
+
+def test_json_on_a_closed_stdout_is_an_error_in_words() -> None:
+    code = "from gkp.console import *; screen = Screen(); raise SystemExit(guarded(screen, lambda: screen.json('-', b'{}')))"
+    done = subprocess.run(["sh", "-c", f'exec "{sys.executable}" -c "{code}" >&-'], stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert (done.returncode, "stdout is closed" in done.stderr) == (6, True), done.stderr

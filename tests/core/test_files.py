@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gkp.errors import FileError
-from gkp.files import check_writable, plain_json, write_file
+from gkp.files import check_writable, plain_json, private_folder, write_file
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -61,3 +61,18 @@ def test_plain_json_says_the_same_without_unprintable_characters(value: object) 
     plain = plain_json(data)
     assert json.loads(plain) == json.loads(data)
     assert all(c.isprintable() or c == "\n" for c in plain.decode())
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])
+def test_a_private_folder_is_private_with_all_that_was_missing_above_it(mask: int, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    there.mkdir(mode=0o755)
+    mode = there.stat().st_mode
+    before = os.umask(mask)
+    try:
+        private_folder(there / "a" / "b")
+        private_folder(there / "a" / "b")
+    finally:
+        os.umask(before)
+    assert [(there / name).stat().st_mode & 0o777 for name in ("a", "a/b")] == [0o700, 0o700]
+    assert there.stat().st_mode == mode

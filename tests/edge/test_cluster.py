@@ -132,16 +132,19 @@ def test_requests_that_are_under_way_when_it_closes_say_so_or_are_answered(tmp_p
         try:
             while True:
                 made.check(cluster.run(x)[:1], x[:1])
+                answered.release()
         except BaseException as e:
             errors.append(e)
 
+    answered = threading.Semaphore(0)
     threads = [threading.Thread(target=ask, args=(count,)) for count in (1, 1, 1, 4)]
     for thread in threads:
         thread.start()
-    time.sleep(0.3)
+    for _ in range(8):
+        assert answered.acquire(timeout=60)
     cluster.close()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert [(type(e), str(e)) for e in errors] == [(UsageError, "this cluster was closed")] * 4
 
 

@@ -11,7 +11,7 @@ import pytest
 import worker_kit as kit
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from service_kit import answer, fill, new, raw_status, refused, status_of, until
+from service_kit import answer, fill, new, opened, raw_status, refused, status_of, until
 
 from gkp.edge import oip
 from gkp.edge.client import Connection, RemoteError
@@ -134,16 +134,13 @@ def test_duplicate_and_late_values_are_dropped(pair: kit.Pair, right: Connection
 
 def test_a_newer_attempt_replaces_the_older_one(pair: kit.Pair, right: Connection, from_left: Connection) -> None:
     x, request = kit.example(), new()
-    old = right.start(pair.call(request, x, attempt=1), 10)
-    until(lambda: from_left.infer(pair.value(new(), x), 5).parameters["accepted"] == "new")  # the first is open by now
-    time.sleep(0.3)
-    now = right.start(pair.call(request, x, attempt=2), 10)
+    old = opened(right, pair.call(request, x, attempt=1), 60)
+    now = right.start(pair.call(request, x, attempt=2), 60)
     refused(old.result, "ABORTED", "superseded")
     assert from_left.infer(pair.value(request, 9 * x, attempt=1), 5).parameters["accepted"] == "late"
     assert from_left.infer(pair.value(request, 2 * x, attempt=2), 5).parameters["accepted"] == "new"
     np.testing.assert_allclose(now.result().values["v2"], kit.expected(x), atol=1e-5)
     refused(lambda: right.infer(pair.call(request, x, attempt=1), 5), "ABORTED", "superseded")
-    time.sleep(1)  # what was opened above without a run call
 
 
 def test_a_request_ends_at_its_deadline_and_leaves_nothing(pair: kit.Pair, right: Connection, from_left: Connection) -> None:
@@ -158,9 +155,9 @@ def test_a_request_ends_at_its_deadline_and_leaves_nothing(pair: kit.Pair, right
 
 def test_values_whose_run_call_never_comes_are_let_go(pair: kit.Pair, left: Connection, right: Connection, from_left: Connection) -> None:
     for _ in range(6):
-        assert from_left.infer(pair.value(new(), kit.example()), 1.0).parameters["accepted"] == "new"
-    refused(lambda: from_left.infer(pair.value(new(), kit.example()), 1.0), "RESOURCE_EXHAUSTED", "full")
-    time.sleep(1.6)
+        assert from_left.infer(pair.value(new(), kit.example()), 10).parameters["accepted"] == "new"
+    refused(lambda: from_left.infer(pair.value(new(), kit.example()), 10), "RESOURCE_EXHAUSTED", "full")
+    until(lambda: status_of(lambda: from_left.infer(pair.value(new(), kit.example()), 1)) == "OK")
     answer(pair, left, right, kit.example())
 
 

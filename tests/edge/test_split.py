@@ -124,13 +124,13 @@ def test_stock_tmi_groups_exchange_most_of_what_they_compute() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["tmi_style", "block_diagonal"])
-def test_resnet50_is_split_in_every_mode(form: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("form", "side"), [("tmi_style", 224), ("block_diagonal", 128)])
+def test_resnet50_is_split_in_every_mode(form: str, side: int, tmp_path: Path) -> None:
     from gkp.benchmarks import networks
     from gkp.edge.modes import assign
 
     module = networks.resnet50(getattr(networks, form))
-    opened = open_any(module, OpenOptions({"": (1, 3, 224, 224)}))
+    opened = open_any(module, OpenOptions({"": (1, 3, side, side)}))
     graph = prepare(opened.model)
     for mode, n in (("branch", 2), ("branch", 4), ("spatial", 4), ("pipeline", 3)):
         made = draft(graph, mode, assign(mode, graph, n), devices(n), LINK)

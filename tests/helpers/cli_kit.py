@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 import onnx
+import prepared_kit
 from click.testing import CliRunner
 from onnx_kit import Net
 
@@ -55,9 +56,12 @@ def gkp(*args: object, expect: int | None = None) -> Outcome:
 
 def program(*args: object, env: Mapping[str, str] | None = None, before: Sequence[str] = (), timeout: float = 120,
             **options: Any) -> Outcome:
-    """`gkp ARGS` as a process of its own, from the installed entry point."""
-    done = subprocess.run([*before, *entry_point("gkp"), *map(str, args)], capture_output=True, text=True, check=False,
-                          timeout=timeout, env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}, **options)
+    """`gkp ARGS` as a process of its own, from the installed entry point. before, options: what starts it in another way."""
+    words, variables = [*before, *entry_point("gkp"), *map(str, args)], {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+    if before or options:
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=timeout, env=variables, **options)
+    else:
+        done = prepared_kit.run(words, Path.cwd(), variables, timeout)
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 

@@ -6,11 +6,12 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import prepared_kit
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT / ".." / "shared" / "checkpoints"
@@ -130,6 +131,5 @@ def _call(what: str, words: list[str], expected: int, folder: Path) -> Call:
     env = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     program = shutil.which(words[0], path=path)
     assert program is not None, f"{words[0]} is not installed"
-    done = subprocess.run([program, *words[1:]], cwd=folder, env=env, capture_output=True, text=True, timeout=400,
-                          check=False)
+    done = prepared_kit.run([program, *words[1:]], folder, env, timeout=400)
     return Call(what, done.returncode, expected, done.stdout + done.stderr)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,7 @@ def _run_program(plan: Plan, feeds: Feeds, threads: int, shared: bool | None, co
         return results
 
 
+@cache
 def _sanitizing_compiler() -> str:
     for name in ("clang++", "g++"):
         path = shutil.which(name)

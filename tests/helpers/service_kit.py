@@ -67,11 +67,12 @@ def until(holds: Callable[[], bool], seconds: float = 40) -> None:
 
 
 def opened(connection: Connection, call: oip.Call, timeout: float) -> Pending:
-    """A run call that the worker has opened: it says so to another one of the same attempt."""
-    pending = connection.start(call, timeout)
-    assert connection.live(30)
-    until(lambda: status_of(lambda: connection.infer(call, 30)) == "ALREADY_EXISTS")
-    return pending
+    """A run call that the worker has opened: of two of the same attempt, the one that was not refused for the other."""
+    both = [connection.start(call, timeout) for _ in range(2)]
+    until(lambda: any(pending.done() for pending in both))
+    lost, *others = sorted(both, key=lambda pending: not pending.done())
+    refused(lost.result, "ALREADY_EXISTS", "request")
+    return others[0]
 
 
 class Begun:

@@ -26,7 +26,7 @@ def test_the_program_makes_a_baseline_and_snapshots_that_can_be_pruned(tmp_path:
                  y=rng.integers(0, 10, count))
     subprocess.run([sys.executable, ROOT / "examples" / "train_baseline.py", "--data", tmp_path, "--epochs", "2", "-o",
                     tmp_path / "made"], check=True, capture_output=True, timeout=300)
-    settings = json.loads(SETTINGS.read_text()) | {"ticket_start_epoch": 1, "ticket_end_epoch": 2}
+    settings = json.loads(SETTINGS.read_text()) | {"ticket_start_epoch": 1, "ticket_end_epoch": 2, "clustering_method": "KPCA"}
     (tmp_path / "settings.json").write_text(json.dumps(settings))
     command("prune", "tmi-gkp", "--baseline", tmp_path / "made" / "dense.pt", "--snapshots", tmp_path / "made" / "snapshots",
             "--settings", tmp_path / "settings.json", "--epochs", "0", "-o", tmp_path / "out", "-q", expect=0)

@@ -171,6 +171,20 @@ def test_a_strict_umask_or_a_loose_one_changes_nothing(plain: Manifest, monkeypa
         finally:
             os.umask(before)
         assert stat.S_IMODE(key_file().stat().st_mode) == 0o600
+        for folder in (key_file().parent, key_file().parent.parent):
+            assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o722, 0o777])
+def test_a_key_whose_folder_others_can_write_to_is_refused(mode: int, native: Path) -> None:
+    key_file().parent.chmod(mode)
+    with pytest.raises(UnsafeFileError, match="others") as caught:
+        package.load(native)
+    assert "chmod 700" in caught.value.hint
+    with pytest.raises(UnsafeFileError):
+        sign(manifest.read(native))
+    key_file().parent.chmod(0o755)  # to look into it does no harm: the key itself is closed
+    assert_runs(native)
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o666])

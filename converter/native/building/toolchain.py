@@ -26,6 +26,7 @@ from typing import IO
 
 from gkp.converter.native.kernels.cpu import CPUS, Cpu
 from gkp.errors import BackendMissingError, FileError
+from gkp.files import private_folder
 from gkp.runtime.environment import vector_floats
 
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-fvisibility=hidden", "-fno-exceptions",
@@ -173,7 +174,7 @@ def environment(scratch: str | None) -> dict[str, str]:
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gkp" / "zig"
     if scratch is not None:
         try:
-            base.mkdir(parents=True, exist_ok=True)
+            private_folder(base)
         except OSError:
             base = Path(scratch)
     return {**os.environ, "ZIG_GLOBAL_CACHE_DIR": str(base), "ZIG_LOCAL_CACHE_DIR": scratch or str(base), "LC_ALL": "C"}

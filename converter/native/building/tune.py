@@ -29,7 +29,7 @@ _LARGE, _WEIGHTS_BETWEEN = 256 << 10, 80 << 20
 """Bytes. In a network with weights of this size, a layer's weights have left the cache when its turn comes again: large
 ones are timed with so many bytes of copies used in turn."""
 _TOGETHER = 16
-"""Kernels in one call of the compiler, at most: it takes as long to start as to compile half a kernel."""
+"""Kernels in one call of the compiler, at most: starting it takes two thirds of the time that a kernel does."""
 
 
 class Measured:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_kit import ROOT
+from cli_kit import ROOT, save, small_net
 
 import gkp
 
@@ -49,8 +49,7 @@ def test_a_wrong_image_is_refused_by_the_program(tmp_path: Path) -> None:
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler here")
-    gkp.convert(ROOT / "examples" / "resnet20_cifar10" / "grouped.pt", target="native", output=tmp_path / "out", threads=1,
-                benchmark=False)
+    gkp.convert(save(small_net(size=32), tmp_path / "m.onnx"), target="native", output=tmp_path / "out", threads=1, benchmark=False)
     subprocess.run([compiler, "-std=c99", "-Wall", "-Wextra", "-Werror", "-I", "out", str(README.with_name("classify.c")),
                     "out/model.so", "-Wl,-rpath,$ORIGIN/out", "-o", "classify"], cwd=tmp_path, check=True)
     (tmp_path / "IMAGE").write_bytes(b"short")

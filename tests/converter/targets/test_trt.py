@@ -65,7 +65,9 @@ def test_published_checkpoints_become_engines_without_channel_copies(system: str
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_resnet50_becomes_an_engine_without_channel_copies(precision: str, dynamic: bool, tmp_path: Path) -> None:
-    written = convert(resnet50(tmi_style), tmp_path / "out", precision=precision, input_shape=(1, 3, 224, 224),
+    """In full size once, as half precision for any batch: the case with most to go wrong."""
+    side = 224 if dynamic and precision == "fp16" else 64
+    written = convert(resnet50(tmi_style), tmp_path / "out", precision=precision, input_shape=(1, 3, side, side),
                       **({"batch_profile": "1,4,8"} if dynamic else {}))
     assert_built(written, precision, dynamic)
 

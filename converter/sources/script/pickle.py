@@ -18,15 +18,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from gkp.archive import Archive
 from gkp.converter.budget import Budget
 from gkp.errors import GkpError, UnsafeFileError
 from gkp.text import clean
 from gkp.types import Array
 
-from ._archive import Archive
-from ._records import MAX_DEPTH, STORAGE_DTYPES, Record, Storage, corrupt
-from ._records import key as hashable
-from ._torchfile import read_byteorder
+from .._records import MAX_DEPTH, STORAGE_DTYPES, Record, Storage, corrupt
+from .._records import key as hashable
+from .._torchfile import read_byteorder
 
 _HINT = "Export the model to ONNX where it was made, or pass --trust-code if you trust its author."
 _GLOBAL = re.compile(r"([A-Za-z_][\w.]*) (\w+)", re.ASCII)

@@ -2,7 +2,7 @@
 
 The language: modules whose methods take `self` of the class that they stand in; annotations of plain data; assignments,
 calls, `if`, `for ... in range(...)`, one `return` at the end; calls of listed operators, of the archive's functions, and of
-methods of submodules. What an expression *is* when the network runs, `_script_run` finds out.
+methods of submodules. What an expression *is* when the network runs, `run` finds out.
 
 What the serializer writes: torch/csrc/jit/serialization/python_print.cpp; what it reads: import_source.cpp.
 """
@@ -15,13 +15,13 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from gkp.archive import Archive
 from gkp.converter.budget import Budget
 from gkp.errors import UnsafeFileError
 from gkp.text import clean
 
-from ._archive import Archive
-from ._script_operators import BUILTINS, PRIM, TORCH
-from ._script_types import dotted_name, is_data
+from .operators import BUILTINS, PRIM, TORCH
+from .types import dotted_name, is_data
 
 _HINT = "Export the model to ONNX where it was made, or pass --trust-code if you trust its author."
 _MAX_CODE = 8 << 20  # bytes; a traced ResNet-152 has a tenth of this

@@ -3,10 +3,10 @@
 Loading evaluates default arguments and class constants, but not `forward`; the run that follows executes what is in the
 file. So before either happens
 
-1. the archive's code must be written in the language of networks (`_script_code`);
+1. the archive's code must be written in the language of networks (`code`);
 2. its pickles may hold only tensors, plain data and modules of its own classes, every attribute of its declared type, read
    under the rules of torch's own unpickler;
-3. `forward` is gone through, with the modules that are really there (`_script_run`).
+3. `forward` is gone through, with the modules that are really there (`run`).
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from gkp.archive import Archive
 from gkp.converter.budget import Budget
 from gkp.errors import FileError
 from gkp.text import clean
 
-from ._archive import Archive
-from ._records import Record, walk
-from ._script_code import Program, is_plain, read_program, refuse
-from ._script_lists import TEXT
-from ._script_pickle import read_script_pickle
-from ._script_run import check_run
-from ._script_types import dotted_name, holds
+from .._records import Record, walk
+from .code import Program, is_plain, read_program, refuse
+from .lists import TEXT
+from .pickle import read_script_pickle
+from .run import check_run
+from .types import dotted_name, holds
 
 
 def check_torchscript(path: Path, budget: Budget) -> None:

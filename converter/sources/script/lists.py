@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from gkp.errors import UnsafeFileError
 
-from ._script_operators import LISTS
-from ._script_values import DATA, RANK, Data, Listed, Lists, Null, Number, Text, Value, holds_text, is_flat, new_list
+from .operators import LISTS
+from .schemas import VALID, enumerations, gives_tensor
+from .values import (
+    DATA,
+    RANK,
+    TENSOR,
+    Data,
+    Given,
+    Listed,
+    Lists,
+    Null,
+    Number,
+    Text,
+    Value,
+    holds_text,
+    is_flat,
+    new_list,
+)
 
 _MAX_LIST, _MAX_TEXT = 1_000_000, 1 << 16
 TEXT = 4096
@@ -64,6 +80,18 @@ class Growth:
 
 def _refuse(what: str) -> UnsafeFileError:
     return UnsafeFileError(what)
+
+
+def check_enumerations(name: str, arguments: list[Value], named: Mapping[str, Value]) -> None:
+    """UnsafeFileError if the operator gets a number as dtype, layout or memory format that is none."""
+    kinds = enumerations(name)
+    given: list[tuple[int | str, Value]] = [*enumerate(arguments), *named.items()]
+    for place, value in given:
+        kind = kinds.get(place)
+        if kind is None or isinstance(value, (Null, Given, Lists, Text)) or (isinstance(value, Data) and value.tensor):
+            continue
+        if not isinstance(value, Number) or value.least != value.most or value.most not in VALID[kind]:
+            raise _refuse(f"calls {name} with a {kind} that is not known to be one")
 
 
 def result(name: str, arguments: list[Value], growth: Growth) -> Value:
@@ -150,7 +178,8 @@ def _number(name: str, arguments: list[Value]) -> Value:
         assert isinstance(a, Number)
         assert isinstance(b, Number)
         return _arithmetic(name, a, b)
-    return DATA
+    first = arguments[0] if arguments else DATA
+    return TENSOR if gives_tensor(name, isinstance(first, Data) and first.tensor) else DATA
 
 
 def _turns(start: Value, end: Value, step: int | None) -> Number:

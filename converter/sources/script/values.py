@@ -7,8 +7,11 @@ integers, because loops run that often; of lists and text, because a few lines t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from ._records import Record
+import numpy as np
+
+from .._records import Record
 
 RANK = 64  # axes that a tensor of torch's can have
 
@@ -84,9 +87,16 @@ class Items:
 
 @dataclass(frozen=True)
 class Data:
-    """A tensor, a dict, or something of which it does not matter what it is. No list. text: may there be text in it?"""
+    """A tensor, a dict, or something of which it does not matter what it is. No list. text: may there be text in it? tensor:
+    is it known to be one?"""
 
     text: bool = False
+    tensor: bool = False
+
+
+@dataclass(frozen=True)
+class Given:
+    """A dtype, layout or device that torch gave."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +104,8 @@ class Nothing:
     """`uninitialized(...)`: the other branch has the value."""
 
 
-Value = Module | Function | Number | Null | Text | Lists | Items | Data | Nothing
-DATA = Data()
+Value = Module | Function | Number | Null | Text | Lists | Items | Data | Given | Nothing
+DATA, TENSOR = Data(), Data(tensor=True)
 
 
 def new_list(most: int | None, text: bool = False) -> Lists:
@@ -120,7 +130,7 @@ def is_flat(value: Value) -> bool:
     """May it be an element of a list or dict: is there neither a list nor a module in it?"""
     if isinstance(value, Items):
         return all(is_flat(part) for part in value.parts)
-    return isinstance(value, (Number, Null, Data, Nothing)) or (isinstance(value, Text) and not value.final)
+    return isinstance(value, (Number, Null, Data, Given, Nothing)) or (isinstance(value, Text) and not value.final)
 
 
 def join(a: Value, b: Value) -> Value | None:
@@ -150,7 +160,7 @@ def _mixed(a: Value, b: Value) -> Value | None:
         if isinstance(other, Null) and not isinstance(one, (Module, Function)):
             return Number() if isinstance(one, Number) else one
         if isinstance(one, Data) and is_flat(other):
-            return Data(one.text or holds_text(other))
+            return Data(one.text or holds_text(other), one.tensor and other == TENSOR)
     return None
 
 
@@ -159,3 +169,40 @@ def widened(value: Value) -> Value:
     if isinstance(value, Number):
         return Number()
     return Items(tuple(map(widened, value.parts))) if isinstance(value, Items) else value
+
+
+# ---- what is known before ---------------------------------------------------------------------------------------------
+def has_text(value: object) -> bool:
+    """Is it text, or a tuple with text in it?"""
+    return isinstance(value, str) or (isinstance(value, tuple) and any(map(has_text, value)))
+
+
+def literal(value: object) -> Value:
+    """What is known of a constant in the code."""
+    match value:
+        case None:
+            return Null()
+        case bool():
+            return Number()
+        case int():
+            return Number(value, value)
+        case str():
+            return Text(len(value))
+        case list():
+            return new_list(len(value), any(map(has_text, value)))
+        case tuple():
+            return Items(tuple(literal(part) for part in value))
+        case float() | complex():
+            return Number()
+    return DATA
+
+
+def loaded(value: Any) -> Value:
+    """What is known of an attribute's value."""
+    if isinstance(value, Record):
+        return Module(value)
+    if isinstance(value, np.ndarray):
+        return TENSOR
+    if isinstance(value, dict):
+        return Data(any(map(has_text, value.values())))
+    return literal(value)

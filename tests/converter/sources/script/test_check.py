@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gkp.converter.budget import Budget
-from gkp.converter.sources import _script_check
+from gkp.converter.sources.script import check
 from gkp.errors import FileError, GkpError, UnsafeFileError
 
 torch = pytest.importorskip("torch")
@@ -22,7 +22,7 @@ torch = pytest.importorskip("torch")
 import torch_nets  # noqa: E402 - it imports torch
 from torch import nn  # noqa: E402
 
-DSP = Path(__file__).resolve().parents[3] / ".." / "shared" / "checkpoints" / "dsp" / "resnet20_g4.pt"
+DSP = Path(__file__).resolve().parents[4] / ".." / "shared" / "checkpoints" / "dsp" / "resnet20_g4.pt"
 
 
 class Block(torch.nn.Module):
@@ -97,7 +97,7 @@ Save = Callable[[Any], Path]
 
 
 def check_torchscript(path: Path) -> None:
-    _script_check.check_torchscript(path, Budget(path.stat().st_size))
+    check.check_torchscript(path, Budget(path.stat().st_size))
 
 
 @pytest.fixture
@@ -451,6 +451,19 @@ def test_calls_that_multiply_are_refused_in_time(plain: Path) -> None:
         checked(plain, functions + HEAD + method("return __torch__.f0(x, )"))
     with pytest.raises(UnsafeFileError, match="calls itself"):
         checked(plain, HEAD + method("return (self).forward(x, )"))
+
+
+@pytest.mark.parametrize(
+    "call",
+    ["torch.arange(8, dtype=-2)", "torch.to(x, 99)", "torch.softmax(x, 1, self.count)", "torch.zeros([1], layout=7)",
+     "torch.to(x, torch.item(x))", "torch.contiguous(x, memory_format=9)", "torch.sum(x, dtype=int(x))"],
+)
+def test_numbers_that_torch_looks_up_in_tables_are_numbers_of_a_table(plain: Path, call: str) -> None:
+    """`arange` with the dtype -2 ends the process."""
+    with pytest.raises(UnsafeFileError, match="that is not known to be one"):
+        checked(plain, HEAD + method(f"for i in range(2):\n  self.count = 9\nreturn {call}"))
+    for valid in ("torch.to(x, 6)", "torch.to(x, ops.prim.dtype(x))", "torch.softmax(x, 1, 6)", "torch.to(x, self.scale)"):
+        checked(plain, HEAD + method(f"return {valid}"))
 
 
 # --- what would reach the terminal, or the caller's process -----------------------------------------------------------

@@ -1,6 +1,6 @@
 """Goes through a network's `forward` without running it, and refuses what is not known to be harmless or to come to an end.
 
-Every value gets what `_script_values` says of it. A method is called only on a module that is known exactly, so that no
+Every value gets what `values` says of it. A method is called only on a module that is known exactly, so that no
 name of the archive's lends itself to an operator of torch's; every loop has a bound, and all turns together are bounded;
 lists and text cannot be doubled without end. Both branches of an `if` are gone through.
 """
@@ -14,14 +14,15 @@ from typing import Any
 from gkp.converter.budget import Budget
 from gkp.errors import UnsafeFileError
 
-from ._records import Record
-from ._script_code import Program, ScriptClass, refuse
-from ._script_lists import Growth, result
-from ._script_types import dotted_name
-from ._script_values import (
-    DATA,
+from .._records import Record
+from .code import Program, ScriptClass, refuse
+from .lists import Growth, check_enumerations, result
+from .types import dotted_name
+from .values import (
+    TENSOR,
     Data,
     Function,
+    Given,
     Items,
     Lists,
     Module,
@@ -33,6 +34,8 @@ from ._script_values import (
     holds_text,
     is_flat,
     join,
+    literal,
+    loaded,
     new_list,
     widened,
 )
@@ -53,7 +56,7 @@ def check_run(program: Program, root: Record, constants: tuple[Any, ...], budget
     forward = cls.methods.get("forward")
     if forward is None:
         raise refuse(f"class {root.name} has no forward")
-    inputs: list[Value] = [DATA] * (len(forward.args.args) - 1 - len(forward.args.defaults))
+    inputs: list[Value] = [TENSOR] * (len(forward.args.args) - 1 - len(forward.args.defaults))
     run.call(f"{root.name}.forward", forward, [Module(root), *inputs], {})
 
 
@@ -77,7 +80,7 @@ class _Run:
         scope |= named
         defaults = function.args.defaults
         for parameter, default in zip(parameters[len(parameters) - len(defaults):], defaults, strict=True):
-            scope.setdefault(parameter, _literal(ast.literal_eval(default) if _evaluates(default) else None))
+            scope.setdefault(parameter, literal(ast.literal_eval(default) if _evaluates(default) else None))
         if scope.keys() != set(parameters) or len(arguments) > len(parameters):
             raise refuse(f"code calls {name} with other arguments than it takes")
         self._stack.append(name)
@@ -99,7 +102,7 @@ class _Run:
             return None
         key = id(record), name
         if key not in self._attributes:
-            value = _loaded(record.fields.get(name))
+            value = loaded(record.fields.get(name))
             self._attributes[key] = widened(value) if name in self.written else value
         return self._attributes[key]
 
@@ -216,7 +219,7 @@ class _Body:
             case ast.Name():
                 return self._name_value(node.id)
             case ast.Constant():
-                return _literal(node.value)
+                return literal(node.value)
             case ast.Call():
                 return self._call(node)
             case ast.Attribute():
@@ -264,7 +267,7 @@ class _Body:
         if name.startswith("CONSTANTS.c") and name[len("CONSTANTS.c"):].isdigit():
             place = int(name[len("CONSTANTS.c"):][:9])
             if place < len(self._run.constants):
-                return _loaded(self._run.constants[place])
+                return loaded(self._run.constants[place])
         if isinstance(node.value, ast.Name) and node.value.id in ("torch", "ops", "__torch__", "CONSTANTS"):
             raise self._refuse(f"uses {name}")
         return self._attribute_of(self._value(node.value), node.attr)
@@ -311,7 +314,7 @@ class _Body:
         named = {keyword.arg or "": self._value(keyword.value) for keyword in call.keywords}
         line = self._line
         if root in ("torch", "ops"):
-            return self._operator(rest.rpartition(".")[2], [*arguments, *named.values()])
+            return self._operator(rest.rpartition(".")[2], arguments, named, root == "ops" and rest.startswith("prim."))
         value = self._own(call.func, name, arguments, named)
         self._line = line
         return value
@@ -353,10 +356,14 @@ class _Body:
             raise self._refuse("casts what is no data")
         return value
 
-    def _operator(self, name: str, arguments: list[Value]) -> Value:
+    def _operator(self, name: str, given: list[Value], named: Mapping[str, Value], primitive: bool) -> Value:
+        arguments = [*given, *named.values()]
         if any(isinstance(argument, (Module, Function)) for argument in arguments):
             raise self._refuse(f"hands a module to {name}")
         try:
+            if primitive and name in ("dtype", "layout", "device"):
+                return Given()
+            check_enumerations(name, given, named)
             return result(name, arguments, self._run.growth)
         except UnsafeFileError as error:
             raise self._refuse(error.message.removeprefix("TorchScript ")) from error
@@ -373,37 +380,3 @@ def _written(program: Program) -> frozenset[str]:
 def _evaluates(node: ast.expr) -> bool:
     """Is it a literal without names (inf, nan)?"""
     return not any(isinstance(part, ast.Name) for part in ast.walk(node))
-
-
-def has_text(value: object) -> bool:
-    """Is it text, or a tuple with text in it?"""
-    return isinstance(value, str) or (isinstance(value, tuple) and any(map(has_text, value)))
-
-
-def _literal(value: object) -> Value:
-    """What is known of a constant in the code."""
-    match value:
-        case None:
-            return Null()
-        case bool():
-            return Number()
-        case int():
-            return Number(value, value)
-        case str():
-            return Text(len(value))
-        case list():
-            return new_list(len(value), any(map(has_text, value)))
-        case tuple():
-            return Items(tuple(_literal(part) for part in value))
-        case float() | complex():
-            return Number()
-    return DATA
-
-
-def _loaded(value: Any) -> Value:
-    """What is known of an attribute's value."""
-    if isinstance(value, Record):
-        return Module(value)
-    if isinstance(value, dict):
-        return Data(any(map(has_text, value.values())))
-    return _literal(value)

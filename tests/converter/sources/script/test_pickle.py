@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gkp.archive import Archive
 from gkp.converter.budget import Budget
-from gkp.converter.sources._archive import Archive
 from gkp.converter.sources._records import Record
-from gkp.converter.sources._script_pickle import Device, ScriptDict, ScriptList, read_script_pickle
+from gkp.converter.sources.script.pickle import Device, ScriptDict, ScriptList, read_script_pickle
 from gkp.errors import FileError, UnsafeFileError
 
 torch = pytest.importorskip("torch")
 
-DSP = Path(__file__).resolve().parents[3] / ".." / "shared" / "checkpoints" / "dsp" / "resnet20_g4.pt"
+DSP = Path(__file__).resolve().parents[4] / ".." / "shared" / "checkpoints" / "dsp" / "resnet20_g4.pt"
 NET, OTHER = "__torch__.Net", "__torch__.Other"
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ._records import Record
-from ._script_pickle import Device, ScriptDict, ScriptList
+from .._records import Record
+from .pickle import Device, ScriptDict, ScriptList
 
 _SCALARS: dict[str, tuple[type, ...]] = {
     "Tensor": (np.ndarray,),
