@@ -32,7 +32,7 @@ sys.path.insert(0, str(TOOLS))
 import fuzz_checkpoint  # noqa: E402
 import fuzz_dialect  # noqa: E402
 import fuzz_mutate  # noqa: E402
-import fuzz_proto
+import fuzz_proto  # noqa: E402
 import fuzz_script  # noqa: E402
 import fuzz_torch  # noqa: E402
 import fuzz_zip  # noqa: E402
