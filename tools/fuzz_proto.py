@@ -297,6 +297,32 @@ def _initializers(net: Net, made: onnx.ModelProto) -> None:
             tensor.external_data.add(key="length", value="200")
 
 
+def _misfits(net: Net, made: onnx.ModelProto) -> None:
+    """Honest tensors of another shape or type than their operators take, or attributes of another length."""
+    rng, graph = net.rng, made.graph
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        if graph.initializer and rng.random() < 0.7:
+            tensor = rng.choice(graph.initializer)
+            if tensor.data_location == TensorProto.EXTERNAL:
+                continue
+            try:
+                array = numpy_helper.to_array(tensor)
+            except (ValueError, TypeError, KeyError):  # it was not honest
+                continue
+            rows = array.reshape(len(array) if array.ndim and array.size else 1, -1)
+            other = rng.choice((rows, array.reshape(-1), array[None], array[..., None], array.T, rows[:1], rows[:0], array.sum(),
+                                np.repeat(array, 2), np.float64(array), np.float16(array), array * np.float32("nan")))
+            tensor.CopyFrom(numpy_helper.from_array(np.asarray(other), tensor.name))
+        else:
+            node = rng.choice(graph.node)
+            name = rng.choice(("pads", "strides", "dilations", "kernel_shape", "group", "axis", "axes", "perm", "transB", "epsilon",
+                               "keepdims", "training_mode", "ceil_mode", "auto_pad", "alpha", "allowzero", "batch_dims"))
+            for place in [k for k, a in enumerate(node.attribute) if a.name == name]:
+                del node.attribute[place]
+            value: Any = rng.choice((0, 1, 2, -1, 7, 2**40, [], [0], [1, 2], [1] * 4, [-1] * 4, [2**40] * 2, 0.5, "SAME_UPPER"))
+            node.attribute.append(helper.make_attribute(name, value, attr_type=AttributeProto.INTS if value == [] else None))
+
+
 def _shapes(net: Net, made: onnx.ModelProto) -> None:
     """Sizes of inputs, outputs and values: huge, negative, symbolic, missing."""
     rng, graph = net.rng, made.graph
@@ -355,5 +381,5 @@ def _words(net: Net, made: onnx.ModelProto) -> None:
 
 
 BEFORE: tuple[Callable[[Net, str], str], ...] = (_grown, _many_constants, _called, _subgraph, _attributes)
-AFTER: tuple[Callable[[Net, onnx.ModelProto], None], ...] = (_initializers, _shapes, _wires, _words)
-SABOTAGES: tuple[Any, ...] = (*BEFORE, _grown, _grown, _called, _attributes, *AFTER, _initializers)
+AFTER: tuple[Callable[[Net, onnx.ModelProto], None], ...] = (_initializers, _misfits, _shapes, _wires, _words)
+SABOTAGES: tuple[Any, ...] = (*BEFORE, _grown, _grown, _called, _attributes, *AFTER, _initializers, _misfits, _misfits)

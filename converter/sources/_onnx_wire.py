@@ -11,7 +11,7 @@ from gkp.converter.budget import Budget
 from gkp.runtime.onnx_file import MESSAGE, fields
 
 _MESSAGE, _STRING = 128, 48
-"""Bytes that the library, and we, keep for each (measured with protobuf 6: 40 to 120, and 16 to 60)."""
+"""Bytes that the library, and we, are taken to keep for each: an estimate on the safe side, not a measurement."""
 _PER_VARINT = 8
 _ENDS = 2
 """Fields 1 and 2 of a node are its inputs and outputs."""

@@ -153,14 +153,8 @@ def test_other_threads_print_what_they_like_meanwhile(capfd: pytest.CaptureFixtu
 
 @pytest.mark.parametrize("command", [("inspect",), ("convert", "--target", "onnx", *FAST), ("verify",)])
 def test_json_of_a_model_that_prints_is_json(command: tuple[str, ...], archive: Path, tmp_path: Path) -> None:
-<<<<<<< HEAD
-    where: dict[str, list[object]] = {"inspect": [archive], "convert": [archive, "-o", tmp_path / "out"],
-                                      "verify": [archive, archive]}
-    outcome = program(command[0], *where[command[0]], *command[1:], "--input-shape", "1,3,8,8", "--trust-code", "--json", "-")
-=======
     where = [archive, *([archive] if command[0] == "verify" else ["-o", tmp_path / "out"] if command[0] == "convert" else [])]
     outcome = program(command[0], *where, *command[1:], "--input-shape", "1,3,8,8", "--trust-code", "--json", "-")
->>>>>>> misc
     assert outcome.code == 0, outcome.err
     assert json.loads(outcome.out)
     assert "stolen" not in outcome.out + outcome.err
