@@ -72,9 +72,11 @@ def _form(node: Node) -> tuple[str, BranchedConv | None]:
         return "depthwise", None
     if node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         return "auto_pad", None
-    if weight.shape[1] * groups != in_channels or weight.shape[0] % groups or bias.shape != weight.shape[:1]:
+    rank = len(node.inputs[0].shape)
+    if (weight.shape[1] * groups != in_channels or groups < 1 or weight.shape[0] % groups or bias.shape != weight.shape[:1]
+            or rank != weight.ndim):
         raise UnsupportedModelError(f"layer {layer_name(node)}: weight {list(weight.shape)} in {groups} groups does not "
-                                    f"fit an input of {in_channels} channels")
+                                    f"fit an input of {in_channels} channels and {rank} axes")
     geometry: dict[str, Any] = {k: node.attrs.get(k) for k in ("strides", "pads", "dilations")}
     try:
         whole = BranchedConv.from_grouped(weight, groups, bias, **geometry)

@@ -61,7 +61,8 @@ def near_zero_filters(tensors: dict[str, Array]) -> tuple[int, int]:
 
 def _searched(tensors: dict[str, Array]) -> Iterator[Array]:
     for name, array in tensors.items():
-        if name.startswith("layer") and name.endswith((".conv1.weight", ".conv2.weight")) and array.ndim == 4 and array.size:
+        is_weight = array.ndim == 4 and array.size and array.dtype.kind != "c"
+        if is_weight and name.startswith("layer") and name.endswith((".conv1.weight", ".conv2.weight")):
             yield array
 
 

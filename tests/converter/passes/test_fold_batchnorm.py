@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from onnx import numpy_helper
 from onnx_kit import Net, assert_close, feeds_of, ops, run_one_form, run_ort
 
 from gkp.converter.graph import Graph
@@ -84,3 +85,16 @@ def test_zero_scale_leaves_a_constant_channel() -> None:
                ([0] * 6, range(6), [1] * 6, [1] * 6)])
     graph = folded(net, y)
     assert ops(graph) == {"BranchedConv": 1}
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (5,), (1,), ()])
+def test_a_normalisation_whose_numbers_do_not_fit_its_channels_stays(shape: tuple[int, ...]) -> None:
+    net = Net(2, 4, 5, 5)
+    model = net.model(net.bn(net.conv3("x", 4, 6), 6))
+    name = next(n for n in model.graph.node if n.op_type == "BatchNormalization").input[2]
+    tensor = next(t for t in model.graph.initializer if t.name == name)
+    tensor.CopyFrom(numpy_helper.from_array(np.ones(shape, np.float32), name))
+    graph = Graph(model)
+    lift_convs.run(graph)
+    assert not fold_batchnorm.run(graph)
+    assert ops(graph) == {"BranchedConv": 1, "BatchNormalization": 1}

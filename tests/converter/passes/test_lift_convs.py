@@ -104,6 +104,20 @@ def test_a_weight_that_does_not_fit_its_input_is_refused() -> None:
         lift_convs.run(Graph(model))
 
 
+@pytest.mark.parametrize(("shape", "weight", "group"), [((1, 4, 5), (4, 4, 1, 1), 1), ((1, 4, 5, 5, 5), (4, 4, 1, 1), 1),
+                                                        ((1, 0, 5, 5), (4, 0, 1, 1), 0)])
+def test_a_weight_of_another_rank_or_for_no_groups_is_refused(shape: tuple[int, ...], weight: tuple[int, ...], group: int) -> None:
+    net = Net(1, 4, 5, 5)
+    net.nodes.clear()
+    model = net.model(net.conv("x", net.normal(*weight)))
+    model.graph.node[0].attribute.add(name="group", type=2, i=group)
+    del model.graph.value_info[:], model.graph.input[0].type.tensor_type.shape.dim[:]
+    for size in shape:
+        model.graph.input[0].type.tensor_type.shape.dim.add(dim_value=size)
+    with pytest.raises(UnsupportedModelError, match=f"does not fit an input of {shape[1]} channels and {len(shape)} axes"):
+        lift_convs.run(Graph(model))
+
+
 @pytest.mark.parametrize(("weight", "node", "name"), [
     ("layer1.0.conv1.weight", "/layer1/layer1.0/conv1/Conv", "layer1.0.conv1"),
     ("onnx::Conv_12", "/layer1/layer1.0/conv1/Conv", "layer1.0.conv1"),

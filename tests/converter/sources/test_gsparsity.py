@@ -125,3 +125,8 @@ def test_mask_file_is_said_to_hold_no_network(tmp_path: Path) -> None:
     np.save(tmp_path / "mask_0.1.npy", nested_masks(), allow_pickle=True)
     with pytest.raises(UnsupportedModelError, match="mask"):
         open_model(tmp_path / "mask_0.1.npy")
+
+
+@pytest.mark.filterwarnings("error")
+def test_complex_weights_have_no_filters_to_count_and_nothing_is_printed() -> None:
+    assert gsparsity.near_zero_filters({"layer1.0.conv1.weight": np.zeros((4, 3, 3, 3), np.complex64)}) == (0, 0)
