@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from gkp.converter.graph import Node, all_constant, channels, values
+from gkp.converter.graph import Node, channels, values
 
 Kind = Literal["unary", "nary", "cast", "copy", "reshape", "move", "pool", "plane", "norm", "product"]
 AtZero = Literal["zero", "number", "nothing"]
@@ -91,8 +91,8 @@ def is_batchnorm(node: Node) -> bool:
     """Is it BatchNormalization in inference, with constant parameters, one number of each for every channel?"""
     if node.op != "BatchNormalization" or len(node.inputs) != 5 or node.attrs.get("training_mode", 0):
         return False
-    shapes = {values(t).shape for t in node.inputs[1:]} if all_constant(node.inputs[1:]) else set()
-    return shapes == {(channels(node.inputs[0]),)}
+    shape = (channels(node.inputs[0]),)
+    return all((given := values(t)) is not None and given.shape == shape for t in node.inputs[1:])
 
 
 def is_depthwise(node: Node) -> bool:

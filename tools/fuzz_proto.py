@@ -17,6 +17,8 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 SIZES = (0, 1, 2, 3, 64, 1000, 2**16, 2**20, 2**24, 2**28, 2**31 - 1, 2**31, 2**40, 2**62)
 NAMES = ("", "x", "y", "h0", "\x1b[31m", "a\nb", "../x", "\u202e", "x" * 5000, "\0", "<script>", "w", "\U0001f600", "A.b:0")
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "gkp", "local", "com.microsoft", "\x1b[31m", "x" * 3000)
+ATTRIBUTES = ("pads", "strides", "dilations", "kernel_shape", "group", "axis", "axes", "perm", "transB", "epsilon",
+              "keepdims", "training_mode", "ceil_mode", "auto_pad", "alpha", "allowzero", "batch_dims")
 TYPES = (*range(26), 100, -1)
 
 
@@ -310,16 +312,16 @@ def _misfits(net: Net, made: onnx.ModelProto) -> None:
             except (ValueError, TypeError, KeyError):  # it was not honest
                 continue
             rows = array.reshape(len(array) if array.ndim and array.size else 1, -1)
-            other = rng.choice((rows, array.reshape(-1), array[None], array[..., None], array.T, rows[:1], rows[:0], array.sum(),
-                                np.repeat(array, 2), np.float64(array), np.float16(array), array * np.float32("nan")))
+            shapes = rows, array.reshape(-1), array[None], array[..., None], array.T, rows[:1], rows[:0], np.repeat(array, 2)
+            others = array.sum(), np.float64(array), np.float16(array), array * np.float32("nan")
+            other = rng.choice((*shapes, *others))
             tensor.CopyFrom(numpy_helper.from_array(np.asarray(other), tensor.name))
         else:
             node = rng.choice(graph.node)
-            name = rng.choice(("pads", "strides", "dilations", "kernel_shape", "group", "axis", "axes", "perm", "transB", "epsilon",
-                               "keepdims", "training_mode", "ceil_mode", "auto_pad", "alpha", "allowzero", "batch_dims"))
+            name = rng.choice(ATTRIBUTES)
             for place in [k for k, a in enumerate(node.attribute) if a.name == name]:
                 del node.attribute[place]
-            value: Any = rng.choice((0, 1, 2, -1, 7, 2**40, [], [0], [1, 2], [1] * 4, [-1] * 4, [2**40] * 2, 0.5, "SAME_UPPER"))
+            value: Any = rng.choice((0, 1, 2, -1, 7, 2**40, [], [0], [1, 2], [1] * 4, [-1] * 4, [2**40] * 2, 0.5, "VALID"))
             node.attribute.append(helper.make_attribute(name, value, attr_type=AttributeProto.INTS if value == [] else None))
 
 
