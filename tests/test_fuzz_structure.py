@@ -21,7 +21,7 @@ import torch
 
 from gkp.archive import Archive
 from gkp.converter.budget import Budget
-from gkp.converter.sources import OpenOptions, SourceFile, _pickle, _torchfile, open_model
+from gkp.converter.sources import SOURCES, OpenOptions, SourceFile, _pickle, _torchfile, open_model
 from gkp.converter.sources._constructors import CONSTRUCTORS
 from gkp.converter.sources._records import Storage
 from gkp.errors import FileError, GkpError, UnsafeFileError
@@ -32,6 +32,7 @@ sys.path.insert(0, str(TOOLS))
 import fuzz_checkpoint  # noqa: E402
 import fuzz_dialect  # noqa: E402
 import fuzz_mutate  # noqa: E402
+import fuzz_networks  # noqa: E402
 import fuzz_proto  # noqa: E402
 import fuzz_script  # noqa: E402
 import fuzz_torch  # noqa: E402
@@ -45,6 +46,7 @@ def torch_zip() -> bytes:
 
 
 GENERATORS: dict[str, Callable[[Random], bytes | None]] = {
+    "network": fuzz_networks.network,
     "checkpoint": fuzz_torch.checkpoint, "npy": fuzz_torch.object_array, "dialect": fuzz_dialect.script,
     "script": fuzz_script.script, "proto": lambda rng: fuzz_proto.model(rng, "a.onnx"), "zip": lambda rng: fuzz_zip.surgery(rng, torch_zip())}
 
@@ -52,9 +54,9 @@ GENERATORS: dict[str, Callable[[Random], bytes | None]] = {
 @pytest.mark.parametrize("name", GENERATORS)
 def test_a_file_follows_from_its_random_generator_alone(name: str) -> None:
     make = GENERATORS[name]
-    files = [make(Random(number)) for number in range(60)]
-    assert files == [make(Random(number)) for number in range(60)]
-    assert len(set(files)) > 40
+    files = [make(Random(number)) for number in range(12)]
+    assert files == [make(Random(number)) for number in range(12)]
+    assert len(set(files)) > 9
 
 
 def test_half_of_the_runs_are_written_by_structure_and_fit_their_names() -> None:
@@ -84,15 +86,15 @@ def pickles(count: int) -> list[bytes]:
 
 def test_most_generated_pickles_are_read_to_their_end_and_the_others_are_refused_late() -> None:
     opened = late = 0
-    for data in pickles(300):
+    for data in pickles(200):
         budget = Counting(len(data))
         try:
             _pickle.load_pickle(data, budget=budget)
             opened += 1
         except GkpError:
             late += budget.count > 10
-    assert opened > 150
-    assert late > 0.8 * (300 - opened)
+    assert opened > 100
+    assert late > 0.8 * (200 - opened)
 
 
 def test_generated_pickles_hold_every_opcode_that_is_known() -> None:
@@ -122,7 +124,7 @@ def test_every_constructor_that_is_known_is_called_with_arguments_that_it_takes(
 def test_whole_checkpoints_with_storages_are_opened_too(tmp_path: Path) -> None:
     opened: dict[str, int] = {}
     path = tmp_path / "a.pt"
-    for number in range(200):
+    for number in range(100):
         path.write_bytes(fuzz_torch.checkpoint(Random(number)))
         try:
             kind = SourceFile(path).kind
@@ -130,7 +132,21 @@ def test_whole_checkpoints_with_storages_are_opened_too(tmp_path: Path) -> None:
             opened[kind] = opened.get(kind, 0) + 1
         except GkpError:
             pass
-    assert all(opened.get(kind, 0) > 15 for kind in ("torch-zip", "torch-legacy", "pickle"))
+    assert all(opened.get(kind, 0) > 8 for kind in ("torch-zip", "torch-legacy", "pickle"))
+
+
+@pytest.mark.slow
+def test_checkpoints_of_a_known_network_reach_every_source_of_pruned_ones(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    found: dict[str, int] = {}
+    for number in range(60):
+        path.write_bytes(fuzz_networks.network(Random(number)))
+        file = SourceFile(path)
+        with contextlib.suppress(GkpError):
+            source = next(source for source in SOURCES if source.matches(file)).__name__.rpartition(".")[2]
+            found[source] = found.get(source, 0) + 1
+    assert {"gkp_checkpoint", "tmi_gkp", "gconv_prune", "structure_lth", "dsp", "state_dict"} <= set(found)
+    assert min(found.values()) > 1
 
 
 BOMBS = {
@@ -150,13 +166,14 @@ def test_bombs_of_every_class_are_among_the_first_thousand_pickles() -> None:
 
 # ---- archives ------------------------------------------------------------------------------------------------------------
 def surgeries(count: int) -> list[bytes]:
-    return [data for number in range(count) if (data := fuzz_zip.surgery(Random(number), torch_zip())) is not None]
+    given = torch_zip()
+    return [data for number in range(count) if (data := fuzz_zip.surgery(Random(number), given)) is not None]
 
 
 def test_no_archive_that_is_opened_is_read_otherwise_by_python_or_torch(tmp_path: Path) -> None:
     opened = agreed = 0
     path = tmp_path / "a.zip"
-    for data in surgeries(1000):
+    for data in surgeries(500):
         path.write_bytes(data)
         try:
             with Archive(path) as archive:
@@ -175,21 +192,18 @@ def test_no_archive_that_is_opened_is_read_otherwise_by_python_or_torch(tmp_path
             continue
         agreed += 1
         assert ours == {name: reader.get_record(name) for name in names}
-    assert opened > 150
-    assert agreed > 100
+    assert opened > 70
+    assert agreed > 50
 
 
 def test_fields_that_rename_a_member_are_among_the_surgeries_and_refused(tmp_path: Path) -> None:
-    found = 0
-    for data in surgeries(1500):
-        for member in ("archive/data.pkl", "archive/version", "archive/data/0"):
-            head = struct.pack("<BI", 1, zlib.crc32(member.encode()))
-            found += head in data and b"\x75\x70" in data
-            if head in data:
-                (tmp_path / "a.zip").write_bytes(data)
-                with pytest.raises(GkpError):
-                    Archive(tmp_path / "a.zip")
-    assert found > 3
+    heads = [struct.pack("<BI", 1, zlib.crc32(b"archive/" + name)) for name in (b"data.pkl", b"version", b"data/0")]
+    renaming = [data for data in surgeries(500) if b"\x75\x70" in data and any(head in data for head in heads)]
+    for data in renaming:
+        (tmp_path / "a.zip").write_bytes(data)
+        with pytest.raises(GkpError):
+            Archive(tmp_path / "a.zip")
+    assert len(renaming) > 2
 
 
 # ---- TorchScript's pickles -----------------------------------------------------------------------------------------------
@@ -235,12 +249,12 @@ print(json.dumps([accepted, failed]))
 
 @pytest.mark.slow
 def test_what_the_check_of_torchscript_accepts_torch_reads_in_the_same_way(tmp_path: Path) -> None:
-    for number in range(600):
+    for number in range(300):
         (tmp_path / f"{number}.pt").write_bytes(fuzz_dialect.script(Random(number)))
     done = subprocess.run([sys.executable, "-c", AGREE, str(tmp_path)], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     accepted, failed = json.loads(done.stdout)
-    assert accepted > 250
+    assert accepted > 120
     assert not failed
 
 
@@ -248,16 +262,16 @@ def test_what_the_check_of_torchscript_accepts_torch_reads_in_the_same_way(tmp_p
 def test_generated_models_are_opened_or_refused_for_what_is_in_them(tmp_path: Path) -> None:
     path = tmp_path / "a.onnx"
     outcomes: list[str] = []
-    for number in range(150):
+    for number in range(100):
         path.write_bytes(fuzz_proto.model(Random(number), path.name))
         try:
             open_model(path, OpenOptions())
             outcomes.append("opened")
         except GkpError as error:
             outcomes.append(error.message.split(":")[0])
-    assert outcomes.count("opened") > 40
+    assert outcomes.count("opened") > 20
     assert len(set(outcomes)) > 20
-    assert sum("is not an ONNX file" in outcome for outcome in outcomes) < 15
+    assert sum("is not an ONNX file" in outcome for outcome in outcomes) < 10
 
 
 def models(count: int) -> list[onnx.ModelProto]:
@@ -271,7 +285,7 @@ def models(count: int) -> list[onnx.ModelProto]:
 
 
 def test_hidden_tensors_functions_and_growing_constants_are_among_the_first_models() -> None:
-    made = models(400)
+    made = models(300)
     attributes = [a for model in made for node in model.graph.node for a in node.attribute]
     assert any(a.HasField("t") and a.t.data_location == onnx.TensorProto.EXTERNAL for a in attributes)
     for kind in ("tensors", "sparse_tensors", "graphs", "type_protos"):

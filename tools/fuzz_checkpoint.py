@@ -37,7 +37,7 @@ for _core in ("core", "_core"):
                    f"numpy.{_core}.numeric._frombuffer": ("bytes", "dtype", "shape", "order")}
 RESULTS = {**dict.fromkeys(("dict", "OrderedDict", "Counter", "defaultdict"), "dict"), "list": "list", "set": "set",
            "frozenset": "frozenset", "tuple": "tuple", "Size": "tuple", "bytearray": "bytearray"}
-_DTYPES = {"f4": 4, "f8": 8, "i8": 8, "b1": 1, "u1": 1, "c8": 8, "S5": 5, "U3": 12, "f2": 2, "i4": 4}
+DTYPES = {"f4": 4, "f8": 8, "i8": 8, "b1": 1, "u1": 1, "c8": 8, "S5": 5, "U3": 12, "f2": 2, "i4": 4}
 _ODD_DTYPES = ("M8[ns]", "V4", "i3", "f16", "S999999999", "O8", "", "(2,)f4", "<f4", "|b1", "a3", "U0", "S0", "c16", "f4,i4")
 STORAGE_BYTES = {"FloatStorage": 4, "DoubleStorage": 8, "HalfStorage": 2, "BFloat16Storage": 2, "LongStorage": 8,
                  "BoolStorage": 1, "ByteStorage": 1, "ComplexFloatStorage": 8, "UntypedStorage": 1}
@@ -51,6 +51,7 @@ class Checkpoint(Writer):
     DEEP: ClassVar[tuple[str, ...]] = (*Writer.DEEP, "call", "record", "array", "tensor", "objects", "module")
     NAMES: ClassVar[tuple[str, ...]] = (*CLASSES * 4, *SIGNATURES)
     outside: bool = False
+    tidy: bool = False  # arrays are written as everybody does
     storages: dict[str, tuple[str, int]] = field(default_factory=dict)
 
     def _call(self, depth: int) -> None:
@@ -145,13 +146,13 @@ class Checkpoint(Writer):
 
     # ---- numpy -------------------------------------------------------------------------------------------------------
     def _code(self, depth: int) -> None:
-        self.text(self.rng.choice(tuple(_DTYPES) if self.rng.random() < 0.9 else _ODD_DTYPES))
+        self.text(self.rng.choice(tuple(DTYPES) if self.rng.random() < 0.9 else _ODD_DTYPES))
 
     def _dtype(self, depth: int) -> None:
-        self.dtype(self.rng.choice(tuple(_DTYPES) if self.rng.random() < 0.95 else _ODD_DTYPES))
+        self.dtype(self.rng.choice(tuple(DTYPES) if self.rng.random() < 0.95 else _ODD_DTYPES))
 
     def dtype(self, code: str) -> None:
-        order = self.rng.choice("<<<<>|=" if code != "O8" else "|")
+        order = "|" if code == "O8" else "<" if self.tidy else self.rng.choice("<<<<>|=")
         self.call("numpy.dtype", 0, lambda: self.text(code), lambda: self._bool(0), lambda: self._bool(0))
         self.mark()
         self.number(3)
@@ -190,8 +191,8 @@ class Checkpoint(Writer):
                   lambda: self.numbers(0), lambda: self._letter(0))
 
     def _array(self, depth: int) -> None:
-        rng, shape, code = self.rng, self.shape(), self.rng.choice(tuple(_DTYPES))
-        data = rng.randbytes(prod(shape) * _DTYPES[code] + (rng.random() < 0.005))
+        rng, shape, code = self.rng, self.shape(), self.rng.choice(tuple(DTYPES))
+        data = rng.randbytes(prod(shape) * DTYPES[code] + (rng.random() < 0.005))
         if rng.random() < 0.3:
             self.call("numpy._core.numeric._frombuffer", 0, lambda: self.blob(data), lambda: self.dtype(code),
                       lambda: self.numbers(*shape), lambda: self._order(0))
@@ -212,7 +213,7 @@ class Checkpoint(Writer):
         content()
         self.collect(b"t", "tuple")
         self.op(b"b", 1)
-        if self.rng.random() < 0.003:  # and filled again
+        if not self.tidy and self.rng.random() < 0.003:  # and filled again
             self.op(b"2", 0, self.stack[-1])
             self.op(b"b", 1)
 

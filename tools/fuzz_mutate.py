@@ -13,6 +13,7 @@ from random import Random
 from typing import Any
 
 import fuzz_dialect
+import fuzz_networks
 import fuzz_proto
 import fuzz_script
 import fuzz_torch
@@ -76,6 +77,7 @@ def _surgery(rng: Random, name: str, corpus: Corpus) -> bytes:
 
 GENERATORS: tuple[Callable[[Random, str, Corpus], bytes], ...] = (
     lambda rng, name, corpus: fuzz_torch.checkpoint(rng),
+    lambda rng, name, corpus: fuzz_networks.network(rng),
     lambda rng, name, corpus: fuzz_dialect.script(rng),
     lambda rng, name, corpus: fuzz_script.script(rng),
     lambda rng, name, corpus: fuzz_proto.model(rng, name),

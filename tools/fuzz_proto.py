@@ -304,12 +304,12 @@ def _shapes(net: Net, made: onnx.ModelProto) -> None:
     shape = value.type.tensor_type.shape
     kind = rng.randrange(5)
     if kind == 0 and shape.dim:
-        rng.choice(shape.dim).dim_value = rng.choice((-1, *SIZES))
+        rng.choice(shape.dim).dim_value = rng.choice((-1, *SIZES[:7], *SIZES[-3:]))  # others may be honest
     elif kind == 1 and shape.dim:
         rng.choice(shape.dim).dim_param = rng.choice(NAMES)
     elif kind == 2:
         del shape.dim[:]
-        sizes = [rng.choice(SIZES[:8]) for _ in range(rng.choice((0, 3, 5, 70)))]
+        sizes = [rng.choice(SIZES[:5]) for _ in range(rng.choice((0, 3, 5, 70)))]
         shape.dim.extend(onnx.TensorShapeProto.Dimension(dim_value=size) for size in sizes)
     elif kind == 3:
         value.type.tensor_type.elem_type = rng.choice(TYPES)
