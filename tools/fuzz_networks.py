@@ -156,9 +156,8 @@ def _spoil(rng: Random, tensors: Tensors) -> None:
 def _write(writer: Checkpoint, tensor: Tensor) -> None:
     code = {"f4": "f", "f8": "d", "i8": "q", "i4": "i", "b1": "?", "u1": "B", "f2": "e"}.get(tensor.code)
     count = prod(tensor.shape)
-    values: list[float] = [0.5 if tensor.code[0] == "f" else 1]
-    if tensor.values:
-        values = list(map(float, tensor.values)) if code in ("f", "d", "e") else [*tensor.values]
+    values: list[float] = list(tensor.values or ())
+    values = values or [0.5 if tensor.code[0] == "f" else 1]
     if code is None:
         data = bytes(count * DTYPES[tensor.code])
     elif code in "fde":
