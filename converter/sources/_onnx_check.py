@@ -113,6 +113,8 @@ def _attribute(attribute: onnx.AttributeProto, in_function: bool, budget: Budget
     held = {f.name for f, _ in attribute.ListFields()} - {"name", "type", "doc_string", "ref_attr_name"}
     if kind not in _VALUES or not held <= {_VALUES[kind]}:
         raise FileError(f"attribute {clean(attribute.name)} holds something else than its type says", _HINT)
+    if kind.endswith("S") and not held and not attribute.name.startswith("value_"):  # value_ints: an empty constant
+        raise FileError(f"attribute {clean(attribute.name)} is an empty list", _HINT)
     budget.bytes(_NUMBER * (len(attribute.ints) + len(attribute.floats) + len(attribute.strings)))
 
 

@@ -91,6 +91,10 @@ def _attribute(op: str, name: str, value: object) -> Edit:
     return edit
 
 
+def _empty_list(model: onnx.ModelProto) -> None:
+    _node(model, "Conv").attribute.add(name="strides", type=onnx.AttributeProto.INTS)
+
+
 def _two_values(model: onnx.ModelProto) -> None:
     next(a for a in _node(model, "Conv").attribute if a.name == "pads").f = 1.5
 
@@ -145,6 +149,7 @@ BAD: dict[str, tuple[Edit, int, str]] = {
     "huge pads": (_attribute("Conv", "pads", [2**40] * 4), 5, "activation"),
     "huge dilation": (_attribute("Conv", "dilations", [2**40] * 2), 6, "no output"),
     "attribute of another type": (_attribute("Conv", "pads", 1.5), 6, "pads"),
+    "empty list": (_empty_list, 6, "strides is an empty list"),
     "attribute that holds two": (_two_values, 6, "its type says"),
     "reference to a function's attribute": (_reference, 6, "is in none"),
     "segments": (lambda m: setattr(_weight(m).segment, "end", 5), 6, "segments"),

@@ -17,6 +17,7 @@ from gkp.errors import UnsafeFileError
 from .._records import Record
 from .code import Program, ScriptClass, refuse
 from .lists import Growth, check_enumerations, result
+from .schemas import places_of_results
 from .types import dotted_name
 from .values import (
     TENSOR,
@@ -360,6 +361,8 @@ class _Body:
         arguments = [*given, *named.values()]
         if any(isinstance(argument, (Module, Function)) for argument in arguments):
             raise self._refuse(f"hands a module to {name}")
+        if not places_of_results(name).isdisjoint(named):
+            raise self._refuse(f"tells {name} where to write")
         try:
             if primitive and name in ("dtype", "layout", "device"):
                 return Given()

@@ -1,5 +1,6 @@
-"""What torch itself says of its operators: where they take the number of a type, layout or memory format, and whether they
-give a tensor. Torch looks such numbers up in tables without a look at their size: a wrong one ends the process."""
+"""What torch itself says of its operators: where they take the number of a type, layout or memory format, whether they give
+a tensor, and where they write it. Torch looks such numbers up in tables without a look at their size: a wrong one ends the
+process. So does a tensor of the file that becomes the place of a larger result."""
 
 from __future__ import annotations
 
@@ -43,3 +44,10 @@ def gives_tensor(name: str, of_tensor: bool) -> bool:
     """Is the result of aten::`name` always one tensor? of_tensor: its first argument is one."""
     schemas = [s for s in _schemas(name) if not of_tensor or (s.arguments and str(s.arguments[0].type) == "Tensor")]
     return bool(schemas) and all([str(r.type) for r in s.returns] == ["Tensor"] for s in schemas)
+
+
+@cache
+def places_of_results(name: str) -> frozenset[str]:
+    """The keywords of aten::`name` for tensors that it writes its results to: "out", or "values" and "indices"."""
+    return frozenset(a.name for s in _schemas(name) for a in s.arguments
+                     if a.kwarg_only and a.alias_info is not None and a.alias_info.is_write)

@@ -293,6 +293,9 @@ def test_the_archive_made_by_hand_is_harmless_and_torch_runs_it(plain: Path) -> 
         ("if torch.save(x, 'p'):\n  pass\nreturn x", "calls torch.save"),
         ("return torch.add(x, torch.mul(x, torch.load('p')))", "calls torch.load"),
         ("return torch.relu(input=torch.load('p'))", "calls torch.load"),
+        ("return torch.mul(x, 3, out=x)", "tells mul where to write"),
+        ("return ops.aten.tril(x, 0, out=x)", "tells tril where to write"),
+        ("y, z = torch.topk(x, 1, values=x, indices=x)\nreturn y", "tells topk where to write"),
     ],
 )
 def test_every_way_to_call_something_else_is_refused_by_name(plain: Path, body: str, named: str) -> None:
