@@ -21,6 +21,7 @@ from gkp.pruning.models.family import ARCH_HINT, CLASSIFIERS, SPURIOUS
 from gkp.pruning.models.recognise import is_counter, recognise
 from gkp.pruning.models.residual import ResidualBlock
 from gkp.pruning.models.wiring import chains
+from gkp.text import clean
 from gkp.types import Array
 
 __all__ = ["Architecture", "Normalize", "build", "recognise"]
@@ -132,7 +133,7 @@ def _load(model: nn.Module, own: Mapping[str, Array], name: str) -> None:
         if keys:
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
             hint = "is the file complete?" if problem == "lacks" else ARCH_HINT
-            raise UnsupportedModelError(f"the checkpoint {problem} {min(keys)}{more}, for {name}", hint)
+            raise UnsupportedModelError(f"the checkpoint {problem} {clean(min(keys), 120)}{more}, for {name}", hint)
     for key in sorted(wanted):
         array = own[key]
         if array.shape != tuple(state[key].shape):
