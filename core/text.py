@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 
-def clean(text: object, limit: int = 1000, *, middle: bool = False) -> str:
-    """One line of printable text, at most `limit` characters long.
+def clean(text: object, limit: int = 400, *, middle: bool = False) -> str:
+    """One line of printable text, at most `limit` characters long (a message may hold four of them).
 
     Line breaks, tabs and spaces of any width become spaces; control, format (bidirectional overrides too), surrogate and
     unassigned characters become "?", so that it shows that something was there. A longer text ends in "…"; middle: both its

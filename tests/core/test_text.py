@@ -70,3 +70,7 @@ def test_the_first_line_that_says_something_is_taken_of_an_error() -> None:
 
 def test_nouns_are_counted() -> None:
     assert [plural(n, "layer") for n in (0, 1, 2, 1000)] == ["0 layers", "1 layer", "2 layers", "1,000 layers"]
+
+
+def test_a_message_with_four_long_names_in_it_stays_readable() -> None:
+    assert len(", ".join([clean("x" * 5000)] * 4)) < 2000
