@@ -56,6 +56,8 @@ def _read(archive: Archive, member: str, program: Program, budget: Budget) -> An
 def _check_fields(member: str, record: Record, program: Program, budget: Budget) -> None:
     cls = program.classes[record.name]
     fields = record.state if isinstance(record.state, dict) else {}
+    if not fields.keys() <= cls.attributes.keys():
+        raise refuse(f"{member}: {record.name} holds what its class does not declare")
     for name, annotation in cls.attributes.items():
         value = fields.get(name)
         budget.steps(len(value) + 1 if isinstance(value, (list, tuple, dict, str)) else 1)

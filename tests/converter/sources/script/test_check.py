@@ -547,6 +547,12 @@ def test_an_attribute_of_another_type_than_declared_is_refused(plain: Path, wron
         check_torchscript(replace(plain, lambda name, data: data_pickle(inner=wrong) if name == "data.pkl" else data))
 
 
+def test_an_attribute_that_no_class_declares_is_refused(plain: Path) -> None:
+    state = data_pickle().replace(fragment("count"), fragment("other") + b"K\x01" + fragment("count"))
+    with pytest.raises(UnsafeFileError, match="holds what its class does not declare"):
+        check_torchscript(replace(plain, lambda name, data: state if name == "data.pkl" else data))
+
+
 def test_a_missing_pickle_or_a_short_storage_is_a_file_error(plain: Path) -> None:
     with pytest.raises(FileError, match="wrong size"):
         check_torchscript(replace(plain, lambda name, data: data[:2] if name == "data/0" else data))
