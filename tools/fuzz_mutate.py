@@ -124,7 +124,7 @@ def _header(rng: Random, data: bytes) -> bytes:
 
 def _json(rng: Random, data: bytes) -> bytes:
     """Another value somewhere."""
-    at = rng.randrange(len(data))
+    at = rng.randrange(len(data) + 1)  # a mutation before this one may have left nothing
     new = rng.choice((b"null", b"-1", b"1e999", b'"../x"', b"[", b"{}", b"99999999999999999999", b'"\\ud800"', b"\xff",
                       b","))
     return data[:at] + new + data[at + rng.choice((0, 1, 5)):]
