@@ -37,8 +37,7 @@ def load_tensors(path: Path) -> Any:
     or is damaged.
     """
     try:
-        with Archive(path) as archive:
-            unpacked = archive.unpacked
+        unpacked = _unpacked(path)
         if unpacked > path.stat().st_size:
             raise UnsafeFileError(f"{path} unpacks to more than its size", "save it again with torch.save")
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -49,3 +48,12 @@ def load_tensors(path: Path) -> Any:
                               '{"model_state_dict": model.state_dict(), "epoch": N}') from error
     except Exception as error:  # torch.load raises almost anything for a damaged file
         raise FileError(f"{path} cannot be read as a PyTorch file: {type(error).__name__}", "get the file again") from error
+
+
+def _unpacked(path: Path) -> int:
+    """Bytes that the archive holds."""
+    try:
+        with Archive(path) as archive:
+            return archive.unpacked
+    except FileError as error:
+        raise FileError(f"{path} cannot be read as a PyTorch file: {error.message}", "get the file again") from error

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,12 +130,22 @@ def _parse(path: Path, budget: Budget) -> onnx.ModelProto:
             raise FileError(f"{path} is over 2 GiB, more than one protobuf may hold",
                             "save it with external data: onnx.save(..., save_as_external_data=True)")
         data = path.read_bytes()
-        _onnx_wire.charge(data, budget)
+        with _named(path):
+            _onnx_wire.charge(data, budget)
         return onnx.load_model_from_string(data)
     except (DecodeError, ValueError, RecursionError) as e:
         raise FileError(f"{path} is not an ONNX file: {first_line(e, 200)}", "export the model again") from e
     except OSError as e:
         raise FileError(f"{path} cannot be read: {e.strerror}", "check its permissions") from e
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Errors of the bytes say which file they are of."""
+    try:
+        yield
+    except FileError as e:
+        raise FileError(f"{path}: {e.message}", e.hint) from e
 
 
 def _check(model: onnx.ModelProto, budget: Budget, folder: Path | None) -> None:
