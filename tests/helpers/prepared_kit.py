@@ -27,7 +27,11 @@ PACKAGES = ("numpy", "scipy.optimize", "sklearn.cluster", "onnx", "onnx.referenc
 
 def run(words: Sequence[str], folder: Path, environment: Mapping[str, str], timeout: float) -> subprocess.CompletedProcess[str]:
     """`words` in the folder, as subprocess.run does with captured output: `python -c CODE`, `python FILE`, or a script of
-    Python's with its arguments. subprocess.TimeoutExpired after `timeout` seconds."""
+    Python's with its arguments. subprocess.TimeoutExpired after `timeout` seconds. What Python reads when it starts cannot be
+    given to one that has: with other variables PYTHON... the program is started afresh."""
+    if _of_python(environment) != _of_python(os.environ):
+        return subprocess.run(words, cwd=folder, env=dict(environment), timeout=timeout, capture_output=True, text=True,
+                              check=False)
     with tempfile.TemporaryDirectory() as name:
         files = [str(Path(name) / n) for n in ("out", "err")]
         job = {"words": list(words), "folder": str(folder), "environment": dict(environment), "files": files, "timeout": timeout}
@@ -41,6 +45,10 @@ def run(words: Sequence[str], folder: Path, environment: Mapping[str, str], time
     if code is None:
         raise subprocess.TimeoutExpired(list(words), timeout, out, err)
     return subprocess.CompletedProcess(list(words), code, out, err)
+
+
+def _of_python(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name.startswith("PYTHON")}
 
 
 @cache
