@@ -186,7 +186,7 @@ def _grouped_conv(conv: Record, in_channels: int, in_list: Array | None, out_lis
 def _masked_conv(conv: Record, in_channels: int, in_list: Array | None, out_list: Array) -> BranchedConv:
     """conv(x)[:, out_list], with the weights of pruned kernels zero."""
     tensors = state_dict_of(conv)
-    form = BranchedConv.from_grouped(tensors["weight"], 1, tensors.get("bias"))
+    form = BranchedConv.from_grouped(tensors["weight"], int(conv.fields["groups"]), tensors.get("bias"))
     return form.take_outputs(_complete(out_list, form))
 
 
