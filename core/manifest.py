@@ -140,10 +140,13 @@ class Macs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """assumed: the network that the tensors of a state dict were taken for, which their names and shapes do not prove."""
+
     path: str
     sha256: str | None
     system: str
     description: str = ""
+    assumed: str = ""
 
 
 class Baseline(msgspec.Struct, frozen=True, kw_only=True):

@@ -235,8 +235,11 @@ def verdict(manifest: Manifest) -> str:
 
 
 def headline(manifest: Manifest) -> str:
-    """One honest sentence: what the conversion gained, in which setting, and what was to be gained."""
+    """One honest sentence: what the conversion gained, in which setting, what was to be gained, and which network a state
+    dict was assumed to be."""
     text = _gain(manifest)
+    if manifest.source.assumed:
+        text = f"{text}; assumed {clean(manifest.source.assumed, 200)}"
     if manifest.verification is not None and not manifest.verification.passed:
         text = f"verification failed; {text}"
     return text

@@ -15,10 +15,10 @@ import numpy as np
 from gkp.branched import BranchedConv
 from gkp.converter.budget import Budget
 from gkp.converter.sources import torch_export
+from gkp.converter.sources._modules import Classes, compare
 from gkp.converter.sources._records import Record
-from gkp.converter.sources._torchfile import submodules
 from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile
-from gkp.errors import FileError, UnsupportedModelError, UsageError
+from gkp.errors import FileError, UsageError
 from gkp.text import clean, first_line, one_line
 from gkp.types import Array
 
@@ -32,8 +32,6 @@ Tensors = dict[str, Array]
 ARCH_HINT = "pass --arch pkg:callable with a state dict, or export the model to ONNX and convert that"
 _STATE_KEYS = ("state_dict", "model_state_dict", "net", "model", "small_model")
 _PARALLEL = ("torch.nn.parallel.data_parallel.DataParallel", "torch.nn.parallel.distributed.DistributedDataParallel")
-_CONV = "torch.nn.modules.conv.Conv2d"
-_NORM = "torch.nn.modules.batchnorm.BatchNorm2d"
 
 
 # ---- where it is in the file -----------------------------------------------------------------------------------------
@@ -63,15 +61,6 @@ def state_dict_in(payload: Any) -> Tensors | None:
     return None
 
 
-def setting(value: Any) -> Any:
-    """A module's setting as pickled: a number, a word, or a few of them. Of anything else the name of its type, which may be
-    compared and shown: it can be far larger than the file."""
-    if isinstance(value, tuple) and len(value) <= 8:
-        return tuple(part if isinstance(part, int) else f"a {type(part).__name__}" for part in value)
-    plain = value is None or isinstance(value, (int, float)) or (isinstance(value, str) and len(value) <= 80)
-    return value if plain else f"a {type(value).__name__}"
-
-
 def masked(tensors: Mapping[str, Array], name: str, mask: Array) -> Array:
     """The tensor times its mask, whose missing last axes have length one. FileError: their shapes do not fit."""
     weight = tensors[name]
@@ -85,11 +74,6 @@ def masked(tensors: Mapping[str, Array], name: str, mask: Array) -> Array:
 
 def _is_tensor(name: Any, value: Any) -> bool:
     return isinstance(name, str) and isinstance(value, np.ndarray) and value.dtype.kind in "biufc"
-
-
-def class_name(record: Record) -> str:
-    """The class without its module: one run as a script is saved as __main__.Name."""
-    return str(record.name).rpartition(".")[2]
 
 
 def without_prefix(tensors: Mapping[str, Array], prefix: str = "module.") -> Tensors:
@@ -109,6 +93,7 @@ def open_network(
     pruned: bool,
     description: str,
     record: Record | None = None,
+    classes: Classes | None = None,
     shortcut: str | None = None,
     image: tuple[int, int, int] | None = None,
     reference_name: str = "the network rebuilt in PyTorch",
@@ -116,23 +101,25 @@ def open_network(
     """Rebuild and export the network that a checkpoint holds.
 
     tensors, forms: see gkp.pruning.models.build. With options.arch the user's own module is filled instead, and every
-    form becomes a dense weight with zeros in the holes. record: the pickled module, whose strides, paddings and
-    epsilons the rebuilt one must have. shortcut, image: what the names leave open (else as `recognise` guesses).
-    UnsupportedModelError: not a known architecture, or other settings than its. UsageError: options.arch does not fit.
+    form becomes a dense weight with zeros in the holes. record, classes: the pickled module, which the rebuilt one must be
+    (see _modules), and the classes that it may be made of; without it, what is opened is only assumed. shortcut, image:
+    what the names leave open (else as `recognise` guesses). UnsupportedModelError: not a known architecture, or another
+    one than the pickled module's. UsageError: options.arch does not fit.
     """
     torch_export.import_torch()
     from gkp.pruning.models.architecture import skeleton
 
     forms = dict(forms or {})
-    dense = None
+    dense, assumed = None, ""
     if options.arch:
         module, default, name = _user_module(options.arch, tensors, forms), image, options.arch
     else:
-        arch, module = rebuild(tensors, forms, record, shortcut, file.budget)
-        default, name = image or arch.input_shape, arch.name
+        arch, module = rebuild(tensors, forms, record, classes, shortcut, file.budget)
+        default, assumed = image or arch.input_shape, arch.assumed if record is None else ""
+        name = f"assumed {assumed}" if assumed else f"{arch.name}, every submodule compared"
         if pruned and lost_filters(module, arch):
             dense = partial(skeleton, arch)
-    return torch_export.from_module(
+    opened = torch_export.from_module(
         module,
         system=system,
         options=options,
@@ -142,9 +129,10 @@ def open_network(
         reference_name=reference_name,
         dense=dense,
     )
+    return replace(opened, assumed=assumed)
 
 
-def rebuild(tensors: Mapping[str, Array], forms: Mapping[str, BranchedConv], record: Record | None,
+def rebuild(tensors: Mapping[str, Array], forms: Mapping[str, BranchedConv], record: Record | None, classes: Classes | None,
             shortcut: str | None, budget: Budget) -> tuple[Architecture, torch.nn.Module]:
     """The architecture of these tensors, and the network with them in it. See open_network."""
     from gkp.pruning.models.build import build, recognise
@@ -154,7 +142,7 @@ def rebuild(tensors: Mapping[str, Array], forms: Mapping[str, BranchedConv], rec
         arch = replace(arch, shortcut=shortcut)  # type: ignore[arg-type]
     module = build(arch, tensors, forms)
     if record is not None:
-        _adopt_settings(record, arch, module, budget)
+        compare(record, arch, module, classes or {}, budget)
     return arch, module
 
 
@@ -167,33 +155,6 @@ def lost_filters(module: torch.nn.Module, arch: Architecture) -> bool:
     convs = ((name, part) for name, part in skeleton(arch).named_modules() if hasattr(part, "kernel_size"))
     return any(name not in own or (not isinstance(own[name], BranchedConv2d) and own[name].weight.shape != part.weight.shape)
                for name, part in convs if hasattr(part, "weight"))
-
-
-def _adopt_settings(record: Record, arch: Architecture, module: torch.nn.Module, budget: Budget) -> None:
-    """Compare the settings of every pickled conv with those of the rebuilt one; take over the epsilon of every norm."""
-    rebuilt = dict(module.named_modules())
-    for name, part in submodules(record, budget):
-        own, fields = rebuilt.get(arch.canonical(name.removesuffix(".conv2d"))), part.fields
-        if own is None:
-            continue
-        if part.name == _NORM and isinstance(fields.get("eps"), float):
-            own.eps = fields["eps"]
-        if part.name == _CONV:
-            expected = _geometry(own)
-            values = (*(fields.get(key) for key in ("stride", "padding", "dilation")), fields.get("padding_mode", "zeros"))
-            found = tuple(setting(value) for value in values)  # PyTorch before 1.1 has no padding modes
-            if repr(found) != repr(expected):
-                settings = "(stride, padding, dilation, mode)"
-                problem = f"{clean(name)} has {settings} {clean(found, 80)}, in {arch.name} it has {expected}"
-                raise UnsupportedModelError(problem, ARCH_HINT)
-
-
-def _geometry(conv: Any) -> tuple[Any, ...]:
-    from gkp.pruning.models.branched import BranchedConv2d
-
-    if isinstance(conv, BranchedConv2d):
-        return conv.strides, conv.pads[:2], conv.dilations, "zeros"
-    return conv.stride, conv.padding, conv.dilation, "zeros"
 
 
 # ---- an architecture of the user's own -------------------------------------------------------------------------------

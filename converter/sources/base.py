@@ -41,7 +41,8 @@ class GroupedModel:
     dense network, so the dense twin is its baseline. dense_width_of: layers known to have
     lost output channels, with the layer that shows how many they had: {"b0.layers_a": "b0.layers_b"}. dense: exports the
     unpruned architecture with random weights, for networks whose lost filters left no trace. at_batch: exports the model
-    as published for another batch size, for sources whose exports are static. budget: what is left of what the file may
+    as published for another batch size, for sources whose exports are static. assumed: the network that the names and shapes
+    of a state dict were taken for, "" where the file says more. budget: what is left of what the file may
     cost; None for a module of the caller's own.
     """
 
@@ -51,6 +52,7 @@ class GroupedModel:
     reference_name: str
     pruned: bool
     description: str = ""
+    assumed: str = ""
     dynamic: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     dense_width_of: Mapping[str, str] = field(default_factory=dict)
     dense: Callable[[], onnx.ModelProto] | None = None

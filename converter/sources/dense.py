@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from gkp.converter.sources import dsp, gkp_checkpoint, torch_export
 from gkp.converter.sources._checkpoints import (
-    class_name,
     lost_filters,
     network_in,
     payload_of,
@@ -17,10 +16,11 @@ from gkp.converter.sources._checkpoints import (
     state_dict_in,
     without_prefix,
 )
+from gkp.converter.sources._modules import class_name
 from gkp.converter.sources._torchfile import state_dict_of
 from gkp.converter.sources.base import SourceFile, reading
-from gkp.converter.sources.state_dict import KNOWN_CLASSES
-from gkp.converter.sources.tmi_gkp import BASELINES, shortcut_of
+from gkp.converter.sources.state_dict import KNOWN_CLASSES, TORCHVISION
+from gkp.converter.sources.tmi_gkp import BASELINE_CLASSES, BASELINES, shortcut_of
 from gkp.errors import UnsupportedModelError, UsageError
 from gkp.text import clean
 
@@ -83,7 +83,9 @@ def _other(file: SourceFile) -> DenseNetwork:
     tensors, masked = dsp.apply_masks(without_prefix(tensors))
     if masked:
         raise UsageError(f"{file.path} is pruned already: pruning begins with a dense network", _HINT)
-    arch, module = rebuild(tensors, {}, record, None if record is None else shortcut_of(record, file.budget), file.budget)
+    classes = {name: replace(known, free=()) for name, known in (TORCHVISION | BASELINE_CLASSES).items()}
+    shortcut = None if record is None else shortcut_of(record, file.budget)
+    arch, module = rebuild(tensors, {}, record, classes, shortcut, file.budget)
     return DenseNetwork(replace(arch, scheme="canonical", prefix=""), module)
 
 

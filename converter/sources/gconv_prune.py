@@ -14,7 +14,6 @@ import numpy as np
 from gkp.branched import BranchedConv
 from gkp.converter.sources._checkpoints import (
     Tensors,
-    class_name,
     masked,
     network_in,
     open_network,
@@ -22,14 +21,38 @@ from gkp.converter.sources._checkpoints import (
     state_dict_in,
     without_prefix,
 )
+from gkp.converter.sources._modules import RELU, Known, average, class_name
 from gkp.converter.sources._torchfile import state_dict_of, submodules
 from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile
+from gkp.converter.sources.state_dict import TORCHVISION
 from gkp.errors import FileError, GkpError, UnsupportedModelError, UsageError
 from gkp.text import clean
 from gkp.types import Array
 
 _INFIX, _IN, _OUT, _MASK = ".conv2d", ".ind_in", ".ind_out", ".mask"
 _DAMAGED = "the file is damaged: get it again, or export it again"
+_MODELS = "gumi.models"
+_RELU = {"relu": RELU}
+_CLASSES = TORCHVISION | {
+    "GroupConv2d": Known(("BranchedConv2d",)),
+    f"{_MODELS}.resnet.ResNet": Known(("CifarResNet",), _RELU, pool="avgpool"),
+    f"{_MODELS}.resnet.BasicBlock": Known(("CifarBlock",), _RELU),
+    f"{_MODELS}.preresnet.PreResNet": Known(("CifarPreResNet",), _RELU, pool="avgpool"),
+    f"{_MODELS}.preresnet.BottleneckBlock": Known(("PreActBottleneck",), _RELU),
+    f"{_MODELS}.densenet.DenseNet": Known(("CifarDenseNet40",), _RELU, pool="avgpool"),
+    f"{_MODELS}.densenet.BasicBlock": Known(("DenseLayer",), _RELU),
+    f"{_MODELS}.densenet.Transition": Known(("Transition",), _RELU),
+    f"{_MODELS}.condensenet.CondenseNet": Known(
+        ("CifarDenseNet86",), {"features.relu_last": RELU}, pool="features.pool_last"),
+    f"{_MODELS}.condensenet.DenseBlock": Known(("Sequential",)),
+    f"{_MODELS}.condensenet.Bottleneck": Known(("BottleneckLayer",), _RELU),
+    f"{_MODELS}.condensenet.Transition": Known(("AvgPool2d",), {"pool": average(2, 2)}),
+    f"{_MODELS}.vgg.VGG": Known(("CifarVgg",), windows=(1,), stacks=("classifier",)),
+    f"{_MODELS}.imagenet.mobilenet.MobileNet": Known(
+        ("MobileNet",), _RELU, pool="pool", stacks=("layer1", "layer2", "layer3", "layer4", "layer5")),
+    f"{_MODELS}.imagenet.mobilenet.DepthwiseSeparableConv2d": Known(
+        ("SeparableBlock",), {"relu1": RELU, "relu2": RELU}, order=("d_conv", "bn1", "relu1", "p_conv", "bn2", "relu2")),
+}
 
 
 def matches(file: SourceFile) -> bool:
@@ -60,7 +83,7 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
         file.budget.steps(len(tensors) * len(forms))
         dense = {n: a for n, a in tensors.items() if not n.startswith(tuple(f"{layer}." for layer in forms))}
         return open_network(file, dense, forms, system="gconv_prune", options=options, pruned=True, record=record,
-                            description=f"GConv-Prune export ({len(forms)} GroupConv2d)")
+                            classes=_CLASSES, description=f"GConv-Prune export ({len(forms)} GroupConv2d)")
     dense, kept = apply_masks(tensors)
     return open_network(file, dense, system="gconv_prune", options=options, pruned=kept < 1,
                         description=f"GConv-Prune masked network ({kept:.1%} of the masked kernels kept)")
@@ -88,10 +111,13 @@ def _forms(tensors: Tensors) -> Iterator[tuple[str, BranchedConv]]:
     for name in _exported(tensors):
         weight, ind_in = tensors[f"{name}{_INFIX}.weight"], tensors[f"{name}{_IN}"]
         try:
-            form = BranchedConv.from_grouped(weight, _groups(weight, ind_in)).gather_inputs(ind_in, ind_in.size)
+            form = BranchedConv.from_grouped(weight, _groups(weight, ind_in), tensors.get(f"{name}{_INFIX}.bias"))
+            form = form.gather_inputs(ind_in, ind_in.size)
             form = form.take_outputs(tensors[f"{name}{_OUT}"])
             bias = tensors.get(f"{name}.bias")
-            yield name, form if bias is None else replace(form, bias=bias)
+            if bias is not None and bias.shape != np.shape(form.bias):
+                raise ValueError(f"a bias of shape {list(bias.shape)}")
+            yield name, form if bias is None else replace(form, bias=form.bias + bias)
         except (GkpError, ValueError, IndexError) as e:
             raise FileError(f"{clean(name)} is damaged: {clean(e, 150)}", _DAMAGED) from e
 

@@ -11,6 +11,7 @@ from gkp.converter.sources._checkpoints import (
     payload_of,
     state_dict_in,
 )
+from gkp.converter.sources._modules import RELU, Known
 from gkp.converter.sources._torchfile import state_dict_of
 from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile
 from gkp.errors import UnsupportedModelError
@@ -18,6 +19,11 @@ from gkp.text import clean
 
 _KINDS = ("torch-zip", "torch-legacy", "pickle")
 KNOWN_CLASSES = ("torchvision.models.resnet.ResNet",)
+TORCHVISION = {
+    "torchvision.models.resnet.ResNet": Known(("ImageNetResNet",), {"relu": RELU}, pool="avgpool", free=("maxpool",)),
+    "torchvision.models.resnet.BasicBlock": Known(("BasicBlock",), {"relu": RELU}),
+    "torchvision.models.resnet.Bottleneck": Known(("Bottleneck",), {"relu": RELU}),
+}
 
 
 def matches(file: SourceFile) -> bool:
@@ -35,7 +41,7 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
     tensors = state_dict_in(payload)
     if record is not None and (options.arch or record.name in KNOWN_CLASSES):
         return open_network(file, state_dict_of(record, file.budget), system="torch", options=options, pruned=False,
-                            record=record, description="pickled PyTorch module")
+                            record=record, classes=TORCHVISION, description="pickled PyTorch module")
     if record is not None and tensors is None:
         raise UnsupportedModelError(f"{file.path} is a pickled module of class {clean(record.name, 100)}, whose code "
                                     "gkp does not have", ARCH_HINT)

@@ -6,7 +6,7 @@ block: they are in the pickled module and not in its state dict.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,14 +15,13 @@ from gkp.branched import BranchedConv
 from gkp.converter.budget import Budget
 from gkp.converter.sources._checkpoints import (
     Tensors,
-    class_name,
     network_in,
     open_network,
     payload_of,
-    setting,
     state_dict_in,
     without_prefix,
 )
+from gkp.converter.sources._modules import RELU, Known, average, class_name, setting
 from gkp.converter.sources._records import Record
 from gkp.converter.sources._torchfile import state_dict_of, submodules
 from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile
@@ -32,6 +31,24 @@ from gkp.types import Array
 
 _GROUPED, _PRUNED = "GroupResNet", "ModifiedResNet"
 BASELINES = ("models.resnet.CifarResNet", "models.resnet_bottleneck.ResNet")
+_SIDES = (4, 8)  # of the last maps that its forward pools where there is no avgpool
+_BLOCKS = ("CifarBlock", "BasicBlock", "Bottleneck")
+_SHORTCUT = {"DownsampleA": Known(("PadShortcut",), {"avg": average(1, 2)})}
+BASELINE_CLASSES = _SHORTCUT | {
+    "models.resnet.CifarResNet": Known(("CifarResNet",), pool="avgpool"),
+    "models.resnet.ResNetBasicblock": Known(("CifarBlock",)),
+    "models.resnet_bottleneck.ResNet": Known(("ImageNetResNet",), windows=_SIDES),
+    "models.resnet_bottleneck.BasicBlock": Known(("BasicBlock",)),
+    "models.resnet_bottleneck.Bottleneck": Known(("Bottleneck",)),
+}
+_CLASSES = _SHORTCUT | {
+    _GROUPED: Known(("CifarResNet", "ImageNetResNet"), pool="avgpool", optional=("avgpool",), windows=_SIDES),
+    _PRUNED: Known(("CifarResNet", "ImageNetResNet"), {"relu": RELU}, pool="avgpool", optional=("avgpool", "relu"),
+                   windows=_SIDES, ignored=("original_model",)),
+    "GroupBasicblock": Known(_BLOCKS),
+    "GroupBottleneck": Known(("Bottleneck",)),
+    "NewBasicblock": Known(_BLOCKS, {"relu": RELU}, optional=("relu",)),
+}
 _ALIAS = "new_weight"  # a root parameter of grouped networks: the last conv's weight again
 _ORIGINAL = "original_model"  # pruned networks carry the dense one along
 _TINY_IMAGE = (3, 64, 64)  # networks without an avgpool module pool 8x8 at the end of a stride-8 body
@@ -64,15 +81,16 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
         return open_network(file, tensors, system="tmi_gkp", options=options, pruned=False, shortcut="pad",
                             description="TMI-GKP training snapshot (dense)")
     kind = class_name(record)
-    make = {_GROUPED: _grouped_conv, _PRUNED: _masked_conv}.get(kind)
-    forms = dict(_forms(record, make, file.budget)) if make else {}
+    pruned = kind in (_GROUPED, _PRUNED)
+    forms = dict(_forms(record, file.budget)) if pruned else {}
     skip = (f"{_ORIGINAL}.", *(f"{name}." for name in forms))
     tensors = state_dict_of(record, file.budget)
     file.budget.steps(len(tensors) * len(skip))
     tensors = {n: a for n, a in tensors.items() if n != _ALIAS and not n.startswith(skip)}
     small = record.name.startswith(("group_imagenet.", "models.resnet_bottleneck.")) and _child(record, "avgpool") is None
     return open_network(
-        file, tensors, forms, system="tmi_gkp", options=options, pruned=make is not None, record=record,
+        file, tensors, forms, system="tmi_gkp", options=options, pruned=pruned, record=record,
+        classes=_CLASSES if pruned else BASELINE_CLASSES,
         shortcut=shortcut_of(record, file.budget), image=_TINY_IMAGE if small else None,
         reference_name="the pickled network, rebuilt in PyTorch",
         description={_GROUPED: "TMI-GKP grouped network", _PRUNED: "TMI-GKP pruned network"}.get(
@@ -106,17 +124,18 @@ def shortcut_of(record: Record, budget: Budget) -> str | None:
 Make = Callable[[Record, int, Array | None, Array], BranchedConv]
 
 
-def _forms(record: Record, make: Make, budget: Budget) -> Iterator[tuple[str, BranchedConv]]:
+def _forms(record: Record, budget: Budget) -> Iterator[tuple[str, BranchedConv]]:
     """(name, form) of every grouped or pruned conv. The channels that a conv reads are those that the one before
     writes: in_list names only some of them."""
     width = 0
     lists: tuple[list[Any], list[Any]] = ([], [])
     block, number = "", 0
+    make: Make = _grouped_conv
     for name, part in submodules(record, budget):
         if name == _ORIGINAL or name.startswith(f"{_ORIGINAL}.") or ".shortcut" in name or ".downsample" in name:
             continue
-        if "out_list" in part.fields and name:
-            lists, block, number = _lists(name, part, budget), name, 0
+        if class_name(part) in _MAKE and "out_list" in part.fields:
+            lists, block, number, make = _lists(name, part, budget), name, 0, _MAKE[class_name(part)]
         if class_name(part) != "Conv2d":
             continue
         if block and name.startswith(f"{block}."):
@@ -143,6 +162,8 @@ def _lists(name: str, block: Record, budget: Budget) -> tuple[list[Any], list[An
     for key in ("in_list", "out_list"):
         value = block.fields.get(key)
         values = list(value) if isinstance(value, (list, tuple)) else [value]
+        if block.name == _FIRST_ONLY:
+            values = values[:1]
         if len(values) == 1 and len(convs) == 3:
             values = [None, values[0], None]
         if value is None:
@@ -165,7 +186,7 @@ def _grouped_conv(conv: Record, in_channels: int, in_list: Array | None, out_lis
 def _masked_conv(conv: Record, in_channels: int, in_list: Array | None, out_list: Array) -> BranchedConv:
     """conv(x)[:, out_list], with the weights of pruned kernels zero."""
     tensors = state_dict_of(conv)
-    form = BranchedConv.from_grouped(tensors["weight"], 1, tensors.get("bias"))
+    form = BranchedConv.from_grouped(tensors["weight"], int(conv.fields["groups"]), tensors.get("bias"))
     return form.take_outputs(_complete(out_list, form))
 
 
@@ -173,3 +194,8 @@ def _complete(out_list: Array, form: BranchedConv) -> Array:
     if not np.array_equal(np.sort(out_list), np.arange(form.out_channels)):
         raise ValueError("out_list is not a permutation of its outputs")
     return out_list
+
+
+_MAKE: Mapping[str, Make] = {
+    "GroupBasicblock": _grouped_conv, "GroupBottleneck": _grouped_conv, "NewBasicblock": _masked_conv}
+_FIRST_ONLY = "prune_imagenet.NewBasicblock"  # it uses out_list[0] alone, for its 3x3 conv

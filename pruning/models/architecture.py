@@ -28,6 +28,11 @@ class Architecture(Variant):
         """The usual name, such as "resnet20"."""
         return _family(self).title.format(self.depth)
 
+    @property
+    def assumed(self) -> str:
+        """The name with what leaves no trace in a state dict, such as "resnet18 with ReLU and 3x3 max-pooling"."""
+        return f"{self.name} with {_family(self).guess(self)}"
+
     def canonical(self, name: str) -> str:
         """Our name of a tensor or module that the checkpoint calls `name`."""
         name = name.removeprefix(self.prefix)

@@ -93,6 +93,7 @@ class Family:
     looks like one of them and is not.
     build: the dense network with random weights; None: there is none of this depth and shortcut.
     canonical: our name of the tensor or module that the "layer" scheme calls so; without such a scheme the same name.
+    guess: what leaves no trace in its state dicts, in words.
     """
 
     names: tuple[str, ...]
@@ -100,6 +101,7 @@ class Family:
     recognise: Callable[[State], Variant | None]
     build: Callable[[Variant], nn.Module | None]
     canonical: Callable[[str], str] = str
+    guess: Callable[[Variant], str] = lambda _: "ReLU"
 
 
 def renamed(name: str, root: Mapping[str, str], block: Mapping[str, str]) -> str:

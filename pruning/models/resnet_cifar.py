@@ -133,4 +133,9 @@ def _build(variant: Variant) -> nn.Module | None:
     return cifar_resnet(variant.depth, variant.num_classes, variant.shortcut) if known else None
 
 
-FAMILY = Family(("cifar_resnet",), "resnet{}", _recognise, _build, lambda name: renamed(name, _ROOT, _BLOCK))
+def _guess(variant: Variant) -> str:
+    zeros = {"pad": "zeros behind", "pad_both": "zeros on both sides of"}.get(variant.shortcut)
+    return "ReLU" if zeros is None else f"ReLU and {zeros} the channels in its shortcuts"
+
+
+FAMILY = Family(("cifar_resnet",), "resnet{}", _recognise, _build, lambda name: renamed(name, _ROOT, _BLOCK), _guess)

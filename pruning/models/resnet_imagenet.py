@@ -137,6 +137,10 @@ def _build(variant: Variant) -> nn.Module | None:
     return imagenet_resnet(variant.depth, variant.num_classes, variant.family == "imagenet_resnet_3x3_stem")
 
 
+def _guess(variant: Variant) -> str:
+    return f"ReLU and {'no' if variant.family == 'imagenet_resnet_3x3_stem' else '3x3'} max-pooling"
+
+
 # The "layer" scheme: torchvision's with shortcut for downsample and linear for fc.
 FAMILY = Family(("imagenet_resnet", "imagenet_resnet_3x3_stem"), "resnet{}", _recognise, _build,
-                lambda name: renamed(name, {"linear": "fc"}, {"shortcut": "downsample"}))
+                lambda name: renamed(name, {"linear": "fc"}, {"shortcut": "downsample"}), _guess)

@@ -94,4 +94,8 @@ def _canonical(name: str) -> str:
     return "classifier" + name.removeprefix("classifier.0") if f"{name}.".startswith("classifier.0.") else name
 
 
-FAMILY = Family(("cifar_vgg", "cifar_vgg_avgpool"), "vgg{}", _recognise, _build, _canonical)
+def _guess(variant: Variant) -> str:
+    return f"ReLU and {'max-pooling' if variant.family == 'cifar_vgg' else 'an average'} at its end"
+
+
+FAMILY = Family(("cifar_vgg", "cifar_vgg_avgpool"), "vgg{}", _recognise, _build, _canonical, _guess)

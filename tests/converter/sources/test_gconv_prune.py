@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from torch_kit import (
     save,
     shared,
 )
+from whole_modules import changes, outcome
 
 from gkp.converter import node as branched_node
 from gkp.converter.sources import open_model
@@ -54,28 +58,28 @@ class Block(nn.Module):
     def __init__(self, conv: type, c: int, f: int, bias: bool) -> None:
         super().__init__()
         stride = f // c
-        self.conv1, self.bn1 = conv(c, f, stride, bias), nn.BatchNorm2d(f)
+        self.conv1, self.bn1, self.relu = conv(c, f, stride, bias), nn.BatchNorm2d(f), nn.ReLU(inplace=True)
         self.conv2, self.bn2 = conv(f, f, 1, bias), nn.BatchNorm2d(f)
         short = nn.Sequential(nn.Conv2d(c, f, 1, stride, bias=False), nn.BatchNorm2d(f))
         self.downsample = short if stride == 2 else nn.Sequential()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
-        return torch.relu(y + self.downsample(x))
+        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        return self.relu(y + self.downsample(x))
 
 
 class ResNet(nn.Module):
     def __init__(self, conv: type, block: type, bias: bool = False) -> None:
         super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
+        self.conv1, self.bn1, self.relu = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True)
         self.layer1, self.layer2, self.layer3 = (
             nn.Sequential(block(conv, c, f, bias)) for c, f in ((16, 16), (16, 32), (32, 64))
         )
-        self.fc = nn.Linear(64, 10)
+        self.avgpool, self.fc = nn.AvgPool2d(8), nn.Linear(64, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.layer3(self.layer2(self.layer1(torch.relu(self.bn1(self.conv1(x))))))
-        return self.fc(y.mean((2, 3)))
+        y = self.layer3(self.layer2(self.layer1(self.relu(self.bn1(self.conv1(x))))))
+        return self.fc(torch.flatten(self.avgpool(y), 1))
 
 
 def exported(monkeypatch: pytest.MonkeyPatch, bias: bool = False) -> nn.Module:
@@ -128,6 +132,34 @@ def test_damaged_export_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     state[name] = state[name] + 7 if damage.startswith("ind") else state[name][:, :3]
     with pytest.raises(FileError, match=r"layer1\.0\.conv1"):
         open_model(save(tmp_path / "gconv.pth.tar", {"state_dict": state}))
+
+
+def test_the_bias_of_the_inner_convolution_is_permuted_with_its_outputs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    module: Any = exported(monkeypatch, bias=True)
+    module.layer2[0].conv1.conv2d.bias = nn.Parameter(torch.randn(32))
+    opened = open_model(save(tmp_path / "gconv.pth.tar", module))
+    x = images()
+    assert_computes(opened, module(x), x)
+
+
+@pytest.mark.parametrize("place", ["relu", "layer2.0.relu", "avgpool"])
+def test_another_layer_than_the_architectures_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: str
+) -> None:
+    module = exported(monkeypatch)
+    module.set_submodule(place, nn.Hardtanh())
+    with pytest.raises(UnsupportedModelError, match=place):
+        open_model(save(tmp_path / "gconv.pth.tar", module))
+
+
+@pytest.mark.slow
+def test_one_change_anywhere_is_exact_or_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    module = exported(monkeypatch)
+    some = random.Random(0).sample(list(changes(module)), 30)
+    found = Counter(outcome(tmp_path / "file", copy.deepcopy(module), change, images(1)) for _, change in some)
+    assert found.keys() >= {"refused", "exact"}
 
 
 # ---- masked checkpoints ----------------------------------------------------------------------------------------------

@@ -92,18 +92,12 @@ def test_half_precision_is_computed_in_single(tmp_path: Path) -> None:
     assert_computes(opened, forward(layer_names({n: t.float() for n, t in state.items()}), x), x)
 
 
-def test_pickled_torchvision_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gkp.pruning.models.architecture import skeleton
-
+@pytest.mark.parametrize("key", [None, "state_dict"])
+def test_a_state_dict_says_what_it_was_assumed_to_be(tmp_path: Path, key: str | None) -> None:
     state = random_state(R18)
-    (kind,) = classes_as(monkeypatch, torchvision_DOT_models_DOT_resnet__ResNet=nn.Module)
-    module = kind()
-    for name, child in skeleton(R18).named_children():
-        module.add_module(name, nn.Sequential(*child) if isinstance(child, nn.Sequential) else child)
-    module.load_state_dict(state)
-    opened = open_model(save(tmp_path / "model.pt", module))
-    x = images()
-    assert_computes(opened, forward(state, x), x)
+    opened = open_model(save(tmp_path / "model.pth", state if key is None else {key: state}))
+    assert opened.assumed == "resnet18 with ReLU and no max-pooling"
+    assert "assumed resnet18 with ReLU" in opened.description
 
 
 # ---- the user's own architecture -------------------------------------------------------------------------------------

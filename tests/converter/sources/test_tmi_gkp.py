@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from torch_kit import (
     save,
     shared,
 )
+from whole_modules import changes, outcome
 
 from gkp.converter import node as branched_node
 from gkp.converter.graph import spatial
@@ -294,6 +297,35 @@ def test_epsilon_of_the_norms_is_the_files_own(grouped: Any, tmp_path: Path) -> 
     opened = open_model(save(tmp_path / "grouped", grouped))
     x = images()
     assert_computes(opened, grouped(x), x)
+
+
+def shortcut_without_a_module(net: Any) -> None:
+    net.layer1[0].shortcut = 1
+
+
+def hook(net: Any) -> None:
+    net.layer2[0].shortcut.register_forward_hook(F.relu)
+
+
+def order(net: Any) -> None:
+    part = net.layer1[0]
+    part._modules = {key: part._modules[key] for key in ("conv2", "conv1", "bn1", "bn2")}
+
+
+@pytest.mark.parametrize("change", [shortcut_without_a_module, hook, order])
+def test_another_block_is_refused_by_name(grouped: Any, tmp_path: Path, change: Any) -> None:
+    change(grouped)
+    with pytest.raises(UnsupportedModelError, match=r"layer[12]\.0"):
+        open_model(save(tmp_path / "grouped", grouped))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["grouped", "pruned"])
+def test_one_change_anywhere_is_exact_or_refused(network: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    net: Any = request.getfixturevalue(network)
+    some = random.Random(0).sample(list(changes(net)), 30)
+    found = Counter(outcome(tmp_path / "file", copy.deepcopy(net), change, images(1)) for _, change in some)
+    assert found.keys() >= {"refused", "exact"}
 
 
 # ---- the published files ---------------------------------------------------------------------------------------------
