@@ -199,12 +199,16 @@ def _geometry(conv: Any) -> tuple[Any, ...]:
 # ---- an architecture of the user's own -------------------------------------------------------------------------------
 def _user_module(arch: str, tensors: Mapping[str, Array], forms: Mapping[str, BranchedConv]) -> torch.nn.Module:
     torch = torch_export.import_torch()
+    from gkp.pruning.models.recognise import is_counter
+
     dense = {f"{name}.weight": form.to_dense() for name, form in forms.items()}
     dense |= {f"{name}.bias": np.asarray(form.bias) for name, form in forms.items() if np.any(form.bias)}
-    state = {name: torch.from_numpy(np.array(array)) for name, array in without_prefix({**tensors, **dense}).items()}
     module = call_user_code(arch)
     if not isinstance(module, torch.nn.Module):
         raise UsageError(f"--arch {arch} returns {type(module).__name__}", "it must return a torch.nn.Module")
+    given = without_prefix({name: array for name, array in {**tensors, **dense}.items() if not is_counter(name)})
+    state = {name: tensor for name, tensor in module.state_dict().items() if is_counter(name)}
+    state |= {name: torch.from_numpy(np.array(array)) for name, array in given.items()}
     try:
         module.load_state_dict(state, strict=True)
     except (RuntimeError, ValueError, TypeError) as e:

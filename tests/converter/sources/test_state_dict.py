@@ -115,6 +115,16 @@ def test_own_architecture_is_filled(tmp_path: Path, my_package: str, my_state: S
     assert_computes(opened, mean_net(my_state, x), x)
 
 
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_counts_of_a_profiler_do_not_reach_an_own_architecture(
+    tmp_path: Path, my_package: str, my_state: State, prefix: str
+) -> None:
+    counted = {prefix + n: t for n, t in my_state.items()} | {"total_ops": torch.ones(1), f"{prefix}conv.total_ops": torch.ones(1)}
+    opened = open_model(save(tmp_path / "model.pth", counted), OpenOptions(SHAPE, arch=f"{my_package}:Net"))
+    x = images(2, 16)
+    assert_computes(opened, mean_net(my_state, x), x)
+
+
 def test_masks_reach_an_own_architecture(tmp_path: Path, my_package: str, my_state: State) -> None:
     mask = torch.zeros(8, 3, 1, 1)
     mask[:4, 0], mask[4:, 1:] = 1, 1
