@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -174,6 +176,56 @@ def test_mask_of_another_shape_is_refused(tmp_path: Path) -> None:
     state["layer2.0.conv2.mask"] = torch.ones(32, 16)
     with pytest.raises(FileError, match="mask"):
         open_model(save(tmp_path / "checkpoint.pth.tar", {"state_dict": state}))
+
+
+# ---- files of old PyTorch ----------------------------------------------------------------------------------------------
+def old_backend(*args: object) -> object:
+    """What modules held as `_backend` before PyTorch 1.3: an instance that pickles as a call."""
+    raise AssertionError("nothing calls this")
+
+
+class Backend:
+    def __init__(self, *args: object) -> None:
+        self.args = args
+
+    def __reduce__(self) -> object:
+        import torch.nn.backends.thnn as home  # type: ignore[import-not-found]
+
+        return home._get_thnn_function_backend, self.args
+
+
+def of_2019(monkeypatch: pytest.MonkeyPatch, module: nn.Module, *args: object) -> nn.Module:
+    """The module with the attributes that PyTorch 1.0 gave it, and no younger ones."""
+    home = ModuleType("torch.nn.backends.thnn")
+    home._get_thnn_function_backend = old_backend  # type: ignore[attr-defined]
+    old_backend.__module__, old_backend.__qualname__ = home.__name__, "_get_thnn_function_backend"
+    monkeypatch.setitem(sys.modules, "torch.nn.backends", ModuleType("torch.nn.backends"))
+    monkeypatch.setattr(sys.modules["torch.nn.backends"], "thnn", home, raising=False)
+    monkeypatch.setitem(sys.modules, home.__name__, home)
+    young = ("_non_persistent_buffers_set", "padding_mode", "_is_full_backward_hook", "_forward_hooks_with_kwargs",
+             "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs", "_load_state_dict_post_hooks",
+             "_backward_pre_hooks", "_state_dict_pre_hooks", "_reversed_padding_repeated_twice")
+    backend = Backend(*args)
+    for part in module.modules():
+        for name in young:
+            part.__dict__.pop(name, None)
+        part.__dict__["_backend"] = backend
+    return module
+
+
+def test_exports_of_2019_open(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    own = exported(monkeypatch, bias=True)
+    x = images()
+    expected = own(x)
+    module = of_2019(monkeypatch, profiled(own, thop_2019))
+    opened = open_model(save(tmp_path / "gconv.pth.tar", module, legacy=True))
+    assert_computes(opened, expected, x)
+
+
+def test_the_old_backend_with_arguments_is_no_honest_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    module = of_2019(monkeypatch, exported(monkeypatch), "something")
+    with pytest.raises(FileError, match="arguments"):
+        open_model(save(tmp_path / "gconv.pth.tar", module, legacy=True))
 
 
 # ---- what its profiler leaves behind -----------------------------------------------------------------------------------
