@@ -27,20 +27,21 @@ _MAX_BLOCKS = 16  # eight parts of the filters, each split in two at most
 
 
 def matches(file: SourceFile) -> bool:
-    """A state dict with pruned pairs or Structure-LTH's input normalisation, or one of its .block files."""
+    """A state dict with pruned pairs or Structure-LTH's input normalisation, masks alone, or one of its .block files."""
     payload = payload_of(file)
     if file.kind == "pickle" and file.path.suffix == ".block":
         return True
     tensors = state_dict_in(payload)
     return tensors is not None and (
         any(name.endswith(f"weight{_MASK}") for name in tensors) or "normalize.mean" in without_prefix(tensors)
+        or _only_masks(tensors)
     )
 
 
 def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
     """Multiply every tensor by its mask and rebuild the network.
 
-    UnsupportedModelError: a .block file, which lists the blocks of one layer and no weights.
+    UnsupportedModelError: a .block file, which lists the blocks of one layer, or masks alone: both hold no weights.
     """
     if file.path.suffix == ".block":
         raise UnsupportedModelError(
@@ -48,19 +49,28 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
             "convert the checkpoint it was made from, such as 9model_SA_best.pth.tar",
         )
     tensors = without_prefix(state_dict_in(file.payload) or {})
+    if _only_masks(tensors):
+        raise UnsupportedModelError(
+            f"{file.path} holds masks and no weights, as Structure-LTH's convert.py writes it for its profiler",
+            "convert the checkpoint it was made from: its name is the same without _converted",
+        )
     dense, kept = apply_masks(tensors)
     forms = {n.removesuffix(f".weight{_MASK}"): form for n, mask in tensors.items() if n.endswith(f".weight{_MASK}")
              and (form := regrouped(dense[n.removesuffix(_MASK)], mask)) is not None}
     dense = {name: array for name, array in dense.items() if name.removesuffix(".weight") not in forms}
     pruned = kept < 1
     note = f"{kept:.1%} of the masked weights kept" if pruned else "no weight masked"
-    uses_it = any(name.startswith(("layer4.", "features.")) for name in dense)
+    uses_it = any(name.startswith(("layer4.0.", "features.")) for name in dense)
     if not options.arch and "normalize.mean" in dense and not uses_it:
-        # Its CIFAR ResNets (widths 16, 32, 64) hold these two and do not use them; its others do.
+        # Its CIFAR ResNets (widths 16, 32, 64), ResNet-12 and MobileNet hold these two and do not use them; its others do.
         dense = {name: array for name, array in dense.items() if not name.startswith("normalize.")}
         note += ", its input normalisation is stored but not used"
     return open_network(file, dense, forms, system="structure_lth", options=options, pruned=pruned,
                         description=f"Structure-LTH ticket ({note})")
+
+
+def _only_masks(tensors: Tensors) -> bool:
+    return bool(tensors) and all(name.endswith(_MASK) for name in tensors)
 
 
 def regrouped(weight: Array, mask: Array) -> BranchedConv | None:

@@ -34,6 +34,6 @@ def recognise(tensors: Mapping[str, Array], branched: Collection[str] = ()) -> A
 
 
 def is_counter(name: str) -> bool:
-    """Is this a tensor that nothing depends on: BatchNorm's count of batches, or what the profiler thop leaves (on every layer
-    in 2019, on the root and the modules that hold layers today)?"""
+    """Is this a tensor that nothing depends on: BatchNorm's count of batches, or what the profiler thop leaves (on layers in
+    2019, on the root and the modules that hold layers today)?"""
     return name.rpartition(".")[2] in ("num_batches_tracked", "total_ops", "total_params")

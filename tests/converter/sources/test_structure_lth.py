@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 from torch.nn.utils import prune
 from torch_kit import (
     R8_CONV,
@@ -29,7 +30,9 @@ from gkp.converter.graph import Graph
 from gkp.converter.recognise import recognise
 from gkp.converter.sources import open_model
 from gkp.errors import FileError, UnsupportedModelError
+from gkp.pruning.models.architecture import Architecture
 
+R12 = Architecture("resnet12", 12, "conv", 10, (3, 32, 32))
 MEAN, STD = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.247, 0.2435, 0.2616])
 NORMALIZE = {"normalize.mean": MEAN, "normalize.std": STD}
 
@@ -123,6 +126,46 @@ def test_normalisation_is_part_of_the_wide_networks_and_unused_in_the_narrow(tmp
     opened = open_model(save(tmp_path / "epoch_16.pth.tar", {**narrow, **NORMALIZE}))
     assert_computes(opened, forward(narrow, x, "pad_both"), x)
     assert "not used" in opened.description
+
+
+# ---- ResNet-12 -------------------------------------------------------------------------------------------------------
+def resnet12(state: State, x: torch.Tensor) -> torch.Tensor:
+    """Written out: four blocks of three convs beside a 1x1 one, each pooled; LeakyReLU throughout."""
+
+    def norm(y: torch.Tensor, name: str) -> torch.Tensor:
+        return F.batch_norm(y, *(state[f"{name}.{key}"] for key in ("running_mean", "running_var", "weight", "bias")))
+
+    for layer in ("layer1", "layer2", "layer3", "layer4"):
+        y = x
+        for n in (1, 2, 3):
+            y = norm(F.conv2d(y, state[f"{layer}.conv{n}.weight"], padding=1), f"{layer}.bn{n}")
+            y = F.leaky_relu(y, 0.1) if n < 3 else y
+        y = y + norm(F.conv2d(x, state[f"{layer}.downsample.0.weight"]), f"{layer}.downsample.1")
+        x = F.max_pool2d(F.leaky_relu(y, 0.1), 2)
+    return F.linear(x.mean((2, 3)), state["fc.weight"], state["fc.bias"])
+
+
+@pytest.mark.parametrize("make", [refilled, regrouped, None], ids=["refill", "regroup", "dense"])
+def test_resnet12_computes_what_its_layers_say(tmp_path: Path, make: object) -> None:
+    dense = random_state(R12)
+    state, dense = ticket(dense, make) if make else (dense, dense)
+    opened = open_model(save(tmp_path / "9model_SA_best.pth.tar", wrapped({**state, **NORMALIZE})))
+    assert (opened.system, opened.pruned) == ("structure_lth", make is not None)
+    assert "resnet12" in opened.description
+    assert "not used" in opened.description
+    x = images()
+    assert_computes(opened, resnet12(dense, x), x)
+
+
+# ---- what is damaged or holds no network -----------------------------------------------------------------------------
+@pytest.mark.parametrize("ticketed", [True, False])
+def test_masks_alone_are_said_to_hold_no_weights(tmp_path: Path, ticketed: bool) -> None:
+    state = random_state(R12)
+    state = ticket(state, refilled)[0] if ticketed else state
+    masks = {f"{name}_mask": (tensor.abs() != 0).float() for name, tensor in state.items() if "conv" in name}
+    with pytest.raises(UnsupportedModelError, match="masks and no weights") as caught:
+        open_model(save(tmp_path / "1checkpoint.pth.tar_converted", masks))
+    assert "without _converted" in caught.value.hint
 
 
 @pytest.mark.parametrize("half", ["_orig", "_mask"])
