@@ -160,10 +160,24 @@ def test_pruned_network_is_opened_without_the_original_it_carries(pruned: Any, t
     assert sorted(branches(graph).values()) == [1] + [GROUPS] * 6
 
 
+def fine_tuned(net: nn.Module) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """What TMI-GKP saves beside the network, as objects: its optimizer and its scheduler after two steps."""
+    optimizer = torch.optim.SGD(net.parameters(), 1e-4, momentum=0.9, weight_decay=5e-4)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 100)
+    for _ in range(2):
+        optimizer.zero_grad()
+        net(images()).square().mean().backward()
+        optimizer.step()
+        scheduler.step()
+    return optimizer, scheduler
+
+
 @pytest.mark.parametrize("parallel", [False, True])
 def test_checkpoint_is_opened_from_the_module_in_it(grouped: Any, tmp_path: Path, parallel: bool) -> None:
     module = nn.DataParallel(grouped) if parallel else grouped
-    checkpoint = {"model_state_dict": grouped.state_dict(), "epoch": 9, "optimizer": {"lr": 0.01}, "model": module}
+    optimizer, scheduler = fine_tuned(module)
+    checkpoint = {"model_state_dict": module.state_dict(), "epoch": 9, "optimizer": optimizer, "scheduler": scheduler,
+                  "model": module, "loss": torch.ones(())}
     opened = open_model(save(tmp_path / "most_recent_checkpoint.pt", checkpoint))
     assert opened.pruned
     x = images()
