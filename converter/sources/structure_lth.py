@@ -77,8 +77,9 @@ def regrouped(weight: Array, mask: Array) -> BranchedConv | None:
     """The form of a regrouped conv: filters with equal masks over the im2col columns (channel and tap) are a branch,
     with zero taps in its weight. Two blocks often read the same channels and differ in their taps only.
 
-    weight [F, C, k, k], already masked; mask of its shape. None: one block or none, or irregular zeros."""
-    if weight.ndim != 4 or mask.shape != weight.shape or not weight.size:
+    weight [F, C, k, k], already masked; mask of its shape. None: one block or none, irregular zeros, or one channel only:
+    there is nothing to group by channels, and such a conv is a depthwise one."""
+    if weight.ndim != 4 or mask.shape != weight.shape or not weight.size or weight.shape[1] == 1:
         return None
     columns = (mask != 0).reshape(len(mask), -1)
     blocks: dict[bytes, list[int]] = {}
