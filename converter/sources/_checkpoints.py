@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Tensors = dict[str, Array]
 
-ARCH_HINT = "pass --arch pkg:callable with a state dict, or export the model to ONNX and convert that"
+ARCH_HINT = "pass --arch pkg:callable and --input-shape with a state dict, or export the model to ONNX and convert that"
 _STATE_KEYS = ("state_dict", "model_state_dict", "net", "model", "small_model")
 _PARALLEL = ("torch.nn.parallel.data_parallel.DataParallel", "torch.nn.parallel.distributed.DistributedDataParallel")
 _CONV = "torch.nn.modules.conv.Conv2d"
