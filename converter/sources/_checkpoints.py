@@ -72,14 +72,17 @@ def setting(value: Any) -> Any:
     return value if plain else f"a {type(value).__name__}"
 
 
-def masked(tensors: Mapping[str, Array], name: str, mask: Array) -> Array:
-    """The tensor times its mask, whose missing last axes have length one. FileError: their shapes do not fit."""
+def masked(tensors: Mapping[str, Array], name: str, mask: Array, budget: Budget) -> Array:
+    """The tensor times its mask, whose missing last axes have length one. FileError: their shapes do not fit.
+
+    Many names can share one tensor, but not the products."""
     weight = tensors[name]
     mask = mask.reshape(*mask.shape, *(1,) * (weight.ndim - mask.ndim))
     fits = mask.ndim == weight.ndim and all(m in (1, w) for m, w in zip(mask.shape, weight.shape, strict=True))
     if not fits:
         raise FileError(f"the mask of {clean(name)} has shape {list(mask.shape)}, the weight {list(weight.shape)}",
                         "the file is damaged: get it again")
+    budget.bytes(weight.nbytes)
     return np.asarray(weight * mask.astype(weight.dtype))
 
 

@@ -80,7 +80,7 @@ def _other(file: SourceFile) -> DenseNetwork:
         tensors = state_dict_of(record, file.budget)
     if tensors is None:
         raise UnsupportedModelError(f"{file.path} holds no PyTorch network (it looks like: {file.kind})", _HINT)
-    tensors, masked = dsp.apply_masks(without_prefix(tensors))
+    tensors, masked = dsp.apply_masks(without_prefix(tensors), file.budget)
     if masked:
         raise UsageError(f"{file.path} is pruned already: pruning begins with a dense network", _HINT)
     arch, module = rebuild(tensors, {}, record, None if record is None else shortcut_of(record, file.budget), file.budget)

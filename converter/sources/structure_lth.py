@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from gkp.branched import BranchedConv
+from gkp.converter.budget import Budget
 from gkp.converter.sources._checkpoints import (
     Tensors,
     masked,
@@ -54,7 +55,7 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
             f"{file.path} holds masks and no weights, as Structure-LTH's convert.py writes it for its profiler",
             "convert the checkpoint it was made from: its name is the same without _converted",
         )
-    dense, kept = apply_masks(tensors)
+    dense, kept = apply_masks(tensors, file.budget)
     forms = {n.removesuffix(f".weight{_MASK}"): form for n, mask in tensors.items() if n.endswith(f".weight{_MASK}")
              and (form := regrouped(dense[n.removesuffix(_MASK)], mask)) is not None}
     dense = {name: array for name, array in dense.items() if name.removesuffix(".weight") not in forms}
@@ -95,7 +96,7 @@ def regrouped(weight: Array, mask: Array) -> BranchedConv | None:
     return BranchedConv.build(weight.shape[1], weight.shape[0], triples, kernel_shape=weight.shape[2:])
 
 
-def apply_masks(tensors: Tensors) -> tuple[Tensors, float]:
+def apply_masks(tensors: Tensors, budget: Budget) -> tuple[Tensors, float]:
     """(every `x_orig` and `x_mask` pair as x = x_orig * x_mask, the rest as it is; share of ones in the masks).
 
     FileError: a half of a pair is missing, or their shapes differ."""
@@ -111,6 +112,6 @@ def apply_masks(tensors: Tensors) -> tuple[Tensors, float]:
         if halves[0] is None or halves[1] is None:
             raise FileError(f"{clean(name)} lacks its other half, {_ORIG} or {_MASK}", "save the checkpoint again")
         if base not in dense:
-            dense[base] = masked(tensors, base + _ORIG, halves[1])
+            dense[base] = masked(tensors, base + _ORIG, halves[1], budget)
             ones, total = ones + int((halves[1] != 0).sum()), total + halves[1].size
     return dense, ones / total if total else 1.0
