@@ -26,6 +26,7 @@ from gkp.converter.sources._checkpoints import (
 from gkp.converter.sources._records import Record
 from gkp.converter.sources._torchfile import state_dict_of, submodules
 from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile
+from gkp.converter.sources.structure_lth import apply_masks
 from gkp.errors import FileError, UnsupportedModelError, UsageError
 from gkp.text import clean
 from gkp.types import Array
@@ -70,13 +71,14 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
     tensors = state_dict_of(record, file.budget)
     file.budget.steps(len(tensors) * len(skip))
     tensors = {n: a for n, a in tensors.items() if n != _ALIAS and not n.startswith(skip)}
+    tensors, kept = apply_masks(tensors, file.budget)
     small = record.name.startswith(("group_imagenet.", "models.resnet_bottleneck.")) and _child(record, "avgpool") is None
     return open_network(
-        file, tensors, forms, system="tmi_gkp", options=options, pruned=make is not None, record=record,
+        file, tensors, forms, system="tmi_gkp", options=options, pruned=make is not None or kept < 1, record=record,
         shortcut=shortcut_of(record, file.budget), image=_TINY_IMAGE if small else None,
         reference_name="the pickled network, rebuilt in PyTorch",
         description={_GROUPED: "TMI-GKP grouped network", _PRUNED: "TMI-GKP pruned network"}.get(
-            kind, "TMI-GKP baseline (dense)"),
+            kind, "TMI-GKP baseline (dense)" if kept == 1 else f"TMI-GKP baseline ({kept:.1%} of the masked weights kept)"),
     )
 
 

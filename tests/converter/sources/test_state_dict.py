@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torch_kit import (
     R8_CONV,
     R8_PAD,
@@ -20,6 +21,7 @@ from torch_kit import (
     forward,
     images,
     layer_names,
+    liven,
     random_state,
     recognised,
     save,
@@ -28,6 +30,7 @@ from torch_kit import (
 from gkp.converter.sources import open_model
 from gkp.converter.sources.base import OpenOptions
 from gkp.errors import UnsupportedModelError, UsageError
+from gkp.pruning.models.resnet_imagenet import BasicBlock, ImageNetResNet
 
 MODULE = """
     import torch
@@ -104,6 +107,49 @@ def test_pickled_torchvision_module(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     opened = open_model(save(tmp_path / "model.pt", module))
     x = images()
     assert_computes(opened, forward(state, x), x)
+
+
+# ---- masks of torch.nn.utils.prune -----------------------------------------------------------------------------------
+def pruned_by_torch(module: nn.Module) -> nn.Module:
+    """By filters, by single weights, and by both in turn, which makes a container of masks."""
+    convs = [m for m in module.modules() if isinstance(m, nn.Conv2d)]
+    for number, conv in enumerate(convs[1:]):
+        if number % 3 != 1:
+            prune.ln_structured(conv, "weight", 0.5, n=1, dim=0)
+        if number % 3:
+            prune.l1_unstructured(conv, "weight", 0.3)
+    return module
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("parallel", [False, True])
+def test_masks_of_a_pickled_module_are_multiplied_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, legacy: bool, parallel: bool
+) -> None:
+    (kind,) = classes_as(monkeypatch, torchvision_DOT_models_DOT_resnet__ResNet=ImageNetResNet)
+    torch.manual_seed(0)
+    module = kind(BasicBlock, (2, 2, 2, 2), 10, True)
+    module = pruned_by_torch(liven(module))
+    opened = open_model(save(tmp_path / "model.pt", nn.DataParallel(module) if parallel else module, legacy))
+    assert (opened.system, opened.pruned) == ("torch", True)
+    assert "of the masked weights kept" in opened.description
+    x = images()
+    assert_computes(opened, module(x), x)
+
+
+def test_masks_of_a_pickled_module_reach_an_own_architecture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, my_package: str, my_state: State
+) -> None:
+    (kind,) = classes_as(monkeypatch, somewhere_DOT_nets__Net=nn.ModuleDict)
+    module = kind({"conv": nn.Conv2d(3, 8, 3), "fc": nn.Linear(8, 5)})
+    module.load_state_dict(my_state)
+    prune.l1_unstructured(module["conv"], "weight", 0.4)
+    prune.l1_unstructured(module["fc"], "bias", 0.4)
+    opened = open_model(save(tmp_path / "model.pt", module), OpenOptions(SHAPE, arch=f"{my_package}:Net"))
+    assert opened.pruned
+    x = images(2, 16)
+    masked = {**my_state, "conv.weight": module["conv"].weight, "fc.bias": module["fc"].bias}
+    assert_computes(opened, mean_net(masked, x), x)
 
 
 # ---- the user's own architecture -------------------------------------------------------------------------------------

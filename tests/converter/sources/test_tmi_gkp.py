@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 from torch_kit import (
     R8_PAD,
     assert_computes,
@@ -33,6 +34,7 @@ from gkp.converter.sources import open_model
 from gkp.converter.sources._torchfile import read_torch, state_dict_of, submodules
 from gkp.converter.sources.base import OpenOptions
 from gkp.errors import FileError, UnsupportedModelError
+from gkp.pruning.models.resnet_cifar import CifarResNet
 
 GROUPS = 8
 R20 = "tmi_gkp/resnet20_cifar10/"
@@ -198,6 +200,17 @@ def test_snapshot_is_the_dense_network(tmp_path: Path) -> None:
     assert (opened.system, opened.pruned) == ("tmi_gkp", False)
     x = images()
     assert_computes(opened, forward(layer_names(state), x), x)
+
+
+def test_masks_of_torch_in_a_baseline_are_multiplied_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (kind,) = classes_as(monkeypatch, models_DOT_resnet__CifarResNet=CifarResNet)
+    torch.manual_seed(0)
+    net = liven(kind((1, 1, 1)))
+    prune.ln_structured(net.stage_2[0].conv_a, "weight", 0.5, n=1, dim=0)
+    opened = open_model(save(tmp_path / "baseline", net))
+    assert (opened.system, opened.pruned) == ("tmi_gkp", True)
+    x = images()
+    assert_computes(opened, net(x), x)
 
 
 # ---- ImageNet: bottlenecks -------------------------------------------------------------------------------------------
