@@ -188,10 +188,8 @@ class Backend:
     def __init__(self, *args: object) -> None:
         self.args = args
 
-    def __reduce__(self) -> object:
-        import torch.nn.backends.thnn as home  # type: ignore[import-not-found]
-
-        return home._get_thnn_function_backend, self.args
+    def __reduce__(self) -> tuple[Any, ...]:
+        return old_backend, self.args
 
 
 def of_2019(monkeypatch: pytest.MonkeyPatch, module: nn.Module, *args: object) -> nn.Module:
