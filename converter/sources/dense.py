@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gkp.converter.sources import dsp, gkp_checkpoint, structure_lth, torch_export
+from gkp.converter.sources import _prune_masks, dsp, gkp_checkpoint, torch_export
 from gkp.converter.sources._checkpoints import (
     class_name,
     lost_filters,
@@ -80,7 +80,7 @@ def _other(file: SourceFile) -> DenseNetwork:
         tensors = state_dict_of(record, file.budget)
     if tensors is None:
         raise UnsupportedModelError(f"{file.path} holds no PyTorch network (it looks like: {file.kind})", _HINT)
-    tensors, kept = structure_lth.apply_masks(without_prefix(tensors), file.budget)
+    tensors, kept = _prune_masks.apply_masks(without_prefix(tensors), file.budget)
     tensors, masked = dsp.apply_masks(tensors, file.budget)
     if masked or kept < 1:
         raise UsageError(f"{file.path} is pruned already: pruning begins with a dense network", _HINT)

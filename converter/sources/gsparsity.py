@@ -112,7 +112,7 @@ def _mask_beside(file: SourceFile, tensors: Tensors, narrow: dict[str, int]) -> 
     kept = f"{clean(block, 40)}.conv3 keeps {len(tensors[f'{block}.conv3.weight'])} of {full} filters"
     wanted = clean(f"mask_{threshold}.npy".replace("*", "<threshold>"), 80)
     if not paths:
-        raise UnsupportedModelError(f"{kept}; which, says only the search's {wanted}, which is not beside {clean(name, 80)}",
+        raise UnsupportedModelError(f"{kept}, and only the search's {wanted} says which: it is not beside {clean(name, 80)}",
                                     f"put {wanted} into the same folder")
     fitting = []
     for path in paths:

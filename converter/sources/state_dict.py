@@ -11,9 +11,9 @@ from gkp.converter.sources._checkpoints import (
     payload_of,
     state_dict_in,
 )
+from gkp.converter.sources._prune_masks import apply_masks
 from gkp.converter.sources._torchfile import state_dict_of
 from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile
-from gkp.converter.sources.structure_lth import apply_masks
 from gkp.errors import UnsupportedModelError
 from gkp.text import clean
 

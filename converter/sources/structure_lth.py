@@ -9,21 +9,19 @@ from __future__ import annotations
 import numpy as np
 
 from gkp.branched import BranchedConv
-from gkp.converter.budget import Budget
 from gkp.converter.sources._checkpoints import (
     Tensors,
-    masked,
     open_network,
     payload_of,
     state_dict_in,
     without_prefix,
 )
+from gkp.converter.sources._prune_masks import MASK, ORIG, apply_masks, lone_halves
 from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile
 from gkp.errors import FileError, UnsupportedModelError
 from gkp.text import clean
 from gkp.types import Array
 
-_ORIG, _MASK = "_orig", "_mask"
 _MAX_BLOCKS = 16  # eight parts of the filters, each split in two at most
 
 
@@ -34,7 +32,7 @@ def matches(file: SourceFile) -> bool:
         return True
     tensors = state_dict_in(payload)
     return tensors is not None and (
-        any(name.endswith(f"weight{_MASK}") for name in tensors) or "normalize.mean" in without_prefix(tensors)
+        any(name.endswith(f"weight{MASK}") for name in tensors) or "normalize.mean" in without_prefix(tensors)
         or _only_masks(tensors)
     )
 
@@ -42,7 +40,8 @@ def matches(file: SourceFile) -> bool:
 def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
     """Multiply every tensor by its mask and rebuild the network.
 
-    UnsupportedModelError: a .block file, which lists the blocks of one layer, or masks alone: both hold no weights.
+    FileError: half of a pair is missing. UnsupportedModelError: a .block file, which lists the blocks of one layer, or masks
+    alone: both hold no weights.
     """
     if file.path.suffix == ".block":
         raise UnsupportedModelError(
@@ -55,9 +54,11 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
             f"{file.path} holds masks and no weights, as Structure-LTH's convert.py writes it for its profiler",
             "convert the checkpoint it was made from: its name is the same without _converted",
         )
+    if lone := lone_halves(tensors):
+        raise FileError(f"{clean(lone[0])} lacks its other half, {ORIG} or {MASK}", "save the checkpoint again")
     dense, kept = apply_masks(tensors, file.budget)
-    forms = {n.removesuffix(f".weight{_MASK}"): form for n, mask in tensors.items() if n.endswith(f".weight{_MASK}")
-             and (form := regrouped(dense[n.removesuffix(_MASK)], mask)) is not None}
+    forms = {n.removesuffix(f".weight{MASK}"): form for n, mask in tensors.items() if n.endswith(f".weight{MASK}")
+             and (form := regrouped(dense[n.removesuffix(MASK)], mask)) is not None}
     dense = {name: array for name, array in dense.items() if name.removesuffix(".weight") not in forms}
     pruned = kept < 1
     note = f"{kept:.1%} of the masked weights kept" if pruned else "no weight masked"
@@ -71,7 +72,7 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
 
 
 def _only_masks(tensors: Tensors) -> bool:
-    return bool(tensors) and all(name.endswith(_MASK) for name in tensors)
+    return bool(tensors) and all(name.endswith(MASK) for name in tensors)
 
 
 def regrouped(weight: Array, mask: Array) -> BranchedConv | None:
@@ -94,24 +95,3 @@ def regrouped(weight: Array, mask: Array) -> BranchedConv | None:
         channels = np.flatnonzero((mask[filters[0]] != 0).any((1, 2)))
         triples.append((channels, filters, weight[np.ix_(np.asarray(filters), channels)]))
     return BranchedConv.build(weight.shape[1], weight.shape[0], triples, kernel_shape=weight.shape[2:])
-
-
-def apply_masks(tensors: Tensors, budget: Budget) -> tuple[Tensors, float]:
-    """(every `x_orig` and `x_mask` pair as x = x_orig * x_mask, the rest as it is; share of ones in the masks).
-
-    FileError: a half of a pair is missing, or their shapes differ."""
-    pairs = {n.removesuffix(_MASK) for n in tensors if n.endswith(_MASK)}
-    pairs |= {n.removesuffix(_ORIG) for n in tensors if n.endswith(_ORIG)}
-    dense, ones, total = {}, 0, 0
-    for name, array in tensors.items():
-        base = name.removesuffix(_ORIG).removesuffix(_MASK)
-        if base not in pairs or name == base:
-            dense[name] = array
-            continue
-        halves = tensors.get(base + _ORIG), tensors.get(base + _MASK)
-        if halves[0] is None or halves[1] is None:
-            raise FileError(f"{clean(name)} lacks its other half, {_ORIG} or {_MASK}", "save the checkpoint again")
-        if base not in dense:
-            dense[base] = masked(tensors, base + _ORIG, halves[1], budget)
-            ones, total = ones + int((halves[1] != 0).sum()), total + halves[1].size
-    return dense, ones / total if total else 1.0

@@ -23,10 +23,10 @@ from gkp.converter.sources._checkpoints import (
     state_dict_in,
     without_prefix,
 )
+from gkp.converter.sources._prune_masks import apply_masks
 from gkp.converter.sources._records import Record
 from gkp.converter.sources._torchfile import state_dict_of, submodules
 from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile
-from gkp.converter.sources.structure_lth import apply_masks
 from gkp.errors import FileError, UnsupportedModelError, UsageError
 from gkp.text import clean
 from gkp.types import Array

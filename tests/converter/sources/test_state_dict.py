@@ -145,11 +145,31 @@ def test_masks_of_a_pickled_module_reach_an_own_architecture(
     module.load_state_dict(my_state)
     prune.l1_unstructured(module["conv"], "weight", 0.4)
     prune.l1_unstructured(module["fc"], "bias", 0.4)
+    module.register_buffer("total_ops", torch.ones(1))
     opened = open_model(save(tmp_path / "model.pt", module), OpenOptions(SHAPE, arch=f"{my_package}:Net"))
     assert opened.pruned
     x = images(2, 16)
     masked = {**my_state, "conv.weight": module["conv"].weight, "fc.bias": module["fc"].bias}
     assert_computes(opened, mean_net(masked, x), x)
+
+
+def test_what_only_looks_like_half_a_pair_stays_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, my_package: str, my_state: State
+) -> None:
+    (kind,) = classes_as(monkeypatch, somewhere_DOT_nets__Net=nn.ModuleDict)
+    module = kind({"conv": nn.Conv2d(3, 8, 3), "fc": nn.Linear(8, 5)})
+    module.load_state_dict(my_state)
+    module.register_buffer("attention_mask", torch.ones(4))
+    (tmp_path / f"{my_package}.py").open("a").write(textwrap.dedent("""
+        class Attentive(Net):
+            def __init__(self):
+                super().__init__()
+                self.register_buffer("attention_mask", torch.zeros(4))
+    """))
+    opened = open_model(save(tmp_path / "model.pt", module), OpenOptions(SHAPE, arch=f"{my_package}:Attentive"))
+    assert not opened.pruned
+    x = images(2, 16)
+    assert_computes(opened, mean_net(my_state, x), x)
 
 
 # ---- the user's own architecture -------------------------------------------------------------------------------------
