@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Tensors = dict[str, Array]
 
-ARCH_HINT = "pass --arch pkg:callable with a state dict, or export the model to ONNX and convert that"
+ARCH_HINT = "pass --arch pkg:callable and --input-shape with a state dict, or export the model to ONNX and convert that"
 _STATE_KEYS = ("state_dict", "model_state_dict", "net", "model", "small_model")
 _PARALLEL = ("torch.nn.parallel.data_parallel.DataParallel", "torch.nn.parallel.distributed.DistributedDataParallel")
 
@@ -61,14 +61,17 @@ def state_dict_in(payload: Any) -> Tensors | None:
     return None
 
 
-def masked(tensors: Mapping[str, Array], name: str, mask: Array) -> Array:
-    """The tensor times its mask, whose missing last axes have length one. FileError: their shapes do not fit."""
+def masked(tensors: Mapping[str, Array], name: str, mask: Array, budget: Budget) -> Array:
+    """The tensor times its mask, whose missing last axes have length one. FileError: their shapes do not fit.
+
+    Many names can share one tensor, but not the products."""
     weight = tensors[name]
     mask = mask.reshape(*mask.shape, *(1,) * (weight.ndim - mask.ndim))
     fits = mask.ndim == weight.ndim and all(m in (1, w) for m, w in zip(mask.shape, weight.shape, strict=True))
     if not fits:
         raise FileError(f"the mask of {clean(name)} has shape {list(mask.shape)}, the weight {list(weight.shape)}",
                         "the file is damaged: get it again")
+    budget.bytes(weight.nbytes)
     return np.asarray(weight * mask.astype(weight.dtype))
 
 
@@ -160,12 +163,16 @@ def lost_filters(module: torch.nn.Module, arch: Architecture) -> bool:
 # ---- an architecture of the user's own -------------------------------------------------------------------------------
 def _user_module(arch: str, tensors: Mapping[str, Array], forms: Mapping[str, BranchedConv]) -> torch.nn.Module:
     torch = torch_export.import_torch()
+    from gkp.pruning.models.recognise import is_counter
+
     dense = {f"{name}.weight": form.to_dense() for name, form in forms.items()}
     dense |= {f"{name}.bias": np.asarray(form.bias) for name, form in forms.items() if np.any(form.bias)}
-    state = {name: torch.from_numpy(np.array(array)) for name, array in without_prefix({**tensors, **dense}).items()}
     module = call_user_code(arch)
     if not isinstance(module, torch.nn.Module):
         raise UsageError(f"--arch {arch} returns {type(module).__name__}", "it must return a torch.nn.Module")
+    given = without_prefix({name: array for name, array in {**tensors, **dense}.items() if not is_counter(name)})
+    state = {name: tensor for name, tensor in module.state_dict().items() if is_counter(name)}
+    state |= {name: torch.from_numpy(np.array(array)) for name, array in given.items()}
     try:
         module.load_state_dict(state, strict=True)
     except (RuntimeError, ValueError, TypeError) as e:

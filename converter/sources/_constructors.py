@@ -200,6 +200,14 @@ def _layout(args: tuple[Any, ...], budget: Budget) -> Global:
     return Global(_str(args, budget))
 
 
+def _thnn_backend(args: tuple[Any, ...], budget: Budget) -> Record:
+    """torch.nn.backends.thnn._get_thnn_function_backend(): what modules held as `_backend` before PyTorch 1.3."""
+    if args:
+        raise corrupt("_get_thnn_function_backend got arguments it cannot take")
+    budget.objects(4)
+    return Record("torch.nn.backends.thnn.THNNFunctionBackend")
+
+
 def _type_tag(args: tuple[Any, ...], budget: Budget) -> Any:
     """torch.jit._pickle.restore_type_tag(value, "Dict[str, int]")."""
     if len(args) != 2 or not isinstance(args[1], str):
@@ -350,6 +358,7 @@ CONSTRUCTORS: dict[str, Constructor] = {
     "torch.Size": _tuple,
     "torch.device": _device,
     "torch.serialization._get_layout": _layout,
+    "torch.nn.backends.thnn._get_thnn_function_backend": _thnn_backend,
     **{f"torch.jit._pickle.build_{kind}list": _list for kind in ("int", "double", "bool", "tensor")},
     "torch.jit._pickle.restore_type_tag": _type_tag,
     "numpy.dtype": _dtype,

@@ -73,12 +73,23 @@ class ObjectArray:
     items: list[Any]
 
 
+@dataclass(eq=False, frozen=True, slots=True)
+class TensorKey:
+    """A tensor as a dict key: torch's optimizers keep what they remember by parameter. Compares by identity, as those do."""
+
+    tensor: Array
+
+
 def key(value: Any, budget: Budget) -> Any:
-    """`value` if it may be a dict key or set member: scalars, flat tuples of scalars, globals, records.
+    """`value` as a dict key or set member: scalars, flat tuples of scalars, globals, records; a tensor as a TensorKey.
 
     Hashing and comparing it takes time in proportion to its length, which is charged. Strings and bytes have salted hashes
     and small integers distinct ones; of anything else a file can make colliding ones, so their number is limited.
     """
+    if isinstance(value, np.ndarray):
+        budget.keys()
+        budget.objects()
+        return TensorKey(value)
     if isinstance(value, (str, bytes)):
         budget.steps(1 + len(value))
     elif value is not None and not (isinstance(value, int) and _small(value)):

@@ -78,12 +78,13 @@ def read_pickle_file(path: Path) -> Any:
     return load_pickle(_bytes(path))
 
 
-def read_object_npy(path: Path) -> Array:
+def read_object_npy(path: Path, budget: Budget | None = None) -> Array:
     """The array in a .npy file, also one of objects (GSparsity's masks: nested arrays of bool); C-contiguous, native.
 
-    Format: NEP 1, versions 1.0 and 2.0. FileError if its size contradicts its header.
+    Format: NEP 1, versions 1.0 and 2.0. budget: without one, that of the file. FileError if its size contradicts its header.
     """
     data = _bytes(path)
+    budget = budget or Budget(len(data))
     if not data.startswith(_NPY_MAGIC) or data[6:8] not in (b"\x01\x00", b"\x02\x00"):
         raise FileError(f"{clean(path.name, 120)} is not a .npy file", "Save the array again with numpy.save.")
     width = 2 if data[6] == 1 else 4
@@ -96,10 +97,10 @@ def read_object_npy(path: Path) -> Array:
     try:
         dtype = plain_dtype(code)
         if not dtype.hasobject:
-            return plain_array(body, dtype, shape, fortran, Budget(len(data)))
+            return plain_array(body, dtype, shape, fortran, budget)
     except (ValueError, TypeError, ArithmeticError, MemoryError) as error:
         raise corrupt("numpy cannot make the array of a .npy file") from error
-    array = load_pickle(body)
+    array = load_pickle(body, budget=budget)
     if not isinstance(array, ObjectArray) or array.shape != shape:
         raise corrupt("the objects of a .npy file do not fit its header")
     return _as_numpy(array, {})

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gkp.converter.sources import dsp, gkp_checkpoint, torch_export
+from gkp.converter.sources import _prune_masks, dsp, gkp_checkpoint, torch_export
 from gkp.converter.sources._checkpoints import (
     lost_filters,
     network_in,
@@ -80,8 +80,9 @@ def _other(file: SourceFile) -> DenseNetwork:
         tensors = state_dict_of(record, file.budget)
     if tensors is None:
         raise UnsupportedModelError(f"{file.path} holds no PyTorch network (it looks like: {file.kind})", _HINT)
-    tensors, masked = dsp.apply_masks(without_prefix(tensors))
-    if masked:
+    tensors, kept = _prune_masks.apply_masks(without_prefix(tensors), file.budget)
+    tensors, masked = dsp.apply_masks(tensors, file.budget)
+    if masked or kept < 1:
         raise UsageError(f"{file.path} is pruned already: pruning begins with a dense network", _HINT)
     classes = {name: replace(known, free=()) for name, known in (TORCHVISION | BASELINE_CLASSES).items()}
     shortcut = None if record is None else shortcut_of(record, file.budget)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gkp.converter.budget import Budget
 from gkp.converter.sources._checkpoints import Tensors, masked, open_network, payload_of, state_dict_in, without_prefix
 from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile
 
@@ -25,7 +26,7 @@ def matches(file: SourceFile) -> bool:
 def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
     """Multiply the weights by their masks, as DSP does after every step, and rebuild the network."""
     tensors = (_state(file.payload) or ({}, False))[0]
-    dense, pruned = apply_masks(tensors)
+    dense, pruned = apply_masks(tensors, file.budget)
     return open_network(file, dense, system="dsp", options=options, pruned=pruned,
                         description="DSP pruned network" if pruned else "DSP network (not pruned)")
 
@@ -39,7 +40,7 @@ def _state(payload: object) -> tuple[Tensors, bool] | None:
     return None if tensors is None else (without_prefix(tensors), False)
 
 
-def apply_masks(tensors: Tensors) -> tuple[Tensors, bool]:
+def apply_masks(tensors: Tensors, budget: Budget) -> tuple[Tensors, bool]:
     """(weights times masks, without masks and groups; does a mask hold a zero?).
 
     The bias of a BatchNorm channel is zero where its weight is: so a dropped channel is exactly zero."""
@@ -51,7 +52,7 @@ def apply_masks(tensors: Tensors) -> tuple[Tensors, bool]:
         mask = tensors.get(f"{base}{_MASK}") if kind == "weight" else None
         if mask is not None:
             pruned = pruned or not np.all(mask)
-            array = masked(tensors, name, mask)
+            array = masked(tensors, name, mask, budget)
         scale = tensors.get(f"{base}{_WEIGHT}") if kind == "bias" and f"{base}.running_var" in tensors else None
         if scale is not None and scale.shape == array.shape:
             array = np.where(scale == 0, array.dtype.type(0), array)

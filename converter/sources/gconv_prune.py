@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from gkp.branched import BranchedConv
+from gkp.converter.budget import Budget
 from gkp.converter.sources._checkpoints import (
     Tensors,
     masked,
@@ -84,7 +85,7 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
         dense = {n: a for n, a in tensors.items() if not n.startswith(tuple(f"{layer}." for layer in forms))}
         return open_network(file, dense, forms, system="gconv_prune", options=options, pruned=True, record=record,
                             classes=_CLASSES, description=f"GConv-Prune export ({len(forms)} GroupConv2d)")
-    dense, kept = apply_masks(tensors)
+    dense, kept = apply_masks(tensors, file.budget)
     return open_network(file, dense, system="gconv_prune", options=options, pruned=kept < 1,
                         description=f"GConv-Prune masked network ({kept:.1%} of the masked kernels kept)")
 
@@ -140,7 +141,7 @@ def _masks(tensors: Tensors) -> dict[str, Array]:
     return found
 
 
-def apply_masks(tensors: Tensors) -> tuple[Tensors, float]:
+def apply_masks(tensors: Tensors, budget: Budget) -> tuple[Tensors, float]:
     """(the tensors under their plain names, weights times masks, without masks; share of kernels that is kept).
 
     FileError: a mask of another shape than its weight."""
@@ -152,7 +153,7 @@ def apply_masks(tensors: Tensors) -> tuple[Tensors, float]:
         if layer in masks and kind == "mask":
             continue
         if layer in masks and kind == "weight":
-            array = masked(tensors, name, masks[layer])
+            array = masked(tensors, name, masks[layer], budget)
         dense[f"{layer}.{kind}" if layer in masks else name] = array
     total = sum(mask.size for mask in masks.values())
     return dense, sum(int(np.count_nonzero(mask)) for mask in masks.values()) / max(1, total)

@@ -12,6 +12,7 @@ from gkp.converter.sources._checkpoints import (
     state_dict_in,
 )
 from gkp.converter.sources._modules import RELU, Known
+from gkp.converter.sources._prune_masks import apply_masks
 from gkp.converter.sources._torchfile import state_dict_of
 from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile
 from gkp.errors import UnsupportedModelError
@@ -32,7 +33,8 @@ def matches(file: SourceFile) -> bool:
 
 
 def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
-    """Rebuild the network (dense), or fill the module of options.arch.
+    """Rebuild the network (dense), or fill the module of options.arch. A pickled module's masks of torch.nn.utils.prune are
+    multiplied in.
 
     UnsupportedModelError: no state dict, an unknown architecture, or a pickled module of a class that is not known
     (its code is not in the file). UsageError: options.arch fails or does not fit."""
@@ -40,8 +42,10 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
     record = network_in(payload)
     tensors = state_dict_in(payload)
     if record is not None and (options.arch or record.name in KNOWN_CLASSES):
-        return open_network(file, state_dict_of(record, file.budget), system="torch", options=options, pruned=False,
-                            record=record, classes=TORCHVISION, description="pickled PyTorch module")
+        dense, kept = apply_masks(state_dict_of(record, file.budget), file.budget)
+        note = f" ({kept:.1%} of the masked weights kept)" if kept < 1 else ""
+        return open_network(file, dense, system="torch", options=options, pruned=kept < 1, record=record,
+                            classes=TORCHVISION, description=f"pickled PyTorch module{note}")
     if record is not None and tensors is None:
         raise UnsupportedModelError(f"{file.path} is a pickled module of class {clean(record.name, 100)}, whose code "
                                     "gkp does not have", ARCH_HINT)

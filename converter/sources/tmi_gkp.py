@@ -22,6 +22,7 @@ from gkp.converter.sources._checkpoints import (
     without_prefix,
 )
 from gkp.converter.sources._modules import RELU, Known, average, class_name, setting
+from gkp.converter.sources._prune_masks import apply_masks
 from gkp.converter.sources._records import Record
 from gkp.converter.sources._torchfile import state_dict_of, submodules
 from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile
@@ -87,14 +88,15 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
     tensors = state_dict_of(record, file.budget)
     file.budget.steps(len(tensors) * len(skip))
     tensors = {n: a for n, a in tensors.items() if n != _ALIAS and not n.startswith(skip)}
+    tensors, kept = apply_masks(tensors, file.budget)
     small = record.name.startswith(("group_imagenet.", "models.resnet_bottleneck.")) and _child(record, "avgpool") is None
     return open_network(
-        file, tensors, forms, system="tmi_gkp", options=options, pruned=pruned, record=record,
+        file, tensors, forms, system="tmi_gkp", options=options, pruned=pruned or kept < 1, record=record,
         classes=_CLASSES if pruned else BASELINE_CLASSES,
         shortcut=shortcut_of(record, file.budget), image=_TINY_IMAGE if small else None,
         reference_name="the pickled network, rebuilt in PyTorch",
         description={_GROUPED: "TMI-GKP grouped network", _PRUNED: "TMI-GKP pruned network"}.get(
-            kind, "TMI-GKP baseline (dense)"),
+            kind, "TMI-GKP baseline (dense)" if kept == 1 else f"TMI-GKP baseline ({kept:.1%} of the masked weights kept)"),
     )
 
 

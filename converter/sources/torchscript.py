@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from gkp.converter.sources import torch_export
+from gkp.converter.sources import _image_size, torch_export
 from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile
 from gkp.converter.sources.script.check import check_torchscript
 from gkp.errors import FileError
 from gkp.text import first_line
-
-CIFAR_SHAPE = (1, 3, 32, 32)
 
 
 def matches(file: SourceFile) -> bool:
@@ -23,8 +21,8 @@ def matches(file: SourceFile) -> bool:
 
 
 def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
-    """Load and export. A model with DSP's packed blocks (layers_a, sampler_a, ...) counts as pruned and has CIFAR's
-    input shape by default."""
+    """Load and export. A model with DSP's packed blocks (layers_a, sampler_a, ...) counts as pruned, and takes images of the
+    size that its layers were made for. UsageError: the input shape is not given, and the layers do not tell it either."""
     torch = torch_export.import_torch()
     if not options.trust_code:
         check_torchscript(file.path, file.budget)
@@ -35,10 +33,12 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
         raise FileError(f"{file.path} cannot be loaded as TorchScript: {first_line(e, 200)}", "save the model again") from e
     names = {name.rsplit(".", 1)[-1] for name, _ in module.named_modules()}
     dsp = {"layers_a", "layers_b", "sampler_a", "sampler_b", "residual"} <= names
+    asked = options.shape(torch_export.INPUT) is not None
     return torch_export.from_module(
         module, system="dsp" if dsp else "torchscript", options=options, pruned=dsp, reference_name="TorchScript module",
         description="DSP packed model (TorchScript)" if dsp else "TorchScript",
-        default_shape=CIFAR_SHAPE if dsp else None, dense_width_of=_packed_blocks(module) if dsp else None)
+        default_shape=_image_size.of_classifier(module) if dsp and not asked else None,
+        dense_width_of=_packed_blocks(module) if dsp else None)
 
 
 def _packed_blocks(module: Any) -> dict[str, str]:

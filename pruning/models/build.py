@@ -18,10 +18,10 @@ from gkp.errors import UnsupportedModelError
 from gkp.pruning.models.architecture import Architecture, skeleton
 from gkp.pruning.models.branched import BranchedConv2d
 from gkp.pruning.models.family import ARCH_HINT, CLASSIFIERS, SPURIOUS
+from gkp.pruning.models.names import FileNames
 from gkp.pruning.models.recognise import is_counter, recognise
 from gkp.pruning.models.residual import ResidualBlock
 from gkp.pruning.models.wiring import chains
-from gkp.text import clean
 from gkp.types import Array
 
 __all__ = ["Architecture", "Normalize", "build", "recognise"]
@@ -47,10 +47,12 @@ def build(arch: Architecture, tensors: Mapping[str, Array], branched: Mapping[st
     the tensors (filter-pruned networks are narrower), and a residual block without any tensor but its shortcut's and
     `constant` is relu(shortcut + constant). Stride, padding and dilation are the architecture's, whatever those of
     `branched` say. `normalize.mean` and `.std` [3], where present, become the first layer.
-    UnsupportedModelError: a tensor is missing, superfluous, of another shape or not finite.
+    UnsupportedModelError: a tensor is missing, superfluous, of another shape or not finite; named as the checkpoint does.
     """
+    tensors = {name: array for name, array in tensors.items() if not is_counter(name)}
     forms = {arch.canonical(name): form for name, form in (branched or {}).items()}
     own = {arch.canonical(name): array for name, array in tensors.items()}
+    theirs = FileNames(arch.canonical, (*tensors, *(f"{name}.weight" for name in branched or {})))
     if len(own) < len(tensors):
         raise UnsupportedModelError("two tensors of the checkpoint have the same meaning", ARCH_HINT)
     inside = tuple(f"{name}." for name in forms)
@@ -63,16 +65,16 @@ def build(arch: Architecture, tensors: Mapping[str, Array], branched: Mapping[st
     full = {name: model.get_submodule(name) for chain in chains(model) for name, _ in chain}
     for name, norm in [link for chain in chains(model) for link in chain]:
         form = forms.pop(name, None)
-        conv = _fitted(name, full[name], own) if form is None else _branched(name, full[name], form)
+        conv = _fitted(name, full[name], own, theirs) if form is None else _branched(theirs(name), full[name], form)
         model.set_submodule(name, conv)
         if norm is not None:
             model.set_submodule(norm, nn.BatchNorm2d(conv.out_channels))
     if forms:
-        raise UnsupportedModelError(f"{arch.name} has no convolution {min(forms)}", ARCH_HINT)
-    _check_widths(model, full)
+        raise UnsupportedModelError(f"{arch.name} has no convolution {min(map(theirs, forms))}", ARCH_HINT)
+    _check_widths(model, full, theirs)
     if "normalize.mean" in own and "normalize.std" in own:
         model.normalize = Normalize(torch.zeros(3), torch.ones(3))
-    _load(model, own, arch.name)
+    _load(model, own, arch.name, theirs)
     return model.eval()
 
 
@@ -84,15 +86,16 @@ def _remove_absent_residuals(model: nn.Module, names: Collection[str]) -> None:
                 block.remove_residual(torch.zeros(block.out_channels) if "constant" in inside else None)
 
 
-def _fitted(name: str, conv: nn.Conv2d, own: Mapping[str, Array]) -> nn.Conv2d:
+def _fitted(name: str, conv: nn.Conv2d, own: Mapping[str, Array], theirs: FileNames) -> nn.Conv2d:
     """A conv like `conv` with the channels of the weight at hand."""
     weight = own.get(f"{name}.weight")
     if weight is None:
-        raise UnsupportedModelError(f"the checkpoint lacks {name}.weight", "is the file complete?")
+        raise UnsupportedModelError(f"the checkpoint lacks {theirs(f'{name}.weight')}", "is the file complete?")
     fits = weight.ndim == 4 and weight.shape[2:] == conv.kernel_size and 0 not in weight.shape
     if not fits or (conv.groups > 1 and weight.shape != tuple(conv.weight.shape)):
         expected = [*conv.weight.shape]
-        raise UnsupportedModelError(f"{name}.weight has shape {[*weight.shape]}, expected {expected}", ARCH_HINT)
+        problem = f"{theirs(f'{name}.weight')} has shape {[*weight.shape]}, expected {expected}"
+        raise UnsupportedModelError(problem, ARCH_HINT)
     channels = (weight.shape[1] * conv.groups, weight.shape[0])
     geometry = {"stride": conv.stride, "padding": conv.padding, "groups": conv.groups}
     return nn.Conv2d(*channels, conv.kernel_size, bias=f"{name}.bias" in own, **geometry)
@@ -105,7 +108,7 @@ def _branched(name: str, conv: nn.Conv2d, form: BranchedConv) -> BranchedConv2d:
     return BranchedConv2d(replace(form, pads=conv.padding * 2, **geometry))
 
 
-def _check_widths(model: nn.Module, full: Mapping[str, nn.Conv2d]) -> None:
+def _check_widths(model: nn.Module, full: Mapping[str, nn.Conv2d], theirs: FileNames) -> None:
     """The ends of a chain of convs have the architecture's widths; inside, each reads what the one before yields.
 
     full: the architecture's own convs, by name.
@@ -116,30 +119,30 @@ def _check_widths(model: nn.Module, full: Mapping[str, nn.Conv2d]) -> None:
         for name in names:
             conv = model.get_submodule(name)
             if conv.in_channels != width:
-                raise UnsupportedModelError(f"{name} reads {conv.in_channels} channels, but gets {width}", ARCH_HINT)
+                problem = f"{theirs(name)} reads {conv.in_channels} channels, but gets {width}"
+                raise UnsupportedModelError(problem, ARCH_HINT)
             width = conv.out_channels
         if width != full[names[-1]].out_channels:
             expected = full[names[-1]].out_channels
-            raise UnsupportedModelError(f"{names[-1]} yields {width} channels, expected {expected}", ARCH_HINT)
+            raise UnsupportedModelError(f"{theirs(names[-1])} yields {width} channels, expected {expected}", ARCH_HINT)
 
 
-def _load(model: nn.Module, own: Mapping[str, Array], name: str) -> None:
+def _load(model: nn.Module, own: Mapping[str, Array], name: str, theirs: FileNames) -> None:
     """Copy the tensors into the model. Convs that are BranchedConv2d keep what they hold."""
     state = model.state_dict()
     branched = [f"{n}." for n, m in model.named_modules() if isinstance(m, BranchedConv2d)]
     wanted = {k for k in state if not is_counter(k) and not k.startswith(tuple(branched))}
-    given = {k for k in own if not is_counter(k)}
-    for problem, keys in (("lacks", wanted - given), ("holds the unexpected tensor", given - wanted)):
+    for problem, keys in (("lacks", wanted - own.keys()), ("holds the unexpected tensor", own.keys() - wanted)):
         if keys:
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
             hint = "is the file complete?" if problem == "lacks" else ARCH_HINT
-            raise UnsupportedModelError(f"the checkpoint {problem} {clean(min(keys), 120)}{more}, for {name}", hint)
+            raise UnsupportedModelError(f"the checkpoint {problem} {theirs(min(keys))}{more}, for {name}", hint)
     for key in sorted(wanted):
         array = own[key]
         if array.shape != tuple(state[key].shape):
             expected = [*state[key].shape]
-            raise UnsupportedModelError(f"{key} has shape {[*array.shape]}, expected {expected}", ARCH_HINT)
+            raise UnsupportedModelError(f"{theirs(key)} has shape {[*array.shape]}, expected {expected}", ARCH_HINT)
         if array.dtype.kind != "f" or not np.isfinite(array).all():
-            raise UnsupportedModelError(f"{key} is not an array of finite floats", "the checkpoint is not usable")
+            raise UnsupportedModelError(f"{theirs(key)} is not an array of finite floats", "the checkpoint is not usable")
         state[key] = torch.from_numpy(np.array(array, dtype=np.float32))
     model.load_state_dict(state, strict=True)

@@ -17,7 +17,7 @@ from gkp.errors import UnsupportedModelError
 Scheme = Literal["canonical", "layer"]
 Shortcut = Literal["pad", "pad_both", "conv"]
 
-ARCH_HINT = "pass --arch pkg:callable, a function that returns the torch.nn.Module"
+ARCH_HINT = "pass --arch pkg:callable, a function that returns the torch.nn.Module, and --input-shape"
 CLASSIFIERS = ("classifier", "fc", "linear")  # what our networks call their last layer
 MAX_BLOCKS = 200  # in a stage: the deepest CIFAR ResNet, 1202, has so many
 SPURIOUS = "new_weight"  # TMI-GKP's grouped networks hold this alias of their last conv at the root

@@ -34,5 +34,6 @@ def recognise(tensors: Mapping[str, Array], branched: Collection[str] = ()) -> A
 
 
 def is_counter(name: str) -> bool:
-    """Is this BatchNorm's counter of batches, which nothing depends on?"""
-    return name.endswith(".num_batches_tracked")
+    """Is this a tensor that nothing depends on: BatchNorm's count of batches, or what the profiler thop leaves (on layers in
+    2019, on the root and the modules that hold layers today)?"""
+    return name.rpartition(".")[2] in ("num_batches_tracked", "total_ops", "total_params")

@@ -118,14 +118,14 @@ def _recognise(state: State) -> Variant | None:
     if not state.has("conv1", "layer4"):
         return None
     seen = [state.blocks(f"layer{s}") for s in (1, 2, 3, 4)]
-    bottleneck = any(name.endswith(".conv3.weight") for name in state.names)
+    bottleneck = any(name.endswith((".conv3.weight", ".conv_c.weight")) for name in state.names)
     # A block that lost its whole residual branch leaves no tensor, so fewer blocks may be seen than there are.
     fitting = [depth for depth, (block, blocks) in sorted(DEPTHS.items())
                if (block is Bottleneck) == bottleneck and all(s <= b for s, b in zip(seen, blocks, strict=True))]
     if not fitting:
         raise UnsupportedModelError(f"no known ResNet has {seen} blocks in its layers", ARCH_HINT)
     small = state.shapes.get("conv1.weight", (0,))[-1] == 3
-    other = "linear.weight" in state.shapes or any(".shortcut." in name for name in state.names)
+    other = "linear.weight" in state.shapes or any(".shortcut." in name or ".conv_a." in name for name in state.names)
     scheme: Scheme = "layer" if other else "canonical"
     return Variant("imagenet_resnet_3x3_stem" if small else "imagenet_resnet", fitting[0], "conv",
                    state.classes("fc", "linear"), CIFAR if small else IMAGENET, scheme)
@@ -141,6 +141,8 @@ def _guess(variant: Variant) -> str:
     return f"ReLU and {'no' if variant.family == 'imagenet_resnet_3x3_stem' else '3x3'} max-pooling"
 
 
-# The "layer" scheme: torchvision's with shortcut for downsample and linear for fc.
+# The "layer" scheme: torchvision's with shortcut for downsample and linear for fc, or with DSP's names inside a block.
+_BLOCK = {"shortcut": "downsample", "conv_a": "conv1", "bn_a": "bn1", "conv_b": "conv2", "bn_b": "bn2", "conv_c": "conv3",
+          "bn_c": "bn3"}
 FAMILY = Family(("imagenet_resnet", "imagenet_resnet_3x3_stem"), "resnet{}", _recognise, _build,
-                lambda name: renamed(name, {"linear": "fc"}, {"shortcut": "downsample"}), _guess)
+                lambda name: renamed(name, {"linear": "fc"}, _BLOCK), _guess)

@@ -289,6 +289,10 @@ def test_a_network_that_is_pruned_already_is_one_line(place: Path) -> None:
     narrow["stage_1.0.conv_b.weight"] = narrow["stage_1.0.conv_b.weight"][:, :8]
     torch.save(narrow, place / "narrow.pt")
     refused(place, 2, "pruned already", baseline="narrow.pt")
+    masked = network()
+    torch.nn.utils.prune.l1_unstructured(masked.stage_1[0].conv_a, "weight", 0.5)
+    torch.save(masked.state_dict(), place / "masked.pt")
+    refused(place, 2, "pruned already", baseline="masked.pt")
 
 
 def test_a_baseline_that_wants_to_run_code_is_refused_and_nothing_runs(place: Path) -> None:

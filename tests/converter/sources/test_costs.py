@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
 import hostile_kit as hostile
 import pytest
+import torch
 from hostile_kit import ARRAY, MEBI, Cost, measured
 from torch_pickles import text, whole
 
 KEYS = b"](" + text("0") + b"e"
 ONE_NUMBER = b"\1" + bytes(7) + bytes(4)
+
+
+def one_tensor_masked_often(*pair: str) -> bytes:
+    """6000 layers of one weight and one mask, a megabyte each."""
+    tensor = torch.ones(512, 512, 1, 1)
+    held = io.BytesIO()
+    torch.save({f"layer{n}.{name}": tensor for n in range(6000) for name in pair}, held)
+    return held.getvalue()
+
+
 COSTLY: dict[str, tuple[Callable[[], bytes], int, str]] = {
     "nested arrays.pkl": (hostile.nested_object_arrays, 6, "nested more than 200 deep"),
     "arrays from the inside.pkl": (hostile.object_arrays_from_the_inside, 6, "nested more than 200 deep"),
@@ -25,6 +37,8 @@ COSTLY: dict[str, tuple[Callable[[], bytes], int, str]] = {
     "storage names.pt": (hostile.long_storage_names, 6, "not the ones it refers to"),
     "views of a storage.pt": (lambda: hostile.legacy(hostile.storage_views(), KEYS, ONE_NUMBER), 3, "no network"),
     "empty tensors.pt": (lambda: hostile.legacy(hostile.empty_tensors(), KEYS, ONE_NUMBER), 3, "no network"),
+    "masks of one tensor.pth.tar": (lambda: one_tensor_masked_often("weight_orig", "weight_mask"), 5, "bytes"),
+    "masks of one tensor.pkl": (lambda: one_tensor_masked_often("weight", "mask"), 5, "bytes"),
     "dicts.pkl": (lambda: whole(b"(" + b"}" * 2_500_000 + b"t"), 5, "objects"),
 }
 WRONG: dict[str, tuple[Callable[[], bytes], int, str]] = {

@@ -5,8 +5,11 @@ from __future__ import annotations
 import copy
 import json
 import random
+import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -205,6 +208,111 @@ def test_mask_of_another_shape_is_refused(tmp_path: Path) -> None:
     state["layer2.0.conv2.mask"] = torch.ones(32, 16)
     with pytest.raises(FileError, match="mask"):
         open_model(save(tmp_path / "checkpoint.pth.tar", {"state_dict": state}))
+
+
+# ---- files of old PyTorch ----------------------------------------------------------------------------------------------
+def old_backend(*args: object) -> object:
+    """What modules held as `_backend` before PyTorch 1.3: an instance that pickles as a call."""
+    raise AssertionError("nothing calls this")
+
+
+class Backend:
+    def __init__(self, *args: object) -> None:
+        self.args = args
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return old_backend, self.args
+
+
+def of_2019(monkeypatch: pytest.MonkeyPatch, module: nn.Module, *args: object) -> nn.Module:
+    """The module with the attributes that PyTorch 1.0 gave it, and no younger ones."""
+    home = ModuleType("torch.nn.backends.thnn")
+    home._get_thnn_function_backend = old_backend  # type: ignore[attr-defined]
+    old_backend.__module__, old_backend.__qualname__ = home.__name__, "_get_thnn_function_backend"
+    monkeypatch.setitem(sys.modules, "torch.nn.backends", ModuleType("torch.nn.backends"))
+    monkeypatch.setattr(sys.modules["torch.nn.backends"], "thnn", home, raising=False)
+    monkeypatch.setitem(sys.modules, home.__name__, home)
+    young = ("_non_persistent_buffers_set", "padding_mode", "_is_full_backward_hook", "_forward_hooks_with_kwargs",
+             "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs", "_load_state_dict_post_hooks",
+             "_backward_pre_hooks", "_state_dict_pre_hooks", "_reversed_padding_repeated_twice")
+    backend = Backend(*args)
+    for part in module.modules():
+        for name in young:
+            part.__dict__.pop(name, None)
+        part.__dict__["_backend"] = backend
+    return module
+
+
+def test_exports_of_2019_open(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    own = exported(monkeypatch, bias=True)
+    x = images()
+    expected = own(x)
+    module = of_2019(monkeypatch, profiled(own, thop_2019))
+    opened = open_model(save(tmp_path / "gconv.pth.tar", module, legacy=True))
+    assert_computes(opened, expected, x)
+
+
+def test_the_old_backend_with_arguments_is_no_honest_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    module = of_2019(monkeypatch, exported(monkeypatch), "something")
+    with pytest.raises(FileError, match="arguments"):
+        open_model(save(tmp_path / "gconv.pth.tar", module, legacy=True))
+
+
+# ---- what its profiler leaves behind -----------------------------------------------------------------------------------
+def thop_2019(module: nn.Module) -> bool:
+    """On layers."""
+    return not list(module.children())
+
+
+def thop_today(module: nn.Module) -> bool:
+    """On what it has no rule for: the network, its blocks, and GroupConv2d, but not layers and sequences."""
+    return not isinstance(module, nn.Sequential) and not type(module).__module__.startswith("torch.")
+
+
+def profiled(module: nn.Module, counts: Callable[[nn.Module], bool]) -> nn.Module:
+    for part in [m for m in module.modules() if counts(m)]:
+        part.register_buffer("total_ops", torch.full((1,), 1e6, dtype=torch.float64))
+        part.register_buffer("total_params", torch.full((1,), 1e3, dtype=torch.float64))
+    return module
+
+
+@pytest.mark.parametrize("counts", [thop_2019, thop_today])
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("whole", [True, False], ids=["module", "state dict"])
+def test_exports_that_were_profiled_open(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, counts: Callable[[nn.Module], bool], parallel: bool, whole: bool
+) -> None:
+    own = exported(monkeypatch)
+    module = profiled(nn.DataParallel(own) if parallel else own, counts)
+    opened = open_model(save(tmp_path / "gconv.pth.tar", module if whole else {"state_dict": module.state_dict()}))
+    x = images()
+    assert_computes(opened, own(x), x)
+
+
+@pytest.mark.parametrize("counts", [thop_2019, thop_today])
+@pytest.mark.parametrize("parallel", [False, True])
+def test_masked_checkpoints_that_were_profiled_open(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, counts: Callable[[nn.Module], bool], parallel: bool
+) -> None:
+    shape = nn.DataParallel(exported(monkeypatch)) if parallel else exported(monkeypatch)
+    counted = {n: t for n, t in profiled(shape, counts).state_dict().items() if "total_" in n}
+    state, dense = masked_state()
+    state = {f"module.{n}" if parallel else n: t for n, t in state.items()} | counted
+    opened = open_model(save(tmp_path / "checkpoint.pth.tar", {"state_dict": state, "epoch": 3}))
+    assert opened.pruned
+    x = images()
+    assert_computes(opened, forward(dense, x), x)
+
+
+def test_errors_name_the_tensors_of_the_file(tmp_path: Path) -> None:
+    state, _ = masked_state()
+    strange = {**state, "layer2.0.attention.weight": torch.ones(3)}
+    for held, name in ((strange, "holds the unexpected tensor layer2.0.attention.weight"),
+                       ({n: t for n, t in state.items() if n != "layer2.0.bn1.bias"}, "lacks layer2.0.bn1.bias"),
+                       ({n: t for n, t in state.items() if not n.startswith("layer3.0.conv2")}, "lacks layer3.0.conv2.weight")):
+        with pytest.raises(UnsupportedModelError) as caught:
+            open_model(save(tmp_path / "checkpoint.pth.tar", {"state_dict": held}))
+        assert name in caught.value.message
 
 
 # ---- configurations --------------------------------------------------------------------------------------------------

@@ -176,6 +176,7 @@ def test_extension_and_buffer_opcodes_are_refused_by_name() -> None:
 HUGE = struct.pack("<Q", 2**62)
 NESTED_TUPLE = b"N" + b"2\x86" * 60  # of 2^60 leaves, if one hashes it
 TEN_THOUSAND_LETTERS = b"X" + struct.pack("<I", 10_000) + b"a" * 10_000
+ARRAY = pickle.dumps(np.zeros(1), 2)
 BOMBS = {
     "memo index": b"\x80\x02]r\xff\xff\xff\xff0h\x00.",  # only a key; what is missing is entry 0
     "bytes length": b"\x80\x04\x8e" + HUGE + b"x.",
@@ -198,10 +199,17 @@ BOMBS = {
     "colliding integers": b"\x80\x02}("
     + b"".join(b"\x8a\x0a" + (k * (2**61 - 1)).to_bytes(10, "little") + b"N" for k in range(1, 20_000))
     + b"u.",
+    "more tensors than parameters": ARRAY[:-1] + b"q\x0c0}(" + b"h\x0cN" * 5000 + b"u.",
     "more floats than may collide": b"\x80\x02}("
     + b"".join(b"G" + struct.pack(">d", k + 0.5) + b"N" for k in range(5000))
     + b"u.",
 }
+
+
+def test_an_array_as_a_key_is_kept_by_identity() -> None:
+    held = ARRAY[:-1] + b"q\x0c0}(h\x0cI1\nh\x0cI2\nuh\x0c\x86."
+    found, array = load_pickle(held)
+    assert [(key.tensor is array, value) for key, value in found.items()] == [(True, 1), (True, 2)]
 
 
 @pytest.mark.parametrize("name", BOMBS)

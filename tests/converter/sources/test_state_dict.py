@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torch_kit import (
     R8_CONV,
     R8_PAD,
@@ -20,6 +21,7 @@ from torch_kit import (
     forward,
     images,
     layer_names,
+    liven,
     random_state,
     recognised,
     save,
@@ -28,6 +30,7 @@ from torch_kit import (
 from gkp.converter.sources import open_model
 from gkp.converter.sources.base import OpenOptions
 from gkp.errors import UnsupportedModelError, UsageError
+from gkp.pruning.models.resnet_imagenet import BasicBlock, ImageNetResNet
 
 MODULE = """
     import torch
@@ -100,11 +103,84 @@ def test_a_state_dict_says_what_it_was_assumed_to_be(tmp_path: Path, key: str | 
     assert "assumed resnet18 with ReLU" in opened.description
 
 
+# ---- masks of torch.nn.utils.prune -----------------------------------------------------------------------------------
+def pruned_by_torch(module: nn.Module) -> nn.Module:
+    """By filters, by single weights, and by both in turn, which makes a container of masks."""
+    convs = [m for m in module.modules() if isinstance(m, nn.Conv2d)]
+    for number, conv in enumerate(convs[1:]):
+        if number % 3 != 1:
+            prune.ln_structured(conv, "weight", 0.5, n=1, dim=0)
+        if number % 3:
+            prune.l1_unstructured(conv, "weight", 0.3)
+    return module
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("parallel", [False, True])
+def test_masks_of_a_pickled_module_are_multiplied_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, legacy: bool, parallel: bool
+) -> None:
+    (kind,) = classes_as(monkeypatch, torchvision_DOT_models_DOT_resnet__ResNet=ImageNetResNet)
+    torch.manual_seed(0)
+    module = kind(BasicBlock, (2, 2, 2, 2), 10, True)
+    module = pruned_by_torch(liven(module))
+    opened = open_model(save(tmp_path / "model.pt", nn.DataParallel(module) if parallel else module, legacy))
+    assert (opened.system, opened.pruned) == ("torch", True)
+    assert "of the masked weights kept" in opened.description
+    x = images()
+    assert_computes(opened, module(x), x)
+
+
+def test_masks_of_a_pickled_module_reach_an_own_architecture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, my_package: str, my_state: State
+) -> None:
+    (kind,) = classes_as(monkeypatch, somewhere_DOT_nets__Net=nn.ModuleDict)
+    module = kind({"conv": nn.Conv2d(3, 8, 3), "fc": nn.Linear(8, 5)})
+    module.load_state_dict(my_state)
+    prune.l1_unstructured(module["conv"], "weight", 0.4)
+    prune.l1_unstructured(module["fc"], "bias", 0.4)
+    module.register_buffer("total_ops", torch.ones(1))
+    opened = open_model(save(tmp_path / "model.pt", module), OpenOptions(SHAPE, arch=f"{my_package}:Net"))
+    assert opened.pruned
+    x = images(2, 16)
+    masked = {**my_state, "conv.weight": module["conv"].weight, "fc.bias": module["fc"].bias}
+    assert_computes(opened, mean_net(masked, x), x)
+
+
+def test_what_only_looks_like_half_a_pair_stays_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, my_package: str, my_state: State
+) -> None:
+    (kind,) = classes_as(monkeypatch, somewhere_DOT_nets__Net=nn.ModuleDict)
+    module = kind({"conv": nn.Conv2d(3, 8, 3), "fc": nn.Linear(8, 5)})
+    module.load_state_dict(my_state)
+    module.register_buffer("attention_mask", torch.ones(4))
+    (tmp_path / f"{my_package}.py").open("a").write(textwrap.dedent("""
+        class Attentive(Net):
+            def __init__(self):
+                super().__init__()
+                self.register_buffer("attention_mask", torch.zeros(4))
+    """))
+    opened = open_model(save(tmp_path / "model.pt", module), OpenOptions(SHAPE, arch=f"{my_package}:Attentive"))
+    assert not opened.pruned
+    x = images(2, 16)
+    assert_computes(opened, mean_net(my_state, x), x)
+
+
 # ---- the user's own architecture -------------------------------------------------------------------------------------
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_own_architecture_is_filled(tmp_path: Path, my_package: str, my_state: State, prefix: str) -> None:
     path = save(tmp_path / "model.pth", {"state_dict": {prefix + n: t for n, t in my_state.items()}})
     opened = open_model(path, OpenOptions(SHAPE, arch=f"{my_package}:Net"))
+    x = images(2, 16)
+    assert_computes(opened, mean_net(my_state, x), x)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_counts_of_a_profiler_do_not_reach_an_own_architecture(
+    tmp_path: Path, my_package: str, my_state: State, prefix: str
+) -> None:
+    counted = {prefix + n: t for n, t in my_state.items()} | {"total_ops": torch.ones(1), f"{prefix}conv.total_ops": torch.ones(1)}
+    opened = open_model(save(tmp_path / "model.pth", counted), OpenOptions(SHAPE, arch=f"{my_package}:Net"))
     x = images(2, 16)
     assert_computes(opened, mean_net(my_state, x), x)
 

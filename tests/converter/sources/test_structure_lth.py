@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 from torch.nn.utils import prune
 from torch_kit import (
     R8_CONV,
@@ -29,7 +30,10 @@ from gkp.converter.graph import Graph
 from gkp.converter.recognise import recognise
 from gkp.converter.sources import open_model
 from gkp.errors import FileError, UnsupportedModelError
+from gkp.pruning.models.architecture import Architecture
 
+MOBILENET = Architecture("cifar_mobilenet", 28, "conv", 10, (3, 32, 32))
+R12 = Architecture("resnet12", 12, "conv", 10, (3, 32, 32))
 MEAN, STD = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.247, 0.2435, 0.2616])
 NORMALIZE = {"normalize.mean": MEAN, "normalize.std": STD}
 
@@ -123,6 +127,81 @@ def test_normalisation_is_part_of_the_wide_networks_and_unused_in_the_narrow(tmp
     opened = open_model(save(tmp_path / "epoch_16.pth.tar", {**narrow, **NORMALIZE}))
     assert_computes(opened, forward(narrow, x, "pad_both"), x)
     assert "not used" in opened.description
+
+
+# ---- MobileNet -------------------------------------------------------------------------------------------------------
+def few_rows(f: int, c: int, k: int) -> np.ndarray:
+    """Filters of one channel with four different masks between them: no blocks of filters and channels."""
+    if c > 1:
+        return unstructured(f, c, k)
+    kinds = rng_of(k).random((4, k, k)) < 0.7
+    return kinds[rng_of(f, c).integers(0, 4, f)][:, None]
+
+
+def mobilenet(state: State, x: torch.Tensor) -> torch.Tensor:
+    """Written out: the stem, 13 pairs of a depthwise and a 1x1 conv, each with BatchNorm and ReLU."""
+
+    def layer(y: torch.Tensor, conv: str, norm: str, stride: int) -> torch.Tensor:
+        weight = state[f"{conv}.weight"]
+        groups = len(weight) if weight.shape[1] == 1 else 1
+        y = F.conv2d(y, weight, None, stride, weight.shape[-1] // 2, 1, groups)
+        parts = [state[f"{norm}.{key}"] for key in ("running_mean", "running_var", "weight", "bias")]
+        return F.relu(F.batch_norm(y, *parts))
+
+    y = layer(x, "conv1", "bn1", 1)
+    for n, stride in enumerate((1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)):
+        y = layer(y, f"layers.{n}.conv1", f"layers.{n}.bn1", stride)
+        y = layer(y, f"layers.{n}.conv2", f"layers.{n}.bn2", 1)
+    return F.linear(y.mean((2, 3)), state["linear.weight"], state["linear.bias"])
+
+
+@pytest.mark.parametrize("make", [few_rows, refilled, regrouped, unstructured])
+def test_masked_depthwise_convolutions_stay_depthwise(tmp_path: Path, make: object) -> None:
+    state, dense = ticket(random_state(MOBILENET), make)
+    opened = open_model(save(tmp_path / "5checkpoint.pth.tar", wrapped({**state, **NORMALIZE})))
+    assert (opened.system, opened.pruned) == ("structure_lth", True)
+    x = images()
+    assert_computes(opened, mobilenet(dense, x), x)
+
+
+# ---- ResNet-12 -------------------------------------------------------------------------------------------------------
+def resnet12(state: State, x: torch.Tensor) -> torch.Tensor:
+    """Written out: four blocks of three convs beside a 1x1 one, each pooled; LeakyReLU throughout."""
+
+    def norm(y: torch.Tensor, name: str) -> torch.Tensor:
+        return F.batch_norm(y, *(state[f"{name}.{key}"] for key in ("running_mean", "running_var", "weight", "bias")))
+
+    for layer in ("layer1", "layer2", "layer3", "layer4"):
+        y = x
+        for n in (1, 2, 3):
+            y = norm(F.conv2d(y, state[f"{layer}.conv{n}.weight"], padding=1), f"{layer}.bn{n}")
+            y = F.leaky_relu(y, 0.1) if n < 3 else y
+        y = y + norm(F.conv2d(x, state[f"{layer}.downsample.0.weight"]), f"{layer}.downsample.1")
+        x = F.max_pool2d(F.leaky_relu(y, 0.1), 2)
+    return F.linear(x.mean((2, 3)), state["fc.weight"], state["fc.bias"])
+
+
+@pytest.mark.parametrize("make", [refilled, regrouped, None], ids=["refill", "regroup", "dense"])
+def test_resnet12_computes_what_its_layers_say(tmp_path: Path, make: object) -> None:
+    dense = random_state(R12)
+    state, dense = ticket(dense, make) if make else (dense, dense)
+    opened = open_model(save(tmp_path / "9model_SA_best.pth.tar", wrapped({**state, **NORMALIZE})))
+    assert (opened.system, opened.pruned) == ("structure_lth", make is not None)
+    assert "resnet12" in opened.description
+    assert "not used" in opened.description
+    x = images()
+    assert_computes(opened, resnet12(dense, x), x)
+
+
+# ---- what is damaged or holds no network -----------------------------------------------------------------------------
+@pytest.mark.parametrize("ticketed", [True, False])
+def test_masks_alone_are_said_to_hold_no_weights(tmp_path: Path, ticketed: bool) -> None:
+    state = random_state(R12)
+    state = ticket(state, refilled)[0] if ticketed else state
+    masks = {f"{name}_mask": (tensor.abs() != 0).float() for name, tensor in state.items() if "conv" in name}
+    with pytest.raises(UnsupportedModelError, match="masks and no weights") as caught:
+        open_model(save(tmp_path / "1checkpoint.pth.tar_converted", masks))
+    assert "without _converted" in caught.value.hint
 
 
 @pytest.mark.parametrize("half", ["_orig", "_mask"])

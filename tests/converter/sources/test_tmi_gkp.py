@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 from torch_kit import (
     R8_PAD,
     assert_computes,
@@ -36,6 +37,7 @@ from gkp.converter.sources import open_model
 from gkp.converter.sources._torchfile import read_torch, state_dict_of, submodules
 from gkp.converter.sources.base import OpenOptions
 from gkp.errors import FileError, UnsupportedModelError
+from gkp.pruning.models.resnet_cifar import CifarResNet
 
 GROUPS = 8
 R20 = "tmi_gkp/resnet20_cifar10/"
@@ -163,10 +165,24 @@ def test_pruned_network_is_opened_without_the_original_it_carries(pruned: Any, t
     assert sorted(branches(graph).values()) == [1] + [GROUPS] * 6
 
 
+def fine_tuned(net: nn.Module) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """What TMI-GKP saves beside the network, as objects: its optimizer and its scheduler after two steps."""
+    optimizer = torch.optim.SGD(net.parameters(), 1e-4, momentum=0.9, weight_decay=5e-4)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 100)
+    for _ in range(2):
+        optimizer.zero_grad()
+        net(images()).square().mean().backward()
+        optimizer.step()
+        scheduler.step()
+    return optimizer, scheduler
+
+
 @pytest.mark.parametrize("parallel", [False, True])
 def test_checkpoint_is_opened_from_the_module_in_it(grouped: Any, tmp_path: Path, parallel: bool) -> None:
     module = nn.DataParallel(grouped) if parallel else grouped
-    checkpoint = {"model_state_dict": grouped.state_dict(), "epoch": 9, "optimizer": {"lr": 0.01}, "model": module}
+    optimizer, scheduler = fine_tuned(module)
+    checkpoint = {"model_state_dict": module.state_dict(), "epoch": 9, "optimizer": optimizer, "scheduler": scheduler,
+                  "model": module, "loss": torch.ones(())}
     opened = open_model(save(tmp_path / "most_recent_checkpoint.pt", checkpoint))
     assert opened.pruned
     x = images()
@@ -187,6 +203,17 @@ def test_snapshot_is_the_dense_network(tmp_path: Path) -> None:
     assert (opened.system, opened.pruned) == ("tmi_gkp", False)
     x = images()
     assert_computes(opened, forward(layer_names(state), x), x)
+
+
+def test_masks_of_torch_in_a_baseline_are_multiplied_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (kind,) = classes_as(monkeypatch, models_DOT_resnet__CifarResNet=CifarResNet)
+    torch.manual_seed(0)
+    net = liven(kind((1, 1, 1)))
+    prune.ln_structured(net.stage_2[0].conv_a, "weight", 0.5, n=1, dim=0)
+    opened = open_model(save(tmp_path / "baseline", net))
+    assert (opened.system, opened.pruned) == ("tmi_gkp", True)
+    x = images()
+    assert_computes(opened, net(x), x)
 
 
 # ---- ImageNet: bottlenecks -------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ def test_every_name_is_one_familys() -> None:
 @pytest.mark.parametrize(("family", "depth", "shortcut"), [
     ("cifar_resnet", 20, "none"), ("cifar_resnet", 21, "pad"), ("cifar_resnet", 10**9 + 2, "pad"), ("imagenet_resnet", 20, "conv"),
     ("cifar_preresnet", 12, "conv"), ("cifar_densenet", 41, "conv"), ("cifar_vgg", 15, "conv"), ("cifar_mobilenet", 20, "conv"),
-    ("no_family", 20, "conv")])
+    ("resnet12", 18, "conv"), ("no_family", 20, "conv")])
 def test_what_no_family_builds_is_named(family: str, depth: int, shortcut: str) -> None:
     with pytest.raises(UnsupportedModelError, match=f"no architecture '{family}' of depth {depth} with shortcut '{shortcut}'"):
         skeleton(Architecture(family, depth, shortcut, 10, CIFAR))

@@ -34,7 +34,8 @@ PRERESNET, SMALL_PRERESNET = arch_of("cifar_preresnet", 164), arch_of("cifar_pre
 DENSENET40, DENSENET86 = arch_of("cifar_densenet", 40), arch_of("cifar_densenet", 86)
 VGG, VGG_AVGPOOL = arch_of("cifar_vgg", 16), arch_of("cifar_vgg_avgpool", 16)
 MOBILENET, CIFAR_MOBILENET = arch_of("imagenet_mobilenet", 28, 1000), arch_of("cifar_mobilenet", 28)
-ALL = (PRERESNET, SMALL_PRERESNET, DENSENET40, DENSENET86, VGG, arch_of("cifar_vgg", 19), MOBILENET, CIFAR_MOBILENET)
+RESNET12 = arch_of("resnet12", 12)
+ALL = (PRERESNET, SMALL_PRERESNET, DENSENET40, DENSENET86, VGG, arch_of("cifar_vgg", 19), MOBILENET, CIFAR_MOBILENET, RESNET12)
 
 Tensors = dict[str, np.ndarray]
 
@@ -114,7 +115,7 @@ def test_preactivation_block_is_written_out_right() -> None:
     torch.testing.assert_close(block(x), y + shortcut)
 
 
-@pytest.mark.parametrize("arch", [SMALL_PRERESNET, DENSENET40, VGG, CIFAR_MOBILENET], ids=lambda a: a.name)
+@pytest.mark.parametrize("arch", [SMALL_PRERESNET, DENSENET40, VGG, CIFAR_MOBILENET, RESNET12], ids=lambda a: a.name)
 def test_networks_take_other_image_sizes(arch: Architecture) -> None:
     with torch.inference_mode():
         assert network(arch)(torch.randn(2, 3, 40, 48)).shape == (2, 10)
