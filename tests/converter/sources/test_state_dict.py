@@ -26,11 +26,11 @@ from torch_kit import (
     recognised,
     save,
 )
+from whole_modules import torchvision_resnet
 
 from gkp.converter.sources import open_model
 from gkp.converter.sources.base import OpenOptions
 from gkp.errors import UnsupportedModelError, UsageError
-from gkp.pruning.models.resnet_imagenet import BasicBlock, ImageNetResNet
 
 MODULE = """
     import torch
@@ -120,10 +120,7 @@ def pruned_by_torch(module: nn.Module) -> nn.Module:
 def test_masks_of_a_pickled_module_are_multiplied_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, legacy: bool, parallel: bool
 ) -> None:
-    (kind,) = classes_as(monkeypatch, torchvision_DOT_models_DOT_resnet__ResNet=ImageNetResNet)
-    torch.manual_seed(0)
-    module = kind(BasicBlock, (2, 2, 2, 2), 10, True)
-    module = pruned_by_torch(liven(module))
+    module = pruned_by_torch(liven(torchvision_resnet(monkeypatch)))
     opened = open_model(save(tmp_path / "model.pt", nn.DataParallel(module) if parallel else module, legacy))
     assert (opened.system, opened.pruned) == ("torch", True)
     assert "of the masked weights kept" in opened.description

@@ -37,7 +37,7 @@ from gkp.converter.sources import open_model
 from gkp.converter.sources._torchfile import read_torch, state_dict_of, submodules
 from gkp.converter.sources.base import OpenOptions
 from gkp.errors import FileError, UnsupportedModelError
-from gkp.pruning.models.resnet_cifar import CifarResNet
+from gkp.pruning.models.resnet_cifar import CifarBlock, CifarResNet, PadShortcut
 
 GROUPS = 8
 R20 = "tmi_gkp/resnet20_cifar10/"
@@ -206,14 +206,23 @@ def test_snapshot_is_the_dense_network(tmp_path: Path) -> None:
 
 
 def test_masks_of_torch_in_a_baseline_are_multiplied_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (kind,) = classes_as(monkeypatch, models_DOT_resnet__CifarResNet=CifarResNet)
+    kind, block, down = classes_as(monkeypatch, models_DOT_resnet__CifarResNet=CifarResNet,
+                                   models_DOT_resnet__ResNetBasicblock=CifarBlock, models_DOT_resnet__DownsampleA=PadShortcut)
     torch.manual_seed(0)
     net = liven(kind((1, 1, 1)))
+    for stage in (net.stage_1, net.stage_2, net.stage_3):
+        stage[0].__class__ = block
+        if isinstance(stage[0].downsample, PadShortcut):
+            stage[0].downsample.__class__ = down
+            stage[0].downsample.avg = nn.AvgPool2d(1, 2)
     prune.ln_structured(net.stage_2[0].conv_a, "weight", 0.5, n=1, dim=0)
+    x = images()
+    expected = net(x)
+    net.avgpool = nn.AvgPool2d(8)
+    del net.normalize  # of ours alone
     opened = open_model(save(tmp_path / "baseline", net))
     assert (opened.system, opened.pruned) == ("tmi_gkp", True)
-    x = images()
-    assert_computes(opened, net(x), x)
+    assert_computes(opened, expected, x)
 
 
 # ---- ImageNet: bottlenecks -------------------------------------------------------------------------------------------
