@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import cached_property
 
+from gkp.text import clean
+
 _DEEPEST = 8  # parts of a name of ours
 
 
@@ -17,7 +19,10 @@ class FileNames:
         self._theirs = {canonical(name): name for name in names}
 
     def __call__(self, name: str) -> str:
-        """The checkpoint's name of what we call `name`; made of the names beside it where it has none."""
+        """The checkpoint's name of what we call `name`, fit to be shown; made of the names beside it where it has none."""
+        return clean(self._of(name), 120)
+
+    def _of(self, name: str) -> str:
         parts = tuple(name.split("."))
         if name in self._theirs or len(parts) > _DEEPEST:
             return self._theirs.get(name, name)
