@@ -8,6 +8,7 @@ import pytest
 
 from gkp.pruning.models import FAMILIES
 from gkp.pruning.models.names import FileNames
+from gkp.text import clean
 
 CANONICAL = {name: family.canonical for family in FAMILIES for name in family.names}
 RESNET = ("conv1.weight", "layer1.0.conv1.weight", "layer2.0.conv1.weight", "layer2.0.conv2.weight", "layer2.0.bn2.bias")
@@ -42,7 +43,7 @@ def test_a_prefix_is_part_of_the_name() -> None:
 def test_a_name_of_a_million_parts_takes_no_longer_than_reading_it() -> None:
     endless = "a." * 1_000_000
     start = time.process_time()
-    assert FileNames(str, [endless])(endless) == endless
+    assert FileNames(str, [endless])(endless) == clean(endless, 120)
     assert FileNames(str, [endless])("stage_1.0") == "stage_1.0"
-    assert FileNames(str, [])(endless) == endless
+    assert FileNames(str, [])(endless) == clean(endless, 120)
     assert time.process_time() - start < 2
