@@ -312,7 +312,7 @@ def test_a_strided_view_holds_what_its_strides_say(data: st.DataObject) -> None:
     size = tuple(data.draw(st.lists(st.integers(0, 3), max_size=3)))
     stride = tuple(data.draw(st.integers(0, 6)) for _ in size)
     offset = data.draw(st.integers(0, 10))
-    shared = storage(40)
+    shared = storage(47)
     (view,) = load_pickle(tensor_pickle(offset, size, stride), lambda _: shared)
     assert view.shape == size
     assert view.flags.c_contiguous
