@@ -64,7 +64,7 @@ def read_torch(path: Path, budget: Budget | None = None) -> Any:
     kind = container_kind(path)
     if kind == "torch-zip":
         with Archive(path) as archive:
-            return read_archive_pickle(archive, "data.pkl", "data", budget or Budget(path.stat().st_size))
+            return _read_archive_pickle(archive, "data.pkl", "data", budget or Budget(path.stat().st_size))
     if kind == "torch-legacy":
         data = _bytes(path)
         return _read_legacy(data, budget or Budget(len(data)))
@@ -180,9 +180,8 @@ def attribute(record: Record, name: str) -> Any:
     raise FileError(f"{clean(record.name, 120)} has no attribute {clean(name, 120)}", "The file is of another kind.")
 
 
-def read_archive_pickle(archive: Archive, member: str, folder: str, budget: Budget | None = None) -> Any:
+def _read_archive_pickle(archive: Archive, member: str, folder: str, budget: Budget) -> Any:
     """The object in the pickle `member`, its storages in `folder`/<key>, of a torch zip."""
-    budget = budget or Budget(archive.unpacked)
     order = read_byteorder(archive)
     storages: dict[str, Storage] = {}
 
