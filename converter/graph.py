@@ -205,7 +205,7 @@ class Graph:
 
     def _exported(self) -> onnx.ModelProto:
         opsets = dict(self.opsets)
-        if any(is_branched(n) for n in self.gs.nodes):
+        if any(n.domain == DOMAIN for n in self.gs.nodes):
             opsets[DOMAIN] = 1
         else:
             opsets.pop(DOMAIN, None)
@@ -257,6 +257,21 @@ def is_branched(node: Node) -> bool:
 def values(tensor: Tensor) -> Array | None:
     """The value of a constant tensor, None for a variable."""
     return np.asarray(tensor.values) if isinstance(tensor, gs.Constant) else None
+
+
+def weights(tensor: Tensor) -> Array | None:
+    """As `values`, also of a constant that is dequantised."""
+    node = producer(tensor)
+    if node is None or node.op != "DequantizeLinear" or node.domain:
+        return values(tensor)
+    integers, scale, *zero = (values(t) for t in node.inputs)
+    if integers is None or scale is None or any(z is None for z in zero):
+        return None
+    shape = [1] * integers.ndim
+    if scale.size > 1:
+        shape[int(node.attrs.get("axis", 1))] = scale.size
+    offset = np.asarray(zero[0], np.float32).reshape(shape) if zero else np.float32(0)
+    return (integers.astype(np.float32) - offset) * np.asarray(scale, np.float32).reshape(shape)
 
 
 def producer(tensor: Tensor) -> Node | None:

@@ -23,6 +23,7 @@ from onnx.reference import ReferenceEvaluator
 from gkp.converter import node as branched_node
 from gkp.converter.graph import Graph, Node, Tensor, channels, is_branched, producer, spatial, values
 from gkp.converter.operators import MOVES, POOLS, RESHAPES
+from gkp.converter.quantiser import OWN_OPERATORS
 from gkp.types import Array
 
 _MOVES = (MOVES | RESHAPES | {"Identity"}) - {"Flatten"}  # Flatten ends a movement of channels: a matrix is no picture
@@ -237,7 +238,7 @@ class _Chain:
                                                                    constant.name))
             names = [i.name for i in model.graph.input]
             self._steps.append((names, [o.name for o in node.outputs],
-                                ReferenceEvaluator(model, new_ops=[branched_node.BranchedConvOp])))
+                                ReferenceEvaluator(model, new_ops=OWN_OPERATORS)))
         self._last = {name: k for k, (names, _, _) in enumerate(self._steps) for name in names}
 
     def __call__(self, feeds: dict[str, Array]) -> Array:
@@ -253,7 +254,7 @@ class _Chain:
 def run_nodes(nodes: list[Node], inputs: list[Tensor], outputs: list[Tensor], feeds: dict[str, Array],
               opset: int) -> list[Array]:
     """Execute a few nodes with the reference implementation of ONNX."""
-    evaluator = ReferenceEvaluator(_standalone(nodes, inputs, outputs, opset), new_ops=[branched_node.BranchedConvOp])
+    evaluator = ReferenceEvaluator(_standalone(nodes, inputs, outputs, opset), new_ops=OWN_OPERATORS)
     return [np.asarray(v) for v in evaluator.run(None, feeds)]
 
 

@@ -3,7 +3,8 @@
 Operator BranchedConv, domain gkp, version 1 (docs/branched-conv.md):
   inputs      X [N, C, *spatial];  W_0 .. W_{n-1}, W_b [O_b, I_b, *kernel];  bias [F]
   attributes  in_index, out_index: the branches' channel lists, one after the other; in_sizes, out_sizes: their lengths;
-              kernel_shape, strides, pads (begins then ends), dilations
+              kernel_shape, strides, pads (begins then ends), dilations;
+              of a quantised one, weight_scale: floats [F], the weights are integers of 8 bits times it
   output      Y [N, F, *out];  Y = bias;  for each branch b: Y[:, out_b] += Conv(X[:, in_b], W_b)
 """
 
@@ -20,6 +21,7 @@ from gkp.converter.graph import DOMAIN, Graph, Node, Tensor, channels, spatial, 
 from gkp.errors import UnsupportedModelError
 
 _GEOMETRY = ("kernel_shape", "strides", "pads", "dilations")
+_SCALE = "weight_scale"
 _INTS = ("in_index", "in_sizes", "out_index", "out_sizes", "kernel_shape", "strides", "pads", "dilations")
 
 
@@ -47,7 +49,7 @@ def rewrite(graph: Graph, node: Node, conv: BranchedConv, *, x: Tensor | None = 
     return write(graph, conv, x, y, name)
 
 
-def _attrs(conv: BranchedConv) -> dict[str, list[int]]:
+def _attrs(conv: BranchedConv) -> dict[str, Any]:
     lists = {
         "in_index": [int(i) for b in conv.branches for i in b.in_index],
         "in_sizes": [b.in_index.size for b in conv.branches],
@@ -56,7 +58,8 @@ def _attrs(conv: BranchedConv) -> dict[str, list[int]]:
         "kernel_shape": list(conv.kernel_shape), "strides": list(conv.strides),
         "pads": list(conv.pads), "dilations": list(conv.dilations),
     }
-    return {name: ints for name, ints in lists.items() if ints}  # ONNX cannot store an empty list of no type
+    given: dict[str, Any] = {name: ints for name, ints in lists.items() if ints}  # ONNX stores no empty list of no type
+    return given if conv.scale is None else {**given, _SCALE: [float(s) for s in conv.scale]}
 
 
 def _form(in_channels: int, weights: list[Any], bias: Any, attrs: dict[str, Any]) -> BranchedConv:
@@ -72,7 +75,9 @@ def _form(in_channels: int, weights: list[Any], bias: Any, attrs: dict[str, Any]
         raise UnsupportedModelError(f"BranchedConv lacks the attribute {missing[0]}")
     parts = tuple(Branch(i, o, w) for i, o, w in zip(cut("in"), cut("out"), weights, strict=True))
     geometry = {k: tuple(int(v) for v in attrs[k]) for k in _GEOMETRY}
-    return BranchedConv(in_channels, len(bias), parts, bias, **geometry)
+    scale = attrs.get(_SCALE)
+    return BranchedConv(in_channels, len(bias), parts, bias, **geometry,
+                        scale=np.asarray(scale, np.float32) if scale is not None and len(scale) else None)
 
 
 def _output_shape(conv: BranchedConv, x: Tensor, y: Tensor) -> list[Any] | None:
@@ -94,7 +99,7 @@ class BranchedConvOp(OpRun):  # type: ignore[misc]
         return "BranchedConv"
 
     def _run(self, x: Any, *weights: Any, **attrs: Any) -> tuple[Any]:
-        given = {n: [] if attrs.get(n) is None else attrs[n] for n in _INTS}
+        given = {n: [] if attrs.get(n) is None else attrs[n] for n in (*_INTS, _SCALE)}
         return (_form(x.shape[1], list(weights[:-1]), weights[-1], given)(x),)
 
 
@@ -123,5 +128,7 @@ def schema() -> onnx.defs.OpSchema:
         outputs=[p("Y", "T", "[N, F, *out]")],
         type_constraints=[("T", ["tensor(float)", "tensor(float16)", "tensor(double)"], "floating point")],
         attributes=[s.Attribute(n, ints, text, required=n not in ("in_index", "out_index", "in_sizes", "out_sizes"))
-                    for n, text in notes.items()],
+                    for n, text in notes.items()] + [
+            s.Attribute(_SCALE, s.AttrType.FLOATS, "of a quantised one, per output channel: the weights are integers of 8 "
+                        "bits times it", required=False)],
     )

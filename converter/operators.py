@@ -1,7 +1,7 @@
 """What is known of ONNX's operators: one table that the passes, the lowering, the native compiler and edge/ read.
 
 A reader names the property that its rule needs and adds what only its rule can do. Names are those of ONNX's own domain, and
-BranchedConv; whoever meets operators of other domains asks for the domain too.
+BranchedConv and FakeQuantize of gkp's; whoever meets operators of other domains asks for the domain too.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from gkp.converter.graph import Node, channels, values
+from gkp.converter.graph import Node, channels, values, weights
 
 Kind = Literal["unary", "nary", "cast", "copy", "reshape", "move", "pool", "plane", "norm", "product"]
 AtZero = Literal["zero", "number", "nothing"]
@@ -45,7 +45,7 @@ def _rows(names: str, kind: Kind, at_zero: AtZero = "nothing", *, fused: bool = 
 
 
 OPERATORS: tuple[Operator, ...] = (
-    *_rows("Relu LeakyRelu HardSwish Gelu Swish", "unary", "zero", fused=True),
+    *_rows("FakeQuantize Relu LeakyRelu HardSwish Gelu Swish", "unary", "zero", fused=True),
     *_rows("Abs Ceil Celu Elu Erf Floor Mish Neg Round Selu Sin Softsign Sqrt Tanh ThresholdedRelu", "unary", "zero"),
     *_rows("Clip HardSigmoid Sigmoid", "unary", "number", fused=True),
     *_rows("Exp Softplus", "unary", "number"),
@@ -97,7 +97,7 @@ def is_batchnorm(node: Node) -> bool:
 
 def is_depthwise(node: Node) -> bool:
     """Is it a stock Conv of constant weights with one filter per channel?"""
-    weight = values(node.inputs[1]) if node.op == "Conv" and len(node.inputs) > 1 else None
+    weight = weights(node.inputs[1]) if node.op == "Conv" and len(node.inputs) > 1 else None
     return weight is not None and weight.shape[1] == 1 and node.attrs.get("group", 1) == weight.shape[0]
 
 

@@ -12,7 +12,7 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 
 from gkp.converter.graph import DOMAIN, Graph
-from gkp.converter.node import BranchedConvOp
+from gkp.converter.quantiser import OWN_OPERATORS
 from gkp.errors import BackendMissingError, UnsupportedModelError, UsageError
 from gkp.runtime.environment import physical_cores
 from gkp.runtime.runners import OrtRunner, import_ort
@@ -53,7 +53,7 @@ def reference(model: onnx.ModelProto) -> Run:
     """The model under onnx.reference: slow, and independent of every runtime. UnsupportedModelError for operators that
     it does not have."""
     try:
-        session = ReferenceEvaluator(model, new_ops=[BranchedConvOp])
+        session = ReferenceEvaluator(model, new_ops=OWN_OPERATORS)
     except Exception as e:  # the library raises its own untyped errors
         raise UnsupportedModelError(f"onnx.reference cannot open the model: {first_line(e, 200)}",
                                     'install a runtime: pip install "gkp[ort]"') from e

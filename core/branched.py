@@ -22,6 +22,8 @@ from gkp.errors import UsageError
 
 Index = npt.NDArray[np.int64]
 Floats = npt.NDArray[Any]
+_LARGEST_INTEGER = 128.5
+"""Of 8 bits, with room for the rounding of a product."""
 
 
 def _index(values: Any, what: str, limit: int) -> Index:
@@ -59,6 +61,7 @@ class BranchedConv:
 
     in_channels C, out_channels F: sizes of the original channel numbering. branches: disjoint outputs.
     bias: float [F]. kernel_shape, strides, dilations: one int per spatial axis; pads: begins then ends, as in ONNX.
+    scale: None, or float32 [F] of a quantised one: every weight is an integer from -128 to 127 times its output's scale.
     Raises UsageError when the parts do not fit together.
     """
 
@@ -70,6 +73,7 @@ class BranchedConv:
     strides: tuple[int, ...]
     pads: tuple[int, ...]
     dilations: tuple[int, ...]
+    scale: Floats | None = None
 
     def __post_init__(self) -> None:
         nd = len(self.kernel_shape)
@@ -81,8 +85,11 @@ class BranchedConv:
                 raise UsageError(f"{name} has {len(got)} values, a {nd}-D convolution needs {want}")
         if min(self.strides) < 1 or min(self.dilations) < 1 or min(self.kernel_shape) < 1 or min(self.pads) < 0:
             raise UsageError("kernel_shape, strides and dilations are at least 1, pads at least 0")
-        if np.shape(self.bias) != (self.out_channels,):
-            raise UsageError(f"bias has shape {np.shape(self.bias)}, expected ({self.out_channels},)")
+        for name, array in (("bias", self.bias), ("scale", self.bias if self.scale is None else self.scale)):
+            if np.shape(array) != (self.out_channels,):
+                raise UsageError(f"{name} has shape {np.shape(array)}, expected ({self.out_channels},)")
+        if self.scale is not None and not (np.isfinite(self.scale).all() and (np.asarray(self.scale) > 0).all()):
+            raise UsageError("the scales of a quantised convolution are positive numbers")
         checked, written = [], np.zeros(self.out_channels, dtype=bool)
         for number, b in enumerate(self.branches):
             ins = _index(b.in_index, f"in_index of branch {number}", self.in_channels)
@@ -104,9 +111,10 @@ class BranchedConv:
     @classmethod
     def build(cls, in_channels: int, out_channels: int, branches: Iterable[tuple[Any, Any, Floats]], *,
               bias: Floats | None = None, kernel_shape: Sequence[int], strides: Sequence[int] | None = None,
-              pads: Sequence[int] | None = None, dilations: Sequence[int] | None = None) -> BranchedConv:
-        """From (in_index, out_index, weight) triples with ONNX defaults; repeated reads are added up, empty branches
-        (no input or no output) are left out."""
+              pads: Sequence[int] | None = None, dilations: Sequence[int] | None = None,
+              scale: Floats | None = None) -> BranchedConv:
+        """From (in_index, out_index, weight) triples with ONNX defaults; repeated reads are added up (without a scale,
+        where such a sum has no place among its integers), empty branches (no input or no output) are left out."""
         nd = len(kernel_shape)
         parts = []
         for ins, outs, weight in branches:
@@ -117,7 +125,8 @@ class BranchedConv:
         return cls(int(in_channels), int(out_channels), tuple(parts),
                    np.zeros(out_channels, dtype) if bias is None else np.asarray(bias),
                    tuple(map(int, kernel_shape)), tuple(map(int, strides or (1,) * nd)),
-                   tuple(map(int, pads or (0,) * 2 * nd)), tuple(map(int, dilations or (1,) * nd)))
+                   tuple(map(int, pads or (0,) * 2 * nd)), tuple(map(int, dilations or (1,) * nd)),
+                   scale if scale is None or _holds(scale, parts) else None)
 
     @classmethod
     def from_dense(cls, weight: Floats, bias: Floats | None = None, **conv: Any) -> BranchedConv:
@@ -257,16 +266,21 @@ class BranchedConv:
             triples.append((b.in_index, place[b.out_index[kept]], b.weight[kept]))
         bias = np.zeros(index.size, np.asarray(self.bias).dtype)
         bias[taken] = np.asarray(self.bias)[index[taken]]
-        return self._rebuilt(triples, out_channels=index.size, bias=bias)
+        scale = None
+        if self.scale is not None:
+            scale = np.ones(index.size, np.asarray(self.scale).dtype)
+            scale[taken] = np.asarray(self.scale)[index[taken]]
+        return self._rebuilt(triples, out_channels=index.size, bias=bias, scale=scale)
 
     def scale_outputs(self, scale: Floats, shift: Floats) -> BranchedConv:
-        """scale * y + shift per output channel ([F] each), as a BatchNorm in inference computes it."""
+        """scale * y + shift per output channel ([F] each), as a BatchNorm in inference computes it. Not quantised any more:
+        the rounded products are integers times no number."""
         bias = (np.asarray(self.bias, np.float64) * scale + shift).astype(self.dtype)
         parts = []
         for b in self.branches:
             s = np.asarray(scale, np.float64)[b.out_index].reshape(-1, *(1,) * (b.weight.ndim - 1))
             parts.append(replace(b, weight=(b.weight * s).astype(b.weight.dtype)))
-        return replace(self, branches=tuple(parts), bias=bias)
+        return replace(self, branches=tuple(parts), bias=bias, scale=None)
 
     def merge(self, parts: Sequence[Sequence[int]]) -> BranchedConv:
         """Merge branches: each entry of `parts` lists the branches that become one, which reads the union of their
@@ -296,11 +310,13 @@ class BranchedConv:
                                                     np.array_split(b.out_index, n), strict=True)])
 
     def _rebuilt(self, triples: Iterable[tuple[Any, Any, Floats]], *, in_channels: int | None = None,
-                 out_channels: int | None = None, bias: Floats | None = None) -> BranchedConv:
+                 out_channels: int | None = None, bias: Floats | None = None,
+                 scale: Floats | None = None) -> BranchedConv:
         return BranchedConv.build(self.in_channels if in_channels is None else in_channels,
                                   self.out_channels if out_channels is None else out_channels, triples,
                                   bias=self.bias if bias is None else bias, kernel_shape=self.kernel_shape,
-                                  strides=self.strides, pads=self.pads, dilations=self.dilations)
+                                  strides=self.strides, pads=self.pads, dilations=self.dilations,
+                                  scale=self.scale if scale is None else scale)
 
     # ---- the definition -----------------------------------------------------------------------------------------
     def __call__(self, x: Floats) -> Floats:
@@ -333,7 +349,23 @@ def union(convs: Sequence[BranchedConv]) -> BranchedConv:
                 first.in_channels, first.out_channels, first.kernel_shape, first.strides, first.pads, first.dilations):
             raise UsageError("only convolutions of one shape, stride, padding and dilation form one BranchedConv")
     return replace(first, branches=tuple(b for c in convs for b in c.branches),
-                   bias=np.sum([c.bias for c in convs], axis=0, dtype=np.asarray(first.bias).dtype))
+                   bias=np.sum([c.bias for c in convs], axis=0, dtype=np.asarray(first.bias).dtype), scale=_united(convs))
+
+
+def _united(convs: Sequence[BranchedConv]) -> Floats | None:
+    """The scale of each output is that of the convolution that writes it; None where one is not quantised."""
+    scales = [c.scale for c in convs]
+    if any(s is None for s in scales):
+        return None
+    return np.where(np.any([c.written for c in convs], axis=0),
+                    np.sum([np.where(c.written, s, 0) for c, s in zip(convs, scales, strict=True)], axis=0),
+                    1).astype(np.asarray(scales[0]).dtype)
+
+
+def _holds(scale: Floats, branches: Sequence[Branch]) -> bool:
+    """Is every weight one of the integers that 8 bits hold, times its output's scale?"""
+    return all(bool((np.abs(b.weight / np.asarray(scale)[b.out_index].reshape(-1, *(1,) * (b.weight.ndim - 1)))
+                     <= _LARGEST_INTEGER).all()) for b in branches)
 
 
 def _bias_like(weight: Floats, bias: Floats | None) -> Floats:

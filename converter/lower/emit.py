@@ -9,7 +9,8 @@ import numpy as np
 
 from gkp.branched import BranchedConv
 from gkp.converter import node as branched_node
-from gkp.converter.graph import Graph, Node, Tensor, is_branched, values, with_channels
+from gkp.converter.graph import Graph, Node, Tensor, is_branched, producer, values, with_channels
+from gkp.converter.lower import qdq
 from gkp.converter.lower.candidates import PAD, Candidate, Group, Index, dense
 from gkp.converter.lower.orders import Orders, takes_any_order
 from gkp.converter.operators import is_batchnorm, is_depthwise
@@ -34,7 +35,7 @@ def lower(graph: Graph, chosen: Mapping[str, Candidate]) -> Graph:
             if id(tensor) in places:
                 tensor.shape = with_channels(tensor.shape, places[id(tensor)].size)
     graph.cleanup()
-    return graph
+    return qdq.expand(graph)
 
 
 def _follow(graph: Graph, node: Node, places: Mapping[int, Index]) -> None:
@@ -47,7 +48,7 @@ def _follow(graph: Graph, node: Node, places: Mapping[int, Index]) -> None:
             node.inputs[place] = graph.constant("bn", _taken(_value(node.inputs[place]), order, 0, filler))
     elif is_depthwise(node):
         for place in range(1, len(node.inputs)):
-            node.inputs[place] = graph.constant("depthwise", _taken(_value(node.inputs[place]), order, 0))
+            node.inputs[place] = _permuted(graph, node.inputs[place], order, 0)
         node.attrs["group"] = int(order.size)
     elif node.op == "Reshape":  # its constant shape holds the old number of channels
         replaced = node.inputs[0], node.outputs[0]
@@ -55,7 +56,22 @@ def _follow(graph: Graph, node: Node, places: Mapping[int, Index]) -> None:
         graph.add("Flatten", replaced[:1], replaced[1:], attrs={"axis": 1})
     elif takes_any_order(node):
         axis = 1 if node.attrs.get("transB", 0) else 0
-        node.inputs[1] = graph.constant("gemm", _taken(_value(node.inputs[1]), order, axis))
+        node.inputs[1] = _permuted(graph, node.inputs[1], order, axis)
+
+
+def _permuted(graph: Graph, tensor: Tensor, order: Index, axis: int) -> Tensor:
+    """A constant, or one that is dequantised, in the order of an axis."""
+    source = producer(tensor)
+    if source is None or source.op != "DequantizeLinear":
+        return graph.constant("permuted", _taken(_value(tensor), order, axis))
+    made = graph.variable("permuted", tensor.dtype)
+    integers, *scales = source.inputs
+    if axis == source.attrs.get("axis", 1):
+        scales = [graph.constant("scale", _taken(_value(t), order, 0, filler)) if _value(t).size > 1 else t
+                  for t, filler in zip(scales, (1.0, 0.0), strict=False)]
+    graph.add("DequantizeLinear", [graph.constant("permuted", _taken(_value(integers), order, axis)), *scales], [made],
+              attrs=dict(source.attrs))
+    return made
 
 
 def _value(tensor: Tensor) -> Array:
@@ -95,7 +111,7 @@ class _Emission:
 
     def _dense(self) -> None:
         weight = _taken(_taken(self.groups[0].weight(), self.y_order, 0), self.x_order, 1)
-        self._conv(self.x, weight, self._bias(self.y_order), self.y, 1, self.name)
+        self._conv(self.x, weight, self.y_order, self.y, 1, self.name)
 
     def _grouped(self) -> None:
         wanted = np.concatenate([g.in_index for g in self.groups])
@@ -109,7 +125,7 @@ class _Emission:
         blocks = [_fit(g, i, o) for g, i, o in zip(self.groups, order.reshape(n, -1), out_order.reshape(n, -1),
                                                    strict=True)]
         y = self.y if in_place else self._inner(natural.size)
-        self._conv(x, np.concatenate(blocks), self._bias(out_order), y, n, self.name)
+        self._conv(x, np.concatenate(blocks), out_order, y, n, self.name)
         if not in_place:
             self._gather_out(y, natural)
 
@@ -117,7 +133,7 @@ class _Emission:
         parts = []
         for k, g in enumerate(self.groups):
             part = self._inner(g.out_index.size)
-            self._conv(self._gather(self.x, self.x_order, g.in_index), g.weight(), self._bias(g.out_index), part, 1,
+            self._conv(self._gather(self.x, self.x_order, g.in_index), g.weight(), g.out_index, part, 1,
                        f"{self.name}/{k}")
             parts.append(part)
         natural = np.concatenate([g.out_index for g in self.groups])
@@ -130,9 +146,6 @@ class _Emission:
     def _in_place(self, layout: Index, side: str) -> bool:
         order = Orders.match(layout, self.groups, side)
         return order == list(range(len(self.groups)))
-
-    def _bias(self, order: Index) -> Array:
-        return _taken(np.asarray(self.conv.bias, self.conv.dtype), order, 0)
 
     def _inner(self, n: int) -> Tensor:
         return self.graph.variable("part", self.y.dtype, with_channels(self.y.shape, n))
@@ -159,15 +172,28 @@ class _Emission:
         index = np.where(self.y_order >= 0, place[np.maximum(self.y_order, 0)], 0)
         self.graph.add("Gather", [part, self.graph.constant("index", index)], [self.y], attrs={"axis": 1})
 
-    def _conv(self, x: Tensor, weight: Array, bias: Array, y: Tensor, groups: int, name: str) -> None:
+    def _conv(self, x: Tensor, weight: Array, order: Index, y: Tensor, groups: int, name: str) -> None:
+        """order: the channels that it writes."""
         c = self.conv
         attrs = {"kernel_shape": list(c.kernel_shape), "strides": list(c.strides), "pads": list(c.pads),
                  "dilations": list(c.dilations), "group": groups}
-        inputs = [x, self.graph.constant("weight", weight)]
+        bias = _taken(np.asarray(c.bias, c.dtype), order, 0)
+        inputs = [x, self._weight(weight, order)]
         if bias.any():
-            inputs.append(self.graph.constant("bias", bias))
+            inputs.append(self._bias(bias, order))
         y.shape = with_channels(y.shape, weight.shape[0])
         self.graph.add("Conv", inputs, [y], name=name, attrs=attrs)
+
+    def _weight(self, weight: Array, order: Index) -> Tensor:
+        if self.conv.scale is None:
+            return self.graph.constant("weight", weight)
+        return qdq.weight(self.graph, weight, _taken(np.asarray(self.conv.scale), order, 0, 1.0))
+
+    def _bias(self, bias: Array, order: Index) -> Tensor:
+        given = qdq.quantised_input(self.x)
+        if self.conv.scale is None or given is None:
+            return self.graph.constant("bias", bias)
+        return qdq.bias(self.graph, bias, _taken(np.asarray(self.conv.scale), order, 0, 1.0) * np.float32(given.scale))
 
 
 def _fit(group: Group, in_order: Index, out_order: Index) -> Array:

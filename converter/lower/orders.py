@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from gkp.converter.graph import Graph, Node, Tensor, channels, is_branched, spatial, values
+from gkp.converter.graph import Graph, Node, Tensor, channels, is_branched, spatial, values, weights
 from gkp.converter.lower.candidates import DENSE_PADDED, PAD, Candidate, Group, Index
 from gkp.converter.operators import CHANNELWISE, NARY, is_batchnorm, is_depthwise, reduces_plane
 
@@ -27,12 +27,12 @@ def flattens(node: Node) -> bool:
 
 def takes_any_order(node: Node) -> bool:
     """Is it a Gemm with constant weights on a [N, C] tensor? Its weights can follow the order of its input."""
-    if node.op != "Gemm" or node.attrs.get("transA", 0) or values(node.inputs[1]) is None:
+    if node.op != "Gemm" or node.attrs.get("transA", 0):
         return False
-    n = channels(node.inputs[0])
-    if node.inputs[0] in node.inputs[1:]:
+    weight, n = weights(node.inputs[1]), channels(node.inputs[0])
+    if weight is None or node.inputs[0] in node.inputs[1:]:
         return False
-    return n is not None and values(node.inputs[1]).shape[1 if node.attrs.get("transB", 0) else 0] == n  # type: ignore[union-attr]
+    return n is not None and weight.shape[1 if node.attrs.get("transB", 0) else 0] == n
 
 
 class Orders:

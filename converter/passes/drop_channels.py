@@ -9,7 +9,7 @@ import numpy as np
 
 from gkp.branched import BranchedConv
 from gkp.converter import node as branched_node
-from gkp.converter.graph import Graph, Node, Tensor, is_branched, with_channels
+from gkp.converter.graph import DOMAIN, Graph, Node, Tensor, is_branched, with_channels
 from gkp.converter.movement import run_nodes
 from gkp.converter.operators import UNARY
 
@@ -67,7 +67,8 @@ def cone(graph: Graph, tensor: Tensor) -> tuple[list[Node], list[Node]] | None:
         for consumer in t.outputs:
             if is_branched(consumer):
                 readers.append(consumer)
-            elif consumer.op in UNARY and not consumer.domain and consumer.inputs[0] is t and len(consumer.outputs) == 1:
+            elif (consumer.op in UNARY and consumer.domain in (None, "", DOMAIN) and consumer.inputs[0] is t
+                  and len(consumer.outputs) == 1):
                 unaries.append(consumer)
                 open_tensors.append(consumer.outputs[0])
             else:
