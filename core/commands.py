@@ -16,9 +16,8 @@ from gkp.console import Screen
 from gkp.edge_commands import EDGE_COMMANDS, run_split
 from gkp.errors import FileError, UsageError
 from gkp.files import write_file
-from gkp.npz import read_npz
+from gkp.npz import map_npy, read_npz
 from gkp.options.convert import convert_options
-from gkp.text import first_line
 
 
 def convert(screen: Screen, *, model: Path, output: Path | None, report: Path | None, json_to: str | None,
@@ -149,14 +148,12 @@ def run(screen: Screen, *, directory: Path, input_file: Path, output_file: Path 
 def _read_arrays(path: Path) -> Any:
     try:
         with path.open("rb") as file:
-            if file.read(2) != b"PK":
-                file.seek(0)
-                return np.lib.format.read_array(file, allow_pickle=False)
-        return read_npz(path)
+            packed = file.read(2) == b"PK"
     except FileNotFoundError:
         raise FileError(f"no such file: {path}", "check the path") from None
-    except (OSError, ValueError, EOFError, MemoryError) as e:
-        raise FileError(f"{path} is not a readable array file: {first_line(e)}", "write it with numpy.save") from e
+    except OSError as e:
+        raise FileError(f"{path} cannot be read: {e.strerror}", "check its permissions") from e
+    return read_npz(path) if packed else np.array(map_npy(path))
 
 
 def _write_arrays(path: Path, outputs: dict[str, Any]) -> None:

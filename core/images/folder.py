@@ -115,7 +115,8 @@ def middle(size: tuple[int, int], height: int, width: int) -> Box:
     The image is scaled, its proportions kept, until it just covers 256/224 of the crop, rounded (a square crop: until the
     short side has that many pixels); the longer side is rounded down; of the result the middle is taken, from
     round((side - crop) / 2) on, halves to the even number. For 224 this is what torchvision's networks are tested with:
-    Resize(256), CenterCrop(224). Scaling the part alone gives the same picture, but takes no memory for the rest of a long one.
+    Resize(256), CenterCrop(224). Scaling the part alone gives the same picture but for single steps of 255, and a long one
+    takes no memory.
     """
     across, down = (round(n * _RESIZED / _CROP) for n in (width, height))
     if size[0] * down <= size[1] * across:
