@@ -95,14 +95,16 @@ def evaluate(screen: Screen, *, model: Path, data: str, mean: str | None, std: s
     from gkp.images.accuracy import accuracy
     from gkp.images.normalisation import numbers
     from gkp.images.reading import open_images
-    from gkp.text import clean
+    from gkp.text import clean, plural
 
     means, stds = numbers(mean, "--mean"), numbers(std, "--std")
     with screen.progress() as progress:
         progress("opening", None)
         opened = open_runnable(model, OpenOptions(parse_shapes(input_shape), arch, trust_code))
-        if len(opened.inputs) != 1:
-            raise UsageError(f"the model has {len(opened.inputs)} inputs", "gkp eval needs a classifier of images")
+        if len(opened.inputs) != 1 or not opened.dtypes[0].startswith("float"):
+            types = ", ".join(map(clean, opened.dtypes))
+            raise UsageError(f"the model has {plural(len(opened.inputs), 'input')} of {types}",
+                             "gkp eval needs a classifier of images, with one input of floats")
         progress("looking for images", None)
         images = open_images(data, opened.shapes[0][1:], "test", read_pickle_file, mean=means, std=stds,
                              system=opened.system)

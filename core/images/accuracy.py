@@ -49,7 +49,8 @@ def accuracy(run: Run, name: str, images: ImageSet, batch: int, without: Collect
                 raise UsageError(f"the model returns shape {list(scores.shape)}, not [batch, classes]",
                                  "accuracy is of classifiers")
             images.check_classes(scores.shape[1])
-            correct += int((scores[:len(x)].argmax(1) == labels).sum())
+            best = scores[:len(x)].max(1)  # NaN where a score is: no answer
+            correct += int(((scores[:len(x)].argmax(1) == labels) & ~np.isnan(best)).sum())
             digests += found
     if not digests:
         raise UsageError(f"none of {plural(images.count, 'image')} is left to measure accuracy on",

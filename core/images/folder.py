@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -28,6 +30,7 @@ MAX_PIXELS = 1 << 26  # of one image, before it is decoded
 _MAX_BYTES = 5 * MAX_PIXELS  # of one file: no format takes more for so many pixels
 _RESIZED, _CROP = 256, 224  # the short side is scaled to this multiple of the crop (Krizhevsky et al. 2012, section 2)
 _AHEAD = 32  # images, where batches are small
+_OPENING = Lock()  # filters of warnings are the whole process's
 _HINT = "remove it, or get it again"
 
 
@@ -77,7 +80,9 @@ def opened(path: Path, content: bytes) -> Any:
     """The image in these bytes, not yet decoded. UnsafeFileError: it has more than 2^26 pixels. FileError: no image."""
     images = pillow()
     try:
-        image = images.open(BytesIO(content), formats=FORMATS)
+        with _OPENING, warnings.catch_warnings():
+            warnings.simplefilter("ignore", images.DecompressionBombWarning)  # the bound below is stricter
+            image = images.open(BytesIO(content), formats=FORMATS)
     except images.DecompressionBombError as error:
         raise _too_large(path) from error
     except Exception as error:  # pillow raises almost anything for a damaged file
@@ -96,6 +101,7 @@ def _too_large(path: Path) -> UnsafeFileError:
 
 def scaled(path: Path, image: Any, height: int, width: int, box: Box) -> Pixels:
     """uint8 [height, width, 3]: the box (left, top, right, bottom) of the image, scaled with pillow's bilinear filter."""
+    image.info.pop("transparency", None)  # of which pillow would warn
     try:
         pixels = image.convert("RGB").resize((width, height), pillow().Resampling.BILINEAR, box=box)
     except Exception as error:  # pillow raises almost anything for a damaged file

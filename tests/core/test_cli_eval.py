@@ -126,7 +126,7 @@ def test_a_network_of_two_inputs_is_no_classifier_of_images(tmp_path: Path) -> N
     model.graph.node.append(onnx.helper.make_node("Add", [model.graph.output[0].name, "z"], ["sum"]))
     model.graph.output[0].name = "sum"
     np.savez(tmp_path / "x.npz", x=X, y=Y)
-    assert_refused(gkp("eval", save(model, tmp_path / "m.onnx"), "--data", tmp_path / "x.npz"), 2, "2 inputs")
+    assert_refused(gkp("eval", save(model, tmp_path / "m.onnx"), "--data", tmp_path / "x.npz"), 2, "2 inputs of float32, float32")
 
 
 def test_folders_need_pillow_and_nothing_else_does(place: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import warnings
 import zlib
 from io import BytesIO
 from pathlib import Path
@@ -89,14 +90,33 @@ def test_training_images_are_not_replaced_by_test_images(tmp_path: Path) -> None
 
 
 # ---- what is refused ------------------------------------------------------------------------------------------------
-def test_an_image_that_claims_too_many_pixels_is_refused_before_it_is_decoded() -> None:
+def claiming(side: int) -> bytes:
+    """A .png whose header says that it has so many rows and columns."""
     content = BytesIO()
     Image.new("RGB", (4, 4)).save(content, "PNG")
     data = content.getvalue()
-    chunk = b"IHDR" + struct.pack(">II", 9000, 9000) + data[24:29]
-    data = data[:12] + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[33:]
+    chunk = b"IHDR" + struct.pack(">II", side, side) + data[24:29]
+    return data[:12] + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[33:]
+
+
+@pytest.mark.parametrize("side", [9000, 10_000, 15_000])
+def test_an_image_that_claims_too_many_pixels_is_refused_before_it_is_decoded(side: int) -> None:
     with pytest.raises(UnsafeFileError, match=r"x\.png has more than 64 million pixels"):
-        centre_crop(Path("x.png"), data, 8, 8)
+        centre_crop(Path("x.png"), claiming(side), 8, 8)
+
+
+@pytest.mark.parametrize("side", [9000, 10_000, 15_000])
+def test_neither_size_nor_transparency_makes_pillow_warn(side: int) -> None:
+    """It would do so on stderr, beside our line."""
+    content, palette = BytesIO(), Image.new("P", (9, 9))
+    palette.putpalette([5] * 768)
+    palette.save(content, "PNG", transparency=bytes(3))
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        with pytest.raises(UnsafeFileError):
+            centre_crop(Path("x.png"), claiming(side), 8, 8)
+        assert (centre_crop(Path("x.png"), content.getvalue(), 8, 8) == 5).all()
+    assert not seen
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "WEBP"])

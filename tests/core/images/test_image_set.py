@@ -159,6 +159,11 @@ def test_every_image_counts_once_whatever_the_batch(there: int, batch: int) -> N
     assert found.origin == images.origin(next(images.batches(there)).digests)
 
 
+def test_no_number_is_no_answer() -> None:
+    images = of_array("npz", "all", pictures(7, size=8).x, np.zeros(7, np.int64), None, NONE)
+    assert counted(images, run=lambda feeds: [np.full((7, 5), np.nan)]).correct == 0
+
+
 def test_answers_and_labels_must_be_of_the_same_classes() -> None:
     with pytest.raises(UsageError, match=r"a label is \d, the network tells 2 classes apart"):
         counted(pixels(30), run=lambda feeds: [np.zeros((7, 2))])
