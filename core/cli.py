@@ -137,10 +137,10 @@ def verify(**options: Any) -> None:
 
 @main.command("eval", context_settings=_CONTEXT)
 @click.argument("model", type=_PATH)
-@click.option("--data", required=True, metavar="cifar10:DIR",
-              help="Test set: cifar10_test.npz (x uint8 [N,32,32,3], y), or the standard python batches, in DIR.")
-@click.option("--mean", metavar="R,G,B", help="Normalisation. [default: the one the system was trained with]")
-@click.option("--std", metavar="R,G,B", help="Normalisation. [default: the one the system was trained with]")
+@click.option("--data", required=True, metavar="cifar10:DIR|folder:DIR|FILE.npy|FILE.npz",
+              help="Test set: CIFAR-10; a folder for each class (in DIR/val where there is one); x and y of an .npz.")
+@click.option("--mean", metavar="R,G,B", help="Normalisation. [default: the usual one of system and data set]")
+@click.option("--std", metavar="R,G,B", help="Normalisation. [default: the usual one of system and data set]")
 @click.option("--batch", type=click.IntRange(1, 4096), default=100, show_default=True)
 @_opening
 @click.option("--json", "json_to", metavar="FILE|-", help="Write the result as JSON to a file or to stdout.")

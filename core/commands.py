@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,8 @@ from gkp.console import Screen
 from gkp.edge_commands import EDGE_COMMANDS, run_split
 from gkp.errors import FileError, UsageError
 from gkp.files import write_file
-from gkp.npz import read_npz
+from gkp.npz import map_npy, read_npz
 from gkp.options.convert import convert_options
-from gkp.text import first_line
 
 
 def convert(screen: Screen, *, model: Path, output: Path | None, report: Path | None, json_to: str | None,
@@ -90,39 +89,33 @@ def verify(screen: Screen, *, a: Path, b: Path, precision: str, input_shape: tup
 
 def evaluate(screen: Screen, *, model: Path, data: str, mean: str | None, std: str | None, batch: int,
              input_shape: tuple[str, ...], json_to: str | None, arch: str | None, trust_code: bool) -> None:
-    from gkp.benchmarks import datasets
     from gkp.converter.compare import open_runnable
     from gkp.converter.sources import OpenOptions
-    from gkp.text import clean
+    from gkp.converter.sources._torchfile import read_pickle_file
+    from gkp.images.accuracy import accuracy
+    from gkp.images.normalisation import numbers
+    from gkp.images.reading import open_images
+    from gkp.text import clean, plural
 
-    test = datasets.load_test_set(data)
-    opened = open_runnable(model, OpenOptions(parse_shapes(input_shape), arch, trust_code))
-    usual = datasets.normalisation(opened.system)
-    means, stds = datasets.triple(mean, usual[0], "--mean"), datasets.triple(std, usual[1], "--std")
-    batch = opened.fixed_batch or batch
-    correct, total = 0, len(test.y)
+    means, stds = numbers(mean, "--mean"), numbers(std, "--std")
     with screen.progress() as progress:
-        for start in range(0, total, batch):
-            progress(f"evaluating {total} images", start / total)
-            correct += _correct(opened.run, opened.inputs[0], test, start, batch, means, stds)
-    screen.say(f"{correct} of {total} correct: {correct / total:.2%}  "
-               f"(mean {', '.join(map(str, means))}; std {', '.join(map(str, stds))})")
+        progress("opening", None)
+        opened = open_runnable(model, OpenOptions(parse_shapes(input_shape), arch, trust_code))
+        if len(opened.inputs) != 1 or not opened.dtypes[0].startswith("float"):
+            types = ", ".join(map(clean, opened.dtypes))
+            raise UsageError(f"the model has {plural(len(opened.inputs), 'input')} of {types}",
+                             "gkp eval needs a classifier of images, with one input of floats")
+        progress("looking for images", None)
+        images = open_images(data, opened.shapes[0][1:], "test", read_pickle_file, mean=means, std=stds,
+                             system=opened.system)
+        found = accuracy(opened.run, opened.inputs[0], images, opened.fixed_batch or batch, progress=progress)
+    origin = found.origin
+    used = "as they are in the file" if origin.mean is None or origin.std is None else \
+        f"mean {', '.join(map(str, origin.mean))}; std {', '.join(map(str, origin.std))}"
+    screen.say(f"{found.correct} of {found.total} correct: {found.share:.2%}  ({used})")
     screen.json(json_to, msgspec.json.encode({"schema_version": 1, "model": clean(str(model)), "data": clean(data),
-                                             "correct": correct, "total": total, "accuracy": correct / total,
-                                             "mean": means, "std": stds}) + b"\n")
-
-
-def _correct(run: Callable[[Mapping[str, Any]], list[Any]], name: str, test: Any, start: int, batch: int,
-             mean: tuple[float, ...], std: tuple[float, ...]) -> int:
-    x = test.normalised(start, start + batch, mean, std)
-    n = len(x)
-    if n < batch:  # the last batch of a model with a fixed batch size
-        x = np.concatenate([x, np.zeros((batch - n, *x.shape[1:]), x.dtype)])
-    scores = run({name: x})[0]
-    if scores.ndim != 2 or len(scores) != batch:
-        raise UsageError(f"the model returns shape {list(scores.shape)}, not [batch, classes]",
-                         "gkp eval needs a classifier")
-    return int((scores[:n].argmax(1) == test.y[start:start + n]).sum())
+                                             "correct": found.correct, "total": found.total, "accuracy": found.share,
+                                             "mean": origin.mean, "std": origin.std, "sha256": origin.sha256}) + b"\n")
 
 
 def run(screen: Screen, *, directory: Path, input_file: Path, output_file: Path | None, json_to: str | None,
@@ -157,14 +150,12 @@ def run(screen: Screen, *, directory: Path, input_file: Path, output_file: Path 
 def _read_arrays(path: Path) -> Any:
     try:
         with path.open("rb") as file:
-            if file.read(2) != b"PK":
-                file.seek(0)
-                return np.lib.format.read_array(file, allow_pickle=False)
-        return read_npz(path)
+            packed = file.read(2) == b"PK"
     except FileNotFoundError:
         raise FileError(f"no such file: {path}", "check the path") from None
-    except (OSError, ValueError, EOFError, MemoryError) as e:
-        raise FileError(f"{path} is not a readable array file: {first_line(e)}", "write it with numpy.save") from e
+    except OSError as e:
+        raise FileError(f"{path} cannot be read: {e.strerror}", "check its permissions") from e
+    return read_npz(path) if packed else np.array(map_npy(path))
 
 
 def _write_arrays(path: Path, outputs: dict[str, Any]) -> None:

@@ -15,9 +15,10 @@ from torch import nn
 
 from gkp import _version
 from gkp.errors import FileError, UsageError
+from gkp.images.cifar10 import ReadPickle
+from gkp.images.normalisation import NONE, Normalisation
 from gkp.manifest import sha256
-from gkp.pruning.cifar10 import ReadPickle
-from gkp.pruning.data import NONE, DataSet, Normalisation, open_data
+from gkp.pruning.data import DataSet, open_data
 from gkp.pruning.methods import METHODS, load_method
 from gkp.pruning.methods.base import Method
 from gkp.pruning.models.architecture import Architecture

@@ -12,30 +12,19 @@ import numpy.typing as npt
 import torch
 
 from gkp.errors import FileError, UsageError
-from gkp.pruning import cifar10
-from gkp.pruning.cifar10 import Images, ReadPickle
+from gkp.images import cifar10
+from gkp.images.cifar10 import Images, ReadPickle
+from gkp.images.normalisation import CIFAR10, IMAGENET, Normalisation
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 PAD = 4  # pixels on every side, from which the CIFAR crops are taken (He et al. 2016, section 4.2)
 
 
-@dataclass(frozen=True)
-class Normalisation:
-    """(x / 255 - mean) / std per channel."""
-
-    mean: tuple[float, ...] = cifar10.MEAN
-    std: tuple[float, ...] = cifar10.STD
-
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 [N, H, W, C] -> float32 [N, C, H, W], channels last in memory."""
-        mean, std = (torch.tensor(v, device=images.device) for v in (self.mean, self.std))
-        return images.float().div_(255).sub_(mean).div_(std).permute(0, 3, 1, 2)
-
-
-IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-NONE = Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-"""For networks that normalise their input themselves: pixels from 0 to 1."""
+def normalised(images: torch.Tensor, normalisation: Normalisation) -> torch.Tensor:
+    """uint8 [N, H, W, C] -> float32 [N, C, H, W], channels last in memory."""
+    mean, std = (torch.tensor(v, device=images.device) for v in (normalisation.mean, normalisation.std))
+    return images.float().div_(255).sub_(mean).div_(std).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -99,13 +88,13 @@ class ArrayData:
             flip = rng.random(len(index)) < 0.5
             columns[flip] = columns[flip, ::-1]
             i, rows, columns = (torch.from_numpy(part[shard.slice]).to(device) for part in (index, top + down, columns))
-            yield self.normalisation(images[i[:, None, None], rows[:, :, None], columns[:, None, :]]), labels[i]
+            yield normalised(images[i[:, None, None], rows[:, :, None], columns[:, None, :]], self.normalisation), labels[i]
 
     def test(self, batch_size: int, shard: Shard, device: torch.device) -> Iterator[Batch]:
         images, labels = self._on("test", device)
         for start in range(0, len(labels), batch_size):
             part = slice(start + shard.rank, start + batch_size, shard.count)
-            yield self.normalisation(images[part]), labels[part]
+            yield normalised(images[part], self.normalisation), labels[part]
 
     def _on(self, split: str, device: torch.device) -> Batch:
         """Images (those for training padded) and labels, moved to the device once."""
@@ -119,7 +108,7 @@ class ArrayData:
 
 def open_data(spec: str, image: tuple[int, int, int], read_pickle: ReadPickle,
               normalisation: Normalisation | None = None) -> DataSet:
-    """`cifar10:DIR` (see gkp.pruning.cifar10.read_split) or `folder:DIR` (see gkp.pruning.image_folder).
+    """`cifar10:DIR` (see gkp.images.cifar10.read_split) or `folder:DIR` (see gkp.pruning.image_folder).
 
     image: [C, H, W] that the network takes. normalisation: default TMI-GKP's for CIFAR-10, ImageNet's usual one for
     folders. UsageError: another spec, or images that the network cannot take. FileError: not there, or malformed.
@@ -138,7 +127,7 @@ def open_data(spec: str, image: tuple[int, int, int], read_pickle: ReadPickle,
         raise UsageError(f"the network takes images of shape {list(image)}, CIFAR-10 has [3, 32, 32]",
                          "use folder:DIR, or a network for CIFAR-10")
     train, test = (cifar10.read_split(directory, split, read_pickle) for split in ("train", "test"))
-    return ArrayData("CIFAR-10", train, test, 10, normalisation or Normalisation())
+    return ArrayData("CIFAR-10", train, test, 10, normalisation or CIFAR10)
 
 
 def step_count(count: int, batch_size: int) -> int:

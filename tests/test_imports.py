@@ -20,6 +20,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "gkp": (),
     "gkp.runtime": (),
     "gkp.report": (),
+    "gkp.images": (),
     "gkp.benchmarks": CONVERT,
     "gkp.benchmarks.gpu": ("torch", *CONVERT),
     "gkp.benchmarks.edge": ("grpc", *CONVERT),

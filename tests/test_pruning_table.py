@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 import torch
 from cli_kit import gkp
-from prune_kit import RESNET8, network, pictures
+from image_kit import pictures
+from prune_kit import RESNET8, network
 
 from gkp import manifest
 from gkp.errors import FileError, UsageError

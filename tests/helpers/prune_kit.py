@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from image_kit import pictures
 from torch import nn
 
-from gkp.pruning.cifar10 import Images
-from gkp.pruning.data import ArrayData, Normalisation
+from gkp.images.normalisation import CIFAR10
+from gkp.pruning.data import ArrayData
 from gkp.pruning.models.architecture import Architecture, skeleton
 from gkp.pruning.run_folder import open_run
 from gkp.pruning.session import Session
@@ -25,14 +25,8 @@ def network(arch: Architecture = RESNET8, seed: int = 0) -> nn.Module:
     return skeleton(arch).eval()
 
 
-def pictures(count: int, seed: int = 0, classes: int = 10, size: int = 32) -> Images:
-    """Random images with random labels."""
-    rng = np.random.default_rng(seed)
-    return Images(rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8), rng.integers(0, classes, count))
-
-
 def data(train: int = 32, test: int = 16) -> ArrayData:
-    return ArrayData("noise", pictures(train), pictures(test, 1), 10, Normalisation())
+    return ArrayData("noise", pictures(train), pictures(test, 1), 10, CIFAR10)
 
 
 def session(

@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 import torch
 from cli_kit import assert_refused, blocked_gkp, gkp, listing
-from prune_kit import RESNET8, network, pictures
+from image_kit import pictures
+from prune_kit import RESNET8, network
 from torch import nn
 
 from gkp.branched import BranchedConv

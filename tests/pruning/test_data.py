@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import pickle
 import struct
-import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -15,12 +12,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prune_kit import pictures
+from image_kit import pictures, write_cifar10
 
 from gkp.converter.sources._torchfile import read_pickle_file
 from gkp.errors import FileError, UnsafeFileError, UsageError
-from gkp.pruning.cifar10 import MEAN, STD, Images, read_split
-from gkp.pruning.data import IMAGENET, NONE, ArrayData, DataSet, Normalisation, Shard, open_data, shuffled, step_count
+from gkp.images.cifar10 import Images
+from gkp.images.normalisation import CIFAR10, IMAGENET, NONE, Normalisation
+from gkp.pruning.data import ArrayData, DataSet, Shard, open_data, shuffled, step_count
 
 CPU = torch.device("cpu")
 CIFAR = (3, 32, 32)
@@ -30,105 +28,14 @@ def opened(folder: Path, kind: str = "cifar10", image: tuple[int, int, int] = CI
     return open_data(f"{kind}:{folder}", image, read_pickle_file)
 
 
-def write_npz(folder: Path, train: Images, test: Images) -> None:
-    for name, part in (("train", train), ("test", test)):
-        np.savez_compressed(folder / f"cifar10_{name}.npz", x=part.x, y=part.y)
-
-
-def write_batches(folder: Path, train: Images, test: Images, protocol: int = 2) -> None:
-    """CIFAR-10 as the standard python version has it: five training batches, one of test images."""
-    folder.mkdir(exist_ok=True)
-    parts = [(f"data_batch_{n + 1}", x, y) for n, (x, y) in
-             enumerate(zip(np.array_split(train.x, 5), np.array_split(train.y, 5), strict=True))]
-    for name, x, y in [*parts, ("test_batch", test.x, test.y)]:
-        rows = x.transpose(0, 3, 1, 2).reshape(len(x), 3072)
-        content = {b"batch_label": b"one of 5", b"labels": y.tolist(), b"data": np.ascontiguousarray(rows)}
-        (folder / name).write_bytes(pickle.dumps(content, protocol))
-
-
 def pixels(batches: Any) -> torch.Tensor:
     return torch.cat([x for x, _ in batches])
 
 
-# ---- CIFAR-10 on disk -----------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("below", ["", "cifar-10-batches-py"])
-def test_python_batches_hold_the_same_as_npz(tmp_path: Path, below: str) -> None:
-    train, test = pictures(23), pictures(7, 1)
-    (tmp_path / "npz").mkdir()
-    (tmp_path / "py").mkdir()
-    write_npz(tmp_path / "npz", train, test)
-    write_batches(tmp_path / "py" / below, train, test)
-    for split, wanted in (("train", train), ("test", test)):
-        for folder in ("npz", "py"):
-            found = read_split(tmp_path / folder, split, read_pickle_file)
-            assert np.array_equal(found.x, wanted.x)
-            assert np.array_equal(found.y, wanted.y)
-            assert found.y.dtype == np.int64
-
-
-def test_a_batch_that_wants_to_run_code_is_refused_and_nothing_runs(tmp_path: Path) -> None:
-    class Evil:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return os.mkdir, (str(tmp_path / "ran"),)
-
-    write_batches(tmp_path, pictures(10), pictures(4))
-    (tmp_path / "data_batch_3").write_bytes(pickle.dumps({b"data": Evil()}))
-    with pytest.raises(UnsafeFileError):
-        opened(tmp_path)
-    assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize("change", [{"data": np.zeros((4, 5), np.uint8)}, {"labels": [0, 1, "two", 3]}, {"labels": None}])
-def test_a_batch_of_another_form_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
-    write_batches(tmp_path, pictures(10), pictures(4))
-    content = {"labels": [0, 1, 2, 3], "data": np.zeros((4, 3072), np.uint8)} | change
-    (tmp_path / "test_batch").write_bytes(pickle.dumps(content, 2))
-    with pytest.raises(FileError, match="not a CIFAR-10 batch"):
-        opened(tmp_path)
-
-
-def test_missing_training_images_are_named(tmp_path: Path) -> None:
-    np.savez(tmp_path / "cifar10_test.npz", x=pictures(2).x, y=pictures(2).y)
-    with pytest.raises(FileError, match=r"no cifar10_train\.npz"):
-        opened(tmp_path)
-    with pytest.raises(FileError, match="no such folder"):
-        opened(tmp_path / "nowhere")
-
-
-@pytest.mark.parametrize(("x", "y"), [
-    (np.zeros((4, 32, 32, 3), np.float32), np.zeros(4, np.int64)),
-    (np.zeros((4, 16, 16, 3), np.uint8), np.zeros(4, np.int64)),
-    (np.zeros((4, 32, 32, 3), np.uint8), np.zeros(3, np.int64)),
-    (np.zeros((4, 32, 32, 3), np.uint8), np.zeros(4, np.float32)),
-    (np.zeros((4, 32, 32, 3), np.uint8), np.full(4, -1)),
-    (np.zeros((0, 32, 32, 3), np.uint8), np.zeros(0, np.int64)),
-])
-def test_arrays_of_another_form_are_refused(tmp_path: Path, x: Any, y: Any) -> None:
-    np.savez(tmp_path / "cifar10_train.npz", x=x, y=y)
-    with pytest.raises(FileError):
-        opened(tmp_path)
-
-
+# ---- data sets that are refused -------------------------------------------------------------------------------------
 def test_labels_beyond_the_classes_are_refused(tmp_path: Path) -> None:
-    write_npz(tmp_path, Images(pictures(4).x, np.array([0, 1, 2, 10])), pictures(4))
+    write_cifar10(tmp_path, Images(pictures(4).x, np.array([0, 1, 2, 10])), pictures(4))
     with pytest.raises(UsageError, match="beyond its 10 classes"):
-        opened(tmp_path)
-
-
-def test_a_header_that_promises_more_than_the_file_holds_takes_no_memory(tmp_path: Path) -> None:
-    header = repr({"descr": "|u1", "fortran_order": False, "shape": (1 << 40, 32, 32, 3)}).encode().ljust(117) + b"\n"
-    array = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(100)
-    with zipfile.ZipFile(tmp_path / "cifar10_train.npz", "w") as archive:
-        archive.writestr("x.npy", array)
-        archive.writestr("y.npy", array)
-    with pytest.raises(FileError, match="contradicts its header"):
-        opened(tmp_path)
-
-
-@pytest.mark.parametrize("content", [b"", b"PK", b"PK\x05\x06" + bytes(18), b"not a zip file"])
-def test_a_damaged_archive_is_refused(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "cifar10_train.npz").write_bytes(content)
-    with pytest.raises(FileError, match="damaged archive"):
         opened(tmp_path)
 
 
@@ -149,10 +56,10 @@ def array_data(train: int = 20, test: int = 7, normalisation: Normalisation = NO
 
 
 def test_test_images_come_in_order_and_normalised() -> None:
-    data, images = array_data(normalisation=Normalisation()), pictures(7, 1)
+    data, images = array_data(normalisation=CIFAR10), pictures(7, 1)
     batches = list(data.test(3, Shard(), CPU))
     assert [len(y) for _, y in batches] == [3, 3, 1]
-    wanted = (images.x / 255 - np.array(MEAN)) / np.array(STD)
+    wanted = (images.x / 255 - np.array(CIFAR10.mean)) / np.array(CIFAR10.std)
     torch.testing.assert_close(pixels(batches), torch.from_numpy(wanted.transpose(0, 3, 1, 2)).float())
     assert torch.cat([y for _, y in batches]).tolist() == images.y.tolist()
 
@@ -231,18 +138,13 @@ def test_folders_give_each_class_its_images(tmp_path: Path) -> None:
 
 
 def test_the_test_crop_is_the_scaled_middle(tmp_path: Path) -> None:
-    """16 of 16 * 256 / 224 pixels of the short side: of an image 40 high, the middle 35."""
+    """Of a short side of 18 pixels, which is 16 * 256 / 224, the middle 16: as gkp eval reads it."""
     write_folder(tmp_path, 1)
-    pattern = np.zeros((40, 60, 3), np.uint8)
-    pattern[1:39, 11:49] = 255  # the middle 35 x 35 and what the filter touches
-    Image.fromarray(pattern).save(tmp_path / "val" / "cat" / "0.png")
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    picture.save(tmp_path / "val" / "cat" / "0.png")
     x, _ = next(iter(opened(tmp_path, "folder", (3, 16, 16)).test(1, Shard(), CPU)))
-    assert float(x[0, 0].min()) == pytest.approx((1 - IMAGENET.mean[0]) / IMAGENET.std[0])
-    pattern[:] = 0
-    pattern[4:36, 14:46] = 255  # a little less
-    Image.fromarray(pattern).save(tmp_path / "val" / "cat" / "0.png")
-    x, _ = next(iter(opened(tmp_path, "folder", (3, 16, 16)).test(1, Shard(), CPU)))
-    assert float(x[0, 0, 0, 0]) < (1 - IMAGENET.mean[0]) / IMAGENET.std[0]
+    wanted = IMAGENET(np.asarray(picture.resize((27, 18), Image.Resampling.BILINEAR).crop((6, 1, 22, 17)))[None])
+    torch.testing.assert_close(x, torch.from_numpy(wanted), atol=1.01 / 255 / 0.224, rtol=0)
 
 
 def test_an_epoch_of_a_folder_follows_from_its_generator_alone(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ import numpy as np
 import pytest
 import torch
 from cli_kit import assert_refused, gkp, listing
-from prune_kit import RESNET8, data, network, pictures, session
+from image_kit import pictures
+from prune_kit import RESNET8, data, network, session
 
 from gkp.converter.sources import open_model
 from gkp.converter.sources._torchfile import read_pickle_file

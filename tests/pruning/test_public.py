@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 from cli_kit import assert_refused, gkp, listing
-from prune_kit import RESNET8, pictures
+from image_kit import pictures
+from prune_kit import RESNET8
 from torch_kit import assert_computes, images, layer_names, liven
 
 from gkp import open as gkp_open

@@ -21,7 +21,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from gkp.errors import FileError, GkpError, UsageError
-from gkp.pruning.data import NONE, Shard
+from gkp.images.normalisation import NONE
+from gkp.pruning.data import Shard
 from gkp.pruning.run_folder import CHECKPOINTS
 from gkp.pruning.training import Hooks, Recipe, StepContext, seed_of
 

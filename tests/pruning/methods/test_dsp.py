@@ -15,8 +15,9 @@ from torch_kit import R8_CONV, images, random_state
 
 from gkp.converter.sources import open_model
 from gkp.errors import UnsupportedModelError, UsageError
-from gkp.pruning.cifar10 import Images
-from gkp.pruning.data import ArrayData, Normalisation
+from gkp.images.cifar10 import Images
+from gkp.images.normalisation import CIFAR10
+from gkp.pruning.data import ArrayData
 from gkp.pruning.methods.dsp import Dsp, DspSettings
 from gkp.pruning.models import checkpoint
 from gkp.pruning.models.architecture import Architecture, skeleton
@@ -42,7 +43,7 @@ def pictures(count: int) -> Images:
 
 def session(out: Path, epochs: int | None, model: nn.Module | None = None, arch: Architecture = R8_CONV) -> Session:
     folder = open_run(out, {"method": "dsp", "epochs": epochs})
-    data = ArrayData("tiny", pictures(64), pictures(32), 10, Normalisation()) if epochs else None
+    data = ArrayData("tiny", pictures(64), pictures(32), 10, CIFAR10) if epochs else None
     return Session(arch=arch, baseline=model or baseline(arch), folder=folder, data=data, epochs=epochs, seed=3)
 
 

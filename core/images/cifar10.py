@@ -11,14 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from gkp.errors import FileError
+from gkp.images.arrays import class_numbers
 from gkp.npz import read_npz
 from gkp.types import Array
 
 ReadPickle = Callable[[Path], Any]
 
-MEAN = (0.4914, 0.4822, 0.4465)
-STD = (0.2023, 0.1994, 0.2010)
-"""Mean and standard deviation of each channel, as TMI-GKP and most public code have them; DSP's std is another."""
 BATCHES = {"train": tuple(f"data_batch_{n}" for n in range(1, 6)), "test": ("test_batch",)}
 _MAX_BYTES = 1 << 30  # CIFAR-10 needs 0.15
 
@@ -47,12 +45,10 @@ def read_split(directory: Path, split: Literal["train", "test"], read_pickle: Re
     else:
         raise FileError(f"no cifar10_{split}.npz and no cifar-10-batches-py/{names[0]} in {directory}",
                         f"give the folder that holds the CIFAR-10 {split} images")
-    if x.dtype != np.uint8 or x.ndim != 4 or x.shape[1:] != (32, 32, 3) or y.shape != x.shape[:1] or not len(x):
-        raise FileError(f"the {split} set in {directory} has shape {x.shape}, labels {y.shape}",
-                        "expected uint8 [N, 32, 32, 3] and [N]")
-    if y.dtype.kind not in "iu" or y.min() < 0 or int(y.max()) >= 1 << 31:
-        raise FileError(f"the labels of the {split} set in {directory} are no class numbers", "expected integers from 0")
-    return Images(x, y.astype(np.int64))
+    where = f"the {split} set in {directory}"
+    if x.dtype != np.uint8 or x.ndim != 4 or x.shape[1:] != (32, 32, 3) or not len(x):
+        raise FileError(f"{where} is {x.dtype.name} of shape {list(x.shape)}", "expected uint8 [N, 32, 32, 3]")
+    return Images(x, class_numbers(y, len(x), where))
 
 
 def _batch(path: Path, read_pickle: ReadPickle) -> tuple[Array, Array]:
