@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from gkp.converter.artefact import Artefact, check_destination
+from gkp.converter.calibration import read_calibration
 from gkp.converter.choose import choose
 from gkp.converter.describe import graph_macs, graph_params
 from gkp.converter.dynamic import batch_axes
@@ -90,7 +91,10 @@ def open_source(job: Job) -> Opened:
         job.progress(f"opening the baseline {clean(options.baseline.name)}", None)
         baseline = open_any(options.baseline, opening)
         _check_baseline(model, baseline)
-    return Opened(model, dynamic, batches, baseline, notes)
+    calibration = read_calibration(options, model, job.progress)
+    if calibration is not None and calibration.samples.note:
+        notes = (*notes, f"calibration: {calibration.samples.note}")
+    return Opened(model, dynamic, batches, baseline, notes, calibration)
 
 
 def _free_axes(job: Job, model: GroupedModel) -> tuple[Axes, tuple[str, ...]]:
@@ -132,7 +136,7 @@ def find_branches(job: Job, opened: Opened) -> Recognised:
     if opened.kind == "twin":
         twin = (recognise(Graph(opened.model.dense(), opened.model.budget)) if opened.model.dense is not None
                 else dense_twin(graph, opened.model.dense_width_of))
-    return Recognised(simplify(graph), macs, params, left, twin)
+    return Recognised(opened.typed(simplify(graph)), macs, params, left, twin)
 
 
 def choose_forms(job: Job, opened: Opened, recognised: Recognised) -> Chosen:

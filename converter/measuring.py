@@ -68,13 +68,13 @@ def dense_rows(job: Job, opened: Opened, recognised: Recognised, chosen: Chosen,
     macs = graph_macs(graph)
     rows: dict[str, tuple[Built, Target]] = {}
     if rivals:
-        graph = simplify(graph)
+        graph = opened.typed(simplify(graph))
     for target in rivals:
         where = f" on {target.name}" if len(rivals) > 1 else ""
         axes, name = opened.dynamic, "dense"
         if opened.baseline is not None:
             axes, name = _named_like(opened, opened.baseline.model), "simplified"
-            model = free_axes(opened.baseline.model, axes)
+            model = free_axes(opened.typed_stock(opened.baseline.model), axes)
             rows[f"dense{where}"] = target.build_as_is(model, chosen.encoding, job.threads), target
         built = target.build(graph, dense_forms(graph, target), axes, chosen.encoding, job.threads)
         rows[f"{name}{where}"] = built, target
@@ -95,8 +95,8 @@ def _as_given(job: Job, opened: Opened, chosen: Chosen, rival: Target) -> Callab
 
     at_batch = opened.model.at_batch
     if at_batch is not None and opened.dynamic:
-        return lambda batch: build(at_batch(batch))
-    return lambda batch: build(free_axes(opened.model.model, opened.dynamic))
+        return lambda batch: build(opened.typed_stock(at_batch(batch)))
+    return lambda batch: build(free_axes(opened.typed_stock(opened.model.model), opened.dynamic))
 
 
 def _written_in(job: Job, chosen: Chosen) -> Encoding:

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from gkp import manifest
+from gkp.converter.calibration import Calibration
 from gkp.converter.encoding import Encoding
 from gkp.converter.forms import Choice, Forms
 from gkp.converter.graph import Graph
@@ -55,13 +58,22 @@ def default_output(source: Path, target: str) -> Path:
 @dataclass(frozen=True)
 class Opened:
     """The checkpoint. dynamic: the axes that are free at run time; batches: the sizes that count; baseline: the dense model
-    that was given."""
+    that was given; calibration: how models are quantised, None but for int8."""
 
     model: GroupedModel
     dynamic: Axes
     batches: tuple[int, ...]
     baseline: GroupedModel | None
     notes: tuple[str, ...]
+    calibration: Calibration | None = None
+
+    def typed(self, graph: Graph) -> Graph:
+        """A simplified graph in the precision asked for, where that is one of its own (int8)."""
+        return graph if self.calibration is None else self.calibration.graph(graph)
+
+    def typed_stock(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """The same of a stock model: as a user would make it without gkp."""
+        return model if self.calibration is None else self.calibration.stock(model)
 
     @property
     def kind(self) -> str:
@@ -71,7 +83,7 @@ class Opened:
 
 @dataclass(frozen=True)
 class Recognised:
-    """The checkpoint in the one form, simplified. macs, params: as published; left: (node, why) of what has not become a
+    """The checkpoint in the one form, simplified and in the precision asked for. macs, params: as published; left: (node, why) of what has not become a
     BranchedConv; twin: the dense twin in the one form, where that is the baseline."""
 
     graph: Graph

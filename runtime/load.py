@@ -16,7 +16,7 @@ from gkp.manifest import Manifest
 from gkp.runtime.hybrid import INDEX, HybridRunner
 from gkp.runtime.native import NativeRunner
 from gkp.runtime.onnx_file import read_onnx
-from gkp.runtime.runners import OpenVinoRunner, OrtRunner, Runner
+from gkp.runtime.runners import OPENVINO, OpenVinoRunner, OrtRunner, Runner
 from gkp.runtime.trt import TrtRunner, pick_engine, runtime_cache_file
 from gkp.runtime.trust import require_trust
 from gkp.types import Array
@@ -30,7 +30,7 @@ def _ort(model: Path, manifest: Manifest) -> Runner:
 
 
 def _openvino(model: Path, manifest: Manifest) -> Runner:
-    return OpenVinoRunner(read_onnx(model, manifest.files[model.name]), manifest.threads)
+    return OpenVinoRunner(read_onnx(model, manifest.files[model.name]), manifest.threads, OPENVINO[manifest.precision])
 
 
 def _native(model: Path, manifest: Manifest) -> Runner:

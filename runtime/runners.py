@@ -62,15 +62,21 @@ class OrtRunner:
         del self._session
 
 
-class OpenVinoRunner:
-    """OpenVINO on the CPU, latency mode, one stream, `threads` threads, float32. Errors as of OrtRunner."""
+OPENVINO = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+"""In which precision OpenVINO computes what is not quantised, by the precision of a model."""
 
-    def __init__(self, model: bytes, threads: int) -> None:
+
+class OpenVinoRunner:
+    """OpenVINO on the CPU, latency mode, one stream, `threads` threads. precision: in which it computes what is not quantised:
+    "f32", "bf16", or None for what it takes by itself (bf16 where the processor has it). Errors as of OrtRunner."""
+
+    def __init__(self, model: bytes, threads: int, precision: str | None = "f32") -> None:
         refuse_external(model)
         core = _openvino_core()
         try:
-            options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1,
-                       "INFERENCE_PRECISION_HINT": "f32"}
+            options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+            if precision is not None:
+                options["INFERENCE_PRECISION_HINT"] = precision
             compiled = core.compile_model(core.read_model(model), "CPU", options)
         except Exception as e:
             raise FileError(f"OpenVINO cannot open the model: {first_line(e)}", "run with -v for the whole text") from e

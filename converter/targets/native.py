@@ -67,8 +67,6 @@ class NativeTarget(Target):
 
     def require(self, precision: str) -> None:
         """The compiler is looked for when it is needed: `gkp inspect` needs none."""
-        if precision != "fp32":
-            raise UsageError("the native kernels compute in fp32", "leave --precision out, or use --target onnx")
 
     @cached_property
     def tools(self) -> Toolchain:

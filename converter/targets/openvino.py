@@ -1,4 +1,4 @@
-"""--target openvino: OpenVINO on the CPU, float32."""
+"""--target openvino: OpenVINO on the CPU."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from typing import ClassVar
 
 from gkp.converter.encoding import OnnxFile
 from gkp.converter.targets.base import StockOnnx
-from gkp.errors import UsageError
 from gkp.options.targets import OpenVinoOptions
 from gkp.runtime.environment import vector_floats
-from gkp.runtime.runners import OpenVinoRunner, Runner, import_openvino
+from gkp.runtime.runners import OPENVINO, OpenVinoRunner, Runner, import_openvino
 
 
 class OpenVinoTarget(StockOnnx):
@@ -23,12 +22,9 @@ class OpenVinoTarget(StockOnnx):
 
     def require(self, precision: str) -> None:
         import_openvino()
-        if precision != "fp32":
-            raise UsageError(f"target openvino runs fp32 on the CPU, not {precision}",
-                             "use fp32, or --target onnx --precision fp16 for a file in half precision")
 
     def version(self) -> str:
-        return f"openvino {import_openvino().__version__}"
+        return f"openvino {import_openvino().__version__}" + ("" if self.precision == "fp32" else f" {self.precision}")
 
     def open(self, file: OnnxFile, threads: int) -> Runner:
-        return OpenVinoRunner(file.data, threads)
+        return OpenVinoRunner(file.data, threads, OPENVINO[self.precision])

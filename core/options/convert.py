@@ -5,16 +5,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gkp.errors import UsageError
+from gkp.images.normalisation import numbers
 from gkp.manifest import MAX_THREADS
 from gkp.options.base import Declared, Options, declared, option
 from gkp.options.forms import FormOptions, TargetOptions
 from gkp.options.targets import EVERY, OrtOptions
 
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+_IO = ("fp32", "fp16")
+
+
+def _numbers(value: Any, option: str) -> tuple[float, ...] | None:
+    return numbers(value if isinstance(value, str) else ",".join(map(str, value)), option)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +38,16 @@ class ConvertOptions(Options):
                                  flags=("-o", "--output"))
     force: bool = option(False, "Overwrite a directory that gkp wrote before.")
     dynamic_batch: bool = option(False, "Any batch size at run time; measured at 1 and 64.")
-    precision: str = option("fp32", "Of weights and arithmetic.", choices=PRECISIONS)
-    io_precision: str = option("fp32", "fp16: type of the inputs and outputs.", choices=PRECISIONS)
+    precision: str = option("fp32", "Of weights and arithmetic. int8 needs --calibration.", choices=PRECISIONS)
+    calibration: str | None = option(None, "int8: images to learn ranges from: cifar10:DIR (training images), folder:DIR, "
+                                     "FILE.npy, FILE.npz; random is for timing only.",
+                                     metavar="cifar10:DIR|folder:DIR|FILE|random")
+    calibration_images: int = option(300, "int8: how many of them.", between=(1, 100_000))
+    mean: tuple[float, ...] | None = option(None, "Normalisation of these images. [default: the one the system was trained "
+                                            "with]", metavar="R,G,B", parse=partial(_numbers, option="--mean"))
+    std: tuple[float, ...] | None = option(None, "Normalisation of these images.", metavar="R,G,B",
+                                           parse=partial(_numbers, option="--std"))
+    io_precision: str = option("fp32", "fp16: type of the inputs and outputs.", choices=_IO)
     baseline: Path | None = option(None, "The dense model that this one was pruned from. [default: a dense twin for pruned "
                                    "models]", metavar="DENSE_MODEL", path=True)
     threads: int | None = option(None, "Threads at run time. [default: physical cores]", between=(1, MAX_THREADS))
@@ -53,8 +68,21 @@ class ConvertOptions(Options):
         for shape in self.input_shapes.values():
             if len(shape) < 2 or not all(isinstance(n, int) and n > 0 for n in shape):
                 raise UsageError(f"{shape!r} is not an input shape", "e.g. (1, 3, 224, 224)")
+        if self.precision not in self.target.precisions:
+            raise UsageError(f"--target {self.target.name} computes in {', '.join(self.target.precisions)}, not "
+                             f"{self.precision}", _others(self.precision))
+        if (self.precision == "int8") != (self.calibration is not None):
+            raise UsageError("--precision int8 learns ranges from images" if self.calibration is None else
+                             f"--calibration is for --precision int8, not {self.precision}",
+                             "add --calibration cifar10:DIR, folder:DIR, FILE.npy, FILE.npz, or random to time it only"
+                             if self.calibration is None else "leave it out, or add --precision int8")
         if self.io_precision != "fp32" and self.precision != "fp16":
             raise UsageError("--io-precision is for --precision fp16", "leave it out, or add --precision fp16")
+
+
+def _others(precision: str) -> str:
+    """Which targets compute in it."""
+    return f"targets that compute in {precision}: {', '.join(s.name for s in EVERY if precision in s.precisions)}"
 
 
 def convert_options(target: str = "ort", **values: Any) -> ConvertOptions:

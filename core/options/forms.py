@@ -15,12 +15,14 @@ STRATEGIES = ("auto", "dense", "fuse", "split")
 @dataclass(frozen=True, kw_only=True)
 class TargetOptions(Options):
     """What one target can be asked for. name: as in --target; summary: what it produces; implementation: where its class is
-    ("module:Class"); otherwise: why it has none of the options that others have, to end the error with."""
+    ("module:Class"); otherwise: why it has none of the options that others have, to end the error with; precisions: what it
+    computes in."""
 
     name: ClassVar[str]
     summary: ClassVar[str]
     implementation: ClassVar[str]
     otherwise: ClassVar[str] = ""
+    precisions: ClassVar[tuple[str, ...]] = ("fp32",)
 
     @property
     def batch_range(self) -> tuple[int, int, int] | None:

@@ -17,6 +17,7 @@ class OnnxOptions(FormOptions):
     name: ClassVar[str] = "onnx"
     summary: ClassVar[str] = "stock ONNX"
     implementation: ClassVar[str] = "gkp.converter.targets.onnx:OnnxTarget"
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "int8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,7 @@ class OrtOptions(FormOptions):
     name: ClassVar[str] = "ort"
     summary: ClassVar[str] = "what is fastest on ONNX Runtime here"
     implementation: ClassVar[str] = "gkp.converter.targets.ort:OrtTarget"
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "int8")
 
     provider: str | None = option(None, "ONNX Runtime execution provider: cpu, cuda, tensorrt, nv-tensorrt-rtx.")
 
@@ -35,6 +37,7 @@ class OpenVinoOptions(FormOptions):
     name: ClassVar[str] = "openvino"
     summary: ClassVar[str] = "what is fastest on OpenVINO here"
     implementation: ClassVar[str] = "gkp.converter.targets.openvino:OpenVinoTarget"
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "int8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,7 @@ class CpuOptions(TargetOptions):
     summary: ClassVar[str] = "whichever of ort, openvino and native is fastest here"
     implementation: ClassVar[str] = ""
     otherwise: ClassVar[str] = ", which takes the fastest target as it is"
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "int8")
 
 
 TARGETS: tuple[type[TargetOptions], ...] = (OnnxOptions, OrtOptions, OpenVinoOptions, NativeOptions, TrtOptions)

@@ -72,6 +72,7 @@ class TrtOptions(FormOptions):
     name: ClassVar[str] = "trt"
     summary: ClassVar[str] = "TensorRT engines"
     implementation: ClassVar[str] = "gkp.converter.targets.trt:TrtTarget"
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "int8")
 
     backend: str | None = option(None, "trt: the package that builds the engine. [default: tensorrt where it is installed "
                                  "and a GPU answers, else tensorrt_rtx]", choices=("tensorrt", "tensorrt_rtx"))

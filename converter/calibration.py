@@ -1,0 +1,61 @@
+"""The images that a model in int8 is calibrated with, as its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx
+
+from gkp.converter.graph import Graph
+from gkp.converter.quantise import quantise, quantise_stock
+from gkp.converter.sources._torchfile import read_pickle_file
+from gkp.converter.sources.base import GroupedModel
+from gkp.errors import UsageError
+from gkp.images.image_set import Samples
+from gkp.images.reading import read_samples
+from gkp.options.convert import ConvertOptions
+from gkp.types import Array, Progress
+
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How models are quantised, all with the same images. samples: as the network takes them."""
+
+    samples: Samples
+    progress: Progress
+
+    def graph(self, graph: Graph) -> Graph:
+        """A simplified graph in int8; see gkp.converter.quantise."""
+        return quantise(graph, list(self._feeds(graph.inputs[0].name, graph.inputs[0].shape[0])), self.progress)
+
+    def stock(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """A stock model in int8, by NNCF alone."""
+        first = model.graph.input[0]
+        batch = first.type.tensor_type.shape.dim[0].dim_value
+        return quantise_stock(model, list(self._feeds(first.name, batch)), self.progress)
+
+    def _feeds(self, name: str, batch: int | str) -> Iterator[dict[str, Array]]:
+        """The images in batches as the model takes them; the last one is left out where it is not full."""
+        size = batch if isinstance(batch, int) and batch > 0 else 1
+        images = self.samples.images
+        if len(images) < size:
+            raise UsageError(f"{len(images)} images do not fill a batch of {size}", "give more with --calibration")
+        for start in range(0, len(images) - size + 1, size):
+            yield {name: images[start:start + size]}
+
+
+def read_calibration(options: ConvertOptions, model: GroupedModel, progress: Progress) -> Calibration | None:
+    """What the options ask for; None without int8. UsageError where the model takes no images; errors of read_samples."""
+    if options.calibration is None:
+        return None
+    inputs = model.model.graph.input
+    if len(inputs) != 1 or len(inputs[0].type.tensor_type.shape.dim) != 4:
+        raise UsageError("int8 is calibrated with images, and the model has other inputs than one of [N, C, H, W]",
+                         "use --precision fp32")
+    channels, height, width = (d.dim_value or None for d in inputs[0].type.tensor_type.shape.dim[1:])
+    samples = read_samples(options.calibration, (channels, height, width), options.calibration_images, _SEED,
+                           read_pickle_file, mean=options.mean, std=options.std, system=model.system, progress=progress)
+    return Calibration(samples, progress)
