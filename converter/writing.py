@@ -12,15 +12,19 @@ import msgspec
 
 from gkp import _version, manifest
 from gkp.converter.artefact import Artefact, staged
+from gkp.converter.calibration import Calibration
 from gkp.converter.describe import layer_rows, tensors
 from gkp.converter.dynamic import free_axes
 from gkp.converter.encoding import operators
+from gkp.converter.forms import Forms
 from gkp.converter.graph import Graph
 from gkp.converter.lower.emit import lower
+from gkp.converter.reference import reference
 from gkp.converter.sources.base import in_precision
 from gkp.converter.stages import Prepared
 from gkp.converter.targets.base import About, Emitted
 from gkp.converter.verify import check_inputs, first_difference, verified_batches, verify, worst
+from gkp.converter.verify_int8 import agreement, check_layers, check_network, int8_inputs
 from gkp.errors import VerificationError
 from gkp.runtime.environment import fingerprint
 from gkp.runtime.trust import sign
@@ -51,6 +55,8 @@ def _verified(prepared: Prepared) -> list[manifest.Verification]:
     """By everything that the target computes with. VerificationError for the first that differs."""
     job, opened, built = prepared.job, prepared.opened, prepared.measured.built
     job.progress("verifying against the checkpoint", None)
+    if opened.calibration is not None:
+        return [_verified_int8(prepared, opened.calibration)]
     span = job.options.target.batch_range
     inputs = check_inputs(opened.model.model, opened.dynamic, verified_batches(span) if span else (2, 5))
     done = []
@@ -64,6 +70,28 @@ def _verified(prepared: Prepared) -> list[manifest.Verification]:
             raise _differs(prepared, result, inputs[0][2])
         done.append(result)
     return done
+
+
+def _verified_int8(prepared: Prepared, calibration: Calibration) -> manifest.Verification:
+    """The layers alone and the network against the form in int8, which onnx.reference runs."""
+    job, opened, built, graph = prepared.job, prepared.opened, prepared.measured.built, prepared.recognised.graph
+    engine, run = next(iter(built.engines()))
+    inputs = int8_inputs(opened, calibration)
+
+    def build(part: Graph, forms: Forms) -> Run:
+        return next(iter(job.target.build(part, forms, {}, prepared.chosen.encoding, job.threads).engines()))[1]
+
+    forms = {name: layer.chosen for name, layer in prepared.measured.choice.items()}
+    checks = [*check_network(run, graph, opened.model.reference, inputs),
+              *check_layers(graph, forms, build, inputs[0][2], job.progress)]
+    result = manifest.Verification(passed=all(c.passed for c in checks), engine=engine, checks=checks,
+                                   reference="the int8 form, computed by onnx.reference")
+    if not result.passed:
+        bad = worst(result)
+        raise VerificationError(f"the converted model computes something else than its int8 form: {bad.name}, max error "
+                                f"{bad.max_abs_error:.3g}, allowed {bad.tolerance:.3g}",
+                                "nothing was written; try --strategy dense, and please report this model")
+    return result
 
 
 def _fed(run: Run, io: str) -> Run:
@@ -114,7 +142,19 @@ def described(prepared: Prepared, files: Mapping[str, str] | None = None,
         notes=[*opened.notes, *prepared.chosen.notes, *measured.notes, *prepared.notes, *about.notes,
                *(f"left as it is: {name} ({why})" for name, why in recognised.left)],
         environment=fingerprint(), files=dict(files or {}), seconds=dict(prepared.seconds), roofline=measured.roofline,
-        memory=about.memory)
+        memory=about.memory, calibration=_calibration(prepared))
+
+
+def _calibration(prepared: Prepared) -> manifest.Calibration | None:
+    used, model = prepared.opened.calibration, prepared.opened.model
+    if used is None:
+        return None
+    origin = used.samples.origin
+    agreed, error = agreement(reference(prepared.recognised.graph.to_model()), model.reference,
+                              int8_inputs(prepared.opened, used))
+    return manifest.Calibration(kind=origin.kind, split=origin.split, count=origin.count, sha256=origin.sha256,
+                                mean=list(origin.mean) if origin.mean else None, std=list(origin.std) if origin.std else None,
+                                seed=origin.seed, top1_agreement=agreed, max_abs_error=error)
 
 
 def _about(prepared: Prepared) -> About:

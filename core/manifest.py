@@ -179,6 +179,22 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
     first_difference: str | None = None
 
 
+class Calibration(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model in int8 was calibrated with. kind: "cifar10", "folder", "npy", "npz" or "random"; sha256: of the images'
+    own sha256, in their order; seed: of the draw; top1_agreement, max_abs_error: of int8 with float32, on the inputs that
+    verification used."""
+
+    kind: str
+    split: str
+    count: int
+    sha256: str
+    mean: list[float] | None
+    std: list[float] | None
+    seed: int | None
+    top1_agreement: float | None = None
+    max_abs_error: float | None = None
+
+
 class Tensor(msgspec.Struct, frozen=True, kw_only=True):
     """An input or output; a dynamic axis is its name."""
 
@@ -257,6 +273,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     memory: Memory | None = None
     engines: list[Engine] = []
     engine_verification: Verification | None = None
+    calibration: Calibration | None = None
     signature: str | None = None
     schema_version: int = SCHEMA_VERSION
 

@@ -35,7 +35,7 @@ from gkp.converter.targets.base import About, Axes, Built, Emitted, Estimate, Ta
 from gkp.converter.targets.openvino import OpenVinoTarget
 from gkp.converter.targets.ort import OrtTarget
 from gkp.converter.verify import TOLERANCE, WINOGRAD_TOLERANCE
-from gkp.errors import BackendMissingError, UsageError
+from gkp.errors import BackendMissingError
 from gkp.manifest import Roofline
 from gkp.options.targets import NativeOptions, OpenVinoOptions, OrtOptions
 from gkp.runtime.hybrid import HybridRunner

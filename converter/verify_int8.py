@@ -1,0 +1,153 @@
+"""Does an artefact in int8 compute what the form in int8 says? That form, run by onnx.reference, is the definition.
+
+Engines round at other places than ONNX does (OpenVINO adds biases in float32, others fuse scales), and one step more or less of
+an activation changes what follows, so the network as a whole cannot be held to float32's tolerance. It is held to two things:
+1. each quantised layer alone, fed what the definition feeds it, gives what the definition gives, to one quantum of its output;
+2. the network's outputs are no further from the definition than 1.5 times as far as ONNX Runtime's are, or than half as far as
+   the definition is from the checkpoint in float32, whichever is more.
+How far int8 is from float32 is reported, and allowed whatever it is: that is a matter of accuracy, measured on labelled images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+import onnx
+
+from gkp.converter import node as branched_node
+from gkp.converter import quantiser
+from gkp.converter.calibration import Calibration
+from gkp.converter.forms import Forms
+from gkp.converter.graph import Graph, Node, Tensor
+from gkp.converter.lower.emit import lower
+from gkp.converter.operators import UNARY
+from gkp.converter.quantiser import is_quantiser
+from gkp.converter.reference import reference, stock_evaluator
+from gkp.converter.sources.base import sample_inputs
+from gkp.converter.stages import Opened
+from gkp.converter.verify import compare
+from gkp.manifest import Check
+from gkp.types import Array, Progress, Run
+
+_FARTHER, _SHARE = 1.5, 0.5
+_INPUTS = 4
+_STEP = 1.001
+"""A quantum, with room for the rounding of its own product."""
+Feeds = Mapping[str, Array]
+Build = Callable[[Graph, Forms], Run]
+"""What the engine computes of a graph in these forms."""
+
+
+def int8_inputs(opened: Opened, calibration: Calibration) -> list[tuple[str, int, Feeds]]:
+    """(name, batch, inputs): images that the model was calibrated with, zeros; other batch sizes where it takes them."""
+    declared = next(iter(sample_inputs(opened.model.model).values())).shape
+    name, images, size = opened.model.model.graph.input[0].name, calibration.samples.images, declared[0]
+    sizes = [size] * _INPUTS + ([2, 5] if any(0 in axes for axes in opened.dynamic.values()) else [])
+    out: list[tuple[str, int, Feeds]] = [("zeros", size, {name: np.zeros(declared, np.float32)})]
+    start = 0
+    for batch in sizes:
+        chosen = images[np.arange(start, start + batch) % len(images)]
+        out.append(("calibration images", batch, {name: chosen}))
+        start += batch
+    return out[1:] + out[:1]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One quantised layer alone. graph: from what its quantiser reads to what its activation gives; quantum: one step of the
+    result, None where it is not quantised."""
+
+    name: str
+    graph: Graph
+    quantum: float | None
+
+
+def layers(graph: Graph) -> Iterator[Layer]:
+    """Every quantised BranchedConv with the quantiser in front of it and the activations behind it."""
+    for node in graph.branched():
+        if branched_node.read(node).scale is not None and quantiser.of(node.inputs[0]) is not None:
+            yield _alone(graph, node.name)
+
+
+def _alone(graph: Graph, name: str) -> Layer:
+    part = graph.copy()
+    node = next(n for n in part.branched() if n.name == name)
+    end, how = _end(part, node)
+    start: Tensor = node.inputs[0].inputs[0].inputs[0]
+    start.inputs.clear()
+    part.gs.inputs, part.gs.outputs = [start], [end]
+    part.cleanup()
+    return Layer(name, part, how)
+
+
+def _end(graph: Graph, node: Node) -> tuple[Tensor, float | None]:
+    tensor: Tensor = node.outputs[0]
+    while (reader := graph.sole_consumer(tensor)) is not None and reader.op in UNARY and len(reader.inputs) == 1:
+        tensor = reader.outputs[0]
+        if is_quantiser(reader):
+            return tensor, quantiser.read(reader).scale
+    return tensor, None
+
+
+def check_layers(graph: Graph, forms: Forms, build: Build, feeds: Feeds, progress: Progress) -> list[Check]:
+    """Of every quantised layer: one check, named after it. feeds: one input of the network."""
+    found = list(layers(graph))
+    inputs = _taps(graph, [layer.graph.inputs[0].name for layer in found], feeds)
+    checks = []
+    for number, layer in enumerate(found):
+        progress(f"verifying {len(found)} layers alone", number / len(found))
+        given = {layer.graph.inputs[0].name: inputs[layer.graph.inputs[0].name]}
+        want = reference(layer.graph.to_model())(given)
+        got = build(layer.graph, {n: c for n, c in forms.items() if n == layer.name})(given)
+        check = compare(got, want, f"layer {layer.name}", len(next(iter(given.values()))))
+        allowed = check.tolerance if layer.quantum is None else max(check.tolerance, layer.quantum * _STEP)
+        checks.append(_with(check, allowed))
+    return checks
+
+
+def check_network(run: Run, graph: Graph, reference_run: Run, inputs: Sequence[tuple[str, int, Feeds]]) -> list[Check]:
+    """Of every input: the engine against the definition. reference_run: the checkpoint in float32."""
+    model = graph.to_model()
+    definition = reference(model)
+    _, ort = stock_evaluator(lower(graph, {}).to_model().SerializeToString())
+    wants = [definition(feeds) for _, _, feeds in inputs]
+    allowed = max(max(_FARTHER * _distance(ort(feeds), want), _SHARE * _distance(reference_run(feeds), want))
+                  for (_, _, feeds), want in zip(inputs, wants, strict=True))
+    checks = []
+    for (name, batch, feeds), want in zip(inputs, wants, strict=True):
+        check = compare(run(feeds), want, name, batch)
+        checks.append(_with(check, max(check.tolerance, allowed)))
+    return checks
+
+
+def agreement(definition: Run, reference_run: Run, inputs: Sequence[tuple[str, int, Feeds]]) -> tuple[float, float]:
+    """How far int8 is from float32: (share of the inputs whose largest output is the same, largest difference)."""
+    same, total, error = 0, 0, 0.0
+    for _, _, feeds in inputs:
+        got, want = definition(feeds), reference_run(feeds)
+        error = max(error, _distance(got, want))
+        if want[0].ndim == 2:
+            same, total = same + int((got[0].argmax(1) == want[0].argmax(1)).sum()), total + len(want[0])
+    return same / max(1, total), error
+
+
+def _distance(got: Sequence[Array], want: Sequence[Array]) -> float:
+    return max(float(np.abs(g.astype(np.float64) - w.astype(np.float64)).max(initial=0.0))
+               for g, w in zip(got, want, strict=True))
+
+
+def _with(check: Check, tolerance: float) -> Check:
+    return msgspec.structs.replace(check, tolerance=tolerance, passed=check.max_abs_error <= tolerance)
+
+
+def _taps(graph: Graph, names: Sequence[str], feeds: Feeds) -> dict[str, Array]:
+    """What the definition computes of these tensors."""
+    model = graph.to_model()
+    inner = [n for n in dict.fromkeys(names) if n not in feeds]
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in inner)
+    found = reference(model)(feeds) if inner else []
+    return {**feeds, **dict(zip(inner, found, strict=True))}
