@@ -137,7 +137,7 @@ def verify(**options: Any) -> None:
 
 @main.command("eval", context_settings=_CONTEXT)
 @click.argument("model", type=_PATH)
-@click.option("--data", required=True, metavar="cifar10:DIR|folder:DIR|FILE.npy|FILE.npz",
+@click.option("--data", required=True, metavar="cifar10:DIR|folder:DIR|FILE.npz",
               help="Test set: CIFAR-10; a folder for each class (in DIR/val where there is one); x and y of an .npz.")
 @click.option("--mean", metavar="R,G,B", help="Normalisation. [default: the usual one of system and data set]")
 @click.option("--std", metavar="R,G,B", help="Normalisation. [default: the usual one of system and data set]")
