@@ -17,9 +17,6 @@ _DENSE = "features.denseblock4.denselayer{}.conv2.weight"
 # How many tensors there are (counters of BatchNorms apart), and the name and shape of one: no two networks share all three.
 _NETWORKS: dict[tuple[int, str, tuple[int, ...]], str] = {
     (262, "features.1.conv.1.weight", (16, 32, 1, 1)): "torchvision.models:mobilenet_v2",
-    (210, "features.1.block.1.fc1.weight", (8, 16, 1, 1)): "torchvision.models:mobilenet_v3_small",
-    (266, "features.1.block.1.0.weight", (16, 16, 1, 1)): "torchvision.models:mobilenet_v3_large",
-    (311, "features.1.0.block.1.fc1.weight", (8, 32, 1, 1)): "torchvision.models:efficientnet_b0",
     (22, _VGG, (4096, 4096)): "torchvision.models:vgg11",
     (26, _VGG, (4096, 4096)): "torchvision.models:vgg13",
     (32, _VGG, (4096, 4096)): "torchvision.models:vgg16",
@@ -42,7 +39,6 @@ _NETWORKS: dict[tuple[int, str, tuple[int, ...]], str] = {
     (192, _BLOCK, (64, 64, 3, 3)): "timm.models:resnet34d",
     (277, _BLOCK, (64, 64, 3, 3)): "timm.models:resnet50d",
     (532, _BLOCK, (64, 64, 3, 3)): "timm.models:resnet101d",
-    (262, "blocks.0.0.conv_pw.weight", (16, 32, 1, 1)): "timm.models:mobilenetv2_100",
 }
 
 
