@@ -22,6 +22,7 @@ from gkp.converter.budget import Budget
 from gkp.converter.sources import open_model
 from gkp.converter.sources._safetensors import read_safetensors
 from gkp.converter.sources._torchfile import container_kind
+from gkp.converter.sources.dense import open_dense
 from gkp.errors import FileError, GkpError, UnsupportedModelError
 
 
@@ -55,6 +56,14 @@ def test_masks_of_a_pruning_system_are_multiplied_in(tmp_path: Path) -> None:
     assert (opened.system, opened.pruned) == ("structure_lth", True)
     x = images()
     assert_computes(opened, forward({**state, "layer1.0.conv1.weight": state["layer1.0.conv1.weight"] * mask}, x), x)
+
+
+def test_pruning_can_begin_with_one(tmp_path: Path) -> None:
+    state = layer_names(random_state(R8_CONV))
+    save_file({f"net.{n}": t for n, t in state.items()}, tmp_path / "x.safetensors")
+    found, x = open_dense(tmp_path / "x.safetensors"), images()
+    torch.testing.assert_close(found.module(x), forward(state, x))
+    assert found.arch.prefix == ""
 
 
 def test_without_the_package_it_is_said_what_to_install(tmp_path: Path) -> None:
