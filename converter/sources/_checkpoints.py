@@ -12,7 +12,7 @@ import numpy as np
 from gkp.branched import BranchedConv
 from gkp.converter.budget import Budget
 from gkp.converter.sources import torch_export
-from gkp.converter.sources._modules import Classes, compare
+from gkp.converter.sources._modules import Classes, check_wrapper, compare
 from gkp.converter.sources._own_module import own_module
 from gkp.converter.sources._public_networks import public_hint
 from gkp.converter.sources._records import Record
@@ -41,11 +41,14 @@ def payload_of(file: SourceFile) -> Any:
 
 
 def network_in(payload: Any) -> Record | None:
-    """The network of a whole-module pickle: the payload, or its entry `model` or `net`, without DataParallel."""
+    """The network of a whole-module pickle: the payload, or its entry `model` or `net`, without DataParallel.
+
+    UnsupportedModelError: DataParallel has hooks."""
     found = payload
     if isinstance(payload, dict):
         found = next((payload[key] for key in ("model", "net") if isinstance(payload.get(key), Record)), None)
     if isinstance(found, Record) and found.name in _PARALLEL:
+        check_wrapper(found)
         modules = found.fields.get("_modules")
         found = modules.get("module") if isinstance(modules, dict) else None
     return found if isinstance(found, Record) else None
