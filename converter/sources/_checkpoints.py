@@ -123,7 +123,7 @@ def open_network(
         try:
             arch, module = rebuild(tensors, forms, record, classes, shortcut, file.budget)
         except UnsupportedModelError as e:
-            raise UnsupportedModelError(e.message, public_hint(tensors) or e.hint) from e
+            raise UnsupportedModelError(e.message, public_hint(tensors, record is not None) or e.hint) from e
         default, assumed = image or arch.input_shape, arch.assumed if record is None else ""
         name = f"assumed {assumed}" if assumed else f"{arch.name}, every submodule compared"
         if pruned and lost_filters(module, arch):

@@ -42,11 +42,13 @@ _NETWORKS: dict[tuple[int, str, tuple[int, ...]], str] = {
 }
 
 
-def public_hint(tensors: Mapping[str, Array]) -> str | None:
-    """What to do about a state dict with these tensors, behind any prefix; None: it is of none of these networks."""
+def public_hint(tensors: Mapping[str, Array], whole_module: bool = False) -> str | None:
+    """What to do about a state dict, or a whole module, with these tensors, behind any prefix; None: it is of none of these
+    networks."""
     count = sum(not is_counter(name) for name in tensors)
     for (size, name, shape), arch in _NETWORKS.items():
         marks = (tensors.get(f"{prefix}{name}") for prefix in prefixes(tensors)) if size == count else ()
         if any(mark is not None and mark.shape == shape for mark in marks):
-            return f"pass --arch {arch} --input-shape 1,3,224,224"
+            condition = " if no layer of it was changed, else export it to ONNX" if whole_module else ""
+            return f"pass --arch {arch} --input-shape 1,3,224,224{condition}"
     return None

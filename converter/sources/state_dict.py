@@ -42,8 +42,9 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
         return open_network(file, dense, system="torch", options=options, pruned=kept < 1, record=record,
                             classes=TORCHVISION, description=f"pickled PyTorch module{note}")
     if record is not None and tensors is None:
+        hint = public_hint(state_dict_of(record, file.budget), whole_module=True) or _ARCH_HINT
         raise UnsupportedModelError(f"{file.path} is a pickled module of class {clean(record.name, 100)}, whose code "
-                                    "gkp does not have", public_hint(state_dict_of(record, file.budget)) or _ARCH_HINT)
+                                    "gkp does not have", hint)
     if tensors is None:
         raise UnsupportedModelError(f"{file.path} holds no network that gkp knows: {_summary(payload)}", _ARCH_HINT)
     writer = "safetensors" if file.kind == "safetensors" else "PyTorch"

@@ -176,6 +176,7 @@ def test_a_whole_module_is_refused_with_the_arch_that_opens_it(monkeypatch: pyte
     with pytest.raises(UnsupportedModelError, match=r"torchvision\.models\.mobilenetv2\.MobileNetV2") as caught:
         open_model(save(tmp_path / "x.pt", module))
     assert "--arch torchvision.models:mobilenet_v2" in caught.value.hint
+    assert "if no layer of it was changed" in caught.value.hint  # --arch compares nothing
 
 
 def test_inner_convolutions_wider_than_usual_open_as_they_are(tmp_path: Path) -> None:
