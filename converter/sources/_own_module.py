@@ -42,7 +42,12 @@ def own_module(arch: str, tensors: Mapping[str, Array]) -> torch.nn.Module:
     classes = _other_classes(named, module)
     if classes is not None and _takes_classes(make):
         module = _called(arch, make, **{_CLASSES: classes})
-    state = {name: tensor for name, tensor in module.state_dict().items() if is_counter(name)}
+    own = module.state_dict()
+    for name, array in named.items():
+        if name in own and own[name].is_floating_point() and array.dtype.kind != "f":
+            raise UsageError(f"{clean(name, 120)} holds {array.dtype} numbers, floats in the module of --arch {arch}",
+                             "gkp does not open quantised weights: save the network in floats")
+    state = {name: tensor for name, tensor in own.items() if is_counter(name)}
     state |= {name: torch.from_numpy(np.array(array)) for name, array in named.items()}
     try:
         module.load_state_dict(state, strict=True)

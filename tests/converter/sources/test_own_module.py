@@ -112,6 +112,13 @@ def test_other_widths_are_no_number_of_classes(tmp_path: Path, calls: list[dict[
     assert calls == [{}]
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bool])
+def test_quantised_weights_are_not_taken_for_floats(tmp_path: Path, calls: list[dict[str, Any]], dtype: torch.dtype) -> None:
+    state = net().state_dict()
+    with pytest.raises(UsageError, match=r"features\.0\.weight holds .* numbers"):
+        opened(tmp_path, {**state, "features.0.weight": state["features.0.weight"].to(dtype)}, "timm.models:small_net")
+
+
 # ---- prefixes --------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("prefix", ["module.", "model.", "module._orig_mod.", "a.b.c.d.e.f.g.h."])
 def test_a_prefix_of_the_file_is_left_out(tmp_path: Path, calls: list[dict[str, Any]], prefix: str) -> None:
