@@ -35,8 +35,8 @@ def _trust(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _opening(command: Callable[..., Any]) -> Callable[..., Any]:
-    command = click.option("--arch", metavar="PKG:CALLABLE", help="Your own code that builds the module for a state dict "
-                           "whose architecture is not recognised.")(command)
+    command = click.option("--arch", metavar="PKG:CALLABLE", help="A function that builds the module for a state dict whose "
+                           "architecture is not recognised: your own, torchvision's or timm's.")(command)
     command = _trust(command)
     return click.option("--input-shape", "input_shape", multiple=True, metavar="[NAME:]N,C,H,W",
                         help="Input shape, where the file does not say it.")(command)
