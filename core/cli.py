@@ -35,8 +35,8 @@ def _trust(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _opening(command: Callable[..., Any]) -> Callable[..., Any]:
-    command = click.option("--arch", metavar="PKG:CALLABLE", help="Your own code that builds the module for a state dict "
-                           "whose architecture is not recognised.")(command)
+    command = click.option("--arch", metavar="PKG:CALLABLE", help="A function that builds the module for a state dict whose "
+                           "architecture is not recognised: your own, torchvision's or timm's.")(command)
     command = _trust(command)
     return click.option("--input-shape", "input_shape", multiple=True, metavar="[NAME:]N,C,H,W",
                         help="Input shape, where the file does not say it.")(command)
@@ -137,7 +137,7 @@ def verify(**options: Any) -> None:
 
 @main.command("eval", context_settings=_CONTEXT)
 @click.argument("model", type=_PATH)
-@click.option("--data", required=True, metavar="cifar10:DIR|folder:DIR|FILE.npy|FILE.npz",
+@click.option("--data", required=True, metavar="cifar10:DIR|folder:DIR|FILE.npz",
               help="Test set: CIFAR-10; a folder for each class (in DIR/val where there is one); x and y of an .npz.")
 @click.option("--mean", metavar="R,G,B", help="Normalisation. [default: the usual one of system and data set]")
 @click.option("--std", metavar="R,G,B", help="Normalisation. [default: the usual one of system and data set]")

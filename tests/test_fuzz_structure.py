@@ -34,6 +34,7 @@ import fuzz_dialect  # noqa: E402
 import fuzz_mutate  # noqa: E402
 import fuzz_networks  # noqa: E402
 import fuzz_proto  # noqa: E402
+import fuzz_safetensors  # noqa: E402
 import fuzz_script  # noqa: E402
 import fuzz_torch  # noqa: E402
 import fuzz_zip  # noqa: E402
@@ -48,7 +49,7 @@ def torch_zip() -> bytes:
 GENERATORS: dict[str, Callable[[Random], bytes | None]] = {
     "network": fuzz_networks.network,
     "checkpoint": fuzz_torch.checkpoint, "npy": fuzz_torch.object_array, "dialect": fuzz_dialect.script,
-    "script": fuzz_script.script, "proto": lambda rng: fuzz_proto.model(rng, "a.onnx"), "zip": lambda rng: fuzz_zip.surgery(rng, torch_zip())}
+    "script": fuzz_script.script, "safetensors": fuzz_safetensors.safetensors, "proto": lambda rng: fuzz_proto.model(rng, "a.onnx"), "zip": lambda rng: fuzz_zip.surgery(rng, torch_zip())}
 
 
 @pytest.mark.parametrize("name", GENERATORS)
@@ -133,6 +134,20 @@ def test_whole_checkpoints_with_storages_are_opened_too(tmp_path: Path) -> None:
         except GkpError:
             pass
     assert all(opened.get(kind, 0) > 8 for kind in ("torch-zip", "torch-legacy", "pickle"))
+
+
+def test_safetensors_are_opened_or_refused_at_many_places(tmp_path: Path) -> None:
+    path, said = tmp_path / "a.safetensors", set()
+    for number in range(300):
+        path.write_bytes(fuzz_safetensors.safetensors(Random(number)))
+        try:
+            _torchfile.read_torch(path)
+            said.add("opened")
+        except GkpError as error:
+            said.add(error.message)
+    wanted = ("opened", "stands there twice", "impossible shape", "impossible offsets", "behind a gap", "overlaps", "contradict",
+              "described by", "ends before", "cannot be read", "promises", "metadata")
+    assert [words for words in wanted if not any(words in message for message in said)] == []
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ RUNTIMES = ("onnxruntime", "openvino", "ncnn", "pnnx")
 CONVERT = ("onnx", "onnx_graphsurgeon", "google")
 PRUNE = ("accelerate", "mtkahypar", "sklearn", "scipy")
 EDGE = ("grpc", "cryptography", "networkx", "yaml", "ray")
-EXTRAS = ("torch", "onnxscript", "jinja2", "PIL", *PRUNE, *EDGE, *RUNTIMES, *CONVERT)
+EXTRAS = ("torch", "onnxscript", "safetensors", "jinja2", "PIL", *PRUNE, *EDGE, *RUNTIMES, *CONVERT)
 DEVELOPMENT = ("pytest", "hypothesis", "mypy", "setuptools")
 # What a package's modules may import when they are loaded, of all that is not in the base install.
 NEEDS: dict[str, tuple[str, ...]] = {

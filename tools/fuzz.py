@@ -198,7 +198,7 @@ def open_like_gkp(path: Path, deep: bool) -> None:
         for source in SOURCES:
             if source.matches(file):
                 break
-        if file.kind in ("torch-zip", "torch-legacy", "pickle"):
+        if file.kind in _torchfile.CHECKPOINTS:
             _ = file.payload
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import safetensors.numpy
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
@@ -30,6 +31,7 @@ def write(folder: Path) -> list[str]:
     files |= {"small.onnx": _onnx(), "state.pt": _torch(_state()), "legacy.pt": _legacy(),
               "plain.pkl": pickle.dumps({"state_dict": _plain(), "epoch": 3}, protocol=2),
               "block.block": pickle.dumps([([0, 2], [1, 3, 5]), ([1], [0, 2])], protocol=4),
+              "small.safetensors": safetensors.numpy.save(_plain(), {"format": "pt"}),
               "masks.npy": _masks(), "numbers.npy": _npy(np.arange(24, dtype=np.float32).reshape(2, 3, 4)),
               "script.pt": _script(), "program.pt2": _program(), "manifest.json": _manifest()}
     for name, data in files.items():

@@ -15,6 +15,7 @@ from typing import Any
 import fuzz_dialect
 import fuzz_networks
 import fuzz_proto
+import fuzz_safetensors
 import fuzz_script
 import fuzz_torch
 import fuzz_zip
@@ -52,7 +53,7 @@ def mutate(rng: Random, name: str, corpus: Corpus) -> bytes:
             data = mutate_zip(rng, data, corpus)
         elif name.endswith(".npy"):
             data = data[:128] + mutate_pickle(rng, data[128:], corpus) if rng.random() < 0.7 else _header(rng, data)
-        elif name.endswith(".json"):
+        elif name.endswith((".json", ".safetensors")):
             data = _json(rng, data)
         else:
             data = mutate_pickle(rng, data, corpus)
@@ -81,6 +82,7 @@ GENERATORS: tuple[Callable[[Random, str, Corpus], bytes], ...] = (
     lambda rng, name, corpus: fuzz_dialect.script(rng),
     lambda rng, name, corpus: fuzz_script.script(rng),
     lambda rng, name, corpus: fuzz_proto.model(rng, name),
+    lambda rng, name, corpus: fuzz_safetensors.safetensors(rng),
     _surgery,
 )
 

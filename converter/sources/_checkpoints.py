@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -15,11 +12,15 @@ import numpy as np
 from gkp.branched import BranchedConv
 from gkp.converter.budget import Budget
 from gkp.converter.sources import torch_export
-from gkp.converter.sources._modules import Classes, compare
+from gkp.converter.sources._modules import Classes, check_wrapper, compare
+from gkp.converter.sources._own_module import own_module
+from gkp.converter.sources._public_networks import public_hint
 from gkp.converter.sources._records import Record
+from gkp.converter.sources._torchfile import CHECKPOINTS
 from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile
-from gkp.errors import FileError, UsageError
-from gkp.text import clean, first_line, one_line
+from gkp.errors import FileError, UnsupportedModelError
+from gkp.pruning.tensor_names import prefixes
+from gkp.text import clean
 from gkp.types import Array
 
 if TYPE_CHECKING:
@@ -29,23 +30,25 @@ if TYPE_CHECKING:
 
 Tensors = dict[str, Array]
 
-ARCH_HINT = "pass --arch pkg:callable and --input-shape with a state dict, or export the model to ONNX and convert that"
 _STATE_KEYS = ("state_dict", "model_state_dict", "net", "model", "small_model")
 _PARALLEL = ("torch.nn.parallel.data_parallel.DataParallel", "torch.nn.parallel.distributed.DistributedDataParallel")
 
 
 # ---- where it is in the file -----------------------------------------------------------------------------------------
 def payload_of(file: SourceFile) -> Any:
-    """The payload of a file that torch.save or pickle wrote, None for other files."""
-    return file.payload if file.kind in ("torch-zip", "torch-legacy", "pickle") else None
+    """The payload of a file that torch.save, pickle or safetensors wrote, None for other files."""
+    return file.payload if file.kind in CHECKPOINTS else None
 
 
 def network_in(payload: Any) -> Record | None:
-    """The network of a whole-module pickle: the payload, or its entry `model` or `net`, without DataParallel."""
+    """The network of a whole-module pickle: the payload, or its entry `model` or `net`, without DataParallel.
+
+    UnsupportedModelError: DataParallel has hooks."""
     found = payload
     if isinstance(payload, dict):
         found = next((payload[key] for key in ("model", "net") if isinstance(payload.get(key), Record)), None)
     if isinstance(found, Record) and found.name in _PARALLEL:
+        check_wrapper(found)
         modules = found.fields.get("_modules")
         found = modules.get("module") if isinstance(modules, dict) else None
     return found if isinstance(found, Record) else None
@@ -79,10 +82,10 @@ def _is_tensor(name: Any, value: Any) -> bool:
     return isinstance(name, str) and isinstance(value, np.ndarray) and value.dtype.kind in "biufc"
 
 
-def without_prefix(tensors: Mapping[str, Array], prefix: str = "module.") -> Tensors:
-    """The tensors without a prefix that all names share (DataParallel's)."""
-    shared = all(name.startswith(prefix) for name in tensors)
-    return {name.removeprefix(prefix) if shared else name: array for name, array in tensors.items()}
+def without_prefix(tensors: Mapping[str, Array]) -> Tensors:
+    """The tensors without the longest prefix that all names share: DataParallel's, a Lightning module's."""
+    prefix = prefixes(tensors)[-1]
+    return {name.removeprefix(prefix): array for name, array in tensors.items()}
 
 
 # ---- how it is rebuilt -----------------------------------------------------------------------------------------------
@@ -115,9 +118,12 @@ def open_network(
     forms = dict(forms or {})
     dense, assumed = None, ""
     if options.arch:
-        module, default, name = _user_module(options.arch, tensors, forms), image, options.arch
+        module, default, name = own_module(options.arch, {**tensors, **_dense(forms)}), image, options.arch
     else:
-        arch, module = rebuild(tensors, forms, record, classes, shortcut, file.budget)
+        try:
+            arch, module = rebuild(tensors, forms, record, classes, shortcut, file.budget)
+        except UnsupportedModelError as e:
+            raise UnsupportedModelError(e.message, public_hint(tensors, record is not None) or e.hint) from e
         default, assumed = image or arch.input_shape, arch.assumed if record is None else ""
         name = f"assumed {assumed}" if assumed else f"{arch.name}, every submodule compared"
         if pruned and lost_filters(module, arch):
@@ -133,6 +139,11 @@ def open_network(
         dense=dense,
     )
     return replace(opened, assumed=assumed)
+
+
+def _dense(forms: Mapping[str, BranchedConv]) -> Tensors:
+    dense = {f"{name}.weight": form.to_dense() for name, form in forms.items()}
+    return dense | {f"{name}.bias": np.asarray(form.bias) for name, form in forms.items() if np.any(form.bias)}
 
 
 def rebuild(tensors: Mapping[str, Array], forms: Mapping[str, BranchedConv], record: Record | None, classes: Classes | None,
@@ -158,44 +169,3 @@ def lost_filters(module: torch.nn.Module, arch: Architecture) -> bool:
     convs = ((name, part) for name, part in skeleton(arch).named_modules() if hasattr(part, "kernel_size"))
     return any(name not in own or (not isinstance(own[name], BranchedConv2d) and own[name].weight.shape != part.weight.shape)
                for name, part in convs if hasattr(part, "weight"))
-
-
-# ---- an architecture of the user's own -------------------------------------------------------------------------------
-def _user_module(arch: str, tensors: Mapping[str, Array], forms: Mapping[str, BranchedConv]) -> torch.nn.Module:
-    torch = torch_export.import_torch()
-    from gkp.pruning.models.recognise import is_counter
-
-    dense = {f"{name}.weight": form.to_dense() for name, form in forms.items()}
-    dense |= {f"{name}.bias": np.asarray(form.bias) for name, form in forms.items() if np.any(form.bias)}
-    module = call_user_code(arch)
-    if not isinstance(module, torch.nn.Module):
-        raise UsageError(f"--arch {arch} returns {type(module).__name__}", "it must return a torch.nn.Module")
-    given = without_prefix({name: array for name, array in {**tensors, **dense}.items() if not is_counter(name)})
-    state = {name: tensor for name, tensor in module.state_dict().items() if is_counter(name)}
-    state |= {name: torch.from_numpy(np.array(array)) for name, array in given.items()}
-    try:
-        module.load_state_dict(state, strict=True)
-    except (RuntimeError, ValueError, TypeError) as e:
-        problem = one_line(e, 200)
-        raise UsageError(f"the state dict does not fit the module of --arch {arch}: {problem}",
-                         "return the module that this checkpoint was saved from") from e
-    return module.float().eval()
-
-
-def call_user_code(arch: str) -> Any:
-    """What the user's own `pkg:callable` returns. The current folder can be imported from. UsageError: it fails."""
-    package, _, name = arch.partition(":")
-    if not package or not name:
-        raise UsageError(f"--arch {arch!r} is not of the form pkg:callable", "e.g. --arch mynets.resnet:resnet20")
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    try:
-        target: Any = importlib.import_module(package)
-        for part in name.split("."):
-            target = getattr(target, part)
-        return target()
-    except Exception as e:  # whatever the user's code raises
-        raise UsageError(f"--arch {arch} fails: {type(e).__name__}: {first_line(e, 200)}",
-                         "it must be importable from here and take no arguments") from e
-    finally:
-        sys.path.remove(here)

@@ -336,10 +336,9 @@ def _check_attributes(name: str, part: Record, budget: Budget) -> None:
     tables = [fields.get(key) for key in ("_parameters", "_buffers", "_modules")]
     entries = [table if isinstance(table, dict) else {} for table in tables]
     budget.steps(len(fields) + sum(map(len, entries)))
-    for key in _HOOKS:
-        hooks = fields.get(key)
-        if hooks and not (key == _HOOKS[0] and _prunes(hooks)):
-            _refuse(name, f"has {key.strip('_').replace('_', ' ')}, which gkp cannot run")
+    if not _prunes(fields.get(_HOOKS[0])):
+        _refuse_calls(name, part, _HOOKS[:1])
+    _refuse_calls(name, part, _HOOKS[1:])
     pruned = _prunes(fields.get(_HOOKS[0]))
     for key, value in fields.items():
         hidden = any(key in table for table in entries) or (key in _TENSORS and value is not None and not pruned)
@@ -352,6 +351,17 @@ def _check_attributes(name: str, part: Record, budget: Budget) -> None:
     for table in entries[:2]:
         if not all(value is None or isinstance(value, np.ndarray) for value in table.values()):
             _refuse(name, "has a parameter or buffer that is no tensor")
+
+
+def check_wrapper(part: Record) -> None:
+    """DataParallel and the like call the network and do nothing else. UnsupportedModelError: this one does more."""
+    _refuse_calls(class_name(part), part, (*_HOOKS, "forward"))
+
+
+def _refuse_calls(name: str, part: Record, keys: Iterable[str]) -> None:
+    for key in keys:
+        if part.fields.get(key):
+            _refuse(name, f"has {key.strip('_').replace('_', ' ')}, which gkp cannot run")
 
 
 def _refuse(name: str, what: str) -> NoReturn:

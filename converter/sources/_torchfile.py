@@ -1,8 +1,8 @@
 """Reads what PyTorch, pickle and numpy write, without PyTorch and without executing anything in the file.
 
-Formats, by content and never by file name: torch.save (zip since 1.6, legacy before), plain pickles, .npy. Tensors
-become numpy arrays (bfloat16 as float32); modules become `Record`s, from which `state_dict_of`, `submodules` and
-`attribute` read. Sizes are checked against the file before memory is taken.
+Formats, by content and never by file name: torch.save (zip since 1.6, legacy before), plain pickles, safetensors, .npy.
+Tensors become numpy arrays (bfloat16 as float32); modules become `Record`s, from which `state_dict_of`, `submodules`
+and `attribute` read. Sizes are checked against the file before memory is taken.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ from gkp.types import Array
 from ._constructors import plain_array, plain_dtype
 from ._pickle import load_pickle, load_stream
 from ._records import STORAGE_DTYPES, Global, ObjectArray, Record, Storage, corrupt
+from ._safetensors import is_safetensors, read_safetensors
 
-Kind = Literal["torchscript", "torch-zip", "torch-legacy", "pickle", "pt2", "npy", "npz", "onnx", "zip", "unknown"]
+Kind = Literal["torchscript", "torch-zip", "torch-legacy", "pickle", "safetensors", "pt2", "npy", "npz", "onnx", "zip",
+               "unknown"]
+CHECKPOINTS = ("torch-zip", "torch-legacy", "pickle", "safetensors")  # what `read_torch` reads
 
 _LEGACY_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # LONG1 0x1950a86a20f9469cfc6c, STOP
 _LEGACY_PROTOCOL = 1001
@@ -42,6 +45,8 @@ def container_kind(path: Path) -> Kind:
     FileError if it cannot be read, UnsafeFileError for a hostile archive.
     """
     head, last = _ends(path)
+    if is_safetensors(head):  # the length it begins with can be the first bytes of any other format
+        return "safetensors"
     if head.startswith(b"PK"):
         with Archive(path) as archive:
             return _archive_kind(archive.names)
@@ -55,11 +60,11 @@ def container_kind(path: Path) -> Kind:
 
 
 def read_torch(path: Path, budget: Budget | None = None) -> Any:
-    """The object that torch.save (zip or legacy) or pickle.dump wrote to `path`, as inert data.
+    """The object that torch.save (zip or legacy), pickle.dump or safetensors wrote to `path`, as inert data.
 
     See `_pickle.load_pickle` for what the result consists of. budget: without one, that of the file. Raises UnsafeFileError
     naming what the file wants to call, or when it costs too much, FileError if it is damaged or another format,
-    UnsupportedModelError for tensor types without a numpy twin.
+    UnsupportedModelError for tensor types without a numpy twin, BackendMissingError where a package is needed to read it.
     """
     kind = container_kind(path)
     if kind == "torch-zip":
@@ -70,6 +75,9 @@ def read_torch(path: Path, budget: Budget | None = None) -> Any:
         return _read_legacy(data, budget or Budget(len(data)))
     if kind == "pickle":
         return load_pickle(_bytes(path), budget=budget)
+    if kind == "safetensors":
+        data = _bytes(path)
+        return read_safetensors(data, budget or Budget(len(data)))
     raise FileError(f"{clean(path.name, 120)} is not a torch checkpoint but {kind}", "Give a file made by torch.save.")
 
 

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from itertools import islice
 
-from gkp.converter.sources._checkpoints import (
-    ARCH_HINT,
-    network_in,
-    open_network,
-    payload_of,
-    state_dict_in,
-)
+from gkp.converter.sources._checkpoints import network_in, open_network, payload_of, state_dict_in
 from gkp.converter.sources._modules import RELU, Known
 from gkp.converter.sources._prune_masks import apply_masks
-from gkp.converter.sources._torchfile import state_dict_of
+from gkp.converter.sources._public_networks import public_hint
+from gkp.converter.sources._torchfile import CHECKPOINTS, state_dict_of
 from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile
 from gkp.errors import UnsupportedModelError
 from gkp.text import clean
 
-_KINDS = ("torch-zip", "torch-legacy", "pickle")
+_ARCH_HINT = "pass --arch pkg:callable and --input-shape with a state dict, or export the model to ONNX and convert that"
 KNOWN_CLASSES = ("torchvision.models.resnet.ResNet",)
 TORCHVISION = {
     "torchvision.models.resnet.ResNet": Known(("ImageNetResNet",), {"relu": RELU}, pool="avgpool", free=("maxpool",)),
@@ -28,8 +23,8 @@ TORCHVISION = {
 
 
 def matches(file: SourceFile) -> bool:
-    """Whatever torch.save or pickle wrote: this is the last of the sources."""
-    return file.kind in _KINDS
+    """Whatever torch.save, pickle or safetensors wrote: this is the last of the sources."""
+    return file.kind in CHECKPOINTS
 
 
 def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
@@ -47,15 +42,17 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
         return open_network(file, dense, system="torch", options=options, pruned=kept < 1, record=record,
                             classes=TORCHVISION, description=f"pickled PyTorch module{note}")
     if record is not None and tensors is None:
+        hint = public_hint(state_dict_of(record, file.budget), whole_module=True) or _ARCH_HINT
         raise UnsupportedModelError(f"{file.path} is a pickled module of class {clean(record.name, 100)}, whose code "
-                                    "gkp does not have", ARCH_HINT)
+                                    "gkp does not have", hint)
     if tensors is None:
-        raise UnsupportedModelError(f"{file.path} holds no network that gkp knows: {_summary(payload)}", ARCH_HINT)
-    return open_network(file, tensors, system="torch", options=options, pruned=False, description="PyTorch state dict")
+        raise UnsupportedModelError(f"{file.path} holds no network that gkp knows: {_summary(payload)}", _ARCH_HINT)
+    writer = "safetensors" if file.kind == "safetensors" else "PyTorch"
+    return open_network(file, tensors, system="torch", options=options, pruned=False, description=f"{writer} state dict")
 
 
 def _summary(payload: object) -> str:
     if isinstance(payload, dict):
         keys = (clean(key, 30) if isinstance(key, str) else f"a {type(key).__name__}" for key in islice(payload, 8))
-        return "a dict with " + ", ".join(keys)
+        return f"a dict with {', '.join(keys) or 'nothing in it'}"
     return f"a {type(payload).__name__}"

@@ -40,14 +40,14 @@ def cifar10_of(system: str) -> Normalisation:
 
 
 def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
-    """The numbers "R,G,B" of --mean or --std; None for None. UsageError: no numbers, not finite, or a std of 0 or less."""
+    """The numbers "R,G,B" of --mean or --std; None for None. UsageError: no numbers, 1e6 or more, or a std below 1e-6."""
     if text is None:
         return None
     try:
         values = tuple(float(v) for v in text.split(","))
     except ValueError:
         values = (math.nan,)
-    if not all(map(math.isfinite, values)) or (option == "--std" and min(values) <= 0):
+    if not all(abs(v) < 1e6 for v in values) or (option == "--std" and min(values) < 1e-6):
         raise UsageError(f"{option} needs numbers{' above 0' if option == '--std' else ''}, not {clean(text, 80)!r}",
                          f"e.g. {option} 0.49,0.48,0.45")
     return values

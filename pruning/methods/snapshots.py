@@ -29,8 +29,8 @@ def snapshot_path(folder: Path, epoch: int) -> Path:
 def read_snapshot(path: Path, shapes: Shapes) -> dict[str, Floats]:
     """The weights named in `shapes`, our names -> shapes, as float32 arrays.
 
-    The snapshot may have any of the names that gkp knows for an architecture, with or without "module.". Nothing in the
-    file is executed. FileError: it cannot be read, or a value is not finite. UnsafeFileError: it wants to run code or
+    The snapshot may have any of the names that gkp knows for an architecture, also behind a prefix. Nothing in the file
+    is executed. FileError: it cannot be read, or a value is not finite. UnsafeFileError: it wants to run code or
     unpacks to more than its size. UsageError: it is of another network.
     """
     state = _state_dict(path)

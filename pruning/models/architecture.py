@@ -18,7 +18,7 @@ MAX_CLASSES = 1 << 15  # ImageNet-22k has 21,841
 class Architecture(Variant):
     """A known network, and how the checkpoint at hand names its tensors.
 
-    prefix: what stands before every name, such as "module." after DataParallel.
+    prefix: what stands before every name, such as "module." after DataParallel, "model." in a Lightning module.
     """
 
     prefix: str = ""

@@ -19,9 +19,10 @@ from gkp.pruning.models.architecture import Architecture, skeleton
 from gkp.pruning.models.branched import BranchedConv2d
 from gkp.pruning.models.family import ARCH_HINT, CLASSIFIERS, SPURIOUS
 from gkp.pruning.models.names import FileNames
-from gkp.pruning.models.recognise import is_counter, recognise
+from gkp.pruning.models.recognise import recognise
 from gkp.pruning.models.residual import ResidualBlock
 from gkp.pruning.models.wiring import chains
+from gkp.pruning.tensor_names import is_counter
 from gkp.types import Array
 
 __all__ = ["Architecture", "Normalize", "build", "recognise"]

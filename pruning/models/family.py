@@ -46,7 +46,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class State:
-    """Tensors of a checkpoint. names: all of them but counters, without "module." in front; shapes: of those that are at
+    """Tensors of a checkpoint. names: all of them but counters, without a prefix in front; shapes: of those that are at
     hand, which the weights of branched convolutions are not."""
 
     names: frozenset[str]

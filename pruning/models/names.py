@@ -39,7 +39,7 @@ class FileNames:
         for ours_whole, theirs_whole in self._theirs.items():
             ours = ours_whole.split(".", _DEEPEST)
             theirs = theirs_whole.split(".", 2 * _DEEPEST)
-            first = len(theirs) - len(ours)  # "module." in front, or a sequence that we do not have
+            first = len(theirs) - len(ours)  # a prefix in front, or a sequence that we do not have
             if len(ours) > _DEEPEST or first < 0:
                 continue
             theirs = [".".join(theirs[: first + 1]), *theirs[first + 1 :]]

@@ -93,6 +93,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], int, str]] = {
     "npy": (_written("m.npy", b"\x93NUMPY\x01\x00"), 3, "npy"),
     "npz": (_npz, 3, "npz"),
     "foreign zip": (_foreign_zip, 3, "zip"),
+    "half of a safetensors file": (_written("m.safetensors", b"\x40" + bytes(7) + b'{"conv.weight":{"dtype":"F32",'), 6, "safetensors"),
     "no state dict": (_saved("m.pt", {"epoch": 3, "note": "hello"}), 3, "epoch"),
     "a list": (_saved("m.pt", [1, 2, 3]), 3, "list"),
     "a number": (_saved("m.pt", 3.5, legacy=True), 3, "float"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -175,3 +176,20 @@ def long_storage_names(size: int = MEBI, count: int = 100_000) -> bytes:
 def npy(descr: str, shape: str, body: bytes) -> bytes:
     header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}\n".encode()
     return b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header + body
+
+
+# ---- safetensors -----------------------------------------------------------------------------------------------------------
+def safetensors(header: str | bytes, numbers: bytes = b"", length: int | None = None) -> bytes:
+    """length: what it says of its header instead of the truth."""
+    text = header.encode() if isinstance(header, str) else header
+    return struct.pack("<Q", len(text) if length is None else length) + text + numbers
+
+
+def safetensors_entry(begin: int, end: int, shape: Sequence[int] = (1,), dtype: str = "F32") -> str:
+    return json.dumps({"dtype": dtype, "shape": shape, "data_offsets": [begin, end]})
+
+
+def empty_safetensors(count: int) -> bytes:
+    """Many tensors without numbers."""
+    entries = (f'"{n}":{safetensors_entry(0, 0, (0,))}' for n in range(count))
+    return safetensors(f"{{{','.join(entries)}}}")

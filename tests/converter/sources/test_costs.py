@@ -39,6 +39,13 @@ COSTLY: dict[str, tuple[Callable[[], bytes], int, str]] = {
     "empty tensors.pt": (lambda: hostile.legacy(hostile.empty_tensors(), KEYS, ONE_NUMBER), 3, "no network"),
     "masks of one tensor.pth.tar": (lambda: one_tensor_masked_often("weight_orig", "weight_mask"), 5, "bytes"),
     "masks of one tensor.pkl": (lambda: one_tensor_masked_often("weight", "mask"), 5, "bytes"),
+    "brackets.safetensors": (lambda: hostile.safetensors('{"a": ' + "[" * 10_000_000), 5, "objects"),
+    "objects.safetensors": (lambda: hostile.safetensors('{"a": [' + "{}," * 4_000_000 + "{}]}"), 5, "objects"),
+    "a big integer.safetensors": (lambda: hostile.safetensors('{"a": ' + "9" * 20_000_000 + "}"), 6, "20000000 digits"),
+    "a long name.safetensors": (lambda: hostile.safetensors('{"' + "a" * 20_000_000 + '": 1}'), 6, "is not described by"),
+    "spaces.safetensors": (lambda: hostile.safetensors("{" + " " * 30_000_000 + "}"), 3, "nothing in it"),
+    "empty tensors.safetensors": (lambda: hostile.empty_safetensors(40_000), 3, "no architecture"),
+    "more empty tensors.safetensors": (lambda: hostile.empty_safetensors(120_000), 5, "objects"),
     "dicts.pkl": (lambda: whole(b"(" + b"}" * 2_500_000 + b"t"), 5, "objects"),
 }
 WRONG: dict[str, tuple[Callable[[], bytes], int, str]] = {

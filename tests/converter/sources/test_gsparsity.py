@@ -214,6 +214,15 @@ def test_a_mask_that_does_not_fit_is_refused(
         open_model(place(tmp_path, all_conv[0], {"mask_1e-06.npy": masks}))
 
 
+@pytest.mark.parametrize("mask", [np.full((4, 3, 3), np.nan), np.ones((4, 3, 3, 64), bool), np.ones(64, np.int8), np.bool_(1),
+                                  np.array([[[[1.0, np.nan]]]]), np.zeros((0, 3), bool)], ids=lambda mask: f"{mask.dtype}")
+def test_a_mask_that_is_another_array_is_refused(
+    tmp_path: Path, all_conv: tuple[State, np.ndarray, State], mask: np.ndarray
+) -> None:
+    with pytest.raises(FileError, match="mask"):
+        open_model(place(tmp_path, all_conv[0], {"mask_1e-06.npy": mask}))
+
+
 def test_two_masks_that_fit_and_differ_are_refused(tmp_path: Path, all_conv: tuple[State, np.ndarray, State]) -> None:
     masks = {"mask_1e-06.npy": all_conv[1], "mask_1e-05.npy": np.array(moved(all_conv[1]), object)}
     with pytest.raises(FileError, match="several masks fit"):

@@ -159,6 +159,35 @@ def test_a_subclass_is_another_class(monkeypatch: pytest.MonkeyPatch, small: Any
         open_model(save(tmp_path / "model.pt", small))
 
 
+def test_a_hook_of_the_network_itself_is_named(small: Any, tmp_path: Path) -> None:
+    small.register_forward_hook(nn.functional.relu)
+    with pytest.raises(UnsupportedModelError, match="has forward hooks, which gkp cannot run"):
+        open_model(save(tmp_path / "model.pt", small))
+
+
+@pytest.mark.parametrize("change", [lambda wrapper: wrapper.register_forward_hook(nn.functional.relu),
+                                    lambda wrapper: wrapper.register_forward_pre_hook(nn.functional.relu),
+                                    lambda wrapper: setattr(wrapper, "forward", nn.functional.relu)])
+def test_what_a_wrapper_does_beside_calling_the_network_is_named(
+    small: Any, tmp_path: Path, change: Callable[[Any], None]
+) -> None:
+    wrapper = nn.DataParallel(small)
+    change(wrapper)
+    with pytest.raises(UnsupportedModelError, match=r"DataParallel has forward.*, which gkp cannot run"):
+        open_model(save(tmp_path / "model.pt", wrapper))
+
+
+def test_a_subclass_of_the_network_with_another_forward_is_another_class(
+    monkeypatch: pytest.MonkeyPatch, small: Any, tmp_path: Path
+) -> None:
+    (own,) = classes_as(monkeypatch, mine_DOT_nets__Net=type(small))
+    monkeypatch.setattr(own, "forward", lambda self, x: 2 * super(own, self).forward(x))
+    small.__class__ = own
+    with pytest.raises(UnsupportedModelError, match=r"pickled module of class mine\.nets\.Net") as caught:
+        open_model(save(tmp_path / "model.pt", small))
+    assert "--arch" in caught.value.hint
+
+
 def test_the_hooks_of_torchs_pruning_are_no_difference(small: Any, tmp_path: Path) -> None:
     prune.random_unstructured(small.layer2[0].conv1, "weight", amount=0.5)
     x = images(2, 32)

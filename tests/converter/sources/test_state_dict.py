@@ -88,6 +88,35 @@ def test_state_dict_of_a_known_network(tmp_path: Path, key: str | None, legacy: 
     assert_computes(opened, forward(state, x), x)
 
 
+@pytest.mark.parametrize("prefix", ["model.", "net.", "model._orig_mod.module."])
+def test_a_checkpoint_of_lightning_opens(tmp_path: Path, prefix: str) -> None:
+    state = layer_names(random_state(R8_CONV))
+    moments = {0: {"step": torch.tensor(3.0), "exp_avg": torch.zeros(16, 3, 3, 3)}}
+    checkpoint = {"epoch": 3, "global_step": 120, "pytorch-lightning_version": "2.4.0", "loops": {"fit_loop": {"state_dict": {}}},
+                  "state_dict": {prefix + name: tensor for name, tensor in state.items()}, "lr_schedulers": [{"last_epoch": 3}],
+                  "callbacks": {"ModelCheckpoint{'monitor': 'loss'}": {"best_model_score": torch.tensor(0.5), "best_k": {}}},
+                  "optimizer_states": [{"state": moments, "param_groups": [{"lr": 0.1, "params": [0]}]}],
+                  "hparams_name": "kwargs", "hyper_parameters": {"lr": 0.1, "net": {"depth": 8}}}
+    x = images()
+    assert_computes(open_model(save(tmp_path / "epoch=3.ckpt", checkpoint)), forward(state, x), x)
+
+
+def test_a_prefix_is_named_in_errors(tmp_path: Path) -> None:
+    state = {f"model.{n}": t for n, t in layer_names(random_state(R8_CONV)).items()}
+    del state["model.layer1.0.bn1.bias"]
+    with pytest.raises(UnsupportedModelError, match=r"lacks model\.layer1\.0\.bn1\.bias"):
+        open_model(save(tmp_path / "model.pth", state))
+
+
+@pytest.mark.parametrize("beside", [["conv1.weight"], ["loss.weight"], None], ids=["one", "another", "all"])
+def test_a_prefix_of_some_names_only_is_none(tmp_path: Path, beside: list[str] | None) -> None:
+    """Names would collide without it, or something beside the network be taken for a part of it."""
+    state = layer_names(random_state(R8_CONV))
+    both = {f"model.{n}": t for n, t in state.items()} | {n: state["conv1.weight"] for n in beside or ()}
+    with pytest.raises(UnsupportedModelError):
+        open_model(save(tmp_path / "model.pth", both if beside else both | state))
+
+
 def test_half_precision_is_computed_in_single(tmp_path: Path) -> None:
     state = {n: t.half() if t.is_floating_point() else t for n, t in random_state(R8_PAD).items()}
     opened = open_model(save(tmp_path / "model.pth", state))
@@ -195,8 +224,8 @@ def test_masks_reach_an_own_architecture(tmp_path: Path, my_package: str, my_sta
 
 @pytest.mark.parametrize(
     ("arch", "says"),
-    [("nowhere_at_all:Net", "ModuleNotFoundError"), ("{}:Missing", "AttributeError"), ("{}:broken", "no such dataset"),
-     ("{}:text", "returns str"), ("{}", "pkg:callable"), ("{}:", "pkg:callable"), ("{}:NET", "TypeError")],
+    [("nowhere_at_all:Net", "ModuleNotFoundError"), ("{}:Missing", "there is no Missing"), ("{}:broken", "no such dataset"),
+     ("{}:text", "returns str"), ("{}", "pkg:callable"), ("{}:", "pkg:callable"), ("{}:NET", "TypeError"), ("{}:__name__", "is a str, which cannot be called")],
 )
 def test_own_architecture_that_fails_is_explained(
     tmp_path: Path, my_package: str, my_state: State, arch: str, says: str

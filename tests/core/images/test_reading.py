@@ -232,6 +232,7 @@ def test_a_header_that_promises_more_than_the_file_holds_takes_no_memory(tmp_pat
 def test_numbers_of_mean_and_std_are_checked() -> None:
     assert numbers(None, "--mean") is None
     assert numbers("0.5, 1,-2", "--mean") == (0.5, 1.0, -2.0)
-    for text, option in (("a,b,c", "--mean"), ("", "--mean"), ("nan,0,0", "--mean"), ("inf", "--std"), ("1,0,1", "--std")):
+    for text, option in (("a,b,c", "--mean"), ("", "--mean"), ("nan,0,0", "--mean"), ("inf", "--std"), ("1,0,1", "--std"),
+                         ("1e-40", "--std"), ("1e39", "--mean")):
         with pytest.raises(UsageError, match=option):
             numbers(text, option)

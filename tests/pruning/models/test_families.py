@@ -54,8 +54,8 @@ def test_the_first_family_that_recognises_a_state_dict_has_it(monkeypatch: pytes
                "module.stem.num_batches_tracked": np.zeros(())}
     found = recognise(tensors, ["module.branches"])
     assert (found.name, found.num_classes, found.prefix) == ("toynet3", 7, "module.")
-    assert seen == [State(frozenset({"stem.weight", "head.weight", "branches.weight"}),
-                          {"stem.weight": (4, 3, 3, 3), "head.weight": (7, 4)})]
+    assert seen == [State(frozenset({f"{prefix}stem.weight", f"{prefix}head.weight", f"{prefix}branches.weight"}),
+                          {f"{prefix}stem.weight": (4, 3, 3, 3), f"{prefix}head.weight": (7, 4)}) for prefix in ("module.", "")]
 
 
 @pytest.mark.parametrize("classes", [0, 5_000_000])
