@@ -45,7 +45,7 @@ def measure(job: Job, opened: Opened, recognised: Recognised, chosen: Chosen) ->
     timed = time_rows(rows, opened.model.model, opened.batches, opened.dynamic, io=job.options.io_precision,
                       progress=job.progress)
     theoretical = _theoretical(dense, recognised)
-    row, notes = _guard(job, opened, timed, chosen, None if same else default, rivals[0])
+    row, notes = _guard(job, recognised.kind, timed, chosen, None if same else default, rivals[0])
     built = {"default": default, "converted": chosen.built}.get(row) or job.target.build_as_is(
         free_axes(opened.model.model, opened.dynamic), _written_in(job, chosen), job.threads)
     choice = _given_way(chosen) if row == "default" else chosen.choice
@@ -104,7 +104,7 @@ def _written_in(job: Job, chosen: Chosen) -> Encoding:
     return replace(chosen.encoding, opset=job.options.forms.opset)
 
 
-def _guard(job: Job, opened: Opened, timed: Timed, chosen: Chosen, default: Built | None,
+def _guard(job: Job, kind: str, timed: Timed, chosen: Chosen, default: Built | None,
            rival: Target) -> tuple[str, tuple[str, ...]]:
     """The row that is written, with what is to be said of it: a form that does not beat the default at every batch gives way
     to it, and every form to a model as given that is faster."""
@@ -113,7 +113,7 @@ def _guard(job: Job, opened: Opened, timed: Timed, chosen: Chosen, default: Buil
     if default is not None and auto and not job.options.forms.layers \
             and not timed.faster("converted", "default", beyond_doubt=doubt):
         return "default", ()
-    if opened.kind != "as_is" or not auto or not timed.slower("converted", "as_is"):
+    if kind != "as_is" or not auto or not timed.slower("converted", "as_is"):
         return "converted", ()
     if rival is not job.target:
         return "converted", (f"the model as given is faster on {rival.version()}: --target {rival.name}",)

@@ -51,7 +51,7 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
                                     "gkp does not have", ARCH_HINT)
     if tensors is None:
         raise UnsupportedModelError(f"{file.path} holds no network that gkp knows: {_summary(payload)}", ARCH_HINT)
-    return open_network(file, tensors, system="torch", options=options, pruned=False, description="PyTorch state dict")
+    return open_network(file, tensors, system="torch", options=options, description="PyTorch state dict")
 
 
 def _summary(payload: object) -> str:
