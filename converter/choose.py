@@ -41,6 +41,12 @@ def dense_forms(graph: Graph, target: Target) -> Forms:
     return all_default(choose(graph, target, settings), settings)
 
 
+def forms_like(graph: Graph, target: Target, forms: Forms) -> Forms:
+    """The forms of another network with the same layers, by name; dense for layers that have no such form."""
+    return {name: next((c for c in layer.options if name in forms and c.name == forms[name].name), layer.options[0])
+            for name, layer in choose(graph, target, Settings(strategy="dense")).items()}
+
+
 def _layer(node: Node, target: Target, settings: Settings) -> LayerChoice:
     conv = branched_node.read(node)
     plane = spatial(node.outputs[0])
