@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from gkp.converter.artefact import Artefact, check_destination
 from gkp.converter.choose import choose
-from gkp.converter.describe import graph_macs, graph_params, stray_zeros
+from gkp.converter.describe import graph_macs, graph_params, grouped_layers, stray_zeros
 from gkp.converter.dynamic import batch_axes
 from gkp.converter.encoding import Encoding
 from gkp.converter.forms import Settings, all_default, chosen
@@ -22,7 +22,7 @@ from gkp.converter.sources import GroupedModel, OpenOptions, open_any
 from gkp.converter.sources.base import sample_inputs
 from gkp.converter.stages import Chosen, Job, Opened, Prepared, Recognised
 from gkp.converter.targets.base import Axes
-from gkp.converter.twin import dense_twin
+from gkp.converter.twin import dense_twin, leaves_out
 from gkp.converter.verify import check_inputs
 from gkp.converter.writing import described, written
 from gkp.errors import UnsupportedModelError, UsageError
@@ -133,8 +133,9 @@ def find_branches(job: Job, opened: Opened) -> Recognised:
     macs, params, left = graph_macs(graph), graph_params(graph), left_over(graph)
     twin = None if opened.baseline is not None else dense_twin(opened.model, graph)
     kind = "given" if opened.baseline is not None else "as_is" if twin is None else "twin"
+    own_groups = grouped_layers(twin) if twin is not None else frozenset()
     notes = _zeros_told(graph, macs, twin)
-    return Recognised(simplify(graph), macs, params, left, kind, twin, notes)
+    return Recognised(simplify(graph), macs, params, left, kind, twin, own_groups, notes)
 
 
 def _zeros_told(graph: Graph, macs: int, twin: Graph | None) -> tuple[str, ...]:
@@ -143,7 +144,8 @@ def _zeros_told(graph: Graph, macs: int, twin: Graph | None) -> tuple[str, ...]:
     if stray < _FEW:
         return ()
     saved = 0.0 if twin is None else 1 - macs / max(1, graph_macs(twin))
-    start = f"{saved:.1%} of the dense multiply-accumulates are left out" if saved > 0 else "no channel or block is left out"
+    start = (f"{saved:.1%} of the dense multiply-accumulates are left out" if saved >= _FEW else
+             "blocks or dead channels are left out" if leaves_out(graph) else "no channel or block is left out")
     return (f"{start}; {stray:.1%} of the weights that convolutions multiply are zeros without structure: they stay",)
 
 

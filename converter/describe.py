@@ -69,6 +69,12 @@ def graph_params(graph: Graph) -> int:
     return total
 
 
+def grouped_layers(graph: Graph) -> frozenset[str]:
+    """Names of the BranchedConvs with several branches, without those that only move channels."""
+    convs = {node.name: branched_node.read(node) for node in graph.branched()}
+    return frozenset(name for name, conv in convs.items() if len(conv.branches) > 1 and not conv.is_copy)
+
+
 def stray_zeros(graph: Graph) -> float:
     """Share of zeros among the weights of BranchedConvs that `graph_macs` counts: zeros that no rewrite leaves out."""
     zeros = counted = 0

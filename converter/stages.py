@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from gkp import manifest
-from gkp.converter import node as branched_node
 from gkp.converter.encoding import Encoding
 from gkp.converter.forms import Choice, Forms
 from gkp.converter.graph import Graph
@@ -69,7 +68,8 @@ class Opened:
 class Recognised:
     """The checkpoint in the one form, simplified. macs, params: as published; left: (node, why) of what has not become a
     BranchedConv; kind: what the dense baseline is, "given", "twin" or "as_is" (none); twin: the dense twin in the one form,
-    where that is the baseline; notes: what is to be said of the zeros."""
+    where that is the baseline; own_groups: layers that have several branches there, too, by the architecture; notes: what is
+    to be said of the zeros."""
 
     graph: Graph
     macs: int
@@ -77,13 +77,8 @@ class Recognised:
     left: Sequence[tuple[str, str]]
     kind: str
     twin: Graph | None
+    own_groups: frozenset[str]
     notes: tuple[str, ...]
-
-    @property
-    def own_groups(self) -> frozenset[str]:
-        """Layers that have several branches in the dense twin, too: the groups of the architecture."""
-        nodes = () if self.twin is None else self.twin.branched()
-        return frozenset(node.name for node in nodes if len(branched_node.read(node).branches) > 1)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def dense_twin(model: GroupedModel, graph: Graph) -> Graph | None:
         return recognise(Graph(model.dense(), model.budget))
     if not keeps_groups(model):
         return full_size(graph, model.dense_width_of)
-    return filled(model) if model.pruned or graph.holes or _has_zero_filters(graph) else None
+    return filled(model) if model.pruned or leaves_out(graph) else None
 
 
 def keeps_groups(model: GroupedModel) -> bool:
@@ -42,10 +42,10 @@ def has_groups(model: onnx.ModelProto) -> bool:
     return any(a.name == "group" and a.i > 1 for node in model.graph.node if node.op_type == "Conv" for a in node.attribute)
 
 
-def _has_zero_filters(graph: Graph) -> bool:
-    """Those that a scale of zero behind the convolution made."""
+def leaves_out(graph: Graph) -> bool:
+    """Do zeros leave out channels or blocks of a convolution: zeros of its weight, or of a scale behind it?"""
     convs = (branched_node.read(node) for node in graph.branched())
-    return any(not (b.weight != 0).reshape(len(b.weight), -1).any(1).all()
+    return graph.holes or any(not (b.weight != 0).reshape(len(b.weight), -1).any(1).all()
                for conv in convs if not conv.is_copy for b in conv.branches)
 
 

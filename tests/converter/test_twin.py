@@ -13,8 +13,8 @@ import onnx
 import pytest
 import torch
 import torch_nets
+from cli_kit import GROUPED, save
 from cli_kit import gkp as command
-from cli_kit import save
 from fake_target import groups
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,6 +26,7 @@ from torch_kit import R8_CONV, State, layer_names, liven, random_state
 import gkp
 from gkp.converter import node as branched_node
 from gkp.converter.choose import dense_forms
+from gkp.converter.conversion import find_branches, open_source
 from gkp.converter.describe import graph_macs
 from gkp.converter.graph import Graph
 from gkp.converter.lower.emit import lower
@@ -33,9 +34,11 @@ from gkp.converter.recognise import recognise, simplify
 from gkp.converter.sources import GroupedModel
 from gkp.converter.sources.base import OpenOptions
 from gkp.converter.sources.onnx_file import from_model
+from gkp.converter.stages import Job
 from gkp.converter.targets.onnx import OnnxTarget
 from gkp.converter.twin import dense_twin
 from gkp.manifest import Manifest
+from gkp.options.convert import convert_options
 from gkp.options.targets import OnnxOptions
 
 SHAPE = (1, 3, 8, 8)
@@ -186,13 +189,13 @@ def test_a_mask_that_the_graph_multiplies_counts() -> None:
 
 
 # ---- groups of the architecture --------------------------------------------------------------------------------------
-GROUPED = {"resnext": (torch_nets.resnext, slice(1)), "mobilenet": (torch_nets.MobileNet, slice(0)),
+DESIGNED = {"resnext": (torch_nets.resnext, slice(1)), "mobilenet": (torch_nets.MobileNet, slice(0)),
            "mobilenet, depthwise": (torch_nets.MobileNet, slice(1))}
 
 
 @pytest.mark.parametrize("name", ["resnext", "mobilenet", "mobilenet, depthwise"])
 def test_the_twin_of_a_model_with_groups_has_them(name: str) -> None:
-    make, which = GROUPED[name]
+    make, which = DESIGNED[name]
     torch.manual_seed(0)
     module = liven(make())
     dead = changed(module, one_dead_filter, which)
@@ -231,6 +234,15 @@ def test_the_baseline_runs_in_the_groups_of_the_architecture() -> None:
     assert twin is not None
     model = lower(simplify(twin), dense_forms(twin, OnnxTarget(OnnxOptions()))).to_model()
     assert groups(model) == 8
+
+
+def test_the_twin_of_a_pruning_system_has_no_groups() -> None:
+    """Its shortcuts, which only move channels, are none."""
+    job = Job(GROUPED, convert_options("onnx"), OnnxTarget(OnnxOptions()))
+    found = find_branches(job, open_source(job))
+    assert found.kind == "twin"
+    assert found.own_groups == frozenset()
+    assert any(node for node in found.graph.branched() if branched_node.read(node).is_copy)
 
 
 # ---- zeros that leave nothing out ------------------------------------------------------------------------------------
