@@ -203,11 +203,11 @@ class BranchedConv:
 
     def macs(self, output_plane: Sequence[int], *, zero_taps: bool = False) -> int:
         """Multiply-accumulates for one image whose output plane has the given shape. A (branch, channel, tap) that is
-        zero for every output of the branch is left out unless `zero_taps`."""
+        zero for every output of the branch, and an output that is zero for all of these, are left out unless `zero_taps`."""
         per_pixel = 0
         for b in self.branches:
-            taps = b.weight.shape[1] * prod(self.kernel_shape) if zero_taps else int((b.weight != 0).any(0).sum())
-            per_pixel += taps * b.weight.shape[0]
+            live = np.ones_like(b.weight, dtype=bool) if zero_taps else b.weight != 0
+            per_pixel += int(live.any(0).sum()) * int(live.reshape(len(live), -1).any(1).sum())
         return per_pixel * prod(output_plane)
 
     def macs_dense(self, output_plane: Sequence[int]) -> int:
