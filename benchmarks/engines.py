@@ -54,14 +54,10 @@ class Contender:
 
 
 def make_pair(opened: GroupedModel, baseline: GroupedModel | None) -> Pair:
-    """The dense network is the baseline where there is one, else the dense twin of the opened model."""
+    """The dense network is the baseline where there is one, else the dense twin of the opened model; one that was not pruned
+    is its own."""
     graph = recognise(Graph(opened.model))
-    if baseline is not None:
-        dense = recognise(Graph(baseline.model))
-    elif opened.dense is not None:
-        dense = recognise(Graph(opened.dense()))
-    else:
-        dense = dense_twin(graph, opened.dense_width_of)
+    dense = recognise(Graph(baseline.model)) if baseline is not None else dense_twin(opened, graph) or graph.copy()
     theoretical = round(graph_macs(dense) / max(1, graph_macs(graph)), 4)
     return Pair(simplify(graph), simplify(dense), baseline.model if baseline else None, theoretical,
                 opened.reference)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gkp.converter import node as branched_node
-from gkp.converter.forms import Choice, Forms, LayerChoice, Settings, chosen, default_form
+from gkp.converter.forms import Choice, Forms, LayerChoice, Settings, all_default
 from gkp.converter.graph import Graph, Node, spatial
 from gkp.converter.lower.candidates import candidates
 from gkp.converter.targets.base import Target
@@ -35,15 +35,23 @@ def choose(graph: Graph, target: Target, settings: Settings, progress: Progress 
 
 
 def dense_forms(graph: Graph, target: Target) -> Forms:
-    """The target's own dense forms: a baseline gets the channel padding that a converted model gets."""
-    return chosen(choose(graph, target, Settings(strategy="dense")))
+    """The target's own dense forms: a baseline gets the channel padding that a converted model gets, and
+    keeps its groups."""
+    settings = Settings(strategy="dense", default="given")
+    return all_default(choose(graph, target, settings), settings)
+
+
+def forms_like(graph: Graph, target: Target, forms: Forms) -> Forms:
+    """The forms of another network with the same layers, by name; dense for layers that have no such form."""
+    return {name: next((c for c in layer.options if name in forms and c.name == forms[name].name), layer.options[0])
+            for name, layer in choose(graph, target, Settings(strategy="dense")).items()}
 
 
 def _layer(node: Node, target: Target, settings: Settings) -> LayerChoice:
     conv = branched_node.read(node)
     plane = spatial(node.outputs[0])
     options = target.candidates(conv, plane or (1,)) if plane else candidates(conv, target.block, (1,))
-    first = default_form(options, settings.default)
+    first = settings.default_form(node.name, options)
     reason = "one branch" if len(options) == 1 and len(conv.branches) < 2 else f"default: {first.name}"
     if conv.is_copy:
         reason = "moves channels only"

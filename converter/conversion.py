@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from gkp.converter.artefact import Artefact, check_destination
 from gkp.converter.calibration import read_calibration
 from gkp.converter.choose import choose
-from gkp.converter.describe import graph_macs, graph_params
+from gkp.converter.describe import graph_macs, graph_params, grouped_layers, stray_zeros
 from gkp.converter.dynamic import batch_axes
 from gkp.converter.encoding import Encoding
 from gkp.converter.forms import Settings, all_default, chosen
@@ -23,7 +23,7 @@ from gkp.converter.sources import GroupedModel, OpenOptions, open_any
 from gkp.converter.sources.base import sample_inputs
 from gkp.converter.stages import Chosen, Job, Opened, Prepared, Recognised
 from gkp.converter.targets.base import Axes
-from gkp.converter.twin import dense_twin
+from gkp.converter.twin import dense_twin, leaves_out
 from gkp.converter.verify import check_inputs
 from gkp.converter.writing import described, written
 from gkp.errors import UnsupportedModelError, UsageError
@@ -31,6 +31,9 @@ from gkp.runtime.trust import make_key
 from gkp.text import clean
 
 T = TypeVar("T")
+
+_FEW = 0.01
+"""Of a smaller share nothing is said."""
 
 
 def prepare(job: Job) -> Prepared:
@@ -132,11 +135,22 @@ def find_branches(job: Job, opened: Opened) -> Recognised:
     job.progress("finding the branches", None)
     graph = recognise(Graph(opened.model.model, opened.model.budget))
     macs, params, left = graph_macs(graph), graph_params(graph), left_over(graph)
-    twin = None
-    if opened.kind == "twin":
-        twin = (recognise(Graph(opened.model.dense(), opened.model.budget)) if opened.model.dense is not None
-                else dense_twin(graph, opened.model.dense_width_of))
-    return Recognised(opened.typed(simplify(graph)), macs, params, left, twin)
+    twin = None if opened.baseline is not None else dense_twin(opened.model, graph)
+    kind = "given" if opened.baseline is not None else "as_is" if twin is None else "twin"
+    own_groups = grouped_layers(twin) if twin is not None else frozenset()
+    notes = _zeros_told(graph, macs, twin)
+    return Recognised(opened.typed(simplify(graph)), macs, params, left, kind, twin, own_groups, notes)
+
+
+def _zeros_told(graph: Graph, macs: int, twin: Graph | None) -> tuple[str, ...]:
+    """What zeros leave out and what they do not, where many are left."""
+    stray = stray_zeros(graph)
+    if stray < _FEW:
+        return ()
+    saved = 0.0 if twin is None else 1 - macs / max(1, graph_macs(twin))
+    start = (f"{saved:.1%} of the dense multiply-accumulates are left out" if saved >= _FEW else
+             "blocks or dead channels are left out" if leaves_out(graph) else "no channel or block is left out")
+    return (f"{start}; {stray:.1%} of the weights that convolutions multiply are zeros without structure: they stay",)
 
 
 def choose_forms(job: Job, opened: Opened, recognised: Recognised) -> Chosen:
@@ -149,12 +163,13 @@ def choose_forms(job: Job, opened: Opened, recognised: Recognised) -> Chosen:
         encoding, notes = replace(encoding, wide=wide), _told(wide)
     settings = Settings(strategy=options.forms.strategy, overrides=options.forms.layers, threads=job.threads,
                         batches=opened.batches, measure=job.measured, dynamic=opened.dynamic,
-                        default="given" if opened.kind == "as_is" else "dense", encoding=encoding)
+                        default="given" if recognised.kind == "as_is" else "dense", own_groups=recognised.own_groups,
+                        encoding=encoding)
     choice = choose(recognised.graph, job.target, settings, job.progress)
     forms = chosen(choice)
     built = job.target.build(recognised.graph, forms, opened.dynamic, replace(encoding, opset=options.forms.opset),
                              job.threads)
-    return Chosen(choice, forms, all_default(choice, settings.default), encoding, built, notes)
+    return Chosen(choice, forms, all_default(choice, settings), encoding, built, notes)
 
 
 def _overflow(job: Job, opened: Opened, graph: Graph) -> Mapping[str, str]:

@@ -69,6 +69,24 @@ def graph_params(graph: Graph) -> int:
     return total
 
 
+def grouped_layers(graph: Graph) -> frozenset[str]:
+    """Names of the BranchedConvs with several branches, without those that only move channels."""
+    convs = {node.name: branched_node.read(node) for node in graph.branched()}
+    return frozenset(name for name, conv in convs.items() if len(conv.branches) > 1 and not conv.is_copy)
+
+
+def stray_zeros(graph: Graph) -> float:
+    """Share of zeros among the weights of BranchedConvs that `graph_macs` counts: zeros that no rewrite leaves out."""
+    zeros = counted = 0
+    for node in graph.branched():
+        conv = branched_node.read(node)
+        for b in () if conv.is_copy else conv.branches:
+            live = b.weight != 0
+            size = int(live.any(0).sum()) * int(live.reshape(len(live), -1).any(1).sum())
+            zeros, counted = zeros + size - int(live.sum()), counted + size
+    return zeros / max(1, counted)
+
+
 def layer_rows(graph: Graph, choice: Choice, target: Target, about: About) -> list[manifest.Layer]:
     """One row per BranchedConv, in the order of the network. about: what is known of the model as it runs."""
     rows = []

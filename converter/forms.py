@@ -17,8 +17,8 @@ Forms = Mapping[str, Candidate]
 @dataclass(frozen=True)
 class Settings:
     """How to choose. batches: the batch sizes that count (the artefact's own, or 1 and 64). measure: time candidates.
-    default: what a layer is when nothing beats it ("dense"; "given" keeps the groups of a model designed with them).
-    encoding: of the models that are measured."""
+    default: what a layer is when nothing beats it ("dense"; "given" keeps the groups of a model designed with them);
+    own_groups: layers that keep them in any case. encoding: of the models that are measured."""
 
     strategy: str = "auto"
     overrides: Mapping[str, str] = field(default_factory=dict)
@@ -26,8 +26,15 @@ class Settings:
     batches: tuple[int, ...] = (1,)
     measure: bool = True
     default: str = "dense"
+    own_groups: frozenset[str] = frozenset()
     dynamic: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     encoding: Encoding = field(default_factory=Encoding)
+
+    def default_form(self, name: str, options: Sequence[Candidate]) -> Candidate:
+        """That of a layer."""
+        given = self.default == "given" or name in self.own_groups
+        exact = [c for c in options if not c.parallel and not c.is_dense and not c.name.endswith("-padded")]
+        return max(exact, key=lambda c: len(c.groups), default=options[0]) if given else options[0]
 
 
 @dataclass
@@ -54,11 +61,6 @@ def chosen(choice: Choice) -> dict[str, Candidate]:
     return {name: layer.chosen for name, layer in choice.items()}
 
 
-def all_default(choice: Choice, default: str) -> dict[str, Candidate]:
+def all_default(choice: Choice, settings: Settings) -> dict[str, Candidate]:
     """Every layer in its default form."""
-    return {name: default_form(layer.options, default) for name, layer in choice.items()}
-
-
-def default_form(options: Sequence[Candidate], default: str) -> Candidate:
-    given = [c for c in options if not c.parallel and not c.is_dense and not c.name.endswith("-padded")]
-    return max(given, key=lambda c: len(c.groups), default=options[0]) if default == "given" else options[0]
+    return {name: settings.default_form(name, layer.options) for name, layer in choice.items()}

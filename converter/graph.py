@@ -30,7 +30,7 @@ DOMAIN = "gkp"
 class Graph:
     """An ONNX graph under rewriting. Tensors have one producer at most; constants carry their values. budget: of the file
     that the model comes from (default: one for a file of the model's size); charged: names of the constants that it was
-    told of."""
+    told of. holes: convolutions have been recognised whose zeros leave out channels or blocks."""
 
     def __init__(self, model: onnx.ModelProto, budget: Budget | None = None) -> None:
         if not model.graph.node and not model.graph.output:
@@ -58,6 +58,7 @@ class Graph:
             if isinstance(tensor, gs.Constant):
                 tensor.values = _frozen(tensor.values)
         self.charged: set[str] = set()
+        self.holes = False
         self._count = 0
         self._taken = set(self.gs.tensors())
         for node in self.gs.nodes:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import onnx
 
-from gkp.converter.choose import dense_forms
+from gkp.converter.choose import dense_forms, forms_like
 from gkp.converter.describe import graph_macs
 from gkp.converter.dynamic import free_axes
 from gkp.converter.encoding import Encoding
@@ -45,7 +45,8 @@ def measure(job: Job, opened: Opened, recognised: Recognised, chosen: Chosen) ->
     timed = time_rows(rows, opened.model.model, opened.batches, opened.dynamic, io=job.options.io_precision,
                       progress=job.progress)
     theoretical = _theoretical(dense, recognised)
-    row, notes = _guard(job, opened, timed, chosen, None if same else default, rivals[0])
+    designed = opened.calibration is None and (recognised.kind == "as_is" or bool(recognised.own_groups))
+    row, notes = _guard(job, designed, timed, chosen, None if same else default, rivals[0])
     built = {"default": default, "converted": chosen.built}.get(row) or job.target.build_as_is(
         free_axes(opened.model.model, opened.dynamic), _written_in(job, chosen), job.threads)
     choice = _given_way(chosen) if row == "default" else chosen.choice
@@ -59,8 +60,8 @@ def measure(job: Job, opened: Opened, recognised: Recognised, chosen: Chosen) ->
 
 
 def dense_rows(job: Job, opened: Opened, recognised: Recognised, chosen: Chosen, rivals: Sequence[Target]) -> Dense:
-    """The dense baseline in every rival engine: the given file both as it is and simplified (the faster one counts), or the
-    twin."""
+    """The dense baseline in every rival engine, of whose rows the fastest counts: the given file both as it is and
+    simplified; or the twin, if it has groups of its own both in these and in the forms of the converted model."""
     given = opened.baseline
     graph = recognise(Graph(given.model, given.budget)) if given is not None else recognised.twin
     if graph is None:
@@ -78,6 +79,9 @@ def dense_rows(job: Job, opened: Opened, recognised: Recognised, chosen: Chosen,
             rows[f"dense{where}"] = target.build_as_is(model, chosen.encoding, job.threads), target
         built = target.build(graph, dense_forms(graph, target), axes, chosen.encoding, job.threads)
         rows[f"{name}{where}"] = built, target
+        if recognised.own_groups:
+            forms = forms_like(graph, target, chosen.forms)
+            rows[f"dense in other forms{where}"] = target.build(graph, forms, axes, chosen.encoding, job.threads), target
     return Dense(rows, macs)
 
 
@@ -104,16 +108,16 @@ def _written_in(job: Job, chosen: Chosen) -> Encoding:
     return replace(chosen.encoding, opset=job.options.forms.opset)
 
 
-def _guard(job: Job, opened: Opened, timed: Timed, chosen: Chosen, default: Built | None,
+def _guard(job: Job, designed: bool, timed: Timed, chosen: Chosen, default: Built | None,
            rival: Target) -> tuple[str, tuple[str, ...]]:
     """The row that is written, with what is to be said of it: a form that does not beat the default at every batch gives way
-    to it, and every form to a model as given that is faster."""
+    to it, and every form to a model as given that is faster, if it was designed with groups or is nobody's descendant."""
     auto = job.options.forms.strategy == "auto"
     doubt = any(not form.is_dense for form in chosen.forms.values())
     if default is not None and auto and not job.options.forms.layers \
             and not timed.faster("converted", "default", beyond_doubt=doubt):
         return "default", ()
-    if opened.kind != "as_is" or not auto or not timed.slower("converted", "as_is"):
+    if not designed or not auto or not timed.slower("converted", "as_is"):
         return "converted", ()
     if rival is not job.target:
         return "converted", (f"the model as given is faster on {rival.version()}: --target {rival.name}",)

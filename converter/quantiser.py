@@ -50,11 +50,13 @@ class Quantiser:
     def integers(self, x: Array) -> Array:
         """QuantizeLinear: half to even, then saturated."""
         info = np.iinfo(self.dtype)
-        return np.clip(np.rint(x / np.float32(self.scale)) + self.zero_point, info.min, info.max).astype(self.dtype)
+        steps: Array = np.rint(x / np.float32(self.scale)) + self.zero_point
+        return np.clip(steps, info.min, info.max).astype(self.dtype)
 
     def __call__(self, x: Array) -> Array:
         """x as its integers say it, in float32."""
-        return (self.integers(x).astype(np.float32) - np.float32(self.zero_point)) * np.float32(self.scale)
+        steps: Array = self.integers(x).astype(np.float32) - np.float32(self.zero_point)
+        return steps * np.float32(self.scale)
 
 
 def is_quantiser(node: Node) -> bool:

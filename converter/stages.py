@@ -75,22 +75,22 @@ class Opened:
         """The same of a stock model: as a user would make it without gkp."""
         return model if self.calibration is None else self.calibration.stock(model)
 
-    @property
-    def kind(self) -> str:
-        """What the dense baseline is: "given", "twin" or "as_is" (none)."""
-        return "given" if self.baseline else "twin" if self.model.pruned else "as_is"
-
 
 @dataclass(frozen=True)
 class Recognised:
-    """The checkpoint in the one form, simplified and in the precision asked for. macs, params: as published; left: (node, why) of what has not become a
-    BranchedConv; twin: the dense twin in the one form, where that is the baseline."""
+    """The checkpoint in the one form, simplified and in the precision asked for. macs, params: as published; left: (node, why)
+    of what has not become a BranchedConv; kind: what the dense baseline is, "given", "twin" or "as_is" (none); twin: the dense twin in the one form,
+    where that is the baseline; own_groups: layers that have several branches there, too, by the architecture; notes: what is
+    to be said of the zeros."""
 
     graph: Graph
     macs: int
     params: int
     left: Sequence[tuple[str, str]]
+    kind: str
     twin: Graph | None
+    own_groups: frozenset[str]
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)

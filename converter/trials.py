@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gkp.converter.cache import Cache, FormTime
-from gkp.converter.forms import Choice, LayerChoice, Settings, all_default, default_form
+from gkp.converter.forms import Choice, LayerChoice, Settings, all_default
 from gkp.converter.graph import Graph
 from gkp.converter.lower.candidates import DENSE_PADDED, Candidate
 from gkp.converter.sources.base import in_precision, sample_inputs
@@ -34,7 +34,7 @@ class Trials:
 
     def __init__(self, graph: Graph, target: Target, settings: Settings, choice: Choice, progress: Progress) -> None:
         self.graph, self.target, self.settings, self.choice, self.progress = graph, target, settings, choice, progress
-        self.default = all_default(choice, settings.default)
+        self.default = all_default(choice, settings)
         self.model = graph.to_model()
         self.cache = Cache()
         self.context = Cache.key({"runtime": target.version(), "cpu": cpu_model(), "threads": settings.threads,
@@ -45,7 +45,7 @@ class Trials:
     def run(self) -> None:
         kinds: dict[str, list[str]] = {}
         for name, layer in self.choice.items():
-            if len(self._worth_trying(layer)) > 0:
+            if len(self._worth_trying(name)) > 0:
                 kinds.setdefault(_signature(layer, self.target.block), []).append(name)
         padded = [n for n, layer in self.choice.items()
                   if self.default[n].name == "dense" and any(c.name == DENSE_PADDED for c in layer.options)]
@@ -61,7 +61,7 @@ class Trials:
         for number, names in enumerate(kinds.values()):
             self.progress(f"measuring {names[0]}" + (f" and {len(names) - 1} like it" if len(names) > 1 else ""),
                           number / len(kinds))
-            self._measure(names, self._worth_trying(self.choice[names[0]]), base, batches)
+            self._measure(names, self._worth_trying(names[0]), base, batches)
         base.close()
         self._confirm([names for names in kinds.values() if self._changed(names)], batches)
         self.cache.save()
@@ -91,9 +91,10 @@ class Trials:
         for runner in runners.values():
             runner.close()
 
-    def _worth_trying(self, layer: LayerChoice) -> list[str]:
-        """The candidates other than the default that the cost model ranks best, none that it puts far behind."""
-        default = default_form(layer.options, self.settings.default)
+    def _worth_trying(self, name: str) -> list[str]:
+        """The candidates of a layer other than the default that the cost model ranks best, none that it puts far behind."""
+        layer = self.choice[name]
+        default = self.settings.default_form(name, layer.options)
         limit = _HOPELESS * self.target.estimate(layer.conv, default, layer.plane).cost
         out: list[tuple[float, str]] = []
         for c in layer.options:

@@ -1,4 +1,4 @@
-"""The dense twin: the network that the pruned one came from, rebuilt at full size."""
+"""The dense twin: the network that a pruned one came from, rebuilt at full size; and which models were pruned."""
 
 from __future__ import annotations
 
@@ -6,14 +6,51 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
+import onnx
 
-from gkp.branched import Branch, BranchedConv
+from gkp.branched import Branch
 from gkp.converter import node as branched_node
-from gkp.converter.graph import Graph, with_channels
+from gkp.converter.graph import Graph, Node, values, with_channels
+from gkp.converter.passes import lift_convs
 from gkp.converter.passes.drop_channels import cone
+from gkp.converter.recognise import recognise, settle
+from gkp.converter.sources.base import GroupedModel
+from gkp.types import Array
 
 
-def dense_twin(graph: Graph, width_of: Mapping[str, str]) -> Graph:
+def dense_twin(model: GroupedModel, graph: Graph) -> Graph | None:
+    """The dense ancestor of a model that was recognised as `graph` (not yet simplified), in the one form. None: it was not
+    pruned.
+
+    A model was pruned if its file says so, or if zeros leave out channels or blocks of its convolutions. What the file calls
+    groups came of pruning in a pruning system's file, whose twin has none; in any other they are the architecture's own, and
+    the twin has zeros filled within them."""
+    if model.dense is not None:
+        return recognise(Graph(model.dense(), model.budget))
+    if not keeps_groups(model):
+        return full_size(graph, model.dense_width_of)
+    return filled(model) if model.pruned or leaves_out(graph) else None
+
+
+def keeps_groups(model: GroupedModel) -> bool:
+    """Are its groups, if it has any, the architecture's own?"""
+    return model.own_groups or not model.pruned
+
+
+def has_groups(model: onnx.ModelProto) -> bool:
+    """Has a convolution more than one group?"""
+    return any(a.name == "group" and a.i > 1 for node in model.graph.node if node.op_type == "Conv" for a in node.attribute)
+
+
+def leaves_out(graph: Graph) -> bool:
+    """Do zeros leave out channels or blocks of a convolution: zeros of its weight, or of a scale behind it?"""
+    convs = (branched_node.read(node) for node in graph.branched())
+    return graph.holes or any(not (b.weight != 0).reshape(len(b.weight), -1).any(1).all()
+               for conv in convs if not conv.is_copy for b in conv.branches)
+
+
+# ---- groups that came of pruning -------------------------------------------------------------------------------------
+def full_size(graph: Graph, width_of: Mapping[str, str]) -> Graph:
     """A copy of a recognised (not yet simplified) graph in which every BranchedConv is dense at full size, with random
     non-zero weights in the holes, so that no compiler can exploit them. width_of: layers that lost output channels,
     with the layer whose output is as wide as theirs was. Layers that only move channels stay."""
@@ -27,19 +64,19 @@ def dense_twin(graph: Graph, width_of: Mapping[str, str]) -> Graph:
     for node in list(twin.branched()):
         conv = branched_node.read(node)
         if not conv.is_copy:
-            branched_node.rewrite(twin, node, _filled(conv, rng))
+            whole = Branch(np.arange(conv.in_channels), np.arange(conv.out_channels), _without_zeros(conv.to_dense(), rng))
+            branched_node.rewrite(twin, node, replace(conv, branches=(whole,)))
     twin.cleanup()
     return twin
 
 
-def _filled(conv: BranchedConv, rng: np.random.Generator) -> BranchedConv:
-    weight = conv.to_dense()
-    holes = weight == 0
+def _without_zeros(weight: Array, rng: np.random.Generator) -> Array:
+    """A copy with random numbers in place of zeros, as large as the others are."""
+    weight, holes = weight.copy(), weight == 0
     present = weight[~holes]
     scale = float(present.std()) if present.size else 0.05
     weight[holes] = (rng.standard_normal(int(holes.sum())) * (scale or 0.05)).astype(weight.dtype)
-    branch = Branch(np.arange(conv.in_channels), np.arange(conv.out_channels), weight)
-    return replace(conv, branches=(branch,))
+    return weight
 
 
 def _widen(graph: Graph, name: str, width: int) -> None:
@@ -57,3 +94,42 @@ def _widen(graph: Graph, name: str, width: int) -> None:
         unary.outputs[0].shape = with_channels(unary.outputs[0].shape, width)
     for reader, inner in wider:
         branched_node.rewrite(graph, reader, inner.gather_inputs(np.arange(conv.out_channels), width))
+
+
+# ---- groups of the architecture --------------------------------------------------------------------------------------
+def filled(model: GroupedModel) -> Graph:
+    """The model as published with random numbers in place of the zeros in its convolutions, in the one form: the groups of
+    the file are its branches. Convolutions that only move channels stay."""
+    twin = Graph(model.model, model.budget)
+    rng = np.random.default_rng(0)
+    with twin.budget.running():
+        settle(twin)
+        _fill_weights(twin, rng)
+    twin = recognise(twin)
+    for node in list(twin.branched()):  # zeros that a scale of zero behind the convolution made
+        conv = branched_node.read(node)
+        if not conv.is_copy and any((b.weight == 0).any() for b in conv.branches):
+            full = tuple(replace(b, weight=_without_zeros(b.weight, rng)) for b in conv.branches)
+            branched_node.rewrite(twin, node, replace(conv, branches=full))
+    twin.cleanup()
+    return twin
+
+
+def _fill_weights(graph: Graph, rng: np.random.Generator) -> None:
+    done: set[str] = set()
+    for node in graph.nodes:
+        if node.op != "Conv" or node.domain or len(node.inputs) < 2 or node.inputs[1].name in done:
+            continue
+        tensor = node.inputs[1]
+        weight = values(tensor)
+        if weight is None or weight.dtype.kind != "f" or weight.all() or _moves_channels(node):
+            continue
+        done.add(tensor.name)
+        graph.budget.bytes(weight.nbytes)
+        tensor.values = _without_zeros(weight, rng)
+        tensor.values.flags.writeable = False
+
+
+def _moves_channels(node: Node) -> bool:
+    _, conv = lift_convs.form(node)
+    return conv is not None and bool(conv.branches) and conv.is_copy

@@ -23,6 +23,7 @@ from gkp.converter.reference import reference
 from gkp.converter.sources.base import in_precision
 from gkp.converter.stages import Prepared
 from gkp.converter.targets.base import About, Emitted
+from gkp.converter.twin import has_groups, keeps_groups
 from gkp.converter.verify import check_inputs, first_difference, verified_batches, verify, worst
 from gkp.converter.verify_int8 import agreement, check_layers, check_network, int8_inputs
 from gkp.errors import VerificationError
@@ -139,7 +140,7 @@ def described(prepared: Prepared, files: Mapping[str, str] | None = None,
         engine_verification=verifications[1] if len(verifications) > 1 else None,
         engines=list(emitted.engines if emitted else about.engines),
         operators={"before": operators(model.model), "after": dict(measured.built.operators)},
-        notes=[*opened.notes, *prepared.chosen.notes, *measured.notes, *prepared.notes, *about.notes,
+        notes=[*opened.notes, *recognised.notes, *prepared.chosen.notes, *measured.notes, *prepared.notes, *about.notes,
                *(f"left as it is: {name} ({why})" for name, why in recognised.left)],
         environment=fingerprint(), files=dict(files or {}), seconds=dict(prepared.seconds), roofline=measured.roofline,
         memory=about.memory, calibration=_calibration(prepared))
@@ -152,8 +153,8 @@ def _calibration(prepared: Prepared) -> manifest.Calibration | None:
     origin = used.samples.origin
     agreed, error = agreement(reference(prepared.recognised.graph.to_model()), model.reference,
                               int8_inputs(prepared.opened, used))
-    return manifest.Calibration(kind=origin.kind, split=origin.split, count=origin.count, sha256=origin.sha256,
-                                mean=list(origin.mean) if origin.mean else None, std=list(origin.std) if origin.std else None,
+    mean, std = (list(values) if values else None for values in (origin.mean, origin.std))
+    return manifest.Calibration(kind=origin.kind, split=origin.split, count=origin.count, sha256=origin.sha256, mean=mean, std=std,
                                 seed=origin.seed, top1_agreement=agreed, max_abs_error=error)
 
 
@@ -168,12 +169,16 @@ def _about(prepared: Prepared) -> About:
 
 
 def _baseline(prepared: Prepared) -> manifest.Baseline:
-    opened, given = prepared.opened, prepared.job.options.baseline
-    words = {"given": clean(given.name) if given else "",
-             "twin": "the unpruned architecture, random weights" if opened.model.dense else "",
-             "as_is": "--baseline names a dense ancestor"}
-    return manifest.Baseline(kind=opened.kind, description=words[opened.kind],
-                             sha256=manifest.sha256(given) if given else None)
+    model, kind, given = prepared.opened.model, prepared.recognised.kind, prepared.job.options.baseline
+    words = clean(given.name) if given else ""
+    if kind == "twin" and model.dense is not None:
+        words = "the unpruned architecture, random weights"
+    elif kind == "twin" and keeps_groups(model) and has_groups(model.model):
+        words = "in the groups of the architecture"
+    elif kind == "as_is":
+        words = ("it was designed with groups: without --baseline it has no dense ancestor" if has_groups(model.model)
+                 else "no channel or block of it is zero: without --baseline no dense ancestor is known")
+    return manifest.Baseline(kind=kind, description=words, sha256=manifest.sha256(given) if given else None)
 
 
 def _ports(infos: Any, axes: Mapping[str, Mapping[int, str]], io: str) -> list[manifest.Tensor]:

@@ -212,11 +212,11 @@ class BranchedConv:
 
     def macs(self, output_plane: Sequence[int], *, zero_taps: bool = False) -> int:
         """Multiply-accumulates for one image whose output plane has the given shape. A (branch, channel, tap) that is
-        zero for every output of the branch is left out unless `zero_taps`."""
+        zero for every output of the branch, and an output that is zero for all of these, are left out unless `zero_taps`."""
         per_pixel = 0
         for b in self.branches:
-            taps = b.weight.shape[1] * prod(self.kernel_shape) if zero_taps else int((b.weight != 0).any(0).sum())
-            per_pixel += taps * b.weight.shape[0]
+            live = np.ones_like(b.weight, dtype=bool) if zero_taps else b.weight != 0
+            per_pixel += int(live.any(0).sum()) * int(live.reshape(len(live), -1).any(1).sum())
         return per_pixel * prod(output_plane)
 
     def macs_dense(self, output_plane: Sequence[int]) -> int:
@@ -354,12 +354,12 @@ def union(convs: Sequence[BranchedConv]) -> BranchedConv:
 
 def _united(convs: Sequence[BranchedConv]) -> Floats | None:
     """The scale of each output is that of the convolution that writes it; None where one is not quantised."""
-    scales = [c.scale for c in convs]
-    if any(s is None for s in scales):
+    scales = [np.asarray(c.scale) for c in convs if c.scale is not None]
+    if len(scales) < len(convs):
         return None
     return np.where(np.any([c.written for c in convs], axis=0),
                     np.sum([np.where(c.written, s, 0) for c, s in zip(convs, scales, strict=True)], axis=0),
-                    1).astype(np.asarray(scales[0]).dtype)
+                    1).astype(scales[0].dtype)
 
 
 def _holds(scale: Floats, branches: Sequence[Branch]) -> bool:

@@ -31,7 +31,7 @@ _BASELINES = {
     "given": "the dense model given with --baseline",
     "twin": "dense twin: every branched convolution at full size, with non-zero random weights in the holes so that no "
             "compiler can exploit them",
-    "as_is": "the model as given: it was designed with groups and has no dense ancestor",
+    "as_is": "the model as given",
 }
 
 

@@ -67,8 +67,9 @@ OPENVINO = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
 
 class OpenVinoRunner:
-    """OpenVINO on the CPU, latency mode, one stream, `threads` threads. precision: in which it computes what is not quantised:
-    "f32", "bf16", or None for what it takes by itself (bf16 where the processor has it). Errors as of OrtRunner."""
+    """OpenVINO on the CPU, latency mode, one stream, `threads` threads. precision: in which it computes what is not
+    quantised: "f32", "bf16", or None for what it takes by itself (bf16 where the processor has it). Errors as of
+    OrtRunner."""
 
     def __init__(self, model: bytes, threads: int, precision: str | None = "f32") -> None:
         refuse_external(model)

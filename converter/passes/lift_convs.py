@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from gkp.branched import BranchedConv
+from gkp.branched import Branch, BranchedConv
 from gkp.converter import node as branched_node
 from gkp.converter.graph import Graph, Node, channels, spatial, values
 from gkp.errors import FileError, UnsupportedModelError, UsageError
 from gkp.text import clean
 
-MAX_IRREGULAR_BRANCHES = 64
-
 
 def run(graph: Graph) -> bool:
     """Conv with constant weights, 1 to 3 spatial axes and explicit or no padding -> BranchedConv: one branch per group,
     each split further where its weight has block zeros (filters with equal channel masks form a branch). Where the
-    zeros are irregular (over 64 branches, below two filters each) one branch of the live filters and channels is kept.
-    Depthwise convolutions (one input channel per group, several groups) stay as they are. NaN or infinite weights are
-    refused (UnsupportedModelError)."""
+    zeros have no structure (see _divides) one branch of the live filters and channels is kept. Depthwise convolutions
+    (one input channel per group, several groups) stay as they are. `graph.holes` is set where zeros leave something out.
+    NaN or infinite weights are refused (UnsupportedModelError)."""
     changed = False
     for node in graph.nodes:
         if node.op != "Conv" or node.domain:
             continue
-        reason, conv = _form(node)
+        reason, conv = form(node)
+        graph.holes |= _has_holes(node, conv)
         if conv is None:
             graph.metadata.setdefault(f"gkp.left.{node.name}", reason)
             continue
@@ -54,7 +54,8 @@ def layer_name(node: Node) -> str:
     return clean(node.name or weight)
 
 
-def _form(node: Node) -> tuple[str, BranchedConv | None]:
+def form(node: Node) -> tuple[str, BranchedConv | None]:
+    """("", what a Conv becomes), or (why it stays as it is, None)."""
     weight = values(node.inputs[1]) if len(node.inputs) > 1 else None
     in_channels = channels(node.inputs[0])
     if weight is None:
@@ -93,12 +94,35 @@ def _discover(whole: BranchedConv) -> BranchedConv:
     triples = []
     for b in whole.branches:
         found = BranchedConv.from_dense(b.weight).branches
-        if len(found) > MAX_IRREGULAR_BRANCHES and sum(f.out_index.size for f in found) < 2 * len(found):
+        if _divides(found):
+            triples += [(b.in_index[f.in_index], b.out_index[f.out_index], f.weight) for f in found]
+        else:
             mask = (b.weight != 0).reshape(*b.weight.shape[:2], -1).any(2)
             rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
             triples.append((b.in_index[cols], b.out_index[rows], b.weight[np.ix_(rows, cols)]))
-        else:
-            triples += [(b.in_index[f.in_index], b.out_index[f.out_index], f.weight) for f in found]
     rebuilt = BranchedConv.build(whole.in_channels, whole.out_channels, triples, bias=whole.bias,
                                  kernel_shape=whole.kernel_shape)
     return replace(whole, branches=rebuilt.branches)
+
+
+def _divides(found: Sequence[Branch]) -> bool:
+    """Do the zeros divide the filters into groups? They do if no channel is read by two branches, or if at least half of the
+    kernels that they leave out are left out by several filters alike. Else there are zeros here and there, which would make
+    every filter a branch of its own."""
+    if len(found) < 2:
+        return True
+    live = np.unique(np.concatenate([b.in_index for b in found])).size
+    holes = [b.out_index.size * (live - b.in_index.size) for b in found]
+    shared = sum(n for n, b in zip(holes, found, strict=True) if b.out_index.size > 1)
+    return 2 * shared >= sum(holes) or sum(b.in_index.size for b in found) == live
+
+
+def _has_holes(node: Node, conv: BranchedConv | None) -> bool:
+    """Is something of the convolution's weight not in its form, or a filter of a depthwise one zero?"""
+    weight = values(node.inputs[1]) if len(node.inputs) > 1 else None
+    if weight is None or (conv is not None and conv.branches and conv.is_copy):
+        return False
+    if conv is not None:
+        return conv.params < weight.size
+    depthwise = weight.size > 0 and weight.ndim > 2 and weight.shape[1] == 1 < int(node.attrs.get("group", 1))
+    return bool(depthwise and not weight.reshape(len(weight), -1).any(1).all())

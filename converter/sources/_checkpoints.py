@@ -96,7 +96,7 @@ def open_network(
     *,
     system: str,
     options: OpenOptions,
-    pruned: bool,
+    pruned: bool = False,
     description: str,
     record: Record | None = None,
     classes: Classes | None = None,
@@ -107,10 +107,10 @@ def open_network(
     """Rebuild and export the network that a checkpoint holds.
 
     tensors, forms: see gkp.pruning.models.build. With options.arch the user's own module is filled instead, and every
-    form becomes a dense weight with zeros in the holes. record, classes: the pickled module, which the rebuilt one must be
-    (see _modules), and the classes that it may be made of; without it, what is opened is only assumed. shortcut, image:
-    what the names leave open (else as `recognise` guesses). UnsupportedModelError: not a known architecture, or another
-    one than the pickled module's. UsageError: options.arch does not fit.
+    form becomes a dense weight with zeros in the holes; groups are then that module's. record, classes: the pickled module,
+    which the rebuilt one must be (see _modules), and the classes that it may be made of; without it, what is opened is only
+    assumed. shortcut, image: what the names leave open (else as `recognise` guesses). UnsupportedModelError: not a known
+    architecture, or another one than the pickled module's. UsageError: options.arch does not fit.
     """
     torch_export.import_torch()
     from gkp.pruning.models.architecture import skeleton
@@ -138,7 +138,7 @@ def open_network(
         reference_name=reference_name,
         dense=dense,
     )
-    return replace(opened, assumed=assumed)
+    return replace(opened, assumed=assumed, own_groups=bool(options.arch))
 
 
 def _dense(forms: Mapping[str, BranchedConv]) -> Tensors:

@@ -37,8 +37,9 @@ class GroupedModel:
     """An opened checkpoint.
 
     model: ONNX as published, with static shapes (nothing simplified). dynamic: the axes that may vary, by input name:
-    {axis: name}. reference: computes the checkpoint's own outputs from a dict of inputs. pruned: it was pruned from a
-    dense network, so the dense twin is its baseline. dense_width_of: layers known to have
+    {axis: name}. reference: computes the checkpoint's own outputs from a dict of inputs. pruned: the file says that it was
+    pruned from a dense network (zeros say it of the others: see gkp.converter.twin). own_groups: the groups of its
+    convolutions are then its architecture's, and did not come of pruning. dense_width_of: layers known to have
     lost output channels, with the layer that shows how many they had: {"b0.layers_a": "b0.layers_b"}. dense: exports the
     unpruned architecture with random weights, for networks whose lost filters left no trace. at_batch: exports the model
     as published for another batch size, for sources whose exports are static. assumed: the network that the names and shapes
@@ -50,7 +51,8 @@ class GroupedModel:
     system: str
     reference: Run
     reference_name: str
-    pruned: bool
+    pruned: bool = False
+    own_groups: bool = False
     description: str = ""
     assumed: str = ""
     dynamic: Mapping[str, Mapping[int, str]] = field(default_factory=dict)

@@ -28,5 +28,5 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
         raise FileError(f"{file.path} cannot be loaded as a torch.export program: {first_line(e, 200)}",
                         "save it again with torch.export.save") from e
     shape = tuple(example[0][0].shape) if example and example[0] else None
-    return torch_export.from_module(module, system="torch.export", options=options, pruned=False, default_shape=shape,
+    return torch_export.from_module(module, system="torch.export", options=options, default_shape=shape,
                                     description="torch.export program", reference_name="torch.export program")

@@ -48,7 +48,7 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
         return from_model(model, options, budget=budget, folder=file.path.parent)
 
 
-def from_model(model: onnx.ModelProto, options: OpenOptions, *, pruned: bool = False, budget: Budget | None = None,
+def from_model(model: onnx.ModelProto, options: OpenOptions, *, budget: Budget | None = None,
                folder: Path | None = None) -> GroupedModel:
     """An ONNX model in memory (checked in the same way, and changed). budget: of the file that it comes from; folder: where
     its external data are, if it may have any."""
@@ -61,7 +61,7 @@ def from_model(model: onnx.ModelProto, options: OpenOptions, *, pruned: bool = F
     dynamic = _fix(model, options)
     name, run = _reference(model, given, budget)
     return GroupedModel(model=model, system="onnx", reference=_named_errors(_at_any_batch(given.input, run)),
-                        reference_name=f"the ONNX model as given, in {name}", pruned=pruned,
+                        reference_name=f"the ONNX model as given, in {name}",
                         description="ONNX model", dynamic=dynamic, budget=budget)
 
 

@@ -13,7 +13,7 @@ from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile
 from gkp.errors import UnsupportedModelError
 from gkp.text import clean
 
-_ARCH_HINT = "pass --arch pkg:callable and --input-shape with a state dict, or export the model to ONNX and convert that"
+ARCH_HINT = "pass --arch pkg:callable and --input-shape with a state dict, or export the model to ONNX and convert that"
 KNOWN_CLASSES = ("torchvision.models.resnet.ResNet",)
 TORCHVISION = {
     "torchvision.models.resnet.ResNet": Known(("ImageNetResNet",), {"relu": RELU}, pool="avgpool", free=("maxpool",)),
@@ -42,13 +42,13 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
         return open_network(file, dense, system="torch", options=options, pruned=kept < 1, record=record,
                             classes=TORCHVISION, description=f"pickled PyTorch module{note}")
     if record is not None and tensors is None:
-        hint = public_hint(state_dict_of(record, file.budget), whole_module=True) or _ARCH_HINT
+        hint = public_hint(state_dict_of(record, file.budget), whole_module=True) or ARCH_HINT
         raise UnsupportedModelError(f"{file.path} is a pickled module of class {clean(record.name, 100)}, whose code "
                                     "gkp does not have", hint)
     if tensors is None:
-        raise UnsupportedModelError(f"{file.path} holds no network that gkp knows: {_summary(payload)}", _ARCH_HINT)
+        raise UnsupportedModelError(f"{file.path} holds no network that gkp knows: {_summary(payload)}", ARCH_HINT)
     writer = "safetensors" if file.kind == "safetensors" else "PyTorch"
-    return open_network(file, tensors, system="torch", options=options, pruned=False, description=f"{writer} state dict")
+    return open_network(file, tensors, system="torch", options=options, description=f"{writer} state dict")
 
 
 def _summary(payload: object) -> str:

@@ -79,8 +79,8 @@ def regrouped(weight: Array, mask: Array) -> BranchedConv | None:
     """The form of a regrouped conv: filters with equal masks over the im2col columns (channel and tap) are a branch,
     with zero taps in its weight. Two blocks often read the same channels and differ in their taps only.
 
-    weight [F, C, k, k], already masked; mask of its shape. None: one block or none, irregular zeros, or one channel only:
-    there is nothing to group by channels, and such a conv is a depthwise one."""
+    weight [F, C, k, k], already masked; mask of its shape. None: one block or none, irregular zeros (many blocks, or below
+    two filters each), or one channel only: there is nothing to group by channels, and such a conv is a depthwise one."""
     if weight.ndim != 4 or mask.shape != weight.shape or not weight.size or weight.shape[1] == 1:
         return None
     columns = (mask != 0).reshape(len(mask), -1)
@@ -88,7 +88,7 @@ def regrouped(weight: Array, mask: Array) -> BranchedConv | None:
     for f, row in enumerate(columns):
         if row.any():
             blocks.setdefault(row.tobytes(), []).append(f)
-    if not 2 <= len(blocks) <= _MAX_BLOCKS:
+    if not 2 <= len(blocks) <= _MAX_BLOCKS or sum(map(len, blocks.values())) < 2 * len(blocks):
         return None
     triples = []
     for filters in blocks.values():

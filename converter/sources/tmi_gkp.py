@@ -79,7 +79,7 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
                 "this is only the state dict of a grouped TMI-GKP network: in_list and out_list, which say how the "
                 "groups are wired, are not in it", "convert the file `grouped` or `finetuned` of the same run",
             )
-        return open_network(file, tensors, system="tmi_gkp", options=options, pruned=False, shortcut="pad",
+        return open_network(file, tensors, system="tmi_gkp", options=options, shortcut="pad",
                             description="TMI-GKP training snapshot (dense)")
     kind = class_name(record)
     pruned = kind in (_GROUPED, _PRUNED)

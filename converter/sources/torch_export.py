@@ -40,7 +40,7 @@ def import_torch() -> Any:
     return require("torch", "torch", "opening a PyTorch checkpoint (but not its export to ONNX)")
 
 
-def from_module(module: torch.nn.Module, *, system: str, options: OpenOptions, pruned: bool, description: str = "",
+def from_module(module: torch.nn.Module, *, system: str, options: OpenOptions, pruned: bool = False, description: str = "",
                 default_shape: tuple[int, ...] | None = None, reference_name: str = "PyTorch module",
                 dense_width_of: Mapping[str, str] | None = None,
                 dense: Callable[[], torch.nn.Module] | None = None) -> GroupedModel:

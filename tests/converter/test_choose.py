@@ -176,8 +176,15 @@ def test_a_strategy_says_what_every_layer_becomes(strategy: str, monkeypatch: py
 def test_the_default_of_a_model_designed_with_groups_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
     choice = decide(FakeTarget(monkeypatch, lambda model, batch: 3.0), default="given")
     assert choice[LAYER].chosen.name == "grouped-4"
-    assert all_default(choice, "given")[LAYER].name == "grouped-4"
-    assert all_default(choice, "dense")[LAYER].name == "dense"
+    assert all_default(choice, Settings(default="given"))[LAYER].name == "grouped-4"
+    assert all_default(choice, Settings())[LAYER].name == "dense"
+
+
+def test_layers_with_groups_of_their_own_keep_them_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(own_groups=frozenset({LAYER}))
+    choice = choose(graph(), FakeTarget(monkeypatch, lambda model, batch: 3.0), settings)
+    assert choice[LAYER].chosen.name == "grouped-4"
+    assert {c.name for name, c in all_default(choice, settings).items() if name != LAYER} == {"dense"}
 
 
 def test_plain_convolutions_have_nothing_to_choose(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from cli_kit import save, small_net
 from fake_target import FakeTarget, convolutions, groups
+from onnx import numpy_helper
 
 from gkp.converter.convert import convert
 from gkp.manifest import Manifest
@@ -87,6 +88,45 @@ def test_a_model_that_is_fastest_as_it_came_is_written_unchanged(measured: Calla
     assert made.operators["after"] == made.operators["before"]
     assert made.speedup.vs_as_is is not None
     assert made.speedup.vs_as_is.value == pytest.approx(1.0)
+
+
+@pytest.fixture
+def with_a_dead_filter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Manifest]:
+    """Convert a model that was designed with groups, and pruned, without a baseline."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model = small_net(channels=32)
+    (weight,) = (t for t in model.graph.initializer if list(t.dims) == [32, 8, 3, 3])
+    array = numpy_helper.to_array(weight).copy()
+    array[3] = 0
+    weight.CopyFrom(numpy_helper.from_array(array, weight.name))
+    given = save(model, tmp_path / "m.onnx")
+
+    def run(cost: Callable[[onnx.ModelProto, int], float]) -> Manifest:
+        return convert(given, convert_options(dry_run=True, threads=1), targets=[FakeTarget(monkeypatch, cost)]).manifest
+
+    return run
+
+
+@pytest.mark.parametrize(("grouped", "form"), [(4.0, "grouped-2"), (1.0, "grouped-4")])
+def test_a_twin_with_groups_of_its_own_gets_the_faster_forms_too(
+    with_a_dead_filter: Callable[..., Manifest], grouped: float, form: str
+) -> None:
+    made = with_a_dead_filter(lambda model, batch: (grouped if groups(model) == 4 else 2.0)
+                              + 10 * any(n.op_type == "BatchNormalization" for n in model.graph.node))
+    assert made.baseline is not None
+    assert made.baseline.kind == "twin"
+    assert chosen(made) == form
+    assert made.latency_ms.dense is not None
+    assert made.latency_ms.dense.median == pytest.approx(min(grouped, 2.0))
+    assert made.speedup.vs_dense is not None
+    assert made.speedup.vs_dense.value == pytest.approx(1.0)
+
+
+def test_a_pruned_model_with_groups_of_its_own_that_is_fastest_as_it_came_is_written_unchanged(
+    with_a_dead_filter: Callable[..., Manifest]
+) -> None:
+    made = with_a_dead_filter(lambda model, batch: 1.0 if any(n.op_type == "BatchNormalization" for n in model.graph.node) else 3.0)
+    assert any("unchanged" in note for note in made.notes)
 
 
 def test_a_row_that_cannot_run_is_null_with_a_note(measured: Callable[..., Manifest]) -> None:

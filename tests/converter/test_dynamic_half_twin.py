@@ -18,7 +18,7 @@ from gkp.converter.half import to_half
 from gkp.converter.lower.emit import lower
 from gkp.converter.recognise import recognise, simplify
 from gkp.converter.sources import OpenOptions, open_model
-from gkp.converter.twin import dense_twin
+from gkp.converter.twin import full_size
 from gkp.errors import UnsupportedModelError
 
 
@@ -90,7 +90,7 @@ def test_an_input_that_is_an_output_survives_half_precision() -> None:
 # ---- the dense twin --------------------------------------------------------------------------------------------------
 def test_the_twin_is_dense_without_a_single_zero_weight() -> None:
     graph = recognise(Graph(small_net(channels=16)))
-    twin = dense_twin(graph, {})
+    twin = full_size(graph, {})
     for node in twin.branched():
         conv = branched_node.read(node)
         if not conv.is_copy:
@@ -103,7 +103,7 @@ def test_the_twin_is_dense_without_a_single_zero_weight() -> None:
 
 def test_the_twin_keeps_the_weights_that_are_there() -> None:
     graph = recognise(Graph(small_net(channels=16)))
-    twins = {n.name: branched_node.read(n) for n in dense_twin(graph, {}).branched()}
+    twins = {n.name: branched_node.read(n) for n in full_size(graph, {}).branched()}
     for node in graph.branched():
         given = branched_node.read(node).to_dense()
         if not branched_node.read(node).is_copy:
@@ -113,7 +113,7 @@ def test_the_twin_keeps_the_weights_that_are_there() -> None:
 
 def test_two_twins_are_equal() -> None:
     graph = recognise(Graph(small_net()))
-    one, two = (lower(simplify(dense_twin(graph, {})), {}).to_model() for _ in range(2))
+    one, two = (lower(simplify(full_size(graph, {})), {}).to_model() for _ in range(2))
     assert one.SerializeToString() == two.SerializeToString()
 
 
@@ -121,7 +121,7 @@ def test_the_twin_of_dsp_has_the_widths_it_was_pruned_from() -> None:
     """Published: 40.81 M multiply-accumulates for ResNet-20."""
     opened = open_model(shared("dsp/resnet20_g4.pt"), OpenOptions())
     graph = recognise(Graph(opened.model))
-    twin = dense_twin(graph, opened.dense_width_of)
+    twin = full_size(graph, opened.dense_width_of)
     assert graph_macs(twin) == pytest.approx(40.81e6, rel=1e-3)
     convs = [branched_node.read(n) for n in twin.branched()]
     widths = {(c.in_channels, c.out_channels) for c in convs if c.kernel_shape == (3, 3)}

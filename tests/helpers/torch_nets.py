@@ -25,6 +25,27 @@ class InvertedResidual(nn.Module):
         return x + self.body(x) if self.residual else self.body(x)
 
 
+class Bottlenecks(nn.Module):
+    """ResNet's, two of them; with groups ResNeXt's."""
+
+    def __init__(self, groups: int = 1) -> None:
+        super().__init__()
+        self.stem = _conv_bn(3, 16, 3, act=nn.ReLU())
+        self.blocks = nn.ModuleList(nn.Sequential(_conv_bn(16, 32, 1, act=nn.ReLU()), _conv_bn(32, 32, 3, 1, groups, nn.ReLU()),
+                                                  _conv_bn(32, 16, 1)) for _ in range(2))
+        self.fc = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = F.relu(x + block(x))
+        return self.fc(x.mean([2, 3]))
+
+
+def resnext() -> nn.Module:
+    return Bottlenecks(8)
+
+
 class MobileNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -60,6 +60,44 @@ def test_irregular_zeros_become_one_branch_of_what_lives() -> None:
     assert conv.branches[0].weight.shape[:2] == (79, 95)
 
 
+@pytest.mark.parametrize("filters", [16, 64, 80])
+def test_zeros_here_and_there_divide_nothing_whatever_the_width(filters: int) -> None:
+    net = Net(1, 64, 2, 2)
+    graph = lifted(net, net.conv("x", (net.normal(filters, 64, 1, 1) * (net.rng.random((filters, 64, 1, 1)) < 0.5))))
+    assert branches(graph) == 1
+    assert not graph.holes
+
+
+def test_a_zero_kernel_does_not_make_its_filter_a_branch() -> None:
+    net = Net(1, 16, 4, 4)
+    weight = net.normal(16, 16, 3, 3)
+    weight[2, 3] = weight[5, 7] = 0
+    graph = lifted(net, net.conv("x", weight))
+    assert branches(graph) == 1
+    assert not graph.holes
+
+
+def test_filters_that_share_no_channel_are_branches() -> None:
+    net = Net(1, 8, 4, 4)
+    graph = lifted(net, net.conv("x", net.normal(8, 8, 3, 3) * np.eye(8, dtype=np.float32)[:, :, None, None]))
+    assert branches(graph) == 8
+    assert graph.holes
+
+
+def test_filters_that_only_move_channels_are_not_pruned() -> None:
+    net = Net(1, 8, 4, 4)
+    graph = lifted(net, net.conv("x", np.eye(8, dtype=np.float32)[net.rng.permutation(8), :, None, None]))
+    assert branched_node.read(next(graph.branched())).is_copy
+    assert not graph.holes
+
+
+def test_a_dead_filter_of_a_depthwise_convolution_is_a_hole() -> None:
+    net = Net(1, 4, 5, 5)
+    weight = net.normal(4, 1, 3, 3)
+    weight[2] = 0
+    assert lifted(net, net.conv("x", weight, group=4)).holes
+
+
 def test_many_equal_groups_are_not_irregular() -> None:
     net = Net(1, 256, 2, 2)
     assert branches(lifted(net, net.conv1("x", 256, 256, group=128))) == 128

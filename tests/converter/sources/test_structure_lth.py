@@ -105,6 +105,13 @@ def test_zero_taps_of_regrouped_layers_stay_in_the_weights(tmp_path: Path) -> No
     assert form.macs((1, 1)) == kept < form.macs((1, 1), zero_taps=True)
 
 
+def test_zeros_here_and_there_make_no_blocks_of_narrow_layers(tmp_path: Path) -> None:
+    state, _ = ticket(layer_names(random_state(R8_CONV)), lambda f, c, k: rng_of(f, c, k).random((f, c, k, k)) < 0.5)
+    opened = open_model(save(tmp_path / "1checkpoint.pth.tar", wrapped(state)))
+    assert opened.pruned
+    assert set(branches(recognised(opened)).values()) == {1}
+
+
 def test_pairs_that_torch_itself_writes(tmp_path: Path) -> None:
     torch.manual_seed(0)
     conv = torch.nn.Conv2d(16, 16, 3, 1, 1, bias=False)
