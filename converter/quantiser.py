@@ -51,12 +51,13 @@ class Quantiser:
         """QuantizeLinear: half to even, then saturated."""
         info = np.iinfo(self.dtype)
         steps: Array = np.rint(x / np.float32(self.scale)) + self.zero_point
-        return np.clip(steps, info.min, info.max).astype(self.dtype)
+        held: Array = np.clip(steps, info.min, info.max).astype(self.dtype)
+        return held
 
     def __call__(self, x: Array) -> Array:
         """x as its integers say it, in float32."""
-        steps: Array = self.integers(x).astype(np.float32) - np.float32(self.zero_point)
-        return steps * np.float32(self.scale)
+        steps = self.integers(x).astype(np.float32) - np.float32(self.zero_point)
+        return np.asarray(steps * np.float32(self.scale))
 
 
 def is_quantiser(node: Node) -> bool:

@@ -154,8 +154,8 @@ def _calibration(prepared: Prepared) -> manifest.Calibration | None:
     agreed, error = agreement(reference(prepared.recognised.graph.to_model()), model.reference,
                               int8_inputs(prepared.opened, used))
     mean, std = (list(values) if values else None for values in (origin.mean, origin.std))
-    return manifest.Calibration(kind=origin.kind, split=origin.split, count=origin.count, sha256=origin.sha256, mean=mean, std=std,
-                                seed=origin.seed, top1_agreement=agreed, max_abs_error=error)
+    return manifest.Calibration(kind=origin.kind, split=origin.split, count=origin.count, sha256=origin.sha256, mean=mean,
+                                std=std, seed=origin.seed, top1_agreement=agreed, max_abs_error=error)
 
 
 def _about(prepared: Prepared) -> About:
