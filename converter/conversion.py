@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from gkp.converter.artefact import Artefact, check_destination
 from gkp.converter.choose import choose
-from gkp.converter.describe import graph_macs, graph_params
+from gkp.converter.describe import full_macs, graph_macs, graph_params
 from gkp.converter.dynamic import batch_axes
 from gkp.converter.encoding import Encoding
 from gkp.converter.forms import Settings, all_default, chosen
@@ -22,7 +22,7 @@ from gkp.converter.sources import GroupedModel, OpenOptions, open_any
 from gkp.converter.sources.base import sample_inputs
 from gkp.converter.stages import Chosen, Job, Opened, Prepared, Recognised
 from gkp.converter.targets.base import Axes
-from gkp.converter.twin import dense_twin
+from gkp.converter.twin import dense_twin, widened
 from gkp.converter.verify import check_inputs
 from gkp.converter.writing import described, written
 from gkp.errors import UnsupportedModelError, UsageError
@@ -132,7 +132,8 @@ def find_branches(job: Job, opened: Opened) -> Recognised:
     if opened.kind == "twin":
         twin = (recognise(Graph(opened.model.dense(), opened.model.budget)) if opened.model.dense is not None
                 else dense_twin(graph, opened.model.dense_width_of))
-    return Recognised(simplify(graph), macs, params, left, twin)
+    full = full_macs(widened(graph, opened.model.dense_width_of) if twin is None else twin)
+    return Recognised(simplify(graph), macs, params, left, twin, full)
 
 
 def choose_forms(job: Job, opened: Opened, recognised: Recognised) -> Chosen:

@@ -72,13 +72,15 @@ class Opened:
 @dataclass(frozen=True)
 class Recognised:
     """The checkpoint in the one form, simplified. macs, params: as published; left: (node, why) of what has not become a
-    BranchedConv; twin: the dense twin in the one form, where that is the baseline."""
+    BranchedConv; twin: the dense twin in the one form, where that is the baseline; full: multiply-accumulates of every
+    layer at full size, before anything was dropped."""
 
     graph: Graph
     macs: int
     params: int
     left: Sequence[tuple[str, str]]
     twin: Graph | None
+    full: Mapping[str, int]
 
 
 @dataclass(frozen=True)
