@@ -23,7 +23,7 @@ NOISE = -1
 DIMENSIONS = range(2, 8)
 LEARNING_RATE = 200.0
 CORE_TENTHS = range(5, 12)  # of a cluster's size, in tenths: the neighbours that make a point a core point
-SMALLEST_RADIUS = float(np.finfo(np.float64).tiny)
+SMALLEST_RADIUS = 1e-300
 RADIUS_STEP = 0.05
 RADIUS_UPTO = 0.5  # of the largest distance, and one step more
 FEW, PATIENCE = 2, 0.25  # larger radii are not tried once a quarter of the radii gave two clusters or less,
@@ -61,7 +61,8 @@ def standardised(points: Floats) -> Floats:
 
 def _grid(points: Floats, clusters: int) -> Iterator[Clustering]:
     distances = cdist(points, points)
-    radii = SMALLEST_RADIUS + RADIUS_STEP * np.arange(int(RADIUS_UPTO * distances.max() / RADIUS_STEP) + 2)
+    steps = np.arange(int(RADIUS_UPTO * distances.max() / RADIUS_STEP) + 2, dtype=np.float64)
+    radii = SMALLEST_RADIUS + RADIUS_STEP * steps
     for tenths in CORE_TENTHS:
         core_size = len(points) // clusters * tenths / 10
         yield from (Clustering(points, labels) for labels in growing(distances, radii, core_size, clusters))
