@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from gkp.converter.artefact import Artefact, check_destination
 from gkp.converter.calibration import read_calibration
 from gkp.converter.choose import choose
-from gkp.converter.describe import graph_macs, graph_params, grouped_layers, stray_zeros
+from gkp.converter.describe import full_macs, graph_macs, graph_params, grouped_layers, layer_macs, stray_zeros
 from gkp.converter.dynamic import batch_axes
 from gkp.converter.encoding import Encoding
 from gkp.converter.forms import Settings, all_default, chosen
@@ -23,7 +23,7 @@ from gkp.converter.sources import GroupedModel, OpenOptions, open_any
 from gkp.converter.sources.base import sample_inputs
 from gkp.converter.stages import Chosen, Job, Opened, Prepared, Recognised
 from gkp.converter.targets.base import Axes
-from gkp.converter.twin import dense_twin, leaves_out
+from gkp.converter.twin import dense_twin, leaves_out, widened
 from gkp.converter.verify import check_inputs
 from gkp.converter.writing import described, written
 from gkp.errors import UnsupportedModelError, UsageError
@@ -139,7 +139,8 @@ def find_branches(job: Job, opened: Opened) -> Recognised:
     kind = "given" if opened.baseline is not None else "as_is" if twin is None else "twin"
     own_groups = grouped_layers(twin) if twin is not None else frozenset()
     notes = _zeros_told(graph, macs, twin)
-    return Recognised(opened.typed(simplify(graph)), macs, params, left, kind, twin, own_groups, notes)
+    full = full_macs(widened(graph, opened.model.dense_width_of)) if twin is None else layer_macs(twin)
+    return Recognised(opened.typed(simplify(graph)), macs, params, left, kind, twin, own_groups, notes, full)
 
 
 def _zeros_told(graph: Graph, macs: int, twin: Graph | None) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 
 from gkp import manifest
+from gkp.branched import BranchedConv
 from gkp.converter import node as branched_node
 from gkp.converter.forms import Choice
 from gkp.converter.graph import Graph, Node, Tensor, is_branched, producer, spatial, values
@@ -25,6 +26,22 @@ def graph_macs(graph: Graph) -> int:
     """Multiply-accumulates for one image: BranchedConv (kept weights), stock Conv, Gemm and MatMul with constant weights.
     A BranchedConv that only moves channels counts nothing."""
     return sum(_macs(node) for node in graph.nodes)
+
+
+def layer_macs(graph: Graph) -> dict[str, int]:
+    """Name of every BranchedConv -> the multiply-accumulates for one image of its kept weights; 0 for one that only moves
+    channels. Of a dense twin this is the layer's full size."""
+    return {node.name: _macs(node) for node in graph.branched()}
+
+
+def full_macs(graph: Graph) -> dict[str, int]:
+    """Name of every BranchedConv -> the multiply-accumulates for one image of a dense convolution with its channels; 0 for
+    one that only moves channels. Of a graph that is not simplified this is the layer's full size."""
+    return {node.name: _full(branched_node.read(node), spatial(node.outputs[0])) for node in graph.branched()}
+
+
+def _full(conv: BranchedConv, plane: Sequence[int] | None) -> int:
+    return conv.macs_dense(plane) if plane and not conv.is_copy else 0
 
 
 def executed_macs(graph: Graph, lowered: Graph) -> dict[str, int]:
@@ -87,8 +104,9 @@ def stray_zeros(graph: Graph) -> float:
     return zeros / max(1, counted)
 
 
-def layer_rows(graph: Graph, choice: Choice, target: Target, about: About) -> list[manifest.Layer]:
-    """One row per BranchedConv, in the order of the network. about: what is known of the model as it runs."""
+def layer_rows(graph: Graph, choice: Choice, target: Target, about: About, full: Mapping[str, int]) -> list[manifest.Layer]:
+    """One row per BranchedConv, in the order of the network. about: what is known of the model as it runs; full: see
+    full_macs."""
     rows = []
     for node in graph.branched():
         layer = choice[node.name]
@@ -98,7 +116,7 @@ def layer_rows(graph: Graph, choice: Choice, target: Target, about: About) -> li
             kernel=conv.kernel_shape, strides=conv.strides, plane=tuple(plane),
             inputs_per_branch=[b.in_index.size for b in conv.branches],
             outputs_per_branch=[b.out_index.size for b in conv.branches], overlap=round(conv.overlap, 3),
-            macs_dense=0 if conv.is_copy else conv.macs_dense(plane), macs_kept=0 if conv.is_copy else conv.macs(plane),
+            macs_dense=full.get(node.name, _full(conv, plane)), macs_kept=0 if conv.is_copy else conv.macs(plane),
             macs_executed=about.macs.get(node.name, 0), chosen=layer.chosen.name,
             fast_kernel=target.fast_kernel(grouped(conv, len(conv.branches)) or layer.chosen),
             reason=about.kernels.get(node.name, layer.reason),

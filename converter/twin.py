@@ -54,13 +54,8 @@ def full_size(graph: Graph, width_of: Mapping[str, str]) -> Graph:
     """A copy of a recognised (not yet simplified) graph in which every BranchedConv is dense at full size, with random
     non-zero weights in the holes, so that no compiler can exploit them. width_of: layers that lost output channels,
     with the layer whose output is as wide as theirs was. Layers that only move channels stay."""
-    twin = graph.copy()
+    twin = widened(graph, width_of)
     rng = np.random.default_rng(0)
-    nodes = {n.name: n for n in twin.branched()}
-    for name, other in width_of.items():
-        if name in nodes and other in nodes:
-            _widen(twin, name, branched_node.read(nodes[other]).out_channels)
-            nodes = {n.name: n for n in twin.branched()}
     for node in list(twin.branched()):
         conv = branched_node.read(node)
         if not conv.is_copy:
@@ -68,6 +63,18 @@ def full_size(graph: Graph, width_of: Mapping[str, str]) -> Graph:
             branched_node.rewrite(twin, node, replace(conv, branches=(whole,)))
     twin.cleanup()
     return twin
+
+
+def widened(graph: Graph, width_of: Mapping[str, str]) -> Graph:
+    """A copy of the graph in which layers that lost output channels have them again, without weights. width_of: see
+    full_size."""
+    wide = graph.copy()
+    nodes = {n.name: n for n in wide.branched()}
+    for name, other in width_of.items():
+        if name in nodes and other in nodes:
+            _widen(wide, name, branched_node.read(nodes[other]).out_channels)
+            nodes = {n.name: n for n in wide.branched()}
+    return wide
 
 
 def _without_zeros(weight: Array, rng: np.random.Generator) -> Array:

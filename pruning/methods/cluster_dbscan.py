@@ -22,10 +22,12 @@ from gkp.pruning.methods.equal_kmeans import Floats, Labels
 NOISE = -1
 DIMENSIONS = range(2, 8)
 LEARNING_RATE = 200.0
-CORE_SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of a cluster's size: the neighbours that make a point a core point
-RADIUS_FROM, RADIUS_STEP = 0.001, 0.05
-RADIUS_UPTO = 0.5  # of the largest distance
-FEW, FEW_SHARE = 2, 0.25  # once a quarter of the radii gave two clusters or less, larger radii are not tried
+CORE_TENTHS = range(5, 12)  # of a cluster's size, in tenths: the neighbours that make a point a core point
+SMALLEST_RADIUS = 1e-300
+RADIUS_STEP = 0.05
+RADIUS_UPTO = 0.5  # of the largest distance, and one step more
+FEW, PATIENCE = 2, 0.25  # larger radii are not tried once a quarter of the radii gave two clusters or less,
+PATIENCE_AFTER_MANY = 0.1  # or a tenth of that quarter, where a smaller one gave half of the clusters wanted
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,15 +61,26 @@ def standardised(points: Floats) -> Floats:
 
 def _grid(points: Floats, clusters: int) -> Iterator[Clustering]:
     distances = cdist(points, points)
-    radii = np.arange(RADIUS_FROM, max(RADIUS_UPTO * distances.max(), 2 * RADIUS_FROM), RADIUS_STEP)
-    for share in CORE_SHARES:
-        few = 0
-        for radius in radii:
-            labels = dbscan(distances, radius, len(points) // clusters * share)
-            yield Clustering(points, labels)
-            few += len(np.unique(labels)) <= FEW
-            if few >= FEW_SHARE * len(radii):
-                break
+    steps = np.arange(int(RADIUS_UPTO * distances.max() / RADIUS_STEP) + 2, dtype=np.float64)
+    radii = SMALLEST_RADIUS + RADIUS_STEP * steps
+    for tenths in CORE_TENTHS:
+        core_size = len(points) // clusters * tenths / 10
+        yield from (Clustering(points, labels) for labels in growing(distances, radii, core_size, clusters))
+
+
+def growing(distances: Floats, radii: Floats, core_size: float, clusters: int) -> Iterator[Labels]:
+    """What dbscan finds at each radius, up to the one at which it is given up: FEW clusters (noise is one) or less at as
+    many radii as PATIENCE says. Two clusters that are wanted cannot be few."""
+    patience, few, many = int(PATIENCE * len(radii)), 0, False
+    for radius in radii:
+        labels = dbscan(distances, radius, core_size)
+        found = len(np.unique(labels))
+        if clusters > FEW and found <= FEW:
+            few += 1
+            if few >= patience or (many and few >= PATIENCE_AFTER_MANY * patience):
+                return
+        many = many or found >= max(FEW + 1, clusters / 2)
+        yield labels
 
 
 def dbscan(distances: Floats, radius: float, core_size: float) -> Labels:
@@ -103,22 +116,21 @@ def equalise(points: Floats, labels: Labels, clusters: int) -> Labels:
     """Labels int64 [n] of 0 .. clusters-1, n / clusters points each, in the order of the labels given.
 
     points: float [n, d], n a multiple of clusters; labels: any ints [n], of which -1 is a cluster like the others.
-    Too many clusters: those with the lowest labels are given away, point by point (see _give). Too few: of the cluster
-    with the highest label among those above the size, the farthest points from its centre become a new one. Then
-    clusters above the size give points away, those with the highest labels first.
+    Too many clusters: the points of all surplus ones, those with the lowest labels, are dealt out together (see _deal).
+    Too few: of the cluster with the highest label among those above the size, the farthest points from its centre become a
+    new one. Then of the clusters above the size the points that are too many, the farthest from the centre, are dealt out.
     """
     labels, size = labels.copy(), len(points) // clusters
     present = np.unique(labels)
-    for source in present[: max(0, len(present) - clusters)]:
-        while (labels == source).any():
-            _give(points, labels, source, size)
+    surplus = present[: max(0, len(present) - clusters)]
+    while (pool := np.flatnonzero(np.isin(labels, surplus))).size:
+        _deal(points, labels, pool, surplus, size)
     for _ in range(clusters - len(present)):
         source = _oversized(labels, size)[-1]
-        members = np.flatnonzero(labels == source)
-        away = np.linalg.norm(points[members] - points[members].mean(0), axis=1)
-        labels[members[np.argsort(-away, kind="stable")[:size]]] = labels.max() + 1
+        labels[_farthest(points, labels, source)[:size]] = labels.max() + 1
     while len(over := _oversized(labels, size)):
-        _give(points, labels, over[-1], size)
+        outliers = [_farthest(points, labels, label)[: (labels == label).sum() - size] for label in over]
+        _deal(points, labels, np.concatenate(outliers), surplus, size)
     return np.unique(labels, return_inverse=True)[1].astype(np.int64)
 
 
@@ -127,18 +139,27 @@ def _oversized(labels: Labels, size: int) -> Labels:
     return np.asarray(present[counts > size])
 
 
-def _give(points: Floats, labels: Labels, source: int, size: int) -> None:
-    """Move one point of a cluster, in place, to the cluster below the size whose centre is farthest from it.
+def _farthest(points: Floats, labels: Labels, label: int) -> Labels:
+    """The members of a cluster, those farthest from its centre first."""
+    members = np.flatnonzero(labels == label)
+    away = np.linalg.norm(points[members] - points[members].mean(0), axis=1)
+    return members[np.argsort(-away, kind="stable")]
 
-    The point is the one for which the farthest such centre is farthest beyond the second. That it goes far and not near
-    is how the method was published: it was measured so, so it stays.
+
+def _deal(points: Floats, labels: Labels, candidates: Labels, surplus: Labels, size: int) -> None:
+    """Move one of the candidates, in place, to the cluster whose centre is farthest from it, among those that are below the
+    size and not surplus.
+
+    It is the one for which the farthest such centre is farthest beyond the second; of equal ones that which is farthest
+    from its own centre. That it goes far and not near is how the method was published: it was measured so, so it stays.
     """
     present, counts = np.unique(labels, return_counts=True)
-    open_ = present[(counts < size) & (present != source)]
-    centres = np.array([points[labels == label].mean(0) for label in open_])
-    members = np.flatnonzero(labels == source)
-    distances = cdist(points[members], centres)
+    centres = np.array([points[labels == label].mean(0) for label in present])
+    own = np.linalg.norm(points[candidates] - centres[np.searchsorted(present, labels[candidates])], axis=1)
+    candidates = candidates[np.lexsort((candidates, labels[candidates], -own))]
+    open_ = (counts < size) & ~np.isin(present, surplus)
+    distances = cdist(points[candidates], centres[open_])
     ordered = np.sort(distances, axis=1)
-    gap = ordered[:, -1] - (ordered[:, -2] if len(open_) > 1 else 0.0)
+    gap = ordered[:, -1] - (ordered[:, -2] if ordered.shape[1] > 1 else 0.0)
     mover = int(gap.argmax())
-    labels[members[mover]] = open_[distances[mover].argmax()]
+    labels[candidates[mover]] = present[open_][distances[mover].argmax()]

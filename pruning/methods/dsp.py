@@ -14,17 +14,18 @@ import torch
 from torch import nn
 
 from gkp.pruning.methods.base import settings_of
-from gkp.pruning.methods.dsp_channels import Groups, Mask, check_rate, check_reached, prune_to_rate, reduction_of
+from gkp.pruning.methods.dsp_channels import Groups, Mask, reduction_of
 from gkp.pruning.methods.dsp_dead import remove_dead
 from gkp.pruning.methods.dsp_finetuning import Cycles
 from gkp.pruning.methods.dsp_group_learning import GroupLearner, Learning
 from gkp.pruning.methods.dsp_network import Chain, chains_of, check_finite, check_groups, layers_of
 from gkp.pruning.methods.dsp_pack import pack, public_name, write_public
+from gkp.pruning.methods.dsp_rate import check_rate, check_reached, prune_to_rate
 from gkp.pruning.models.branched import BranchedConv2d
 from gkp.pruning.session import Session
 from gkp.pruning.training import Hooks, Recipe
 
-KEEP_FROM = 8  # first of the 120 epochs of group learning whose network may be the best
+KEEP_FROM = 9  # first of the 120 epochs of group learning, counted from 0, whose network may be the best
 PROBE = (3, 32, 32)  # the image whose planes scale the penalty, whatever the network is trained on
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
@@ -131,7 +132,7 @@ def prune(session: Session, settings: DspSettings, model: nn.Module, chains: tup
         random = session.torch_rng("dead filters")
         session.progress("looking for dead filters", None)
         masks = remove_dead(model, chains, found.masks, session.arch.input_shape, settings.dead_batches, random)
-        session.log(f"without dead filters it is {reduction_of(chains, masks):.2%}")
+        session.log(f"with the dead filters that random images find it is {reduction_of(chains, masks):.2%}")
         return {"network": model.state_dict(), "masks": {name: torch.from_numpy(mask) for name, mask in masks.items()}}
 
     made = session.once("pruning", make)

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from gkp.pruning.masks import apply_masks
-from gkp.pruning.methods.dsp_channels import Groups, Mask, Masks, prune_to_rate, reduction_of
+from gkp.pruning.methods.dsp_channels import Groups, Mask, Masks, reduction_of
 from gkp.pruning.methods.dsp_dead import settle, zero_biases
 from gkp.pruning.methods.dsp_group_learning import task_step
 from gkp.pruning.methods.dsp_network import Chain
+from gkp.pruning.methods.dsp_rate import prune_to_rate
 from gkp.pruning.training import StepContext
 
 MORE = 0.001  # of the MACs, pruned by every cycle but the first

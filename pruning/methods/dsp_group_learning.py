@@ -33,7 +33,7 @@ from gkp.pruning.training import StepContext
 Tensors = dict[str, torch.Tensor]
 
 ADAM_EPSILON = 1e-12
-# Without data: softer samples, without which the logits settle on whatever comes first (measured on planted groups).
+# Without data: logits weigh less against the noise, or they settle on whatever comes first (measured on planted groups).
 STEPS_WITHOUT_DATA = 1000
 LR_WITHOUT_DATA = 0.05
 TEMPERATURE_WITHOUT_DATA = 2.0

@@ -67,12 +67,13 @@ def penalty_scale(in_channels: int, height: int, width: int, kernel: int, groups
 
 
 def gumbel_softmax(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> torch.Tensor:
-    """A soft sample of the assignment [G, F]: softmax over the groups of (logits + Gumbel noise) / temperature.
+    """A soft sample of the assignment [G, F]: softmax over the groups of logits / temperature + Gumbel noise.
 
-    The noise is drawn on the CPU, so that a seed gives one sequence on every device."""
+    So the temperature sharpens what is learned and leaves the noise as it is. The noise is drawn on the CPU, so that a
+    seed gives one sequence on every device."""
     uniform = torch.rand(logits.shape, generator=generator, dtype=torch.float64).clamp_(1e-20, 1 - 1e-16)
     noise = -torch.log(-torch.log(uniform))
-    return torch.softmax((logits + noise.to(logits)) / temperature, 0)
+    return torch.softmax(logits / temperature + noise.to(logits), 0)
 
 
 def one_hot(groups: torch.Tensor, count: int, like: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,9 @@
 """Refilling: an unstructured mask becomes one of whole filters (T. Chen et al., "Coarsening the granularity: towards
 structurally sparse lottery tickets", ICML 2022). As many filters as the mask's weights would fill remain, those that
-score highest; with a fillback rate above zero (refill+) some more."""
+score highest; with a fillback rate above zero (refill+) some more.
+
+The mask decides how many filters remain; which ones it decides only by the criterion "remain". The others look at the
+trained network whole, without the mask: the public program scores the checkpoint of its --pretrained as it is."""
 
 from __future__ import annotations
 
@@ -54,9 +57,9 @@ def remaining(mask: Mask) -> Array:
     return np.asarray(mask.reshape(len(mask), -1).sum(1))
 
 
-def magnitude(weight: Array, mask: Mask) -> Array:
-    """Criterion "magnitude": L1 norm of what the mask keeps of each trained filter. [F, C, kh, kw] -> float64 [F]."""
-    return np.asarray(np.abs(np.where(mask, weight, 0).astype(np.float64)).reshape(len(mask), -1).sum(1))
+def magnitude(weight: Array) -> Array:
+    """Criterion "magnitude": L1 norm of each trained filter. [F, C, kh, kw] -> float64 [F]."""
+    return np.asarray(np.abs(weight.astype(np.float64)).reshape(len(weight), -1).sum(1))
 
 
 def activation_scores(model: nn.Module, names: Iterable[str], x: torch.Tensor, y: torch.Tensor,
@@ -64,7 +67,8 @@ def activation_scores(model: nn.Module, names: Iterable[str], x: torch.Tensor, y
     """What each filter of the named convs puts out for a batch, summed over images and pixels: |a| ("l1"), a^2 ("l2"),
     or |a dL/da| with the mean cross entropy L ("saliency"). name -> float64 [F].
 
-    (Upstream takes the images of the batch for the filters.) model in eval mode; x [N, C, H, W], y int64 [N].
+    (Upstream takes the images of the batch for the filters, and runs the network in training mode.) model in eval mode;
+    x [N, C, H, W], y int64 [N].
     """
     planes: dict[str, torch.Tensor] = {}
     handles = []

@@ -33,16 +33,18 @@ if TYPE_CHECKING:
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 
+_PAST = {"refill": "refilled", "regroup": "regrouped"}
+
 
 class LthSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """rounds of pruning, each of `rate` of the weights that remain in all convs but the first; after each the weights go
     back to where they were after rewind_epoch epochs. structure: what the mask becomes after the last round, or after
     every_round.
 
-    refill: criterion scores the filters (refill.py), fillback_rate above 0 is refill+. regroup (regroup.py): parts of
-    the filters, a part at most (1 + imbalance) times the average; blocks of at least min_rows filters; block_density is
-    the published t1; extraction "published" repeats the public program's slips. The network is trained for `epochs`
-    in every round and once more at the end.
+    refill: criterion scores the filters (refill.py), all but "remain" those of the dense trained network; fillback_rate
+    above 0 is refill+. regroup (regroup.py): parts of the filters, a part at most (1 + imbalance) times the average;
+    blocks of at least min_rows filters; block_density is the published t1; extraction "published" repeats the public
+    program's slips. The network is trained for `epochs` in every round and once more at the end.
     """
 
     structure: Literal["refill", "regroup"] = "refill"
@@ -86,12 +88,13 @@ class StructureLth:
     def run(self, session: Session, settings: LthSettings) -> None:
         names = list(masks.plain_convs(session.baseline))[1:]
         _check(session, settings, names)
-        trained, early = _first_round(session, settings)
+        dense, early = _first_round(session, settings)
+        trained = dense
         kept = {name: torch.ones_like(masks.conv_named(trained, name).weight, dtype=torch.bool) for name in names}
         structured: list[str] = []
         for number in range(1, settings.rounds + 1):
             last = number == settings.rounds
-            found = session.once(f"masks_{number}", partial(_round, session, settings, trained, kept, number,
+            found = session.once(f"masks_{number}", partial(_round, session, settings, dense, trained, kept, number,
                                                             last or settings.every_round))
             kept, structured = found["masks"], found["structured"]
             for line in found["log"]:
@@ -154,9 +157,10 @@ def rewind_epoch(settings: LthSettings, epochs: int) -> int:
 
 
 # ---- masks -----------------------------------------------------------------------------------------------------------
-def _round(session: Session, settings: LthSettings, trained: nn.Module, kept: Masks, number: int,
+def _round(session: Session, settings: LthSettings, dense: nn.Module, trained: nn.Module, kept: Masks, number: int,
            restructure: bool) -> dict[str, Any]:
-    """{"masks": name -> bool [F, C, kh, kw], "structured": names of those in branches, "log": lines}."""
+    """dense: the trained network before any pruning, trained: the one of this round.
+    -> {"masks": name -> bool [F, C, kh, kw], "structured": names of those in branches, "log": lines}."""
     weights = {name: masks.conv_named(trained, name).weight for name in kept}
     kept = prune_smallest(weights, kept, settings.rate)
     log = [f"round {number}: {density(kept):.2%} of the weights remain"]
@@ -164,35 +168,34 @@ def _round(session: Session, settings: LthSettings, trained: nn.Module, kept: Ma
         return {"masks": kept, "structured": [], "log": log}
     sparse = {name: mask.numpy() for name, mask in kept.items()}
     if settings.structure == "refill":
-        found, lines = _refill(session, settings, trained, sparse, number)
+        found, lines = _refill(session, settings, dense, sparse, number)
     else:
         found, lines = _regroup(session, settings, sparse)
-    kept = {name: torch.from_numpy(found.get(name, mask)) for name, mask in sparse.items()}
-    log += [*lines, f"round {number}: {density(kept):.2%} of the weights remain in the {settings.structure}ed mask"]
+    ticket, kept = kept, {name: torch.from_numpy(found.get(name, mask)) for name, mask in sparse.items()}
+    share = sum(int((kept[name] & mask).sum()) for name, mask in ticket.items()) / sum(int(m.sum()) for m in ticket.values())
+    log += [*lines, f"round {number}: {density(kept):.2%} of the weights remain in the {_PAST[settings.structure]} mask, "
+                    f"among them {share:.1%} of the ticket's"]
     return {"masks": kept, "structured": list(found), "log": log}
 
 
-def _refill(session: Session, settings: LthSettings, trained: nn.Module, sparse: Mapping[str, Mask],
+def _refill(session: Session, settings: LthSettings, dense: nn.Module, sparse: Mapping[str, Mask],
             number: int) -> tuple[dict[str, Mask], list[str]]:
     found, lines = {}, []
-    for name, scores in _scores(session, settings, trained, sparse, number).items():
+    for name, scores in _scores(session, settings, dense, sparse, number).items():
         rng = session.rng(f"refill_{number}/{name}")
         found[name] = refilled(sparse[name], scores, settings.fillback_rate, rng)
         lines.append(f"{name}: {int(found[name][:, 0, 0, 0].sum())} of {len(scores)} filters")
     return found, lines
 
 
-def _scores(session: Session, settings: LthSettings, trained: nn.Module, sparse: Mapping[str, Mask],
+def _scores(session: Session, settings: LthSettings, dense: nn.Module, sparse: Mapping[str, Mask],
             number: int) -> Mapping[str, Array]:
     if settings.criterion == "remain":
         return {name: remaining(mask) for name, mask in sparse.items()}
     if settings.criterion == "magnitude":
-        return {name: magnitude(masks.conv_named(trained, name).weight.detach().numpy(), mask)
-                for name, mask in sparse.items()}
-    model = copy.deepcopy(trained).eval()
-    masks.apply_masks(model, {name: torch.from_numpy(mask) for name, mask in sparse.items()})
+        return {name: magnitude(masks.conv_named(dense, name).weight.detach().numpy()) for name in sparse}
     x, y = next(iter(session.batches(f"scores_{number}", settings.batch_size)))
-    return activation_scores(model, sparse, x, y, settings.criterion)
+    return activation_scores(dense, sparse, x, y, settings.criterion)
 
 
 def _regroup(session: Session, settings: LthSettings, sparse: Mapping[str, Mask]) -> tuple[dict[str, Mask], list[str]]:

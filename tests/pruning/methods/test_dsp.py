@@ -157,10 +157,14 @@ def test_defaults_are_the_published_values_for_resnet20() -> None:
     assert Dsp().read_settings({}) == expected
 
 
-@pytest.mark.parametrize("settings", [{"groups": 17}, {"rate": 0.9999}], ids=["groups", "rate"])
+@pytest.mark.parametrize("settings", [{"groups": 17}, {"rate": 0.05}], ids=["groups", "rate"])
 def test_what_does_not_fit_the_network_is_refused_before_anything_is_saved(tmp_path: Path, settings: dict[str, Any]) -> None:
+    model = baseline()
+    with torch.no_grad():
+        for stage in (model.stage_1, model.stage_2, model.stage_3):  # half of the MACs are saved whatever is pruned
+            stage[0].conv_b.weight[:, ::2] = 0
     with pytest.raises(UsageError):
-        run(tmp_path / "out", 0, **settings)
+        Dsp().run(session(tmp_path / "out", 0, model), Dsp().read_settings(QUICK | settings))
     assert not any((tmp_path / "out" / stage).exists() for stage in ("pruned", "grouped", "finetuned"))
 
 

@@ -69,7 +69,7 @@ def test_mask_and_weight_criteria_by_hand() -> None:
     mask = mask_with([2, 1])
     weight = np.array([[1.0, -2, 50, 50], [-4, 50, 50, 50]])[..., None, None]
     assert remaining(mask).tolist() == [2, 1]
-    assert magnitude(weight, mask).tolist() == [3, 4]
+    assert magnitude(weight).tolist() == [103, 154]  # the whole filters, whatever the mask keeps of them
 
 
 def test_activations_are_summed_per_filter_by_hand() -> None:

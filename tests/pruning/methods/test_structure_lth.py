@@ -15,7 +15,7 @@ import gkp
 from gkp.branched import BranchedConv
 from gkp.errors import UsageError
 from gkp.pruning.masks import plain_convs
-from gkp.pruning.methods.imp import RewindPoint
+from gkp.pruning.methods.imp import RewindPoint, prune_smallest
 from gkp.pruning.methods.structure_lth import LthSettings, StructureLth, rewind_epoch
 from gkp.pruning.models.branched import BranchedConv2d
 from gkp.pruning.models.checkpoint import from_tensors
@@ -79,6 +79,38 @@ def test_refill_leaves_one_branch_of_whole_filters(tmp_path: Path, criterion: st
         np.testing.assert_array_equal(branch.weight, baseline[name].weight.detach().numpy()[branch.out_index])
     assert not any(form.is_dense for form in list(gkp.open(out / "grouped").layers.values())[1:])
     assert not (out / "finetuned").exists()
+
+
+def test_magnitude_scores_the_whole_filters_of_the_dense_network(tmp_path: Path) -> None:
+    """Written out after the public program's rule: the ticket's mask says how many filters remain, the L1 norms of the
+    pretrained network, which has no mask, say which."""
+    run(tmp_path / "out", {"criterion": "magnitude", "rounds": 4}, epochs=0)
+    convs = dict(list(plain_convs(network()).items())[1:])
+    weights = {name: conv.weight.detach() for name, conv in convs.items()}
+    ticket = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+    for _ in range(4):
+        ticket = prune_smallest(weights, ticket, 0.2)
+    masked_alike = []
+    for name, form in forms_of(tmp_path / "out" / "grouped").items():
+        count = int(ticket[name].sum() / weights[name][0].numel()) + 1
+        expected = weights[name].double().abs().sum((1, 2, 3)).argsort(descending=True)[:count]
+        (branch,) = form.branches
+        assert branch.out_index.tolist() == sorted(expected.tolist())
+        masked = (weights[name] * ticket[name]).double().abs().sum((1, 2, 3)).argsort(descending=True)[:count]
+        masked_alike.append(sorted(masked.tolist()) == sorted(expected.tolist()))
+    assert not all(masked_alike)  # scoring what the ticket keeps would choose others
+
+
+def test_every_round_scores_the_dense_network_that_the_search_began_with(tmp_path: Path) -> None:
+    (tmp_path / "snapshots").mkdir()
+    torch.save({"model_state_dict": network(seed=9).state_dict()}, tmp_path / "snapshots" / "epoch_80.pt")
+    payload = {**SHORT, "criterion": "magnitude", "lr": 1.0, "rate": 0.4}  # training changes the order of the filters
+    run(tmp_path / "out", payload, images=data(), epochs=1, snapshots=tmp_path / "snapshots")
+    baseline = plain_convs(network())
+    for name, form in forms_of(tmp_path / "out" / "grouped").items():
+        (branch,) = form.branches
+        norms = baseline[name].weight.detach().double().abs().sum((1, 2, 3))
+        assert branch.out_index.tolist() == sorted(norms.argsort(descending=True)[: branch.out_index.size].tolist())
 
 
 def test_refill_plus_keeps_more_filters(tmp_path: Path) -> None:
