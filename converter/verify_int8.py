@@ -1,7 +1,7 @@
 """Does an artefact in int8 compute what the form in int8 says? That form, run by onnx.reference, is the definition.
 
 Engines round at other places than ONNX does (OpenVINO adds biases in float32, others fuse scales), and one step more or less
-of an activation changes what follows, so the network as a whole cannot be held to float32's tolerance. It is held to two things:
+of an activation changes what follows, so the network as a whole cannot be held to float32's tolerance, but to two things:
 1. each quantised layer alone, fed what the definition feeds it, gives what the definition gives, to a quantum of its output;
 2. the network's outputs are no further from the definition than 1.5 times as far as ONNX Runtime's are, or than half as far
    as the definition is from the checkpoint in float32, whichever is more.
