@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gkp.converter import node as branched_node
 from gkp.converter.graph import Graph, Tensor, channels
-from gkp.converter.movement import Movement, movement
+from gkp.converter.movement import Movement, movement, walk
 
 
 def run(graph: Graph) -> bool:
@@ -17,7 +17,8 @@ def run(graph: Graph) -> bool:
             continue
         x: Tensor = node.inputs[0]
         if x.name not in seen:
-            seen[x.name] = movement(graph, x)
+            way = walk(graph, x)
+            seen[x.name] = movement(graph, way) if way is not None and len(way.bases) == 1 else None
         found = seen[x.name]
         terms = found.terms if found is not None else ()
         if len(terms) != 1 or max(terms[0].strides, default=1) > 1:

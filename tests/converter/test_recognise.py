@@ -153,6 +153,39 @@ def test_what_is_left_over_is_named_with_a_reason(block: Callable[[Net, str], st
         assert any(reason in text for _, text in notes), notes
 
 
+def cropped(net: Net, x: str) -> str:
+    return net.conv3(net.op("Slice", x, net.ints(1), net.ints(7), net.ints(2)), C, C)
+
+
+def every_second(net: Net, x: str) -> str:
+    return net.conv3(net.op("Slice", x, net.ints(0, 0), net.ints(99, 99), net.ints(2, 3), net.ints(2, 2)), C, C)
+
+
+def many_pieces_of_two(net: Net, x: str) -> str:
+    y = net.op("Sigmoid", x)
+    parts = [net.op("Slice", x if k % 2 else y, net.ints(k % C), net.ints(k % C + 1), net.ints(1)) for k in range(80)]
+    return net.conv3(net.concat(*parts), 80, C)
+
+
+def read_by_a_pooling(net: Net, x: str) -> str:
+    y = net.op("MaxPool", net.take(x, [3, 1, 2]), kernel_shape=[3, 3], pads=[1] * 4)
+    return net.op("Add", net.conv3(y, 3, C), net.conv3(x, C, C))
+
+
+@pytest.mark.parametrize(("block", "nodes", "reason"), [
+    (inception, 1, "Concat: its channels come from 3 tensors"),
+    (cropped, 1, "Slice: it does not move whole channels of the same image"),
+    (every_second, 1, "Slice: it leaves out rows and columns"),
+    (many_pieces_of_two, 81, "its channels come from 2 tensors"),
+    (read_by_a_pooling, 1, "Gather: its channels come from or go to something other than one convolution"),
+])
+def test_the_reason_for_what_is_left_is_true(block: Callable[[Net, str], str], nodes: int, reason: str) -> None:
+    net = Net(2, 3, 8, 8)
+    notes = left_over(one_form(net.model(block(net, stem(net))), tol=1e-4))
+    assert len(notes) == nodes
+    assert all(text.endswith(reason) for _, text in notes), notes
+
+
 def test_names_in_the_report_are_safe_to_print() -> None:
     model = built(inception)
     for node in model.graph.node:
