@@ -113,6 +113,7 @@ def walk(graph: Graph, tensor: Tensor, *, through_adds: bool = False, enter: Cal
             continue
         seen.add(id(node))
         if most is not None and len(seen) > most:
+            graph.budget.steps(most)
             return None
         ahead += [node, *(node.inputs[i] for i in reversed(_data(node)))]
     graph.budget.steps(1 + len(nodes) + len(bases))

@@ -21,6 +21,7 @@ from net_blocks import (
 from onnx_kit import MOVES, Net, macs, one_form, ops
 
 from gkp.converter import node as branched_node
+from gkp.converter.budget import Budget
 from gkp.converter.graph import Graph
 from gkp.converter.recognise import left_over, recognise
 
@@ -99,6 +100,15 @@ def test_intermediate_results_that_are_outputs_stay_outputs() -> None:
     x = stem(net)
     y = net.take(net.conv3(net.take(x, [1, 0, 2, 3, 4, 5, 6, 7]), C, C, group=2), np.arange(C)[::-1])
     one_form(net.model(net.relu(y), y, x))
+
+
+def test_activations_that_follow_one_another_are_not_taken_for_constants() -> None:
+    net = Net(1, 3, 256, 256)
+    x = net.conv1("x", 3, 64)
+    for _ in range(40):
+        x = net.op("Sigmoid", x)
+    model = net.model(x)
+    assert ops(recognise(Graph(model, Budget(model.ByteSize()))))["Sigmoid"] == 40
 
 
 # ---- what is not a grouped convolution ----------------------------------------------------------------------------

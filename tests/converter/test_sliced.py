@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 from onnx_kit import MOVES, Net, one_form, ops, run_ort
 from sliced_nets import Choose, SlicedResNet, exported, lively, reordered, runs, singles
 
+from gkp.converter.budget import Budget
+from gkp.converter.graph import Graph
 from gkp.converter.lower.emit import lower
+from gkp.converter.passes import absorb_inputs, lift_convs
 from gkp.converter.recognise import left_over
 
 
@@ -72,3 +75,20 @@ def test_any_order_of_pieces_goes_into_the_convolution_that_writes_them(seed: in
     y = net.concat(*(net.op("Slice", y, net.ints(a), net.ints(b), net.ints(1)) for a, b in reordered(seed, pieces)(100)))
     graph = one_form(net.model(net.op("Add", x, y) if reader == "Add" else net.op(reader, y)), tol=1e-4)
     assert not any(ops(graph)[m] for m in MOVES)
+
+
+def test_convolutions_all_along_a_chain_of_pieces_cost_no_more_than_turns_through_it() -> None:
+    net = Net(1, 3, 5, 5)
+    x, total = net.conv3("x", 3, 8), ""
+    for _ in range(150):
+        x = net.op("Transpose", x, perm=[0, 1, 3, 2])
+        total = net.op("Add", total, net.conv1(x, 8, 1)) if total else net.conv1(x, 8, 1)
+    model = net.model(total)
+    graph = Graph(model, Budget(model.ByteSize()))
+    with pytest.MonkeyPatch.context() as patch:
+        runs: list[int] = []
+        patch.setattr(absorb_inputs, "movement", lambda graph, way: runs.append(len(way.nodes)))
+        lift_convs.run(graph)
+        absorb_inputs.run(graph)
+    assert sum(n for n in runs if n > 64) <= 8 * len(graph.nodes)
+    assert max(runs) > 64
