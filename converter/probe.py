@@ -76,7 +76,8 @@ def selections(graph: Graph, tensor: Tensor, nodes: Sequence[Node], bases: Seque
     numbers = max(sum(channels(b) or 0 for b in bases), summands * max(sizes))
     dtype = np.dtype(np.float32 if numbers < _EXACT_IN_FLOAT32 else np.float64)
     constants = sum(v.nbytes for n in nodes for t in n.inputs if (v := values(t)) is not None)
-    room = (dtype.itemsize * (_peak(nodes, tensor) + _COMPARED * max(sizes)) + _COPIES * constants
+    planes = sum(prod(shape) for shape in {_one_channel(probe_shape(b)) for b in bases})
+    room = (dtype.itemsize * (_peak(nodes, tensor) + planes + _COMPARED * max(sizes)) + _COPIES * constants
             + 8 * len(bases) * (channels(tensor) or 0))
     graph.budget.activation(max(sizes) * _NARROWEST)
     graph.budget.bytes(room)
@@ -117,11 +118,14 @@ def _selected(run: _Run, zeros: Mapping[str, Array], bases: Sequence[Tensor]) ->
     """What the result selects of each of the bases, the others being zero and no element a sum of two of them."""
     starts = np.cumsum([0, *(zeros[b.name].shape[1] for b in bases)])
     dtype = zeros[bases[0].name].dtype
+    planes = {shape: np.arange(1, prod(shape) + 1, dtype=dtype).reshape(shape)  # every place has a number of its own
+              for shape in {_one_channel(zeros[b.name].shape) for b in bases}}
     numbered, placed = dict(zeros), dict(zeros)
     for base, first in zip(bases, starts[:-1], strict=True):
         shape = zeros[base.name].shape
         column = np.arange(first + 1, first + shape[1] + 1, dtype=dtype).reshape(1, -1, *(1,) * (len(shape) - 2))
-        numbered[base.name], placed[base.name] = np.broadcast_to(column, shape), np.broadcast_to(_plane(shape, dtype), shape)
+        numbered[base.name] = np.broadcast_to(column, shape)
+        placed[base.name] = np.broadcast_to(planes[_one_channel(shape)], shape)
     index = _channels(run(numbered))
     if index is None or index.max() >= starts[-1]:  # a sum of two numbers may be beyond them
         return None
@@ -138,7 +142,7 @@ def _selected(run: _Run, zeros: Mapping[str, Array], bases: Sequence[Tensor]) ->
         if strides is None:
             return None
         every: tuple[Any, ...] = (slice(None), slice(None), *(slice(None, None, s) for s in strides))
-        want = _plane(shape, dtype)[every]
+        want = planes[_one_channel(shape)][every]
         if not np.array_equal(by_place[:, mine], np.broadcast_to(want, (len(want), mine.size, *want.shape[2:]))):
             return None
         channel = np.full(index.size, -1, np.int64)
@@ -147,10 +151,8 @@ def _selected(run: _Run, zeros: Mapping[str, Array], bases: Sequence[Tensor]) ->
     return out
 
 
-def _plane(shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
-    """[N, 1, *spatial]: every place of batch and plane has a number of its own."""
-    one = (shape[0], 1, *shape[2:])
-    return np.arange(1, prod(one) + 1, dtype=dtype).reshape(one)
+def _one_channel(shape: Sequence[int]) -> tuple[int, ...]:
+    return (shape[0], 1, *shape[2:])
 
 
 def _channels(by_channel: Array) -> npt.NDArray[np.int64] | None:
