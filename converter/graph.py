@@ -61,6 +61,7 @@ class Graph:
         self.holes = False
         self._count = 0
         self._taken = set(self.gs.tensors())
+        self._removed: set[int] = set()
         for node in self.gs.nodes:
             node.name = node.name or self._name(node.op)
 
@@ -96,6 +97,7 @@ class Graph:
     @property
     def nodes(self) -> list[Node]:
         """The nodes, as they stand now, in topological order after `cleanup`."""
+        self._sweep()
         return list(self.gs.nodes)
 
     @property
@@ -144,7 +146,7 @@ class Graph:
     def rename(self, node: Node, name: str) -> None:
         """Give a node a name; a number is appended when another node has it."""
         self.budget.steps(len(self.gs.nodes))
-        taken = {n.name for n in self.gs.nodes if n is not node}
+        taken = {n.name for n in self.nodes if n is not node}
         unique, number = name, 2
         while unique in taken:
             unique, number = f"{name}-{number}", number + 1
@@ -152,10 +154,26 @@ class Graph:
 
     def remove(self, node: Node) -> None:
         """Take a node out; its outputs lose their producer."""
-        self.budget.steps(len(self.gs.nodes))
         node.inputs.clear()
         node.outputs.clear()
-        del self.gs.nodes[next(k for k, n in enumerate(self.gs.nodes) if n is node)]  # its `==` compares all that is in them
+        self._removed.add(id(node))
+
+    def _sweep(self) -> None:
+        """Removed nodes leave the list together, or each would take a turn through it."""
+        if self._removed:
+            self.gs.nodes = [n for n in self.gs.nodes if id(n) not in self._removed]
+            self._removed = set()
+
+    def discard(self, node: Node) -> None:
+        """Take a node out if nobody reads what it makes, and then what only it needed."""
+        ahead = [node]
+        while ahead:
+            node = ahead.pop()
+            if id(node) in self._removed or any(t.outputs or self.is_output(t) for t in node.outputs):
+                continue
+            above = [made for t in node.inputs if (made := producer(t)) is not None]
+            self.remove(node)
+            ahead += above
 
     def redirect(self, old: Tensor, new: Tensor) -> None:
         """Every reader of `old` reads `new` instead. A graph output keeps its name (its producer changes)."""
@@ -184,6 +202,7 @@ class Graph:
 
     def cleanup(self) -> None:
         """Drop what no output needs and sort topologically."""
+        self._sweep()
         self.budget.steps(len(self.gs.nodes))
         try:
             self.gs.cleanup(remove_unused_node_outputs=False, remove_unused_graph_inputs=False).toposort()
@@ -225,7 +244,7 @@ class Graph:
         twin = copy.copy(self)
         twin.gs = self.gs.copy()
         twin.opsets, twin.metadata, twin._taken = dict(self.opsets), dict(self.metadata), set(self._taken)
-        twin.charged = set()
+        twin.charged, twin._removed = set(), set()
         return twin
 
 

@@ -10,71 +10,48 @@ nodes between a tensor and its bases are executed once per base on numbered elem
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import onnx
 import onnx_graphsurgeon as gs
-from onnx.reference import ReferenceEvaluator
 
 from gkp.converter import node as branched_node
 from gkp.converter.graph import Graph, Node, Tensor, channels, is_branched, producer, spatial, values
 from gkp.converter.operators import MOVES, POOLS, RESHAPES
-from gkp.converter.quantiser import OWN_OPERATORS
-from gkp.types import Array
+from gkp.converter.probe import Selection, probe_shape, selections
 
 _MOVES = (MOVES | RESHAPES | {"Identity"}) - {"Flatten"}  # Flatten ends a movement of channels: a matrix is no picture
 _DATA_INPUTS = {"Concat": None, "Add": None, "ScatterElements": (0, 2), "ScatterND": (0, 2)}  # None: all of them
-FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, RuntimeError, TypeError, ValueError,
-            onnx.defs.SchemaError)
-"""What onnx.reference, and numpy below it, raise for operators that they cannot run."""
-_NARROW = tuple(getattr(onnx.TensorProto, t) for t in ("FLOAT", "FLOAT16", "BFLOAT16", "INT8", "UINT8", "INT16", "UINT16"))
-_MAX_NODES = 64
 _MAX_ELEMENTS = 1 << 26
-_PROBE_BATCH = 2
-_EXACT_IN_FLOAT32 = 1 << 24
-_NARROWEST = 4
-"""Bytes of an element of an activation, where probes are charged: those of float16 are probed as float32."""
-_COPIES = 3
-"""Of the nodes' constants: in the models that are run, and as arrays."""
-_ALIVE = 5
-"""Tensors of a probe that are there at once, at most, besides the bases: a numbered one, two of the walk, two compared."""
+_MAX_SUM_RUNS = 1 << 12
+"""Nodes of a movement with sums, times its bases: each of these is run on its own."""
 
 
 @dataclass(frozen=True, eq=False)
-class Selection:
-    """Channels of one base tensor: output channel j is channel index[j] of `base` (-1: zeros), every strides-th
-    element of each spatial axis."""
+class Walk:
+    """The nodes that move data, in order, between a tensor and the tensors that it is made of."""
 
-    base: Tensor
-    index: npt.NDArray[np.int64]
-    strides: tuple[int, ...]
+    tensor: Tensor
+    nodes: tuple[Node, ...]
+    bases: tuple[Tensor, ...]
+    members: frozenset[int] = field(init=False)
+    """The nodes by identity."""
 
-    @property
-    def is_gather(self) -> bool:
-        """Has it neither zero channels nor strides?"""
-        return bool((self.index >= 0).all()) and max(self.strides, default=1) == 1
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "members", frozenset(id(n) for n in self.nodes))
 
-    @property
-    def is_identity(self) -> bool:
-        return self.is_gather and np.array_equal(self.index, np.arange(channels(self.base) or -1))
-
-    @property
-    def repeats(self) -> bool:
-        """Does a channel appear twice?"""
-        used = self.index[self.index >= 0]
-        return bool(np.unique(used).size < used.size)
+    def holds_readers(self, tensor: Tensor) -> bool:
+        """Do these nodes alone read the tensor?"""
+        return all(id(reader) in self.members for reader in tensor.outputs)
 
 
 @dataclass(frozen=True, eq=False)
 class Movement:
-    """A tensor as a sum of selections: `nodes` compute it, `adds` of them add two tensors. `side_outputs`: the tensors
-    that they compute besides and that something else reads."""
+    """A tensor as a sum of selections: the nodes of `walk` compute it, `adds` of them add two tensors. `side_outputs`: the
+    tensors that they compute besides and that something else reads."""
 
-    nodes: tuple[Node, ...]
+    walk: Walk
     terms: tuple[Selection, ...]
     adds: int
     side_outputs: tuple[Tensor, ...]
@@ -104,53 +81,71 @@ def is_add(node: Node) -> bool:
     return bool(node.op == "Add" or (node.op.startswith("Scatter") and is_move(node)))
 
 
-def movement(graph: Graph, tensor: Tensor, *, through_adds: bool = False,
-             enter: Callable[[Tensor], bool] = lambda _: True) -> Movement | None:
-    """The tensor as a sum of channel selections of its bases, or None if it is not moved, or not by channels.
+def is_end(graph: Graph, tensor: Tensor) -> bool:
+    """Is it an output of the graph, or read by something that does not move data on?"""
+    if graph.is_output(tensor) or len(tensor.outputs) > 1:
+        return True
+    return bool(tensor.outputs) and not (is_move(tensor.outputs[0]) or is_add(tensor.outputs[0]))
 
-    through_adds: also look through additions. enter: may the walk look behind this tensor (else it is a base)?
-    """
-    graph.budget.steps(_MAX_NODES)
+
+def walk(graph: Graph, tensor: Tensor, *, through_adds: bool = False, enter: Callable[[Tensor], bool] = lambda _: True,
+         most: int | None = None) -> Walk | None:
+    """What moves data above the tensor, or None where nothing does, or more than `most` nodes do.
+
+    through_adds: also look through additions. enter: may the walk look behind this tensor (else it is a base)?"""
     nodes: list[Node] = []
     bases: dict[int, Tensor] = {}
-    if not _collect(tensor, nodes, bases, through_adds, enter, top=True) or not nodes or not bases:
+    seen: set[int] = set()
+    ahead: list[Tensor | Node] = [tensor]  # a node lies below what it reads
+    while ahead:
+        item = ahead.pop()
+        if isinstance(item, gs.Node):
+            nodes.append(item)
+            continue
+        if isinstance(item, gs.Constant):
+            continue
+        node = producer(item)
+        if (node is None or not (item is tensor or enter(item))
+                or not (is_move(node) or (through_adds and node.op == "Add"))):
+            bases[id(item)] = item
+            continue
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if most is not None and len(seen) > most:
+            graph.budget.steps(most)
+            return None
+        ahead += [node, *(node.inputs[i] for i in reversed(_data(node)))]
+    graph.budget.steps(1 + len(nodes) + len(bases))
+    return Walk(tensor, tuple(nodes), tuple(bases.values())) if nodes and bases else None
+
+
+def movement(graph: Graph, way: Walk | None) -> Movement | None:
+    """The walk's tensor as a sum of channel selections of its bases, or None if it is not moved, or not by channels."""
+    if way is None or obstacle(way):
         return None
-    if any(channels(t) is None or spatial(t) is None for t in (tensor, *bases.values())):
-        return None
-    if any(prod(_probe_shape(t)) > _MAX_ELEMENTS for t in (*bases.values(), *(o for n in nodes for o in n.outputs))):
-        return None
-    terms = _probe(tensor, nodes, list(bases.values()), graph)
+    terms = selections(graph, way.tensor, way.nodes, way.bases, 2 * _sums(way) + 1)
     if terms is None:
         return None
-    adds = sum(n.op == "Add" or (n.op.startswith("Scatter") and values(n.inputs[0]) is None) for n in nodes)
-    side = tuple(o for n in nodes for o in n.outputs if o is not tensor
-                 and (graph.is_output(o) or any(all(r is not n for n in nodes) for r in o.outputs)))
-    return Movement(tuple(nodes), terms, adds, side)
+    adds = sum(n.op == "Add" or (n.op.startswith("Scatter") and values(n.inputs[0]) is None) for n in way.nodes)
+    side = tuple(o for n in way.nodes for o in n.outputs if o is not way.tensor
+                 and (graph.is_output(o) or not way.holds_readers(o)))
+    return Movement(way, terms, adds, side)
 
 
-def _probe_shape(tensor: Tensor) -> tuple[int, ...]:
-    """The tensor's shape with a small batch in the place of a dynamic one."""
-    return tuple(n if isinstance(n, int) else _PROBE_BATCH for n in tensor.shape or ())
+def obstacle(way: Walk) -> str:
+    """Why the nodes are not run, "" where they are."""
+    if any(channels(t) is None or spatial(t) is None for t in (way.tensor, *way.bases)):
+        return "its channels and rows are not known beforehand"
+    if any(prod(probe_shape(t)) > _MAX_ELEMENTS for t in (*way.bases, *(o for n in way.nodes for o in n.outputs))):
+        return f"it takes tensors of over {_MAX_ELEMENTS:,} elements"
+    if _sums(way) and len(way.nodes) * len(way.bases) > _MAX_SUM_RUNS:
+        return f"{len(way.nodes)} nodes move and add up {len(way.bases)} tensors"
+    return ""
 
 
-def _collect(tensor: Tensor, nodes: list[Node], bases: dict[int, Tensor], through_adds: bool,
-             enter: Callable[[Tensor], bool], top: bool = False, depth: int = 0) -> bool:
-    """Post-order list of the movement nodes above `tensor`; False when there are too many."""
-    if depth > _MAX_NODES:
-        return False
-    if isinstance(tensor, gs.Constant):
-        return True
-    node = producer(tensor)
-    if node is None or not (top or enter(tensor)) or not (is_move(node) or (through_adds and node.op == "Add")):
-        bases[id(tensor)] = tensor
-        return True
-    if any(n is node for n in nodes):
-        return True
-    for i in _data(node):
-        if not _collect(node.inputs[i], nodes, bases, through_adds, enter, depth=depth + 1):
-            return False
-    nodes.append(node)
-    return len(nodes) <= _MAX_NODES
+def _sums(way: Walk) -> int:
+    return sum(is_add(n) for n in way.nodes)
 
 
 def _data(node: Node) -> tuple[int, ...]:
@@ -169,104 +164,9 @@ def _zero_pad(node: Node) -> bool:
     return value is not None and not value.any() and pads is not None and bool((pads >= 0).all())
 
 
-def _probe(tensor: Tensor, nodes: list[Node], bases: list[Tensor], graph: Graph) -> tuple[Selection, ...] | None:
-    """Run the nodes on zeros and, for each base, on its channels numbered and its positions (batch and plane) numbered."""
-    sizes = [prod(_probe_shape(t)) for t in (*bases, *(o for n in nodes for o in n.outputs))]
-    summands = 2 * sum(is_add(n) for n in nodes) + 1
-    dtype = np.dtype(np.float32 if max(sizes) * summands < _EXACT_IN_FLOAT32 else np.float64)
-    constants = sum(v.nbytes for n in nodes for t in n.inputs if (v := values(t)) is not None)
-    room = dtype.itemsize * (sum(sizes[:len(bases)]) + _ALIVE * max(sizes)) + _COPIES * constants
-    graph.budget.activation(max(sizes) * _NARROWEST)
-    graph.budget.bytes(room)
-    try:
-        run = _Chain(nodes, bases, tensor, graph.opset, dtype)
-        zeros = {b.name: np.zeros(_probe_shape(b), dtype) for b in bases}
-        if np.any(run(zeros)):  # a constant of its own
-            return None
-        terms = [_term(run, zeros, base) for base in bases]
-        return None if None in terms else tuple(t for t in terms if t is not None)
-    except FAILURES:  # the nodes do not even run: whoever wants to know why will run the whole model
-        return None
-    finally:
-        graph.budget.release(room)
-
-
-def _term(run: _Chain, zeros: dict[str, Array], base: Tensor) -> Selection | None:
-    """What the nodes select of one base, the others being zero."""
-    blank = zeros[base.name]
-    per_channel = (1, -1, *(1,) * (blank.ndim - 2))
-    numbers = np.arange(1, blank.shape[1] + 1, dtype=blank.dtype).reshape(per_channel)
-    found = _channels(run({**zeros, base.name: blank + numbers}), blank.shape)
-    if found is None:
-        return None
-    planes = np.arange(1, blank[:, :1].size + 1, dtype=blank.dtype).reshape(blank[:, :1].shape)
-    by_position = run({**zeros, base.name: blank + planes})
-    numbers, strides = found
-    every: tuple[Any, ...] = (slice(None), slice(None), *(slice(None, None, s) for s in strides))
-    if not np.array_equal(by_position, planes[every] * (numbers > 0)):
-        return None
-    return Selection(base, numbers.reshape(-1).astype(np.int64) - 1, strides)
-
-
-def _channels(by_channel: Array, shape: tuple[int, ...]) -> tuple[Array, tuple[int, ...]] | None:
-    """Read off the outcome of numbering the channels of a base of this shape: (the number of each output channel, or 0,
-    shaped [1, C, 1, ...]; the strides), None where that is not what the outcome is."""
-    if by_channel.ndim != len(shape) or by_channel.shape[0] != shape[0]:
-        return None
-    strides = tuple(-(-i // o) if o else 0 for i, o in zip(shape[2:], by_channel.shape[2:], strict=True))
-    if any(s < 1 for s in strides) or any(-(-i // s) != o for i, s, o in zip(shape[2:], strides, by_channel.shape[2:],
-                                                                          strict=True)):
-        return None
-    corner: tuple[Any, ...] = (slice(0, 1), slice(None), *(slice(0, 1),) * (len(shape) - 2))
-    numbers = by_channel[corner]
-    return (numbers, strides) if np.array_equal(by_channel, np.broadcast_to(numbers, by_channel.shape)) else None
-
-
-class _Chain:
-    """Nodes under the reference implementation of ONNX, one at a time, so that no result is kept longer than it is read.
-    Numbers of narrow types become those of `dtype`: they must stay exact, and float16 counts to 2048 only."""
-
-    def __init__(self, nodes: list[Node], bases: list[Tensor], result: Tensor, opset: int, dtype: np.dtype[Any]) -> None:
-        self._result = result.name
-        self._constants: dict[str, Array] = {}
-        self._steps: list[tuple[list[str], list[str], ReferenceEvaluator]] = []
-        for node in nodes:
-            model = _standalone([node], [t for t in node.inputs if t.name and values(t) is None], list(node.outputs), opset)
-            for constant in model.graph.initializer:
-                if constant.data_type in _NARROW:
-                    constant.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(constant).astype(dtype),
-                                                                   constant.name))
-            names = [i.name for i in model.graph.input]
-            self._steps.append((names, [o.name for o in node.outputs],
-                                ReferenceEvaluator(model, new_ops=OWN_OPERATORS)))
-        self._last = {name: k for k, (names, _, _) in enumerate(self._steps) for name in names}
-
-    def __call__(self, feeds: dict[str, Array]) -> Array:
-        known = dict(feeds)
-        for k, (names, results, evaluator) in enumerate(self._steps):
-            known.update(zip(results, evaluator.run(None, {name: known[name] for name in names}), strict=True))
-            for name in {*names, *results}:
-                if name != self._result and self._last.get(name, -1) <= k:
-                    del known[name]
-        return np.asarray(known[self._result])
-
-
-def run_nodes(nodes: list[Node], inputs: list[Tensor], outputs: list[Tensor], feeds: dict[str, Array],
-              opset: int) -> list[Array]:
-    """Execute a few nodes with the reference implementation of ONNX."""
-    evaluator = ReferenceEvaluator(_standalone(nodes, inputs, outputs, opset), new_ops=OWN_OPERATORS)
-    return [np.asarray(v) for v in evaluator.run(None, feeds)]
-
-
-def _standalone(nodes: list[Node], inputs: list[Tensor], outputs: list[Tensor], opset: int) -> onnx.ModelProto:
-    graph = gs.Graph(nodes=list(nodes), inputs=list(inputs), outputs=list(outputs), opset=opset)
-    imports = [onnx.helper.make_opsetid("", opset), onnx.helper.make_opsetid("gkp", 1)]
-    return gs.export_onnx(graph, do_type_check=False, opset_imports=imports)
-
-
-def absorbable(graph: Graph, base: Tensor, nodes: tuple[Node, ...]) -> Node | None:
-    """The BranchedConv that computes `base`, when all readers of it are among `nodes`."""
+def absorbable(graph: Graph, base: Tensor, way: Walk) -> Node | None:
+    """The BranchedConv that computes `base`, when all readers of it are among the walk's nodes."""
     node = producer(base)
     if node is None or not is_branched(node) or graph.is_output(base):
         return None
-    return node if all(any(r is n for n in nodes) for r in base.outputs) else None
+    return node if way.holds_readers(base) else None

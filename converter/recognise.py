@@ -6,8 +6,8 @@ from collections.abc import Callable
 from types import ModuleType
 
 from gkp.converter.extent import require_modest
-from gkp.converter.graph import Graph, is_branched
-from gkp.converter.movement import is_move
+from gkp.converter.graph import Graph, Node, Tensor, is_branched
+from gkp.converter.movement import Movement, is_move, movement, obstacle, walk
 from gkp.converter.operators import COPIES, RESHAPES
 from gkp.converter.passes import (
     absorb_inputs,
@@ -24,6 +24,7 @@ from gkp.text import clean
 RECOGNISE: tuple[ModuleType, ...] = (fold_batchnorm, absorb_inputs, absorb_outputs, hoist_activations)
 SIMPLIFY: tuple[ModuleType, ...] = (fold_batchnorm, drop_channels)
 _MAX_ROUNDS = 200
+_ELSEWHERE = "its channels come from or go to something other than one convolution"
 
 Watch = Callable[[str, Graph], None]
 """Called with a pass's name after it changed the graph."""
@@ -59,11 +60,36 @@ def left_over(graph: Graph) -> list[tuple[str, str]]:
     """(node, reason) of every convolution and channel movement that did not become part of a BranchedConv."""
     notes = [(clean(key.removeprefix("gkp.left.")), reason) for key, reason in graph.metadata.items()
              if key.startswith("gkp.left.")]
-    for node in graph.nodes:
-        if node.op not in RESHAPES | COPIES and not is_branched(node) and is_move(node):
-            notes.append((clean(node.name), f"{node.op}: its channels come from or go to something other than one "
-                                            "convolution"))
-    return notes
+    left = [n for n in graph.nodes if n.op not in RESHAPES | COPIES and not is_branched(n) and is_move(n)]
+    with graph.budget.running():
+        reasons = _reasons(graph, left)
+    return notes + [(clean(n.name), f"{n.op}: {reasons.get(id(n), _ELSEWHERE)}") for n in left]
+
+
+def _reasons(graph: Graph, left: list[Node]) -> dict[int, str]:
+    """Why nodes that move data are still there, by identity: what moves a tensor to its reader has one reason."""
+    reasons: dict[int, str] = {}
+
+    def enter(t: Tensor) -> bool:
+        return graph.sole_consumer(t) is not None
+
+    for node in left:
+        for tensor in node.outputs:
+            reader = graph.sole_consumer(tensor)
+            way = walk(graph, tensor, enter=enter) if reader is None or not is_move(reader) else None
+            if way is not None:
+                why = obstacle(way) or _reason(movement(graph, way))
+                for member in way.members:
+                    reasons.setdefault(member, why)
+    return reasons
+
+
+def _reason(found: Movement | None) -> str:
+    if found is None:
+        return "it does not move whole channels of the same image"
+    if len(found.terms) > 1:
+        return f"its channels come from {len(found.terms)} tensors"
+    return "it leaves out rows and columns" if max(found.terms[0].strides, default=1) > 1 else _ELSEWHERE
 
 
 def _to_fixpoint(graph: Graph, passes: tuple[ModuleType, ...], watch: Watch) -> None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from gkp.converter import node as branched_node
 from gkp.converter.graph import Graph, Tensor, channels
-from gkp.converter.movement import Movement, movement
+from gkp.converter.movement import Movement, movement, walk
+
+_SHORT, _TURNS = 64, 8
+"""Movements of more than _SHORT nodes may share nodes, but have at most _TURNS times as many as the graph all in all:
+convolutions all along a chain would take the square of its length."""
 
 
 def run(graph: Graph) -> bool:
@@ -12,12 +16,15 @@ def run(graph: Graph) -> bool:
     any idiom, without strides) reads that tensor itself. The other readers of the moved tensor are not touched."""
     changed = False
     seen: dict[str, Movement | None] = {}
+    left = _TURNS * len(graph.nodes)
     for node in list(graph.branched()):
         if branched_node.read(node).is_copy:
             continue
         x: Tensor = node.inputs[0]
         if x.name not in seen:
-            seen[x.name] = movement(graph, x)
+            way = walk(graph, x, most=max(left, _SHORT))
+            left -= len(way.nodes) if way is not None and len(way.nodes) > _SHORT else 0
+            seen[x.name] = movement(graph, way) if way is not None and len(way.bases) == 1 else None
         found = seen[x.name]
         terms = found.terms if found is not None else ()
         if len(terms) != 1 or max(terms[0].strides, default=1) > 1:

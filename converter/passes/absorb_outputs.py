@@ -6,11 +6,13 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from gkp.branched import BranchedConv, union
 from gkp.converter import node as branched_node
-from gkp.converter.graph import Graph, Tensor, channels, with_channels
-from gkp.converter.movement import Movement, Selection, absorbable, is_add, is_move, movement
+from gkp.converter.graph import Graph, Node, Tensor, channels, producer, with_channels
+from gkp.converter.movement import Movement, absorbable, is_end, is_move, movement, walk
+from gkp.converter.probe import Selection
 
 
 def run(graph: Graph) -> bool:
@@ -21,30 +23,22 @@ def run(graph: Graph) -> bool:
     2. such convolutions of one input and one geometry with disjoint outputs become one BranchedConv;
     3. at most one base may remain that is neither whole nor absorbed, and it becomes a BranchedConv that copies channels
        (only if it has zero channels or strides: a plain Gather stays);
-    4. the rebuilt sum never has more additions than the original (so a Concat is never traded for Adds)."""
+    4. a movement that puts every channel back where it was is left out;
+    5. the rebuilt sum never has more additions than the original (so a Concat is never traded for Adds)."""
     changed = False
-    alive = {id(n) for n in graph.nodes}
     for node in graph.nodes:
-        if not node.outputs or not (is_move(node) or node.op == "Add") or id(node) not in alive:
+        if not node.outputs or not (is_move(node) or node.op == "Add"):  # one that an earlier one absorbed has no outputs
             continue
         for tensor in list(node.outputs):
-            if _is_end(graph, tensor) and _rebuild(graph, tensor):
+            if is_end(graph, tensor) and _rebuild(graph, tensor):
                 changed = True
-                alive = {id(n) for n in graph.nodes}
                 break
     if changed:
         graph.cleanup()
     return changed
 
 
-def _is_end(graph: Graph, tensor: Tensor) -> bool:
-    """Is it an output of the graph, or read by something that does not move data on?"""
-    if graph.is_output(tensor) or len(tensor.outputs) > 1:
-        return True
-    return bool(tensor.outputs) and not (is_move(tensor.outputs[0]) or is_add(tensor.outputs[0]))
-
-
-@dataclass
+@dataclass(frozen=True, eq=False)
 class _Term:
     """One summand of the rebuilt tensor: a convolution of `source`, or (conv None) the tensor `source` as it is."""
 
@@ -57,10 +51,12 @@ def _rebuild(graph: Graph, tensor: Tensor) -> bool:
     def enter(t: Tensor) -> bool:
         return graph.sole_consumer(t) is not None
 
-    found = movement(graph, tensor, through_adds=True, enter=enter)
-    if found is None or (len(found.terms) == 1 and found.terms[0].is_identity):
+    found = movement(graph, walk(graph, tensor, through_adds=True, enter=enter))
+    if found is None:
         return False
-    if found.side_outputs and (len(found.nodes) > 1 or not all(_is_end(graph, t) for t in found.side_outputs)):
+    if len(found.terms) == 1 and found.terms[0].is_identity:
+        return _skip(graph, tensor, found)
+    if found.side_outputs and (len(found.walk.nodes) > 1 or not all(is_end(graph, t) for t in found.side_outputs)):
         return False
     terms = _terms(graph, found)
     if terms is None:
@@ -72,10 +68,21 @@ def _rebuild(graph: Graph, tensor: Tensor) -> bool:
     return True
 
 
+def _skip(graph: Graph, tensor: Tensor, found: Movement) -> bool:
+    """The tensor is its base, whole: who reads it reads that. An Identity stays: outputs of the graph may need one."""
+    if all(n.op == "Identity" for n in found.walk.nodes):
+        return False
+    last = producer(tensor)
+    graph.redirect(tensor, found.terms[0].base)
+    if last is not None:
+        graph.discard(last)
+    return True
+
+
 def _terms(graph: Graph, found: Movement) -> list[_Term] | None:
     out, leftover = [], 0
     for term in found.terms:
-        conv_node = absorbable(graph, term.base, found.nodes)
+        conv_node = absorbable(graph, term.base, found.walk)
         if conv_node is not None and max(term.strides) == 1 and not term.repeats:
             conv = branched_node.read(conv_node).take_outputs(term.index)
             out.append(_Term(conv_node.inputs[0], conv, (conv_node.name,)))
@@ -98,42 +105,45 @@ def _copy(term: Selection) -> BranchedConv:
 
 
 def _merge(terms: list[_Term]) -> list[_Term]:
-    out: list[_Term] = []
+    """Convolutions of one input and one geometry whose outputs are disjoint become one."""
+    parts: list[list[_Term]] = []
+    written: list[npt.NDArray[np.bool_]] = []
+    alike: dict[tuple[object, ...], list[int]] = {}
     for term in terms:
-        for other in out:
-            if _unites(term, other):
-                assert term.conv is not None
-                assert other.conv is not None
-                other.conv = union([other.conv, term.conv])
-                other.names += term.names
+        conv = term.conv
+        places = [] if conv is None else alike.setdefault(
+            (id(term.source), conv.kernel_shape, conv.strides, conv.pads, conv.dilations, conv.is_copy), [])
+        mine = np.zeros(0, bool) if conv is None else conv.written
+        for place in places:
+            if not (written[place] & mine).any():
+                parts[place].append(term)
+                written[place] |= mine
                 break
         else:
-            out.append(term)
-    return out
+            places.append(len(parts))
+            parts.append([term])
+            written.append(mine)
+    return [_united(part) for part in parts]
 
 
-def _unites(a: _Term, b: _Term) -> bool:
-    if a.conv is None or b.conv is None or a.source is not b.source:
-        return False
-    one, two = a.conv, b.conv
-    geometry = ("kernel_shape", "strides", "pads", "dilations")
-    if any(getattr(one, g) != getattr(two, g) for g in geometry) or one.is_copy != two.is_copy:
-        return False
-    return not (one.written & two.written).any()
+def _united(part: list[_Term]) -> _Term:
+    if len(part) == 1:
+        return part[0]
+    conv = union([term.conv for term in part if term.conv is not None])
+    return _Term(part[0].source, conv, tuple(name for term in part for name in term.names))
 
 
 def _improves(found: Movement, merged: list[_Term]) -> bool:
     """Are there fewer nodes than before? A plain chain of Adds of whole convolutions is left alone so."""
     convs = sum(t.conv is not None for t in merged)
-    before = len(found.nodes) + sum(len(t.names) for t in merged)
+    before = len(found.walk.nodes) + sum(len(t.names) for t in merged)
     return convs + len(merged) - 1 < before
 
 
 def _emit(graph: Graph, tensor: Tensor, terms: list[_Term]) -> None:
+    names: list[tuple[Node, str]] = []
+    before = producer(tensor)
     absorbed = {name for term in terms for name in term.names}
-    for node in graph.branched():
-        if node.name in absorbed:  # dead from here on: their names are free
-            graph.rename(node, "absorbed")
     parts: list[Tensor] = []
     for term in terms:
         if term.conv is None:
@@ -141,7 +151,7 @@ def _emit(graph: Graph, tensor: Tensor, terms: list[_Term]) -> None:
             continue
         y = graph.variable("conv", tensor.dtype, with_channels(tensor.shape, term.conv.out_channels))
         name = _common_name(term.names) if term.names else f"{_common_name(tuple(sorted(absorbed)) or ('',))}.shortcut"
-        branched_node.write(graph, term.conv, term.source, y, name)
+        names.append((branched_node.write(graph, term.conv, term.source, y, ""), name))
         parts.append(y)
     while len(parts) > 1:
         a, b = parts.pop(0), parts.pop(0)
@@ -149,7 +159,10 @@ def _emit(graph: Graph, tensor: Tensor, terms: list[_Term]) -> None:
         graph.add("Add", [a, b], [total])
         parts.insert(0, total)
     graph.redirect(tensor, parts[0])
-    graph.cleanup()
+    if before is not None:
+        graph.discard(before)
+    for node, name in names:  # those of what was absorbed are free now
+        graph.rename(node, name)
 
 
 def _common_name(names: tuple[str, ...]) -> str:

@@ -10,8 +10,8 @@ import numpy as np
 from gkp.branched import BranchedConv
 from gkp.converter import node as branched_node
 from gkp.converter.graph import DOMAIN, Graph, Node, Tensor, is_branched, with_channels
-from gkp.converter.movement import run_nodes
 from gkp.converter.operators import UNARY
+from gkp.converter.probe import run_nodes
 
 
 def run(graph: Graph) -> bool:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from gkp.converter.graph import Graph, Node, all_constant, values
-from gkp.converter.movement import FAILURES, run_nodes
 from gkp.converter.operators import COPIES, ELEMENTWISE, MOVES, RESHAPES
+from gkp.converter.probe import FAILURES, run_nodes
 from gkp.errors import UnsupportedModelError
 
 _BROADCASTS = ELEMENTWISE | {"And", "Equal", "Greater", "Less", "Mod", "Or", "Where"}

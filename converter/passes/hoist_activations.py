@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from gkp.converter.graph import Graph, Node, Tensor, is_branched, producer
-from gkp.converter.movement import is_move, movement
+from gkp.converter.movement import Walk, is_end, is_move, movement, walk
 from gkp.converter.operators import UNARY, ZERO_PRESERVING
+
+_PART = 64
+"""Nodes of a movement that is part of another one, at most: looking at every part of a long chain would take the square of
+its length."""
 
 
 def run(graph: Graph) -> bool:
@@ -24,31 +28,40 @@ def _hoist(graph: Graph, tensor: Tensor) -> bool:
     def enter(t: Tensor) -> bool:
         return graph.sole_consumer(t) is not None
 
-    found = movement(graph, tensor, enter=enter)
+    way = walk(graph, tensor, enter=enter, most=None if is_end(graph, tensor) else _PART)
+    unaries = _unaries(graph, way) if way is not None else []
+    found = movement(graph, way) if unaries else None
     if found is None or found.adds or found.side_outputs or any(t.repeats or max(t.strides) > 1 for t in found.terms):
         return False
-    unaries = [producer(t.base) for t in found.terms]
-    first = unaries[0]
-    if first is None or first.op not in UNARY or any(u is None or not _same(u, first) for u in unaries):
-        return False
     covered = sum((t.index >= 0).astype(int) for t in found.terms)
-    if not (covered == 1).all() and (first.op not in ZERO_PRESERVING or (covered > 1).any()):  # type: ignore[union-attr]
+    if not (covered == 1).all() and (unaries[0].op not in ZERO_PRESERVING or (covered > 1).any()):  # type: ignore[union-attr]
         return False
-    for unary, term in zip(unaries, found.terms, strict=True):
-        source = producer(unary.inputs[0]) if unary else None
-        if source is None or not is_branched(source) or graph.sole_consumer(unary.inputs[0]) is None:  # type: ignore[union-attr]
-            return False
-        if any(all(reader is not n for n in found.nodes) for reader in term.base.outputs):
-            return False
-    _swap(graph, tensor, first, [u for u in unaries if u is not None])
+    _swap(graph, tensor, unaries)
     return True
+
+
+def _unaries(graph: Graph, way: Walk) -> list[Node]:
+    """The activations, one function all, that make the bases out of BranchedConvs for these nodes alone; else nothing."""
+    unaries: list[Node] = []
+    for base in way.bases:
+        unary = producer(base)
+        if unary is None or unary.op not in UNARY or not (_same(unary, unaries[0]) if unaries else True):
+            return []
+        source = producer(unary.inputs[0])
+        if source is None or not is_branched(source) or graph.sole_consumer(unary.inputs[0]) is None:
+            return []
+        if not way.holds_readers(base):
+            return []
+        unaries.append(unary)
+    return unaries
 
 
 def _same(a: Node, b: Node) -> bool:
     return bool(a.op == b.op and a.attrs == b.attrs and [t.name for t in a.inputs[1:]] == [t.name for t in b.inputs[1:]])
 
 
-def _swap(graph: Graph, tensor: Tensor, first: Node, unaries: list[Node]) -> None:
+def _swap(graph: Graph, tensor: Tensor, unaries: list[Node]) -> None:
+    first = unaries[0]
     op, attrs, rest = first.op, dict(first.attrs), list(first.inputs[1:])
     for unary in unaries:
         graph.redirect(unary.outputs[0], unary.inputs[0])

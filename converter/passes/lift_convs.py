@@ -35,6 +35,8 @@ def run(graph: Graph) -> bool:
         graph.remove(node)
         branched_node.write(graph, conv, x, y, name)
         changed = True
+    if changed:
+        graph.cleanup()
     return changed
 
 

@@ -25,7 +25,7 @@ _ELEMENT = 64  # bytes that a copy takes per element, also in a dict or set
 
 Constructor = Callable[[tuple[Any, ...], Budget], Any]
 
-UNSAFE_HINT = "If you trust its author, save only the model's state_dict() with torch.save and convert that."
+UNSAFE_HINT = "If you trust its author, load it with its own code, export the network to ONNX, and convert that."
 
 _BUILTINS = ("builtins", "__builtin__")
 # Modules through which a pickle can run code or reach the machine.

@@ -77,7 +77,8 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
         if _is_grouped(tensors):
             raise UnsupportedModelError(
                 "this is only the state dict of a grouped TMI-GKP network: in_list and out_list, which say how the "
-                "groups are wired, are not in it", "convert the file `grouped` or `finetuned` of the same run",
+                "groups are wired, are not in it",
+                "convert the file `grouped` or `finetuned` of the same run, or export the network to ONNX and convert that",
             )
         return open_network(file, tensors, system="tmi_gkp", options=options, shortcut="pad",
                             description="TMI-GKP training snapshot (dense)")

@@ -25,6 +25,9 @@ from gkp.pruning.models.wiring import chains
 from gkp.pruning.tensor_names import is_counter
 from gkp.types import Array
 
+_LACKS_HINT = f"is the file complete? If it is of another network, export that to ONNX and convert that, or {ARCH_HINT}"
+_WIDTHS_HINT = f"export the network to ONNX or TorchScript, which open at any widths, and convert that; or {ARCH_HINT}"
+
 __all__ = ["Architecture", "Normalize", "build", "recognise"]
 
 
@@ -91,7 +94,7 @@ def _fitted(name: str, conv: nn.Conv2d, own: Mapping[str, Array], theirs: FileNa
     """A conv like `conv` with the channels of the weight at hand."""
     weight = own.get(f"{name}.weight")
     if weight is None:
-        raise UnsupportedModelError(f"the checkpoint lacks {theirs(f'{name}.weight')}", "is the file complete?")
+        raise UnsupportedModelError(f"the checkpoint lacks {theirs(f'{name}.weight')}", _LACKS_HINT)
     fits = weight.ndim == 4 and weight.shape[2:] == conv.kernel_size and 0 not in weight.shape
     if not fits or (conv.groups > 1 and weight.shape != tuple(conv.weight.shape)):
         expected = [*conv.weight.shape]
@@ -121,11 +124,11 @@ def _check_widths(model: nn.Module, full: Mapping[str, nn.Conv2d], theirs: FileN
             conv = model.get_submodule(name)
             if conv.in_channels != width:
                 problem = f"{theirs(name)} reads {conv.in_channels} channels, but gets {width}"
-                raise UnsupportedModelError(problem, ARCH_HINT)
+                raise UnsupportedModelError(problem, _WIDTHS_HINT)
             width = conv.out_channels
         if width != full[names[-1]].out_channels:
             expected = full[names[-1]].out_channels
-            raise UnsupportedModelError(f"{theirs(names[-1])} yields {width} channels, expected {expected}", ARCH_HINT)
+            raise UnsupportedModelError(f"{theirs(names[-1])} yields {width} channels, expected {expected}", _WIDTHS_HINT)
 
 
 def _load(model: nn.Module, own: Mapping[str, Array], name: str, theirs: FileNames) -> None:
@@ -136,13 +139,13 @@ def _load(model: nn.Module, own: Mapping[str, Array], name: str, theirs: FileNam
     for problem, keys in (("lacks", wanted - own.keys()), ("holds the unexpected tensor", own.keys() - wanted)):
         if keys:
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-            hint = "is the file complete?" if problem == "lacks" else ARCH_HINT
+            hint = _LACKS_HINT if problem == "lacks" else ARCH_HINT
             raise UnsupportedModelError(f"the checkpoint {problem} {theirs(min(keys))}{more}, for {name}", hint)
     for key in sorted(wanted):
         array = own[key]
         if array.shape != tuple(state[key].shape):
             expected = [*state[key].shape]
-            raise UnsupportedModelError(f"{theirs(key)} has shape {[*array.shape]}, expected {expected}", ARCH_HINT)
+            raise UnsupportedModelError(f"{theirs(key)} has shape {[*array.shape]}, expected {expected}", _WIDTHS_HINT)
         if array.dtype.kind != "f" or not np.isfinite(array).all():
             raise UnsupportedModelError(f"{theirs(key)} is not an array of finite floats", "the checkpoint is not usable")
         state[key] = torch.from_numpy(np.array(array, dtype=np.float32))

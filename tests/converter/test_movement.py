@@ -1,5 +1,6 @@
 """movement() sees through every way of moving channels, and is not fooled by what only looks like it."""
 
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -9,7 +10,8 @@ from onnx import TensorProto
 from onnx_kit import Net
 
 from gkp.converter.graph import Graph
-from gkp.converter.movement import Movement, movement
+from gkp.converter.movement import Movement, movement, obstacle, walk
+from gkp.errors import UnsafeFileError
 
 C, H, W = 6, 4, 5
 PERM = [1, 0, 2, 3]
@@ -17,7 +19,7 @@ PERM = [1, 0, 2, 3]
 
 def seen(net: Net, y: str, through_adds: bool = True) -> Movement | None:
     graph = Graph(net.model(y))
-    return movement(graph, graph.outputs[0], through_adds=through_adds)
+    return movement(graph, walk(graph, graph.outputs[0], through_adds=through_adds))
 
 
 def selection(net: Net, y: str) -> list[int]:
@@ -153,16 +155,16 @@ def test_additions_are_bases_unless_asked_for() -> None:
     net = Net(2, C, H, W)
     total = net.op("Add", net.take("x", [1, 0, 2, 3, 4, 5]), net.relu("x"))
     graph = Graph(net.model(net.take(total, [0])))
-    (term,) = movement(graph, graph.outputs[0]).terms
+    (term,) = movement(graph, walk(graph, graph.outputs[0])).terms
     assert term.base.name == total
-    assert len(movement(graph, graph.outputs[0], through_adds=True).terms) == 2
+    assert len(movement(graph, walk(graph, graph.outputs[0], through_adds=True)).terms) == 2
 
 
 def test_what_else_reads_the_nodes_is_reported() -> None:
     net = Net(2, C, H, W)
     a, b = net.op("Split", "x", net.ints(2, 4), outputs=2, axis=1)
     graph = Graph(net.model(net.concat(a, a), net.relu(b)))
-    found = movement(graph, graph.outputs[0])
+    found = movement(graph, walk(graph, graph.outputs[0]))
     assert [t.name for t in found.side_outputs] == [b]
 
 
@@ -189,6 +191,7 @@ NOT_CHANNELS: list[tuple[str, Callable[[Net], str]]] = [
                                                n.ints(2, C, H, W))),
     ("index-from-data", lambda n: n.op("Gather", "x", n.op("Cast", n.op("ReduceMax", "x", keepdims=0), to=7), axis=1)),
     ("added-to-itself", lambda n: n.op("Add", "x", "x")),
+    ("sum-of-two-channels", lambda n: n.op("Add", n.take("x", [5]), n.take("x", [4]))),
     ("overlapping-sum", lambda n: n.op("Add", n.take("x", [0, 1]), n.take("x", [1, 2]))),
     ("added-constant", lambda n: n.op("Add", n.take("x", [0]), n.const(np.float32(1)))),
     ("with-constant-ones", lambda n: n.concat("x", n.const(np.ones((2, 1, H, W), np.float32)))),
@@ -235,8 +238,63 @@ def test_a_huge_detour_is_not_run() -> None:
     assert seen(net, slice_(net, 0, 2, x=big)) is None
 
 
-def test_a_very_long_chain_is_left_alone() -> None:
+# ---- many nodes ---------------------------------------------------------------------------------------------------
+def test_a_very_long_chain_is_followed_to_its_end() -> None:
     net, x = Net(1, 2, 4, 4), "x"
-    for _ in range(2000):
+    for _ in range(1000):
         x = net.op("Transpose", x, perm=[0, 1, 3, 2])
-    assert seen(net, x) is None
+    assert selection(net, x) == [0, 1]
+
+
+def test_thousands_of_pieces_are_one_selection() -> None:
+    net, rng = Net(1, 64, 2, 2), np.random.default_rng(0)
+    starts, widths = rng.integers(0, 60, 2000), rng.integers(1, 5, 2000)
+    y = net.concat(*(slice_(net, int(a), int(a + n)) for a, n in zip(starts, widths, strict=True)))
+    assert selection(net, y) == [c for a, n in zip(starts, widths, strict=True) for c in range(a, a + n)]
+
+
+def test_pieces_that_are_appended_one_by_one_are_one_selection() -> None:
+    net, rng = Net(1, C, 2, 2), np.random.default_rng(0)
+    index, y = rng.integers(0, C, 500).tolist(), ""
+    for c in index:
+        piece = slice_(net, c, c + 1)
+        y = net.concat(y, piece) if y else piece
+    assert selection(net, y) == index
+
+
+def test_channels_of_many_tensors_are_told_apart() -> None:
+    net = Net(2, C, H, W)
+    parts = [net.relu("x") for _ in range(300)]
+    found = seen(net, net.concat(*(slice_(net, k % C, k % C + 1, x=p) for k, p in enumerate(parts))))
+    assert found is not None
+    assert {t.base.name: (np.flatnonzero(t.index >= 0).tolist(), t.index.max()) for t in found.terms} == {
+        p: ([k], k % C) for k, p in enumerate(parts)}
+
+
+def test_sums_of_hundreds_of_tensors_are_left_alone() -> None:
+    net = Net(2, C, H, W)
+    total = "x"
+    for _ in range(200):
+        total = net.op("Add", total, net.relu("x"))
+    graph = Graph(net.model(total))
+    way = walk(graph, graph.outputs[0], through_adds=True)
+    assert way is not None
+    assert movement(graph, way) is None
+    assert obstacle(way) == "200 nodes move and add up 201 tensors"
+
+
+def test_memory_for_results_that_are_there_at_once_is_charged_before_it_is_taken() -> None:
+    net = Net(1, 4, 1024, 1024)
+    total = "x"
+    for _ in range(50):  # each turned one waits for the sum on its right
+        total = net.op("Add", net.op("Transpose", "x", perm=[0, 1, 3, 2]), total)
+    with pytest.raises(UnsafeFileError, match="bytes to be made"):
+        seen(net, total)
+
+
+def test_time_is_up_in_the_middle_of_a_movement(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, now = Net(1, C, 2, 2), iter(range(10**6))
+    graph = Graph(net.model(net.concat(*(slice_(net, 0, 1) for _ in range(100)))))
+    monkeypatch.setattr(time, "thread_time", lambda: float(next(now)))
+    with graph.budget.running(), pytest.raises(UnsafeFileError, match="to read"):
+        movement(graph, walk(graph, graph.outputs[0]))

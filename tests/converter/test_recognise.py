@@ -21,6 +21,7 @@ from net_blocks import (
 from onnx_kit import MOVES, Net, macs, one_form, ops
 
 from gkp.converter import node as branched_node
+from gkp.converter.budget import Budget
 from gkp.converter.graph import Graph
 from gkp.converter.recognise import left_over, recognise
 
@@ -101,6 +102,15 @@ def test_intermediate_results_that_are_outputs_stay_outputs() -> None:
     one_form(net.model(net.relu(y), y, x))
 
 
+def test_activations_that_follow_one_another_are_not_taken_for_constants() -> None:
+    net = Net(1, 3, 256, 256)
+    x = net.conv1("x", 3, 64)
+    for _ in range(40):
+        x = net.op("Sigmoid", x)
+    model = net.model(x)
+    assert ops(recognise(Graph(model, Budget(model.ByteSize()))))["Sigmoid"] == 40
+
+
 # ---- what is not a grouped convolution ----------------------------------------------------------------------------
 def inception(net: Net, x: str) -> str:
     return net.concat(net.relu(net.conv1(x, C, 3)), net.relu(net.conv3(x, C, 3)),
@@ -151,6 +161,39 @@ def test_what_is_left_over_is_named_with_a_reason(block: Callable[[Net, str], st
     notes = left_over(one_form(built(block), tol=1e-4))
     for reason in reasons:
         assert any(reason in text for _, text in notes), notes
+
+
+def cropped(net: Net, x: str) -> str:
+    return net.conv3(net.op("Slice", x, net.ints(1), net.ints(7), net.ints(2)), C, C)
+
+
+def every_second(net: Net, x: str) -> str:
+    return net.conv3(net.op("Slice", x, net.ints(0, 0), net.ints(99, 99), net.ints(2, 3), net.ints(2, 2)), C, C)
+
+
+def many_pieces_of_two(net: Net, x: str) -> str:
+    y = net.op("Sigmoid", x)
+    parts = [net.op("Slice", x if k % 2 else y, net.ints(k % C), net.ints(k % C + 1), net.ints(1)) for k in range(80)]
+    return net.conv3(net.concat(*parts), 80, C)
+
+
+def read_by_a_pooling(net: Net, x: str) -> str:
+    y = net.op("MaxPool", net.take(x, [3, 1, 2]), kernel_shape=[3, 3], pads=[1] * 4)
+    return net.op("Add", net.conv3(y, 3, C), net.conv3(x, C, C))
+
+
+@pytest.mark.parametrize(("block", "nodes", "reason"), [
+    (inception, 1, "Concat: its channels come from 3 tensors"),
+    (cropped, 1, "Slice: it does not move whole channels of the same image"),
+    (every_second, 1, "Slice: it leaves out rows and columns"),
+    (many_pieces_of_two, 81, "its channels come from 2 tensors"),
+    (read_by_a_pooling, 1, "Gather: its channels come from or go to something other than one convolution"),
+])
+def test_the_reason_for_what_is_left_is_true(block: Callable[[Net, str], str], nodes: int, reason: str) -> None:
+    net = Net(2, 3, 8, 8)
+    notes = left_over(one_form(net.model(block(net, stem(net))), tol=1e-4))
+    assert len(notes) == nodes
+    assert all(text.endswith(reason) for _, text in notes), notes
 
 
 def test_names_in_the_report_are_safe_to_print() -> None:

@@ -150,6 +150,18 @@ class TakeAlong(nn.Module):
         return torch.cat([m(t) for m, t in zip(self.convs, parts, strict=True)], 1)
 
 
+class Pieces(nn.Module):
+    """Every convolution reads pieces of a tensor, seventy of them."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.pieces = [(int(a), int(a) + 2) for a in torch.randint(0, c - 1, (70,))]
+        self.conv = conv(140, c)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.conv(torch.cat([x[:, a:b] for a, b in self.pieces], 1))
+
+
 class Net(nn.Module):
     """A stem, blocks, and a classifier in one of the usual spellings."""
 
@@ -175,12 +187,13 @@ def network(name: str) -> nn.Module:
         "chunks": lambda: Net(Chunks(C)),
         "into-zeros": lambda: Net(IntoZeros(C)),
         "take-along": lambda: Net(TakeAlong(C)),
+        "pieces": lambda: Net(Pieces(C)),
     }[name]()
 
 
 @pytest.mark.parametrize("dynamo", [False, True])
 @pytest.mark.parametrize(("name", "layers"), [("tmi-gkp", 8), ("gumi", 3), ("dsp", 6), ("chunks", 3),
-                                              ("into-zeros", 2), ("take-along", 2)])
+                                              ("into-zeros", 2), ("take-along", 2), ("pieces", 2)])
 def test_exported_network_ends_without_any_movement(name: str, layers: int, dynamo: bool) -> None:
     if name == "take-along" and not dynamo:
         pytest.skip("the older exporter does not know take_along_dim")

@@ -103,6 +103,23 @@ def test_residual_adds_of_whole_convolutions_are_left_alone() -> None:
     assert ops(one_form(net.model(x))) == {"BranchedConv": 5, "Add": 2, "Relu": 2}
 
 
+def in_order(net: Net, x: str) -> str:
+    return net.concat(*(net.op("Slice", x, net.ints(k), net.ints(k + 1), net.ints(1)) for k in range(4)))
+
+
+def test_pieces_that_are_put_back_in_order_are_the_tensor_itself() -> None:
+    net = Net(2, 4, 5, 5)
+    x = net.op("MaxPool", "x", kernel_shape=[3, 3], pads=[1] * 4)
+    graph = one_form(net.model(net.op("Sigmoid", in_order(net, x)), net.relu(x)))
+    assert ops(graph) == {"MaxPool": 1, "Sigmoid": 1, "Relu": 1}
+
+
+def test_an_input_that_is_an_output_too_keeps_both_names() -> None:
+    net = Net(2, 4, 5, 5)
+    y = in_order(net, "x")
+    assert ops(one_form(net.model(y, net.conv3(y, 4, 4)))) == {"Identity": 1, "BranchedConv": 1}
+
+
 def test_a_convolution_split_into_parts_that_all_go_falls_apart() -> None:
     net = Net(2, 4, 5, 5)
     a, b = net.op("Split", net.conv3("x", 4, 8), net.ints(3, 5), outputs=2, axis=1)

@@ -218,6 +218,7 @@ def test_tensors_that_do_not_fit_are_named(kind: str, names: str) -> None:
     with pytest.raises(UnsupportedModelError, match=names) as caught:
         build(arch, tensors)
     assert caught.value.hint
+    assert ("ONNX or TorchScript, which open at any widths" in caught.value.hint) == (kind in ("inside", "stream", "norm"))
 
 
 def test_branched_conv_that_the_architecture_lacks_is_named() -> None:
