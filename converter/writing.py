@@ -76,14 +76,15 @@ def _verified(prepared: Prepared) -> list[manifest.Verification]:
 def _verified_int8(prepared: Prepared, calibration: Calibration) -> manifest.Verification:
     """The layers alone and the network against the form in int8, which onnx.reference runs."""
     job, opened, built, graph = prepared.job, prepared.opened, prepared.measured.built, prepared.recognised.graph
-    engine, run = next(iter(built.engines()))
+    (engine, run), *others = built.engines()
     inputs = int8_inputs(opened, calibration)
 
     def build(part: Graph, forms: Forms) -> Run:
         return next(iter(job.target.build(part, forms, {}, prepared.chosen.encoding, job.threads).engines()))[1]
 
     forms = {name: layer.chosen for name, layer in prepared.measured.choice.items()}
-    checks = [*check_network(run, graph, opened.model.reference, inputs),
+    checks = [*(c for _, each in ((engine, run), *others)
+                for c in check_network(each, graph, opened.model.reference, inputs)),
               *check_layers(graph, forms, build, inputs[0][2], job.progress)]
     result = manifest.Verification(passed=all(c.passed for c in checks), engine=engine, checks=checks,
                                    reference="the int8 form, computed by onnx.reference")

@@ -2,7 +2,7 @@
 
     python tools/compare_calibrators.py CHECKPOINT... --data cifar10:DIR [--draws 3] [--images 300]
 
-Of every checkpoint: float32, the form in int8 as gkp makes it (NNCF's scales and biases), NNCF alone on the same network dense,
+Of every checkpoint: float32, the form in int8 as gkp makes it (NNCF's scales and biases), NNCF alone on the dense network,
 and ONNX Runtime's calibrators on it (QDQ, per channel, symmetric weights). All are run by ONNX Runtime.
 """
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gkp.converter import quantiser
-from gkp.converter.graph import Graph, Node, Tensor, producer, values
+from gkp.converter.graph import Graph, Node, Tensor, producer, values, weights
 from gkp.converter.operators import UNARY
 from gkp.converter.quantiser import Quantiser, is_quantiser
 from gkp.types import Array
@@ -48,6 +48,18 @@ def bias(graph: Graph, array: Array, scale: Array) -> Tensor:
     info = np.iinfo(np.int32)
     integers = np.clip(np.rint(array.astype(np.float64) / scale), info.min, info.max).astype(np.int32)
     return dequantised(graph, "bias", integers, scale, 0)
+
+
+def float_biases(graph: Graph) -> Graph:
+    """Biases as float32 constants, for runtimes that dequantise no int32. Changes `graph` in place."""
+    for node in graph.nodes:
+        if node.op == "DequantizeLinear" and not node.domain and (x := values(node.inputs[0])) is not None \
+                and x.dtype == np.int32:
+            value = weights(node.outputs[0])
+            assert value is not None
+            graph.redirect(node.outputs[0], graph.constant("bias", value))
+            graph.remove(node)
+    return graph
 
 
 def dequantised(graph: Graph, hint: str, integers: Array, scale: Array, axis: int) -> Tensor:

@@ -19,6 +19,7 @@ from gkp.converter.forms import Choice, Forms
 from gkp.converter.graph import Graph
 from gkp.converter.lower.candidates import Candidate, candidates
 from gkp.converter.lower.emit import lower
+from gkp.converter.lower.qdq import float_biases
 from gkp.converter.verify import TOLERANCE
 from gkp.errors import GkpError
 from gkp.manifest import Engine, Memory, Roofline
@@ -176,6 +177,8 @@ class StockOnnx(Target):
     """What the targets share that read stock ONNX: the forms of gkp.converter.lower, one model.onnx."""
 
     tolerance: float = TOLERANCE["fp32"]
+    int32_biases: ClassVar[bool] = True
+    """Takes the biases of int8 layers as integers."""
     padding_slack: ClassVar[float] = 0.03
     """Dense layers are padded to the block by default where it adds at most this share of filters: a remainder of a few
     channels costs the blocked kernels more than that."""
@@ -203,7 +206,10 @@ class StockOnnx(Target):
         """What runs an ONNX file."""
 
     def build(self, graph: Graph, forms: Forms, axes: Axes, encoding: Encoding, threads: int) -> StockBuilt:
-        file = encoding.file(free_axes(lower(graph, forms).to_model(), axes))
+        lowered = lower(graph, forms)
+        if not self.int32_biases:
+            float_biases(lowered)
+        file = encoding.file(free_axes(lowered.to_model(), axes))
         return self._built(file, threads, graph, forms)
 
     def build_as_is(self, model: onnx.ModelProto, encoding: Encoding, threads: int) -> StockBuilt:

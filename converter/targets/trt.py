@@ -33,7 +33,7 @@ from gkp.text import clean
 from gkp.types import Run
 
 _NEVER = float("inf")
-_ALIGNED = {"fp32": 4, "fp16": 8}
+_ALIGNED = {"fp32": 4, "fp16": 8, "int8": 32}
 """Channels per group that tensor cores take without padding (fp32: in TF32)."""
 
 
@@ -44,6 +44,7 @@ class TrtTarget(StockOnnx):
     name: ClassVar[str] = TrtOptions.name
     signed: ClassVar[bool] = True
     any_size: ClassVar[bool] = False  # --batch-profile says the range of the batch; there is no such range for images
+    int32_biases: ClassVar[bool] = False
     options: TrtOptions
 
     @property

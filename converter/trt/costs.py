@@ -4,8 +4,8 @@ A table holds measured points: one layer, dense and with `groups` groups, ratio 
 from a point to another layer is its efficiency, ratio / groups: the share of the dense kernel's speed per
 multiply-accumulate that is left. The rule, in this order:
 
-1. Points of the same precision. A table without them lends fp32 points to fp16 at half the channels per group (tensor cores
-   want twice as many), and fp16 points to fp32 as they are.
+1. Points of the same precision. A table without them lends the others' at half the channels per group to fp16 and at a
+   quarter to int8 (tensor cores want two and four times as many), and fp16 points to fp32 as they are.
 2. Points of the nearest setting: kernel, stride, plane and batch, by distance of their base-2 logarithms, plane and kernel
    counting twice. Settings equally near: the lowest estimate counts.
 3. Inside it channels per group (the smaller of in and out) and groups decide. A point is evidence for a layer with as many
@@ -34,11 +34,11 @@ from gkp.files import private_folder, write_file
 from gkp.options.trt import Capability
 from gkp.structs import parse_json
 
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "int8"]
 SCHEMA_VERSION = 1
 DEFAULT = "default"
 PACKAGED = "tensorrt_costs.json"
-BYTES = {"fp32": 4, "fp16": 2}
+BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 _MAX_BYTES = 4 << 20
 
 _Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
@@ -90,7 +90,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         """Estimated dense / grouped time of a layer with `width` channels per group, by the rule of this module."""
         points = [p for p in self.points if p.precision == precision]
         if not points:
-            points, width = self.points, width / 2 if precision == "fp16" else width
+            points, width = self.points, width * BYTES[precision] / BYTES["fp32"]
         efficiency = min(_efficiency(near, width, groups) for near in _nearest(points, (kernel, stride, plane, batch)))
         smaller = kernel < min(p.kernel for p in points)
         return min(efficiency * groups, 1.0) if smaller else efficiency * groups
