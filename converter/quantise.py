@@ -1,9 +1,9 @@
 """int8: the one form with integer weights, and quantisers where NNCF puts them.
 
-NNCF calibrates and corrects biases (Krishnamoorthi 2018, arXiv 1806.08342; Nagel et al. 2019, arXiv 1906.04721). It sees the
-graph lowered to stock operators, as dense as it can be; what it finds is taken over into the form: where activations are
-quantised and how, the scale of each output's weights, the corrected biases. So every form that is emitted later computes with
-the same integers.
+NNCF calibrates and corrects biases (Krishnamoorthi 2018, arXiv 1806.08342; Nagel et al. 2019, arXiv 1906.04721). It sees
+the graph lowered to stock operators, as dense as it can be; what it finds is taken over into the form: where activations
+are quantised and how, the scale of each output's weights, the corrected biases. So every form that is emitted later
+computes with the same integers.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def quantise_stock(model: onnx.ModelProto, samples: Sequence[Feeds], progress: P
 
 
 def _forms(graph: Graph) -> dict[str, Candidate]:
-    """Dense, but for layers of equal groups in the order of their channels: these stay groups, and their outputs in place."""
+    """Dense, but for layers of equal groups in the order of their channels: these stay groups, with outputs in place."""
     forms = {}
     for node in graph.branched():
         conv = branched_node.read(node)
@@ -89,7 +89,8 @@ def _calibrated(model: onnx.ModelProto, samples: Sequence[Feeds], progress: Prog
             made: onnx.ModelProto = nncf.quantize(model, nncf.Dataset(items, told_of), subset_size=len(items),
                                                   advanced_parameters=advanced)
     except Exception as e:  # the library raises its own and its dependencies' errors
-        raise UnsupportedModelError(f"NNCF cannot quantise the model: {type(e).__name__}: {first_line(e, 200)}", _HINT) from e
+        raise UnsupportedModelError(f"NNCF cannot quantise the model: {type(e).__name__}: {first_line(e, 200)}",
+                                    _HINT) from e
     return made
 
 

@@ -14,6 +14,7 @@ from gkp.text import clean
 from gkp.types import Array, Run
 
 TOLERANCE = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 8e-2}
+"""Largest error relative to the largest output. fp16 and bf16: about 20 of the type's rounding steps (2^-11 and 2^-8)."""
 WINOGRAD_TOLERANCE = 5e-5
 """The tolerance of float32 where Winograd's algorithm computes convolutions: its transforms add rounding errors."""
 _TOP1 = {"fp32": 1.0, "fp16": 0.995, "bf16": 0.99}

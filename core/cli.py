@@ -126,7 +126,7 @@ def inspect(**options: Any) -> None:
 @click.argument("a", type=_PATH)
 @click.argument("b", type=_PATH)
 @_opening
-@click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True,
+@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True,
               help="Whose tolerance to apply.")
 @click.option("--json", "json_to", metavar="FILE|-", help="Write the result as JSON to a file or to stdout.")
 @_verbosity
