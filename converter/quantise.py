@@ -204,9 +204,13 @@ def _quantise_branches(graph: Graph, node: Node, weight: _Weight, bias: Array | 
         return
     scale = np.broadcast_to(weight.scale, conv.out_channels).astype(np.float32)
     parts = tuple(replace(b, weight=_on_grid(b.weight, scale[b.out_index])) for b in conv.branches)
-    unit = scale * np.float32(how.scale)
-    grid = np.rint(np.asarray(conv.bias if bias is None else bias, np.float64) / unit) * unit
-    branched_node.rewrite(graph, node, replace(conv, branches=parts, scale=scale, bias=grid.astype(conv.dtype)))
+    grid = _bias_on_grid(conv.bias if bias is None else bias, scale * np.float32(how.scale))
+    branched_node.rewrite(graph, node, replace(conv, branches=parts, scale=scale, bias=grid))
+
+
+def _bias_on_grid(bias: Array, unit: Array) -> Array:
+    """Rounded to steps of the sums that integer kernels add it to."""
+    return (np.rint(np.asarray(bias, np.float64) / unit) * unit).astype(np.float32)
 
 
 def _on_grid(weight: Array, scale: Array) -> Array:
@@ -221,4 +225,5 @@ def _quantise_stock(graph: Graph, node: Node, weight: _Weight, bias: Array | Non
         return
     node.inputs[1] = qdq.dequantised(graph, "weight", weight.integers, weight.scale, weight.axis)
     if bias is not None and len(node.inputs) > 2 and weight.scale.size == bias.size:
-        node.inputs[2] = qdq.bias(graph, bias, weight.scale * np.float32(how.scale))
+        unit = weight.scale * np.float32(how.scale)
+        node.inputs[2] = qdq.bias(graph, _bias_on_grid(bias, unit), unit)
