@@ -25,8 +25,8 @@ from gkp.errors import UnsupportedModelError
 MOVES = ("Gather", "Slice", "Concat")
 EXACT = ("tmi", "gumi", "gumi-1", "dsp", "dsp-nd", "masked", "split", "bn", "depthwise", "take", "pool", "dense-net", "chunk")
 """Blocks whose operators compute the same bits everywhere: what is left of a difference is the lowering's."""
-FUSED = ("tmi", "gumi", "gumi-1", "dsp", "dsp-nd", "masked", "split", "depthwise", "take")
-"""Of these, those that are convolutions, additions and Relu only."""
+FUSED = ("tmi", "gumi", "gumi-1", "dsp", "dsp-nd", "masked", "split", "depthwise")
+"""Of these, those that are convolutions, additions and Relu once they are recognised: no channel is moved by the network itself."""
 Pick = Callable[[BranchedConv], Candidate | None]
 PICKS: dict[str, Pick] = {
     "dense": dense, "dense, padded": lambda conv: dense_padded(conv, 16), "grouped": lambda conv: grouped(conv, len(conv.branches)),
