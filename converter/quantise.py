@@ -2,15 +2,17 @@
 
 NNCF calibrates and corrects biases (Krishnamoorthi 2018, arXiv 1806.08342; Nagel et al. 2019, arXiv 1906.04721). It sees the
 graph lowered to stock operators, as dense as it can be; what it finds is taken over into the form: where activations are
-quantised and how, the scale of each output's weights, the corrected biases. So every form that is emitted later computes with
-the same integers.
+quantised and how, the scale of each output's weights, the corrected biases. So every form that is emitted later computes
+with the same integers.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -44,7 +46,7 @@ def quantise(graph: Graph, samples: Sequence[Feeds], progress: Progress = silent
     (and Gemm) of int8 weights with a scale per output and int32 biases.
 
     samples: inputs to calibrate with, each as the graph takes it. BackendMissingError without NNCF; UnsupportedModelError
-    where it cannot quantise the model."""
+    where it cannot quantise the model, or finds no layer to quantise."""
     stock = lower(graph, _forms(graph)).to_model()
     return _taken_over(graph, _Found(_calibrated(stock, samples, progress)))
 
@@ -55,7 +57,7 @@ def quantise_stock(model: onnx.ModelProto, samples: Sequence[Feeds], progress: P
 
 
 def _forms(graph: Graph) -> dict[str, Candidate]:
-    """Dense, but for layers of equal groups in the order of their channels: these stay groups, and their outputs in place."""
+    """Dense, but for layers of equal groups in the order of their channels: these stay groups, their outputs in place."""
     forms = {}
     for node in graph.branched():
         conv = branched_node.read(node)
@@ -72,6 +74,7 @@ def _in_order(form: Candidate, conv: BranchedConv) -> bool:
 
 # ---- NNCF ------------------------------------------------------------------------------------------------------------
 def _calibrated(model: onnx.ModelProto, samples: Sequence[Feeds], progress: Progress) -> onnx.ModelProto:
+    progress("calibrating with NNCF", None)  # its import takes seconds
     nncf = import_nncf()
     names = [i.name for i in model.graph.input]
     items = [dict(zip(names, feeds.values(), strict=True)) for feeds in samples]
@@ -80,16 +83,18 @@ def _calibrated(model: onnx.ModelProto, samples: Sequence[Feeds], progress: Prog
     def told_of(item: Feeds) -> Feeds:
         nonlocal told
         told += 1
-        progress("calibrating with NNCF", min(1.0, told / (2 * len(items))))
+        progress("calibrating with NNCF", min(1.0, told / len(items)))
         return item
 
-    advanced = nncf.AdvancedQuantizationParameters(disable_channel_alignment=True)
+    whole = nncf.quantization.advanced_parameters.QuantizationParameters(per_channel=False)  # not even of depthwise layers
+    advanced = nncf.AdvancedQuantizationParameters(disable_channel_alignment=True, activations_quantization_params=whole)
     try:
         with _silence():
             made: onnx.ModelProto = nncf.quantize(model, nncf.Dataset(items, told_of), subset_size=len(items),
                                                   advanced_parameters=advanced)
     except Exception as e:  # the library raises its own and its dependencies' errors
-        raise UnsupportedModelError(f"NNCF cannot quantise the model: {type(e).__name__}: {first_line(e, 200)}", _HINT) from e
+        raise UnsupportedModelError(f"NNCF cannot quantise the model: {type(e).__name__}: {first_line(e, 200)}",
+                                    _HINT) from e
     return made
 
 
@@ -101,13 +106,12 @@ def import_nncf() -> Any:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Its progress bars and warnings go nowhere."""
-    import logging
-
+    """Its progress bars and warnings go nowhere. They are on stdout; stderr stays for our own progress."""
     log = logging.getLogger("nncf")
     before, log.disabled = log.disabled, True
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
         log.disabled = before
@@ -168,12 +172,14 @@ def _taken_over(graph: Graph, found: _Found) -> Graph:
             continue
         for place, how in found.activations(node).items():
             _insert(graph, node, place, how, made)
-    for node in graph.nodes:
-        if node in found and (weight := found.weight(node)) is not None:
-            if is_branched(node):
-                _quantise_branches(graph, node, weight, found.bias(node))
-            else:
-                _quantise_stock(graph, node, weight, found.bias(node))
+    layers = [(node, weight) for node in graph.nodes if node in found and (weight := found.weight(node)) is not None]
+    if not layers:
+        raise UnsupportedModelError("NNCF found no layer to quantise", _HINT)
+    for node, weight in layers:
+        if is_branched(node):
+            _quantise_branches(graph, node, weight, found.bias(node))
+        else:
+            _quantise_stock(graph, node, weight, found.bias(node))
     graph.cleanup()
     return graph
 

@@ -78,8 +78,8 @@ def dequantised(graph: Graph, hint: str, integers: Array, scale: Array, axis: in
 
 # ---- quantise before moving ------------------------------------------------------------------------------------------
 def _sink(graph: Graph) -> None:
-    """move(a, b) -> f -> FakeQuantize becomes move(FakeQuantize(f(a)), ...): the runtimes quantise in a convolution only what
-    is quantised right behind it. The last move first, so that what stands in front of it meets its chain."""
+    """move(a, b) -> f -> FakeQuantize becomes move(FakeQuantize(f(a)), ...): the runtimes quantise in a convolution only
+    what is quantised right behind it. The last move first, so that what stands in front of it meets its chain."""
     for node in reversed(graph.nodes):
         if node.op in _MOVES and not node.domain and node.outputs:
             chain = _chain(graph, node.outputs[0])
