@@ -21,7 +21,7 @@ from gkp.converter import node as branched_node
 from gkp.converter import quantiser
 from gkp.converter.calibration import Calibration
 from gkp.converter.forms import Forms
-from gkp.converter.graph import Graph, Node, Tensor
+from gkp.converter.graph import Graph, Node, Tensor, is_branched, values, weights
 from gkp.converter.lower.emit import lower
 from gkp.converter.operators import UNARY
 from gkp.converter.quantiser import is_quantiser
@@ -66,15 +66,24 @@ class Layer:
 
 
 def layers(graph: Graph) -> Iterator[Layer]:
-    """Every quantised BranchedConv with the quantiser in front of it and the activations behind it."""
-    for node in graph.branched():
-        if branched_node.read(node).scale is not None and quantiser.of(node.inputs[0]) is not None:
+    """Every quantised BranchedConv, depthwise Conv and Gemm with the quantiser in front of it and the activations behind
+    it."""
+    for node in graph.nodes:
+        if _is_quantised(node):
             yield _alone(graph, node.name)
+
+
+def _is_quantised(node: Node) -> bool:
+    if not node.inputs or quantiser.of(node.inputs[0]) is None:
+        return False
+    if is_branched(node):
+        return branched_node.read(node).scale is not None
+    return node.op in ("Conv", "Gemm") and weights(node.inputs[1]) is not None and values(node.inputs[1]) is None
 
 
 def _alone(graph: Graph, name: str) -> Layer:
     part = graph.copy()
-    node = next(n for n in part.branched() if n.name == name)
+    node = next(n for n in part.nodes if n.name == name)
     end, how = _end(part, node)
     start: Tensor = node.inputs[0].inputs[0].inputs[0]
     start.inputs.clear()
