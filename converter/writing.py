@@ -83,7 +83,7 @@ def _verified_int8(prepared: Prepared, calibration: Calibration) -> manifest.Ver
         return next(iter(job.target.build(part, forms, {}, prepared.chosen.encoding, job.threads).engines()))[1]
 
     forms = {name: layer.chosen for name, layer in prepared.measured.choice.items()}
-    checks = [*check_network(run, graph, opened.model.reference, inputs),
+    checks = [*check_network(run, graph, opened.model.reference, inputs, opened.dynamic),
               *check_layers(graph, forms, build, inputs[0][2], job.progress)]
     result = manifest.Verification(passed=all(c.passed for c in checks), engine=engine, checks=checks,
                                    reference="the int8 form, computed by onnx.reference")

@@ -177,7 +177,7 @@ def test_the_network_may_be_half_as_far_from_the_definition_as_int8_is_from_floa
         def run(feeds: Any, share: float = share) -> list[Any]:
             return [y + np.float32(share * distance) for y in definition(feeds)]
 
-        assert all(c.passed for c in check_network(run, graph, floats, inputs)) == passed
+        assert all(c.passed for c in check_network(run, graph, floats, inputs, {})) == passed
 
 
 def test_the_distance_from_float32_is_told() -> None:
