@@ -121,7 +121,7 @@ def check_layers(graph: Graph, forms: Forms, build: Build, feeds: Feeds, progres
 
 def check_network(run: Run, graph: Graph, reference_run: Run, inputs: Sequence[tuple[str, int, Feeds]],
                   dynamic: Axes) -> list[Check]:
-    """Of every input: the engine against the definition. reference_run: the checkpoint in float32; dynamic: the free axes."""
+    """Of every input: the engine against the definition. reference_run: the checkpoint in float32; dynamic: free axes."""
     definition = reference(graph.to_model())
     _, ort = stock_evaluator(free_axes(lower(graph, {}).to_model(), dynamic).SerializeToString())
     wants = [definition(feeds) for _, _, feeds in inputs]

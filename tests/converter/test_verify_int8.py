@@ -159,7 +159,7 @@ def test_one_quantum_is_allowed_and_two_are_not() -> None:
     assert first.quantum is not None
     for steps, passed in ((1, True), (2, False)):
         def build(part: Graph, forms: Forms, steps: int = steps) -> Run:
-            run, quantum = reference(part.to_model()), first.quantum
+            run, quantum = reference(part.to_model()), first.quantum or 0.0
             return lambda feeds: [y + np.float32(steps * quantum) if any(n.name == first.name for n in part.nodes) else y
                                   for y in run(feeds)]
 
