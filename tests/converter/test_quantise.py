@@ -1,5 +1,6 @@
 """What NNCF finds is taken over into the one form: the same integers, holes and copies as they were."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -216,3 +217,12 @@ def test_without_nncf_int8_is_exit_4_before_the_network_is_looked_at(tmp_path: P
     outcome = blocked_gkp(["nncf"], "convert", model, "--target", "onnx", *options)
     assert_refused(outcome, 4, "NNCF", 'pip install "gkp[quant]"')
     assert listing(tmp_path) == ["m.onnx", "x.npy"]
+
+
+def test_nncf_is_told_to_send_nothing_before_it_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its own switch, which its module of telemetry reads as it is imported."""
+    monkeypatch.delenv("NNCF_CI", raising=False)
+    seen: list[str | None] = []
+    monkeypatch.setattr(module, "require", lambda *names: seen.append(os.environ.get("NNCF_CI")))
+    module.import_nncf()
+    assert seen == ["1"]
