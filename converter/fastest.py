@@ -22,8 +22,9 @@ TARGETS = (NativeOptions, OpenVinoOptions, OrtOptions)
 
 
 def cpu_targets(options: ConvertOptions, progress: Progress) -> list[Target]:
-    """The CPU targets, with their defaults."""
-    return [make_target(struct(), options.precision, progress=_labelled(progress, struct.name)) for struct in TARGETS]
+    """The CPU targets that compute in the precision, with their defaults."""
+    return [make_target(struct(), options.precision, progress=_labelled(progress, struct.name)) for struct in TARGETS
+            if options.precision in struct.precisions]
 
 
 def prepare_fastest(source: Any, options: ConvertOptions, progress: Progress, targets: Sequence[Target]) -> Prepared:

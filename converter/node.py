@@ -75,9 +75,15 @@ def _form(in_channels: int, weights: list[Any], bias: Any, attrs: dict[str, Any]
         raise UnsupportedModelError(f"BranchedConv lacks the attribute {missing[0]}")
     parts = tuple(Branch(i, o, w) for i, o, w in zip(cut("in"), cut("out"), weights, strict=True))
     geometry = {k: tuple(int(v) for v in attrs[k]) for k in _GEOMETRY}
-    scale = attrs.get(_SCALE)
-    return BranchedConv(in_channels, len(bias), parts, bias, **geometry,
-                        scale=np.asarray(scale, np.float32) if scale is not None and len(scale) else None)
+    return BranchedConv(in_channels, len(bias), parts, bias, **geometry, scale=_scale(attrs.get(_SCALE)))
+
+
+def _scale(given: Any) -> Any:
+    try:
+        found = np.asarray([] if given is None else given, np.float32)
+    except (TypeError, ValueError) as e:
+        raise UnsupportedModelError(f"BranchedConv: {_SCALE} is no list of numbers", "make the file again") from e
+    return found if found.size else None
 
 
 def _output_shape(conv: BranchedConv, x: Tensor, y: Tensor) -> list[Any] | None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -44,7 +46,7 @@ def quantise(graph: Graph, samples: Sequence[Feeds], progress: Progress = silent
     (and Gemm) of int8 weights with a scale per output and int32 biases.
 
     samples: inputs to calibrate with, each as the graph takes it. BackendMissingError without NNCF; UnsupportedModelError
-    where it cannot quantise the model."""
+    where it cannot quantise the model, or finds no layer to quantise."""
     stock = lower(graph, _forms(graph)).to_model()
     return _taken_over(graph, _Found(_calibrated(stock, samples, progress)))
 
@@ -55,7 +57,7 @@ def quantise_stock(model: onnx.ModelProto, samples: Sequence[Feeds], progress: P
 
 
 def _forms(graph: Graph) -> dict[str, Candidate]:
-    """Dense, but for layers of equal groups in the order of their channels: these stay groups, with outputs in place."""
+    """Dense, but for layers of equal groups in the order of their channels: these stay groups, their outputs in place."""
     forms = {}
     for node in graph.branched():
         conv = branched_node.read(node)
@@ -72,6 +74,7 @@ def _in_order(form: Candidate, conv: BranchedConv) -> bool:
 
 # ---- NNCF ------------------------------------------------------------------------------------------------------------
 def _calibrated(model: onnx.ModelProto, samples: Sequence[Feeds], progress: Progress) -> onnx.ModelProto:
+    progress("calibrating with NNCF", None)  # its import takes seconds
     nncf = import_nncf()
     names = [i.name for i in model.graph.input]
     items = [dict(zip(names, feeds.values(), strict=True)) for feeds in samples]
@@ -80,10 +83,11 @@ def _calibrated(model: onnx.ModelProto, samples: Sequence[Feeds], progress: Prog
     def told_of(item: Feeds) -> Feeds:
         nonlocal told
         told += 1
-        progress("calibrating with NNCF", min(1.0, told / (2 * len(items))))
+        progress("calibrating with NNCF", min(1.0, told / len(items)))
         return item
 
-    advanced = nncf.AdvancedQuantizationParameters(disable_channel_alignment=True)
+    whole = nncf.quantization.advanced_parameters.QuantizationParameters(per_channel=False)  # not even of depthwise layers
+    advanced = nncf.AdvancedQuantizationParameters(disable_channel_alignment=True, activations_quantization_params=whole)
     try:
         with _silence():
             made: onnx.ModelProto = nncf.quantize(model, nncf.Dataset(items, told_of), subset_size=len(items),
@@ -102,13 +106,12 @@ def import_nncf() -> Any:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Its progress bars and warnings go nowhere."""
-    import logging
-
+    """Its progress bars and warnings go nowhere. They are on stdout; stderr stays for our own progress."""
     log = logging.getLogger("nncf")
     before, log.disabled = log.disabled, True
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
         log.disabled = before
@@ -169,12 +172,14 @@ def _taken_over(graph: Graph, found: _Found) -> Graph:
             continue
         for place, how in found.activations(node).items():
             _insert(graph, node, place, how, made)
-    for node in graph.nodes:
-        if node in found and (weight := found.weight(node)) is not None:
-            if is_branched(node):
-                _quantise_branches(graph, node, weight, found.bias(node))
-            else:
-                _quantise_stock(graph, node, weight, found.bias(node))
+    layers = [(node, weight) for node in graph.nodes if node in found and (weight := found.weight(node)) is not None]
+    if not layers:
+        raise UnsupportedModelError("NNCF found no layer to quantise", _HINT)
+    for node, weight in layers:
+        if is_branched(node):
+            _quantise_branches(graph, node, weight, found.bias(node))
+        else:
+            _quantise_stock(graph, node, weight, found.bias(node))
     graph.cleanup()
     return graph
 
@@ -205,9 +210,13 @@ def _quantise_branches(graph: Graph, node: Node, weight: _Weight, bias: Array | 
         return
     scale = np.broadcast_to(weight.scale, conv.out_channels).astype(np.float32)
     parts = tuple(replace(b, weight=_on_grid(b.weight, scale[b.out_index])) for b in conv.branches)
-    unit = scale * np.float32(how.scale)
-    grid = np.rint(np.asarray(conv.bias if bias is None else bias, np.float64) / unit) * unit
-    branched_node.rewrite(graph, node, replace(conv, branches=parts, scale=scale, bias=grid.astype(conv.dtype)))
+    grid = _bias_on_grid(conv.bias if bias is None else bias, scale * np.float32(how.scale))
+    branched_node.rewrite(graph, node, replace(conv, branches=parts, scale=scale, bias=grid))
+
+
+def _bias_on_grid(bias: Array, unit: Array) -> Array:
+    """Rounded to steps of the sums that integer kernels add it to."""
+    return (np.rint(np.asarray(bias, np.float64) / unit) * unit).astype(np.float32)
 
 
 def _on_grid(weight: Array, scale: Array) -> Array:
@@ -222,4 +231,5 @@ def _quantise_stock(graph: Graph, node: Node, weight: _Weight, bias: Array | Non
         return
     node.inputs[1] = qdq.dequantised(graph, "weight", weight.integers, weight.scale, weight.axis)
     if bias is not None and len(node.inputs) > 2 and weight.scale.size == bias.size:
-        node.inputs[2] = qdq.bias(graph, bias, weight.scale * np.float32(how.scale))
+        unit = weight.scale * np.float32(how.scale)
+        node.inputs[2] = qdq.bias(graph, _bias_on_grid(bias, unit), unit)

@@ -11,9 +11,11 @@ What is written for others holds QuantizeLinear and DequantizeLinear in its plac
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 import numpy as np
+import onnx
 from onnx.reference.op_run import OpRun
 
 from gkp.converter.graph import DOMAIN, Graph, Node, Tensor, producer
@@ -23,12 +25,13 @@ from gkp.types import Array
 
 OPERATOR = "FakeQuantize"
 _TYPES = {"int8": np.dtype(np.int8), "uint8": np.dtype(np.uint8)}
+_SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max) / 256
 
 
 @dataclass(frozen=True)
 class Quantiser:
-    """One for a whole tensor. scale: of float32, positive; zero_point: the integer that stands for 0; type: "int8" or
-    "uint8". UnsupportedModelError for anything else."""
+    """One for a whole tensor. scale: of float32, positive, neither subnormal nor so large that a step overflows; zero_point:
+    the integer that stands for 0; type: "int8" or "uint8". UnsupportedModelError for anything else."""
 
     scale: float
     zero_point: int
@@ -39,7 +42,7 @@ class Quantiser:
         if dtype is None:
             raise UnsupportedModelError(f"activations are quantised to {self.type}", "use int8 or uint8")
         info = np.iinfo(dtype)
-        if not (np.isfinite(self.scale) and self.scale > 0) or not info.min <= self.zero_point <= info.max:
+        if not _SMALLEST <= self.scale <= _LARGEST or not info.min <= self.zero_point <= info.max:
             raise UnsupportedModelError(f"scale {self.scale}, zero point {self.zero_point}: not of {self.type} activations",
                                         "calibrate the model again")
 
@@ -68,7 +71,7 @@ def is_quantiser(node: Node) -> bool:
 def read(node: Node) -> Quantiser:
     """What a gkp::FakeQuantize node does. UnsupportedModelError when it is none that ONNX can say."""
     try:
-        return Quantiser(float(np.float32(node.attrs["scale"])), int(node.attrs["zero_point"]), str(node.attrs["type"]))
+        return Quantiser(float(np.float32(node.attrs["scale"])), index(node.attrs["zero_point"]), str(node.attrs["type"]))
     except (KeyError, TypeError, ValueError) as e:
         raise UnsupportedModelError(f"{OPERATOR} {node.name} lacks scale, zero_point or type", "make the file again") from e
 
@@ -100,6 +103,18 @@ class FakeQuantizeOp(OpRun):  # type: ignore[misc]
 
 
 FakeQuantizeOp.__name__ = OPERATOR  # onnx.reference finds an operator by its class name
+
+
+def schema() -> onnx.defs.OpSchema:
+    """The operator's schema, as that of gkp.converter.node."""
+    s, tensor = onnx.defs.OpSchema, ["tensor(float)"]
+    return s(OPERATOR, DOMAIN, 1, doc="Y = DequantizeLinear(QuantizeLinear(X, scale, zero_point), scale, zero_point).",
+             inputs=[s.FormalParameter("X", "T", "any shape")], outputs=[s.FormalParameter("Y", "T", "the shape of X")],
+             type_constraints=[("T", tensor, "single precision")],
+             attributes=[s.Attribute("scale", s.AttrType.FLOAT, "of one step"),
+                         s.Attribute("zero_point", s.AttrType.INT, "the integer that stands for 0"),
+                         s.Attribute("type", s.AttrType.STRING, "int8 or uint8")])
+
 
 class QuantizeLinear(OpRun):  # type: ignore[misc]
     """As ONNX 13 defines it for int8 and uint8: onnx.reference knows it from opset 19 on."""

@@ -20,14 +20,16 @@ import onnx
 from gkp.converter import node as branched_node
 from gkp.converter import quantiser
 from gkp.converter.calibration import Calibration
+from gkp.converter.dynamic import free_axes
 from gkp.converter.forms import Forms
-from gkp.converter.graph import Graph, Node, Tensor
+from gkp.converter.graph import Graph, Node, Tensor, is_branched, values, weights
 from gkp.converter.lower.emit import lower
 from gkp.converter.operators import UNARY
 from gkp.converter.quantiser import is_quantiser
 from gkp.converter.reference import reference, stock_evaluator
 from gkp.converter.sources.base import sample_inputs
 from gkp.converter.stages import Opened
+from gkp.converter.targets.base import Axes
 from gkp.converter.verify import compare
 from gkp.manifest import Check
 from gkp.types import Array, Progress, Run
@@ -66,15 +68,24 @@ class Layer:
 
 
 def layers(graph: Graph) -> Iterator[Layer]:
-    """Every quantised BranchedConv with the quantiser in front of it and the activations behind it."""
-    for node in graph.branched():
-        if branched_node.read(node).scale is not None and quantiser.of(node.inputs[0]) is not None:
+    """Every quantised BranchedConv, depthwise Conv and Gemm with the quantiser in front of it and the activations behind
+    it."""
+    for node in graph.nodes:
+        if _is_quantised(node):
             yield _alone(graph, node.name)
+
+
+def _is_quantised(node: Node) -> bool:
+    if not node.inputs or quantiser.of(node.inputs[0]) is None:
+        return False
+    if is_branched(node):
+        return branched_node.read(node).scale is not None
+    return node.op in ("Conv", "Gemm") and weights(node.inputs[1]) is not None and values(node.inputs[1]) is None
 
 
 def _alone(graph: Graph, name: str) -> Layer:
     part = graph.copy()
-    node = next(n for n in part.branched() if n.name == name)
+    node = next(n for n in part.nodes if n.name == name)
     end, how = _end(part, node)
     start: Tensor = node.inputs[0].inputs[0].inputs[0]
     start.inputs.clear()
@@ -108,11 +119,11 @@ def check_layers(graph: Graph, forms: Forms, build: Build, feeds: Feeds, progres
     return checks
 
 
-def check_network(run: Run, graph: Graph, reference_run: Run, inputs: Sequence[tuple[str, int, Feeds]]) -> list[Check]:
-    """Of every input: the engine against the definition. reference_run: the checkpoint in float32."""
-    model = graph.to_model()
-    definition = reference(model)
-    _, ort = stock_evaluator(lower(graph, {}).to_model().SerializeToString())
+def check_network(run: Run, graph: Graph, reference_run: Run, inputs: Sequence[tuple[str, int, Feeds]],
+                  dynamic: Axes) -> list[Check]:
+    """Of every input: the engine against the definition. reference_run: the checkpoint in float32; dynamic: free axes."""
+    definition = reference(graph.to_model())
+    _, ort = stock_evaluator(free_axes(lower(graph, {}).to_model(), dynamic).SerializeToString())
     wants = [definition(feeds) for _, _, feeds in inputs]
     allowed = max(max(_FARTHER * _distance(ort(feeds), want), _SHARE * _distance(reference_run(feeds), want))
                   for (_, _, feeds), want in zip(inputs, wants, strict=True))

@@ -84,7 +84,7 @@ def _verified_int8(prepared: Prepared, calibration: Calibration) -> manifest.Ver
 
     forms = {name: layer.chosen for name, layer in prepared.measured.choice.items()}
     checks = [*(c for _, each in ((engine, run), *others)
-                for c in check_network(each, graph, opened.model.reference, inputs)),
+                for c in check_network(each, graph, opened.model.reference, inputs, opened.dynamic)),
               *check_layers(graph, forms, build, inputs[0][2], job.progress)]
     result = manifest.Verification(passed=all(c.passed for c in checks), engine=engine, checks=checks,
                                    reference="the int8 form, computed by onnx.reference")

@@ -22,8 +22,6 @@ from gkp.errors import UsageError
 
 Index = npt.NDArray[np.int64]
 Floats = npt.NDArray[Any]
-_LARGEST_INTEGER = 128.5
-"""Of 8 bits, with room for the rounding of a product."""
 
 
 def _index(values: Any, what: str, limit: int) -> Index:
@@ -364,8 +362,11 @@ def _united(convs: Sequence[BranchedConv]) -> Floats | None:
 
 def _holds(scale: Floats, branches: Sequence[Branch]) -> bool:
     """Is every weight one of the integers that 8 bits hold, times its output's scale?"""
-    return all(bool((np.abs(b.weight / np.asarray(scale)[b.out_index].reshape(-1, *(1,) * (b.weight.ndim - 1)))
-                     <= _LARGEST_INTEGER).all()) for b in branches)
+    for b in branches:
+        steps = np.rint(b.weight / np.asarray(scale)[b.out_index].reshape(-1, *(1,) * (b.weight.ndim - 1)))
+        if steps.min(initial=0) < -128 or steps.max(initial=0) > 127:
+            return False
+    return True
 
 
 def _bias_like(weight: Floats, bias: Floats | None) -> Floats:

@@ -235,11 +235,13 @@ def verdict(manifest: Manifest) -> str:
 
 
 def headline(manifest: Manifest) -> str:
-    """One honest sentence: what the conversion gained, in which setting, what was to be gained, and which network a state
-    dict was assumed to be."""
+    """One honest sentence: what the conversion gained, in which setting, what was to be gained, which network a state
+    dict was assumed to be, and when int8 was calibrated with no images."""
     text = _gain(manifest)
     if manifest.source.assumed:
         text = f"{text}; assumed {clean(manifest.source.assumed, 200)}"
+    if manifest.calibration is not None and manifest.calibration.kind == "random":
+        text = f"{text}; calibrated with random numbers: for timing only"
     if manifest.verification is not None and not manifest.verification.passed:
         text = f"verification failed; {text}"
     return text

@@ -19,6 +19,7 @@ from gkp.runtime.onnx_file import read_onnx
 from gkp.runtime.runners import OPENVINO, OpenVinoRunner, OrtRunner, Runner
 from gkp.runtime.trt import TrtRunner, pick_engine, runtime_cache_file
 from gkp.runtime.trust import require_trust
+from gkp.text import clean
 from gkp.types import Array
 
 DENSE = "dense.onnx"
@@ -30,6 +31,9 @@ def _ort(model: Path, manifest: Manifest) -> Runner:
 
 
 def _openvino(model: Path, manifest: Manifest) -> Runner:
+    if manifest.precision not in OPENVINO:
+        raise FileError(f"the manifest says that OpenVINO computes in {clean(manifest.precision, 40)}",
+                        "convert the model again")
     return OpenVinoRunner(read_onnx(model, manifest.files[model.name]), manifest.threads, OPENVINO[manifest.precision])
 
 

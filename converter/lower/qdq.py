@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -10,10 +11,12 @@ from gkp.converter import quantiser
 from gkp.converter.graph import Graph, Node, Tensor, producer, values, weights
 from gkp.converter.operators import UNARY
 from gkp.converter.quantiser import Quantiser, is_quantiser
+from gkp.errors import UnsupportedModelError
 from gkp.types import Array
 
 _MOVES = ("Concat", "Gather", "Slice")
 """What lowering adds to move channels; all along axis 1."""
+_ROUNDING = 2.0 ** -22
 
 
 def expand(graph: Graph) -> Graph:
@@ -35,19 +38,33 @@ def expand(graph: Graph) -> Graph:
 
 
 def weight(graph: Graph, array: Array, scale: Array, axis: int = 0) -> Tensor:
-    """A constant that is dequantised: array is integers times the scale of each slice along the axis."""
+    """A constant that is dequantised: array is integers times the scale of each slice along the axis. UnsupportedModelError
+    where it is not."""
     shape = [1] * array.ndim
     shape[axis] = -1
-    integers = np.rint(array / scale.reshape(shape)).astype(np.int8)
+    integers = _integers(array, scale.reshape(shape), np.int8)
+    if integers is None:
+        raise UnsupportedModelError("the weights of a quantised layer are no integers of 8 bits times its scales",
+                                    "make the file again")
     return dequantised(graph, "weight", integers, scale, axis)
 
 
 def bias(graph: Graph, array: Array, scale: Array) -> Tensor:
-    """A bias as int32 integers times input's scale x weight's scale, which is how integer kernels add it."""
+    """A bias as int32 integers times input's scale x weight's scale, which is how integer kernels add it; as it is, where it
+    is no such numbers."""
     scale = np.asarray(scale, np.float32)
-    info = np.iinfo(np.int32)
-    integers = np.clip(np.rint(array.astype(np.float64) / scale), info.min, info.max).astype(np.int32)
-    return dequantised(graph, "bias", integers, scale, 0)
+    integers = _integers(array, scale, np.int32)
+    return graph.constant("bias", array) if integers is None else dequantised(graph, "bias", integers, scale, 0)
+
+
+def _integers(array: Array, scale: Array, dtype: Any) -> Array | None:
+    """What times the scale is the array, but for the rounding of that product in float32."""
+    info = np.iinfo(dtype)
+    steps = np.rint(array.astype(np.float64) / scale if info.bits > 24 else array / scale)
+    fits = bool(steps.min(initial=0) >= info.min and steps.max(initial=0) <= info.max)
+    made = steps * scale
+    same = fits and (np.array_equal(made, array) or bool((np.abs(made - array) <= _ROUNDING * np.abs(array)).all()))
+    return steps.astype(dtype) if same else None
 
 
 def float_biases(graph: Graph) -> Graph:
@@ -74,8 +91,8 @@ def dequantised(graph: Graph, hint: str, integers: Array, scale: Array, axis: in
 # ---- quantise before moving ------------------------------------------------------------------------------------------
 def _sink(graph: Graph) -> None:
     """move(a, b) -> f -> FakeQuantize becomes move(FakeQuantize(f(a)), ...): the runtimes quantise in a convolution only
-    what is quantised right behind it."""
-    for node in graph.nodes:
+    what is quantised right behind it. The last move first, so that what stands in front of it meets its chain."""
+    for node in reversed(graph.nodes):
         if node.op in _MOVES and not node.domain and node.outputs:
             chain = _chain(graph, node.outputs[0])
             inputs = [t for t in node.inputs if values(t) is None]

@@ -24,6 +24,14 @@ def _numbers(value: Any, option: str) -> tuple[float, ...] | None:
     return numbers(value if isinstance(value, str) else ",".join(map(str, value)), option)
 
 
+def _spec(value: Any) -> str:
+    """Of images: a text, or the path of a file of arrays."""
+    if not isinstance(value, str | Path):
+        raise UsageError(f"calibration is a text or a path, not {type(value).__name__}",
+                         "save arrays with numpy.save and give the file")
+    return str(value)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ConvertOptions(Options):
     """What any target can be asked for, and the target's own options. input_shapes: shape by input name ("": of the only
@@ -41,7 +49,7 @@ class ConvertOptions(Options):
     precision: str = option("fp32", "Of weights and arithmetic. int8 needs --calibration.", choices=PRECISIONS)
     calibration: str | None = option(None, "int8: images to learn ranges from: cifar10:DIR (training images), folder:DIR, "
                                      "FILE.npy, FILE.npz; random is for timing only.",
-                                     metavar="cifar10:DIR|folder:DIR|FILE|random")
+                                     metavar="cifar10:DIR|folder:DIR|FILE|random", parse=_spec)
     calibration_images: int = option(300, "int8: how many of them.", between=(1, 100_000))
     mean: tuple[float, ...] | None = option(None, "Normalisation of these images. [default: the one the system was trained "
                                             "with]", metavar="R,G,B", parse=partial(_numbers, option="--mean"))

@@ -1,5 +1,6 @@
 """BranchedConv: the reference is a torch convolution, and every rewrite keeps the function up to its renumbering."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -232,6 +233,90 @@ def test_union_is_the_sum_of_disjoint_convolutions(conv: BranchedConv) -> None:
     close(union([one, two])(x_of(conv)), one(x_of(conv)) + two(x_of(conv)))
 
 
+# ---- integers -----------------------------------------------------------------------------------------------------
+@st.composite
+def integers(draw: st.DrawFn) -> BranchedConv:
+    """As `forms`, every weight an integer of 8 bits times its output's scale."""
+    conv = draw(forms())
+    rng = np.random.default_rng(draw(st.integers(0, 2**31)))
+    most = draw(st.sampled_from([3, 60, 127]))
+    scale = rng.uniform(0.01, 2, conv.out_channels).astype(np.float32)
+    wide = [scale[b.out_index].reshape(-1, *(1,) * (b.weight.ndim - 1)) for b in conv.branches]
+    parts = tuple(replace(b, weight=rng.integers(-most, most + 1, b.weight.shape) * s.astype(np.float64))
+                  for b, s in zip(conv.branches, wide, strict=True))
+    return replace(conv, branches=parts, scale=scale)
+
+
+def steps(conv: BranchedConv) -> Any:
+    """The integers, [F, C, *kernel]; they are integers."""
+    dense = conv.to_dense() / np.asarray(conv.scale).reshape(-1, *(1,) * (len(conv.kernel_shape) + 1))
+    np.testing.assert_allclose(dense, np.rint(dense), atol=1e-4)
+    return np.rint(dense)
+
+
+@QUICK
+@given(integers(), st.data())
+def test_permuting_and_taking_outputs_carries_their_scales(conv: BranchedConv, data: st.DataObject) -> None:
+    order = data.draw(st.permutations(range(conv.out_channels)))
+    assert np.array_equal(steps(conv.permute_outputs(order)), steps(conv)[order])
+    assert np.array_equal(conv.permute_outputs(order).scale, np.asarray(conv.scale)[order])
+    ins = data.draw(st.permutations(range(conv.in_channels)))
+    assert np.array_equal(steps(conv.permute_inputs(ins)), steps(conv)[:, ins])
+    index = np.array([*order[:data.draw(st.integers(0, conv.out_channels))], -1, -1])
+    taken = conv.take_outputs(index)
+    assert np.array_equal(np.asarray(taken.scale)[:-2], np.asarray(conv.scale)[index[:-2]])
+    assert np.array_equal(steps(taken)[:-2], steps(conv)[index[:-2]])
+    assert np.asarray(taken.scale)[-2:].tolist() == [1, 1]
+    close(taken(x_of(conv))[:, :-2], conv(x_of(conv))[:, index[:-2]])
+
+
+@QUICK
+@given(integers(), st.data())
+def test_gathered_weights_stay_integers_or_lose_the_scale_but_never_the_function(conv: BranchedConv, data: st.DataObject) -> None:
+    n = data.draw(st.integers(1, 9))
+    index = np.array(data.draw(st.lists(st.integers(-1, n - 1), min_size=conv.in_channels, max_size=conv.in_channels)))
+    z, sums = image(n, len(conv.kernel_shape)), np.zeros((conv.out_channels, n, *conv.kernel_shape))
+    for place, channel in enumerate(index):
+        if channel >= 0:
+            sums[:, channel] += steps(conv)[:, place]
+    gathered = conv.gather_inputs(index, n)
+    x = np.where((index >= 0).reshape(1, -1, *(1,) * (z.ndim - 2)), z[:, index], 0)
+    close(gathered(z), conv(x))
+    fits = sums.min(initial=0) >= -128 and sums.max(initial=0) <= 127
+    assert (gathered.scale is not None) == fits
+    if fits:
+        assert np.array_equal(steps(gathered), sums)
+
+
+def test_a_sum_of_128_has_no_place_in_8_bits_and_one_of_minus_128_has() -> None:
+    for weight, fits in ((64.0, False), (-64.0, True)):
+        conv = BranchedConv.build(2, 1, [([0, 1], [0], np.full((1, 2, 1), weight))], kernel_shape=[1], scale=np.ones(1, np.float32))
+        assert (conv.gather_inputs([0, 0], 1).scale is not None) == fits
+
+
+@QUICK
+@given(integers(), st.data())
+def test_merging_splitting_and_uniting_keep_every_integer(conv: BranchedConv, data: st.DataObject) -> None:
+    cut = data.draw(st.integers(0, len(conv.branches)))
+    order = data.draw(st.permutations(range(len(conv.branches))))
+    for made in (conv.merge([part for part in (order[:cut], order[cut:]) if part]), conv.split(data.draw(st.integers(1, 3)))):
+        assert np.array_equal(made.scale, conv.scale)
+        assert np.array_equal(steps(made), steps(conv))
+    halves = [replace(conv, branches=conv.branches[k::2], scale=conv.scale, bias=np.asarray(conv.bias) * (k == 0)) for k in (0, 1)]
+    other = replace(halves[1], scale=np.where(halves[1].written, conv.scale, 7).astype(np.float32))
+    made = union([halves[0], other])
+    assert np.array_equal(np.asarray(made.scale)[conv.written], np.asarray(conv.scale)[conv.written])
+    assert np.array_equal(steps(made), steps(conv))
+    assert union([halves[0], replace(other, scale=None)]).scale is None
+
+
+@QUICK
+@given(integers())
+def test_scaled_outputs_are_integers_of_no_scale(conv: BranchedConv) -> None:
+    ones = np.ones(conv.out_channels)
+    assert conv.scale_outputs(ones, ones).scale is None
+
+
 # ---- refusals ---------------------------------------------------------------------------------------------------
 ONE = np.ones((1, 1, 1))
 
@@ -259,6 +344,11 @@ def make(*branches: tuple[list[int], list[int], Any], **changes: Any) -> Branche
     ([], {"pads": (0,)}, "pads has 1 values, a 1-D convolution needs 2"),
     ([], {"strides": (0,)}, "at least 1"),
     ([], {"pads": (-1, 0)}, "pads at least 0"),
+    ([], {"scale": np.ones(3)}, "scale has shape (3,), expected (2,)"),
+    ([], {"scale": np.array([1, 0])}, "positive numbers"),
+    ([], {"scale": np.array([1, -1.0])}, "positive numbers"),
+    ([], {"scale": np.array([1, np.nan])}, "positive numbers"),
+    ([], {"scale": np.array([1, np.inf])}, "positive numbers"),
 ])
 def test_parts_that_do_not_fit_are_refused(branches: Any, changes: Any, text: str) -> None:
     with pytest.raises(UsageError) as error:

@@ -65,7 +65,7 @@ def test_texts_and_values_give_the_same_options(tmp_path: Path) -> None:
     ("trt", {"batch_profile": "8,4,2"}, "does not satisfy"), ("trt", {"compute_capability": "ada"}, "compute capability"),
     ("trt", {"backend": "tensorrt3"}, "unknown backend 'tensorrt3'"), ("native", {"cpu": "z80"}, "unknown cpu 'z80'"),
     ("ort", {"strategy": "magic"}, "unknown strategy 'magic'"), ("ort", {"opset": 5}, "opset must be 13 to 30, not 5"),
-    ("ort", {"threads": 0}, "threads must be 1 to 1024, not 0"), ("ort", {"precision": "int8"}, "unknown precision 'int8'"),
+    ("ort", {"threads": 0}, "threads must be 1 to 1024, not 0"), ("ort", {"precision": "int4"}, "unknown precision 'int4'"),
     ("ort", {"layers": ("conv1",)}, "NAME=FORM"), ("ort", {"input_shapes": {"": (1,)}}, "is not an input shape"),
     ("ort", {"io_precision": "fp16"}, "--io-precision is for --precision fp16"), ("tpu", {}, "unknown target 'tpu'"),
     ("ort", {"colour": "red"}, "unexpected keyword argument 'colour'")])

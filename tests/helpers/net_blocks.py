@@ -115,7 +115,7 @@ def _activation(net: Net, x: str) -> str:
                if name == "Exp" else net.op(name, x))
 
 
-_PLAIN: dict[str, Callable[[Net, str, int], str]] = {
+BLOCKS: dict[str, Callable[[Net, str, int], str]] = {
     "tmi": tmi_block,
     "gumi": gumi_block,
     "gumi-1": lambda net, x, c: net.bn(gumi_conv(net, x, c, c), c),
@@ -145,13 +145,13 @@ def _chunked(net: Net, x: str, c: int) -> str:
 
 
 @st.composite
-def networks(draw: st.DrawFn, *, most: int = 4, blocks: tuple[str, ...] = tuple(_PLAIN)) -> onnx.ModelProto:
+def networks(draw: st.DrawFn, *, most: int = 4, blocks: tuple[str, ...] = tuple(BLOCKS)) -> onnx.ModelProto:
     """A random network of up to `most` blocks on an 8x8 or 6x6 image, batch 1 or 3, with or without a classifier."""
     c, size = draw(st.sampled_from([8, 12])), draw(st.sampled_from([6, 8]))
     net = Net(draw(st.sampled_from([1, 3])), 3, size, size, seed=draw(st.integers(0, 2**31)))
     x = net.relu(net.conv3("x", 3, c))
     for name in draw(st.lists(st.sampled_from(blocks), min_size=1, max_size=most)):
-        x = _PLAIN[name](net, x, c)
+        x = BLOCKS[name](net, x, c)
     if draw(st.booleans()):
         if "tmi" in blocks and draw(st.booleans()):
             x, c = tmi_block(net, x, c, stride=2), c * 2
