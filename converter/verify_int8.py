@@ -21,6 +21,7 @@ from gkp.converter import node as branched_node
 from gkp.converter import quantiser
 from gkp.converter.calibration import Calibration
 from gkp.converter.forms import Forms
+from gkp.converter.dynamic import batch_axes, free_axes
 from gkp.converter.graph import Graph, Node, Tensor
 from gkp.converter.lower.emit import lower
 from gkp.converter.operators import UNARY
@@ -112,7 +113,8 @@ def check_network(run: Run, graph: Graph, reference_run: Run, inputs: Sequence[t
     """Of every input: the engine against the definition. reference_run: the checkpoint in float32."""
     model = graph.to_model()
     definition = reference(model)
-    _, ort = stock_evaluator(lower(graph, {}).to_model().SerializeToString())
+    stock = lower(graph, {}).to_model()
+    _, ort = stock_evaluator(free_axes(stock, batch_axes(stock)).SerializeToString())
     wants = [definition(feeds) for _, _, feeds in inputs]
     allowed = max(max(_FARTHER * _distance(ort(feeds), want), _SHARE * _distance(reference_run(feeds), want))
                   for (_, _, feeds), want in zip(inputs, wants, strict=True))

@@ -112,7 +112,7 @@ def _operators(changes: Sequence[tuple[str, int, int]]) -> str:
 
 
 def _why(missing: str) -> Text:
-    return Text(wording.shorten(missing, 24), "dim")
+    return Text(wording.shorten(missing, 26), "dim")
 
 
 def _ratios(candidate: CandidateTime) -> Text:

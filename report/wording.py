@@ -190,8 +190,10 @@ def reference_key(manifest: Manifest) -> str:
 def reference_name(manifest: Manifest) -> str:
     if reference_key(manifest) != "dense":
         return "the model as given"
-    several = any(len(_same_precision(manifest, m.rivals)) > 1 for m in manifest.measurements)
-    return f"the fastest dense {clean(manifest.precision, 20)}" if several else "the dense baseline"
+    engines = max((len(_same_precision(manifest, m.rivals)) for m in manifest.measurements), default=0)
+    if not engines:
+        return "the dense baseline"
+    return f"{'the fastest dense' if engines > 1 else 'dense'} {clean(manifest.precision, 20)}"
 
 
 def settings(manifest: Manifest) -> tuple[Setting, ...]:
