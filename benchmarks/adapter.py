@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError
 
 from gkp.converter.artefact import Artefact
 from gkp.converter.choose import dense_forms
@@ -18,8 +19,10 @@ from gkp.converter.graph import Graph
 from gkp.converter.lower.emit import lower
 from gkp.converter.quantise import quantise_stock
 from gkp.converter.targets import Built, Target, make_target
+from gkp.errors import FileError
 from gkp.options.convert import convert_options
 from gkp.runtime.runners import Runner
+from gkp.text import first_line
 from gkp.types import Progress, silent
 
 _RANDOM = 4
@@ -42,9 +45,12 @@ def lowered(dense: Graph, target: str) -> onnx.ModelProto:
 
 
 def int8_for_timing(model: bytes) -> bytes:
-    """A stock model in int8 as NNCF makes it, calibrated with random numbers: good for its time only. Errors of
-    gkp.converter.quantise."""
-    given = onnx.load_from_string(model)
+    """A stock model in int8 as NNCF makes it, calibrated with random numbers: good for its time only. FileError when it is
+    no ONNX; errors of gkp.converter.quantise."""
+    try:
+        given = onnx.load_from_string(model)
+    except DecodeError as e:
+        raise FileError(f"the model is not ONNX: {first_line(e)}", "convert the model again") from e
     rng = np.random.default_rng(0)
     shapes = {i.name: [max(1, d.dim_value) for d in i.type.tensor_type.shape.dim] for i in given.graph.input}
     samples = [{name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}

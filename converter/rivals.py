@@ -78,8 +78,8 @@ def told(target: Target) -> manifest.Rival:
 
 # ---- the dense baseline --------------------------------------------------------------------------------------------
 def dense_rows(job: Job, opened: Opened, recognised: Recognised, chosen: Chosen, engines: Engines | None) -> Dense:
-    """The dense baseline in every engine, of whose rows in one precision the fastest counts: the given file both as it is and
-    simplified; or the twin, if it has groups of its own both in these and in the forms of the converted model. As
+    """The dense baseline in every engine, of whose rows in one precision the fastest counts: the given file both as it is
+    and simplified; or the twin, if it has groups of its own both in these and in the forms of the converted model. As
     installed: the file, or the twin. engines: None: it is not run."""
     given = opened.baseline
     graph = recognise(Graph(given.model, given.budget)) if given is not None else recognised.twin

@@ -20,8 +20,8 @@ import onnx
 from gkp.converter import node as branched_node
 from gkp.converter import quantiser
 from gkp.converter.calibration import Calibration
-from gkp.converter.forms import Forms
 from gkp.converter.dynamic import batch_axes, free_axes
+from gkp.converter.forms import Forms
 from gkp.converter.graph import Graph, Node, Tensor
 from gkp.converter.lower.emit import lower
 from gkp.converter.operators import UNARY
