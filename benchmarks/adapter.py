@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import onnx
+from google.protobuf.message import DecodeError
 
 from gkp.converter.artefact import Artefact
 from gkp.converter.choose import dense_forms
@@ -15,11 +17,15 @@ from gkp.converter.dynamic import batch_axes, free_axes
 from gkp.converter.encoding import Encoding
 from gkp.converter.graph import Graph
 from gkp.converter.lower.emit import lower
+from gkp.converter.quantise import quantise_stock
 from gkp.converter.targets import Built, Target, make_target
+from gkp.errors import FileError
 from gkp.options.convert import convert_options
 from gkp.runtime.runners import Runner
+from gkp.text import first_line
 from gkp.types import Progress, silent
 
+_RANDOM = 4
 Start = Callable[[Graph, int], Runner]
 """start(graph, threads): a network in the one form, compiled for any batch. GkpError when it cannot be."""
 
@@ -36,6 +42,21 @@ def convert(source: Any, target: str, progress: Progress = silent, **options: An
 def lowered(dense: Graph, target: str) -> onnx.ModelProto:
     """A dense network as stock ONNX, in the target's dense forms."""
     return lower(dense, dense_forms(dense, make_target(target))).to_model()
+
+
+def int8_for_timing(model: bytes) -> bytes:
+    """A stock model in int8 as NNCF makes it, calibrated with random numbers: good for its time only. FileError when it is
+    no ONNX; errors of gkp.converter.quantise."""
+    try:
+        given = onnx.load_from_string(model)
+    except DecodeError as e:
+        raise FileError(f"the model is not ONNX: {first_line(e)}", "convert the model again") from e
+    rng = np.random.default_rng(0)
+    shapes = {i.name: [max(1, d.dim_value) for d in i.type.tensor_type.shape.dim] for i in given.graph.input}
+    samples = [{name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+               for _ in range(_RANDOM)]
+    made: bytes = quantise_stock(given, samples).SerializeToString()
+    return made
 
 
 class Engines:

@@ -1,4 +1,5 @@
-"""`gkp bench`: artefacts measured again where they are, each turn by turn with its dense baseline. Needs no onnx."""
+"""`gkp bench`: artefacts measured again where they are, each turn by turn with its dense baseline on every stock engine that
+is here. Needs no onnx, but for the dense baseline in int8."""
 
 from __future__ import annotations
 
@@ -7,17 +8,31 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from msgspec.structs import replace
 from rich.table import Table
 from rich.text import Text
 
 from gkp import manifest as manifest_module
 from gkp.benchmarks.results import ArtefactRow
-from gkp.manifest import Manifest, Timing
-from gkp.report.kit import left, right
+from gkp.errors import GkpError
+from gkp.manifest import Manifest, Rival, Timing
+from gkp.report.kit import left, ratio_text, right
 from gkp.report.kit import table as plain
-from gkp.report.wording import NOT_MEASURED, interval, milliseconds, times
-from gkp.runtime.load import open_baseline, open_runner
-from gkp.runtime.measure import interleave, ratio, timing
+from gkp.report.wording import (
+    NOT_MEASURED,
+    fastest_of_kinds,
+    interval,
+    milliseconds,
+    rival_name,
+    setting_name,
+    shorten,
+    times,
+)
+from gkp.require import require
+from gkp.runtime.load import DENSE, STOCK, open_baseline, open_rivals, open_runner, stock_baseline, stock_rival
+from gkp.runtime.measure import fastest, interleave, ratio, timing
+from gkp.runtime.onnx_file import read_onnx
+from gkp.runtime.runners import Runner
 from gkp.text import clean
 from gkp.types import Progress
 
@@ -30,9 +45,11 @@ def bench(directories: Sequence[Path], batches: Sequence[int], seconds: float, r
     for number, directory in enumerate(directories):
         written = manifest_module.read(directory)
         manifest_module.check_files(directory, written)
+        report(f"{clean(directory.name, 24)}, dense in int8", number / len(directories))
+        int8 = _int8(directory, written)
         for batch in batches or [m.batch for m in written.measurements] or [_declared_batch(written)]:
             report(f"{clean(directory.name, 24)}, batch {batch}", number / len(directories))
-            rows.append(_row(directory, written, batch, seconds, trust_code))
+            rows.append(_row(directory, written, int8, batch, seconds, trust_code))
     return rows
 
 
@@ -41,11 +58,41 @@ def _declared_batch(written: Manifest) -> int:
     return first if isinstance(first, int) else 1
 
 
-def _row(directory: Path, written: Manifest, batch: int, seconds: float, trust_code: bool) -> ArtefactRow:
-    runners = {"converted": open_runner(directory, written, trust_code)}
-    if (dense := open_baseline(directory, written, trust_code)) is not None:
-        runners["dense"] = dense
+def _int8(directory: Path, written: Manifest) -> bytes | str | None:
+    """The dense baseline of an artefact for CPUs in int8, which NNCF makes with random numbers, for its time; why it cannot;
+    None where the artefact has none, or has it in int8 itself."""
+    if not stock_baseline(written) or written.precision == "int8":
+        return None
     try:
+        require("onnx", "convert")
+        from gkp.benchmarks.adapter import int8_for_timing
+
+        return int8_for_timing(read_onnx(directory / DENSE, written.files[DENSE]))
+    except GkpError as e:
+        return e.message
+
+
+def _opened(directory: Path, written: Manifest, int8: bytes | str | None,
+            trust_code: bool) -> list[tuple[Rival, Runner | None]]:
+    """The dense baseline in every engine."""
+    if not stock_baseline(written):
+        own = open_baseline(directory, written, trust_code)
+        return [(Rival(engine=written.target, precision=written.precision), own)] if own is not None else []
+    found = open_rivals(directory, written)
+    if isinstance(int8, str):
+        return [*found, (Rival(engine="openvino", precision="int8", missing=int8), None)]
+    return found if int8 is None else [*found, *(stock_rival(int8, e, "int8", written.threads) for e in STOCK)]
+
+
+def _row(directory: Path, written: Manifest, int8: bytes | str | None, batch: int, seconds: float,
+         trust_code: bool) -> ArtefactRow:
+    runners = {"converted": open_runner(directory, written, trust_code)}
+    rivals: dict[str, Rival] = {}
+    try:
+        for number, (rival, runner) in enumerate(_opened(directory, written, int8, trust_code)):
+            rivals[str(number)] = rival
+            if runner is not None:
+                runners[str(number)] = runner
         rng = np.random.default_rng(0)
         arrays = [rng.standard_normal([batch, *(n if isinstance(n, int) else 1 for n in i.shape[1:])]).astype(i.dtype)
                   for i in written.inputs]
@@ -54,18 +101,22 @@ def _row(directory: Path, written: Manifest, batch: int, seconds: float, trust_c
     finally:
         for runner in runners.values():
             runner.close()
-    reference = samples.get("dense")
+    converted = samples["converted"]
+    same = fastest(samples, [name for name, r in rivals.items() if r.precision == written.precision and not r.as_installed])
+    reference = samples[same] if same else None
     return ArtefactRow(name=clean(directory.name, 60), target=written.target, batch=batch, threads=written.threads,
-                       dense_ms=timing(reference) if reference else None, converted_ms=timing(samples["converted"]),
-                       speedup=ratio(reference, samples["converted"]) if reference else None,
-                       theoretical=written.speedup.theoretical)
+                       dense_ms=timing(reference) if reference else None, converted_ms=timing(converted),
+                       speedup=ratio(reference, converted) if reference else None,
+                       theoretical=written.speedup.theoretical,
+                       rivals=[replace(rival, ms=timing(samples[name]), ratio=ratio(samples[name], converted))
+                               if name in samples else rival for name, rival in rivals.items()])
 
 
 def rows_of(name: str, written: Manifest) -> list[ArtefactRow]:
     """The measurements that a conversion has just made, as rows."""
     return [ArtefactRow(name=name, target=written.target, batch=m.batch, threads=m.threads, dense_ms=m.latency_ms.dense,
                         as_is_ms=m.latency_ms.as_is, converted_ms=m.latency_ms.converted, speedup=m.speedup.vs_dense,
-                        vs_as_is=m.speedup.vs_as_is, theoretical=m.speedup.theoretical)
+                        vs_as_is=m.speedup.vs_as_is, theoretical=m.speedup.theoretical, rivals=m.rivals)
             for m in written.measurements if m.latency_ms.converted is not None]
 
 
@@ -83,6 +134,22 @@ def table(rows: Sequence[ArtefactRow]) -> Table:
         out.add_row(Text(row.name), row.target, str(row.batch), _ms(row.dense_ms), *([_as_given(row)] if given else []),
                     _ms(row.converted_ms), NOT_MEASURED if row.speedup is None else interval(row.speedup),
                     "-" if row.theoretical is None else times(row.theoretical))
+    return out
+
+
+def rival_table(rows: Sequence[ArtefactRow]) -> Table | None:
+    """The dense baseline in each precision and as installed, in the engine that is fastest; None where there is none."""
+    if not any(row.rivals for row in rows):
+        return None
+    caption = ("dense: the same network in the fastest engine; speedup: of the artefact over it; int8 by NNCF, unless the "
+               "artefact is in int8: with ranges of random numbers, for its time")
+    out = plain(left(overflow="fold"), right("dense ms"), right("speedup over it (95 %)"), ruled=True, caption=caption)
+    for row in rows:
+        if row.rivals:
+            out.add_row(Text(f"{row.name}, {row.target}, {setting_name(row.batch, row.threads)}", "bold"))
+            for rival in fastest_of_kinds(row.rivals):
+                told = Text(shorten(rival.missing, 36), "dim") if rival.missing else ratio_text(rival.ratio)
+                out.add_row(Text(f"  {rival_name(rival)}"), _ms(rival.ms), told)
     return out
 
 

@@ -7,14 +7,14 @@ from statistics import median
 import msgspec
 
 from gkp.benchmarks.kit import Explained, Results, Timed
-from gkp.manifest import Ratio, Roofline, Timing
+from gkp.manifest import Ratio, Rival, Roofline, Timing
 
 SCHEMA_VERSION = 2
 
 
 class ArtefactRow(Explained, frozen=True, kw_only=True):
-    """One artefact at one batch size. Speedups as in manifest.json; null when not measured. missing: why there is no
-    converted model."""
+    """One artefact at one batch size. Speedups and rivals as in manifest.json; null when not measured. missing: why there is
+    no converted model."""
 
     name: str
     target: str
@@ -26,6 +26,7 @@ class ArtefactRow(Explained, frozen=True, kw_only=True):
     speedup: Ratio | None = None
     vs_as_is: Ratio | None = None
     theoretical: float | None = None
+    rivals: list[Rival] = msgspec.field(default_factory=list)
 
 
 class EngineRow(Timed, frozen=True, kw_only=True):

@@ -15,8 +15,6 @@ from gkp.report import wording
 from gkp.report.kit import left, missing_lines, ratio_text, right, table
 from gkp.text import clean
 
-ENGINES = {"ort": "ONNX Runtime", "openvino": "OpenVINO", "ncnn": "ncnn", "native": "native kernels"}
-
 
 def suite_tables(found: Bench) -> RenderableType:
     """Everything but the conversions, whose table is gkp.benchmarks.bench.table."""
@@ -40,7 +38,7 @@ def engine_tables(comparisons: Sequence[Comparison]) -> Iterator[RenderableType]
 
 def engine_name(row: EngineRow) -> str:
     """`ncnn, dense`."""
-    return f"{ENGINES.get(row.engine, clean(row.engine, 20))}, {clean(row.model, 20)}"
+    return f"{wording.ENGINES.get(row.engine, clean(row.engine, 20))}, {clean(row.model, 20)}"
 
 
 def _title(comparison: Comparison) -> str:

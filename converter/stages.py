@@ -109,9 +109,11 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Dense:
-    """The dense baseline. rows: by name, in every engine that it runs on, with the engine; macs: None without a baseline."""
+    """The dense baseline, by the names of rows, with the engine that it runs on. rows: in the precision of the conversion;
+    beside: in another one, or in an engine as installed; macs: None without a baseline."""
 
     rows: Mapping[str, tuple[Built, Target]]
+    beside: Mapping[str, tuple[Built, Target]]
     macs: int | None
 
 

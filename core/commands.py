@@ -199,6 +199,9 @@ def bench(screen: Screen, *, directories: tuple[Path, ...], suite: str | None, c
         else:
             found = Bench(rows=benchmarks.bench(directories, batches, seconds, progress, trust_code), environment=before)
     screen.show(benchmarks.table(found.rows))
+    if (rivals := benchmarks.rival_table(found.rows)) is not None:
+        screen.say("")
+        screen.show(rivals)
     screen.show(suite_tables(found))
     screen.say(f"{before['cpu']}, {before['cores']} cores, load {before['load_average']} at the start; medians, "
                "interleaved in one process", style="dim")

@@ -55,13 +55,30 @@ class Speedup(msgspec.Struct, frozen=True, kw_only=True):
     theoretical: float | None = None
 
 
+class Rival(msgspec.Struct, frozen=True, kw_only=True):
+    """The dense baseline (where there is none, the model as given, in other engines) in one that may run it here.
+
+    engine: its target's name; precision: in which it computes; as_installed: with the engine's defaults but for the threads,
+    and precision is what it chose (null: it is not here); ratio: time of this / time of the converted model; missing: why it
+    has no time."""
+
+    engine: str
+    precision: str | None
+    as_installed: bool = False
+    ms: Timing | None = None
+    ratio: Ratio | None = None
+    missing: str | None = None
+
+
 class Measurement(msgspec.Struct, frozen=True, kw_only=True):
-    """One measured setting."""
+    """One measured setting. latency_ms.dense is the fastest of the rivals in the precision of the conversion that do not run
+    as installed."""
 
     batch: int
     threads: int
     latency_ms: Latencies
     speedup: Speedup
+    rivals: list[Rival] = []
 
 
 class CandidateTime(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,7 +16,7 @@ from gkp.require import require
 from gkp.text import clean
 
 _TEMPLATE = "report.html.j2"
-_FILLERS = {"dense": "", "as_is": "given", "converted": "accent", "theoretical": "outline"}
+_FILLERS = {"dense": "", "rival": "", "as_is": "given", "converted": "accent", "theoretical": "outline"}
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def latency_chart(setting: wording.Setting) -> Chart:
     bars = []
     for row in setting.rows:
         t = row.timing
-        bars.append(Bar(row.label, wording.NOT_MEASURED, None) if t is None else Bar(
+        bars.append(Bar(row.label, row.missing or wording.NOT_MEASURED, None) if t is None else Bar(
             row.label, f"{wording.milliseconds(t.median)} ms", _percent(t.median, scale), _percent(t.q1, scale),
             _percent(t.q3, scale), _FILLERS[row.key]))
     return Chart(f"Milliseconds per call, {setting.name}", tuple(bars))

@@ -26,9 +26,11 @@ _VERDICT_STYLES = {"faster": "bold green", "mixed": "bold yellow", "slower": "bo
 
 
 def conversion_table(manifest: Manifest) -> RenderableType:
-    """Headline, the three rows of every measured setting, then work, operators, verification and baseline."""
+    """Headline, the rows of every measured setting, then work, operators, verification and baseline."""
     style = _VERDICT_STYLES.get(wording.verdict(manifest), "bold")
-    return Group(Text(wording.headline(manifest), style), Text(), _latencies(manifest), Text(), _facts(manifest))
+    settings = wording.settings(manifest)
+    measured = [_latencies(manifest, settings), Text()] if settings else []
+    return Group(Text(wording.headline(manifest), style), Text(), *measured, _facts(manifest))
 
 
 def layer_table(manifest: Manifest, verbose: bool) -> RenderableType:
@@ -50,28 +52,25 @@ def candidates_table(layer: Layer) -> RenderableType:
     return Group(title, out)
 
 
-def _latencies(manifest: Manifest) -> RenderableType:
-    settings = wording.settings(manifest)
+def _latencies(manifest: Manifest, settings: Sequence[wording.Setting]) -> RenderableType:
     versus = f"speedup vs {'dense' if wording.reference_key(manifest) == 'dense' else 'as given'}"
-    caption = f"speedup: median ratio over interleaved rounds, 95 % interval; {wording.FASTER_NOTE}" if settings else ""
+    caption = f"speedup: median ratio over interleaved rounds, 95 % interval; {wording.FASTER_NOTE}"
     out = table(left(overflow="fold"), right("median ms"), right("quartiles"), _fixed(versus), ruled=True, caption=caption)
     for setting in settings:
         out.add_row(Text(setting.name, "bold"))
         for row in setting.rows:
             out.add_row(*_timing_cells(row), style="bold" if row.key == "converted" else "")
         out.add_section()
-    if not settings:
-        for label in wording.ROW_LABELS.values():
-            out.add_row(Text(f"  {label}"), *(_quiet(None) for _ in range(3)))
     theoretical = manifest.speedup.theoretical
     out.add_row(Text("theoretical"), Text(), Text(), _quiet(None if theoretical is None else wording.times(theoretical)))
     return out
 
 
 def _timing_cells(row: wording.SettingRow) -> list[Text]:
-    label = Text(f"  {row.label}")
+    label = Text(f"  {row.label}", "bold red" if row.wins else "")
     if row.timing is None:
-        return [label, *(_quiet(None) for _ in range(3))]
+        told = (Text(), Text(), _why(row.missing)) if row.missing else (_quiet(None), _quiet(None), _quiet(None))
+        return [label, *told]
     median, q1, q3 = map(wording.milliseconds, (row.timing.median, row.timing.q1, row.timing.q3))
     return [label, Text(median), Text(f"{q1} to {q3}"), Text(row.speedup_text, colour(row.interval))]
 
@@ -110,6 +109,10 @@ def _operators(changes: Sequence[tuple[str, int, int]]) -> str:
     changed = [f"{name} {before} -> {after}" for name, before, after in changes if before != after]
     total = f"all {sum(c[1] for c in changes)} -> {sum(c[2] for c in changes)}"
     return ", ".join([total, *changed])
+
+
+def _why(missing: str) -> Text:
+    return Text(wording.shorten(missing, 26), "dim")
 
 
 def _ratios(candidate: CandidateTime) -> Text:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gkp.manifest import (
     CandidateTime,
@@ -18,6 +18,7 @@ from gkp.manifest import (
     Measurement,
     Memory,
     Ratio,
+    Rival,
     Speedup,
     Timing,
     Verification,
@@ -26,6 +27,8 @@ from gkp.text import clean, plural
 
 NOT_MEASURED = "not measured"
 ROW_LABELS = {"dense": "dense baseline", "as_is": "as given", "converted": "converted"}
+ENGINES = {"ort": "ONNX Runtime", "openvino": "OpenVINO", "ncnn": "ncnn", "native": "native kernels"}
+_RIVALS = {"dense": "dense", "as_is": "as given"}
 FASTER_NOTE = "above 1 is faster"
 _BASELINES = {
     "given": "the dense model given with --baseline",
@@ -129,8 +132,9 @@ def batch_name(key: str) -> str:
 
 @dataclass(frozen=True)
 class SettingRow:
-    """One of the three rows of a setting. speedup: reference time / this time, None when not measured; interval: its
-    95 % bootstrap interval where there is one. key: dense, as_is or converted."""
+    """One row of a setting. speedup: reference time / this time, None when not measured; interval: its 95 % bootstrap
+    interval where there is one. key: dense, rival, as_is or converted; converted: time of this / converted, of a rival;
+    missing: why a rival has no time."""
 
     key: str
     label: str
@@ -138,6 +142,13 @@ class SettingRow:
     speedup: float | None
     interval: Ratio | None
     is_reference: bool
+    converted: Ratio | None = None
+    missing: str | None = None
+
+    @property
+    def wins(self) -> bool:
+        """Is it a rival that is faster than the converted model beyond doubt?"""
+        return self.converted is not None and self.converted.high < 1
 
     @property
     def speedup_text(self) -> str:
@@ -150,19 +161,25 @@ class SettingRow:
 
 @dataclass(frozen=True)
 class Setting:
-    """One measured setting: its name, and the dense baseline, the model as given and the converted one, in order."""
+    """One measured setting: its name, and the dense baseline, its other rivals, the model as given and the converted one, in
+    order."""
 
     name: str
-    rows: tuple[SettingRow, SettingRow, SettingRow]
+    rows: tuple[SettingRow, ...]
     theoretical: float | None
 
     @property
     def as_given(self) -> SettingRow:
-        return self.rows[1]
+        return self.rows[-2]
 
     @property
     def converted(self) -> SettingRow:
-        return self.rows[2]
+        return self.rows[-1]
+
+    @property
+    def lost(self) -> tuple[SettingRow, ...]:
+        """The rivals that are faster than the converted model beyond doubt, but for the reference."""
+        return tuple(row for row in self.rows if row.wins)
 
 
 def reference_key(manifest: Manifest) -> str:
@@ -171,7 +188,12 @@ def reference_key(manifest: Manifest) -> str:
 
 
 def reference_name(manifest: Manifest) -> str:
-    return "the dense baseline" if reference_key(manifest) == "dense" else "the model as given"
+    if reference_key(manifest) != "dense":
+        return "the model as given"
+    engines = max((len(_same_precision(manifest, m.rivals)) for m in manifest.measurements), default=0)
+    if not engines:
+        return "the dense baseline"
+    return f"{'the fastest dense' if engines > 1 else 'dense'} {clean(manifest.precision, 20)}"
 
 
 def settings(manifest: Manifest) -> tuple[Setting, ...]:
@@ -200,8 +222,12 @@ def _setting(manifest: Manifest, name: str, measured: Measurement | Manifest) ->
     latencies, speedup = measured.latency_ms, measured.speedup
     reference = reference_key(manifest)
     base = latencies.dense if reference == "dense" else latencies.as_is
+    rivals = measured.rivals if isinstance(measured, Measurement) else []
+    first = fastest_rival(_same_precision(manifest, rivals)) if reference == "dense" else None
+    dense = _row("dense", latencies.dense, base, reference, None, rival_name(first) if first else "")
     return Setting(name, (
-        _row("dense", latencies.dense, base, reference, None),
+        *([dense] if latencies.dense is not None or not rivals else []),
+        *(_rival_row(rival, base, reference) for rival in _others(manifest, rivals)),
         _row("as_is", latencies.as_is, base, reference, None),
         _row("converted", latencies.converted, base, reference, _converted_ratio(speedup, reference)),
     ), speedup.theoretical if speedup.theoretical is not None else manifest.speedup.theoretical)
@@ -211,16 +237,72 @@ def _converted_ratio(speedup: Speedup, reference: str) -> Ratio | None:
     return speedup.vs_dense if reference == "dense" else speedup.vs_as_is
 
 
-def _row(key: str, timing: Timing | None, base: Timing | None, reference: str, ratio: Ratio | None) -> SettingRow:
+def _row(key: str, timing: Timing | None, base: Timing | None, reference: str, ratio: Ratio | None,
+         label: str = "") -> SettingRow:
     value = ratio.value if ratio is not None else None
     if value is None and timing is not None and base is not None and timing.median > 0:
         value = base.median / timing.median
-    return SettingRow(key, ROW_LABELS[key], timing, value, ratio, key == reference)
+    return SettingRow(key, label or ROW_LABELS[key], timing, value, ratio, key == reference)
 
 
+# ---- rivals ---------------------------------------------------------------------------------------------------------
+def rival_name(rival: Rival, model: str = "dense") -> str:
+    """`dense fp32, ONNX Runtime`, `OpenVINO as installed, bf16`. model: what runs on it."""
+    engine, precision = ENGINES.get(rival.engine, clean(rival.engine, 20)), clean(rival.precision or "", 10)
+    if not rival.as_installed:
+        return f"{model} {precision}, {engine}"
+    return f"{engine} as installed" + (f", {precision}" if precision else "")
+
+
+def fastest_rival(rivals: Sequence[Rival]) -> Rival | None:
+    """None: none of them was measured."""
+    return min((r for r in rivals if r.ms is not None), key=lambda r: r.ms.median if r.ms else math.inf, default=None)
+
+
+def _same_precision(manifest: Manifest, rivals: Sequence[Rival]) -> list[Rival]:
+    return [r for r in rivals if r.precision == manifest.precision and not r.as_installed and r.ms is not None]
+
+
+def fastest_of_kinds(rivals: Sequence[Rival]) -> list[Rival]:
+    """The fastest in every precision, and as installed; where none was measured, one that says why."""
+    kinds: dict[str | None, list[Rival]] = {}
+    for rival in rivals:
+        kinds.setdefault(None if rival.as_installed else rival.precision, []).append(rival)
+    return [fastest_rival(found) or found[0] for found in kinds.values()]
+
+
+def _others(manifest: Manifest, rivals: Sequence[Rival]) -> list[Rival]:
+    """The kinds but for that of a dense reference."""
+    told = manifest.precision if reference_key(manifest) == "dense" else None
+    return [rival for rival in fastest_of_kinds(rivals) if rival.as_installed or rival.precision != told]
+
+
+def _rival_row(rival: Rival, base: Timing | None, reference: str) -> SettingRow:
+    label = rival_name(rival, _RIVALS[reference])
+    return replace(_row("rival", rival.ms, base, reference, None, label), converted=rival.ratio, missing=rival.missing)
+
+
+def _lost(shown: Sequence[Setting], model: str) -> str:
+    """Which rivals are faster, and in which settings. model: what runs on them."""
+    found: dict[str, list[str]] = {}
+    for setting in shown:
+        for row in setting.lost:
+            if row.converted is not None:
+                name = row.label if row.label.startswith(model) else f"{model} on {row.label}"
+                found.setdefault(name, []).append(f"{times(row.converted.value)} at {setting.name}")
+    return ", ".join(f"slower than {name} ({'; '.join(where)})" for name, where in found.items())
+
+
+# ---- the headline ---------------------------------------------------------------------------------------------------
 def verdict(manifest: Manifest) -> str:
-    """`faster` (the interval is above 1 in every setting), `mixed` (in the first but not in all), `dense` (nothing beat
-    dense), `slower`, `same` or `unmeasured`."""
+    """`faster` (the interval is above 1 in every setting, and no rival is faster), `mixed` (in some but not in all, or than
+    some), `dense` (nothing beat dense), `slower`, `same` or `unmeasured`."""
+    kind = _kind(manifest)
+    return "mixed" if kind == "faster" and any(s.lost for s in settings(manifest)) else kind
+
+
+def _kind(manifest: Manifest) -> str:
+    """The verdict by the reference alone."""
     ratios = [s.converted.interval for s in settings(manifest)]
     known = [r for r in ratios if r is not None]
     if not ratios or ratios[0] is None:
@@ -235,9 +317,10 @@ def verdict(manifest: Manifest) -> str:
 
 
 def headline(manifest: Manifest) -> str:
-    """One honest sentence: what the conversion gained, in which setting, what was to be gained, which network a state
-    dict was assumed to be, and when int8 was calibrated with no images."""
-    text = _gain(manifest)
+    """One honest sentence: which rivals are faster, what the conversion gained, in which setting, what was to be gained,
+    which network a state dict was assumed to be, and when int8 was calibrated with no images."""
+    lost = _lost(settings(manifest), _RIVALS[reference_key(manifest)])
+    text = f"{lost}; {_gain(manifest)}" if lost else _gain(manifest)
     if manifest.source.assumed:
         text = f"{text}; assumed {clean(manifest.source.assumed, 200)}"
     if manifest.calibration is not None and manifest.calibration.kind == "random":
@@ -248,7 +331,7 @@ def headline(manifest: Manifest) -> str:
 
 
 def _gain(manifest: Manifest) -> str:
-    shown, kind, reference = settings(manifest), verdict(manifest), reference_name(manifest)
+    shown, kind, reference = settings(manifest), _kind(manifest), reference_name(manifest)
     theory = "" if manifest.speedup.theoretical is None else f"theoretical {times(manifest.speedup.theoretical)}"
     ratio = shown[0].converted.interval if shown else None
     if ratio is None:

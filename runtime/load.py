@@ -9,14 +9,15 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from gkp import manifest as manifest_module
-from gkp.errors import FileError, GkpError, UsageError
-from gkp.manifest import Manifest
+from gkp.errors import BackendMissingError, FileError, GkpError, UsageError
+from gkp.manifest import Manifest, Rival
 from gkp.runtime.hybrid import INDEX, HybridRunner
 from gkp.runtime.native import NativeRunner
 from gkp.runtime.onnx_file import read_onnx
-from gkp.runtime.runners import OPENVINO, OpenVinoRunner, OrtRunner, Runner
+from gkp.runtime.runners import AS_INSTALLED, OPENVINO, OpenVinoRunner, OrtRunner, Runner, openvino_precision
 from gkp.runtime.trt import TrtRunner, pick_engine, runtime_cache_file
 from gkp.runtime.trust import require_trust
 from gkp.text import clean
@@ -24,6 +25,8 @@ from gkp.types import Array
 
 DENSE = "dense.onnx"
 """The dense baseline, in an artefact whose target runs ONNX."""
+STOCK = {"ort": ("fp32", "int8"), "openvino": tuple(OPENVINO)}
+"""The stock engines of CPUs, and in what they compute."""
 
 
 def _ort(model: Path, manifest: Manifest) -> Runner:
@@ -174,6 +177,35 @@ def open_baseline(directory: Path, manifest: Manifest, trust_code: bool = False)
     opener = RUNNERS.get(manifest.target)
     name = opener.baseline(manifest) if opener else None
     return open_runner(directory, manifest, trust_code, name) if name else None
+
+
+def stock_baseline(manifest: Manifest) -> bool:
+    """Is there a dense baseline that the stock engines of CPUs are to run?"""
+    return DENSE in manifest.files and manifest.target != "trt" and (manifest.provider or "cpu") == "cpu"
+
+
+def open_rivals(directory: Path, manifest: Manifest) -> list[tuple[Rival, Runner | None]]:
+    """The dense baseline of an artefact for CPUs in every stock engine: in the precision of the artefact and, unless that is
+    int8 (then the baseline is, too), in float32 and in OpenVINO as installed. Without a runner where it cannot be had.
+    FileError, UnsafeFileError: it is not as it was written, or not whole."""
+    if not stock_baseline(manifest):
+        return []
+    data = read_onnx(directory / DENSE, manifest.files[DENSE])
+    ways = [manifest.precision] if manifest.precision == "int8" else [manifest.precision, "fp32", AS_INSTALLED]
+    return [stock_rival(data, engine, precision, manifest.threads) for precision in dict.fromkeys(ways)
+            for engine, precisions in STOCK.items() if precision in precisions]
+
+
+def stock_rival(model: bytes, engine: str, precision: str, threads: int) -> tuple[Rival, Runner | None]:
+    """A stock model in an engine of STOCK, or why it cannot be had. precision: may be AS_INSTALLED."""
+    installed = precision == AS_INSTALLED
+    rival = Rival(engine=engine, precision=None if installed else precision, as_installed=installed)
+    try:
+        runner: Runner = (OrtRunner(model, threads) if engine == "ort" else
+                          OpenVinoRunner(model, threads, OPENVINO[precision]))
+    except (BackendMissingError, FileError) as e:
+        return replace(rival, missing=e.message), None
+    return (replace(rival, precision=openvino_precision()) if installed else rival), runner
 
 
 def open_runner(directory: Path, manifest: Manifest, trust_code: bool = False, model: str | None = None) -> Runner:

@@ -62,22 +62,23 @@ class OrtRunner:
         del self._session
 
 
-OPENVINO = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+AS_INSTALLED = "as installed"
+"""In place of a precision: the engine's own choice."""
+OPENVINO = {"fp32": "f32", "bf16": "bf16", "int8": "f32", AS_INSTALLED: None}
 """In which precision OpenVINO computes what is not quantised, by the precision of a model."""
 
 
 class OpenVinoRunner:
     """OpenVINO on the CPU, latency mode, one stream, `threads` threads. precision: in which it computes what is not
-    quantised: "f32", "bf16", or None for what it takes by itself (bf16 where the processor has it). Errors as of
-    OrtRunner."""
+    quantised: "f32" or "bf16"; None: all but the threads is what it takes by itself. Errors as of OrtRunner."""
 
     def __init__(self, model: bytes, threads: int, precision: str | None = "f32") -> None:
         refuse_external(model)
         core = _openvino_core()
         try:
-            options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+            options: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads}
             if precision is not None:
-                options["INFERENCE_PRECISION_HINT"] = precision
+                options |= {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": precision}
             compiled = core.compile_model(core.read_model(model), "CPU", options)
         except Exception as e:
             raise FileError(f"OpenVINO cannot open the model: {first_line(e)}", "run with -v for the whole text") from e
@@ -95,6 +96,12 @@ class OpenVinoRunner:
 
     def close(self) -> None:
         del self._request
+
+
+def openvino_precision() -> str:
+    """In which precision OpenVINO computes float32 models here, unless it is told: "bf16" where the processor has it."""
+    chosen = str(_openvino_core().get_property("CPU", "INFERENCE_PRECISION_HINT").get_type_name())
+    return {"f32": "fp32", "f16": "fp16"}.get(chosen, chosen)
 
 
 @cache

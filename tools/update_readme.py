@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 
 from gkp.benchmarks.results import ArtefactRow, Bench, Comparison, EngineRow, NativeLayers
-from gkp.benchmarks.suite_tables import ENGINES, percent
+from gkp.benchmarks.suite_tables import percent
 from gkp.manifest import Ratio
-from gkp.report.wording import interval, milliseconds, times
+from gkp.report.wording import ENGINES, interval, milliseconds, times
 from gkp.text import clean
 
 ROOT = Path(__file__).resolve().parents[1]

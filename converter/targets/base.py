@@ -124,6 +124,11 @@ class Target(ABC):
     any_size: ClassVar[bool] = True
     provider: str | None = None
 
+    @property
+    def on_cpu(self) -> bool:
+        """Does it compute on the CPU here, so that the stock engines of CPUs are its rivals (gkp.converter.rivals)?"""
+        return False
+
     def __init__(self, options: Any, precision: str = "fp32", measure: bool = True, progress: Progress = silent) -> None:
         """options: the target's own struct of gkp.options; measure: kernels and forms may be chosen by measuring them."""
         self.options, self.precision, self.measure, self.progress = options, precision, measure, progress
@@ -159,10 +164,6 @@ class Target(ABC):
 
     def settle(self, graph: Graph, choice: Choice) -> None:  # noqa: B027 - not abstract: nothing to do
         """Mend estimated choices that do not fit together."""
-
-    def rivals(self) -> Sequence[Target]:
-        """Engines that the dense baseline runs on, the first one also the model as given: the fastest counts."""
-        return (self,)
 
     @abstractmethod
     def build(self, graph: Graph, forms: Forms, axes: Axes, encoding: Encoding, threads: int) -> Built:

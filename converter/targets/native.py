@@ -32,12 +32,9 @@ from gkp.converter.native.planning.timer import Model, Timer
 from gkp.converter.native.reading.parts import NATIVE, Part, parts
 from gkp.converter.sources.base import sample_inputs
 from gkp.converter.targets.base import About, Axes, Built, Emitted, Estimate, Target
-from gkp.converter.targets.openvino import OpenVinoTarget
-from gkp.converter.targets.ort import OrtTarget
 from gkp.converter.verify import TOLERANCE, WINOGRAD_TOLERANCE
-from gkp.errors import BackendMissingError
 from gkp.manifest import Roofline
-from gkp.options.targets import NativeOptions, OpenVinoOptions, OrtOptions
+from gkp.options.targets import NativeOptions
 from gkp.runtime.hybrid import HybridRunner
 from gkp.runtime.load import DENSE
 from gkp.runtime.native import NativeRunner
@@ -60,6 +57,10 @@ class NativeTarget(Target):
                  progress: Progress = silent) -> None:
         super().__init__(options, precision, measure, progress)
         self.cpu: Cpu = CPUS[options.cpu] if options.cpu in CPUS else host_cpu()
+
+    @property
+    def on_cpu(self) -> bool:
+        return True
 
     @property
     def block(self) -> int:
@@ -93,15 +94,6 @@ class NativeTarget(Target):
     def estimate(self, conv: BranchedConv, candidate: Candidate, plane: Sequence[int]) -> Estimate:
         """There is one form: by its multiply-accumulates."""
         return Estimate(candidate.macs(plane))
-
-    def rivals(self) -> Sequence[Target]:
-        """The stock engines that are installed; without any, the native kernels themselves."""
-        found: list[Target] = []
-        for target in (OrtTarget(OrtOptions()), OpenVinoTarget(OpenVinoOptions())):
-            with contextlib.suppress(BackendMissingError):
-                target.require("fp32")
-                found.append(target)
-        return found or (self,)
 
     def build(self, graph: Graph, forms: Forms, axes: Axes, encoding: Encoding, threads: int) -> NativeBuilt:
         """Nothing to lower: the compiler reads the one form, with the batch that it has; native libraries run any, ONNX

@@ -17,6 +17,10 @@ class OpenVinoTarget(StockOnnx):
     name: ClassVar[str] = OpenVinoOptions.name
 
     @property
+    def on_cpu(self) -> bool:
+        return True
+
+    @property
     def block(self) -> int:
         return vector_floats()
 

@@ -37,6 +37,10 @@ class OrtTarget(StockOnnx):
             self.tolerance = TOLERANCE["fp16"] if self.provider in _IN_TF32 else _ACROSS_DEVICES
 
     @property
+    def on_cpu(self) -> bool:
+        return self.provider == "cpu"
+
+    @property
     def block(self) -> int:
         return vector_floats() if self.provider == "cpu" else 8
 

@@ -37,6 +37,12 @@ def test_what_is_written_is_read(artefact: Path) -> None:
     manifest.check_files(artefact, made)
 
 
+def test_a_manifest_without_rivals_is_that_of_an_earlier_version(artefact: Path) -> None:
+    setting = {"batch": 1, "threads": 1, "latency_ms": {}, "speedup": {}}
+    made = manifest.read(edit(artefact, lambda content: content.update(measurements=[setting])))
+    assert made.measurements[0].rivals == []
+
+
 def test_unprintable_text_is_escaped_in_the_file_and_read_back(artefact: Path) -> None:
     note = "a\x7f\u202e\U000e0001 ü\x1b"
     made = msgspec.structs.replace(manifest.read(artefact), notes=[note])

@@ -18,6 +18,7 @@ from gkp.manifest import (
     Manifest,
     Measurement,
     Ratio,
+    Rival,
     Source,
     Speedup,
     Tensor,
@@ -40,6 +41,12 @@ def measured(batch: int, threads: int, dense: float, as_is: float, converted: fl
     speedup = Speedup(vs_dense=ratio(dense / converted, spread), vs_as_is=ratio(as_is / converted, spread),
                       theoretical=1.7583)
     return Measurement(batch=batch, threads=threads, latency_ms=latencies, speedup=speedup)
+
+
+def rivals() -> list[Rival]:
+    """One that is faster, one that is not here."""
+    return [Rival(engine="openvino", precision="bf16", as_installed=True, ms=timing(0.2), ratio=ratio(0.64)),
+            Rival(engine="ort", precision="int8", missing="ONNX Runtime is not installed")]
 
 
 def layer(number: int = 0, **changes: Any) -> Layer:
@@ -121,9 +128,10 @@ def hostile() -> Manifest:
         return HOSTILE if isinstance(value, str) else value
 
     fixed = {*Manifest.__struct_fields__, *(f for s in (
-        Baseline, CandidateTime, Check, Latencies, Layer, Macs, Measurement, Ratio, Source, Speedup, Tensor, Timing,
+        Baseline, CandidateTime, Check, Latencies, Layer, Macs, Measurement, Ratio, Rival, Source, Speedup, Tensor, Timing,
         Verification) for f in s.__struct_fields__), "before", "after"}
-    return msgspec.convert(poison(msgspec.to_builtins(manifest())), Manifest)
+    settings = [msgspec.structs.replace(m, rivals=rivals()) for m in manifest().measurements]
+    return msgspec.convert(poison(msgspec.to_builtins(manifest(measurements=settings))), Manifest)
 
 
 @pytest.fixture

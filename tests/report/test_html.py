@@ -11,10 +11,11 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from gkp.errors import BackendMissingError, FileError
-from gkp.manifest import Layer, Macs, Manifest
+from gkp.manifest import Layer, Macs, Manifest, Ratio, Rival, Timing
 from gkp.report import html as report
 from gkp.report import wording
 
@@ -75,6 +76,18 @@ def test_page_tells_the_conversion(make_manifest: Make) -> None:
                   "batch 64: 0.79x (0.77 to 0.81)", "0.0510 ms (estimated)", "2.1e-06", "BatchNormalization", "-38",
                   "cpu.features avx2, avx512f", "the shortcut of layer2.0 stays", "gkp 0.1.0"):
         assert words in page.text, words
+
+
+def test_a_rival_that_is_faster_leads_the_page_and_has_a_row_and_bars(make_manifest: Make) -> None:
+    row = Rival(engine="openvino", precision="bf16", as_installed=True, ms=Timing(median=0.2, q1=0.19, q3=0.21, runs=9),
+                ratio=Ratio(value=0.64, low=0.63, high=0.65))
+    absent = Rival(engine="ort", precision="int8", missing="ONNX Runtime is not installed")
+    settings = [msgspec.structs.replace(m, rivals=[row, absent]) for m in make_manifest().measurements]
+    page = Page(report.render_html(make_manifest(measurements=settings)))
+    assert "slower than dense on OpenVINO as installed, bf16 (0.64x at batch 1" in page.text
+    assert page.text.count("OpenVINO as installed, bf16 0.200 0.190 to 0.210 9") == 2
+    assert "OpenVINO as installed, bf16: 0.200 ms" in page.text
+    assert "dense int8, ONNX Runtime not measured ONNX Runtime is not installed" in page.text
 
 
 def test_page_is_well_formed_and_has_only_known_tags(make_manifest: Make, make_unmeasured: Make, make_layer: MakeLayer,

@@ -7,13 +7,25 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
-from gkp.manifest import Baseline, CandidateTime, Latencies, Layer, Manifest, Measurement, Ratio, Verification
+from gkp.manifest import (
+    Baseline,
+    CandidateTime,
+    Latencies,
+    Layer,
+    Manifest,
+    Measurement,
+    Ratio,
+    Rival,
+    Timing,
+    Verification,
+)
 from gkp.report import tables, wording
 from gkp.text import clean
 
@@ -115,12 +127,66 @@ def test_facts_are_shown(make_manifest: Make) -> None:
     assert "dense twin: every branched convolution at full size" in text
 
 
-def test_what_was_not_measured_says_so(make_unmeasured: Make) -> None:
+def test_what_was_not_measured_says_so_in_few_words(make_unmeasured: Make) -> None:
     text = draw(tables.conversion_table(make_unmeasured()))
-    for row in ("dense baseline", "as given", "converted"):
-        assert re.search(rf"{row} +not measured +not measured +not measured", text)
+    assert text.startswith("speed not measured")
+    assert text.count("not measured") == 1, "no table of what is not there"
     assert "not verified" in text
     assert "None" not in text
+
+
+# ---- rivals ---------------------------------------------------------------------------------------------------------
+def with_rivals(make: Make, make_measurement: MakeMeasurement, *rivals: Rival, **changes: Any) -> Manifest:
+    """Of three times, in two settings: dense 0.412, as given 1.873, converted 0.314 and their tenfold."""
+    rows = [msgspec.structs.replace(make_measurement(1, 1, 0.412, 1.873, 0.314), rivals=list(rivals)),
+            msgspec.structs.replace(make_measurement(64, 1, 4.12, 18.73, 3.14), rivals=list(rivals))]
+    return with_settings(make, *rows, **changes)
+
+
+def rival(engine: str, precision: str | None, ms: float | None = None, ratio: float = 1.0, **more: Any) -> Rival:
+    found = None if ms is None else Timing(median=ms, q1=ms, q3=ms, runs=9)
+    versus = None if ms is None else Ratio(value=ratio, low=ratio - 0.01, high=ratio + 0.01)
+    return Rival(engine=engine, precision=precision, ms=found, ratio=versus, **more)
+
+
+ORT, SLOWER = rival("ort", "fp32", 0.412, 1.31), rival("openvino", "fp32", 0.5, 1.6)
+FASTER = rival("openvino", "bf16", 0.157, 0.5, as_installed=True)
+
+
+def test_the_headline_leads_with_the_rival_that_is_faster(make_manifest: Make, make_measurement: MakeMeasurement) -> None:
+    found = with_rivals(make_manifest, make_measurement, ORT, SLOWER, FASTER)
+    assert wording.headline(found) == (
+        "slower than dense on OpenVINO as installed, bf16 (0.50x at batch 1, 1 thread; 0.50x at batch 64, 1 thread); "
+        "1.31x faster than the fastest dense fp32 (batch 1, 1 thread; 1.31x at batch 64, 1 thread); theoretical 1.76x")
+    assert wording.verdict(found) == "mixed"
+
+
+def test_rivals_that_are_slower_leave_the_headline_as_it_is(make_manifest: Make,
+                                                            make_measurement: MakeMeasurement) -> None:
+    slow = rival("openvino", "bf16", 0.6, 2.0, as_installed=True)
+    doubtful = rival("openvino", "int8", 0.314, 1.0)
+    found = with_rivals(make_manifest, make_measurement, ORT, slow, doubtful)
+    assert wording.headline(found).startswith("1.31x faster than dense fp32 (batch 1")
+    assert wording.verdict(found) == "faster"
+
+
+def test_a_setting_shows_the_fastest_engine_of_each_precision_and_what_is_not_installed(
+        make_manifest: Make, make_measurement: MakeMeasurement) -> None:
+    absent = rival("openvino", None, as_installed=True, missing="OpenVINO is not installed")
+    found = with_rivals(make_manifest, make_measurement, SLOWER, ORT, rival("ort", "int8", 0.3, 0.9),
+                        rival("openvino", "int8", 0.25, 0.8), absent)
+    text = draw(tables.conversion_table(found))
+    assert re.search(r"dense fp32, ONNX Runtime +0\.412 .*1\.00x \(reference\)", text)
+    assert re.search(r"dense int8, OpenVINO +0\.250 .*1\.65x", text)
+    assert re.search(r"OpenVINO as installed +OpenVINO is not installed", text)
+    assert "fp32, OpenVINO" not in text
+    assert "int8, ONNX Runtime" not in text
+
+
+def test_without_a_dense_ancestor_the_rivals_run_the_model_as_given(make_manifest: Make,
+                                                                  make_measurement: MakeMeasurement) -> None:
+    found = with_rivals(make_manifest, make_measurement, FASTER, baseline=Baseline(kind="as_is", description=""))
+    assert wording.headline(found).startswith("slower than as given on OpenVINO as installed, bf16 (0.50x at batch 1")
 
 
 def test_layer_table_shows_branches_and_their_inputs(make_manifest: Make) -> None:
