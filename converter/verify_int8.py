@@ -20,6 +20,7 @@ import onnx
 from gkp.converter import node as branched_node
 from gkp.converter import quantiser
 from gkp.converter.calibration import Calibration
+from gkp.converter.dynamic import free_axes
 from gkp.converter.forms import Forms
 from gkp.converter.graph import Graph, Node, Tensor
 from gkp.converter.lower.emit import lower
@@ -108,11 +109,10 @@ def check_layers(graph: Graph, forms: Forms, build: Build, feeds: Feeds, progres
     return checks
 
 
-def check_network(run: Run, graph: Graph, reference_run: Run, inputs: Sequence[tuple[str, int, Feeds]]) -> list[Check]:
-    """Of every input: the engine against the definition. reference_run: the checkpoint in float32."""
-    model = graph.to_model()
-    definition = reference(model)
-    _, ort = stock_evaluator(lower(graph, {}).to_model().SerializeToString())
+def check_network(run: Run, graph: Graph, opened: Opened, inputs: Sequence[tuple[str, int, Feeds]]) -> list[Check]:
+    """Of every input: the engine against the definition. opened: the checkpoint in float32."""
+    reference_run, definition = opened.model.reference, reference(graph.to_model())
+    _, ort = stock_evaluator(free_axes(lower(graph, {}).to_model(), opened.dynamic).SerializeToString())
     wants = [definition(feeds) for _, _, feeds in inputs]
     allowed = max(max(_FARTHER * _distance(ort(feeds), want), _SHARE * _distance(reference_run(feeds), want))
                   for (_, _, feeds), want in zip(inputs, wants, strict=True))

@@ -83,7 +83,7 @@ def _verified_int8(prepared: Prepared, calibration: Calibration) -> manifest.Ver
         return next(iter(job.target.build(part, forms, {}, prepared.chosen.encoding, job.threads).engines()))[1]
 
     forms = {name: layer.chosen for name, layer in prepared.measured.choice.items()}
-    checks = [*check_network(run, graph, opened.model.reference, inputs),
+    checks = [*check_network(run, graph, opened, inputs),
               *check_layers(graph, forms, build, inputs[0][2], job.progress)]
     result = manifest.Verification(passed=all(c.passed for c in checks), engine=engine, checks=checks,
                                    reference="the int8 form, computed by onnx.reference")
@@ -143,7 +143,8 @@ def described(prepared: Prepared, files: Mapping[str, str] | None = None,
         notes=[*opened.notes, *recognised.notes, *prepared.chosen.notes, *measured.notes, *prepared.notes, *about.notes,
                *(f"left as it is: {name} ({why})" for name, why in recognised.left)],
         environment=fingerprint(), files=dict(files or {}), seconds=dict(prepared.seconds), roofline=measured.roofline,
-        memory=about.memory, calibration=_calibration(prepared))
+        memory=about.memory, calibration=_calibration(prepared), tried=list(prepared.tried),
+        accuracy_data=prepared.accuracy_data)
 
 
 def _calibration(prepared: Prepared) -> manifest.Calibration | None:
