@@ -12,6 +12,7 @@ from gkp.converter.quantise import quantise, quantise_stock
 from gkp.converter.sources._torchfile import read_pickle_file
 from gkp.converter.sources.base import GroupedModel
 from gkp.errors import UsageError
+from gkp.images.arrays import Shape
 from gkp.images.image_set import Samples
 from gkp.images.reading import read_samples
 from gkp.options.convert import ConvertOptions
@@ -29,15 +30,15 @@ class Calibration:
 
     def graph(self, graph: Graph) -> Graph:
         """A simplified graph in int8; see gkp.converter.quantise."""
-        return quantise(graph, list(self._feeds(graph.inputs[0].name, graph.inputs[0].shape[0])), self.progress)
+        return quantise(graph, list(self.feeds(graph.inputs[0].name, graph.inputs[0].shape[0])), self.progress)
 
     def stock(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """A stock model in int8, by NNCF alone."""
         first = model.graph.input[0]
         batch = first.type.tensor_type.shape.dim[0].dim_value
-        return quantise_stock(model, list(self._feeds(first.name, batch)), self.progress)
+        return quantise_stock(model, list(self.feeds(first.name, batch)), self.progress)
 
-    def _feeds(self, name: str, batch: int | str) -> Iterator[dict[str, Array]]:
+    def feeds(self, name: str, batch: int | str) -> Iterator[dict[str, Array]]:
         """The images in batches as the model takes them; the last one is left out where it is not full."""
         size = batch if isinstance(batch, int) and batch > 0 else 1
         images = self.samples.images
@@ -51,11 +52,18 @@ def read_calibration(options: ConvertOptions, model: GroupedModel, progress: Pro
     """What the options ask for; None without int8. UsageError where the model takes no images; errors of read_samples."""
     if options.calibration is None:
         return None
-    inputs = model.model.graph.input
-    if len(inputs) != 1 or len(inputs[0].type.tensor_type.shape.dim) != 4:
+    shape = image_shape(model)
+    if shape is None:
         raise UsageError("int8 is calibrated with images, and the model has other inputs than one of [N, C, H, W]",
                          "use --precision fp32")
-    channels, height, width = (d.dim_value or None for d in inputs[0].type.tensor_type.shape.dim[1:])
-    samples = read_samples(options.calibration, (channels, height, width), options.calibration_images, _SEED,
-                           read_pickle_file, mean=options.mean, std=options.std, system=model.system, progress=progress)
+    samples = read_samples(options.calibration, shape, options.calibration_images, _SEED, read_pickle_file,
+                           mean=options.mean, std=options.std, system=model.system, progress=progress)
     return Calibration(samples, progress)
+
+
+def image_shape(model: GroupedModel) -> Shape | None:
+    """[C, H, W] of the images that the model takes; None where it takes something else, or more than one input."""
+    inputs = model.model.graph.input
+    if len(inputs) != 1 or len(inputs[0].type.tensor_type.shape.dim) != 4:
+        return None
+    return tuple(d.dim_value or None for d in inputs[0].type.tensor_type.shape.dim[1:])

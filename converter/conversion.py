@@ -38,10 +38,24 @@ _FEW = 0.01
 
 def prepare(job: Job) -> Prepared:
     """Everything but writing. What fails, fails as early as it can be known."""
-    _check(job)
+    job.target.require(job.options.precision)
+    check_output(job)
+    opened, recognised, seconds = opened_form(job)
+    return prepare_opened(job, opened, recognised, seconds)
+
+
+def opened_form(job: Job) -> tuple[Opened, Recognised, dict[str, float]]:
+    """The stages that do not depend on the precision: the checkpoint, the one form of it, and what that took."""
     seconds: dict[str, float] = {}
     opened = _timed(seconds, "open", lambda: open_source(job))
-    recognised = _timed(seconds, "recognise", lambda: find_branches(job, opened))
+    return opened, _timed(seconds, "recognise", lambda: find_branches(job, opened)), seconds
+
+
+def prepare_opened(job: Job, opened: Opened, given: Recognised, spent: Mapping[str, float]) -> Prepared:
+    """The stages behind `opened_form`. given: changed in nothing but its twin, which is simplified; spent: seconds."""
+    seconds, recognised = dict(spent), given
+    if opened.calibration is not None:
+        recognised = _timed(seconds, "quantise", lambda: quantised(opened, given))
     picked = _timed(seconds, "choose", lambda: choose_forms(job, opened, recognised))
     if job.options.benchmark or not job.options.dry_run:
         _timed(seconds, "compile", picked.built.prepare)
@@ -57,9 +71,8 @@ def finish(prepared: Prepared) -> Artefact:
     return written(prepared, output)
 
 
-def _check(job: Job) -> None:
-    """The request, before any work is done."""
-    job.target.require(job.options.precision)
+def check_output(job: Job) -> None:
+    """Where to write and how to sign, before any work is done."""
     if job.options.dry_run:
         return
     if job.output is None:
@@ -95,8 +108,6 @@ def open_source(job: Job) -> Opened:
         baseline = open_any(options.baseline, opening)
         _check_baseline(model, baseline)
     calibration = read_calibration(options, model, job.progress)
-    if calibration is not None and calibration.samples.note:
-        notes = (*notes, f"calibration: {calibration.samples.note}")
     return Opened(model, dynamic, batches, baseline, notes, calibration)
 
 
@@ -140,7 +151,14 @@ def find_branches(job: Job, opened: Opened) -> Recognised:
     own_groups = grouped_layers(twin) if twin is not None else frozenset()
     notes = _zeros_told(graph, macs, twin)
     full = full_macs(widened(graph, opened.model.dense_width_of)) if twin is None else layer_macs(twin)
-    return Recognised(opened.typed(simplify(graph)), macs, params, left, kind, twin, own_groups, notes, full)
+    return Recognised(simplify(graph), macs, params, left, kind, twin, own_groups, notes, full)
+
+
+def quantised(opened: Opened, recognised: Recognised) -> Recognised:
+    """The one form in int8, with what is to be said of the images."""
+    note = opened.calibration.samples.note if opened.calibration is not None else ""
+    notes = (*recognised.notes, f"calibration: {note}") if note else recognised.notes
+    return replace(recognised, graph=opened.typed(recognised.graph), notes=notes)
 
 
 def _zeros_told(graph: Graph, macs: int, twin: Graph | None) -> tuple[str, ...]:

@@ -23,22 +23,21 @@ TARGETS = (NativeOptions, OpenVinoOptions, OrtOptions)
 
 def cpu_targets(options: ConvertOptions, progress: Progress) -> list[Target]:
     """The CPU targets that compute in the precision, with their defaults."""
-    return [make_target(struct(), options.precision, progress=_labelled(progress, struct.name)) for struct in TARGETS
+    return [make_target(struct(), options.precision, progress=labelled(progress, struct.name)) for struct in TARGETS
             if options.precision in struct.precisions]
 
 
 def prepare_fastest(source: Any, options: ConvertOptions, progress: Progress, targets: Sequence[Target]) -> Prepared:
     """The measured conversion that is fastest here. UsageError when nothing may be measured, BackendMissingError when none
     of the targets is installed."""
-    if not options.benchmark:
-        raise UsageError("--target cpu has to measure to know what is fastest", "leave --no-benchmark out")
+    check_measured(options)
     output = options.output or (default_output(Path(source), CpuOptions.name) if isinstance(source, str | Path) else None)
     made: dict[str, Prepared] = {}
     left_out: list[str] = []
     for target in targets:
         wanted = replace(options, target=target.options, output=output)
         try:
-            made[target.name] = prepare(Job(source, wanted, target, _labelled(progress, target.name)))
+            made[target.name] = prepare(Job(source, wanted, target, labelled(progress, target.name)))
         except (BackendMissingError, UnsupportedModelError) as e:
             left_out.append(f"{target.name} ({e.message})")
     if not made:
@@ -46,6 +45,12 @@ def prepare_fastest(source: Any, options: ConvertOptions, progress: Progress, ta
                                   " or ".join(install(struct.name) for struct in TARGETS))
     best, notes = _best(made, progress)
     return replace(best, notes=(*notes, *(f"--target cpu left out: {text}" for text in left_out)))
+
+
+def check_measured(options: ConvertOptions) -> None:
+    """UsageError when nothing may be measured."""
+    if not options.benchmark:
+        raise UsageError("--target cpu has to measure to know what is fastest", "leave --no-benchmark out")
 
 
 def _best(made: Mapping[str, Prepared], progress: Progress) -> tuple[Prepared, tuple[str, ...]]:
@@ -58,14 +63,8 @@ def _best(made: Mapping[str, Prepared], progress: Progress) -> tuple[Prepared, t
     timed = time_rows(rows, opened.model.model, opened.batches, opened.dynamic, progress=progress)
     if not all(timed.samples.values()):
         raise GkpError(f"no target ran the model: {'; '.join(timed.notes)}", "choose a target yourself, with --target")
-    best = min(made, key=lambda name: _total(timed, name))
+    best = min(made, key=timed.relative)
     return made[best], (f"--target cpu: {best} is the fastest of {_shown(timed)}",)
-
-
-def _total(timed: Timed, name: str) -> float:
-    """Sum over the batches of the time relative to the fastest at that batch, so that every batch counts the same."""
-    medians = [{n: timing(s).median for n, s in found.items()} for found in timed.samples.values()]
-    return sum(m.get(name, float("inf")) / min(m.values()) for m in medians)
 
 
 def _shown(timed: Timed) -> str:
@@ -73,5 +72,5 @@ def _shown(timed: Timed) -> str:
                      for batch, found in timed.samples.items())
 
 
-def _labelled(progress: Progress, name: str) -> Progress:
+def labelled(progress: Progress, name: str) -> Progress:
     return lambda text, share: progress(f"{name}: {text}", share)

@@ -41,6 +41,11 @@ class Timed:
         """Is the interval of than / row below 1 at some batch?"""
         return any(ratio(s[than], s[row]).high < 1 for s in self.samples.values() if row in s and than in s)
 
+    def relative(self, row: str) -> float:
+        """Sum over the batches of the row's median relative to the fastest one's, so that every batch counts the same."""
+        medians = [{name: timing(s).median for name, s in found.items()} for found in self.samples.values()]
+        return sum(m.get(row, float("inf")) / min(m.values()) for m in medians)
+
 
 def time_rows(rows: Mapping[str, AtBatch], like: onnx.ModelProto, batches: Sequence[int], dynamic: Axes, *,
               budget_s: float = 2.0, io: str = "fp32", progress: Progress = silent) -> Timed:

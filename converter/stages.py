@@ -78,11 +78,11 @@ class Opened:
 
 @dataclass(frozen=True)
 class Recognised:
-    """The checkpoint in the one form, simplified and in the precision asked for. macs, params: as published; left: (node,
-    why) of what has not become a BranchedConv; kind: what the dense baseline is, "given", "twin" or "as_is" (none); twin:
-    the dense twin in the one form, where that is the baseline; own_groups: layers that have several branches there, too, by
-    the architecture; notes: what is to be said of the zeros; full: multiply-accumulates of every layer at full size, before
-    anything was dropped."""
+    """The checkpoint in the one form, simplified, and in int8 where that is asked for. macs, params: as published; left:
+    (node, why) of what has not become a BranchedConv; kind: what the dense baseline is, "given", "twin" or "as_is" (none);
+    twin: the dense twin in the one form, where that is the baseline; own_groups: layers that have several branches there,
+    too, by the architecture; notes: what is to be said of the zeros; full: multiply-accumulates of every layer at full size,
+    before anything was dropped."""
 
     graph: Graph
     macs: int
@@ -136,7 +136,8 @@ class Measured:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything but writing. seconds: by stage."""
+    """Everything but writing. seconds: by stage; tried: the precisions that it was taken from; accuracy_data: the images
+    that their accuracy was measured on."""
 
     job: Job
     opened: Opened
@@ -145,3 +146,5 @@ class Prepared:
     measured: Measured
     seconds: Mapping[str, float]
     notes: tuple[str, ...] = ()
+    tried: tuple[manifest.Tried, ...] = ()
+    accuracy_data: manifest.AccuracyData | None = None

@@ -144,7 +144,8 @@ def described(prepared: Prepared, files: Mapping[str, str] | None = None,
         notes=[*opened.notes, *recognised.notes, *prepared.chosen.notes, *measured.notes, *prepared.notes, *about.notes,
                *(f"left as it is: {name} ({why})" for name, why in recognised.left)],
         environment=fingerprint(), files=dict(files or {}), seconds=dict(prepared.seconds), roofline=measured.roofline,
-        memory=about.memory, calibration=_calibration(prepared))
+        memory=about.memory, calibration=_calibration(prepared), tried=list(prepared.tried),
+        accuracy_data=prepared.accuracy_data)
 
 
 def _calibration(prepared: Prepared) -> manifest.Calibration | None:

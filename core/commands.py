@@ -23,6 +23,7 @@ from gkp.options.convert import convert_options
 def convert(screen: Screen, *, model: Path, output: Path | None, report: Path | None, json_to: str | None,
             input_shape: tuple[str, ...], **options: Any) -> None:
     from gkp.converter.convert import convert as run
+    from gkp.converter.tried import AccuracyError
     from gkp.report import tables
 
     if report is not None:
@@ -30,8 +31,12 @@ def convert(screen: Screen, *, model: Path, output: Path | None, report: Path | 
 
         require_jinja2()
     made = convert_options(output=output, input_shapes=parse_shapes(input_shape), **options)
-    with screen.progress() as progress:
-        artefact = run(model, made, progress)
+    try:
+        with screen.progress() as progress:
+            artefact = run(model, made, progress)
+    except AccuracyError as e:
+        screen.show(tables.tried_table(e.tried))
+        raise
     if screen.verbose:
         screen.show(tables.layer_table(artefact.manifest, verbose=True))
     screen.show(tables.conversion_table(artefact.manifest))

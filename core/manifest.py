@@ -212,6 +212,35 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     max_abs_error: float | None = None
 
 
+class AccuracyData(msgspec.Struct, frozen=True, kw_only=True):
+    """The labelled images that accuracy was measured on. count: of those that were looked at; left_out: others, which models
+    are calibrated with; the other fields as those of Calibration."""
+
+    kind: str
+    split: str
+    count: int
+    left_out: int
+    sha256: str
+    mean: list[float] | None
+    std: list[float] | None
+
+
+class Tried(msgspec.Struct, frozen=True, kw_only=True):
+    """A precision that was tried. target: "" is the checkpoint itself; engine: what computed its outputs; correct, total: of
+    labelled images; agreement: share of inputs with the same top-1 as the checkpoint's; latency_ms: by batch size, of one
+    interleaved run of all that were tried; taken: it is what was written; reason: why, or why not."""
+
+    target: str
+    precision: str
+    engine: str | None = None
+    correct: int | None = None
+    total: int | None = None
+    agreement: float | None = None
+    latency_ms: dict[str, Timing] | None = None
+    taken: bool = False
+    reason: str
+
+
 class Tensor(msgspec.Struct, frozen=True, kw_only=True):
     """An input or output; a dynamic axis is its name."""
 
@@ -291,6 +320,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     engines: list[Engine] = []
     engine_verification: Verification | None = None
     calibration: Calibration | None = None
+    tried: list[Tried] = []
+    accuracy_data: AccuracyData | None = None
     signature: str | None = None
     schema_version: int = SCHEMA_VERSION
 

@@ -13,7 +13,7 @@ from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
 
-from gkp.manifest import CandidateTime, Layer, Manifest
+from gkp.manifest import CandidateTime, Layer, Manifest, Tried
 from gkp.report import wording
 from gkp.report.kit import colour, left, right, table
 from gkp.text import clean
@@ -26,11 +26,13 @@ _VERDICT_STYLES = {"faster": "bold green", "mixed": "bold yellow", "slower": "bo
 
 
 def conversion_table(manifest: Manifest) -> RenderableType:
-    """Headline, the rows of every measured setting, then work, operators, verification and baseline."""
+    """Headline, the rows of every measured setting, the precisions that were tried, then work, operators, verification and
+    baseline."""
     style = _VERDICT_STYLES.get(wording.verdict(manifest), "bold")
     settings = wording.settings(manifest)
     measured = [_latencies(manifest, settings), Text()] if settings else []
-    return Group(Text(wording.headline(manifest), style), Text(), *measured, _facts(manifest))
+    tried = (tried_table(manifest.tried), Text()) if manifest.tried else ()
+    return Group(Text(wording.headline(manifest), style), Text(), *measured, *tried, _facts(manifest))
 
 
 def layer_table(manifest: Manifest, verbose: bool) -> RenderableType:
@@ -50,6 +52,17 @@ def candidates_table(layer: Layer) -> RenderableType:
                     _ratios(candidate), style="bold" if chosen else "")
     title = Text.assemble((wording.shorten(layer.name, 60), "bold"), ": ", clean(layer.reason))
     return Group(title, out)
+
+
+def tried_table(tried: Sequence[Tried]) -> RenderableType:
+    """The precisions that were tried: accuracy, time, and why each was taken or not."""
+    out = table(left("precision", overflow="fold"), left("accuracy"), left("median ms"), left("why"), ruled=True)
+    for row in tried:
+        times = wording.tried_times(row)
+        out.add_row(Text(wording.tried_name(row)), _quiet(wording.tried_accuracy(row)),
+                    _quiet(None if times is None else times.replace("; ", "\n")),
+                    Text(wording.tried_reason(row)), style="bold" if row.taken else "")
+    return out
 
 
 def _latencies(manifest: Manifest, settings: Sequence[wording.Setting]) -> RenderableType:
@@ -98,6 +111,8 @@ def _facts(manifest: Manifest) -> RenderableType:
                                               "green" if passed else "bold red"))
     for engine in manifest.engines:
         grid.add_row(Text("Engine"), Text(wording.engine_words(engine)))
+    if manifest.accuracy_data is not None:
+        grid.add_row(Text("Accuracy"), Text(wording.accuracy_data_words(manifest.accuracy_data)))
     grid.add_row(Text("Baseline"), Text(wording.baseline_words(manifest)))
     for note in manifest.notes:
         grid.add_row(Text("Note"), Text(clean(note, 400)))

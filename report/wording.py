@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from gkp.manifest import (
+    AccuracyData,
     CandidateTime,
     Engine,
     Latencies,
@@ -21,6 +22,7 @@ from gkp.manifest import (
     Rival,
     Speedup,
     Timing,
+    Tried,
     Verification,
 )
 from gkp.text import clean, plural
@@ -365,6 +367,35 @@ def _where(shown: Sequence[Setting]) -> str:
         return f"{first.name}; {times(known[0][1])} at {known[0][0]}"
     values = [first.converted.interval.value, *(value for _, value in known)]
     return f"{first.name}; {times(min(values))} to {times(max(values))} over {len(values)} settings"
+
+
+def tried_name(tried: Tried) -> str:
+    """`ort int8`; of the checkpoint itself, `checkpoint fp32`."""
+    return f"{clean(tried.target, 40) or 'checkpoint'} {clean(tried.precision, 20)}"
+
+
+def tried_accuracy(tried: Tried) -> str | None:
+    """`92.22 % (9222 of 10000)`, else the agreement with fp32 where that was measured."""
+    if tried.correct is not None and tried.total:
+        return f"{100 * tried.correct / tried.total:.2f} % ({tried.correct} of {tried.total})"
+    return None if tried.agreement is None else f"{100 * tried.agreement:.1f} % agree with fp32"
+
+
+def tried_times(tried: Tried) -> str | None:
+    """`batch 1: 0.312 ms; batch 64: 13.6 ms`."""
+    found = (tried.latency_ms or {}).items()
+    return "; ".join(f"{batch_name(key)}: {milliseconds(t.median)} ms" for key, t in found) or None
+
+
+def tried_reason(tried: Tried) -> str:
+    """Why it was taken, or why not."""
+    return f"{'taken: ' if tried.taken else ''}{clean(tried.reason, 300)}"
+
+
+def accuracy_data_words(data: AccuracyData) -> str:
+    """`1,700 images of npz (all); 300 others left out, which models are calibrated with`."""
+    left = f"; {plural(data.left_out, 'other')} left out, which models are calibrated with" if data.left_out else ""
+    return f"{plural(data.count, 'image')} of {clean(data.kind, 20)} ({clean(data.split, 20)}){left}"
 
 
 def baseline_words(manifest: Manifest) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,8 +16,9 @@ from gkp.manifest import MAX_THREADS
 from gkp.options.base import Declared, Options, declared, option
 from gkp.options.forms import FormOptions, TargetOptions
 from gkp.options.targets import EVERY, OrtOptions
+from gkp.text import clean
 
-PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+PRECISIONS = ("fp32", "bf16", "fp16", "int8", "auto")
 _IO = ("fp32", "fp16")
 
 
@@ -32,11 +34,22 @@ def _spec(value: Any) -> str:
     return str(value)
 
 
+def _points(value: Any) -> float:
+    try:
+        points = float(value)
+    except (TypeError, ValueError):
+        points = math.nan
+    if not 0 <= points <= 100:
+        raise UsageError(f"--max-drop needs percentage points from 0 to 100, not {clean(value, 80)!r}", "e.g. 0.5")
+    return points
+
+
 @dataclass(frozen=True, kw_only=True)
 class ConvertOptions(Options):
     """What any target can be asked for, and the target's own options. input_shapes: shape by input name ("": of the only
     one), where the file does not say it; arch: "pkg:callable" that builds the module of a state dict; trust_code: open
-    files that run code when they are loaded; output: None: a name made from the model's."""
+    files that run code when they are loaded; output: None: a name made from the model's; max_drop: None: 0.5 with precision
+    "auto", else whatever it is."""
 
     target: TargetOptions = field(default_factory=OrtOptions)
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -46,11 +59,17 @@ class ConvertOptions(Options):
                                  flags=("-o", "--output"))
     force: bool = option(False, "Overwrite a directory that gkp wrote before.")
     dynamic_batch: bool = option(False, "Any batch size at run time; measured at 1 and 64.")
-    precision: str = option("fp32", "Of weights and arithmetic. int8 needs --calibration.", choices=PRECISIONS)
+    precision: str = option("fp32", "Of weights and arithmetic. int8 needs --calibration; auto is the fastest of those that "
+                            "the target computes in which is as accurate as fp32, see --data.", choices=PRECISIONS)
     calibration: str | None = option(None, "int8: images to learn ranges from: cifar10:DIR (training images), folder:DIR, "
                                      "FILE.npy, FILE.npz; random is for timing only.",
                                      metavar="cifar10:DIR|folder:DIR|FILE|random", parse=_spec)
     calibration_images: int = option(300, "int8: how many of them.", between=(1, 100_000))
+    data: str | None = option(None, "Labelled images to measure accuracy on: cifar10:DIR (test images), folder:DIR, "
+                              "FILE.npz. Those of --calibration are left out.", metavar="cifar10:DIR|folder:DIR|FILE.npz")
+    max_drop: float | None = option(None, "The most accuracy that may be lost against fp32, in percentage points; with a "
+                                    "given precision nothing is written beyond it. Needs --data. [default with --precision "
+                                    "auto: 0.5]", metavar="POINTS", parse=_points)
     mean: tuple[float, ...] | None = option(None, "Normalisation of these images. [default: the one the system was trained "
                                             "with]", metavar="R,G,B", parse=partial(_numbers, option="--mean"))
     std: tuple[float, ...] | None = option(None, "Normalisation of these images.", metavar="R,G,B",
@@ -76,14 +95,21 @@ class ConvertOptions(Options):
         for shape in self.input_shapes.values():
             if len(shape) < 2 or not all(isinstance(n, int) and n > 0 for n in shape):
                 raise UsageError(f"{shape!r} is not an input shape", "e.g. (1, 3, 224, 224)")
-        if self.precision not in self.target.precisions:
+        if self.precision not in (*self.target.precisions, "auto"):
             raise UsageError(f"--target {self.target.name} computes in {', '.join(self.target.precisions)}, not "
                              f"{self.precision}", _others(self.precision))
-        if (self.precision == "int8") != (self.calibration is not None):
-            raise UsageError("--precision int8 learns ranges from images" if self.calibration is None else
-                             f"--calibration is for --precision int8, not {self.precision}",
-                             "add --calibration cifar10:DIR, folder:DIR, FILE.npy, FILE.npz, or random to time it only"
-                             if self.calibration is None else "leave it out, or add --precision int8")
+        if self.precision == "int8" and self.calibration is None:
+            raise UsageError("--precision int8 learns ranges from images",
+                             "add --calibration cifar10:DIR, folder:DIR, FILE.npy, FILE.npz, or random to time it only")
+        if self.calibration is not None and self.precision not in ("int8", "auto"):
+            raise UsageError(f"--calibration is for --precision int8, not {self.precision}",
+                             "leave it out, or add --precision int8")
+        if self.calibration is not None and "int8" not in self.target.precisions:
+            raise UsageError(f"--calibration is for int8, in which --target {self.target.name} does not compute",
+                             f"leave it out; {_others('int8')}")
+        if self.max_drop is not None and self.data is None:
+            raise UsageError("--max-drop is measured on labelled images",
+                             "add --data cifar10:DIR, folder:DIR or FILE.npz")
         if self.io_precision != "fp32" and self.precision != "fp16":
             raise UsageError("--io-precision is for --precision fp16", "leave it out, or add --precision fp16")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from onnx_kit import Net
@@ -13,8 +14,10 @@ from gkp.converter.convert import ConvertOptions, convert
 from gkp.converter.targets.openvino import OpenVinoTarget
 from gkp.converter.targets.ort import OrtTarget
 from gkp.errors import BackendMissingError, UsageError
+from gkp.options.convert import convert_options
 from gkp.options.targets import CpuOptions, OpenVinoOptions, OrtOptions
 from gkp.runtime.load import load
+from gkp.types import silent
 
 
 @pytest.fixture
@@ -56,6 +59,17 @@ def test_nothing_installed_is_one_error(model: Path) -> None:
         convert(model, ConvertOptions(target=CpuOptions(), dry_run=True), targets=[Absent(OpenVinoOptions())])
 
 
+def test_in_a_lower_precision_only_the_targets_that_have_it_are_tried() -> None:
+    def names(precision: str, **more: Any) -> list[str]:
+        return [t.name for t in fastest.cpu_targets(convert_options("cpu", precision=precision, **more), silent)]
+
+    assert names("fp32") == ["native", "openvino", "ort"]
+    assert names("bf16") == ["openvino"]
+    assert names("int8", calibration="random") == ["openvino", "ort"]
+
+
 def test_it_must_measure(model: Path) -> None:
     with pytest.raises(UsageError, match="measure"):
         convert(model, ConvertOptions(target=CpuOptions(), benchmark=False, dry_run=True))
+    with pytest.raises(UsageError, match="measure"):
+        convert(model, ConvertOptions(target=CpuOptions(), precision="auto", benchmark=False, dry_run=True))

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from gkp.errors import BackendMissingError, FileError
-from gkp.manifest import Layer, Macs, Manifest, Ratio, Rival, Timing
+from gkp.manifest import Layer, Macs, Manifest, Ratio, Rival, Timing, Tried
 from gkp.report import html as report
 from gkp.report import wording
 
@@ -129,6 +129,19 @@ def test_every_layer_has_a_row(make_manifest: Make, make_layer: MakeLayer) -> No
     page = Page(report.render_html(big_model(make_manifest, make_layer)))
     assert page.text.count("features.") == 120
     assert page.tags.count("details") == 120
+
+
+def test_every_precision_has_a_row_whose_words_are_text(make_manifest: Make) -> None:
+    rows = [Tried(target="ort", precision="int8<b>", correct=9193, total=10000, reason="<script>slow</script>\x1b[31m",
+                  latency_ms={"1": Timing(median=0.341, q1=0.3, q3=0.4, runs=9)}),
+            Tried(target="ort", precision="fp32", agreement=1.0, taken=True, reason="the fastest")]
+    html = report.render_html(make_manifest(tried=rows))
+    assert "91.93 % (9193 of 10000)" in html
+    assert "batch 1: 0.341 ms" in html
+    assert "taken: the fastest" in html
+    assert "&lt;script&gt;slow&lt;/script&gt;?[31m" in html
+    assert "<b>" not in html
+    assert "Precisions that were tried" not in report.render_html(make_manifest())
 
 
 def test_no_layers_no_work_is_still_a_page(make_manifest: Make) -> None:
