@@ -8,9 +8,10 @@ from gkp.converter.sources._checkpoints import network_in, open_network, payload
 from gkp.converter.sources._modules import RELU, Known
 from gkp.converter.sources._prune_masks import apply_masks
 from gkp.converter.sources._public_networks import public_hint
+from gkp.converter.sources._records import Record
 from gkp.converter.sources._torchfile import CHECKPOINTS, state_dict_of
 from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile
-from gkp.errors import UnsupportedModelError
+from gkp.errors import GkpError, UnsupportedModelError
 from gkp.text import clean
 
 ARCH_HINT = "pass --arch pkg:callable and --input-shape with a state dict, or export the model to ONNX and convert that"
@@ -42,13 +43,20 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
         return open_network(file, dense, system="torch", options=options, pruned=kept < 1, record=record,
                             classes=TORCHVISION, description=f"pickled PyTorch module{note}")
     if record is not None and tensors is None:
-        hint = public_hint(state_dict_of(record, file.budget), whole_module=True) or ARCH_HINT
         raise UnsupportedModelError(f"{file.path} is a pickled module of class {clean(record.name, 100)}, whose code "
-                                    "gkp does not have", hint)
+                                    "gkp does not have", _hint(record, file))
     if tensors is None:
         raise UnsupportedModelError(f"{file.path} holds no network that gkp knows: {_summary(payload)}", ARCH_HINT)
     writer = "safetensors" if file.kind == "safetensors" else "PyTorch"
     return open_network(file, tensors, system="torch", options=options, description=f"{writer} state dict")
+
+
+def _hint(record: Record, file: SourceFile) -> str:
+    """What to do about a module of a class that is not known: its tensors tell, unless they cost more than that is worth."""
+    try:
+        return public_hint(state_dict_of(record, file.budget), whole_module=True) or ARCH_HINT
+    except GkpError:
+        return ARCH_HINT
 
 
 def _summary(payload: object) -> str:
