@@ -44,8 +44,9 @@ class Runner(FakeRunner):
     def run(self, feeds: Mapping[str, Any]) -> list[Any]:
         super().run(feeds)
         scores, = self.compute(feeds)
-        if self.wrong:
-            marked = next(iter(feeds.values()))[:, 0, 0, 0] == MARK
+        images = next(iter(feeds.values()))
+        if self.wrong and images.ndim == 4:  # a classifier alone, as it is verified, reads no images
+            marked = images[:, 0, 0, 0] == MARK
             scores[marked] = -scores[marked]
         return [scores]
 
