@@ -53,13 +53,13 @@ def convert(source: Any, target: str = "ort", output: str | Path | None = None, 
 
     target: "onnx", "ort", "openvino", "native", "trt", or "cpu" (the fastest of ort, openvino and native here). output:
     directory (default MODEL-stem.TARGET). The other options are those of gkp-convert: force, dynamic_batch, opset,
-    precision, io_precision, threads, strategy, provider, benchmark, dry_run, trust_code, arch; for target="native" cpu
-    ("host", "x86-64-v3", "x86-64-v4" or "aarch64": what to compile for), keep_source (True: the generated C++ stays in
-    output/source) and hybrid (True: ONNX Runtime runs the operators that have no kernel); for target="trt" backend,
-    compute_capability ("86,89,120"), batch_profile ("1,8,64"), workspace ("2G"), channels_last, timing_cache,
-    runtime_cache and engine (False: only the ONNX file, and the command that builds the engine). Returns an Artefact with
-    `directory`, `manifest` and `run(x)`. Raises GkpError, and then nothing was written (but the ONNX file of target "trt",
-    where TensorRT is missing).
+    precision ("auto": the fastest accurate one), calibration, calibration_images, data, max_drop, mean, std, io_precision,
+    threads, strategy, provider, benchmark, dry_run, trust_code, arch; for target="native" cpu ("host", "x86-64-v3",
+    "x86-64-v4" or "aarch64": what to compile for), keep_source (True: the generated C++ stays in output/source) and hybrid
+    (True: ONNX Runtime runs the operators that have no kernel); for target="trt" backend, compute_capability ("86,89,120"),
+    batch_profile ("1,8,64"), workspace ("2G"), channels_last, timing_cache, runtime_cache and engine (False: only the ONNX
+    file, and the command that builds the engine). Returns an Artefact with `directory`, `manifest` and `run(x)`. Raises
+    GkpError, and then nothing was written (but the ONNX file of target "trt", where TensorRT is missing).
     """
     from gkp.converter.convert import convert as run
     from gkp.options.convert import convert_options
