@@ -20,6 +20,7 @@ from gkp.converter.targets import Target, make_target
 from gkp.converter.tried import AccuracyError, Rule, Way, accuracy_data
 from gkp.converter.verify import check_inputs
 from gkp.converter.verify_int8 import agreement
+from gkp.converter.writing import verified
 from gkp.errors import BackendMissingError, GkpError, UnsupportedModelError, UsageError, VerificationError
 from gkp.images.accuracy import Accuracy, accuracy
 from gkp.images.image_set import ImageSet
@@ -112,11 +113,14 @@ class _Trial:
         twin = shared.recognised.twin  # which the dense baseline simplifies
         recognised = replace(shared.recognised, twin=None if twin is None else twin.copy())
         try:
-            way.prepared = prepare_opened(job, opened, recognised, shared.seconds)
-        except (BackendMissingError, UnsupportedModelError) as e:
+            prepared = prepare_opened(job, opened, recognised, shared.seconds)
+            if self.auto and way.precision == "fp32":
+                verified(prepared)  # it is the measure of the others: what is rewritten wrongly is wrong in all of them
+        except (BackendMissingError, UnsupportedModelError, VerificationError) as e:
             _give_up(way, e)
             return
-        self._judge(way, way.prepared, shared)
+        way.prepared = prepared
+        self._judge(way, prepared, shared)
 
     def _not_tried(self, way: Way) -> str:
         if way.precision != "int8" or not self.auto:
@@ -212,7 +216,7 @@ class _Trial:
                 if not self.auto or name == able[-1]:
                     raise
                 way.refused = e.message
-        told = "; ".join(f"{way.name}: {way.refused}" for way, _ in made.values())
+        told = "; ".join(f"{way.name}: {way.refused}" for way in ways if way.refused)
         raise AccuracyError(f"too much accuracy is lost: {told}", "nothing was written; give more or other images to "
                             "calibrate with, another --precision, or a larger --max-drop", rule.rows(ways, None))
 

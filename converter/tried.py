@@ -74,7 +74,7 @@ class Rule:
             return ""
         if way.agreement is None:
             return "the model gives no classes to compare: only fp32 is taken"
-        return f"{_agrees(way)}, less than {AGREEMENT:.0%}" if way.agreement < AGREEMENT else ""
+        return f"{_agrees(way)}, less than {100 * AGREEMENT:g} %" if way.agreement < AGREEMENT else ""
 
     def rows(self, ways: Sequence[Way], taken: Way | None) -> list[manifest.Tried]:
         """The table; first the checkpoint itself, where nothing else is in fp32."""
@@ -121,7 +121,7 @@ def _points(lost: float) -> str:
 
 
 def _agrees(way: Way) -> str:
-    return f"{way.agreement:.1%} of {way.inputs} stay in fp32's class"
+    return f"{100 * (way.agreement or 0):.1f} % of {way.inputs} stay in fp32's class"
 
 
 def accuracy_data(found: Accuracy | None) -> manifest.AccuracyData | None:

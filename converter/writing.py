@@ -42,7 +42,7 @@ def written(prepared: Prepared, output: Path) -> Artefact:
             baseline = measured.dense.emit_baseline(folder)
             emitted = Emitted((*emitted.files, *baseline.files), (*emitted.engines, *baseline.engines))
         start = time.perf_counter()
-        verifications = _verified(prepared)
+        verifications = verified(prepared)
         seconds = {**prepared.seconds, "verify": round(time.perf_counter() - start, 3)}
         files = {name: manifest.sha256(folder / name) for name in emitted.files}
         made = described(replace(prepared, seconds=seconds), files, verifications, emitted)
@@ -52,7 +52,7 @@ def written(prepared: Prepared, output: Path) -> Artefact:
 
 
 # ---- verify ---------------------------------------------------------------------------------------------------------
-def _verified(prepared: Prepared) -> list[manifest.Verification]:
+def verified(prepared: Prepared) -> list[manifest.Verification]:
     """By everything that the target computes with. VerificationError for the first that differs."""
     job, opened, built = prepared.job, prepared.opened, prepared.measured.built
     job.progress("verifying against the checkpoint", None)

@@ -53,11 +53,12 @@ def convert(source: Any, target: str = "ort", output: str | Path | None = None, 
 
     target: "onnx", "ort", "openvino", "native", "trt", or "cpu" (the fastest of ort, openvino and native here). output:
     directory (default MODEL-stem.TARGET). The other options are those of gkp-convert: force, dynamic_batch, opset,
-    precision ("fp32", "bf16", "fp16", "int8"), with "int8" calibration ("cifar10:DIR", "folder:DIR", "random", or the path
-    of a .npy or .npz file of images), calibration_images, mean and std (a number for each channel); io_precision, threads,
-    strategy, provider, benchmark, dry_run, trust_code, arch; for target="native" cpu ("host", "x86-64-v3", "x86-64-v4" or
-    "aarch64": what to compile for), keep_source (True: the generated C++ stays in output/source) and hybrid (True: ONNX
-    Runtime runs the operators that have no kernel); for target="trt" backend, compute_capability ("86,89,120"),
+    precision ("fp32", "bf16", "fp16", "int8", or "auto": the fastest accurate one), with "int8" calibration ("cifar10:DIR",
+    "folder:DIR", "random", or the path of a .npy or .npz file of images), calibration_images, mean and std (a number for
+    each channel); data and max_drop (accuracy, see gkp-convert --help); io_precision, threads, strategy, provider,
+    benchmark, dry_run, trust_code, arch; for target="native" cpu ("host", "x86-64-v3", "x86-64-v4" or "aarch64": what to
+    compile for), keep_source (True: the generated C++ stays in output/source) and hybrid (True: ONNX Runtime runs the
+    operators that have no kernel); for target="trt" backend, compute_capability ("86,89,120"),
     batch_profile ("1,8,64"), workspace ("2G"), channels_last, timing_cache, runtime_cache and engine (False: only the ONNX
     file, and the command that builds the engine). Returns an Artefact with `directory`, `manifest` and `run(x)`. Raises
     GkpError, and then nothing was written (but the ONNX file of target "trt", where TensorRT is missing).

@@ -15,12 +15,12 @@ from cli_kit import gkp, listing, save, small_net
 from fake_target import Clock, FakeRunner, FakeTarget
 from onnx_kit import Net
 
-from gkp.converter import precision
+from gkp.converter import precision, quantise
 from gkp.converter.convert import convert
 from gkp.converter.encoding import OnnxFile
 from gkp.converter.reference import evaluator, stock_evaluator
 from gkp.converter.tried import AccuracyError
-from gkp.errors import GkpError, UsageError
+from gkp.errors import BackendMissingError, GkpError, UsageError
 from gkp.manifest import Manifest, Tried
 from gkp.options.convert import convert_options
 from gkp.runtime import measure
@@ -153,7 +153,7 @@ def test_without_labels_bf16_needs_agreement(auto: Made, monkeypatch: pytest.Mon
     monkeypatch.setattr(Runner, "run", lambda self, feeds: [s * (-1) ** self.wrong for s in before(self, feeds)])
     made = auto({"fp32": 400.0, "bf16": 100.0})
     assert made.precision == "fp32"
-    assert "less than 99%" in row(made.tried, "bf16").reason
+    assert "less than 99 %" in row(made.tried, "bf16").reason
 
 
 def test_without_classes_only_fp32_is_taken(auto: Made) -> None:
@@ -193,15 +193,15 @@ def test_where_nothing_is_timed_the_fewest_bits_are_taken(folder: Path) -> None:
     assert row(made.tried, "fp32").reason == "not timed: onnx fp16 has fewer bits"
 
 
-def test_a_target_of_one_precision_takes_it_and_says_so(folder: Path) -> None:
-    wanted = convert_options("native", precision="auto", benchmark=False, dry_run=True)
-    made = convert(Path("m.onnx"), wanted).manifest
+def test_a_target_of_one_precision_takes_it_and_says_so(auto: Made) -> None:
+    assert convert_options("native", precision="auto").target.precisions == ("fp32",)
+    made = auto({"fp32": 400.0})
     assert made.precision == "fp32"
-    assert [t.reason for t in made.tried] == ["--target native computes in nothing else"]
+    assert [t.reason for t in made.tried] == ["--target fake computes in nothing else"]
 
 
 def test_what_the_target_lacks_here_is_named(folder: Path) -> None:
-    made = convert(Path("m.onnx"), convert_options("ort", precision="auto", threads=1, dry_run=True)).manifest
+    made = convert(Path("m.onnx"), convert_options("ort", precision="auto", benchmark=False, dry_run=True)).manifest
     assert made.precision == "fp32"
     assert "no fast fp16 convolutions on the CPU" in row(made.tried, "fp16").reason
 
@@ -225,6 +225,15 @@ def test_target_cpu_tries_each_target_in_each_of_its_precisions(folder: Path, mo
     assert (made.target, made.precision) == ("openvino", "fp32")
     written = json.loads(Path("out/manifest.json").read_text())
     assert [t["latency_ms"] is None for t in written["tried"]] == [t.precision == "int8" for t in made.tried]
+
+
+def test_what_differs_in_fp32_is_no_measure_of_accuracy(auto: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rewrite that is wrong is wrong in every precision: all would be as accurate as each other."""
+    write_data(images())
+    before = Runner.run
+    monkeypatch.setattr(Runner, "run", lambda self, feeds: [-s for s in before(self, feeds)])
+    with pytest.raises(AccuracyError, match=r"fp32: the converted model computes something else.*bf16: .* points below fp32"):
+        auto({"fp32": 400.0, "bf16": 100.0}, data=DATA)
 
 
 def test_one_that_fails_verification_gives_way_to_the_next(auto: Made, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,6 +319,17 @@ def test_int8_is_taken_by_accuracy_on_images_that_it_was_not_calibrated_with(aut
     assert (made.accuracy_data.count, made.accuracy_data.left_out) == (2000, 50)
     assert {t.total for t in made.tried} == {2000}
     assert made.calibration is not None
+
+
+def test_int8_without_nncf_is_left_out_and_named(auto: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise BackendMissingError("nncf is not installed", "install it")
+
+    monkeypatch.setattr(quantise, "import_nncf", missing)
+    write_data(images())
+    made = auto({"fp32": 400.0, "int8": 100.0}, data=DATA, calibration="random")
+    assert (made.precision, made.calibration) == ("fp32", None)
+    assert row(made.tried, "int8").reason == "nncf is not installed (try: install it)"
 
 
 def test_images_to_calibrate_with_do_not_count(auto: Made) -> None:
