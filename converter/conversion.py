@@ -18,6 +18,7 @@ from gkp.converter.graph import Graph
 from gkp.converter.half import overflowing
 from gkp.converter.lower.emit import lower
 from gkp.converter.measuring import measure
+from gkp.converter.quantise import import_nncf
 from gkp.converter.recognise import left_over, recognise, simplify
 from gkp.converter.sources import GroupedModel, OpenOptions, open_any
 from gkp.converter.sources.base import sample_inputs
@@ -60,6 +61,8 @@ def finish(prepared: Prepared) -> Artefact:
 def _check(job: Job) -> None:
     """The request, before any work is done."""
     job.target.require(job.options.precision)
+    if job.options.calibration is not None:
+        import_nncf()
     if job.options.dry_run:
         return
     if job.output is None:
