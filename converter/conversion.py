@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from gkp.converter.artefact import Artefact, check_destination
-from gkp.converter.calibration import read_calibration
+from gkp.converter.calibration import read_calibration, require_calibrator
 from gkp.converter.choose import choose
 from gkp.converter.describe import full_macs, graph_macs, graph_params, grouped_layers, layer_macs, stray_zeros
 from gkp.converter.dynamic import batch_axes
@@ -18,7 +18,6 @@ from gkp.converter.graph import Graph
 from gkp.converter.half import overflowing
 from gkp.converter.lower.emit import lower
 from gkp.converter.measuring import measure
-from gkp.converter.quantise import import_nncf
 from gkp.converter.recognise import left_over, recognise, simplify
 from gkp.converter.sources import GroupedModel, OpenOptions, open_any
 from gkp.converter.sources.base import sample_inputs
@@ -61,8 +60,6 @@ def finish(prepared: Prepared) -> Artefact:
 def _check(job: Job) -> None:
     """The request, before any work is done."""
     job.target.require(job.options.precision)
-    if job.options.calibration is not None:
-        import_nncf()
     if job.options.dry_run:
         return
     if job.output is None:
@@ -84,6 +81,7 @@ def _timed(seconds: dict[str, float], name: str, stage: Callable[[], T]) -> T:
 def open_source(job: Job) -> Opened:
     """The checkpoint, and the baseline that was given with it. UsageError when these two do not fit together."""
     options = job.options
+    require_calibrator(options)
     opening = OpenOptions(options.input_shapes, options.arch, options.trust_code)
     job.progress(f"opening {clean(job.path.name) if job.path else 'the module'}", None)
     model = open_any(job.source, opening)

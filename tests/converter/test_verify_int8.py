@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 from onnx_kit import Net, feeds_of
 from quant_kit import by_hand, quantised, stock_by_hand
 
-from gkp.converter import calibration, conversion, quantiser
+from gkp.converter import calibration, quantiser
 from gkp.converter.encoding import Encoding, OnnxFile
 from gkp.converter.forms import Forms
 from gkp.converter.graph import Graph
@@ -203,7 +203,7 @@ def test_a_fault_exits_with_1_and_writes_nothing(fault: str, target: str, tmp_pa
         return right(self, model)
 
     monkeypatch.setattr(Encoding, "file", wrong)
-    monkeypatch.setattr(conversion, "import_nncf", lambda: None)
+    monkeypatch.setattr(calibration, "import_nncf", lambda: None)
     monkeypatch.setattr(calibration, "quantise", lambda graph, *rest: quantised(graph.copy()))
     monkeypatch.setattr(calibration, "quantise_stock", lambda model, *rest: stock_by_hand(model))
     np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((4, 3, 8, 8)).astype(np.float32))

@@ -21,7 +21,7 @@ from quant_kit import by_hand, quantised, stock_by_hand
 
 import gkp as package
 from gkp import console, manifest
-from gkp.converter import calibration, conversion
+from gkp.converter import calibration
 from gkp.converter.fastest import cpu_targets
 from gkp.converter.reference import reference
 from gkp.errors import FileError, UsageError
@@ -52,7 +52,7 @@ def hand(monkeypatch: pytest.MonkeyPatch) -> None:
         progress("calibrating with NNCF", 0.5)
         return quantised(graph.copy())
 
-    monkeypatch.setattr(conversion, "import_nncf", lambda: None)
+    monkeypatch.setattr(calibration, "import_nncf", lambda: None)
     monkeypatch.setattr(calibration, "quantise", quantise)
     monkeypatch.setattr(calibration, "quantise_stock", lambda model, samples, progress=silent: stock_by_hand(model))
 
