@@ -9,10 +9,10 @@ import numpy as np
 import onnx
 import pytest
 from cli_kit import FAST, assert_refused, blocked_gkp, gkp, listing, save, small_net
+from int8_kit import integer_layers
 from net_blocks import classifier, depthwise, dsp_block, gumi_conv, masked, tmi_block
 from onnx import numpy_helper
 from onnx_kit import Net, feeds_of, ops
-from quant_kit import integer_layers
 
 from gkp.converter import node as branched_node
 from gkp.converter import quantise as module

@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import pytest
 from cli_kit import FAST, assert_refused, gkp, listing, save
+from int8_kit import by_hand, quantised, stock_by_hand
 from net_blocks import classifier, depthwise, dsp_block, gumi_conv, tmi_block
 from onnx import helper, numpy_helper
 from onnx_kit import Net, feeds_of
-from quant_kit import by_hand, quantised, stock_by_hand
 
 from gkp.converter import calibration, quantiser
 from gkp.converter.encoding import Encoding, OnnxFile

@@ -16,8 +16,8 @@ import onnx
 import pytest
 from cli_kit import FAST, Outcome, assert_refused, gkp, listing, save, small_net
 from image_kit import write_classes
+from int8_kit import by_hand, quantised, stock_by_hand
 from onnx_kit import ops
-from quant_kit import by_hand, quantised, stock_by_hand
 
 import gkp as package
 from gkp import console, manifest
