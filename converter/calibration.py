@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx
 
 from gkp.converter.graph import Graph
-from gkp.converter.quantise import quantise, quantise_stock
+from gkp.converter.quantise import import_nncf, quantise, quantise_stock
 from gkp.converter.sources._torchfile import read_pickle_file
 from gkp.converter.sources.base import GroupedModel
 from gkp.errors import UsageError
@@ -46,6 +46,12 @@ class Calibration:
             raise UsageError(f"{len(images)} images do not fill a batch of {size}", "give more with --calibration")
         for start in range(0, len(images) - size + 1, size):
             yield {name: images[start:start + size]}
+
+
+def require_calibrator(options: ConvertOptions) -> None:
+    """BackendMissingError without NNCF where it will be needed: before any work is done."""
+    if options.calibration is not None:
+        import_nncf()
 
 
 def read_calibration(options: ConvertOptions, model: GroupedModel, progress: Progress) -> Calibration | None:

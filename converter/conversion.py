@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from gkp.converter.artefact import Artefact, check_destination
-from gkp.converter.calibration import read_calibration
+from gkp.converter.calibration import read_calibration, require_calibrator
 from gkp.converter.choose import choose
 from gkp.converter.describe import full_macs, graph_macs, graph_params, grouped_layers, layer_macs, stray_zeros
 from gkp.converter.dynamic import batch_axes
@@ -94,6 +94,7 @@ def _timed(seconds: dict[str, float], name: str, stage: Callable[[], T]) -> T:
 def open_source(job: Job) -> Opened:
     """The checkpoint, and the baseline that was given with it. UsageError when these two do not fit together."""
     options = job.options
+    require_calibrator(options)
     opening = OpenOptions(options.input_shapes, options.arch, options.trust_code)
     job.progress(f"opening {clean(job.path.name) if job.path else 'the module'}", None)
     model = open_any(job.source, opening)

@@ -101,7 +101,7 @@ def _calibrated(model: onnx.ModelProto, samples: Sequence[Feeds], progress: Prog
 def import_nncf() -> Any:
     """The nncf module, or BackendMissingError. It sends nothing anywhere."""
     os.environ.setdefault("NNCF_CI", "1")  # its own switch for telemetry, read when it is imported
-    return require("nncf", "quant", "to calibrate int8 models")
+    return require("nncf", "quant", "calibrating int8 models")
 
 
 @contextlib.contextmanager

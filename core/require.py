@@ -10,7 +10,7 @@ from gkp.text import one_line
 
 _NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "torch": "PyTorch", "yaml": "PyYAML", "scipy": "SciPy",
           "networkx": "NetworkX", "ray": "Ray", "grpc": "grpcio", "google": "protobuf", "PIL": "Pillow",
-          "polygraphy": "Polygraphy", "onnx_graphsurgeon": "onnx-graphsurgeon"}
+          "polygraphy": "Polygraphy", "onnx_graphsurgeon": "onnx-graphsurgeon", "nncf": "NNCF"}
 """Where a package is called something else than its module."""
 
 

@@ -57,16 +57,17 @@ def _unaries(graph: Graph, way: Walk) -> list[Node]:
 
 
 def _same(a: Node, b: Node) -> bool:
-    return bool(a.op == b.op and a.attrs == b.attrs and [t.name for t in a.inputs[1:]] == [t.name for t in b.inputs[1:]])
+    return bool(a.op == b.op and a.domain == b.domain and a.attrs == b.attrs
+                and [t.name for t in a.inputs[1:]] == [t.name for t in b.inputs[1:]])
 
 
 def _swap(graph: Graph, tensor: Tensor, unaries: list[Node]) -> None:
     first = unaries[0]
-    op, attrs, rest = first.op, dict(first.attrs), list(first.inputs[1:])
+    op, domain, attrs, rest = first.op, first.domain, dict(first.attrs), list(first.inputs[1:])
     for unary in unaries:
         graph.redirect(unary.outputs[0], unary.inputs[0])
         graph.remove(unary)
     moved = graph.variable("moved", tensor.dtype, tensor.shape)
     last = tensor.inputs[0]
     last.outputs[next(i for i, t in enumerate(last.outputs) if t is tensor)] = moved
-    graph.add(op, [moved, *rest], [tensor], attrs=attrs)
+    graph.add(op, [moved, *rest], [tensor], attrs=attrs, domain=domain)

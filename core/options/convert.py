@@ -23,7 +23,9 @@ _IO = ("fp32", "fp16")
 
 
 def _numbers(value: Any, option: str) -> tuple[float, ...] | None:
-    return numbers(value if isinstance(value, str) else ",".join(map(str, value)), option)
+    if not isinstance(value, str):
+        value = ",".join(map(str, [value] if isinstance(value, int | float) else value))
+    return numbers(value, option)
 
 
 def _spec(value: Any) -> str:

@@ -2,16 +2,21 @@
 
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from cli_kit import refuse, save
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx_kit import Net, assert_close, feeds_of, run_one_form
 
 from gkp.branched import BranchedConv
 from gkp.converter import node as branched_node
+from gkp.converter import quantiser
 from gkp.converter.graph import Graph
 from gkp.errors import UnsupportedModelError
 
@@ -104,3 +109,40 @@ def test_malformed_nodes_are_refused(change, text) -> None:  # type: ignore[no-u
     change(node)
     with pytest.raises(UnsupportedModelError, match=text):
         branched_node.read(node)
+
+
+# ---- integers -----------------------------------------------------------------------------------------------------
+def integers() -> BranchedConv:
+    scale = np.array([0.5, 0.25, 3, 1], np.float32)
+    weight = np.arange(-18, 18, dtype=np.float32).reshape(2, 2, 3, 3) * scale[[1, 3]].reshape(-1, 1, 1, 1)
+    return BranchedConv.build(3, 4, [([0, 2], [1, 3], weight)], kernel_shape=[3, 3], scale=scale)
+
+
+def test_the_scale_of_integers_is_kept_and_changes_no_value() -> None:
+    conv, plain = integers(), replace(integers(), scale=None)
+    again = branched_node.read(next(Graph(model_of(conv)).branched()))
+    assert np.array_equal(again.scale, conv.scale)
+    assert again.scale.dtype == np.float32
+    assert branched_node.read(next(Graph(model_of(plain)).branched())).scale is None
+    feeds = feeds_of(model_of(conv))
+    assert np.array_equal(*(run_one_form(model_of(c), feeds)[0] for c in (conv, plain)))
+
+
+@pytest.mark.parametrize(("scale", "code"), [
+    ([1.0] * 3, 2), ([1.0, 0.0, 1.0, 1.0], 2), ([1.0, -1.0, 1.0, 1.0], 2), ([float("nan")] * 4, 2), ([float("inf")] * 4, 2),
+    (1.0, 2), ("scales", 3), ([0.3] * 4, 3), ([1e-9] * 4, 3), ([1e30] * 4, 3), ([1] * 4, 3)], ids=str)
+def test_a_file_whose_weights_are_not_what_its_scale_says_does_not_open_as_another_network(scale: Any, code: int, tmp_path: Path) -> None:
+    """The weights are what counts: rounding them to the grid that is claimed would be another network, verified against itself."""
+    conv = integers()
+    net = Net(2, 3, 5, 6)
+    graph = Graph(net.model(net.op("Identity", "x")))
+    y, x = graph.outputs[0], graph.variable("quantised", np.float32, [2, 3, 5, 6])
+    graph.remove(graph.nodes[0])
+    quantiser.write(graph, quantiser.Quantiser(0.125, 0, "int8"), graph.inputs[0], x)
+    branched_node.write(graph, conv, x, y, "layer")
+    model = graph.to_model()
+    node = next(n for n in model.graph.node if n.op_type == "BranchedConv")
+    kept = [a for a in node.attribute if a.name != "weight_scale"]
+    del node.attribute[:]
+    node.attribute.extend([*kept, onnx.helper.make_attribute("weight_scale", scale)])
+    refuse(tmp_path, save(model, tmp_path / "m.onnx"), code, "scale")

@@ -10,12 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
-from onnx_kit import Net, run_ort
+from onnx_kit import Net, feeds_of, ops, run_ort
 
 from gkp.converter import quantiser
 from gkp.converter.graph import DOMAIN, Graph
 from gkp.converter.lower import qdq
+from gkp.converter.lower.emit import lower
 from gkp.converter.quantiser import OWN_OPERATORS, Quantiser
+from gkp.converter.recognise import recognise, simplify
+from gkp.converter.reference import reference
 from gkp.errors import UnsupportedModelError
 
 TYPES = ("int8", "uint8")
@@ -114,6 +117,42 @@ def test_it_is_written_and_read_and_gives_zero_for_zero() -> None:
     assert quantiser.of(node.outputs[0]) == how
     assert quantiser.of(node.inputs[0]) is None
     assert not run(model, np.zeros((2, 3), np.float32)).any()
+
+
+def between(net: Net, y: str) -> Graph:
+    """The network up to y, with FakeQuantize in place of every Identity."""
+    graph = Graph(net.model(y))
+    for node in [n for n in graph.nodes if n.op == "Identity"]:
+        given, made = node.inputs[0], node.outputs[0]
+        graph.remove(node)
+        quantiser.write(graph, Quantiser(0.03125, 5, "uint8"), given, made)
+    return graph
+
+
+def test_passes_move_and_drop_channels_around_it() -> None:
+    """One channel between the convolutions is constant, some are not read, one is zero by a Pad; gathers on both sides."""
+    net = Net(2, 4, 5, 5)
+    weight = net.weight(6, 4, 1, 1)
+    weight[0] = 0
+    y = net.take(net.conv("x", weight, bias=net.normal(6)), net.rng.permutation(6))
+    y = net.op("Identity", net.op("Pad", y, net.ints(0, 1, 0, 0, 0, 0, 0, 0)))
+    weight = net.weight(5, 7, 3, 3)
+    weight[:, 3] = 0
+    model = between(net, net.conv(net.relu(net.take(y, net.rng.permutation(7))), weight, pads=[1] * 4)).to_model()
+    want = reference(model)(feeds_of(model))[0]
+    graph = simplify(recognise(Graph(model)))
+    assert ops(graph) == {"BranchedConv": 2, "FakeQuantize": 1, "Relu": 1}
+    np.testing.assert_allclose(reference(graph.to_model())(feeds_of(model))[0], want, atol=1e-5)
+    assert next(graph.branched()).outputs[0].shape[1] < 7
+
+
+def test_of_constants_it_stays_or_is_computed() -> None:
+    net = Net(2, 3)
+    model = between(net, net.op("Add", "x", net.op("Identity", net.op("Neg", net.const(net.normal(2, 3)))))).to_model()
+    feeds = feeds_of(model)
+    graph = recognise(Graph(model))
+    np.testing.assert_array_equal(reference(graph.to_model())(feeds)[0], reference(model)(feeds)[0])
+    np.testing.assert_array_equal(run_ort(lower(graph, {}).to_model(), feeds)[0], reference(model)(feeds)[0])
 
 
 def test_the_schema_lets_the_checker_know_the_operator() -> None:

@@ -60,11 +60,13 @@ def test_a_provider_that_is_not_here_is_missing(provider: str) -> None:
         make_target(OrtOptions(provider=provider)).require("fp32")
 
 
-@pytest.mark.parametrize("name", ["ort", "openvino"])
-def test_the_cpu_has_no_fp16(name: str) -> None:
+def test_the_cpu_has_no_fp16() -> None:
     with pytest.raises(UsageError, match="fp16") as caught:
-        make_target(name).require("fp16")
+        make_target("ort").require("fp16")
     assert "--target onnx" in caught.value.hint
+    with pytest.raises(UsageError, match="openvino computes in fp32, bf16, int8, not fp16") as caught:
+        convert_options("openvino", precision="fp16")
+    assert "onnx" in caught.value.hint
 
 
 def test_stock_onnx_takes_fp16_and_measures_nothing() -> None:

@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import pytest
 from cli_kit import FAST, assert_refused, gkp, listing, save
+from int8_kit import by_hand, quantised, stock_by_hand
 from net_blocks import classifier, depthwise, dsp_block, gumi_conv, tmi_block
 from onnx import helper, numpy_helper
 from onnx_kit import Net, feeds_of
-from quant_kit import by_hand, quantised, stock_by_hand
 
 from gkp.converter import calibration, quantiser
 from gkp.converter.encoding import Encoding, OnnxFile
@@ -203,6 +203,7 @@ def test_a_fault_exits_with_1_and_writes_nothing(fault: str, target: str, tmp_pa
         return right(self, model)
 
     monkeypatch.setattr(Encoding, "file", wrong)
+    monkeypatch.setattr(calibration, "import_nncf", lambda: None)
     monkeypatch.setattr(calibration, "quantise", lambda graph, *rest: quantised(graph.copy()))
     monkeypatch.setattr(calibration, "quantise_stock", lambda model, *rest: stock_by_hand(model))
     np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((4, 3, 8, 8)).astype(np.float32))

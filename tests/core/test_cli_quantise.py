@@ -16,8 +16,8 @@ import onnx
 import pytest
 from cli_kit import FAST, Outcome, assert_refused, gkp, listing, save, small_net
 from image_kit import write_classes
+from int8_kit import by_hand, quantised, stock_by_hand
 from onnx_kit import ops
-from quant_kit import by_hand, quantised, stock_by_hand
 
 import gkp as package
 from gkp import console, manifest
@@ -52,6 +52,7 @@ def hand(monkeypatch: pytest.MonkeyPatch) -> None:
         progress("calibrating with NNCF", 0.5)
         return quantised(graph.copy())
 
+    monkeypatch.setattr(calibration, "import_nncf", lambda: None)
     monkeypatch.setattr(calibration, "quantise", quantise)
     monkeypatch.setattr(calibration, "quantise_stock", lambda model, samples, progress=silent: stock_by_hand(model))
 
@@ -140,6 +141,10 @@ def test_a_number_of_images_is_at_least_one_and_a_spec_is_no_array(model: Path, 
     with pytest.raises(UsageError, match="not ndarray") as caught:
         package.convert(model, "onnx", tmp_path / "out", precision="int8", calibration=pictures(2))
     assert "numpy.save" in caught.value.hint
+    np.save(tmp_path / "x.npy", np.arange(768).reshape(4, 8, 8, 3).astype(np.uint8))
+    with pytest.raises(UsageError, match="--mean has 1 number"):
+        package.convert(model, "onnx", tmp_path / "out", precision="int8", calibration=tmp_path / "x.npy", mean=0.5)
+    (tmp_path / "x.npy").unlink()
     assert listing(tmp_path) == ["m.onnx"]
 
 

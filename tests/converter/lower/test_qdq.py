@@ -10,9 +10,9 @@ import onnxruntime as ort
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from int8_kit import by_hand, integer_layers
 from net_blocks import BLOCKS, classifier, gumi_conv, networks
 from onnx_kit import Net, checked, feeds_of, ops, run_ort
-from quant_kit import by_hand, integer_layers
 
 from gkp.branched import BranchedConv
 from gkp.converter import node as branched_node
