@@ -11,13 +11,16 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from gkp.converter.artefact import Artefact
-from gkp.converter.choose import dense_forms
+from gkp.converter.calibration import Calibration, read_calibration
+from gkp.converter.choose import choose, dense_forms
 from gkp.converter.convert import convert as run
 from gkp.converter.dynamic import batch_axes, free_axes
 from gkp.converter.encoding import Encoding
+from gkp.converter.forms import Settings, chosen
 from gkp.converter.graph import Graph
 from gkp.converter.lower.emit import lower
 from gkp.converter.quantise import quantise_stock
+from gkp.converter.sources import GroupedModel
 from gkp.converter.targets import Built, Target, make_target
 from gkp.errors import FileError
 from gkp.options.convert import convert_options
@@ -39,9 +42,11 @@ def convert(source: Any, target: str, progress: Progress = silent, **options: An
     return made
 
 
-def lowered(dense: Graph, target: str) -> onnx.ModelProto:
-    """A dense network as stock ONNX, in the target's dense forms."""
-    return lower(dense, dense_forms(dense, make_target(target))).to_model()
+def lowered(graph: Graph, target: str, forms: str = "dense") -> onnx.ModelProto:
+    """A network as stock ONNX, in the target's dense forms, or in those that it estimates to be fastest ("estimated")."""
+    made = make_target(target)
+    found = dense_forms(graph, made) if forms == "dense" else chosen(choose(graph, made, Settings(measure=False)))
+    return lower(graph, found).to_model()
 
 
 def int8_for_timing(model: bytes) -> bytes:
@@ -59,16 +64,26 @@ def int8_for_timing(model: bytes) -> bytes:
     return made
 
 
+def calibrated(spec: str, model: GroupedModel, count: int, progress: Progress) -> Calibration:
+    """How the suite quantises: with images, as of --calibration. Errors of gkp.converter.calibration."""
+    options = convert_options("openvino", precision="int8", calibration=spec, calibration_images=count)
+    made = read_calibration(options, model, progress)
+    assert made is not None
+    return made
+
+
 class Engines:
-    """What runs models here, float32. The native compiler compiles each network once, as long as somebody holds it."""
+    """What runs models here. The native compiler compiles each network once, as long as somebody holds it."""
 
     def __init__(self) -> None:
-        self._targets: dict[str, Target] = {}
+        self._targets: dict[tuple[str, str], Target] = {}
         self._native: WeakKeyDictionary[Graph, Built] = WeakKeyDictionary()
 
-    def stock(self, name: str, model: onnx.ModelProto, threads: int) -> Runner:
-        """A stock model on an engine, at any batch. GkpError when the engine is missing or refuses it."""
-        return self._target(name).build_as_is(free_axes(model, batch_axes(model)), Encoding(), threads).runner()
+    def stock(self, name: str, model: onnx.ModelProto, threads: int, precision: str = "fp32") -> Runner:
+        """A stock model on an engine, at any batch; one in int8 holds its quantisers. GkpError when the engine is missing or
+        refuses it."""
+        target = self._target(name, precision)
+        return target.build_as_is(free_axes(model, batch_axes(model)), Encoding(), threads).runner()
 
     def dense(self, name: str, network: Graph, threads: int) -> Runner:
         """A dense network, in the forms that suit the engine best."""
@@ -80,9 +95,9 @@ class Engines:
             self._native[graph] = self._target("native").build(graph, {}, {}, Encoding(), threads)
         return self._native[graph].runner(threads)
 
-    def _target(self, name: str) -> Target:
-        if name not in self._targets:
-            made = make_target(name)
-            made.require("fp32")
-            self._targets[name] = made
-        return self._targets[name]
+    def _target(self, name: str, precision: str = "fp32") -> Target:
+        if (name, precision) not in self._targets:
+            made = make_target(name, precision)
+            made.require(precision)
+            self._targets[name, precision] = made
+        return self._targets[name, precision]

@@ -20,13 +20,14 @@ _BLOCKS = "ResNet-50 block-diagonal 3x3, 8 groups"
 @dataclass(frozen=True)
 class Case:
     """One model. source: gives a path or a module; baseline: gives the dense one, None: its twin; input_shape: batch first,
-    None: as the file says; targets: what to convert it for."""
+    None: as the file says; targets: what to convert it for; trained: it tells images apart."""
 
     name: str
     source: Callable[[], Any]
     baseline: Callable[[], Any] | None = None
     input_shape: tuple[int, ...] | None = None
     targets: tuple[str, ...] = CPU_TARGETS
+    trained: bool = False
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -40,8 +41,8 @@ def published(checkpoints: Path | None) -> list[Case]:
         return []
     tmi, dsp = checkpoints / "tmi_gkp" / "resnet20_cifar10", checkpoints / "dsp" / "resnet20_g4.pt"
     baseline = partial(Path, tmi / "baseline") if (tmi / "baseline").is_file() else None
-    found = [(tmi / "grouped", Case("TMI-GKP ResNet-20", partial(Path, tmi / "grouped"), baseline)),
-             (dsp, Case("DSP ResNet-20 g4", partial(Path, dsp)))]
+    found = [(tmi / "grouped", Case("TMI-GKP ResNet-20", partial(Path, tmi / "grouped"), baseline, trained=True)),
+             (dsp, Case("DSP ResNet-20 g4", partial(Path, dsp), trained=True))]
     return [case for path, case in found if path.is_file()]
 
 

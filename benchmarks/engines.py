@@ -27,7 +27,10 @@ from gkp.types import Progress, Run, silent
 
 STOCK = ("ort", "openvino", "ncnn")
 DENSE, PRUNED = "dense", "pruned"
-_SAME = 1e-3
+Key = tuple[str, str, str]
+Measure = Callable[[Runner, Progress], "float | None"]
+"""The accuracy of what an engine runs; None where there are no images."""
+_SAME = {"fp32": 1e-3, "bf16": 0.1, "int8": 0.5}
 """Largest difference from the reference, relative to its largest value, of an engine that computes the model at all."""
 
 
@@ -45,12 +48,18 @@ class Pair:
 
 @dataclass(frozen=True)
 class Contender:
-    """Something to time: a form of a model in an engine. start may raise GkpError."""
+    """Something to time: a form of a model in an engine and precision. start may raise GkpError."""
 
     engine: str
     model: str
     form: str
     start: Callable[[], Runner]
+    precision: str = "fp32"
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Of these, the fastest form counts."""
+        return self.engine, self.model, self.precision
 
 
 def make_pair(opened: GroupedModel, baseline: GroupedModel | None) -> Pair:
@@ -84,9 +93,10 @@ def _ncnn(dense: Graph, threads: int, off: Sequence[str]) -> Runner:
 
 
 def compare(name: str, pair: Pair, tried: Sequence[Contender], batches: Sequence[int], threads: int, *,
-            seconds: float = 1.0, progress: Progress = silent) -> list[Comparison]:
+            seconds: float = 1.0, progress: Progress = silent, accuracy: Measure | None = None) -> list[Comparison]:
     """All entries turn by turn, at every batch size; `seconds` is the budget per entry and batch size. An entry that
-    cannot run is a row without times that says why."""
+    cannot run is a row without times that says why. accuracy: of the pruned model, and of a dense one that was given; one
+    form of each model is asked."""
     like = pair.pruned.to_model()
     missing: dict[int, str] = {}
     runners: dict[int, Runner] = {}
@@ -99,12 +109,13 @@ def compare(name: str, pair: Pair, tried: Sequence[Contender], batches: Sequence
             except GkpError as e:
                 missing[number] = e.message
         missing.update(_wrong(tried, runners, pair.reference, sample_inputs(like, seed=1)))
+        shares = _accuracies(tried, {k: r for k, r in runners.items() if k not in missing}, pair, accuracy, progress)
         for batch in batches:
             progress(f"measuring {len(runners)} models at batch {batch}", None)
             feeds = sample_inputs(like, batch=batch)
             failed = dict(missing)
             samples = _time({k: r for k, r in runners.items() if k not in missing}, feeds, seconds, failed)
-            out.append(_comparison(name, pair.theoretical, tried, batch, threads, samples, failed))
+            out.append(_comparison(name, pair.theoretical, tried, batch, threads, samples, failed, shares))
     finally:
         for runner in runners.values():
             runner.close()
@@ -126,8 +137,20 @@ def _wrong(tried: Sequence[Contender], runners: Mapping[int, Runner], reference:
         wanted = expected.setdefault(tried[number].model, outputs)
         fits = [got.shape for got in outputs] == [want.shape for want in wanted]
         error = max(map(apart, outputs, wanted)) if fits else float("inf")
-        if not error < _SAME:
+        if not error < _SAME[tried[number].precision]:
             found[number] = f"it computes something else (error {error:.1e})"
+    return found
+
+
+def _accuracies(tried: Sequence[Contender], runners: Mapping[int, Runner], pair: Pair, accuracy: Measure | None,
+                progress: Progress) -> dict[Key, float | None]:
+    """A dense twin has random weights in the holes: it tells nothing apart."""
+    found: dict[Key, float | None] = {}
+    for number, runner in runners.items():
+        entry = tried[number]
+        if accuracy is not None and entry.key not in found and (entry.model == PRUNED or pair.given is not None):
+            progress(f"accuracy of {entry.model} on {entry.engine}, {entry.precision}", None)
+            found[entry.key] = accuracy(runner, progress)
     return found
 
 
@@ -152,20 +175,26 @@ def _time(runners: Mapping[int, Runner], feeds: Mapping[str, Any], seconds: floa
 
 
 def _comparison(name: str, theoretical: float, tried: Sequence[Contender], batch: int, threads: int,
-                samples: Mapping[int, list[float]], failed: Mapping[int, str]) -> Comparison:
-    forms: dict[tuple[str, str], list[int]] = {}
+                samples: Mapping[int, list[float]], failed: Mapping[int, str],
+                shares: Mapping[Key, float | None]) -> Comparison:
+    forms: dict[Key, list[int]] = {}
     for number, entry in enumerate(tried):
-        forms.setdefault((entry.engine, entry.model), []).append(number)
+        forms.setdefault(entry.key, []).append(number)
     best = {key: fastest(samples, numbers) for key, numbers in forms.items()}
-    dense = {engine: samples[k] for (engine, model), k in best.items()
-             if model == DENSE and engine in STOCK and k is not None}
-    stock = fastest(dense)
+    dense: dict[str, dict[str, list[float]]] = {}
+    for (engine, model, precision), k in best.items():
+        if model == DENSE and engine in STOCK and k is not None:
+            dense.setdefault(precision, {})[engine] = samples[k]
+    stock = {precision: fastest(found) for precision, found in dense.items()}
+    ort = dense.get("fp32", {}).get("ort")
     rows = []
-    for (engine, model), k in best.items():
+    for key, k in best.items():
+        engine, model, precision = key
         if k is None:
-            rows.append(EngineRow(engine=engine, model=model, missing=failed[forms[engine, model][0]]))
+            rows.append(EngineRow(engine=engine, model=model, precision=precision, missing=failed[forms[key][0]]))
             continue
-        rows.append(EngineRow(engine=engine, model=model, form=tried[k].form, ms=timing(samples[k]),
-                              vs_ort=ratio(dense["ort"], samples[k]) if "ort" in dense else None,
-                              vs_fastest=ratio(dense[stock], samples[k]) if stock else None))
-    return Comparison(name=name, batch=batch, threads=threads, theoretical=theoretical, fastest=stock, rows=rows)
+        first = stock.get(precision)
+        rows.append(EngineRow(engine=engine, model=model, precision=precision, form=tried[k].form, ms=timing(samples[k]),
+                              vs_ort=ratio(ort, samples[k]) if ort else None, accuracy=shares.get(key),
+                              vs_fastest=ratio(dense[precision][first], samples[k]) if first else None))
+    return Comparison(name=name, batch=batch, threads=threads, theoretical=theoretical, fastest=stock.get("fp32"), rows=rows)

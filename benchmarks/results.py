@@ -30,19 +30,23 @@ class ArtefactRow(Explained, frozen=True, kw_only=True):
 
 
 class EngineRow(Timed, frozen=True, kw_only=True):
-    """One model (dense or pruned) in one engine. form: the fastest of the forms that were tried. vs_ort: against the dense
-    model on ONNX Runtime; vs_fastest: against the dense model on the fastest stock engine."""
+    """One model (dense or pruned) in one engine and precision. form: the fastest of the forms that were tried. vs_ort:
+    against the dense model in float32 on ONNX Runtime; vs_fastest: against the dense model on the stock engine that is the
+    fastest in this precision. accuracy: share of the images of Comparison.images; null where there are none."""
 
     engine: str
     model: str
+    precision: str = "fp32"
     form: str | None = None
     vs_ort: Ratio | None = None
     vs_fastest: Ratio | None = None
+    accuracy: float | None = None
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """One model of the suite at one batch size, all engines in one interleaved run. theoretical: dense MACs / kept MACs.
-    fastest: the stock engine with the lowest median on the dense model, null when none ran."""
+    fastest: the stock engine with the lowest median on the dense model in float32, null when none ran. images, calibration:
+    what accuracy was measured on and int8 calibrated with, in words; null: nothing."""
 
     name: str
     batch: int
@@ -50,6 +54,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     theoretical: float | None
     fastest: str | None
     rows: list[EngineRow]
+    images: str | None = None
+    calibration: str | None = None
 
 
 class LayerKind(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,12 +15,14 @@ from gkp.report import wording
 from gkp.report.kit import left, missing_lines, ratio_text, right, table
 from gkp.text import clean
 
+PRECISIONS = ("fp32", "bf16", "int8")
+
 
 def suite_tables(found: Bench) -> RenderableType:
     """Everything but the conversions, whose table is gkp.benchmarks.bench.table."""
     layers = layer_table(found.layers)
-    return Group(*engine_tables(found.engines), *([layers] if layers else []), *scaling_lines(found.scaling),
-                 *missing_lines(_missing(found)))
+    return Group(*engine_tables(found.engines), *precision_tables(found.engines), *([layers] if layers else []),
+                 *scaling_lines(found.scaling), *missing_lines(_missing(found)))
 
 
 def engine_tables(comparisons: Sequence[Comparison]) -> Iterator[RenderableType]:
@@ -30,10 +32,37 @@ def engine_tables(comparisons: Sequence[Comparison]) -> Iterator[RenderableType]
         out = table(left(width=28, no_wrap=True), right("ms", width=7), right("vs ORT dense (95 %)", width=20),
                     right("vs fastest dense", width=20), show_header=number == 0)
         for row in comparison.rows:
-            out.add_row(*_engine_cells(row, comparison.fastest), style="bold" if row.engine == "native" else "")
+            if row.precision == PRECISIONS[0]:
+                out.add_row(*_engine_cells(row, comparison.fastest), style="bold" if row.engine == "native" else "")
         yield out
     if comparisons:
         yield Text(f"one interleaved run per model and batch; {wording.FASTER_NOTE}; *: the fastest dense engine\n", "dim")
+
+
+def precision_tables(comparisons: Sequence[Comparison]) -> Iterator[RenderableType]:
+    """Per model and batch a title, and milliseconds with accuracy: engines by precisions."""
+    shown = [c for c in comparisons if any(row.precision != PRECISIONS[0] for row in c.rows)]
+    for number, comparison in enumerate(shown):
+        yield Text(f"\n{_title(comparison)}", "bold")
+        out = table(left(width=28, no_wrap=True), *(right(precision, width=16) for precision in PRECISIONS),
+                    show_header=number == 0)
+        rows: dict[str, dict[str, EngineRow]] = {}
+        for row in sorted(comparison.rows, key=lambda row: row.model):
+            rows.setdefault(engine_name(row), {})[row.precision] = row
+        for name, found in rows.items():
+            out.add_row(Text(f"  {name}"), *(Text(_with_accuracy(found.get(p))) for p in PRECISIONS),
+                        style="bold" if "native" in name else "")
+        yield out
+        calibrated = "" if comparison.calibration is None else f"; int8 calibrated with {clean(comparison.calibration, 60)}"
+        on = "accuracy not measured" if comparison.images is None else f"top-1 of {clean(comparison.images, 60)}"
+        yield Text(f"ms; {on}{calibrated}", "dim")
+
+
+def _with_accuracy(row: EngineRow | None) -> str:
+    """`7.90 (92.1 %)`."""
+    if row is None or row.ms is None:
+        return "-"
+    return wording.milliseconds(row.ms.median) + ("" if row.accuracy is None else f" ({100 * row.accuracy:.2f} %)")
 
 
 def engine_name(row: EngineRow) -> str:
@@ -95,6 +124,7 @@ def scaling_lines(found: Sequence[Scaling]) -> Iterator[Text]:
 
 def _missing(found: Bench) -> Iterator[tuple[str, str | None]]:
     yield from ((row.target, row.missing) for row in found.rows)
-    yield from ((engine_name(row), row.missing) for comparison in found.engines for row in comparison.rows)
+    yield from ((engine_name(row) + ("" if row.precision == PRECISIONS[0] else f", {clean(row.precision, 10)}"), row.missing)
+                for comparison in found.engines for row in comparison.rows)
     yield from (("native layers", model.missing) for model in found.layers)
     yield from ((f"{item.threads} threads", item.missing) for item in found.scaling)

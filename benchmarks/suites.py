@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from gkp.benchmarks.bench import missing_row, rows_of
 from gkp.benchmarks.cases import CPU_TARGETS, Case, cpu_cases
 from gkp.benchmarks.results import ArtefactRow, Bench
@@ -15,13 +17,16 @@ from gkp.types import Progress
 BATCHES = (1, 64)
 
 
-def run_cpu(checkpoints: Path | None, report: Progress, seconds: float = 1.0) -> Bench:
-    """Every case, one thread, batch 1 and 64: converted for every CPU target (dry run), compared over the engines; then
-    the layers of the native kernels against the core's peak, and two threads against one at batch 64. What is not
-    installed is a row that says so. seconds: budget per engine and batch size."""
+def run_cpu(checkpoints: Path | None, report: Progress, seconds: float = 1.0, data: str | None = None,
+            calibration: str | None = None) -> Bench:
+    """Every case, one thread, batch 1 and 64: converted for every CPU target (dry run), compared over the engines in every
+    precision; then the layers of the native kernels against the core's peak, and two threads against one at batch 64. What
+    is not installed is a row that says so. seconds: budget per engine and batch size; data, calibration: see
+    gkp.benchmarks.precisions."""
     from gkp.benchmarks.adapter import Engines
     from gkp.benchmarks.engines import compare, contenders, make_pair
     from gkp.benchmarks.layers import native_layers, scaling
+    from gkp.benchmarks.precisions import pictures, stock_contenders
     from gkp.converter.sources import OpenOptions, open_any
 
     cases, engines = cpu_cases(checkpoints), Engines()
@@ -31,11 +36,14 @@ def run_cpu(checkpoints: Path | None, report: Progress, seconds: float = 1.0) ->
             report(f"{case.name}, {text}", number / len(cases))
 
         source, options = case.source(), OpenOptions(case.shapes)
+        opened = open_any(source, options)
+        found = pictures(case, opened, data, calibration, progress)
         for target in CPU_TARGETS:
             out.rows.extend(_conversion(case, source, target, progress))
-        pair = make_pair(open_any(source, options), open_any(case.baseline(), options) if case.baseline else None)
-        out.engines.extend(compare(case.name, pair, contenders(pair, 1, engines), BATCHES, 1, seconds=seconds,
-                                   progress=progress))
+        pair = make_pair(opened, open_any(case.baseline(), options) if case.baseline else None)
+        tried = [*contenders(pair, 1, engines), *stock_contenders(pair, 1, engines, found.calibration)]
+        made = compare(case.name, pair, tried, BATCHES, 1, seconds=seconds, progress=progress, accuracy=found.accuracy)
+        out.engines.extend(replace(comparison, **found.told) for comparison in made)
         progress("native, layers")
         out.layers.append(native_layers(case.name, pair.pruned, engines.native))
         progress("native, two threads")

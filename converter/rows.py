@@ -50,7 +50,8 @@ class Timed:
 def time_rows(rows: Mapping[str, AtBatch], like: onnx.ModelProto, batches: Sequence[int], dynamic: Axes, *,
               budget_s: float = 2.0, io: str = "fp32", progress: Progress = silent) -> Timed:
     """Time models on random inputs at every batch. rows: what is built for a batch; like: the model whose static shapes the
-    inputs have; io: the precision of these. A model that the runtime cannot run is left out."""
+    inputs have; budget_s: for three of them, a sixth of it for each more; io: the precision of these. A model that the
+    runtime cannot run is left out."""
     failed: dict[tuple[int, str], str] = {}
     samples: Samples = {}
     for number, batch in enumerate(batches):
@@ -63,7 +64,7 @@ def time_rows(rows: Mapping[str, AtBatch], like: onnx.ModelProto, batches: Seque
                 if runner is not None:
                     runners[name] = runner
             calls = {name: _call(r, _named(feeds, r)) for name, r in runners.items()}
-            samples[batch] = interleave(calls, budget_s=budget_s * len(calls) / 3)
+            samples[batch] = interleave(calls, budget_s=budget_s * (len(calls) + 3) / 6)
         finally:
             for runner in runners.values():
                 runner.close()

@@ -181,6 +181,10 @@ def run(**options: Any) -> None:
 @click.option("--calibrate", type=click.Choice(["trt"]), help="Measure convolutions on the GPU here, and write them into "
               "your own cost table, by which --target trt chooses forms.")
 @click.option("--checkpoints", type=_PATH, metavar="DIR", help="Published checkpoints for --suite cpu and edge.")
+@click.option("--data", metavar="cifar10:DIR|FILE.npz", help="Of --suite cpu: labelled images, to measure the accuracy of "
+              "the published checkpoints on.")
+@click.option("--calibration", metavar="cifar10:DIR|FILE", help="Of --suite cpu: images to calibrate their int8 with. "
+              "[default: random numbers]")
 @click.option("--batch", "batches", type=click.IntRange(1, 4096), multiple=True,
               help="Batch sizes. [default: those the artefact was measured at]")
 @click.option("--seconds", type=click.FloatRange(0.1, 600), default=3.0, show_default=True,

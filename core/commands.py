@@ -174,7 +174,7 @@ def _write_arrays(path: Path, outputs: dict[str, Any]) -> None:
 
 def bench(screen: Screen, *, directories: tuple[Path, ...], suite: str | None, calibrate: str | None,
           checkpoints: Path | None, batches: tuple[int, ...], seconds: float, json_to: str | None, trust_code: bool,
-          devices: tuple[int, ...]) -> None:
+          devices: tuple[int, ...], data: str | None, calibration: str | None) -> None:
     from gkp.benchmarks import bench as benchmarks
     from gkp.benchmarks.results import Bench
     from gkp.benchmarks.suite_tables import suite_tables
@@ -183,6 +183,8 @@ def bench(screen: Screen, *, directories: tuple[Path, ...], suite: str | None, c
     if bool(directories) + bool(suite) + bool(calibrate) != 1:
         raise UsageError("give artefact directories, or --suite cpu|gpu|edge, or --calibrate trt",
                          "e.g. gkp bench model.ort model.openvino")
+    if (data or calibration) and suite != "cpu":
+        raise UsageError("--data and --calibration are of --suite cpu", "leave them out")
     if suite == "gpu" or calibrate:
         from gkp.benchmarks.gpu.command import gpu_bench
 
@@ -200,7 +202,7 @@ def bench(screen: Screen, *, directories: tuple[Path, ...], suite: str | None, c
         if suite:
             from gkp.benchmarks.suites import run_cpu
 
-            found = run_cpu(checkpoints, progress)
+            found = run_cpu(checkpoints, progress, data=data, calibration=calibration)
         else:
             found = Bench(rows=benchmarks.bench(directories, batches, seconds, progress, trust_code), environment=before)
     screen.show(benchmarks.table(found.rows))

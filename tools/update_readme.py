@@ -57,7 +57,7 @@ def _engines(results: Bench) -> Iterator[str]:
 
 
 def _engine_cells(comparison: Comparison) -> list[str]:
-    found = {(row.engine, row.model): row for row in comparison.rows}
+    found = {(row.engine, row.model): row for row in comparison.rows if row.precision == "fp32"}
     nothing = EngineRow(engine="", model="")
     dense = [_milliseconds(found.get((engine, "dense"), nothing), bold=engine == comparison.fastest) for engine in _STOCK]
     native, pruned = (found.get(("native", model), nothing) for model in ("dense", "pruned"))
@@ -71,7 +71,7 @@ def _pruning(comparisons: list[Comparison]) -> str:
     """What pruning buys where both networks run in the same kernels."""
     told = []
     for comparison in comparisons:
-        found = {row.model: row.ms for row in comparison.rows if row.engine == "native"}
+        found = {row.model: row.ms for row in comparison.rows if row.engine == "native" and row.precision == "fp32"}
         dense, pruned = found.get("dense"), found.get("pruned")
         if dense is not None and pruned is not None:
             told.append(f"{_plain(comparison.name)} (batch {comparison.batch}) {times(dense.median / pruned.median)}")

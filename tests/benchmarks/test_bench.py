@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import onnx
 import pytest
-from cli_kit import FAST, gkp, save, small_net
+from cli_kit import FAST, assert_refused, gkp, save, small_net
 from rich.console import Console
 
 from gkp import manifest
@@ -144,3 +144,9 @@ def test_the_table_shows_the_fastest_engine_of_each_kind() -> None:
 
 def test_rows_without_rivals_have_no_table() -> None:
     assert bench.rival_table([bench.missing_row("net", "ort", 1, 1, "no")]) is None
+
+
+@pytest.mark.parametrize("option", ["--data", "--calibration"])
+def test_images_are_for_the_suite_of_the_cpu(option: str, made: Path) -> None:
+    assert_refused(gkp("bench", made, option, "cifar10:x"), 2, "--suite cpu")
+    assert_refused(gkp("bench", "--suite", "edge", option, "cifar10:x"), 2, "--suite cpu")

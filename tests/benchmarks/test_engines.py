@@ -99,6 +99,35 @@ def test_the_best_form_of_every_engine_counts_and_the_fastest_engine_is_the_base
     assert by_name(second)["native", PRUNED].ms.median == pytest.approx(16)
 
 
+def test_every_precision_has_a_fastest_engine_of_its_own(pair: Pair, clock: Clock) -> None:
+    times = [("ort", DENSE, "fp32", 4.0), ("openvino", DENSE, "fp32", 5.0), ("openvino", DENSE, "bf16", 2.0), ("ort", DENSE, "int8", 1.5),
+             ("openvino", DENSE, "int8", 1.0), ("openvino", PRUNED, "int8", 2.0)]
+    tried = [Contender(e, m, "simplified", starting(Fake(ms, clock)), p) for e, m, p, ms in times]
+    (found,) = compare("net", pair, tried, (1,), 1)
+    assert found.fastest == "ort"
+    got = {(r.engine, r.model, r.precision): r.vs_fastest and r.vs_fastest.value for r in found.rows}
+    assert got == {("ort", DENSE, "fp32"): 1, ("openvino", DENSE, "fp32"): pytest.approx(0.8), ("openvino", DENSE, "bf16"): 1,
+                   ("ort", DENSE, "int8"): pytest.approx(2 / 3), ("openvino", DENSE, "int8"): 1,
+                   ("openvino", PRUNED, "int8"): pytest.approx(0.5)}
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_accuracy_is_of_the_pruned_model_and_of_a_dense_one_that_was_given(given: bool, clock: Clock) -> None:
+    pair = make_pair(opened(grouped_net(), True), opened(grouped_net(1), False) if given else None)
+    tried = [Contender("openvino", DENSE, "simplified", starting(Fake(1.0, clock))),
+             Contender("openvino", PRUNED, "dense", starting(Fake(2.0, clock)), "bf16"),
+             Contender("openvino", PRUNED, "estimated", starting(Fake(1.0, clock)), "bf16")]
+    asked: list[float] = []
+
+    def accuracy(runner: Any, progress: Any) -> float:
+        asked.append(runner.ms)
+        return 0.9
+
+    (found,) = compare("net", pair, tried, (1,), 1, accuracy=accuracy)
+    assert asked == ([1.0, 2.0] if given else [2.0]), "one form of each"
+    assert [r.accuracy for r in found.rows] == [0.9 if given else None, 0.9]
+
+
 def test_what_is_missing_is_a_row_with_the_reason(pair: Pair, clock: Clock) -> None:
     tried = [Contender("ort", DENSE, "simplified", missing), Contender("openvino", DENSE, "simplified", starting(Fake(3.0, clock))),
              Contender("native", PRUNED, "compiled", missing)]
@@ -186,7 +215,7 @@ def test_native_gets_both_networks_in_the_one_form(pair: Pair, monkeypatch: pyte
 
     made: list[Native] = []
 
-    def make(name: str) -> Native:
+    def make(name: str, precision: str = "fp32") -> Native:
         assert name == "native"
         made.append(Native())
         return made[-1]

@@ -20,6 +20,7 @@ from gkp.benchmarks import adapter, bench, suites
 from gkp.benchmarks.cases import Case
 from gkp.benchmarks.results import ArtefactRow, Bench, Comparison, EngineRow, LayerKind, NativeLayers, Scaling
 from gkp.benchmarks.suite_tables import suite_tables
+from gkp.converter.calibration import Calibration
 from gkp.converter.targets import make_target
 from gkp.manifest import LayerSpeed, Ratio, Roofline, Timing
 
@@ -50,7 +51,10 @@ def row(engine: str, model: str, ms: float, vs_ort: float, vs_fastest: float) ->
 def results(**changes: Any) -> Bench:
     """One model, complete."""
     comparison = Comparison(name="ResNet-50 block-diagonal 3x3, 8 groups", batch=64, threads=1, theoretical=1.66,
-                            fastest="openvino", rows=[
+                            fastest="openvino", images="10,000 images, cifar10", calibration="300 images, cifar10 train", rows=[
+        EngineRow(engine="openvino", model="dense", precision="bf16", ms=timing(640.0), accuracy=0.9226, vs_ort=ratio(3.75),
+                  vs_fastest=ratio(1.0)),
+        EngineRow(engine="ort", model="dense", precision="int8", missing="nncf is not installed"),
         row("ort", "dense", 2403.0, 1.0, 0.97), row("openvino", "dense", 2331.0, 1.031, 1.0),
         EngineRow(engine="ncnn", model="dense", missing="ncnn is not installed"),
         row("native", "dense", 2500.0, 0.961, 0.932), row("native", "pruned", 1502.0, 1.599, 1.552)])
@@ -75,13 +79,32 @@ def test_the_json_is_read_back_as_it_was() -> None:
 
 
 def test_the_terminal_shows_every_engine_with_both_ratios() -> None:
-    text = draw(suite_tables(results()))
+    text = draw(suite_tables(results())).partition("one interleaved run")[0]
     lines = {line[:29].strip(): line for line in text.splitlines() if line.startswith("  ")}
     assert "1.60x (1.59 to 1.61)" in lines["native kernels, pruned"]
     assert "1.55x (1.54 to 1.56)" in lines["native kernels, pruned"]
     assert "2,331" in lines["OpenVINO, dense *"], "the fastest is marked"
     assert lines["ncnn, dense"].split()[-3:] == ["-", "-", "-"]
     assert "ResNet-50 block-diagonal 3x3, 8 groups, batch 64, 1 thread; theoretical 1.66x" in text
+
+
+def test_the_terminal_shows_every_precision_with_its_accuracy() -> None:
+    text = draw(suite_tables(results()))
+    table = text.rpartition("theoretical 1.66x")[2].partition("grouped 3x3")[0]
+    lines = {line[:29].strip(): line[29:].split() for line in table.splitlines()}
+    assert lines[""][:3] == ["fp32", "bf16", "int8"]
+    assert lines["OpenVINO, dense"] == ["2,331", "640", "(92.26", "%)", "-"]
+    assert lines["native kernels, pruned"] == ["1,502", "-", "-"]
+    assert "top-1 of 10,000 images, cifar10; int8 calibrated with 300 images, cifar10 train" in " ".join(table.split())
+    assert "not measured: ONNX Runtime, dense, int8: nncf is not installed" in text
+
+
+def test_without_images_there_is_no_accuracy_and_that_is_said() -> None:
+    (found,) = results().engines
+    rows = [msgspec.structs.replace(row, accuracy=None) for row in found.rows]
+    text = draw(suite_tables(results(engines=[msgspec.structs.replace(found, images=None, calibration="random numbers", rows=rows)])))
+    assert "ms; accuracy not measured; int8 calibrated with random numbers" in text
+    assert " %)" not in text.partition("grouped 3x3")[0].rpartition("theoretical")[2]
 
 
 def test_the_terminal_shows_shares_of_peak_scaling_and_reasons() -> None:
@@ -144,10 +167,12 @@ def _small(tmp_path: Path) -> Case:
 
 
 def test_the_suite_runs_every_part_and_reports_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def without_native(name: str) -> Any:
-        return make_target("there is none" if name == "native" else name)
+    def without_native(name: str, precision: str = "fp32") -> Any:
+        return make_target("there is none" if name == "native" else name, precision)
 
     monkeypatch.setattr(adapter, "make_target", without_native)
+    for name in ("graph", "stock"):  # what NNCF makes of models has tests of its own
+        monkeypatch.setattr(Calibration, name, lambda self, model: model)
     monkeypatch.setattr(suites, "CPU_TARGETS", ("ort", "nowhere"))
     monkeypatch.setattr(suites, "BATCHES", (1, 2))
     monkeypatch.setattr(suites, "cpu_cases", lambda checkpoints: [_small(tmp_path)])
@@ -156,10 +181,15 @@ def test_the_suite_runs_every_part_and_reports_what_is_missing(tmp_path: Path, m
     assert [(r.target, r.missing is None) for r in found.rows] == [("ort", True)] * 2 + [("nowhere", False)] * 2
     assert [(c.name, c.batch) for c in found.engines] == [("small", 1), ("small", 2)]
     for comparison in found.engines:
-        assert [(r.engine, r.model) for r in comparison.rows] == [
-            ("ort", "dense"), ("openvino", "dense"), ("ncnn", "dense"), ("native", "dense"), ("native", "pruned")]
+        assert [(r.engine, r.model) for r in comparison.rows if r.precision == "fp32"] == [
+            ("ort", "dense"), ("openvino", "dense"), ("ncnn", "dense"), ("native", "dense"), ("native", "pruned"),
+            ("ort", "pruned"), ("openvino", "pruned")]
+        assert [(r.engine, r.model, r.precision) for r in comparison.rows if r.precision != "fp32"] == [
+            (engine, model, precision) for engine, precision in (("openvino", "bf16"), ("ort", "int8"), ("openvino", "int8"))
+            for model in ("dense", "pruned")]
         assert all((r.missing is None) == (r.ms is not None) for r in comparison.rows)
-        assert comparison.rows[-1].missing is not None
+        assert all(r.missing is not None for r in comparison.rows if r.engine == "native")
+        assert (comparison.images, comparison.calibration) == (None, "random numbers")
     assert found.layers[0].missing is not None
     assert found.scaling[0].missing is not None
     assert all(text.startswith("small, ") for text, _ in said)
