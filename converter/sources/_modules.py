@@ -33,20 +33,18 @@ _IDENTITY, _SEQUENTIAL = "torch.nn.modules.linear.Identity", "torch.nn.modules.c
 
 _REQUIRED = object()
 _READ: Mapping[str, Mapping[str, Any]] = {
-    CONV: {"in_channels": _REQUIRED, "out_channels": _REQUIRED, "stride": _REQUIRED, "padding": _REQUIRED,
-           "dilation": _REQUIRED, "groups": _REQUIRED, "padding_mode": "zeros"},
-    _NORM: {"num_features": _REQUIRED, "track_running_stats": True},
+    CONV: {"stride": _REQUIRED, "padding": _REQUIRED, "dilation": _REQUIRED, "groups": _REQUIRED, "padding_mode": "zeros"},
+    _NORM: {"track_running_stats": True},
     _MAX: {"kernel_size": _REQUIRED, "stride": _REQUIRED, "padding": _REQUIRED, "dilation": _REQUIRED,
            "return_indices": False, "ceil_mode": False},
     _AVERAGE: {"kernel_size": _REQUIRED, "stride": _REQUIRED, "padding": 0, "ceil_mode": False, "count_include_pad": True,
                "divisor_override": None},
     _ADAPTIVE: {"output_size": _REQUIRED},
-    "torch.nn.modules.linear.Linear": {"in_features": _REQUIRED, "out_features": _REQUIRED},
+    "torch.nn.modules.linear.Linear": {},
     "torch.nn.modules.activation.ReLU": {},
     _IDENTITY: {},
 }
-"""What the forward of each of torch's layers reads in eval mode, and what counts where an older PyTorch did not write it. It
-does not read the widths, but these must be those of the tensors: else someone exchanged the tensors."""
+"""What the forward of each of torch's layers reads in eval mode, and what counts where an older PyTorch did not write it."""
 
 _PAIRS = ("kernel_size", "stride", "padding", "dilation", "output_size")
 _TENSORS = ("weight", "bias", "running_mean", "running_var")
