@@ -49,9 +49,10 @@ def conv_shortcut(in_channels: int, channels: int, stride: int) -> nn.Sequential
 
 
 def init_convs(model: nn.Module) -> None:
-    """He initialisation of every conv, by its outputs (He et al. 2015, "Delving deep into rectifiers"); biases zero."""
+    """He initialisation of every conv, by its outputs (He et al. 2015, "Delving deep into rectifiers"); biases zero. On the
+    device "meta" nothing: there, drawing random numbers loads PyTorch's compiler, which takes seconds."""
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

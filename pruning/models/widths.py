@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from itertools import chain
 
 import torch
 from torch import nn
@@ -49,14 +48,12 @@ def fit(model: nn.Module, own: Mapping[str, Array], forms: Mapping[str, Branched
 def check(model: nn.Module, theirs: FileNames) -> None:
     """Every layer reads as many channels as it gets, and what is added has equally many. model: in eval mode.
 
-    It runs without numbers, on the "meta" device. UnsupportedModelError, with the name of the layer: they differ; or a
-    shortcut without parameters gets another number than the architecture's, and nothing says where its zeros then stand."""
-    state = {name: torch.empty_like(tensor, device="meta")
-             for name, tensor in chain(model.named_parameters(), model.named_buffers())}
+    It runs once, on a small image. UnsupportedModelError, with the name of the layer: they differ; or a shortcut without
+    parameters gets another number than the architecture's, and nothing says where its zeros then stand."""
     hooks = [part.register_forward_pre_hook(partial(_check_layer, name, theirs)) for name, part in model.named_modules()]
     try:
         with torch.no_grad():
-            torch.func.functional_call(model, state, torch.empty(1, *CIFAR, device="meta"))
+            model(torch.zeros(1, *CIFAR))
     finally:
         for hook in hooks:
             hook.remove()
@@ -94,17 +91,17 @@ def _branched(name: str, conv: nn.Conv2d, form: BranchedConv) -> BranchedConv2d:
 # ---- from layer to layer ---------------------------------------------------------------------------------------------
 def _check_layer(name: str, theirs: FileNames, part: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
     gets = inputs[0].shape[1]
-    if isinstance(part, nn.Conv2d | BranchedConv2d):
-        _same(f"{theirs(name)} reads", part.in_channels, "gets", gets)
-    elif isinstance(part, nn.Linear):
-        _same(f"{theirs(name)} reads", part.in_features, "gets", gets)
-    elif isinstance(part, nn.BatchNorm2d):
-        _same(f"{theirs(f'{name}.weight')} is of", part.num_features, "gets", gets)
-    elif isinstance(part, PadShortcut) and gets != part.channels:
+    if isinstance(part, nn.Conv2d | BranchedConv2d) and part.in_channels != gets:
+        raise _differ(f"{theirs(name)} reads {part.in_channels}", f"gets {gets}")
+    if isinstance(part, nn.Linear) and part.in_features != gets:
+        raise _differ(f"{theirs(name)} reads {part.in_features}", f"gets {gets}")
+    if isinstance(part, nn.BatchNorm2d) and part.num_features != gets:
+        raise _differ(f"{theirs(f'{name}.weight')} is of {part.num_features}", f"gets {gets}")
+    if isinstance(part, PadShortcut) and gets != part.channels:
         raise UnsupportedModelError(
             f"{theirs(name)} has no parameters: where its zeros stand beside {gets} channels, and not {part.channels}, "
             "is not in the file", WIDTH_HINT)
-    elif hasattr(part, "downsample"):
+    if hasattr(part, "downsample"):
         _check_sum(name, part, gets, theirs)
 
 
@@ -115,13 +112,11 @@ def _check_sum(name: str, block: nn.Module, gets: int, theirs: FileNames) -> Non
         shortcut = block.downsample[0].out_channels
     elif isinstance(block.downsample, PadShortcut):
         shortcut = 2 * gets
-    if links:
-        last = links[-1][0]
-        _same(f"{theirs(f'{name}.{last}')} yields", block.get_submodule(last).out_channels, "its shortcut has", shortcut)
-    elif block.constant is not None:
-        _same(f"{theirs(f'{name}.constant')} is of", len(block.constant), "the shortcut has", shortcut)
+    if links and (conv := block.get_submodule(links[-1][0])).out_channels != shortcut:
+        raise _differ(f"{theirs(f'{name}.{links[-1][0]}')} yields {conv.out_channels}", f"its shortcut has {shortcut}")
+    if not links and block.constant is not None and len(block.constant) != shortcut:
+        raise _differ(f"{theirs(f'{name}.constant')} is of {len(block.constant)}", f"the shortcut has {shortcut}")
 
 
-def _same(what: str, found: int, whose: str, expected: int) -> None:
-    if found != expected:
-        raise UnsupportedModelError(f"{what} {found} channels, but {whose} {expected}", WIDTH_HINT)
+def _differ(what: str, whose: str) -> UnsupportedModelError:
+    return UnsupportedModelError(f"{what} channels, but {whose}", WIDTH_HINT)
