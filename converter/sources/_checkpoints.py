@@ -130,10 +130,10 @@ def open_network(
         name = f"assumed {assumed}" if assumed else f"{arch.name}, every submodule compared"
         beside = widths(module, arch)
         if beside.narrower:
-            pruned = True
             description += f", {beside.narrower} of {beside.of} convolutions narrower"
-        if pruned and beside.within:
+        if beside.within and (pruned or not beside.gone):  # a network of fewer blocks is not pruned for that alone
             dense = partial(skeleton, arch)
+        pruned = pruned or beside.narrower > 0
     opened = torch_export.from_module(
         module,
         system=system,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import nn
@@ -29,8 +30,9 @@ def fit(model: nn.Module, own: Mapping[str, Array], forms: Mapping[str, Branched
     """Give every layer the channels of its tensors. own, forms: by our names; model: the architecture's, at full width.
 
     Convs inside a chain (see wiring) may be narrower or wider, others narrower only. Stride, padding and dilation stay.
-    UnsupportedModelError: a conv without weight, or one of another kernel, or wider than it may be."""
-    inner = {name for link in chains(model) for name, _ in link[:-1]}
+    UnsupportedModelError: a conv without weight, or one of another kernel, wider than it may be or than its norm."""
+    links = chains(model)
+    inner = {name for link in links for name, _ in link[:-1]}
     for name, part in list(model.named_modules()):
         if isinstance(part, nn.Conv2d):
             form = forms.get(name)
@@ -43,6 +45,9 @@ def fit(model: nn.Module, own: Mapping[str, Array], forms: Mapping[str, Branched
             model.set_submodule(name, nn.BatchNorm2d(_size(own, name, 1) or part.num_features))
         elif isinstance(part, nn.Linear):
             model.set_submodule(name, nn.Linear(_size(own, name, 2) or part.in_features, part.out_features))
+    for name, norm in chain.from_iterable(links):
+        if norm is not None:  # of tensors in the file, which a form need not be
+            _check_norm(norm, theirs, model.get_submodule(norm), model.get_submodule(name).out_channels)
 
 
 def check(model: nn.Module, theirs: FileNames) -> None:
@@ -95,14 +100,19 @@ def _check_layer(name: str, theirs: FileNames, part: nn.Module, inputs: tuple[to
         raise _differ(f"{theirs(name)} reads {part.in_channels}", f"gets {gets}")
     if isinstance(part, nn.Linear) and part.in_features != gets:
         raise _differ(f"{theirs(name)} reads {part.in_features}", f"gets {gets}")
-    if isinstance(part, nn.BatchNorm2d) and part.num_features != gets:
-        raise _differ(f"{theirs(f'{name}.weight')} is of {part.num_features}", f"gets {gets}")
+    if isinstance(part, nn.BatchNorm2d):
+        _check_norm(name, theirs, part, gets)
     if isinstance(part, PadShortcut) and gets != part.channels:
         raise UnsupportedModelError(
             f"{theirs(name)} has no parameters: where its zeros stand beside {gets} channels, and not {part.channels}, "
             "is not in the file", WIDTH_HINT)
     if hasattr(part, "downsample"):
         _check_sum(name, part, gets, theirs)
+
+
+def _check_norm(name: str, theirs: FileNames, norm: nn.BatchNorm2d, gets: int) -> None:
+    if norm.num_features != gets:
+        raise _differ(f"{theirs(f'{name}.weight')} is of {norm.num_features}", f"gets {gets}")
 
 
 def _check_sum(name: str, block: nn.Module, gets: int, theirs: FileNames) -> None:

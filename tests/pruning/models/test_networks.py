@@ -235,7 +235,7 @@ def test_narrow_vgg_follows_its_tensors() -> None:
 @pytest.mark.parametrize(
     ("arch", "name", "axis", "says"),
     [(SMALL_PRERESNET, "layer2.1.conv3", 0, "layer2.1.conv3 yields 127 channels, but its shortcut has 128"),
-     (SMALL_PRERESNET, "conv1", 0, "layer1.0.bn1.weight is of 16 channels, but gets 15"),
+     (SMALL_PRERESNET, "conv1", 0, "layer1.0.downsample.0 reads 16 channels, but gets 15"),
      (DENSENET40, "dense2.3.conv", 0, "dense2.4.bn.weight is of 208 channels, but gets 207"),
      (DENSENET40, "trans1.conv1", 1, "trans1.conv1 reads 159 channels, but gets 160"),
      (CIFAR_MOBILENET, "layers.3.conv1", 0, "layers.3.conv1 reads 127 channels, but gets 128"),
