@@ -85,9 +85,8 @@ def _resnet(model: nn.Module) -> Wires:
         convs = [key for key, part in block.named_children() if isinstance(part, nn.Conv2d)] if name else []
         if len(convs) < 2:
             continue
-        down = block.downsample is not None
-        out, read = name if down else stream, stream
-        if down:
+        out, read = stream if block.downsample is None else name, stream
+        if isinstance(block.downsample, nn.Sequential):
             wires[f"{name}.downsample.0"] = Wire((stream,), out)
             wires |= {f"{name}.downsample.1": Wire((out,))} if len(block.downsample) > 1 else {}
         for conv in convs:
