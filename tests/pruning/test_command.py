@@ -300,7 +300,7 @@ def test_a_network_that_is_pruned_already_is_one_line(place: Path) -> None:
 
 def test_pruning_begins_with_a_wide_network_as_well(place: Path) -> None:
     """One as a Wide ResNet: blocks that are wider inside than the architecture's."""
-    wide = narrow(network(), lambda group, size: [*range(size)] * (1 + group.endswith(".conv_a")))
+    wide = narrow(network(), lambda group, size: np.tile(np.arange(size), 1 + group.endswith(".conv_a")))
     torch.save(wide.state_dict(), place / "wide.pt")
     call(place, "--epochs", 0, baseline="wide.pt", expect=0)
     opened = open_model(place / "out" / "grouped")
