@@ -49,7 +49,7 @@ class CifarBlock(ResidualBlock):
     chain = (("conv_a", "bn_a"), ("conv_b", "bn_b"))
 
     def __init__(self, in_channels: int, channels: int, stride: int, shortcut: Shortcut) -> None:
-        super().__init__(channels)
+        super().__init__()
         self.conv_a = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
         self.bn_a = nn.BatchNorm2d(channels)
         self.conv_b = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
