@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -109,8 +109,10 @@ def open_network(
     tensors, forms: see gkp.pruning.models.build. With options.arch the user's own module is filled instead, and every
     form becomes a dense weight with zeros in the holes; groups are then that module's. record, classes: the pickled module,
     which the rebuilt one must be (see _modules), and the classes that it may be made of; without it, what is opened is only
-    assumed. shortcut, image: what the names leave open (else as `recognise` guesses). UnsupportedModelError: not a known
-    architecture, or another one than the pickled module's. UsageError: options.arch does not fit.
+    assumed. shortcut, image: what the names leave open (else as `recognise` guesses). A network with fewer channels than its
+    architecture counts as pruned; where it is nowhere wider, the architecture at full width is its dense ancestor.
+    UnsupportedModelError: not a known architecture, or another one than the pickled module's. UsageError: options.arch
+    does not fit.
     """
     torch_export.import_torch()
     from gkp.pruning.models.architecture import skeleton
@@ -126,8 +128,12 @@ def open_network(
             raise UnsupportedModelError(e.message, public_hint(tensors, record is not None) or e.hint) from e
         default, assumed = image or arch.input_shape, arch.assumed if record is None else ""
         name = f"assumed {assumed}" if assumed else f"{arch.name}, every submodule compared"
-        if pruned and lost_filters(module, arch):
+        beside = widths(module, arch)
+        if beside.narrower:
+            description += f", {beside.narrower} of {beside.of} convolutions narrower"
+        if beside.within and (pruned or not beside.gone):  # a network of fewer blocks is not pruned for that alone
             dense = partial(skeleton, arch)
+        pruned = pruned or beside.narrower > 0
     opened = torch_export.from_module(
         module,
         system=system,
@@ -160,12 +166,41 @@ def rebuild(tensors: Mapping[str, Array], forms: Mapping[str, BranchedConv], rec
     return arch, module
 
 
-def lost_filters(module: torch.nn.Module, arch: Architecture) -> bool:
-    """Has the network fewer filters than its architecture, without a form that says which?"""
+@dataclass(frozen=True)
+class Widths:
+    """The convolutions of a network beside its architecture's, those with a form included: how many are narrower in their
+    inputs or outputs, wider, gone with their block; and how many the architecture has."""
+
+    narrower: int
+    wider: int
+    gone: int
+    of: int
+
+    @property
+    def lost(self) -> bool:
+        """Is something missing of the architecture?"""
+        return self.narrower > 0 or self.gone > 0
+
+    @property
+    def within(self) -> bool:
+        """Is something missing and nothing more than there? Then the architecture at full width is its dense ancestor."""
+        return self.lost and not self.wider
+
+
+def widths(module: torch.nn.Module, arch: Architecture) -> Widths:
+    """How wide the rebuilt network is."""
+    import torch
+
     from gkp.pruning.models.architecture import skeleton
-    from gkp.pruning.models.branched import BranchedConv2d
 
     own = dict(module.named_modules())
-    convs = ((name, part) for name, part in skeleton(arch).named_modules() if hasattr(part, "kernel_size"))
-    return any(name not in own or (not isinstance(own[name], BranchedConv2d) and own[name].weight.shape != part.weight.shape)
-               for name, part in convs if hasattr(part, "weight"))
+    with torch.device("meta"):
+        convs = {name: _channels(part) for name, part in skeleton(arch).named_modules() if isinstance(part, torch.nn.Conv2d)}
+    pairs = [(_channels(own[name]), full) for name, full in convs.items() if name in own]
+    narrower = sum(any(n < f for n, f in zip(has, full, strict=True)) for has, full in pairs)
+    wider = sum(any(n > f for n, f in zip(has, full, strict=True)) for has, full in pairs)
+    return Widths(narrower, wider, len(convs) - len(pairs), len(convs))
+
+
+def _channels(conv: torch.nn.Module) -> tuple[int, int]:
+    return conv.in_channels, conv.out_channels

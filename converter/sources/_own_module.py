@@ -53,7 +53,7 @@ def own_module(arch: str, tensors: Mapping[str, Array]) -> torch.nn.Module:
         module.load_state_dict(state, strict=True)
     except (RuntimeError, ValueError, TypeError) as e:
         raise UsageError(f"the state dict does not fit the module of --arch {arch}: {one_line(e, 200)}",
-                         "return the module that this checkpoint was saved from") from e
+                         "return the module that this checkpoint was saved from, in its widths, or export it to ONNX") from e
     return module.float().eval()
 
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from gkp.converter.sources import _prune_masks, dsp, gkp_checkpoint, torch_export
 from gkp.converter.sources._checkpoints import (
-    lost_filters,
     network_in,
     payload_of,
     rebuild,
     state_dict_in,
+    widths,
     without_prefix,
 )
 from gkp.converter.sources._modules import class_name
@@ -93,4 +93,4 @@ def _other(file: SourceFile) -> DenseNetwork:
 def _is_pruned(found: DenseNetwork) -> bool:
     from gkp.pruning.models.branched import BranchedConv2d
 
-    return any(isinstance(m, BranchedConv2d) for m in found.module.modules()) or lost_filters(found.module, found.arch)
+    return any(isinstance(m, BranchedConv2d) for m in found.module.modules()) or widths(found.module, found.arch).lost

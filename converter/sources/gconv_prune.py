@@ -1,7 +1,8 @@
 """GConv-Prune (gumi): masked checkpoints, and exports whose convolutions are GroupConv2d.
 
 Masked: `<layer>.weight` [F, C, k, k] times `<layer>.mask` [F, C], with an infix `.conv2d` in old files. Exported, as a
-pickled module or its state dict: y = conv2d(x[:, ind_in])[:, ind_out] + bias.
+pickled module or its state dict: y = conv2d(x[:, ind_in])[:, ind_out] + bias. Its networks open as pickled modules without
+GroupConv2d, too, dense or narrower.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 
 from gkp.branched import BranchedConv
 from gkp.converter.budget import Budget
+from gkp.converter.sources import _prune_masks
 from gkp.converter.sources._checkpoints import (
     Tensors,
     masked,
@@ -54,14 +56,20 @@ _CLASSES = TORCHVISION | {
     f"{_MODELS}.imagenet.mobilenet.DepthwiseSeparableConv2d": Known(
         ("SeparableBlock",), {"relu1": RELU, "relu2": RELU}, order=("d_conv", "bn1", "relu1", "p_conv", "bn2", "relu2")),
 }
+_NETWORKS = tuple(f"{_MODELS}.{name}" for name in (
+    "resnet.ResNet", "preresnet.PreResNet", "densenet.DenseNet", "condensenet.CondenseNet", "vgg.VGG",
+    "imagenet.mobilenet.MobileNet"))
 
 
 def matches(file: SourceFile) -> bool:
-    """A module with GroupConv2d in it, a state dict of one, a state dict with 2-D masks, or a group configuration."""
+    """One of its networks, any module with GroupConv2d in it, a state dict of one, a state dict with 2-D masks, or a group
+    configuration."""
     if file.path.suffix == ".json" and file.kind == "unknown":
         return _is_group_config(file)
     payload = payload_of(file)
     record = network_in(payload)
+    if record is not None and record.name in _NETWORKS:
+        return True
     if record is not None:
         parts = (part for _, part in submodules(record, file.budget) if class_name(part) == "GroupConv2d")
         return any("ind_in" in state_dict_of(part, file.budget) for part in parts)
@@ -85,6 +93,11 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
         dense = {n: a for n, a in tensors.items() if not n.startswith(tuple(f"{layer}." for layer in forms))}
         return open_network(file, dense, forms, system="gconv_prune", options=options, pruned=True, record=record,
                             classes=_CLASSES, description=f"GConv-Prune export ({len(forms)} GroupConv2d)")
+    if record is not None:
+        dense, kept = _prune_masks.apply_masks(tensors, file.budget)
+        note = f" ({kept:.1%} of the masked weights kept)" if kept < 1 else ""
+        return open_network(file, dense, system="gconv_prune", options=options, pruned=kept < 1, record=record,
+                            classes=_CLASSES, description=f"GConv-Prune network{note}")
     dense, kept = apply_masks(tensors, file.budget)
     return open_network(file, dense, system="gconv_prune", options=options, pruned=kept < 1,
                         description=f"GConv-Prune masked network ({kept:.1%} of the masked kernels kept)")

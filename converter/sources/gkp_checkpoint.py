@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from gkp.converter.sources import torch_export
-from gkp.converter.sources._checkpoints import lost_filters, payload_of
+from gkp.converter.sources._checkpoints import payload_of, widths
 from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile
 
 _FORMAT = "gkp.checkpoint"  # pruning.models.checkpoint.FORMAT, which cannot be imported without PyTorch
@@ -27,10 +27,10 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
 
     arch, module = architecture(file.payload), from_tensors(file.payload)
     branched = sum(isinstance(m, BranchedConv2d) for m in module.modules())
-    narrow = lost_filters(module, arch)
+    beside = widths(module, arch)
     return torch_export.from_module(
-        module, system="gkp", options=options, pruned=branched > 0 or narrow, default_shape=(1, *arch.input_shape),
-        dense=partial(skeleton, arch) if narrow else None,
+        module, system="gkp", options=options, pruned=branched > 0 or beside.lost, default_shape=(1, *arch.input_shape),
+        dense=partial(skeleton, arch) if beside.within else None,
         description=f"gkp checkpoint, {arch.name}, {branched} branched convolutions",
         reference_name="the checkpoint's network in PyTorch",
     )

@@ -7,7 +7,6 @@ stride and padding of every convolution.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from gkp.pruning.models.family import ARCH_HINT, CLASSIFIERS, SPURIOUS
 from gkp.pruning.models.names import FileNames
 from gkp.pruning.models.recognise import recognise
 from gkp.pruning.models.residual import ResidualBlock
-from gkp.pruning.models.wiring import chains
+from gkp.pruning.models.widths import check, fit
 from gkp.pruning.tensor_names import is_counter
 from gkp.types import Array
 
@@ -47,10 +46,10 @@ def build(arch: Architecture, tensors: Mapping[str, Array], branched: Mapping[st
     """The network with these tensors, in eval mode and float32.
 
     tensors: name -> float array; branched: name of a conv -> what it becomes, a BranchedConv2d (tensors under such a
-    name are not looked at). Both in the checkpoint's own names. Inside a chain of convs (see wiring) the widths follow
-    the tensors (filter-pruned networks are narrower), and a residual block without any tensor but its shortcut's and
-    `constant` is relu(shortcut + constant). Stride, padding and dilation are the architecture's, whatever those of
-    `branched` say. `normalize.mean` and `.std` [3], where present, become the first layer.
+    name are not looked at). Both in the checkpoint's own names. The widths follow the tensors (see widths), and a
+    residual block without any tensor but its shortcut's and `constant` is relu(shortcut + constant). Stride, padding and
+    dilation are the architecture's, whatever those of `branched` say. `normalize.mean` and `.std` [3], where present,
+    become the first layer.
     UnsupportedModelError: a tensor is missing, superfluous, of another shape or not finite; named as the checkpoint does.
     """
     tensors = {name: array for name, array in tensors.items() if not is_counter(name)}
@@ -64,83 +63,46 @@ def build(arch: Architecture, tensors: Mapping[str, Array], branched: Mapping[st
     classifier = next((own[f"{name}.weight"] for name in CLASSIFIERS if f"{name}.weight" in own), None)
     if classifier is None or classifier.shape[:1] != (arch.num_classes,):
         raise UnsupportedModelError(f"no classifier weight of {arch.num_classes} classes in the checkpoint", ARCH_HINT)
-    model = skeleton(arch)
-    _remove_absent_residuals(model, [*own, *(f"{name}.weight" for name in forms)])
-    full = {name: model.get_submodule(name) for chain in chains(model) for name, _ in chain}
-    for name, norm in [link for chain in chains(model) for link in chain]:
-        form = forms.pop(name, None)
-        conv = _fitted(name, full[name], own, theirs) if form is None else _branched(theirs(name), full[name], form)
-        model.set_submodule(name, conv)
-        if norm is not None:
-            model.set_submodule(norm, nn.BatchNorm2d(conv.out_channels))
-    if forms:
-        raise UnsupportedModelError(f"{arch.name} has no convolution {min(map(theirs, forms))}", ARCH_HINT)
-    _check_widths(model, full, theirs)
+    with torch.device("meta"):  # every layer is replaced
+        model = skeleton(arch)
+    _remove_absent_residuals(model, own, forms)
+    convs = {name for name, part in model.named_modules() if isinstance(part, nn.Conv2d)}
+    if unknown := forms.keys() - convs:
+        raise UnsupportedModelError(f"{arch.name} has no convolution {min(map(theirs, unknown))}", ARCH_HINT)
+    fit(model, own, forms, theirs)
     if "normalize.mean" in own and "normalize.std" in own:
         model.normalize = Normalize(torch.zeros(3), torch.ones(3))
-    _load(model, own, arch.name, theirs)
-    return model.eval()
+    wanted = _check_names(model, own, arch.name, theirs)
+    check(model.eval(), theirs)
+    _load(model, own, wanted, theirs)
+    return model
 
 
-def _remove_absent_residuals(model: nn.Module, names: Collection[str]) -> None:
+def _remove_absent_residuals(model: nn.Module, own: Mapping[str, Array], forms: Collection[str]) -> None:
+    names = [*own, *(f"{name}.weight" for name in forms)]
     for prefix, block in model.named_modules():
         if isinstance(block, ResidualBlock):
             inside = {n.removeprefix(f"{prefix}.") for n in names if n.startswith(f"{prefix}.")}
             if all(n == "constant" or n.startswith("downsample.") for n in inside):
-                block.remove_residual(torch.zeros(block.out_channels) if "constant" in inside else None)
+                constant = own.get(f"{prefix}.constant")
+                block.remove_residual(None if constant is None else torch.zeros(constant.size))
 
 
-def _fitted(name: str, conv: nn.Conv2d, own: Mapping[str, Array], theirs: FileNames) -> nn.Conv2d:
-    """A conv like `conv` with the channels of the weight at hand."""
-    weight = own.get(f"{name}.weight")
-    if weight is None:
-        raise UnsupportedModelError(f"the checkpoint lacks {theirs(f'{name}.weight')}", _LACKS_HINT)
-    fits = weight.ndim == 4 and weight.shape[2:] == conv.kernel_size and 0 not in weight.shape
-    if not fits or (conv.groups > 1 and weight.shape != tuple(conv.weight.shape)):
-        expected = [*conv.weight.shape]
-        problem = f"{theirs(f'{name}.weight')} has shape {[*weight.shape]}, expected {expected}"
-        raise UnsupportedModelError(problem, ARCH_HINT)
-    channels = (weight.shape[1] * conv.groups, weight.shape[0])
-    geometry = {"stride": conv.stride, "padding": conv.padding, "groups": conv.groups}
-    return nn.Conv2d(*channels, conv.kernel_size, bias=f"{name}.bias" in own, **geometry)
-
-
-def _branched(name: str, conv: nn.Conv2d, form: BranchedConv) -> BranchedConv2d:
-    if form.branches and form.kernel_shape != conv.kernel_size:
-        raise UnsupportedModelError(f"{name} has kernel {form.kernel_shape}, expected {conv.kernel_size}", ARCH_HINT)
-    geometry = {"kernel_shape": conv.kernel_size, "strides": conv.stride, "dilations": conv.dilation}
-    return BranchedConv2d(replace(form, pads=conv.padding * 2, **geometry))
-
-
-def _check_widths(model: nn.Module, full: Mapping[str, nn.Conv2d], theirs: FileNames) -> None:
-    """The ends of a chain of convs have the architecture's widths; inside, each reads what the one before yields.
-
-    full: the architecture's own convs, by name.
-    """
-    for chain in chains(model):
-        names = [name for name, _ in chain]
-        width = full[names[0]].in_channels
-        for name in names:
-            conv = model.get_submodule(name)
-            if conv.in_channels != width:
-                problem = f"{theirs(name)} reads {conv.in_channels} channels, but gets {width}"
-                raise UnsupportedModelError(problem, _WIDTHS_HINT)
-            width = conv.out_channels
-        if width != full[names[-1]].out_channels:
-            expected = full[names[-1]].out_channels
-            raise UnsupportedModelError(f"{theirs(names[-1])} yields {width} channels, expected {expected}", _WIDTHS_HINT)
-
-
-def _load(model: nn.Module, own: Mapping[str, Array], name: str, theirs: FileNames) -> None:
-    """Copy the tensors into the model. Convs that are BranchedConv2d keep what they hold."""
-    state = model.state_dict()
+def _check_names(model: nn.Module, own: Mapping[str, Array], name: str, theirs: FileNames) -> set[str]:
+    """The names that the tensors must have, which they have. Convs that are BranchedConv2d keep what they hold."""
     branched = [f"{n}." for n, m in model.named_modules() if isinstance(m, BranchedConv2d)]
-    wanted = {k for k in state if not is_counter(k) and not k.startswith(tuple(branched))}
+    wanted = {k for k in model.state_dict() if not is_counter(k) and not k.startswith(tuple(branched))}
     for problem, keys in (("lacks", wanted - own.keys()), ("holds the unexpected tensor", own.keys() - wanted)):
         if keys:
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
             hint = _LACKS_HINT if problem == "lacks" else ARCH_HINT
             raise UnsupportedModelError(f"the checkpoint {problem} {theirs(min(keys))}{more}, for {name}", hint)
+    return wanted
+
+
+def _load(model: nn.Module, own: Mapping[str, Array], wanted: Collection[str], theirs: FileNames) -> None:
+    """Copy the tensors of these names into the model."""
+    state = model.state_dict()
     for key in sorted(wanted):
         array = own[key]
         if array.shape != tuple(state[key].shape):

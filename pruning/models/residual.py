@@ -12,16 +12,14 @@ from torch.nn import functional as F
 class ResidualBlock(nn.Module):  # type: ignore[misc]
     """relu(residual(x) + shortcut(x)); without a residual relu(shortcut(x) + constant).
 
-    out_channels: of the block. chain: its convs in order, each with its BatchNorm, see wiring. downsample: the shortcut,
-    None where it is x.
+    chain: its convs in order, each with its BatchNorm, see wiring. downsample: the shortcut, None where it is x.
     """
 
     chain: tuple[tuple[str, str], ...]
     residual: Callable[[torch.Tensor], torch.Tensor]
 
-    def __init__(self, out_channels: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.out_channels = out_channels
         self.has_residual = True
         self.downsample: nn.Module | None = None
         self.constant: nn.Parameter | None = None
@@ -29,7 +27,7 @@ class ResidualBlock(nn.Module):  # type: ignore[misc]
     def remove_residual(self, constant: torch.Tensor | None = None) -> None:
         """Drop every conv and BN of the residual branch: the block computes relu(shortcut(x) + constant) from now on.
 
-        constant: float [out_channels], what the branch yielded everywhere; None is zero, and leaves no tensor."""
+        constant: float [channels], what the branch yielded everywhere; None is zero, and leaves no tensor."""
         self.has_residual = False
         self.chain = ()
         for name in [n for n, _ in self.named_children() if n != "downsample"]:
@@ -49,9 +47,10 @@ def conv_shortcut(in_channels: int, channels: int, stride: int) -> nn.Sequential
 
 
 def init_convs(model: nn.Module) -> None:
-    """He initialisation of every conv, by its outputs (He et al. 2015, "Delving deep into rectifiers"); biases zero."""
+    """He initialisation of every conv, by its outputs (He et al. 2015, "Delving deep into rectifiers"); biases zero. On the
+    device "meta" nothing: there, drawing random numbers loads PyTorch's compiler, which takes seconds."""
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

@@ -26,11 +26,13 @@ _BLOCK = {"conv1": "conv_a", "bn1": "bn_a", "conv2": "conv_b", "bn2": "bn_b", "s
 class PadShortcut(nn.Module):  # type: ignore[misc]
     """Parameter-free shortcut (option A): strided subsampling, then as many zero channels as real ones.
 
-    x float [N, C, H, W] -> [N, 2 C, ceil(H / 2), ceil(W / 2)]. zeros_before: how many of the zeros stand in front.
+    x float [N, C, H, W] -> [N, 2 C, ceil(H / 2), ceil(W / 2)]. channels: C; zeros_before: how many of the zeros stand in
+    front.
     """
 
-    def __init__(self, zeros_before: int) -> None:
+    def __init__(self, channels: int, zeros_before: int = 0) -> None:
         super().__init__()
+        self.channels = channels
         self.zeros_before = zeros_before
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -47,7 +49,7 @@ class CifarBlock(ResidualBlock):
     chain = (("conv_a", "bn_a"), ("conv_b", "bn_b"))
 
     def __init__(self, in_channels: int, channels: int, stride: int, shortcut: Shortcut) -> None:
-        super().__init__(channels)
+        super().__init__()
         self.conv_a = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
         self.bn_a = nn.BatchNorm2d(channels)
         self.conv_b = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
@@ -63,9 +65,9 @@ def _shortcut(in_channels: int, channels: int, stride: int, kind: Shortcut) -> n
     if stride == 1 and in_channels == channels:
         return None
     if kind == "pad":
-        return PadShortcut(0)
+        return PadShortcut(in_channels)
     if kind == "pad_both":
-        return PadShortcut(in_channels // 2)
+        return PadShortcut(in_channels, in_channels // 2)
     return conv_shortcut(in_channels, channels, stride)
 
 

@@ -24,7 +24,7 @@ class BasicBlock(ResidualBlock):
     chain = (("conv1", "bn1"), ("conv2", "bn2"))
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
-        super().__init__(channels)
+        super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
@@ -45,7 +45,7 @@ class Bottleneck(ResidualBlock):
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         out_channels = channels * self.expansion
-        super().__init__(out_channels)
+        super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, stride, 1, bias=False)

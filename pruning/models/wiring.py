@@ -1,8 +1,8 @@
-"""Which convolutions follow one another, so that the channels between them may be fewer than the architecture says.
+"""Which convolutions follow one another, so that the channels between them are theirs alone.
 
 A module whose convs form such a chain names them in an attribute `chain`: (conv, BatchNorm of its outputs or None) per
 conv, in order, names relative to the module. The first conv reads and the last one writes channels that others share
-too (a residual stream, a concatenation, the classifier), so these two widths are fixed; those between may shrink.
+too (a residual stream, a concatenation, the classifier), those between nobody else does: a method may prune them there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Chain = tuple[tuple[str, str | None], ...]
 def chains(model: nn.Module) -> list[Chain]:
     """Every conv of the model (Conv2d or BranchedConv2d) with its full name, in exactly one chain.
 
-    A conv that no module claims is a chain of its own, without a norm: both of its widths are fixed."""
+    A conv that no module claims is a chain of its own, without a norm."""
     found: list[Chain] = []
     claimed: set[str] = set()
     for prefix, module in model.named_modules():

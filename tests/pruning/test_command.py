@@ -21,8 +21,10 @@ import pytest
 import torch
 from cli_kit import assert_refused, blocked_gkp, gkp, listing
 from image_kit import pictures
+from narrow_kit import narrow
 from prune_kit import RESNET8, network
 from torch import nn
+from torch.nn.utils import prune
 
 from gkp.branched import BranchedConv
 from gkp.converter.sources import open_model
@@ -291,9 +293,18 @@ def test_a_network_that_is_pruned_already_is_one_line(place: Path) -> None:
     torch.save(narrow, place / "narrow.pt")
     refused(place, 2, "pruned already", baseline="narrow.pt")
     masked = network()
-    torch.nn.utils.prune.l1_unstructured(masked.stage_1[0].conv_a, "weight", 0.5)
+    prune.l1_unstructured(masked.stage_1[0].conv_a, "weight", 0.5)
     torch.save(masked.state_dict(), place / "masked.pt")
     refused(place, 2, "pruned already", baseline="masked.pt")
+
+
+def test_pruning_begins_with_a_wide_network_as_well(place: Path) -> None:
+    """One as a Wide ResNet: blocks that are wider inside than the architecture's."""
+    wide = narrow(network(), lambda group, size: np.tile(np.arange(size), 1 + group.endswith(".conv_a")))
+    torch.save(wide.state_dict(), place / "wide.pt")
+    call(place, "--epochs", 0, baseline="wide.pt", expect=0)
+    opened = open_model(place / "out" / "grouped")
+    assert (opened.pruned, opened.dense) == (True, None)
 
 
 def test_a_baseline_that_wants_to_run_code_is_refused_and_nothing_runs(place: Path) -> None:

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from narrow_kit import at_random, narrow
 from torch import nn
+from torch.nn.utils import prune
 from torch_kit import (
     R8_CONV,
     State,
@@ -104,6 +106,25 @@ def test_exported_module_computes_what_its_own_forward_computes(
     assert (opened.system, opened.pruned) == ("gconv_prune", True)
     x = images()
     assert_computes(opened, module(x), x)
+
+
+def test_a_network_without_groups_opens_at_any_width(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    net, block = classes_as(monkeypatch, gumi_DOT_models_DOT_resnet__ResNet=ResNet, gumi_DOT_models_DOT_resnet__BasicBlock=Block)
+    torch.manual_seed(0)
+    module, x = liven(net(lambda c, f, stride, bias: nn.Conv2d(c, f, 3, stride, 1, bias=bias), block)), images()
+    module.layer1[0].downsample = None  # as in the network, which has no shortcut there
+    monkeypatch.setattr(Block, "forward", _forward)
+    for value, pruned in ((module, False), (narrow(module, at_random(np.random.default_rng(0))), True)):
+        opened = open_model(save(tmp_path / "model.pth.tar", value))
+        assert_computes(opened, value(x), x)
+        assert (opened.system, opened.pruned, opened.dense is not None) == ("gconv_prune", pruned, pruned)
+    prune.l1_unstructured(module.layer2[0].conv1, "weight", 0.5)
+    assert_computes(open_model(save(tmp_path / "masked.pth.tar", module)), module(x), x)
+
+
+def _forward(block: Any, x: torch.Tensor) -> torch.Tensor:
+    y = block.bn2(block.conv2(block.relu(block.bn1(block.conv1(x)))))
+    return block.relu(y + (x if block.downsample is None else block.downsample(x)))
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])

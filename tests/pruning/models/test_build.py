@@ -208,7 +208,8 @@ def damaged(tensors: Tensors, kind: str) -> Tensors:
     ("kind", "names"),
     [("missing conv", "stage_2.1.conv_a.weight"), ("missing norm", "bn_1.running_var"),
      ("superfluous", "stage_2.1.attention.weight"), ("kernel", r"\[32, 32, 1, 3\], expected \[32, 32, 3, 3\]"),
-     ("inside", "stage_2.1.conv_b reads 32 channels, but gets 20"), ("stream", "stage_2.1.conv_b yields 20 channels"),
+     ("inside", "stage_2.1.bn_a.weight is of 32 channels, but gets 20"),
+     ("stream", "stage_2.1.bn_b.weight is of 32 channels, but gets 20"),
      ("norm", "bn_1.weight"), ("nan", "bn_1.weight"), ("integers", "bn_1.weight"), ("twice", "same meaning"),
      ("classes", "10 classes")],
 )

@@ -48,7 +48,7 @@ def test_skeleton_refuses_an_unknown_architecture() -> None:
 
 def test_pad_shortcut_subsamples_and_appends_zero_channels() -> None:
     x = torch.randn(2, 4, 5, 6)
-    behind, both = PadShortcut(0)(x), PadShortcut(2)(x)
+    behind, both = PadShortcut(4)(x), PadShortcut(4, 2)(x)
     assert torch.equal(behind[:, :4], x[:, :, ::2, ::2])
     assert not behind[:, 4:].any()
     assert torch.equal(both[:, 2:6], x[:, :, ::2, ::2])
