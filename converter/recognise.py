@@ -6,7 +6,8 @@ from collections.abc import Callable
 from types import ModuleType
 
 from gkp.converter.extent import require_modest
-from gkp.converter.graph import Graph, is_branched
+from gkp.converter.graph import Graph, is_branched, values
+from gkp.converter.linear import is_dequantise, is_quantise, why_left
 from gkp.converter.movement import is_move
 from gkp.converter.operators import COPIES, RESHAPES
 from gkp.converter.passes import (
@@ -17,6 +18,7 @@ from gkp.converter.passes import (
     fold_constants,
     hoist_activations,
     lift_convs,
+    lift_quantisers,
 )
 from gkp.errors import GkpError
 from gkp.text import clean
@@ -34,6 +36,8 @@ def recognise(graph: Graph, watch: Watch = lambda name, graph: None) -> Graph:
     with graph.budget.running():
         settle(graph)
         watch("fold_constants", graph)
+        if lift_quantisers.run(graph):
+            watch("lift_quantisers", graph)
         if lift_convs.run(graph):
             watch("lift_convs", graph)
         require_modest(graph)
@@ -56,13 +60,16 @@ def simplify(graph: Graph, watch: Watch = lambda name, graph: None) -> Graph:
 
 
 def left_over(graph: Graph) -> list[tuple[str, str]]:
-    """(node, reason) of every convolution and channel movement that did not become part of a BranchedConv."""
+    """(node, reason) of every convolution and channel movement that did not become part of a BranchedConv, and of every
+    QuantizeLinear and DequantizeLinear of activations."""
     notes = [(clean(key.removeprefix("gkp.left.")), reason) for key, reason in graph.metadata.items()
              if key.startswith("gkp.left.")]
     for node in graph.nodes:
         if node.op not in RESHAPES | COPIES and not is_branched(node) and is_move(node):
             notes.append((clean(node.name), f"{node.op}: its channels come from or go to something other than one "
                                             "convolution"))
+        elif is_quantise(node) or (is_dequantise(node) and values(node.inputs[0]) is None):
+            notes.append((clean(node.name), f"{node.op}: {why_left(node)}"))
     return notes
 
 

@@ -14,6 +14,7 @@ from gkp.converter.calibration import Calibration
 from gkp.converter.encoding import Encoding
 from gkp.converter.forms import Choice, Forms
 from gkp.converter.graph import Graph
+from gkp.converter.quantiser import is_quantised
 from gkp.converter.sources import GroupedModel
 from gkp.converter.targets import Built, Target
 from gkp.converter.targets.base import Axes
@@ -67,6 +68,11 @@ class Opened:
     notes: tuple[str, ...]
     calibration: Calibration | None = None
 
+    @property
+    def quantised(self) -> bool:
+        """Is the checkpoint in int8 by itself?"""
+        return is_quantised(self.model.model)
+
     def typed(self, graph: Graph) -> Graph:
         """A simplified graph in the precision asked for, where that is one of its own (int8)."""
         return graph if self.calibration is None else self.calibration.graph(graph)
@@ -78,10 +84,11 @@ class Opened:
 
 @dataclass(frozen=True)
 class Recognised:
-    """The checkpoint in the one form, simplified and in the precision asked for. macs, params: as published; left: (node, why)
-    of what has not become a BranchedConv; kind: what the dense baseline is, "given", "twin" or "as_is" (none); twin: the dense twin in the one form,
-    where that is the baseline; own_groups: layers that have several branches there, too, by the architecture; notes: what is
-    to be said of the zeros; full: multiply-accumulates of every layer at full size, before anything was dropped."""
+    """The checkpoint in the one form, simplified and in the precision asked for. macs, params: as published; left: (node,
+    why) of what has not become a BranchedConv; kind: what the dense baseline is, "given", "twin" or "as_is" (none); twin: the
+    dense twin in the one form, where that is the baseline; own_groups: layers that have several branches there, too, by the
+    architecture; notes: what is to be said of the zeros; full: multiply-accumulates of every layer at full size, before
+    anything was dropped."""
 
     graph: Graph
     macs: int

@@ -5,6 +5,8 @@ of an activation changes what follows, so the network as a whole cannot be held 
 1. each quantised layer alone, fed what the definition feeds it, gives what the definition gives, to a quantum of its output;
 2. the network's outputs are no further from the definition than 1.5 times as far as ONNX Runtime's are, or than half as far
    as the definition is from the checkpoint in float32, whichever is more.
+A model that came in int8 is held to the same: its form has to compute what the file says (in float64, so that no sum rounds
+to another integer), and float32 is the form without rounding activations.
 How far int8 is from float32 is reported, and allowed whatever it is: that is a matter of accuracy, on labelled images.
 """
 
@@ -25,7 +27,7 @@ from gkp.converter.graph import Graph, Node, Tensor
 from gkp.converter.lower.emit import lower
 from gkp.converter.operators import UNARY
 from gkp.converter.quantiser import is_quantiser
-from gkp.converter.reference import reference, stock_evaluator
+from gkp.converter.reference import in_float64, reference, stock_evaluator
 from gkp.converter.sources.base import sample_inputs
 from gkp.converter.stages import Opened
 from gkp.converter.verify import compare
@@ -108,8 +110,27 @@ def check_layers(graph: Graph, forms: Forms, build: Build, feeds: Feeds, progres
     return checks
 
 
+def check_form(given: onnx.ModelProto, graph: Graph, inputs: Sequence[tuple[str, int, Feeds]]) -> list[Check]:
+    """Of every input: a form against the quantised model that it was made of, both in float64."""
+    model, form = in_float64(given), in_float64(graph.to_model())
+    return [compare(form(feeds), model(feeds), f"form, {name}", batch) for name, batch, feeds in inputs]
+
+
+def without_rounding(graph: Graph) -> Graph:
+    """A copy whose quantisers saturate, but do not round."""
+    smooth = graph.copy()
+    for node in smooth.nodes:
+        if is_quantiser(node):
+            how, x, y = quantiser.read(node), node.inputs[0], node.outputs[0]
+            ends = [smooth.constant("end", np.asarray(end)) for end in how.range]
+            smooth.remove(node)
+            smooth.add("Clip", [x, *ends], [y])
+    smooth.cleanup()
+    return smooth
+
+
 def check_network(run: Run, graph: Graph, reference_run: Run, inputs: Sequence[tuple[str, int, Feeds]]) -> list[Check]:
-    """Of every input: the engine against the definition. reference_run: the checkpoint in float32."""
+    """Of every input: the engine against the definition. reference_run: the network in float32."""
     model = graph.to_model()
     definition = reference(model)
     _, ort = stock_evaluator(lower(graph, {}).to_model().SerializeToString())

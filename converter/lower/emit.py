@@ -191,9 +191,11 @@ class _Emission:
 
     def _bias(self, bias: Array, order: Index) -> Tensor:
         given = qdq.quantised_input(self.x)
-        if self.conv.scale is None or given is None:
-            return self.graph.constant("bias", bias)
-        return qdq.bias(self.graph, bias, _taken(np.asarray(self.conv.scale), order, 0, 1.0) * np.float32(given.scale))
+        made = None
+        if self.conv.scale is not None and given is not None:
+            scale = _taken(np.asarray(self.conv.scale), order, 0, 1.0) * np.float32(given.scale)
+            made = qdq.whole_bias(self.graph, bias, scale)
+        return self.graph.constant("bias", bias) if made is None else made
 
 
 def _fit(group: Group, in_order: Index, out_order: Index) -> Array:

@@ -14,6 +14,8 @@ from gkp.types import Array
 
 _MOVES = ("Concat", "Gather", "Slice")
 """What lowering adds to move channels; all along axis 1."""
+_ROUNDING = 2.0**-21
+"""Relative, of a product in float32."""
 
 
 def expand(graph: Graph) -> Graph:
@@ -48,6 +50,14 @@ def bias(graph: Graph, array: Array, scale: Array) -> Tensor:
     info = np.iinfo(np.int32)
     integers = np.clip(np.rint(array.astype(np.float64) / scale), info.min, info.max).astype(np.int32)
     return dequantised(graph, "bias", integers, scale, 0)
+
+
+def whole_bias(graph: Graph, array: Array, scale: Array) -> Tensor | None:
+    """As `bias`, of one that is such integers times the scale; None for another one, which rounding would change."""
+    integers = np.rint(array.astype(np.float64) / scale)
+    if np.abs(integers).max(initial=0) > np.iinfo(np.int32).max or not np.allclose(integers * scale, array, _ROUNDING, 0):
+        return None
+    return bias(graph, array, scale)
 
 
 def dequantised(graph: Graph, hint: str, integers: Array, scale: Array, axis: int) -> Tensor:

@@ -9,7 +9,7 @@ from gkp.converter.operators import UNARY, ZERO_PRESERVING
 
 def run(graph: Graph) -> bool:
     """move(f(a), f(b), ...) -> f(move(a, b, ...)) for one elementwise f that all movement inputs share, when each of
-    them comes from a BranchedConv and has no other reader, no channel is repeated, and f(0) = 0 wherever the movement
+    them comes from a BranchedConv (through other elementwise ones) and has no other reader, no channel is repeated, and f(0) = 0 wherever the movement
     puts zeros."""
     changed = False
     for node in graph.nodes:
@@ -35,8 +35,7 @@ def _hoist(graph: Graph, tensor: Tensor) -> bool:
     if not (covered == 1).all() and (first.op not in ZERO_PRESERVING or (covered > 1).any()):  # type: ignore[union-attr]
         return False
     for unary, term in zip(unaries, found.terms, strict=True):
-        source = producer(unary.inputs[0]) if unary else None
-        if source is None or not is_branched(source) or graph.sole_consumer(unary.inputs[0]) is None:  # type: ignore[union-attr]
+        if unary is None or not _is_activation(graph, unary):
             return False
         if any(all(reader is not n for n in found.nodes) for reader in term.base.outputs):
             return False
@@ -44,16 +43,26 @@ def _hoist(graph: Graph, tensor: Tensor) -> bool:
     return True
 
 
+def _is_activation(graph: Graph, unary: Node) -> bool:
+    """Does it, alone, read a BranchedConv, through others of its kind?"""
+    while unary.op in UNARY and graph.sole_consumer(unary.inputs[0]) is not None:
+        source = producer(unary.inputs[0])
+        if source is None or is_branched(source):
+            return source is not None
+        unary = source
+    return False
+
+
 def _same(a: Node, b: Node) -> bool:
-    return bool(a.op == b.op and a.attrs == b.attrs and [t.name for t in a.inputs[1:]] == [t.name for t in b.inputs[1:]])
+    return bool(a.op == b.op and a.domain == b.domain and a.attrs == b.attrs and [t.name for t in a.inputs[1:]] == [t.name for t in b.inputs[1:]])
 
 
 def _swap(graph: Graph, tensor: Tensor, first: Node, unaries: list[Node]) -> None:
-    op, attrs, rest = first.op, dict(first.attrs), list(first.inputs[1:])
+    op, domain, attrs, rest = first.op, first.domain, dict(first.attrs), list(first.inputs[1:])
     for unary in unaries:
         graph.redirect(unary.outputs[0], unary.inputs[0])
         graph.remove(unary)
     moved = graph.variable("moved", tensor.dtype, tensor.shape)
     last = tensor.inputs[0]
     last.outputs[next(i for i, t in enumerate(last.outputs) if t is tensor)] = moved
-    graph.add(op, [moved, *rest], [tensor], attrs=attrs)
+    graph.add(op, [moved, *rest], [tensor], attrs=attrs, domain=domain)
