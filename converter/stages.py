@@ -85,9 +85,9 @@ class Opened:
 @dataclass(frozen=True)
 class Recognised:
     """The checkpoint in the one form, simplified and in the precision asked for. macs, params: as published; left: (node,
-    why) of what has not become a BranchedConv; kind: what the dense baseline is, "given", "twin" or "as_is" (none); twin: the
-    dense twin in the one form, where that is the baseline; own_groups: layers that have several branches there, too, by the
-    architecture; notes: what is to be said of the zeros; full: multiply-accumulates of every layer at full size, before
+    why) of what has not become a BranchedConv; kind: what the dense baseline is, "given", "twin" or "as_is" (none); twin:
+    the dense twin in the one form, where that is the baseline; own_groups: layers that have several branches there, too, by
+    the architecture; notes: what is to be said of the zeros; full: multiply-accumulates of every layer at full size, before
     anything was dropped."""
 
     graph: Graph

@@ -25,6 +25,8 @@ from gkp.converter.targets.base import About, Emitted
 from gkp.converter.twin import has_groups, keeps_groups
 from gkp.converter.verify import check_inputs, first_difference, verified_batches, verify, worst
 from gkp.converter.verify_int8 import (
+    SHARE,
+    SHARE_OF_ROUNDING,
     Feeds,
     agreement,
     check_form,
@@ -92,13 +94,14 @@ def _verified_quantised(prepared: Prepared) -> manifest.Verification:
         raise VerificationError(f"the int8 form computes something else than the model as given: {failed.name}, max error "
                                 f"{failed.max_abs_error:.3g}, allowed {failed.tolerance:.3g}",
                                 "nothing was written; please report this model")
-    made = _verified_int8(prepared, inputs, evaluator(without_rounding(graph).to_model())[1])
+    made = _verified_int8(prepared, inputs, evaluator(without_rounding(graph).to_model())[1], SHARE_OF_ROUNDING)
     return msgspec.structs.replace(made, checks=[*form, *made.checks])
 
 
-def _verified_int8(prepared: Prepared, inputs: Sequence[tuple[str, int, Feeds]], in_float: Run) -> manifest.Verification:
-    """The layers alone and the network against the form in int8, which onnx.reference runs. in_float: the network without
-    rounding its activations."""
+def _verified_int8(prepared: Prepared, inputs: Sequence[tuple[str, int, Feeds]], in_float: Run,
+                   share: float = SHARE) -> manifest.Verification:
+    """The layers alone and the network against the form in int8, which onnx.reference runs. in_float, share: see
+    check_network."""
     job, built, graph = prepared.job, prepared.measured.built, prepared.recognised.graph
     engine, run = next(iter(built.engines()))
 
@@ -106,7 +109,7 @@ def _verified_int8(prepared: Prepared, inputs: Sequence[tuple[str, int, Feeds]],
         return next(iter(job.target.build(part, forms, {}, prepared.chosen.encoding, job.threads).engines()))[1]
 
     forms = {name: layer.chosen for name, layer in prepared.measured.choice.items()}
-    checks = [*check_network(run, graph, in_float, inputs),
+    checks = [*check_network(run, graph, in_float, inputs, share),
               *check_layers(graph, forms, build, inputs[0][2], job.progress)]
     result = manifest.Verification(passed=all(c.passed for c in checks), engine=engine, checks=checks,
                                    reference="the int8 form, computed by onnx.reference")

@@ -55,12 +55,14 @@ def tensors(model: onnx.ModelProto) -> list[tuple[onnx.TensorProto, int]]:
 
 def types(model: onnx.ModelProto, given: list[tuple[onnx.TensorProto, int]]) -> None:
     """UnsupportedModelError, by name, for what is of 4 bits, of float8 or the like."""
+    graph = model.graph
     found = [(t.name, t.data_type) for t, _ in given]
-    found += [(v.name, v.type.tensor_type.elem_type) for v in (*model.graph.input, *model.graph.value_info, *model.graph.output)]
-    found += [(node.name, a.i) for node in _nodes(model) for a in node.attribute if a.name in ("to", "dtype", "output_dtype")]
+    found += [(v.name, v.type.tensor_type.elem_type) for v in (*graph.input, *graph.value_info, *graph.output)]
+    found += [(n.name, a.i) for n in _nodes(model) for a in n.attribute if a.name in ("to", "dtype", "output_dtype")]
     for name, kind in found:
         if kind in _FOREIGN:
-            raise UnsupportedModelError(f"{clean(name) or 'a constant'} is of {onnx.TensorProto.DataType.Name(kind).lower()}",
+            word = onnx.TensorProto.DataType.Name(kind).lower()
+            raise UnsupportedModelError(f"{clean(name) or 'a constant'} is of {word}",
                                         "gkp takes models that are quantised to int8 or uint8")
 
 
