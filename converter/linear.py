@@ -20,7 +20,8 @@ from gkp.types import Array
 
 QUANTISE, DEQUANTISE = "QuantizeLinear", "DequantizeLinear"
 _TYPES = {QUANTISE: ("int8", "uint8"), DEQUANTISE: ("int8", "uint8", "int32")}
-_STEPS = np.float32(255)
+_LARGEST = np.finfo(np.float32).max / 256
+"""Of a scale: all that its integers stand for is finite."""
 _HINT = "quantise the model again"
 
 
@@ -67,7 +68,7 @@ def linear(node: Node) -> Linear | None:
         raise UnsupportedModelError(f"{where} has integers of {dtype}", f"gkp takes {' and '.join(_TYPES[QUANTISE])}: {_HINT}")
     if scale is None or scale.dtype != np.float32 or _otherwise(node) or (zero is None and len(node.inputs) > 2 and node.inputs[2].name):
         return None
-    if not (np.isfinite(scale * _STEPS).all() and (scale > 0).all() and scale.size):
+    if not ((scale > 0) & (scale <= _LARGEST)).all() or not scale.size:
         raise FileError(f"the scale of {where} is not a positive number", _HINT)
     zero = np.zeros(scale.shape, dtype) if zero is None else zero
     if zero.shape != scale.shape and (zero.size, scale.size) != (1, 1):
