@@ -88,7 +88,8 @@ def open_source(job: Job) -> Opened:
     given = is_quantised(model.model)
     if given and options.precision != "fp32":
         raise UsageError(f"the model is quantised already, and --precision {options.precision} asks for other numbers",
-                         "leave --precision and --calibration out: its own integers and scales are kept; or give the float model")
+                         "leave --precision and --calibration out: its own integers and scales are kept; or give the "
+                         "float model")
     dynamic, notes = _free_axes(job, model)
     dims = model.model.graph.input[0].type.tensor_type.shape.dim
     batches: tuple[int, ...] = (dims[0].dim_value if dims else 1,)

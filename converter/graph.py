@@ -261,7 +261,7 @@ def values(tensor: Tensor) -> Array | None:
 
 
 def weights(tensor: Tensor) -> Array | None:
-    """As `values`, also of a constant that is dequantised with zero points of 0 (see gkp.converter.passes.lift_quantisers)."""
+    """As `values`, also of a constant that is dequantised with zero points of 0 (see the pass lift_quantisers)."""
     node = producer(tensor)
     if node is None or node.op != "DequantizeLinear" or node.domain:
         return values(tensor)

@@ -65,8 +65,9 @@ def linear(node: Node) -> Linear | None:
     if dtype is None:
         return None
     if str(dtype) not in _TYPES[node.op]:
-        raise UnsupportedModelError(f"{where} has integers of {dtype}", f"gkp takes {' and '.join(_TYPES[QUANTISE])}: {_HINT}")
-    if scale is None or scale.dtype != np.float32 or _otherwise(node) or (zero is None and len(node.inputs) > 2 and node.inputs[2].name):
+        raise UnsupportedModelError(f"{where} has integers of {dtype}", f"gkp takes int8 and uint8: {_HINT}")
+    computed = zero is None and len(node.inputs) > 2 and bool(node.inputs[2].name)
+    if scale is None or scale.dtype != np.float32 or computed or _otherwise(node):
         return None
     if not ((scale > 0) & (scale <= _LARGEST)).all() or not scale.size:
         raise FileError(f"the scale of {where} is not a positive number", _HINT)
@@ -125,7 +126,8 @@ def why_left(node: Node) -> str:
         return "one scale for each slice of an axis"
     if node.op == QUANTISE:
         readers = sorted({clean(n.op) for t in node.outputs for n in t.outputs if not is_dequantise(n)})
-        return f"its integers are read by {', '.join(readers)}" if readers else "its integers are an output, or dequantised otherwise"
+        return (f"its integers are read by {', '.join(readers)}" if readers else
+                "its integers are an output, or dequantised otherwise")
     source = producer(node.inputs[0])
     if is_quantise(source):
         return "its tensor was quantised otherwise"

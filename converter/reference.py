@@ -64,12 +64,13 @@ def reference(model: onnx.ModelProto) -> Run:
 
 def in_float64(model: onnx.ModelProto) -> Run:
     """As `reference`, with sums in float64, so that their order does not tell: of a quantised model, where another last bit
-    of a sum may round to another integer. Products of integers and scales are those of float32."""
+    of a sum may round to another integer. Products of integers and scales are those of float32, and so are the quotients of
+    constants."""
     wide = onnx.ModelProto()
     wide.CopyFrom(model)
-    of_scales = {name for n in wide.graph.node if n.op_type in _SCALED for name in n.input[1:2]}
+    kept = {name for n in wide.graph.node if n.op_type in _SCALED for name in n.input}
     for tensor in wide.graph.initializer:
-        if tensor.data_type == onnx.TensorProto.FLOAT and tensor.name not in of_scales:
+        if tensor.data_type == onnx.TensorProto.FLOAT and tensor.name not in kept:
             tensor.CopyFrom(_widened(tensor))
     for attribute in (a for n in wide.graph.node if n.op_type not in _SCALED for a in n.attribute):
         if attribute.name in ("to", "dtype") and attribute.i == onnx.TensorProto.FLOAT:

@@ -55,9 +55,8 @@ def bias(graph: Graph, array: Array, scale: Array) -> Tensor:
 def whole_bias(graph: Graph, array: Array, scale: Array) -> Tensor | None:
     """As `bias`, of one that is such integers times the scale; None for another one, which rounding would change."""
     integers = np.rint(array.astype(np.float64) / scale)
-    if np.abs(integers).max(initial=0) > np.iinfo(np.int32).max or not np.allclose(integers * scale, array, _ROUNDING, 0):
-        return None
-    return bias(graph, array, scale)
+    fits = np.abs(integers).max(initial=0) <= np.iinfo(np.int32).max
+    return bias(graph, array, scale) if fits and np.allclose(integers * scale, array, _ROUNDING, 0) else None
 
 
 def dequantised(graph: Graph, hint: str, integers: Array, scale: Array, axis: int) -> Tensor:

@@ -9,8 +9,8 @@ from gkp.converter.operators import UNARY, ZERO_PRESERVING
 
 def run(graph: Graph) -> bool:
     """move(f(a), f(b), ...) -> f(move(a, b, ...)) for one elementwise f that all movement inputs share, when each of
-    them comes from a BranchedConv (through other elementwise ones) and has no other reader, no channel is repeated, and f(0) = 0 wherever the movement
-    puts zeros."""
+    them comes from a BranchedConv (through other elementwise ones) and has no other reader, no channel is repeated, and
+    f(0) = 0 wherever the movement puts zeros."""
     changed = False
     for node in graph.nodes:
         if node.outputs and is_move(node):  # a node that an earlier hoist removed has no outputs
@@ -54,7 +54,8 @@ def _is_activation(graph: Graph, unary: Node) -> bool:
 
 
 def _same(a: Node, b: Node) -> bool:
-    return bool(a.op == b.op and a.domain == b.domain and a.attrs == b.attrs and [t.name for t in a.inputs[1:]] == [t.name for t in b.inputs[1:]])
+    return bool(a.op == b.op and a.domain == b.domain and a.attrs == b.attrs
+                and [t.name for t in a.inputs[1:]] == [t.name for t in b.inputs[1:]])
 
 
 def _swap(graph: Graph, tensor: Tensor, first: Node, unaries: list[Node]) -> None:

@@ -14,7 +14,6 @@ from gkp.converter.operators import MOVES, RESHAPES
 from gkp.converter.quantiser import Quantiser, is_quantiser
 from gkp.errors import FileError, UsageError
 from gkp.text import clean
-from gkp.types import Array
 
 _MOVED = (MOVES | RESHAPES | {"Identity", "MaxPool"}) - {"Pad", "ScatterElements", "ScatterND"}
 """What gives integers that it was given. Dequantising keeps their order, so that the largest stays the largest."""
@@ -25,15 +24,15 @@ _ROUNDING = 2.0**-21
 
 
 def run(graph: Graph) -> bool:
-    """1. Constants that are quantised become integers; weights of int8 or uint8 whose zero point leaves them within int8 become
-       int8 with zero points of 0.
+    """1. Constants that are quantised become integers; weights of int8 or uint8 whose zero point leaves them within int8
+       become int8 with zero points of 0.
     2. DequantizeLinear behind movement of integers (of any kind but scatters and Pad, and MaxPool) goes in front of it.
     3. QuantizeLinear and DequantizeLinear of one constant scale and zero point become FakeQuantize. Whoever else reads the
        integers keeps its QuantizeLinear.
     4. FakeQuantize of what is quantised equally already, directly or through movement of channels, vanishes.
 
-    Scales for each slice of an axis stay, but for weights. FileError and UnsupportedModelError as of gkp.converter.linear, and
-    for gkp's own operators whose numbers do not fit."""
+    Scales for each slice of an axis stay, but for weights. FileError and UnsupportedModelError as of
+    gkp.converter.linear, and for gkp's own operators whose numbers do not fit."""
     check(graph)
     pairs = [n for n in graph.nodes if is_quantise(n) or is_dequantise(n)]
     changed = any([_constant(graph, n) for n in pairs if is_quantise(n)])

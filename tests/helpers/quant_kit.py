@@ -140,7 +140,8 @@ def _shuffled(net: QuantNet, x: str, c: int, how: Any) -> str:
 
 def _pooled(net: QuantNet, x: str, c: int, how: Any) -> str:
     place = how[3] if how[3] in (0, 1, 3) else 0  # onnx.reference does not pad integers
-    y = placed(net, x, lambda t: str(net.op("MaxPool", t, kernel_shape=[3, 3], pads=[1] * 4)), *how[:3], place)
+    scale, zero, kind, _ = how
+    y = placed(net, x, lambda t: str(net.op("MaxPool", t, kernel_shape=[3, 3], pads=[1] * 4)), scale, zero, kind, place)
     return net.qconv(y, net.integers(c, c, 1, 1), net.scales(c), x_scale=how[0])
 
 

@@ -21,6 +21,7 @@ from gkp.converter.lower.emit import lower
 from gkp.converter.recognise import left_over, recognise, simplify
 from gkp.errors import FileError, GkpError, UnsafeFileError, UnsupportedModelError
 
+
 def form(model: onnx.ModelProto, x: float = 2.0) -> Graph:
     """recognise + simplify, with the model run before and after every pass that changed it."""
     feeds = {k: v * x for k, v in feeds_of(model, 2).items()}
