@@ -18,7 +18,7 @@ from gkp.converter.encoding import operators
 from gkp.converter.forms import Forms
 from gkp.converter.graph import Graph
 from gkp.converter.lower.emit import lower
-from gkp.converter.reference import evaluator, reference
+from gkp.converter.reference import reference
 from gkp.converter.sources.base import in_precision
 from gkp.converter.stages import Prepared
 from gkp.converter.targets.base import About, Emitted
@@ -32,7 +32,9 @@ from gkp.converter.verify_int8 import (
     check_form,
     check_layers,
     check_network,
+    drawn_inputs,
     int8_inputs,
+    stock,
     without_rounding,
 )
 from gkp.errors import VerificationError
@@ -87,14 +89,13 @@ def _verified(prepared: Prepared) -> list[manifest.Verification]:
 def _verified_quantised(prepared: Prepared) -> manifest.Verification:
     """Of a model that came in int8: its form against itself, and what was made of the form as of one that gkp quantised."""
     opened, graph = prepared.opened, prepared.recognised.graph
-    inputs = check_inputs(opened.model.model, opened.dynamic, (2,))
-    form = check_form(opened.model.model, graph, inputs)
+    form = check_form(opened.model.model, graph, check_inputs(opened.model.model, opened.dynamic, (2,)))
     failed = next((c for c in form if not c.passed), None)
     if failed is not None:
         raise VerificationError(f"the int8 form computes something else than the model as given: {failed.name}, max error "
                                 f"{failed.max_abs_error:.3g}, allowed {failed.tolerance:.3g}",
                                 "nothing was written; please report this model")
-    made = _verified_int8(prepared, inputs, evaluator(without_rounding(graph).to_model())[1], SHARE_OF_ROUNDING)
+    made = _verified_int8(prepared, drawn_inputs(opened), stock(without_rounding(graph), opened.dynamic), SHARE_OF_ROUNDING)
     return msgspec.structs.replace(made, checks=[*form, *made.checks])
 
 
@@ -109,7 +110,7 @@ def _verified_int8(prepared: Prepared, inputs: Sequence[tuple[str, int, Feeds]],
         return next(iter(job.target.build(part, forms, {}, prepared.chosen.encoding, job.threads).engines()))[1]
 
     forms = {name: layer.chosen for name, layer in prepared.measured.choice.items()}
-    checks = [*check_network(run, graph, in_float, inputs, share),
+    checks = [*check_network(run, graph, prepared.opened.dynamic, in_float, inputs, share),
               *check_layers(graph, forms, build, inputs[0][2], job.progress)]
     result = manifest.Verification(passed=all(c.passed for c in checks), engine=engine, checks=checks,
                                    reference="the int8 form, computed by onnx.reference")

@@ -70,8 +70,8 @@ def dequantised(graph: Graph, hint: str, integers: Array, scale: Array, axis: in
 
 # ---- quantise before moving ------------------------------------------------------------------------------------------
 def _sink(graph: Graph) -> None:
-    """move(a, b) -> f -> FakeQuantize becomes move(FakeQuantize(f(a)), ...): the runtimes quantise in a convolution only what
-    is quantised right behind it."""
+    """move(a, b) -> f -> FakeQuantize becomes move(FakeQuantize(f(a)), ...): the runtimes quantise in a convolution only
+    what is quantised right behind it."""
     for node in graph.nodes:
         if node.op in _MOVES and not node.domain and node.outputs:
             chain = _chain(graph, node.outputs[0])
