@@ -18,6 +18,7 @@ from gkp.converter.graph import Graph
 from gkp.converter.half import overflowing
 from gkp.converter.lower.emit import lower
 from gkp.converter.measuring import measure
+from gkp.converter.quantiser import is_quantised
 from gkp.converter.recognise import left_over, recognise, simplify
 from gkp.converter.sources import GroupedModel, OpenOptions, open_any
 from gkp.converter.sources.base import sample_inputs
@@ -98,6 +99,11 @@ def open_source(job: Job) -> Opened:
     opening = OpenOptions(options.input_shapes, options.arch, options.trust_code)
     job.progress(f"opening {clean(job.path.name) if job.path else 'the module'}", None)
     model = open_any(job.source, opening)
+    given = is_quantised(model.model)
+    if given and options.precision != "fp32":
+        raise UsageError(f"the model is quantised already, and --precision {options.precision} asks for other numbers",
+                         "leave --precision and --calibration out: its own integers and scales are kept; or give the "
+                         "float model")
     dynamic, notes = _free_axes(job, model)
     dims = model.model.graph.input[0].type.tensor_type.shape.dim
     batches: tuple[int, ...] = (dims[0].dim_value if dims else 1,)
@@ -108,7 +114,14 @@ def open_source(job: Job) -> Opened:
         job.progress(f"opening the baseline {clean(options.baseline.name)}", None)
         baseline = open_any(options.baseline, opening)
         _check_baseline(model, baseline)
+        if is_quantised(baseline.model) and not given:
+            raise UsageError("the baseline is quantised, and the model is not",
+                             "give the float model as the baseline: with --precision int8 it is quantised as well")
     calibration = read_calibration(options, model, job.progress)
+    if given:
+        notes = (*notes, "the model is quantised: its own integers and scales are kept")
+        if baseline is not None and not is_quantised(baseline.model):
+            notes = (*notes, "the baseline is not quantised: it computes in float32")
     return Opened(model, dynamic, batches, baseline, notes, calibration)
 
 

@@ -13,8 +13,9 @@ from gkp.errors import FileError, UnsafeFileError, UnsupportedModelError
 from gkp.text import clean
 
 _SHRINKING = RESHAPES | COPIES | POOLS | PLANES | {
-    "ArgMax", "ArgMin", "Compress", "GatherElements", "LogSoftmax", "NonZero", "ReduceMax", "ReduceMean", "ReduceMin",
-    "ReduceProd", "ReduceSum", "ScatterElements", "ScatterND", "Slice", "Softmax", "Split", "TopK", "Transpose", "Unique"}
+    "ArgMax", "ArgMin", "Compress", "DequantizeLinear", "GatherElements", "LogSoftmax", "NonZero", "QuantizeLinear",
+    "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ScatterElements", "ScatterND", "Slice", "Softmax",
+    "Split", "TopK", "Transpose", "Unique"}
 """They give no more elements than they get (NonZero: for each axis)."""
 _FREE, _PER_INPUT_BYTE = 256 << 20, 1024
 _LARGEST, _INPUTS = 4 << 30, 512 << 20

@@ -280,18 +280,19 @@ def values(tensor: Tensor) -> Array | None:
 
 
 def weights(tensor: Tensor) -> Array | None:
-    """As `values`, also of a constant that is dequantised."""
+    """As `values`, also of a constant that is dequantised with zero points of 0 (see the pass lift_quantisers)."""
     node = producer(tensor)
     if node is None or node.op != "DequantizeLinear" or node.domain:
         return values(tensor)
     integers, scale, *zero = (values(t) for t in node.inputs)
-    if integers is None or scale is None or any(z is None for z in zero):
+    if integers is None or scale is None or any(z is None or z.any() for z in zero):
         return None
-    shape = [1] * integers.ndim
+    shape, axis = [1] * integers.ndim, int(node.attrs.get("axis", 1))
     if scale.size > 1:
-        shape[int(node.attrs.get("axis", 1))] = scale.size
-    offset = np.asarray(zero[0], np.float32).reshape(shape) if zero else np.float32(0)
-    return (integers.astype(np.float32) - offset) * np.asarray(scale, np.float32).reshape(shape)
+        if not 0 <= axis < integers.ndim or integers.shape[axis] != scale.size:
+            return None
+        shape[axis] = scale.size
+    return integers.astype(np.float32) * np.asarray(scale, np.float32).reshape(shape)
 
 
 def producer(tensor: Tensor) -> Node | None:

@@ -50,6 +50,13 @@ class Quantiser:
     def dtype(self) -> np.dtype[Any]:
         return _TYPES[self.type]
 
+    @property
+    def range(self) -> tuple[np.float32, np.float32]:
+        """The smallest and the largest number that it gives."""
+        info = np.iinfo(self.dtype)
+        return (np.float32(info.min - self.zero_point) * np.float32(self.scale),
+                np.float32(info.max - self.zero_point) * np.float32(self.scale))
+
     def integers(self, x: Array) -> Array:
         """QuantizeLinear: half to even, then saturated."""
         info = np.iinfo(self.dtype)
@@ -58,9 +65,9 @@ class Quantiser:
         return held
 
     def __call__(self, x: Array) -> Array:
-        """x as its integers say it, in float32."""
+        """x as its integers say it: numbers of float32, in x's type."""
         steps = self.integers(x).astype(np.float32) - np.float32(self.zero_point)
-        return np.asarray(steps * np.float32(self.scale))
+        return np.asarray(steps * np.float32(self.scale)).astype(x.dtype)
 
 
 def is_quantiser(node: Node) -> bool:
@@ -121,8 +128,10 @@ class QuantizeLinear(OpRun):  # type: ignore[misc]
 
     op_domain = ""
 
-    def _run(self, x: Any, scale: Any, zero_point: Any = None, axis: Any = None, **_: Any) -> tuple[Any]:
-        zero = np.zeros((), np.uint8) if zero_point is None else np.asarray(zero_point)
+    def _run(self, x: Any, scale: Any, zero_point: Any = None, axis: Any = None, output_dtype: Any = None,
+             **_: Any) -> tuple[Any]:
+        signed = output_dtype == onnx.TensorProto.INT8
+        zero = np.zeros((), np.int8 if signed else np.uint8) if zero_point is None else np.asarray(zero_point)
         info = np.iinfo(zero.dtype)
         y = np.rint(x / _along(scale, x, axis)) + _along(zero, x, axis).astype(np.int32)
         return (np.clip(y, info.min, info.max).astype(zero.dtype),)
@@ -138,6 +147,14 @@ class DequantizeLinear(OpRun):  # type: ignore[misc]
         return ((x.astype(np.int32) - _along(zero, x, axis).astype(np.int32)).astype(np.float32) * _along(scale, x, axis),)
 
 
+def in_double(operator: type[OpRun]) -> type[OpRun]:
+    """The operator with the same results, as float64."""
+    def _run(self: Any, *inputs: Any, **attrs: Any) -> tuple[Any]:
+        return (operator._run(self, *inputs, **attrs)[0].astype(np.float64),)
+
+    return type(operator.__name__, (operator,), {"_run": _run})
+
+
 def _along(values: Any, x: Any, axis: Any) -> Any:
     """One number, or one for each slice of the axis (default 1), to compute with x."""
     values = np.asarray(values)
@@ -150,3 +167,9 @@ def _along(values: Any, x: Any, axis: Any) -> Any:
 
 OWN_OPERATORS = [BranchedConvOp, FakeQuantizeOp, QuantizeLinear, DequantizeLinear]
 """What onnx.reference has to be given to run a graph in the one form."""
+_QUANTISED = {OPERATOR, "QuantizeLinear", "DequantizeLinear"}
+
+
+def is_quantised(model: onnx.ModelProto) -> bool:
+    """Are weights or activations of the model, as it is, integers times a scale?"""
+    return any(n.op_type in _QUANTISED for n in model.graph.node)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from types import ModuleType
 
 from gkp.converter.extent import require_modest
-from gkp.converter.graph import Graph, Node, Tensor, is_branched
+from gkp.converter.graph import Graph, Node, Tensor, is_branched, values
+from gkp.converter.linear import is_dequantise, is_quantise, why_left
 from gkp.converter.movement import Movement, is_move, movement, obstacle, walk
 from gkp.converter.operators import COPIES, RESHAPES
 from gkp.converter.passes import (
@@ -17,6 +18,7 @@ from gkp.converter.passes import (
     fold_constants,
     hoist_activations,
     lift_convs,
+    lift_quantisers,
 )
 from gkp.errors import GkpError
 from gkp.text import clean
@@ -35,6 +37,8 @@ def recognise(graph: Graph, watch: Watch = lambda name, graph: None) -> Graph:
     with graph.budget.running():
         settle(graph)
         watch("fold_constants", graph)
+        if lift_quantisers.run(graph):
+            watch("lift_quantisers", graph)
         if lift_convs.run(graph):
             watch("lift_convs", graph)
         require_modest(graph)
@@ -57,13 +61,16 @@ def simplify(graph: Graph, watch: Watch = lambda name, graph: None) -> Graph:
 
 
 def left_over(graph: Graph) -> list[tuple[str, str]]:
-    """(node, reason) of every convolution and channel movement that did not become part of a BranchedConv."""
+    """(node, reason) of every convolution and channel movement that did not become part of a BranchedConv, and of every
+    QuantizeLinear and DequantizeLinear of activations."""
     notes = [(clean(key.removeprefix("gkp.left.")), reason) for key, reason in graph.metadata.items()
              if key.startswith("gkp.left.")]
     left = [n for n in graph.nodes if n.op not in RESHAPES | COPIES and not is_branched(n) and is_move(n)]
     with graph.budget.running():
         reasons = _reasons(graph, left)
-    return notes + [(clean(n.name), f"{n.op}: {reasons.get(id(n), _ELSEWHERE)}") for n in left]
+    notes += [(clean(n.name), f"{n.op}: {reasons.get(id(n), _ELSEWHERE)}") for n in left]
+    return notes + [(clean(n.name), f"{n.op}: {why_left(n)}") for n in graph.nodes
+                    if is_quantise(n) or (is_dequantise(n) and values(n.inputs[0]) is None)]
 
 
 def _reasons(graph: Graph, left: list[Node]) -> dict[int, str]:

@@ -14,6 +14,7 @@ from gkp.converter.calibration import Calibration
 from gkp.converter.encoding import Encoding
 from gkp.converter.forms import Choice, Forms
 from gkp.converter.graph import Graph
+from gkp.converter.quantiser import is_quantised
 from gkp.converter.sources import GroupedModel
 from gkp.converter.targets import Built, Target
 from gkp.converter.targets.base import Axes
@@ -66,6 +67,11 @@ class Opened:
     baseline: GroupedModel | None
     notes: tuple[str, ...]
     calibration: Calibration | None = None
+
+    @property
+    def quantised(self) -> bool:
+        """Is the checkpoint in int8 by itself?"""
+        return is_quantised(self.model.model)
 
     def typed(self, graph: Graph) -> Graph:
         """A simplified graph in the precision asked for, where that is one of its own (int8)."""

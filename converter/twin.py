@@ -10,12 +10,15 @@ import onnx
 
 from gkp.branched import Branch
 from gkp.converter import node as branched_node
-from gkp.converter.graph import Graph, Node, values, with_channels
-from gkp.converter.passes import lift_convs
+from gkp.converter.graph import Graph, Node, producer, values, with_channels
+from gkp.converter.linear import is_dequantise
+from gkp.converter.passes import lift_convs, lift_quantisers
 from gkp.converter.passes.drop_channels import cone
 from gkp.converter.recognise import recognise, settle
 from gkp.converter.sources.base import GroupedModel
 from gkp.types import Array
+
+_FILLED = (np.float32, np.float16, np.float64, np.int8)
 
 
 def dense_twin(model: GroupedModel, graph: Graph) -> Graph | None:
@@ -59,7 +62,8 @@ def full_size(graph: Graph, width_of: Mapping[str, str]) -> Graph:
     for node in list(twin.branched()):
         conv = branched_node.read(node)
         if not conv.is_copy:
-            whole = Branch(np.arange(conv.in_channels), np.arange(conv.out_channels), _without_zeros(conv.to_dense(), rng))
+            whole = Branch(np.arange(conv.in_channels), np.arange(conv.out_channels),
+                           _without_zeros(conv.to_dense(), rng, conv.scale))
             branched_node.rewrite(twin, node, replace(conv, branches=(whole,)))
     twin.cleanup()
     return twin
@@ -77,13 +81,25 @@ def widened(graph: Graph, width_of: Mapping[str, str]) -> Graph:
     return wide
 
 
-def _without_zeros(weight: Array, rng: np.random.Generator) -> Array:
-    """A copy with random numbers in place of zeros, as large as the others are."""
+def _without_zeros(weight: Array, rng: np.random.Generator, scale: Array | None = None) -> Array:
+    """A copy with random numbers in place of zeros, as large as the others are: integers times each filter's scale, where
+    there is one."""
+    if scale is not None:
+        unit = np.asarray(scale).reshape(-1, *(1,) * (weight.ndim - 1))
+        integers = _filled_integers(np.rint(weight / unit).astype(np.int8), rng)
+        return np.where(weight == 0, integers * unit, weight).astype(weight.dtype)
     weight, holes = weight.copy(), weight == 0
     present = weight[~holes]
-    scale = float(present.std()) if present.size else 0.05
-    weight[holes] = (rng.standard_normal(int(holes.sum())) * (scale or 0.05)).astype(weight.dtype)
+    size = float(present.std()) if present.size else 0.05
+    weight[holes] = (rng.standard_normal(int(holes.sum())) * (size or 0.05)).astype(weight.dtype)
     return weight
+
+
+def _filled_integers(weight: Array, rng: np.random.Generator) -> Array:
+    """The same of int8: from -127 to 127, and none of them 0."""
+    found = _without_zeros(weight.astype(np.float32), rng)
+    away = np.where(weight == 0, np.sign(found) * np.clip(np.ceil(np.abs(found)), 1, 127), weight)
+    return away.astype(np.int8)
 
 
 def _widen(graph: Graph, name: str, width: int) -> None:
@@ -111,12 +127,15 @@ def filled(model: GroupedModel) -> Graph:
     rng = np.random.default_rng(0)
     with twin.budget.running():
         settle(twin)
+        lift_quantisers.run(twin)
         _fill_weights(twin, rng)
     twin = recognise(twin)
     for node in list(twin.branched()):  # zeros that a scale of zero behind the convolution made
         conv = branched_node.read(node)
         if not conv.is_copy and any((b.weight == 0).any() for b in conv.branches):
-            full = tuple(replace(b, weight=_without_zeros(b.weight, rng)) for b in conv.branches)
+            scales = [None if conv.scale is None else np.asarray(conv.scale)[b.out_index] for b in conv.branches]
+            full = tuple(replace(b, weight=_without_zeros(b.weight, rng, scale))
+                         for b, scale in zip(conv.branches, scales, strict=True))
             branched_node.rewrite(twin, node, replace(conv, branches=full))
     twin.cleanup()
     return twin
@@ -125,15 +144,17 @@ def filled(model: GroupedModel) -> Graph:
 def _fill_weights(graph: Graph, rng: np.random.Generator) -> None:
     done: set[str] = set()
     for node in graph.nodes:
-        if node.op != "Conv" or node.domain or len(node.inputs) < 2 or node.inputs[1].name in done:
+        if node.op != "Conv" or node.domain or len(node.inputs) < 2:
             continue
-        tensor = node.inputs[1]
+        maker = producer(node.inputs[1])
+        tensor = maker.inputs[0] if maker is not None and is_dequantise(maker) else node.inputs[1]
         weight = values(tensor)
-        if weight is None or weight.dtype.kind != "f" or weight.all() or _moves_channels(node):
+        if (weight is None or weight.dtype not in _FILLED or weight.all() or tensor.name in done
+                or _moves_channels(node)):
             continue
         done.add(tensor.name)
         graph.budget.bytes(weight.nbytes)
-        tensor.values = _without_zeros(weight, rng)
+        tensor.values = (_without_zeros if weight.dtype.kind == "f" else _filled_integers)(weight, rng)
         tensor.values.flags.writeable = False
 
 

@@ -12,7 +12,6 @@ import msgspec
 
 from gkp import _version, manifest
 from gkp.converter.artefact import Artefact, staged
-from gkp.converter.calibration import Calibration
 from gkp.converter.describe import layer_rows, tensors
 from gkp.converter.dynamic import free_axes
 from gkp.converter.encoding import operators
@@ -25,7 +24,19 @@ from gkp.converter.stages import Prepared
 from gkp.converter.targets.base import About, Emitted
 from gkp.converter.twin import has_groups, keeps_groups
 from gkp.converter.verify import check_inputs, first_difference, verified_batches, verify, worst
-from gkp.converter.verify_int8 import agreement, check_layers, check_network, int8_inputs
+from gkp.converter.verify_int8 import (
+    SHARE,
+    SHARE_OF_ROUNDING,
+    Feeds,
+    agreement,
+    check_form,
+    check_layers,
+    check_network,
+    drawn_inputs,
+    int8_inputs,
+    stock,
+    without_rounding,
+)
 from gkp.errors import VerificationError
 from gkp.runtime.environment import fingerprint
 from gkp.runtime.trust import sign
@@ -57,7 +68,9 @@ def verified(prepared: Prepared) -> list[manifest.Verification]:
     job, opened, built = prepared.job, prepared.opened, prepared.measured.built
     job.progress("verifying against the checkpoint", None)
     if opened.calibration is not None:
-        return [_verified_int8(prepared, opened.calibration)]
+        return [_verified_int8(prepared, int8_inputs(opened, opened.calibration), opened.model.reference)]
+    if opened.quantised:
+        return [_verified_quantised(prepared)]
     span = job.options.target.batch_range
     inputs = check_inputs(opened.model.model, opened.dynamic, verified_batches(span) if span else (2, 5))
     done = []
@@ -73,18 +86,32 @@ def verified(prepared: Prepared) -> list[manifest.Verification]:
     return done
 
 
-def _verified_int8(prepared: Prepared, calibration: Calibration) -> manifest.Verification:
-    """The layers alone and the network against the form in int8, which onnx.reference runs."""
-    job, opened, built, graph = prepared.job, prepared.opened, prepared.measured.built, prepared.recognised.graph
+def _verified_quantised(prepared: Prepared) -> manifest.Verification:
+    """Of a model that came in int8: its form against itself, and what was made of the form as of one that gkp quantised."""
+    opened, graph = prepared.opened, prepared.recognised.graph
+    form = check_form(opened.model.model, graph, check_inputs(opened.model.model, opened.dynamic, (2,)))
+    failed = next((c for c in form if not c.passed), None)
+    if failed is not None:
+        raise VerificationError(f"the int8 form computes something else than the model as given: {failed.name}, max error "
+                                f"{failed.max_abs_error:.3g}, allowed {failed.tolerance:.3g}",
+                                "nothing was written; please report this model")
+    made = _verified_int8(prepared, drawn_inputs(opened), stock(without_rounding(graph), opened.dynamic), SHARE_OF_ROUNDING)
+    return msgspec.structs.replace(made, checks=[*form, *made.checks])
+
+
+def _verified_int8(prepared: Prepared, inputs: Sequence[tuple[str, int, Feeds]], in_float: Run,
+                   share: float = SHARE) -> manifest.Verification:
+    """The layers alone and the network against the form in int8, which onnx.reference runs. in_float, share: see
+    check_network."""
+    job, built, graph = prepared.job, prepared.measured.built, prepared.recognised.graph
     (engine, run), *others = built.engines()
-    inputs = int8_inputs(opened, calibration)
 
     def build(part: Graph, forms: Forms) -> Run:
         return next(iter(job.target.build(part, forms, {}, prepared.chosen.encoding, job.threads).engines()))[1]
 
     forms = {name: layer.chosen for name, layer in prepared.measured.choice.items()}
     checks = [*(c for _, each in ((engine, run), *others)
-                for c in check_network(each, graph, opened.model.reference, inputs, opened.dynamic)),
+                for c in check_network(each, graph, in_float, inputs, prepared.opened.dynamic, share)),
               *check_layers(graph, forms, build, inputs[0][2], job.progress)]
     result = manifest.Verification(passed=all(c.passed for c in checks), engine=engine, checks=checks,
                                    reference="the int8 form, computed by onnx.reference")
@@ -128,7 +155,7 @@ def described(prepared: Prepared, files: Mapping[str, str] | None = None,
                                sha256=manifest.sha256(job.path) if job.path else None,
                                system=model.system, description=clean(model.description),
                                assumed=clean(model.assumed)),
-        target=job.target.name, precision=options.precision, threads=job.threads,
+        target=job.target.name, precision="int8" if opened.quantised else options.precision, threads=job.threads,
         provider=job.target.provider, strategy=options.forms.strategy,
         inputs=_ports(model.model.graph.input, opened.dynamic, options.io_precision),
         outputs=_ports(Graph(model.model).to_model().graph.output, _output_axes(prepared), options.io_precision),

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+import fuzz_quantised
 import numpy as np
 import onnx
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
@@ -90,7 +91,9 @@ def _varint(n: int) -> bytes:
 
 
 def _layer(net: Net, x: str, channels: int, height: int) -> tuple[str, int]:
-    rng, kind = net.rng, net.rng.randrange(6)
+    rng, kind = net.rng, net.rng.randrange(8)
+    if kind > 5:
+        return fuzz_quantised.layer(net, x, channels)
     if kind == 0:
         out = rng.choice((4, 8))
         return net.add("Conv", x, net.weight(out, channels // 2, 3, 3), group=2, pads=[1] * 4), out

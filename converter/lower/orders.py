@@ -30,7 +30,7 @@ def takes_any_order(node: Node) -> bool:
     if node.op != "Gemm" or node.attrs.get("transA", 0):
         return False
     weight, n = weights(node.inputs[1]), channels(node.inputs[0])
-    if weight is None or node.inputs[0] in node.inputs[1:]:
+    if weight is None or weight.ndim != 2 or node.inputs[0] in node.inputs[1:]:
         return False
     return n is not None and weight.shape[1 if node.attrs.get("transB", 0) else 0] == n
 

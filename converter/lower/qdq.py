@@ -16,7 +16,8 @@ from gkp.types import Array
 
 _MOVES = ("Concat", "Gather", "Slice")
 """What lowering adds to move channels; all along axis 1."""
-_ROUNDING = 2.0 ** -22
+_ROUNDING = 2.0**-21
+"""Relative, of a product in float32."""
 
 
 def expand(graph: Graph) -> Graph:

@@ -13,7 +13,8 @@ from gkp.converter.operators import is_batchnorm
 
 def run(graph: Graph) -> bool:
     """BranchedConv whose only reader is BatchNormalization (inference), or Mul / Add / Sub / Div with one constant per
-    channel: the scale and shift move into its weights and bias, computed in float64."""
+    channel: the scale and shift move into its weights and bias, computed in float64. Not into integer weights: the products
+    would be no integers times a number, and a last bit decides what the next quantiser rounds to."""
     changed = False
     for node in graph.nodes:
         found = _affine(node)
@@ -22,9 +23,11 @@ def run(graph: Graph) -> bool:
         conv_node, y = producer(found[0]), node.outputs[0]
         if conv_node is None or not is_branched(conv_node) or graph.sole_consumer(found[0]) is not node:
             continue
-        conv = branched_node.read(conv_node).scale_outputs(found[1], found[2])
+        conv = branched_node.read(conv_node)
+        if conv.scale is not None:
+            continue
         graph.remove(node)
-        branched_node.rewrite(graph, conv_node, conv, y=y)
+        branched_node.rewrite(graph, conv_node, conv.scale_outputs(found[1], found[2]), y=y)
         changed = True
     return changed
 

@@ -13,8 +13,8 @@ its length."""
 
 def run(graph: Graph) -> bool:
     """move(f(a), f(b), ...) -> f(move(a, b, ...)) for one elementwise f that all movement inputs share, when each of
-    them comes from a BranchedConv and has no other reader, no channel is repeated, and f(0) = 0 wherever the movement
-    puts zeros."""
+    them comes from a BranchedConv (through other elementwise ones) and has no other reader, no channel is repeated, and
+    f(0) = 0 wherever the movement puts zeros."""
     changed = False
     for node in graph.nodes:
         if node.outputs and is_move(node):  # a node that an earlier hoist removed has no outputs
@@ -47,13 +47,22 @@ def _unaries(graph: Graph, way: Walk) -> list[Node]:
         unary = producer(base)
         if unary is None or unary.op not in UNARY or not (_same(unary, unaries[0]) if unaries else True):
             return []
-        source = producer(unary.inputs[0])
-        if source is None or not is_branched(source) or graph.sole_consumer(unary.inputs[0]) is None:
+        if not _is_activation(graph, unary):
             return []
         if not way.holds_readers(base):
             return []
         unaries.append(unary)
     return unaries
+
+
+def _is_activation(graph: Graph, unary: Node) -> bool:
+    """Does it, alone, read a BranchedConv, through others of its kind?"""
+    while unary.op in UNARY and graph.sole_consumer(unary.inputs[0]) is not None:
+        source = producer(unary.inputs[0])
+        if source is None or is_branched(source):
+            return source is not None
+        unary = source
+    return False
 
 
 def _same(a: Node, b: Node) -> bool:

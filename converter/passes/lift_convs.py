@@ -11,13 +11,18 @@ import numpy as np
 
 from gkp.branched import Branch, BranchedConv
 from gkp.converter import node as branched_node
-from gkp.converter.graph import Graph, Node, channels, spatial, values
+from gkp.converter.graph import Graph, Node, Tensor, channels, producer, spatial, values, weights
+from gkp.converter.linear import is_dequantise, linear
 from gkp.errors import FileError, UnsupportedModelError, UsageError
 from gkp.text import clean
 
+_FLOAT, _MAKING = 4, 12
+"""Bytes of a dequantised weight, and while it is made."""
+
 
 def run(graph: Graph) -> bool:
-    """Conv with constant weights, 1 to 3 spatial axes and explicit or no padding -> BranchedConv: one branch per group,
+    """Conv with constant weights (or constants of int8 that are dequantised, with one scale or one for each filter), 1 to 3
+    spatial axes and explicit or no padding -> BranchedConv: one branch per group,
     each split further where its weight has block zeros (filters with equal channel masks form a branch). Where the
     zeros have no structure (see _divides) one branch of the live filters and channels is kept. Depthwise convolutions
     (one input channel per group, several groups) stay as they are. `graph.holes` is set where zeros leave something out.
@@ -26,6 +31,7 @@ def run(graph: Graph) -> bool:
     for node in graph.nodes:
         if node.op != "Conv" or node.domain:
             continue
+        _charge(graph, node)
         reason, conv = form(node)
         graph.holes |= _has_holes(node, conv)
         if conv is None:
@@ -40,10 +46,20 @@ def run(graph: Graph) -> bool:
     return changed
 
 
+def _charge(graph: Graph, node: Node) -> None:
+    """What dequantised weights take, and what their making takes meanwhile."""
+    maker = producer(node.inputs[1]) if len(node.inputs) > 1 else None
+    integers = values(maker.inputs[0]) if maker is not None and is_dequantise(maker) else None
+    if integers is not None:
+        graph.budget.bytes(_MAKING * integers.size)
+        graph.budget.release((_MAKING - _FLOAT) * integers.size)
+
+
 def layer_name(node: Node) -> str:
-    """A short name: from the weight (layer1.0.conv1.weight) or from the exporter's path (/layer1/layer1.0/conv1/Conv)."""
+    """A short name: from the weight (layer1.0.conv1.weight, with what quantisers append) or from the exporter's path
+    (/layer1/layer1.0/conv1/Conv)."""
     weight = node.inputs[1].name
-    named = re.fullmatch(r"(.+)\.weight(_\d+)?", weight)
+    named = re.fullmatch(r"(.+)\.weight(_\w+)?", weight)
     if named and "onnx::" not in weight:
         return clean(named[1])
     if weight.startswith(("val_", "gkp_", "onnx::")) or not weight:
@@ -58,13 +74,13 @@ def layer_name(node: Node) -> str:
 
 def form(node: Node) -> tuple[str, BranchedConv | None]:
     """("", what a Conv becomes), or (why it stays as it is, None)."""
-    weight = values(node.inputs[1]) if len(node.inputs) > 1 else None
+    weight = weights(node.inputs[1]) if len(node.inputs) > 1 else None
     in_channels = channels(node.inputs[0])
     if weight is None:
-        return "weights are not constant", None
+        return "weights are not constant, or no integers of 8 bits without their zero point", None
     if not 3 <= weight.ndim <= 5 or in_channels is None or weight.dtype.kind != "f":
         return "not a 1-D to 3-D float convolution with static channels", None
-    bias = values(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2].name else np.zeros(len(weight), weight.dtype)
+    bias = weights(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2].name else np.zeros(len(weight), weight.dtype)
     if bias is None:
         return "bias is not constant", None
     if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
@@ -80,15 +96,27 @@ def form(node: Node) -> tuple[str, BranchedConv | None]:
             or rank != weight.ndim):
         raise UnsupportedModelError(f"layer {layer_name(node)}: weight {list(weight.shape)} in {groups} groups does not "
                                     f"fit an input of {in_channels} channels and {rank} axes")
+    scale, axis = _scale(node.inputs[1], len(weight))
+    if axis:
+        return f"its weights have a scale for each slice of axis {axis}", None
     geometry: dict[str, Any] = {k: node.attrs.get(k) for k in ("strides", "pads", "dilations")}
     try:
-        whole = BranchedConv.from_grouped(weight, groups, bias, **geometry)
+        whole = BranchedConv.from_grouped(weight, groups, bias, scale=scale, **geometry)
     except UsageError as e:
         raise FileError(f"layer {layer_name(node)}: {e.message}", "export the model again") from e
     plane = spatial(node.inputs[0])
     if plane is not None and min(whole.out_shape(plane)) < 1:
         raise FileError(f"layer {layer_name(node)} has no output for an input of {list(plane)}", "export the model again")
     return "", _discover(whole)
+
+
+def _scale(weight: Tensor, filters: int) -> tuple[Any, int]:
+    """(float32 [F], 0) of weights that are dequantised; (None, 0) of others; (None, axis) where it is not the filters'."""
+    maker = producer(weight)
+    how = linear(maker) if maker is not None and is_dequantise(maker) else None
+    if how is None:
+        return None, 0
+    return (None, how.axis) if how.axis else (np.broadcast_to(how.scale, filters).astype(np.float32), 0)
 
 
 def _discover(whole: BranchedConv) -> BranchedConv:
@@ -121,7 +149,7 @@ def _divides(found: Sequence[Branch]) -> bool:
 
 def _has_holes(node: Node, conv: BranchedConv | None) -> bool:
     """Is something of the convolution's weight not in its form, or a filter of a depthwise one zero?"""
-    weight = values(node.inputs[1]) if len(node.inputs) > 1 else None
+    weight = weights(node.inputs[1]) if len(node.inputs) > 1 else None
     if weight is None or (conv is not None and conv.branches and conv.is_copy):
         return False
     if conv is not None:

@@ -19,6 +19,9 @@ _MAX_AXES = 32
 _HINT = "export the model again"
 _BITS = {name: bits for bits, names in ((2, "UINT2 INT2"), (4, "UINT4 INT4 FLOAT4E2M1"), (6, "FLOAT6E2M3 FLOAT6E3M2"))
          for name in names.split()}
+_FOREIGN = frozenset(v.number for v in onnx.TensorProto.DataType.DESCRIPTOR.values
+                     if v.name in _BITS or v.name.startswith("FLOAT8"))
+"""Types of numbers that neither numpy nor the passes compute with."""
 _DATA = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data", "raw_data")
 _PLAIN = {"float_data": np.float32, "double_data": np.float64, "int64_data": np.int64}
 _VALUES = {kind: field for kind, field in (
@@ -48,6 +51,19 @@ def tensors(model: onnx.ModelProto) -> list[tuple[onnx.TensorProto, int]]:
     """All tensors, wherever they are, each with the bytes that it declares. FileError for impossible shapes and types."""
     found = [m for m, _ in _messages(model) if isinstance(m, onnx.TensorProto)]
     return [(tensor, _declared(tensor)) for tensor in found]
+
+
+def types(model: onnx.ModelProto, given: list[tuple[onnx.TensorProto, int]]) -> None:
+    """UnsupportedModelError, by name, for what is of 4 bits, of float8 or the like."""
+    graph = model.graph
+    found = [(t.name, t.data_type) for t, _ in given]
+    found += [(v.name, v.type.tensor_type.elem_type) for v in (*graph.input, *graph.value_info, *graph.output)]
+    found += [(n.name, a.i) for n in _nodes(model) for a in n.attribute if a.name in ("to", "dtype", "output_dtype")]
+    for name, kind in found:
+        if kind in _FOREIGN:
+            word = onnx.TensorProto.DataType.Name(kind).lower()
+            raise UnsupportedModelError(f"{clean(name) or 'a constant'} is of {word}",
+                                        "gkp takes models that are quantised to int8 or uint8")
 
 
 def contents(model: onnx.ModelProto, given: list[tuple[onnx.TensorProto, int]], budget: Budget) -> None:

@@ -153,6 +153,7 @@ def _check(model: onnx.ModelProto, budget: Budget, folder: Path | None) -> None:
     _onnx_functions.drop_unused(model)
     _onnx_functions.charge(model, budget)
     tensors = _onnx_check.tensors(model)
+    _onnx_check.types(model, tensors)
     if folder is not None:
         _onnx_external.load(tensors, folder, budget)
     _onnx_check.contents(model, tensors, budget)
