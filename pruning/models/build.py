@@ -20,7 +20,7 @@ from gkp.pruning.models.family import ARCH_HINT, CLASSIFIERS, SPURIOUS
 from gkp.pruning.models.names import FileNames
 from gkp.pruning.models.recognise import recognise
 from gkp.pruning.models.residual import ResidualBlock
-from gkp.pruning.models.widths import check, fit
+from gkp.pruning.models.widths import LACKS_HINT, WIDTHS_HINT, check, fit
 from gkp.pruning.tensor_names import is_counter
 from gkp.types import Array
 
@@ -92,7 +92,7 @@ def _check_names(model: nn.Module, own: Mapping[str, Array], name: str, theirs: 
     for problem, keys in (("lacks", wanted - own.keys()), ("holds the unexpected tensor", own.keys() - wanted)):
         if keys:
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-            hint = "is the file complete?" if problem == "lacks" else ARCH_HINT
+            hint = LACKS_HINT if problem == "lacks" else ARCH_HINT
             raise UnsupportedModelError(f"the checkpoint {problem} {theirs(min(keys))}{more}, for {name}", hint)
     return wanted
 
@@ -104,7 +104,7 @@ def _load(model: nn.Module, own: Mapping[str, Array], wanted: Collection[str], t
         array = own[key]
         if array.shape != tuple(state[key].shape):
             expected = [*state[key].shape]
-            raise UnsupportedModelError(f"{theirs(key)} has shape {[*array.shape]}, expected {expected}", ARCH_HINT)
+            raise UnsupportedModelError(f"{theirs(key)} has shape {[*array.shape]}, expected {expected}", WIDTHS_HINT)
         if array.dtype.kind != "f" or not np.isfinite(array).all():
             raise UnsupportedModelError(f"{theirs(key)} is not an array of finite floats", "the checkpoint is not usable")
         state[key] = torch.from_numpy(np.array(array, dtype=np.float32))

@@ -17,13 +17,14 @@ from torch import nn
 from gkp.branched import BranchedConv
 from gkp.errors import UnsupportedModelError
 from gkp.pruning.models.branched import BranchedConv2d
-from gkp.pruning.models.family import CIFAR
+from gkp.pruning.models.family import ARCH_HINT, CIFAR
 from gkp.pruning.models.names import FileNames
 from gkp.pruning.models.resnet_cifar import PadShortcut
 from gkp.pruning.models.wiring import chain_of, chains
 from gkp.types import Array
 
-WIDTH_HINT = "export the network to ONNX or TorchScript and convert that, or pass --arch pkg:callable and --input-shape"
+LACKS_HINT = f"is the file complete? If it is of another network, export that to ONNX and convert that, or {ARCH_HINT}"
+WIDTHS_HINT = f"export the network to ONNX or TorchScript, which open at any widths, and convert that; or {ARCH_HINT}"
 
 
 def fit(model: nn.Module, own: Mapping[str, Array], forms: Mapping[str, BranchedConv], theirs: FileNames) -> None:
@@ -39,7 +40,7 @@ def fit(model: nn.Module, own: Mapping[str, Array], forms: Mapping[str, Branched
             conv = _fitted(name, part, own, theirs) if form is None else _branched(theirs(name), part, form)
             if name not in inner and conv.out_channels > part.out_channels:
                 problem = f"{theirs(name)} yields {conv.out_channels} channels, at most {part.out_channels} expected"
-                raise UnsupportedModelError(problem, WIDTH_HINT)
+                raise UnsupportedModelError(problem, WIDTHS_HINT)
             model.set_submodule(name, conv)
         elif isinstance(part, nn.BatchNorm2d):
             model.set_submodule(name, nn.BatchNorm2d(_size(own, name, 1) or part.num_features))
@@ -75,12 +76,12 @@ def _fitted(name: str, conv: nn.Conv2d, own: Mapping[str, Array], theirs: FileNa
     """A conv like `conv` with the channels of the weight at hand."""
     weight = own.get(f"{name}.weight")
     if weight is None:
-        raise UnsupportedModelError(f"the checkpoint lacks {theirs(f'{name}.weight')}", "is the file complete?")
+        raise UnsupportedModelError(f"the checkpoint lacks {theirs(f'{name}.weight')}", LACKS_HINT)
     depthwise = conv.groups > 1  # the only groups that architectures have
     fits = weight.ndim == 4 and weight.shape[2:] == conv.kernel_size and 0 not in weight.shape
     if not fits or (depthwise and weight.shape[1] != 1):
         problem = f"{theirs(f'{name}.weight')} has shape {[*weight.shape]}, expected {[*conv.weight.shape]}"
-        raise UnsupportedModelError(problem, WIDTH_HINT)
+        raise UnsupportedModelError(problem, WIDTHS_HINT)
     out, read = weight.shape[0], weight.shape[0] if depthwise else weight.shape[1]
     return nn.Conv2d(read, out, conv.kernel_size, conv.stride, conv.padding, groups=read if depthwise else 1,
                      bias=f"{name}.bias" in own)
@@ -88,7 +89,7 @@ def _fitted(name: str, conv: nn.Conv2d, own: Mapping[str, Array], theirs: FileNa
 
 def _branched(name: str, conv: nn.Conv2d, form: BranchedConv) -> BranchedConv2d:
     if form.branches and form.kernel_shape != conv.kernel_size:
-        raise UnsupportedModelError(f"{name} has kernel {form.kernel_shape}, expected {conv.kernel_size}", WIDTH_HINT)
+        raise UnsupportedModelError(f"{name} has kernel {form.kernel_shape}, expected {conv.kernel_size}", WIDTHS_HINT)
     geometry = {"kernel_shape": conv.kernel_size, "strides": conv.stride, "dilations": conv.dilation}
     return BranchedConv2d(replace(form, pads=conv.padding * 2, **geometry))
 
@@ -105,7 +106,7 @@ def _check_layer(name: str, theirs: FileNames, part: nn.Module, inputs: tuple[to
     if isinstance(part, PadShortcut) and gets != part.channels:
         raise UnsupportedModelError(
             f"{theirs(name)} has no parameters: where its zeros stand beside {gets} channels, and not {part.channels}, "
-            "is not in the file", WIDTH_HINT)
+            "is not in the file", WIDTHS_HINT)
     if hasattr(part, "downsample"):
         _check_sum(name, part, gets, theirs)
 
@@ -129,4 +130,4 @@ def _check_sum(name: str, block: nn.Module, gets: int, theirs: FileNames) -> Non
 
 
 def _differ(what: str, whose: str) -> UnsupportedModelError:
-    return UnsupportedModelError(f"{what} channels, but {whose}", WIDTH_HINT)
+    return UnsupportedModelError(f"{what} channels, but {whose}", WIDTHS_HINT)
