@@ -16,11 +16,11 @@ from gkp.branched import BranchedConv
 from gkp.errors import UnsupportedModelError
 from gkp.pruning.models.architecture import Architecture, skeleton
 from gkp.pruning.models.branched import BranchedConv2d
-from gkp.pruning.models.family import ARCH_HINT, CLASSIFIERS, LACKS_HINT, SPURIOUS, WIDTHS_HINT
+from gkp.pruning.models.family import ARCH_HINT, CLASSIFIERS, SPURIOUS
 from gkp.pruning.models.names import FileNames
 from gkp.pruning.models.recognise import recognise
 from gkp.pruning.models.residual import ResidualBlock
-from gkp.pruning.models.widths import check, fit
+from gkp.pruning.models.widths import LACKS_HINT, WIDTHS_HINT, check, fit
 from gkp.pruning.tensor_names import is_counter
 from gkp.types import Array
 

@@ -18,8 +18,6 @@ Scheme = Literal["canonical", "layer"]
 Shortcut = Literal["pad", "pad_both", "conv"]
 
 ARCH_HINT = "pass --arch pkg:callable, a function that returns the torch.nn.Module, and --input-shape"
-LACKS_HINT = f"is the file complete? If it is of another network, export that to ONNX and convert that, or {ARCH_HINT}"
-WIDTHS_HINT = f"export the network to ONNX or TorchScript, which open at any widths, and convert that; or {ARCH_HINT}"
 CLASSIFIERS = ("classifier", "fc", "linear")  # what our networks call their last layer
 MAX_BLOCKS = 200  # in a stage: the deepest CIFAR ResNet, 1202, has so many
 SPURIOUS = "new_weight"  # TMI-GKP's grouped networks hold this alias of their last conv at the root

@@ -17,11 +17,14 @@ from torch import nn
 from gkp.branched import BranchedConv
 from gkp.errors import UnsupportedModelError
 from gkp.pruning.models.branched import BranchedConv2d
-from gkp.pruning.models.family import CIFAR, LACKS_HINT, WIDTHS_HINT
+from gkp.pruning.models.family import ARCH_HINT, CIFAR
 from gkp.pruning.models.names import FileNames
 from gkp.pruning.models.resnet_cifar import PadShortcut
 from gkp.pruning.models.wiring import chain_of, chains
 from gkp.types import Array
+
+LACKS_HINT = f"is the file complete? If it is of another network, export that to ONNX and convert that, or {ARCH_HINT}"
+WIDTHS_HINT = f"export the network to ONNX or TorchScript, which open at any widths, and convert that; or {ARCH_HINT}"
 
 
 def fit(model: nn.Module, own: Mapping[str, Array], forms: Mapping[str, BranchedConv], theirs: FileNames) -> None:
