@@ -10,6 +10,7 @@ demo: .venv/installed ## convert a trained model, print the table, write demo/re
 	$(BIN)/gkp-convert $(EXAMPLE)/grouped.pt --baseline $(EXAMPLE)/dense.pt --target cpu --threads 1 --dynamic-batch \
 		-o demo/grouped --force --report demo/report.html
 	$(BIN)/gkp verify $(EXAMPLE)/grouped.pt demo/grouped
+	$(BIN)/python tools/demo_int8.py $(EXAMPLE)/grouped.pt $(EXAMPLE)/dense.pt demo/int8
 
 demo-edge: demo/grouped/manifest.json ## split that model over 2 devices, run them here, count the bytes, compare the answers
 	$(BIN)/gkp split $(EXAMPLE)/grouped.pt --devices 2 --link loopback --mode branch -o demo/edge --force
