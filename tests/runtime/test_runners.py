@@ -12,7 +12,8 @@ from cli_kit import blocked, save, small_net
 from onnx_kit import Net, feeds_of, run_ort
 
 from gkp.errors import BackendMissingError, FileError, UsageError
-from gkp.runtime.runners import OpenVinoRunner, OrtRunner
+from gkp.runtime import runners
+from gkp.runtime.runners import AS_INSTALLED, OpenVinoRunner, OrtRunner, openvino_precision
 
 RUNNERS = [OrtRunner, OpenVinoRunner]
 
@@ -94,3 +95,28 @@ os.kill(os.getpid(), signal.SIGINT)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 130, done.stderr
+
+
+def test_openvino_as_installed_is_told_the_threads_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, object]] = []
+
+    class Core:
+        def read_model(self, model: bytes) -> bytes:
+            return model
+
+        def compile_model(self, model: bytes, device: str, options: dict[str, object]) -> None:
+            told.append(options)
+            raise ValueError("far enough")
+
+    monkeypatch.setattr(runners, "_openvino_core", Core)
+    monkeypatch.setattr(runners, "refuse_external", lambda model: None)
+    for precision in ("fp32", AS_INSTALLED):
+        with pytest.raises(FileError, match="far enough"):
+            OpenVinoRunner(b"", 3, runners.OPENVINO[precision])
+    assert told[0] == {"INFERENCE_NUM_THREADS": 3, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    assert told[1] == {"INFERENCE_NUM_THREADS": 3}
+
+
+def test_openvino_says_in_what_it_computes_by_itself() -> None:
+    pytest.importorskip("openvino")
+    assert openvino_precision() in ("fp32", "bf16", "fp16")
