@@ -100,8 +100,8 @@ def open_source(job: Job) -> Opened:
     job.progress(f"opening {clean(job.path.name) if job.path else 'the module'}", None)
     model = open_any(job.source, opening)
     given = is_quantised(model.model)
-    if given and options.precision != "fp32":
-        raise UsageError(f"the model is quantised already, and --precision {options.precision} asks for other numbers",
+    if given and options.calibration is not None:
+        raise UsageError("the model is quantised already",
                          "leave --precision and --calibration out: its own integers and scales are kept; or give the "
                          "float model")
     dynamic, notes = _free_axes(job, model)

@@ -69,12 +69,15 @@ def verified(prepared: Prepared) -> list[manifest.Verification]:
     job.progress("verifying against the checkpoint", None)
     if opened.calibration is not None:
         return [_verified_int8(prepared, int8_inputs(opened, opened.calibration), opened.model.reference)]
-    if opened.quantised:
-        return [_verified_quantised(prepared)]
+    form, engines = _verified_form(prepared) if opened.quantised else [], built.engines()
+    if form and job.options.precision == "fp32" and len(engines) == 1:
+        in_float = stock(without_rounding(prepared.recognised.graph), opened.dynamic)
+        made = _verified_int8(prepared, drawn_inputs(opened), in_float, SHARE_OF_ROUNDING)
+        return [msgspec.structs.replace(made, checks=[*form, *made.checks])]
     span = job.options.target.batch_range
     inputs = check_inputs(opened.model.model, opened.dynamic, verified_batches(span) if span else (2, 5))
     done = []
-    for number, (engine, run) in enumerate(built.engines()):
+    for number, (engine, run) in enumerate(engines):
         if number and span:  # an engine takes no other batches
             inputs = [given for given in inputs if span[0] <= given[1] <= span[2]]
         precision = "fp16" if number else job.options.precision  # tensor cores round fp32 to as few bits (TF32)
@@ -86,17 +89,17 @@ def verified(prepared: Prepared) -> list[manifest.Verification]:
     return done
 
 
-def _verified_quantised(prepared: Prepared) -> manifest.Verification:
-    """Of a model that came in int8: its form against itself, and what was made of the form as of one that gkp quantised."""
-    opened, graph = prepared.opened, prepared.recognised.graph
-    form = check_form(opened.model.model, graph, check_inputs(opened.model.model, opened.dynamic, (2,)))
+def _verified_form(prepared: Prepared) -> list[manifest.Check]:
+    """Of a model that came in int8: does its form compute what it says?"""
+    opened = prepared.opened
+    inputs = check_inputs(opened.model.model, opened.dynamic, (2,))
+    form = check_form(opened.model.model, prepared.recognised.graph, inputs)
     failed = next((c for c in form if not c.passed), None)
     if failed is not None:
         raise VerificationError(f"the int8 form computes something else than the model as given: {failed.name}, max error "
                                 f"{failed.max_abs_error:.3g}, allowed {failed.tolerance:.3g}",
                                 "nothing was written; please report this model")
-    made = _verified_int8(prepared, drawn_inputs(opened), stock(without_rounding(graph), opened.dynamic), SHARE_OF_ROUNDING)
-    return msgspec.structs.replace(made, checks=[*form, *made.checks])
+    return form
 
 
 def _verified_int8(prepared: Prepared, inputs: Sequence[tuple[str, int, Feeds]], in_float: Run,
@@ -155,7 +158,7 @@ def described(prepared: Prepared, files: Mapping[str, str] | None = None,
                                sha256=manifest.sha256(job.path) if job.path else None,
                                system=model.system, description=clean(model.description),
                                assumed=clean(model.assumed)),
-        target=job.target.name, precision="int8" if opened.quantised else options.precision, threads=job.threads,
+        target=job.target.name, precision=_precision(prepared), threads=job.threads,
         provider=job.target.provider, strategy=options.forms.strategy,
         inputs=_ports(model.model.graph.input, opened.dynamic, options.io_precision),
         outputs=_ports(Graph(model.model).to_model().graph.output, _output_axes(prepared), options.io_precision),
@@ -173,6 +176,12 @@ def described(prepared: Prepared, files: Mapping[str, str] | None = None,
         environment=fingerprint(), files=dict(files or {}), seconds=dict(prepared.seconds), roofline=measured.roofline,
         memory=about.memory, calibration=_calibration(prepared), tried=list(prepared.tried),
         accuracy_data=prepared.accuracy_data)
+
+
+def _precision(prepared: Prepared) -> str:
+    """As asked for; of a model that came in int8 that of the rest, where another than float32 is."""
+    asked = prepared.job.options.precision
+    return "int8" if prepared.opened.quantised and asked == "fp32" else asked
 
 
 def _calibration(prepared: Prepared) -> manifest.Calibration | None:
