@@ -2,7 +2,8 @@
 
     python tools/demo_int8.py MODEL BASELINE OUTPUT [--images cifar10:data]
 
-Without the images (no such folder) ranges are learned from random numbers: then only the time means something, and the line says so.
+Without the images (no such folder) ranges are learned from random numbers: then only the time means something, and the line
+says so.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def _fitted(name: str, conv: nn.Conv2d, own: Mapping[str, Array], theirs: FileNa
     fits = weight.ndim == 4 and weight.shape[2:] == conv.kernel_size and 0 not in weight.shape
     if not fits or (depthwise and weight.shape[1] != 1):
         problem = f"{theirs(f'{name}.weight')} has shape {[*weight.shape]}, expected {[*conv.weight.shape]}"
-        raise UnsupportedModelError(problem, WIDTHS_HINT)
+        raise UnsupportedModelError(problem, ARCH_HINT)
     out, read = weight.shape[0], weight.shape[0] if depthwise else weight.shape[1]
     return nn.Conv2d(read, out, conv.kernel_size, conv.stride, conv.padding, groups=read if depthwise else 1,
                      bias=f"{name}.bias" in own)

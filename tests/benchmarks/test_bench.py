@@ -72,7 +72,7 @@ def test_the_dense_baseline_runs_in_every_engine_and_precision(artefact: Callabl
 
 @pytest.mark.parametrize(("module", "words", "lost"), [
     ("openvino", "OpenVINO is not installed", [("openvino", "fp32", False), ("openvino", None, True), ("openvino", "int8", False)]),
-    ("nncf", "to calibrate int8 models needs nncf, which is not installed", [("openvino", "int8", False)])])
+    ("nncf", "calibrating int8 models needs NNCF, which is not installed", [("openvino", "int8", False)])])
 def test_what_is_not_installed_is_a_row_that_says_so(module: str, words: str, lost: list[tuple[str, str | None, bool]],
                                                      artefact: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(*_: object) -> None:

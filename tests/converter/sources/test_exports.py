@@ -105,10 +105,14 @@ def test_exports_open_exactly_with_a_branch_for_every_group(name: str, tmp_path:
     assert sorted(branches(graph).values()) == NETS[name][1]
 
 
-@pytest.mark.parametrize("name", NETS)
-@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize(("name", "whole"), [("permuted", True), ("permuted", False), ("narrow", True)])
 def test_what_lacks_the_code_is_refused_with_the_export_as_advice(name: str, tmp_path: Path, whole: bool) -> None:
     net = made(name)
     with pytest.raises(UnsupportedModelError) as caught:
         open_model(save(tmp_path / "net.pt", net if whole else net.state_dict()))
     assert "ONNX" in caught.value.hint
+
+
+def test_a_narrow_state_dict_opens_exactly(tmp_path: Path) -> None:
+    net, x = made("narrow"), images(1, 32)
+    assert_computes(open_model(save(tmp_path / "net.pt", net.state_dict())), net(x), x)
