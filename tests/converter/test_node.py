@@ -129,8 +129,8 @@ def test_the_scale_of_integers_is_kept_and_changes_no_value() -> None:
 
 
 @pytest.mark.parametrize(("scale", "code"), [
-    ([1.0] * 3, 2), ([1.0, 0.0, 1.0, 1.0], 2), ([1.0, -1.0, 1.0, 1.0], 2), ([float("nan")] * 4, 2), ([float("inf")] * 4, 2),
-    (1.0, 2), ("scales", 3), ([0.3] * 4, 3), ([1e-9] * 4, 3), ([1e30] * 4, 3), ([1] * 4, 3)], ids=str)
+    ([1.0] * 3, 6), ([1.0, 0.0, 1.0, 1.0], 6), ([1.0, -1.0, 1.0, 1.0], 6), ([float("nan")] * 4, 6), ([float("inf")] * 4, 6),
+    (1.0, 6), ("scales", 3), ([0.3] * 4, 6), ([1e-9] * 4, 6), ([1e30] * 4, 6), ([1] * 4, 6)], ids=str)
 def test_a_file_whose_weights_are_not_what_its_scale_says_does_not_open_as_another_network(scale: Any, code: int, tmp_path: Path) -> None:
     """The weights are what counts: rounding them to the grid that is claimed would be another network, verified against itself."""
     conv = integers()

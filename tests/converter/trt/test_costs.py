@@ -119,8 +119,8 @@ def test_fp32_points_stand_for_fp16_at_half_the_channels() -> None:
 
 
 def test_a_precision_that_nobody_measured_is_refused() -> None:
-    with pytest.raises(ValueError, match="'int8'"):
-        speedup(HAND, 64, 4, precision="int8")
+    with pytest.raises(ValueError, match="'int4'"):
+        speedup(HAND, 64, 4, precision="int4")
 
 
 # ---- properties -----------------------------------------------------------------------------------------------------
@@ -239,7 +239,7 @@ def changed(*path: Any, to: Any) -> bytes:
     changed("tables", "8.9", "points", 0, "ratio", to=0),
     changed("tables", "8.9", "points", 0, "groups", to=1),
     changed("tables", "8.9", "points", 0, "groups", to=5),
-    changed("tables", "8.9", "points", 0, "precision", to="int8"),
+    changed("tables", "8.9", "points", 0, "precision", to="int4"),
     changed("tables", "8.9", "points", to=[GOOD["tables"]["8.9"]["points"][0]] * 10_001),  # type: ignore[index]
 ], ids=lambda data: data[:40].decode(errors="replace"))
 def test_a_bad_file_is_refused_with_what_to_do(data: bytes, tmp_path: Path) -> None:
