@@ -28,6 +28,8 @@ _TURNS = 2
 _LARGE, _WEIGHTS_BETWEEN = 256 << 10, 80 << 20
 """Bytes. In a network with weights of this size, a layer's weights have left the cache when its turn comes again: large
 ones are timed with so many bytes of copies used in turn."""
+_METHOD = 2
+"""Times that were taken in another way are not taken from the cache."""
 _TOGETHER = 16
 """Kernels in one call of the compiler, at most: starting it takes two thirds of the time that a kernel does."""
 
@@ -41,7 +43,7 @@ class Measured:
                  progress: Progress = silent) -> None:
         self._cpu, self._toolchain = cpu, toolchain or find(cpu)
         self._cache, self._progress = cache or Seconds(), progress
-        self._prefix = repr((self._toolchain.version, cpu, fingerprint().get("cpu"), prelude(cpu)))
+        self._prefix = repr((_METHOD, self._toolchain.version, cpu, fingerprint().get("cpu"), prelude(cpu)))
 
     def seconds(self, trials: Sequence[Trial]) -> list[float]:
         keys = [self._key(t) for t in trials]
@@ -58,7 +60,7 @@ class Measured:
         return hashlib.sha256(f"{self._prefix}{types}{trial.recipe.source}{trial.recipe.key}".encode()).hexdigest()[:32]
 
     def _measure(self, trials: dict[str, Trial], folder: Path) -> None:
-        (folder / "gkp.h").write_text(prelude(self._cpu))
+        (folder / "gkp.h").write_text(prelude(self._cpu).replace("#pragma once", ""))  # each namespace has its own
         (folder / "driver.cpp").write_text(_DRIVER)
         sources = {t.recipe.source: f"kernel_{n}" for n, t in enumerate(trials.values())}
         self._progress(f"compiling {len(sources)} kernels to try", None)
@@ -76,12 +78,14 @@ class Measured:
 
 
 def _write_together(sources: Mapping[str, str], folder: Path) -> list[str]:
-    """Write kernels (their names by source) into files of several each, a namespace around each; the names of the files."""
+    """Write kernels (their names by source) into files of several each, a namespace around each, with a prelude of its own:
+    a function that several kernels call is inlined less readily than in the library that is written, where each kernel is
+    alone. The names of the files."""
     several = max(1, min(_TOGETHER, len(sources) // (2 * len(os.sched_getaffinity(0)))))
     every, files = list(sources.items()), []
     for n in range(0, len(every), several):
         files.append(f"kernels_{n}.cpp")
-        (folder / files[-1]).write_text('#include "gkp.h"\n' + "\n".join(
+        (folder / files[-1]).write_text("\n".join(
             f"namespace of_{name} {{\n{_visible(source, name)}\n}}" for source, name in every[n:n + several]))
     return files
 
