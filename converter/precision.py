@@ -14,7 +14,7 @@ from gkp.converter.conversion import check_output, finish, opened_form, prepare_
 from gkp.converter.fastest import TARGETS, check_measured, cpu_targets, labelled
 from gkp.converter.rows import time_rows
 from gkp.converter.sources._torchfile import read_pickle_file
-from gkp.converter.sources.base import in_precision, sample_inputs
+from gkp.converter.sources.base import fed, sample_inputs
 from gkp.converter.stages import Job, Opened, Prepared, Recognised, default_output
 from gkp.converter.targets import Target, make_target
 from gkp.converter.tried import AccuracyError, Rule, Way, accuracy_data
@@ -180,7 +180,7 @@ class _Trial:
         options = prepared.job.options
         if shared.images is not None:
             way.engine, run = prepared.measured.built.engines()[-1]
-            way.accuracy = self._accuracy(_fed(run, options.io_precision), shared, shared.images, prepared.job)
+            way.accuracy = self._accuracy(fed(run, options.io_precision), shared, shared.images, prepared.job)
         elif way.precision != "fp32" and shared.classes is not None:
             way.engine, run = prepared.measured.built.engines()[-1]
             way.inputs, inputs = _inputs(shared.opened)
@@ -252,11 +252,6 @@ class _Trial:
 
 def _give_up(way: Way, error: GkpError) -> None:
     way.error, way.refused = error, f"{error.message} (try: {error.hint})" if error.hint else error.message
-
-
-def _fed(run: Run, io: str) -> Run:
-    """With float32 images, whatever the model's own inputs are."""
-    return lambda feeds: run(in_precision(feeds, io))
 
 
 def _inputs(opened: Opened) -> tuple[str, list[tuple[str, int, Mapping[str, Array]]]]:

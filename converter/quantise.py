@@ -37,7 +37,7 @@ from gkp.types import Array, Progress, silent
 
 Feeds = Mapping[str, Array]
 _LARGEST = 127
-"""Of a weight's integers: symmetric, so that no product of two int8 pairs overflows int16 where that counts."""
+"""Of a weight's integers: symmetric, as NNCF's are."""
 _HINT = "use --precision fp32 or bf16"
 
 

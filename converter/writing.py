@@ -19,7 +19,7 @@ from gkp.converter.forms import Forms
 from gkp.converter.graph import Graph
 from gkp.converter.lower.emit import lower
 from gkp.converter.reference import reference
-from gkp.converter.sources.base import in_precision
+from gkp.converter.sources.base import fed
 from gkp.converter.stages import Prepared
 from gkp.converter.targets.base import About, Emitted
 from gkp.converter.twin import has_groups, keeps_groups
@@ -81,7 +81,7 @@ def verified(prepared: Prepared) -> list[manifest.Verification]:
         if number and span:  # an engine takes no other batches
             inputs = [given for given in inputs if span[0] <= given[1] <= span[2]]
         precision = "fp16" if number else job.options.precision  # tensor cores round fp32 to as few bits (TF32)
-        result = verify(_fed(run, job.options.io_precision), engine, opened.model.reference, opened.model.reference_name,
+        result = verify(fed(run, job.options.io_precision), engine, opened.model.reference, opened.model.reference_name,
                         inputs, precision, built.tolerance)
         if not result.passed:
             raise _differs(prepared, result, inputs[0][2])
@@ -124,11 +124,6 @@ def _verified_int8(prepared: Prepared, inputs: Sequence[tuple[str, int, Feeds]],
                                 f"{bad.max_abs_error:.3g}, allowed {bad.tolerance:.3g}",
                                 "nothing was written; try --strategy dense, and please report this model")
     return result
-
-
-def _fed(run: Run, io: str) -> Run:
-    """With float32 inputs, whatever the model's own are."""
-    return lambda feeds: run(in_precision(feeds, io))
 
 
 def _differs(prepared: Prepared, result: manifest.Verification, feeds: Mapping[str, Any]) -> VerificationError:

@@ -124,6 +124,11 @@ def in_precision(feeds: Mapping[str, Array], io: str) -> dict[str, Array]:
     return {k: x.astype(np.float16) if io == "fp16" and x.dtype == np.float32 else x for k, x in feeds.items()}
 
 
+def fed(run: Run, io: str) -> Run:
+    """The function with float32 inputs, whatever the model's own are."""
+    return lambda feeds: run(in_precision(feeds, io))
+
+
 def sample_inputs(model: onnx.ModelProto, seed: int = 0, batch: int | None = None,
                   dynamic: Mapping[str, Mapping[int, str]] | None = None) -> dict[str, Array]:
     """Standard normal inputs of the model's static shapes (dynamic axis 0 resized to `batch` where given)."""
