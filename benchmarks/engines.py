@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import onnx
 
 from gkp.benchmarks.adapter import Engines, lowered
 from gkp.benchmarks.kit import apart
-from gkp.benchmarks.results import Comparison, EngineRow
+from gkp.benchmarks.results import Comparison, EngineRow, column
 from gkp.converter.describe import graph_macs
 from gkp.converter.graph import Graph
 from gkp.converter.ncnn import ncnn_runner
@@ -23,14 +24,14 @@ from gkp.converter.twin import dense_twin
 from gkp.errors import GkpError
 from gkp.runtime.measure import fastest, interleave, ratio, timing
 from gkp.runtime.runners import Runner
-from gkp.types import Progress, Run, silent
+from gkp.types import Array, Progress, Run, silent
 
 STOCK = ("ort", "openvino", "ncnn")
 DENSE, PRUNED = "dense", "pruned"
 Key = tuple[str, str, str]
 Measure = Callable[[Runner, Progress], "float | None"]
 """The accuracy of what an engine runs; None where there are no images."""
-_SAME = {"fp32": 1e-3, "bf16": 0.1, "int8": 0.5}
+_SAME = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.1, "int8": 0.5}
 """Largest difference from the reference, relative to its largest value, of an engine that computes the model at all."""
 
 
@@ -82,14 +83,15 @@ def contenders(pair: Pair, threads: int, engines: Engines) -> list[Contender]:
             out.append(Contender(name, DENSE, "as given", partial(engines.stock, name, pair.given, threads)))
         out.append(Contender(name, DENSE, "simplified", partial(engines.dense, name, pair.dense, threads)))
     for form, off in (("simplified", ()), ("simplified, without F(4x4, 3x3)", ("winograd43",))):
-        out.append(Contender("ncnn", DENSE, form, partial(_ncnn, pair.dense, threads, off)))
+        out.append(Contender("ncnn", DENSE, form, partial(ncnn, pair.dense, threads, off)))
     out.append(Contender("native", DENSE, "compiled", partial(engines.native, pair.dense, threads)))
     out.append(Contender("native", PRUNED, "compiled", partial(engines.native, pair.pruned, threads)))
     return out
 
 
-def _ncnn(dense: Graph, threads: int, off: Sequence[str]) -> Runner:
-    return ncnn_runner(lowered(dense, "onnx"), threads, off)
+def ncnn(dense: Graph, threads: int, off: Sequence[str] = (), precision: str = "fp32") -> Runner:
+    """A dense network in ncnn."""
+    return ncnn_runner(lowered(dense, "onnx"), threads, off, precision)
 
 
 def compare(name: str, pair: Pair, tried: Sequence[Contender], batches: Sequence[int], threads: int, *,
@@ -125,20 +127,27 @@ def compare(name: str, pair: Pair, tried: Sequence[Contender], batches: Sequence
 def _wrong(tried: Sequence[Contender], runners: Mapping[int, Runner], reference: Run,
            feeds: Mapping[str, Any]) -> dict[int, str]:
     """The entries that compute something else, by a wide margin: the pruned model than its checkpoint, the dense one than
-    the first engine that runs it. Time is no merit then. (What gkp writes, conversions verify to the last digits.)"""
+    the first engine that runs it. Time is no merit then. (What gkp writes, conversions verify to the last digits.) And those
+    that compute in float32 to the last bit, which engines do where the processor lacks what was asked for."""
     expected = {PRUNED: reference(feeds)}
-    found = {}
+    found: dict[int, str] = {}
+    exact: dict[tuple[str, str, str], list[Array]] = {}
     for number, runner in runners.items():
         try:
             outputs = runner.run(_named(runner, feeds))
         except GkpError as e:
             found[number] = e.message
             continue
-        wanted = expected.setdefault(tried[number].model, outputs)
+        entry = tried[number]
+        wanted, key = expected.setdefault(entry.model, outputs), (entry.engine, entry.model, entry.form)
         fits = [got.shape for got in outputs] == [want.shape for want in wanted]
         error = max(map(apart, outputs, wanted)) if fits else float("inf")
-        if not error < _SAME[tried[number].precision]:
+        if not error < _SAME[entry.precision]:
             found[number] = f"it computes something else (error {error:.1e})"
+        elif entry.precision == "fp32":
+            exact[key] = outputs
+        elif key in exact and all(map(np.array_equal, outputs, exact[key])):
+            found[number] = f"it computes in float32 here, not in {entry.precision}"
     return found
 
 
@@ -181,20 +190,22 @@ def _comparison(name: str, theoretical: float, tried: Sequence[Contender], batch
     for number, entry in enumerate(tried):
         forms.setdefault(entry.key, []).append(number)
     best = {key: fastest(samples, numbers) for key, numbers in forms.items()}
-    dense: dict[str, dict[str, list[float]]] = {}
+    dense: dict[tuple[str, ...], dict[tuple[str, str], list[float]]] = {}
     for (engine, model, precision), k in best.items():
         if model == DENSE and engine in STOCK and k is not None:
-            dense.setdefault(precision, {})[engine] = samples[k]
-    stock = {precision: fastest(found) for precision, found in dense.items()}
-    ort = dense.get("fp32", {}).get("ort")
+            dense.setdefault(column(precision), {})[(engine, precision)] = samples[k]
+    stock = {names: first for names, found in dense.items() if (first := fastest(found)) is not None}
+    fp32 = column("fp32")
+    ort = dense.get(fp32, {}).get(("ort", "fp32"))
     rows = []
     for key, k in best.items():
         engine, model, precision = key
         if k is None:
             rows.append(EngineRow(engine=engine, model=model, precision=precision, missing=failed[forms[key][0]]))
             continue
-        first = stock.get(precision)
+        names = column(precision)
         rows.append(EngineRow(engine=engine, model=model, precision=precision, form=tried[k].form, ms=timing(samples[k]),
                               vs_ort=ratio(ort, samples[k]) if ort else None, accuracy=shares.get(key),
-                              vs_fastest=ratio(dense[precision][first], samples[k]) if first else None))
-    return Comparison(name=name, batch=batch, threads=threads, theoretical=theoretical, fastest=stock.get("fp32"), rows=rows)
+                              vs_fastest=ratio(dense[names][stock[names]], samples[k]) if names in stock else None))
+    return Comparison(name=name, batch=batch, threads=threads, theoretical=theoretical, rows=rows,
+                      fastest=stock[fp32][0] if fp32 in stock else None)
