@@ -110,7 +110,8 @@ def _images(written: Manifest, model: GroupedModel, spec: str | None, progress: 
     spec = "random" if spec is None and how.kind == "random" else spec
     if spec is None:
         return None
-    samples = read_samples(spec, shape, how.count, how.seed or 0, read_pickle_file, mean=how.mean, std=how.std,
+    mean, std = (None if values is None else tuple(values) for values in (how.mean, how.std))
+    samples = read_samples(spec, shape, how.count, how.seed or 0, read_pickle_file, mean=mean, std=std,
                            system=written.source.system, progress=progress)
     if samples.origin.sha256 != how.sha256:
         raise UsageError(f"these are not the {how.count} images of the artefact's calibration ({how.kind} {how.split})",

@@ -120,7 +120,8 @@ def _int8_notes(opened: Opened) -> tuple[str, ...]:
     origin = opened.rivals.samples.origin
     by = ("random numbers: only its time counts" if origin.kind == "random" else
           f"{plural(origin.count, 'image')}, {origin.kind} {origin.split}")
-    return (f"dense int8: by NNCF, calibrated with {by}", *opened.rivals.notes)
+    bits = "" if opened.rivals.weight_bits == 8 else "; weights of 7 bits, because this processor has no VNNI"
+    return (f"dense int8: by NNCF, calibrated with {by}{bits}",)
 
 
 def _theoretical(dense: Dense, recognised: Recognised) -> float | None:

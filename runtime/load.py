@@ -17,7 +17,15 @@ from gkp.manifest import Manifest, Rival
 from gkp.runtime.hybrid import INDEX, HybridRunner
 from gkp.runtime.native import NativeRunner
 from gkp.runtime.onnx_file import read_onnx
-from gkp.runtime.runners import AS_INSTALLED, OPENVINO, OpenVinoRunner, OrtRunner, Runner, openvino_precision
+from gkp.runtime.runners import (
+    AS_INSTALLED,
+    OPENVINO,
+    OpenVinoRunner,
+    OrtRunner,
+    Runner,
+    openvino_has_bf16,
+    openvino_precision,
+)
 from gkp.runtime.trt import TrtRunner, pick_engine, runtime_cache_file
 from gkp.runtime.trust import require_trust
 from gkp.text import clean
@@ -215,6 +223,8 @@ def stock_rival(model: bytes, engine: str, precision: str, threads: int) -> tupl
     installed = precision == AS_INSTALLED
     rival = Rival(engine=engine, precision=None if installed else precision, as_installed=installed)
     try:
+        if precision == "bf16" and not openvino_has_bf16():
+            return replace(rival, missing="this processor has no bf16"), None
         runner: Runner = (OrtRunner(model, threads) if engine == "ort" else
                           OpenVinoRunner(model, threads, OPENVINO[precision]))
     except (BackendMissingError, FileError) as e:

@@ -107,6 +107,11 @@ def openvino_precision() -> str:
     return {"f32": "fp32", "f16": "fp16"}.get(chosen, chosen)
 
 
+def openvino_has_bf16() -> bool:
+    """Does OpenVINO compute in bf16 here? On a processor that lacks it, it takes float32, whatever it is asked for."""
+    return "BF16" in _openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
 @cache
 def _openvino_core() -> Any:
     """One for the process. Its CPU plugin sets the stack for signal handlers (sigaltstack) when it starts, and the one it

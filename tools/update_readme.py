@@ -121,7 +121,9 @@ def _data(comparisons: list[Comparison]) -> Iterator[str]:
 def _reasons(comparisons: list[Comparison]) -> Iterator[str]:
     """Why engines have no time in some precision."""
     names: dict[str, list[str]] = {}
-    for row in (row for found in comparisons for row in found.rows if row.missing):
+    for row in (row for found in comparisons for row in found.rows):
+        if row.missing is None:
+            continue
         name = f"{_SHORT.get(row.engine, _plain(row.engine))} {row.model} {row.precision}"
         names.setdefault(_plain(row.missing), []).append(name)
     if names:
