@@ -52,7 +52,7 @@ def ways(step: Conv, source: Layout, target: Layout, residual: Layout | None, cp
         recipe = _Writer(step, tile, source, target, cpu).recipe()
         trial = Trial(recipe, source, residual, target, cycles(step, tile, source, target, cpu))
         count = macs(step.conv, windows=not is_sparse(step.conv))
-        yield Way(layer_name(step), tile.label, trial, target.value.pixels * count)
+        yield Way(layer_name(step), tile.label, trial, target.value.pixels * count, "pixel")
 
 
 # ---- tiles ------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ def ways(step: Conv, source: Layout, target: Layout, residual: Layout | None, cp
     kernel = space_to_depth(source, phases, step.conv.strides, offsets, cpu)
     before = transform(kernel, source, None, phases, phases, "phases", cpu)
     for way in pixel.ways(inner, phases, target, residual, cpu):
-        yield replace(way, layer=layer_name(step), before=before)
+        yield replace(way, layer=layer_name(step), sort="phases", before=before)
 
 
 def polyphase(step: Conv) -> tuple[Conv, tuple[int, int]]:

@@ -72,7 +72,7 @@ def rows_ways(step: Conv, source: Layout, target: Layout, residual: Layout | Non
             for margin in (max(step.conv.pads[1], step.conv.pads[3]), min(cpu.lanes, target.value.width)):
                 plan = rows(step, m, target.value, margin, cpu)
                 yield from _ways(step, plan, rows_in(step, plan, source, cpu), rows_out(step, plan, target, cpu),
-                                 source, target, cpu, f"winograd {m}", pixel.ways)
+                                 source, target, cpu, f"winograd {m}", f"margin {margin}", pixel.ways)
 
 
 def tiles_ways(step: Conv, source: Layout, target: Layout, residual: Layout | None, cpu: Cpu) -> Iterator[Way]:
@@ -81,15 +81,15 @@ def tiles_ways(step: Conv, source: Layout, target: Layout, residual: Layout | No
         if tiles_fit(step, m, target, cpu):
             plan = tiles(step, m, source, target, cpu)
             yield from _ways(step, plan, tiles_in(step, plan, source, cpu), tiles_out(step, plan, target, residual, cpu),
-                             source, target, cpu, f"winograd {m}x{m}", channel.ways)
+                             source, target, cpu, f"winograd {m}x{m}", "", channel.ways)
 
 
 def _ways(step: Conv, plan: Rows | Tiles, first: Kernel, last: Kernel, source: Layout, target: Layout, cpu: Cpu, label: str,
-          inner: Callable[..., Iterator[Way]]) -> Iterator[Way]:
+          variant: str, inner: Callable[..., Iterator[Way]]) -> Iterator[Way]:
     before = transform(first, source, None, plan.source, plan.source, f"{label} in", cpu)
     after = transform(last, plan.target, target, target, plan.target, f"{label} out", cpu)
     for way in inner(plan.step, plan.source, plan.target, None, cpu, most=6):
-        yield replace(way, layer=f"{layer_name(step)} {label}", before=before, after=after)
+        yield replace(way, layer=f"{layer_name(step)} {label}", sort=f"{label} {variant}", before=before, after=after)
 
 
 # ---- rows -------------------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ FEATURES: dict[str, Callable[[Chain], bool]] = {
     "polyphase": lambda c: len(c.kernels) == 2,
     "planes to channels last": lambda c: "planar to last" in c.label,
     "channels last": lambda c: "last to last" in c.label,
+    "regions": lambda c: " in regions" in c.label,
     "residuals": lambda c: c.residual is not None,
     "input first": lambda c: "by tile" in c.label,
 }
@@ -112,6 +113,8 @@ def corners(rng: Rng, lanes: int) -> dict[str, tuple[BranchedConv, tuple[int, in
                                              (5, 6)),
         "pads on one side": (form(rng, 5, 6, [(range(5), range(6))], pads=(2, 0, 0, 2)), (9, 2 * lanes)),
         "no pads": (form(rng, 5, 6, [(range(5), range(6))], pads=(0, 0, 0, 0)), (9, lanes + 2)),
+        "a dilation as wide as the plane": (form(rng, 5, 6, [(range(5), range(6))], dilations=(4, 6)), (5, 7)),
+        "a dilation wider than the plane": (form(rng, 5, 6, [([2, 4], range(6))], dilations=(6, 9)), (5, 7)),
         "dilation": (form(rng, 5, 6, [(range(5), range(6))], dilations=(2, 3)), (9, lanes + 5)),
         "float64 weights": (replace(f := dense(rng, 5, 6), branches=(replace(f.branches[0], weight=f.branches[0].weight.astype(float)),)),
                             (8, 8)),
@@ -240,11 +243,13 @@ def test_tiles_come_best_first_and_no_more_than_asked_for(cpu: Cpu) -> None:
     layouts = at.layouts
     for family, source, target in ((pixel, layouts[0]["planar"], layouts[1]["planar"]),
                                    (channel, layouts[0]["last"], layouts[1]["last"])):
-        found = family.tiles(step, source, target, cpu, 1000)
-        seconds = [family.cycles(step, tile, source, target, cpu) for tile in found]
-        assert seconds == sorted(seconds)
-        assert len(set(found)) == len(found) > 5
-        assert family.tiles(step, source, target, cpu, 5) == found[:5]
+        found, fewer = (family.tiles(step, source, target, cpu, most) for most in (1000, 5))
+        for sort in {getattr(tile, "in_regions", False) for tile in found}:
+            of_sort, few = ([t for t in tiles if getattr(t, "in_regions", False) == sort] for tiles in (found, fewer))
+            seconds = [family.cycles(step, tile, source, target, cpu) for tile in of_sort]
+            assert seconds == sorted(seconds)
+            assert len(set(of_sort)) == len(of_sort) > 5
+            assert few == of_sort[:5]
 
 
 @pytest.mark.parametrize("kind", ["planar", "last"])
