@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import ceil
 
 import numpy as np
@@ -19,13 +19,14 @@ import numpy.typing as npt
 from gkp.branched import Branch
 from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.emit import fill, unit
-from gkp.converter.native.kernels.jobs import Words, cuts, entry
-from gkp.converter.native.kernels.kernel import Recipe, activation
+from gkp.converter.native.kernels.jobs import Words, cuts, entry, part_sizes
+from gkp.converter.native.kernels.kernel import Draft, Recipe, activation
 from gkp.converter.native.kernels.layout import Layout
 from gkp.converter.native.kernels.regions import Region, regions, share, whole
 from gkp.converter.native.kernels.taps import macs, used, with_rest
 from gkp.converter.native.kernels.way import Trial, Way, layer_name
 from gkp.converter.native.program import ZERO_AT_ZERO, Conv
+from gkp.types import Floats
 
 _Offsets = npt.NDArray[np.int64]
 _LARGE = 1 << 16
@@ -66,10 +67,14 @@ class ChannelTile:
 def ways(step: Conv, source: Layout, target: Layout, residual: Layout | None, cpu: Cpu, most: int = 8) -> Iterator[Way]:
     """The family: the `most` best tiles by the model. Planes are left to vectors of pixels."""
     for tile in [] if target.planar else tiles(step, source, target, cpu, most):
-        recipe = _Writer(step, tile, source, target, residual or target, cpu).recipe()
+        recipe = Recipe(partial(_draft, step, tile, source, target, residual or target, cpu))
         trial = Trial(recipe, source, residual, target, cycles(step, tile, source, target, cpu))
         sort = "channel in regions" if tile.in_regions else "channel"
         yield Way(layer_name(step), tile.label, trial, _executed(step, tile, source, target), sort)
+
+
+def _draft(step: Conv, tile: ChannelTile, source: Layout, target: Layout, residual: Layout, cpu: Cpu) -> Draft:
+    return _Writer(step, tile, source, target, residual, cpu).draft()
 
 
 def _executed(step: Conv, tile: ChannelTile, source: Layout, target: Layout) -> int:
@@ -102,10 +107,11 @@ def tiles(step: Conv, source: Layout, target: Layout, cpu: Cpu, most: int = 8) -
     found: set[ChannelTile] = set()
     for vectors, pixels in _SHAPES:
         vectors = min(vectors, widest)
-        pixels = min(pixels, (cpu.registers - _SPARE) // vectors - (1 if cpu.registers < 32 else 0))
-        columns = min(width, max(1, pixels))
-        rows = max(1, min(height, pixels // columns))
-        found |= {ChannelTile(vectors, rows, columns, by_tile) for by_tile in (False, True)}
+        fit = (cpu.registers - _SPARE) // vectors
+        for most_pixels in {fit, fit - (1 if cpu.registers < 32 else 0)}:
+            columns = min(width, max(1, min(pixels, most_pixels)))
+            rows = max(1, min(height, min(pixels, most_pixels) // columns))
+            found |= {ChannelTile(vectors, rows, columns, by_tile) for by_tile in (False, True)}
     every = [found]
     if share(step.conv, regions(step.conv, source.value, target.value)) < _WORTH_IT:
         every.append({replace(tile, in_regions=True) for tile in found})
@@ -121,11 +127,10 @@ def cycles(step: Conv, tile: ChannelTile, source: Layout, target: Layout, cpu: C
         pixels = region.height * region.width / count
         for branch in step.conv.branches:
             taps, vectors = _taps(branch, region), ceil(len(branch.out_index) / cpu.lanes)
-            parts = ceil(vectors / tile.vectors)
-            for n in (vectors * (k + 1) // parts - vectors * k // parts for k in range(parts)):
+            for n, parts in part_sizes(vectors, tile.vectors):
                 spill = 1.5 if n * pixels + _SPARE > cpu.registers + 1 else 1.0
                 inner = max(n * pixels, 8, n + pixels + 1) / 2 * spill
-                total += count * (inner * taps + 2 * n * pixels + 10)
+                total += parts * count * (inner * taps + 2 * n * pixels + 10)
     large = source.size > sum(b.weight.size for b in step.conv.branches)
     return total * (1.0 if tile.by_tile == large else 1.005)
 
@@ -240,9 +245,9 @@ class _Writer:
         return n % self.lanes == 0 or (zero and first + n == self.target.value.channels and first % self.lanes == 0)
 
     # ---- data ---------------------------------------------------------------------------------------------------
-    def recipe(self) -> Recipe:
+    def draft(self) -> Draft:
         counts = [((hi - lo) // self.lanes, len(offsets)) for _, _, offsets, lo, hi in self.panels]
-        return Recipe(self._source(sorted({n for n, _ in counts})), repr(counts), self._data)
+        return Draft(self._source(sorted({n for n, _ in counts})), repr(counts), self._data)
 
     def _data(self) -> bytes:
         """Job table, then per branch its offsets (in regions: and the runs of its taps, [regions, runs, 2]), per panel its
@@ -250,6 +255,7 @@ class _Writer:
         words = Words(len(self.panels), 6, align=16)
         table: list[list[int]] = []
         tables: dict[int, int] = {}
+        weights: dict[int, Floats] = {}  # of a branch in the order of reading
         taps = {id(b): len(offsets) for b, offsets in zip(self.branches, self.offsets, strict=True)}
         for b, found in zip(self.branches, self.runs, strict=False):
             taps[id(b)] = words.put([[*runs, *[(0, 0)] * (self.most_runs - len(runs))] for runs in found], np.int32)
@@ -258,9 +264,11 @@ class _Writer:
                 tables[id(b)] = int(offsets[0]) if self.straight and len(offsets) else words.put(offsets, np.int32)
             outs = b.out_index[lo:hi]
             n = len(outs)
-            c, ky, kx = order.T
+            if id(b) not in weights:
+                flat = np.ravel_multi_index(tuple(order.T), b.weight.shape[1:])
+                weights[id(b)] = b.weight.reshape(len(b.out_index), -1).take(flat, axis=1)
             panel = np.zeros((len(offsets), hi - lo), np.float32)
-            panel[:, :n] = b.weight[lo:hi][:, c, ky, kx].T
+            panel[:, :n] = weights[id(b)][lo:hi].T
             bias = np.zeros(hi - lo, np.float32)
             bias[:n] = self.step.conv.bias[outs]
             size = (hi - lo) // self.lanes + (0 if self.whole else n << 8)

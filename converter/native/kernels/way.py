@@ -76,7 +76,8 @@ def layer_name(step: Conv) -> str:
     return f"conv {kh}x{kw}" + (f" stride {stride}" if stride > 1 else "")
 
 
-def transform(kernel: Kernel, x: Layout, r: Layout | None, y: Layout, between: Layout, name: str, cpu: Cpu) -> Trial:
+def transform(make: Callable[[], Kernel], x: Layout, r: Layout | None, y: Layout, between: Layout, name: str,
+              cpu: Cpu) -> Trial:
     """What is done before or after a convolution. between: x or y, which it shares with it; it takes as many cycles as
     loading and storing that."""
-    return Trial(recipe(kernel), x, r, y, _CYCLES_PER_VECTOR * between.size / cpu.lanes, name)
+    return Trial(recipe(make), x, r, y, _CYCLES_PER_VECTOR * between.size / cpu.lanes, name)

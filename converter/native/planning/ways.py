@@ -18,7 +18,7 @@ from gkp.converter.native.program import Conv, Program
 
 FAMILIES: tuple[Family, ...] = (pixel.ways, polyphase.ways, channel.ways, winograd.rows_ways, winograd.tiles_ways)
 """Of equally fast ways the first one is taken."""
-_HOPELESS = 2.0
+_HOPELESS = 3.0
 """A sort is not tried at all if its best way takes more than so many times the cycles of the pair's best, by the model."""
 _NEAR = 1.2
 """A sort is tried further if its best way takes at most so many times what the fastest for this pair of layouts takes."""
