@@ -14,16 +14,20 @@ from pathlib import Path
 import numpy as np
 
 from gkp.converter.calibration import Calibration, image_shape
+from gkp.converter.encoding import Encoding
 from gkp.converter.graph import Graph
 from gkp.converter.recognise import recognise, simplify
 from gkp.converter.reference import reference
 from gkp.converter.sources import GroupedModel, OpenOptions, open_model
 from gkp.converter.sources._torchfile import read_pickle_file
 from gkp.converter.stages import Opened
+from gkp.converter.targets import make_target
 from gkp.converter.verify_int8 import (
     SHARE_OF_ROUNDING,
+    Build,
     agreement,
     check_form,
+    check_layers,
     check_network,
     drawn_inputs,
     int8_inputs,
@@ -39,6 +43,7 @@ from gkp.types import Array, Progress, Run
 AGAINST = "int8 against "
 """Starts the name of the check of the definition against the other model."""
 _FILE = "model.onnx"
+_ON_CPU = ("onnx", "ort", "openvino")
 _FARTHER = 1.5
 _OF_SPREAD = 0.5
 _FORMS = 2
@@ -78,9 +83,17 @@ def compare_int8(pair: Pair, options: OpenOptions, calibration: str | None, prog
             checks += check_network(run, graph, smooth, inputs, model.dynamic, SHARE_OF_ROUNDING)
     else:
         checks += check_network(pair.run, graph, pair.other, inputs, model.dynamic)
+        if pair.written.target in _ON_CPU and pair.written.provider in (None, "cpu"):
+            checks += check_layers(graph, {}, _engine(pair.written), inputs[0][2], progress)
         checks.append(_against(pair, graph, inputs, known=images is not None))
     return Verification(passed=all(c.passed for c in checks), reference=f"{pair.other_name}, and the int8 form",
                         engine=pair.directory.name, checks=checks)
+
+
+def _engine(written: Manifest) -> Build:
+    """What the artefact's runtime computes of a part here: on a processor without VNNI it may saturate weights of 8 bits."""
+    target = make_target(written.target, "int8")
+    return lambda part, forms: next(iter(target.build(part, forms, {}, Encoding(), written.threads).engines()))[1]
 
 
 def _against(pair: Pair, graph: Graph, inputs: Inputs, known: bool) -> Check:

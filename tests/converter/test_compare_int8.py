@@ -61,6 +61,7 @@ def test_an_int8_artefact_is_held_to_its_form_and_to_the_checkpoint(made: Path, 
     assert 0 < against(found).max_abs_error < against(found).tolerance
     assert {c.batch for c in found.checks if c.name == "random"} == {1, 2, 5}
     assert any(c.name.startswith("form, ") for c in found.checks)
+    assert any(c.name.startswith("layer ") for c in found.checks)
     assert not compare_models(*pair, OPTIONS, "fp32").passed, "by float32's tolerance it is another model"
 
 
