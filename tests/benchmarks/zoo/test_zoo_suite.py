@@ -1,0 +1,143 @@
+"""The zoo suite on small networks: every row is measured or explained, and what was measured survives what comes after."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import zoo_nets
+from cli_kit import assert_refused, gkp
+
+from gkp.benchmarks import adapter
+from gkp.benchmarks.zoo import suite
+from gkp.benchmarks.zoo.results import ZooBench, ZooModel
+from gkp.benchmarks.zoo.suite import Settings
+
+
+@pytest.fixture(autouse=True)
+def _by_the_model(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Native kernels are chosen without timing them, which takes seconds for every kind of layer."""
+    monkeypatch.setattr(suite, "hybrid", lambda measure, progress: adapter.hybrid(False, progress))
+    yield
+
+
+def run(folder: Path, **changes: Any) -> tuple[ZooBench, list[str]]:
+    """What was found, and what was said."""
+    settings, said = Settings(folder, **{"seconds": 0.01, **changes}), list[str]()
+    files = suite.find(settings)
+    found = suite.begin(files)
+    suite.measure(files, found, settings, lambda text, share: said.append(text), lambda found: None)
+    return found, said
+
+
+def check(model: ZooModel) -> None:
+    """Times, ratios and limits of a model that was measured fit together."""
+    stock = {row.engine: row.ms.median for row in model.stock if row.ms}
+    assert model.fastest == min(stock, key=lambda engine: stock[engine])
+    assert {"ort", "openvino"} <= set(stock)
+    for row in model.rows:
+        assert (row.missing, row.ms is None) == (None, False), row
+        assert row.speedup is not None
+        assert row.per_root is not None
+        assert row.theoretical is not None
+        assert row.speedup.value == pytest.approx(stock[model.fastest] / row.ms.median, rel=0.5)
+        assert row.per_root.value == pytest.approx(row.speedup.value / math.sqrt(row.theoretical), rel=1e-3)
+        assert row.theoretical == 1 if row.variant == "dense" else row.theoretical > 1.05
+        assert (row.masked == 0) == (row.variant == "dense")
+
+
+def test_every_variant_is_measured_and_computes_what_its_file_does(tmp_path: Path) -> None:
+    """One with squeeze-excite and SiLU, one with Split, Concat and a channel shuffle, one that goes down and up."""
+    found, said = run(zoo_nets.write(tmp_path / "zoo", *zoo_nets.NETS))
+    assert [m.name for m in found.models] == ["efficient", "encoder_decoder", "shuffled"]
+    assert found.left == []
+    for model in found.models:
+        check(model)
+        assert [row.variant for row in model.rows] == ["dense", "block", "tmi"]
+        assert model.inputs == {"x": [1, 3, 32, 32]}
+    assert [row.masked for row in found.models[2].rows] == [0, 4, 4]
+    assert said[0] == "1/3 efficient: opening"
+    assert any(text.startswith("3/3 shuffled, 0 min left: ") for text in said)
+
+
+def test_operators_without_a_kernel_are_named_in_the_row(tmp_path: Path) -> None:
+    folder = tmp_path / "zoo"
+    folder.mkdir()
+    net = zoo_nets.Net(1, 3, 8, 8)
+    x = net.op("Celu", net.conv3("x", 3, 16))
+    (folder / "celu.onnx").write_bytes(net.model(zoo_nets.classes(net, x, 16)).SerializeToString())
+    (model,) = run(folder)[0].models
+    assert model.rows[0].foreign == ["Celu"]
+    assert model.rows[0].ms is not None
+
+
+def test_a_model_that_fails_is_a_row_with_the_reason_and_the_others_go_on(tmp_path: Path) -> None:
+    folder = zoo_nets.write(tmp_path / "zoo", "shuffled")
+    (folder / "damaged.onnx").write_bytes(b"\x08\x07\xff")
+    found, _ = run(folder, variants=("dense",))
+    assert [(m.name, m.missing is None) for m in found.models] == [("damaged", False), ("shuffled", True)]
+    assert "not an ONNX file" in (found.models[0].missing or "")
+    check(found.models[1])
+
+
+def test_what_cannot_be_masked_or_started_is_a_row_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("a bug of\nsomebody")
+
+    folder = tmp_path / "zoo"
+    folder.mkdir()
+    net = zoo_nets.Net(1, 3, 8, 8)
+    (folder / "narrow.onnx").write_bytes(net.model(zoo_nets.classes(net, net.conv3("x", 3, 8), 8)).SerializeToString())
+    monkeypatch.setattr(suite, "start_ncnn", broken)
+    (model,) = run(folder)[0].models
+    assert [row.missing for row in model.stock] == [None, None, "RuntimeError: a bug of somebody"]
+    assert [row.missing is None for row in model.rows] == [True, False, False]
+    assert "64 channels or more" in (model.rows[1].missing or "")
+
+
+def test_the_command_writes_what_it_has_after_every_model_and_keeps_it_when_it_is_cut(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = suite.open_model
+
+    def cut(path: Path) -> Any:
+        if path.stem == "second":
+            raise KeyboardInterrupt
+        return opened(path)
+
+    folder = zoo_nets.write(tmp_path / "zoo", "shuffled")
+    (folder / "shuffled.onnx").rename(folder / "first.onnx")
+    (folder / "second.onnx").write_bytes(b"")
+    monkeypatch.setattr(suite, "open_model", cut)
+    call = gkp("bench", "--suite", "zoo", "--models", folder, "--variants", "dense", "--seconds", "0.1", "--json",
+               tmp_path / "zoo.json")
+    assert call.code == 130
+    kept = msgspec.json.decode((tmp_path / "zoo.json").read_bytes(), type=ZooBench)
+    assert ([m.name for m in kept.models], kept.left) == (["first"], ["second"])
+    check(kept.models[0])
+    assert "first: dense " in call.err
+    assert "not measured yet: second" in call.err
+
+
+@pytest.mark.parametrize(("words", "code", "says"), [
+    (["--suite", "zoo"], 2, "--models"),
+    (["--suite", "zoo", "--models", "nowhere"], 6, "export_zoo.py"),
+    (["--suite", "zoo", "--models", "."], 6, "*.onnx"),
+    (["--suite", "zoo", "--models", "zoo", "--only", "shuffled,resnet"], 2, "shuffled"),
+    (["--suite", "zoo", "--models", "zoo", "--variants", "sparse"], 2, "dense,block,tmi"),
+    (["--suite", "edge", "--models", "zoo"], 2, "--suite zoo"),
+    (["artefact", "--only", "shuffled"], 2, "--suite zoo"),
+])
+def test_what_cannot_be_measured_is_refused_with_what_to_say_instead(words: list[str], code: int, says: str, tmp_path: Path,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    zoo_nets.write(tmp_path / "zoo", "shuffled")
+    assert_refused(gkp("bench", *words), code, says)
+
+
+def test_only_and_variants_choose(tmp_path: Path) -> None:
+    files = suite.find(Settings(zoo_nets.write(tmp_path / "zoo", *zoo_nets.NETS), only=("shuffled", "efficient")))
+    assert [path.stem for path in files] == ["efficient", "shuffled"]
