@@ -33,9 +33,9 @@ network / those kept; *speedup / root*: speedup / sqrt(theoretical). [How it is 
 """
 
 
-def read(path: Path = RESULTS) -> ZooBench:
-    """The results in a file. msgspec.ValidationError when it holds something else."""
-    return msgspec.json.decode(path.read_bytes(), type=ZooBench)
+def read() -> ZooBench:
+    """The results in the file. msgspec.ValidationError when it holds something else."""
+    return msgspec.json.decode(RESULTS.read_bytes(), type=ZooBench)
 
 
 def page(found: ZooBench) -> str:

@@ -33,21 +33,18 @@ def efficient(size: int = 32) -> onnx.ModelProto:
     x = silu(net, net.bn(net.conv3("x", 3, 64, stride=2), 64))
     y = silu(net, net.bn(net.conv1(x, 64, 128), 128))
     y = squeeze_excite(net, silu(net, net.bn(depthwise(net, y, 128), 128)), 128)
-    x = net.op("Add", x, net.bn(net.conv1(y, 128, 64), 64))
-    return net.model(classes(net, silu(net, net.bn(net.conv1(x, 64, 128), 128)), 128))
+    return net.model(classes(net, net.op("Add", x, net.bn(net.conv1(y, 128, 64), 64)), 64))
 
 
 def shuffled(size: int = 32) -> onnx.ModelProto:
-    """Split, work on one half, Concat, channel shuffle, twice, as ShuffleNet's second version."""
+    """Split, work on one half, Concat and channel shuffle, as ShuffleNet's second version; then two wide layers."""
     net, plane = Net(1, 3, size, size), size // 2
-    x = net.relu(net.bn(net.conv3("x", 3, 128, stride=2), 128))
-    for _ in range(2):
-        left, right = net.op("Split", x, net.ints(64, 64), outputs=2, axis=1)
-        right = net.relu(net.bn(net.conv1(right, 64, 64), 64))
-        right = net.relu(net.bn(net.conv1(net.bn(depthwise(net, right, 64), 64), 64, 64), 64))
-        y = net.op("Reshape", net.concat(left, right), net.ints(1, 2, 64, plane, plane))
-        x = net.op("Reshape", net.op("Transpose", y, perm=[0, 2, 1, 3, 4]), net.ints(1, 128, plane, plane))
-    return net.model(classes(net, x, 128))
+    x = net.relu(net.bn(net.conv3("x", 3, 16, stride=2), 16))
+    left, right = net.op("Split", x, net.ints(8, 8), outputs=2, axis=1)
+    right = net.relu(net.bn(net.conv1(net.bn(depthwise(net, right, 8), 8), 8, 8), 8))
+    y = net.op("Reshape", net.concat(left, right), net.ints(1, 2, 8, plane, plane))
+    y = net.op("Reshape", net.op("Transpose", y, perm=[0, 2, 1, 3, 4]), net.ints(1, 16, plane, plane))
+    return net.model(classes(net, net.relu(net.conv1(net.relu(net.conv1(y, 16, 64)), 64, 64)), 64))
 
 
 def encoder_decoder(size: int = 32) -> onnx.ModelProto:
@@ -55,7 +52,6 @@ def encoder_decoder(size: int = 32) -> onnx.ModelProto:
     net = Net(1, 3, size, size)
     x = net.relu(net.bn(net.conv3("x", 3, 64, stride=2), 64))
     y = net.op("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
-    y = net.relu(net.bn(net.conv3(y, 64, 64), 64))
     weight = net.const((net.normal(64, 64, 2, 2) / 8).astype(np.float32))
     y = net.op("ConvTranspose", y, weight, kernel_shape=[2, 2], strides=[2, 2])
     y = net.relu(net.bn(net.conv3(net.concat(x, y), 128, 64), 64))
@@ -64,7 +60,20 @@ def encoder_decoder(size: int = 32) -> onnx.ModelProto:
     return net.model(y)
 
 
-NETS = {"efficient": efficient, "encoder_decoder": encoder_decoder, "shuffled": shuffled}
+def narrow(size: int = 8) -> onnx.ModelProto:
+    """Nothing that the masks are for."""
+    net = Net(1, 3, size, size)
+    return net.model(net.relu(net.conv3("x", 3, 8)))
+
+
+def without_kernel(size: int = 8) -> onnx.ModelProto:
+    """With an operator that the native kernels leave to ONNX Runtime."""
+    net = Net(1, 3, size, size)
+    return net.model(net.op("Celu", net.conv3("x", 3, 8)))
+
+
+NETS = {"efficient": efficient, "encoder_decoder": encoder_decoder, "narrow": narrow, "shuffled": shuffled,
+        "without_kernel": without_kernel}
 
 
 def write(folder: Path, *names: str) -> Path:
