@@ -90,8 +90,8 @@ class Engines:
 
     def stock(self, name: str, model: onnx.ModelProto, threads: int, precision: str = "fp32",
               any_batch: bool = True) -> Runner:
-        """A stock model on an engine; one in int8 holds its quantisers. any_batch: its batch is free, whatever the model has.
-        GkpError when the engine is missing or refuses it."""
+        """A stock model on an engine; one in int8 holds its quantisers. any_batch: its batch is free, whatever the model
+        has. GkpError when the engine is missing or refuses it."""
         target = self._target(name, precision)
         free = free_axes(model, batch_axes(model)) if any_batch else model
         return target.build_as_is(free, Encoding(), threads).runner()

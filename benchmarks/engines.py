@@ -28,7 +28,8 @@ from gkp.types import Array, Progress, Run, silent
 
 STOCK = ("ort", "openvino", "ncnn")
 DENSE, PRUNED = "dense", "pruned"
-NCNN_FORMS: tuple[tuple[str, tuple[str, ...]], ...] = (("simplified", ()), ("simplified, without F(4x4, 3x3)", ("winograd43",)))
+NCNN_FORMS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("simplified", ()), ("simplified, without F(4x4, 3x3)", ("winograd43",)))
 Key = tuple[str, str, str]
 Measure = Callable[[Runner, Progress], "float | None"]
 """The accuracy of what an engine runs; None where there are no images."""

@@ -206,7 +206,8 @@ def _chosen(names: Sequence[str]) -> list[Network]:
     """UsageError for a name that is not among them."""
     unknown = [name for name in names if name not in {n.name for n in ZOO}]
     if unknown:
-        raise UsageError(f"there is no network {one_line(', '.join(unknown))}", f"take some of {', '.join(n.name for n in ZOO)}")
+        raise UsageError(f"there is no network {one_line(', '.join(unknown))}",
+                         f"take some of {', '.join(n.name for n in ZOO)}")
     return [network for network in ZOO if not names or network.name in names]
 
 

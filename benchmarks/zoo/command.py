@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 def zoo_bench(screen: Screen, models: Path | None, only: str | None, variants: str | None, seconds: float,
               json_to: str | None) -> None:
     """Measure, show the tables, write the JSON: a file after every model. What was measured stays after Ctrl-C. UsageError
-    without a folder, or for names that there are not; FileError when it holds no models; BackendMissingError without onnx."""
+    without a folder, or for names that there are not; FileError when it holds no models; BackendMissingError without
+    onnx."""
     if models is None:
         raise UsageError("--suite zoo measures the ONNX files of a folder",
                          "give --models DIR; python tools/export_zoo.py DIR writes some")
@@ -48,8 +49,8 @@ def _finish(screen: Screen, found: ZooBench, json_to: str | None) -> None:
 
     screen.show(zoo_tables(found))
     before = found.environment
-    screen.say(f"{before['cpu']}, {before['cores']} cores, load {before['load_average']} at the start; medians, interleaved in "
-               "one process", style="dim")
+    screen.say(f"{before['cpu']}, {before['cores']} cores, load {before['load_average']} at the start; medians, "
+               "interleaved in one process", style="dim")
     screen.json(json_to, found.json())
 
 

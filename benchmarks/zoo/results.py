@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from statistics import geometric_mean
 from typing import Any
 
+import msgspec
+
 from gkp.benchmarks.kit import Explained, Results, Timed
 from gkp.benchmarks.zoo.masks import DENSE, VARIANTS
 from gkp.manifest import Ratio
@@ -33,19 +35,19 @@ class ZooRow(Timed, frozen=True, kw_only=True):
     theoretical: float | None = None
     speedup: Ratio | None = None
     per_root: Ratio | None = None
-    foreign: list[str] = []
+    foreign: list[str] = msgspec.field(default_factory=list)
 
 
 class ZooModel(Explained, frozen=True, kw_only=True):
-    """One file. inputs: shapes by name; fastest: the stock engine with the lowest median, null when none ran; seconds: that all
-    of it took."""
+    """One file. inputs: shapes by name; fastest: the stock engine with the lowest median, null when none ran; seconds: that
+    all of it took."""
 
     name: str
     seconds: float
-    inputs: dict[str, list[int]] = {}
+    inputs: dict[str, list[int]] = msgspec.field(default_factory=dict)
     fastest: str | None = None
-    stock: list[StockRow] = []
-    rows: list[ZooRow] = []
+    stock: list[StockRow] = msgspec.field(default_factory=list)
+    rows: list[ZooRow] = msgspec.field(default_factory=list)
 
 
 class ZooBench(Results, kw_only=True):

@@ -193,7 +193,7 @@ def _stock_rows(tried: Sequence[Contender], best: Mapping[str, int], samples: Ma
     """best: the number of the fastest form, by engine. An engine of which none ran tells why the first one did not."""
     why = {entry.engine: failed[k] for k, entry in reversed(list(enumerate(tried))) if k in failed}
     return [StockRow(engine=engine, form=tried[best[engine]].form, ms=timing(samples[best[engine]])) if engine in best else
-            StockRow(engine=engine, missing=why[engine]) for engine in STOCK]
+            StockRow(engine=engine, missing=why[engine]) for engine in STOCK if engine in best or engine in why]
 
 
 def _row(subject: Subject, macs: int, samples: list[float], reference: list[float] | None, foreign: list[str]) -> ZooRow:

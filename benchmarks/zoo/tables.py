@@ -24,8 +24,8 @@ def model_tables(found: ZooBench) -> Iterator[RenderableType]:
     for number, model in enumerate(shown):
         yield Text(f"\n{wording.shorten(model.name, 40)}", "bold")
         yield Text(f"  dense: {stock_words(model)}")
-        out = table(left("  native kernels", width=30), right("ms", width=7), right("speedup (95 %)", width=20), right("theoretical", width=11),
-                    right("/ root", width=7), show_header=number == 0)
+        out = table(left("  native kernels", width=30), right("ms", width=7), right("speedup (95 %)", width=20),
+                    right("theoretical", width=11), right("/ root", width=7), show_header=number == 0)
         for row in model.rows:
             out.add_row(*_cells(row))
         yield out
