@@ -28,8 +28,8 @@ _INTRO = f"""# The zoo
 
 Well-known networks with random weights, written by `tools/export_zoo.py`: dense, and masked. The masks are given to the
 {WHICH}: *block* is block-diagonal with 8 groups,
-*tmi* has 8 groups that read 9/16 of the inputs each. *speedup*: time of the dense network on the fastest stock engine (bold) /
-time of the variant in the native kernels; *theoretical*: multiply-accumulates of the dense network / those kept;
+*tmi* has 8 groups that read 9/16 of the inputs each. *speedup*: time of the dense network on the fastest stock engine
+(bold) / time of the variant in the native kernels; *theoretical*: multiply-accumulates of the dense network / those kept;
 *speedup / root*: speedup / sqrt(theoretical). [How it is measured](../tasks/bench.md#the-zoo)
 """
 
