@@ -175,8 +175,8 @@ def run(**options: Any) -> None:
 @click.option("--suite", type=click.Choice(["cpu", "gpu", "edge", "zoo"]), help="A standard suite instead of artefacts. "
               "cpu: the published checkpoints and ResNet-50 with grouped 3x3 convolutions, on every engine of the CPU; "
               "gpu: a ResNet-50 and a ResNet-20 on PyTorch, ONNX Runtime and TensorRT, under 8 minutes; edge: what "
-              "splitting them over devices buys, with worker processes on this machine, about 15 minutes; zoo: the ONNX files "
-              "of --models, dense and with masks, in the native kernels beside the dense network on every stock engine.")
+              "splitting them over devices buys, with worker processes on this machine, about 15 minutes; zoo: the ONNX "
+              "files of --models, dense and masked, in the native kernels beside the dense network on every stock engine.")
 @click.option("--devices", type=click.IntRange(2, 16), multiple=True, metavar="N",
               help="Of --suite edge: over how many devices; may be repeated. [default: 2]")
 @click.option("--models", type=_PATH, metavar="DIR", help="Of --suite zoo: the folder with the ONNX files.")
