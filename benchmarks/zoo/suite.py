@@ -79,14 +79,11 @@ def begin(files: Sequence[Path]) -> ZooBench:
 
 def measure(files: Sequence[Path], found: ZooBench, settings: Settings, report: Progress, keep: Keep) -> None:
     """Measure one model after another into `found`. A model that fails has its reason in place of rows."""
-    started = time.monotonic()
     for number, path in enumerate(files):
         before = time.monotonic()
 
         def progress(text: str, share: float | None = None, number: int = number, path: Path = path) -> None:
-            done = time.monotonic() - started
-            left = f", {done / number * (len(files) - number) / 60:.0f} min left" if number else ""
-            report(f"{number + 1}/{len(files)} {clean(path.stem, 20)}{left}: {text}", number / len(files))
+            report(f"{number + 1}/{len(files)} {clean(path.stem, 20)}: {text}", number / len(files))
 
         progress("opening")
         try:
