@@ -113,7 +113,7 @@ class Yolo(nn.Module):
         points, strides = [], []
         for y, stride in zip(levels, self.strides, strict=True):
             h, w = y.shape[-2:]
-            sy, sx = torch.meshgrid(torch.arange(h) + 0.5, torch.arange(w) + 0.5, indexing="ij")
+            sy, sx = torch.meshgrid(*(torch.arange(end, dtype=y.dtype) + 0.5 for end in (h, w)), indexing="ij")
             points.append(torch.stack([sx, sy], -1).view(-1, 2))
             strides.append(torch.full((h * w, 1), float(stride)))
         return torch.cat(points).transpose(0, 1), torch.cat(strides).transpose(0, 1)

@@ -266,7 +266,7 @@ class Builder:
         return (phases, (sy, sx)) if still else None
 
     def _rows(self, plane: Elements) -> Elements | None:
-        """The same of a new value, whose channels are the rows of the base; None where they are not whole rows of one base."""
+        """The same of a new value, whose channels are the base's rows; None where they are not whole rows of one base."""
         base = self._base(int(plane.max()))
         value, start = self.values[base], self._starts[base]
         rows = plane.reshape(-1, plane.shape[2])

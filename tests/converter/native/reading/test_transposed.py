@@ -37,7 +37,7 @@ def test_any_transposed_convolution(data: st.DataObject) -> None:
     style = data.draw(st.sampled_from(["pads", "auto", "shape"]))
     if style == "pads":
         attrs["pads"] = each(0, 3, 2 * axes)
-        attrs["output_padding"] = [data.draw(st.integers(0, max(s, d) - 1)) for s, d in zip(strides, dilations, strict=True)]
+        attrs["output_padding"] = [data.draw(st.integers(0, s - 1)) for s in strides]  # as far as ONNX Runtime takes it
         assume(all(r + o > attrs["pads"][a] + attrs["pads"][axes + a]
                    for a, (r, o) in enumerate(zip(reach, attrs["output_padding"], strict=True))))
     elif style == "auto":
