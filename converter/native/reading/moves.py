@@ -266,9 +266,10 @@ def _depth_to_space(node: Node, x: Elements) -> Elements:
     if x.shape[0] % (n * n):
         raise Refused("its blocks do not divide its channels")
     c, h, w = x.shape[0] // (n * n), *x.shape[1:]
-    if node.attrs.get("mode", "DCR") == "CRD":
-        return x.reshape(c, n, n, h, w).transpose(0, 3, 1, 4, 2).reshape(c, h * n, w * n)
-    return x.reshape(n, n, c, h, w).transpose(2, 3, 0, 4, 1).reshape(c, h * n, w * n)
+    crd = node.attrs.get("mode", "DCR") == "CRD"
+    rows = x.reshape(c, n, n, h, w).transpose(0, 3, 1, 4, 2) if crd else x.reshape(n, n, c, h, w).transpose(2, 3, 0, 4, 1)
+    deep: Elements = rows.reshape(c, h * n, w * n)
+    return deep
 
 
 def _space_to_depth(node: Node, x: Elements) -> Elements:
@@ -276,7 +277,8 @@ def _space_to_depth(node: Node, x: Elements) -> Elements:
     c, h, w = x.shape
     if h % n or w % n:
         raise Refused("its blocks do not divide its plane")
-    return x.reshape(c, h // n, n, w // n, n).transpose(2, 4, 0, 1, 3).reshape(c * n * n, h // n, w // n)
+    phases: Elements = x.reshape(c, h // n, n, w // n, n).transpose(2, 4, 0, 1, 3).reshape(c * n * n, h // n, w // n)
+    return phases
 
 
 def _block(node: Node, x: Elements) -> int:

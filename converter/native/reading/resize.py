@@ -30,7 +30,8 @@ class _Axis:
 
 
 def _half_pixel(a: _Axis, k: Floats) -> Floats:
-    return (k + _HALF) / a.scale - _HALF
+    x: Floats = (k + _HALF) / a.scale - _HALF
+    return x
 
 
 def _pytorch_half_pixel(a: _Axis, k: Floats) -> Floats:
@@ -42,7 +43,7 @@ def _asymmetric(a: _Axis, k: Floats) -> Floats:
 
 
 def _align_corners(a: _Axis, k: Floats) -> Floats:
-    return k * np.float32(a.n - 1) / np.float32(a.m - 1) if a.m > 1 else 0 * k
+    return (k * np.float32(a.n - 1) / np.float32(max(1, a.m - 1))).astype(np.float32)
 
 
 _COORDINATES: Mapping[str, Callable[[_Axis, Floats], Floats]] = {
@@ -94,8 +95,10 @@ def resize(b: Builder, node: Node) -> None:
     declared = node.outputs[0].shape
     if declared is not None and any(isinstance(d, int) and d != m for d, m in zip(declared[1:], out, strict=False)):
         raise Refused(f"its scales give {list(out)} where {list(declared[1:])} is declared")  # by rounding, for one
-    source = b.number(x)
-    target = b.value(out)
+    if all(a.scale == 1 for a in axes):
+        b.bind(node.outputs[0], View(shape, b.number(x)))
+        return
+    source, target = b.number(x), b.value(out)
     samplings = [mode.sampling(a) for a in axes[1:]]
     rows = samplings[0] if len(samplings) == 2 else mode.sampling(_Axis(1, 1, np.float32(1)))
     b.steps.append(Resize(source, target, rows, samplings[-1]))

@@ -16,7 +16,7 @@ from torch_kit import liven
 
 import gkp
 
-NETS = {"unet": UNet, "unet interpolated": lambda: UNet(learned=False), "deeplab": DeepLab, "yolo": Yolo}
+NETS = {"unet": UNet, "deeplab": DeepLab, "yolo": Yolo}
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -78,7 +78,7 @@ def test_shufflenet_v2() -> None:
     assert (counts["Conv"], counts["Depthwise"], counts["Affine"]) == (8, 3, 0)
 
 
-@pytest.mark.parametrize("net", [MobileNet, EfficientNet, DenseNet, ShuffleNet, UNet, DeepLab, Yolo])
+@pytest.mark.parametrize("net", [MobileNet, EfficientNet, DenseNet, ShuffleNet, Yolo])
 def test_the_exported_model_as_it_is_and_unfused(net: Any) -> None:
     translated(opened(net(), 2, 3, 32, 32).model)
 

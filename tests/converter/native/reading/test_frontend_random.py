@@ -69,8 +69,8 @@ def _random_step(data: st.DataObject, n: Net, x: str, shape: tuple[int, int, int
         y = n.op("ConvTranspose", x, n.const(n.weight(c, f, k, k)), strides=[s, s])
         return str(y), (f, (h - 1) * s + k, (w - 1) * s + k)
     if kind == "resize":
-        mode, size = data.draw(st.sampled_from(["nearest", "linear"])), data.draw(st.tuples(*2 * [st.integers(1, 12)]))
-        return str(n.op("Resize", x, "", "", n.ints(*size), axes=[2, 3], mode=mode)), (c, *size)
+        mode, plane = data.draw(st.sampled_from(["nearest", "linear"])), data.draw(st.tuples(*2 * [st.integers(1, 12)]))
+        return str(n.op("Resize", x, "", "", n.ints(*plane), axes=[2, 3], mode=mode)), (c, *plane)
     if kind == "phases" and c % 4 == 0:
         mode = data.draw(st.sampled_from(["DCR", "CRD"]))
         return str(n.op("DepthToSpace", x, blocksize=2, mode=mode)), (c // 4, 2 * h, 2 * w)

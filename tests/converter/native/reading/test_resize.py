@@ -33,7 +33,7 @@ def resized(net: Net, x: str, scales: Any = None, sizes: Any = None, **attrs: An
     return str(net.op("Resize", x, none, net.const(np.asarray(scales, np.float32)), **attrs))
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_every_mode_at_any_size(data: st.DataObject) -> None:
     plane = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=2))

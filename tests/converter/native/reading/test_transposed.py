@@ -22,7 +22,7 @@ def up(net: Net, x: str, weight: Any, bias: Any = None, **attrs: Any) -> str:
     return str(net.op("ConvTranspose", x, net.const(weight), *([] if bias is None else [net.const(bias)]), **attrs))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_any_transposed_convolution(data: st.DataObject) -> None:
     axes = data.draw(st.integers(1, 2))
