@@ -88,4 +88,5 @@ def stock_contenders(pair: Pair, threads: int, engines: Engines, calibration: Ca
             for forms in ("dense", "estimated"):
                 yield Contender(name, PRUNED, forms, partial(start, name, PRUNED, precision, forms), precision)
     for precision in _NCNN:
-        yield Contender("ncnn", DENSE, "simplified", partial(start_ncnn, pair.dense, threads, precision=precision), precision)
+        start_it = partial(start_ncnn, pair.dense, threads, precision=precision)
+        yield Contender("ncnn", DENSE, "simplified", start_it, precision)
