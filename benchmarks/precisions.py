@@ -10,7 +10,7 @@ from functools import cache, partial
 
 from gkp.benchmarks.adapter import Engines, calibrated, lowered
 from gkp.benchmarks.cases import Case
-from gkp.benchmarks.engines import DENSE, PRUNED, Contender, Pair, ncnn
+from gkp.benchmarks.engines import DENSE, PRUNED, Contender, Pair, start_ncnn
 from gkp.converter.calibration import Calibration
 from gkp.converter.graph import Graph
 from gkp.converter.sources import GroupedModel
@@ -88,4 +88,5 @@ def stock_contenders(pair: Pair, threads: int, engines: Engines, calibration: Ca
             for forms in ("dense", "estimated"):
                 yield Contender(name, PRUNED, forms, partial(start, name, PRUNED, precision, forms), precision)
     for precision in _NCNN:
-        yield Contender("ncnn", DENSE, "simplified", partial(ncnn, pair.dense, threads, precision=precision), precision)
+        start_it = partial(start_ncnn, pair.dense, threads, precision=precision)
+        yield Contender("ncnn", DENSE, "simplified", start_it, precision)
