@@ -102,10 +102,12 @@ class Scaling(Explained, frozen=True, kw_only=True):
 
 
 class Bench(Results, kw_only=True):
-    """The outcome of one run. engines, layers, scaling: of the standard suite only."""
+    """The outcome of one run. engines, layers, scaling: of the standard suite only; left: its models that were not measured,
+    because the run was ended."""
 
     rows: list[ArtefactRow]
     engines: list[Comparison] = msgspec.field(default_factory=list)
     layers: list[NativeLayers] = msgspec.field(default_factory=list)
     scaling: list[Scaling] = msgspec.field(default_factory=list)
+    left: list[str] = msgspec.field(default_factory=list)
     schema_version: int = SCHEMA_VERSION

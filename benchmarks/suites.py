@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ BATCHES = (1, 64)
 
 
 def run_cpu(checkpoints: Path | None, report: Progress, seconds: float = 1.0, data: str | None = None,
-            calibration: str | None = None) -> Bench:
+            calibration: str | None = None, keep: Callable[[Bench], None] = lambda found: None) -> Bench:
     """Every case, one thread, batch 1 and 64: converted for every CPU target (dry run), compared over the engines in every
     precision; then the layers of the native kernels against the core's peak, and two threads against one at batch 64. What
     is not installed is a row that says so. seconds: budget per engine and batch size; data, calibration: see
-    gkp.benchmarks.precisions."""
+    gkp.benchmarks.precisions; keep: is given what there is after every case."""
     from gkp.benchmarks.adapter import Engines
     from gkp.benchmarks.engines import compare, contenders, make_pair
     from gkp.benchmarks.layers import native_layers, scaling
@@ -30,7 +31,7 @@ def run_cpu(checkpoints: Path | None, report: Progress, seconds: float = 1.0, da
     from gkp.converter.sources import OpenOptions, open_any
 
     cases, engines = cpu_cases(checkpoints), Engines()
-    out = Bench(rows=[], environment=fingerprint())
+    out = Bench(rows=[], environment=fingerprint(), left=[case.name for case in cases])
     for number, case in enumerate(cases):
         def progress(text: str, share: float | None = None, number: int = number, case: Case = case) -> None:
             report(f"{case.name}, {text}", number / len(cases))
@@ -38,16 +39,19 @@ def run_cpu(checkpoints: Path | None, report: Progress, seconds: float = 1.0, da
         source, options = case.source(), OpenOptions(case.shapes)
         opened = open_any(source, options)
         found = pictures(case, opened, data, calibration, progress)
-        for target in CPU_TARGETS:
-            out.rows.extend(_conversion(case, source, target, progress))
+        rows = [row for target in CPU_TARGETS for row in _conversion(case, source, target, progress)]
         pair = make_pair(opened, open_any(case.baseline(), options) if case.baseline else None)
         tried = [*contenders(pair, 1, engines), *stock_contenders(pair, 1, engines, found.calibration)]
         made = compare(case.name, pair, tried, BATCHES, 1, seconds=seconds, progress=progress, accuracy=found.accuracy)
-        out.engines.extend(replace(comparison, **found.told) for comparison in made)
         progress("native, layers")
-        out.layers.append(native_layers(case.name, pair.pruned, engines.native))
+        layers = native_layers(case.name, pair.pruned, engines.native)
         progress("native, two threads")
         out.scaling.append(scaling(case.name, pair.pruned, engines.native))
+        out.layers.append(layers)
+        out.engines.extend(replace(comparison, **found.told) for comparison in made)
+        out.rows.extend(rows)
+        out.left.remove(case.name)
+        keep(out)
     return out
 
 

@@ -183,8 +183,8 @@ def bench(screen: Screen, *, directories: tuple[Path, ...], suite: str | None, c
           devices: tuple[int, ...], data: str | None, calibration: str | None, models: Path | None, only: str | None,
           variants: str | None) -> None:
     from gkp.benchmarks import bench as benchmarks
+    from gkp.benchmarks.command import cpu_bench, finish
     from gkp.benchmarks.results import Bench
-    from gkp.benchmarks.suite_tables import suite_tables
     from gkp.runtime.environment import fingerprint
 
     if bool(directories) + bool(suite) + bool(calibrate) != 1:
@@ -211,22 +211,13 @@ def bench(screen: Screen, *, directories: tuple[Path, ...], suite: str | None, c
 
         zoo_bench(screen, models, only, variants, seconds, json_to)
         return
+    if suite == "cpu":
+        cpu_bench(screen, checkpoints, data, calibration, json_to)
+        return
     before = fingerprint()
     with screen.progress() as progress:
-        if suite:
-            from gkp.benchmarks.suites import run_cpu
-
-            found = run_cpu(checkpoints, progress, data=data, calibration=calibration)
-        else:
-            found = Bench(rows=benchmarks.bench(directories, batches, seconds, progress, trust_code), environment=before)
-    screen.show(benchmarks.table(found.rows))
-    if (rivals := benchmarks.rival_table(found.rows)) is not None:
-        screen.say("")
-        screen.show(rivals)
-    screen.show(suite_tables(found))
-    screen.say(f"{before['cpu']}, {before['cores']} cores, load {before['load_average']} at the start; medians, "
-               "interleaved in one process", style="dim")
-    screen.json(json_to, found.json())
+        found = Bench(rows=benchmarks.bench(directories, batches, seconds, progress, trust_code), environment=before)
+    finish(screen, found, json_to)
 
 
 def prune(screen: Screen, *, baseline: Path, output: Path, json_to: str | None, **options: Any) -> None:
