@@ -82,7 +82,7 @@ def verify(screen: Screen, *, a: Path, b: Path, precision: str, input_shape: tup
            arch: str | None, trust_code: bool) -> int:
     from gkp.converter.compare import compare_models
     from gkp.converter.sources import OpenOptions
-    from gkp.report.wording import verification_words
+    from gkp.report.facts import verification_words
 
     with screen.progress() as progress:
         progress("comparing", None)

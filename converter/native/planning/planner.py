@@ -34,6 +34,18 @@ def make_plan(program: Program, cpu: Cpu, timer: Timer | None = None) -> Plan:
     return _Planner(program, cpu, at, kinds, found).plan()
 
 
+def estimated_seconds(program: Program, cpu: Cpu) -> dict[str, float]:
+    """Of one image, by the model, for the layers that are convolutions: each in its fastest way, layouts left aside."""
+    program = contiguous_outputs(program)
+    found = time_ways(conv_ways(program, geometry(program, cpu.lanes), cpu), Model())
+    seconds: dict[str, float] = {}
+    for number, ways in found.items():
+        step = program.steps[number]
+        assert isinstance(step, Conv)
+        seconds[step.layer] = seconds.get(step.layer, 0.0) + min(way.seconds for way in ways)
+    return seconds
+
+
 def _check_sizes(at: Geometry) -> None:
     largest = max((layout.bytes for kinds in at.layouts for layout in kinds.values()), default=0)
     if largest > _MOST_BYTES:
