@@ -74,8 +74,8 @@ class Rival(msgspec.Struct, frozen=True, kw_only=True):
 class Load(msgspec.Struct, frozen=True, kw_only=True):
     """What else ran while something was measured. average_before, average_after: the system's load average over one minute;
     others: cores that other programs, or other guests of the same host, kept busy meanwhile, on average; taken: share of the
-    cores wanted by the measured threads which those had, if they use the free ones first. Null where the system does not say,
-    or the time was too short to tell."""
+    cores wanted by the measured threads which those had, if they use the free ones first. Null where the system does not
+    say, or the time was too short to tell."""
 
     average_before: float
     average_after: float

@@ -30,7 +30,6 @@ from gkp.converter.native.building.roofline import network_roofline
 from gkp.converter.native.building.toolchain import Toolchain, find, host_cpu, machine
 from gkp.converter.native.building.tune import Measured
 from gkp.converter.native.kernels.cpu import CPUS, Cpu
-from gkp.converter.native.planning.planner import estimated_seconds
 from gkp.converter.native.planning.timer import NOMINAL_HERTZ, Model, Timer
 from gkp.converter.native.reading.parts import NATIVE, Part, parts
 from gkp.converter.sources.base import sample_inputs
@@ -166,10 +165,11 @@ class NativeBuilt(Built):
         _ = self.compiled
 
     def vs_stock(self) -> float | None:
-        """Both models count the cycles of one core with this processor's vectors, and what they know of both sides: the
-        convolutions that stock operators compute in one of the forms of gkp.converter.lower."""
-        cpu, parted = self._target.cpu, [part.program for part in self._parts if part.program is not None]
-        own = {layer: s for program in parted for layer, s in estimated_seconds(program, cpu).items()}
+        """Both models count the cycles of one core with the vectors of the processor asked for, of the convolutions that
+        stock operators compute in one of the forms of gkp.converter.lower. None where kernels were timed."""
+        cpu, own = self._target.cpu, self.compiled.seconds
+        if self._target.timer(cpu).measures:
+            return None
         stock: dict[str, float] = {}
         for node in self._graph.branched():
             plane = spatial(node.outputs[0])
