@@ -21,7 +21,7 @@ from gkp.runtime.runners import Runner
 from gkp.types import Progress, silent
 
 AtBatch = Callable[[int], Built]
-_HOPELESS = 2.0
+_HOPELESS, _FAR = 2.0, "a first look showed it to be far slower"
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,14 @@ def _measurement(timed: Timed, batch: int, shown: Shown, threads: int, theoretic
         batch=batch, threads=threads, latency_ms=Latencies(**{row: samples.timing(name) for row, name in found.items()}),
         speedup=Speedup(vs_dense=versus("dense"), vs_as_is=versus("as_is"), theoretical=theoretical),
         rivals=[*(_rival(timed, batch, r, names, converted) for r, names in shown.rivals), *shown.missing],
-        stock=[_rival(timed, batch, r, names, converted) for r, names in shown.stock],
+        stock=[_near(_rival(timed, batch, r, names, converted)) for r, names in shown.stock],
         blocks=len(samples.blocks), load=samples.load)
+
+
+def _near(rival: Rival) -> Rival:
+    """Without the time of a form that is far slower: a faster one of the engine may have been dropped for that."""
+    far = rival.ratio is not None and rival.ratio.value > _HOPELESS
+    return replace(rival, ms=None, ratio=None, missing=_FAR) if far else rival
 
 
 def _rival(timed: Timed, batch: int, rival: Rival, names: Sequence[str], converted: str | None) -> Rival:
@@ -151,5 +157,5 @@ def _rival(timed: Timed, batch: int, rival: Rival, names: Sequence[str], convert
     best = samples.fastest(names)
     if best is None:
         why = (timed.failed.get((batch, name)) for name in names)
-        return replace(rival, missing=next((text for text in why if text), "a first look showed it to be far slower"))
+        return replace(rival, missing=next((text for text in why if text), _FAR))
     return replace(rival, ms=samples.timing(best), ratio=samples.ratio(best, converted) if converted is not None else None)
