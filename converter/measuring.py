@@ -14,13 +14,14 @@ from gkp.converter.rows import Shown, Timed, measurements, time_rows
 from gkp.converter.stages import Chosen, Dense, Job, Measured, Opened, Recognised
 from gkp.converter.targets import Built, Target
 from gkp.manifest import Rival
+from gkp.text import plural
 
 _UNCHANGED = "the model as given is faster than every rewritten form: it was written unchanged"
 
 
 def measure(job: Job, opened: Opened, recognised: Recognised, chosen: Chosen) -> Measured:
     """Times at every batch, and what is written by them. Where nothing can be measured, what was chosen."""
-    engines = rival_engines(job.target)
+    engines = rival_engines(job.target, opened.rivals is not None)
     if not job.measured:
         elsewhere = job.options.benchmark and job.target.signed  # for another processor or GPU: it is measured there
         dense = dense_rows(job, opened, recognised, chosen, Engines(engines.own) if elsewhere else None)
@@ -58,7 +59,8 @@ def measure(job: Job, opened: Opened, recognised: Recognised, chosen: Chosen) ->
     return Measured(choice, built, built if row != "as_is" else chosen.built, baseline,
                     recognised.macs if dense.macs is None else dense.macs,
                     tuple(measurements(timed, shown, job.threads, theoretical)), built.roofline(), theoretical,
-                    (*notes, *timed.notes, *_baseline_notes(job, engines.own[0], best)))
+                    (*notes, *timed.notes, *_baseline_notes(job, engines.own[0], best), *_int8_notes(opened)),
+                    _beside(opened, dense, timed))
 
 
 def _rivals(found: Mapping[str, tuple[object, Target]]) -> list[tuple[Rival, list[str]]]:
@@ -103,6 +105,26 @@ def _baseline_notes(job: Job, first: Target, best: Mapping[int, str]) -> list[st
     if first is not job.target:
         notes.append(f"the model as given runs on {first.version()}")
     return notes
+
+
+def _beside(opened: Opened, dense: Dense, timed: Timed) -> dict[str, Built]:
+    """The dense baseline in float32 beside a model in int8, and in int8 beside others: in the form that is the fastest."""
+    precision = "fp32" if opened.calibration is not None else "int8"
+    names = [name for name, (_, target) in dense.beside.items() if target.precision == precision]
+    first = next(iter(timed.samples.values()), None)
+    best = first.fastest(names) if first is not None else None
+    return {precision: dense.beside[best][0]} if best is not None else {}
+
+
+def _int8_notes(opened: Opened) -> tuple[str, ...]:
+    """How the dense baseline was quantised that is measured beside a model in another precision."""
+    if opened.rivals is None or opened.calibration is not None:
+        return ()
+    origin = opened.rivals.samples.origin
+    by = ("random numbers: only its time counts" if origin.kind == "random" else
+          f"{plural(origin.count, 'image')}, {origin.kind} {origin.split}")
+    bits = "" if opened.rivals.weight_bits == 8 else "; weights of 7 bits, because this processor has no VNNI"
+    return (f"dense int8: by NNCF, calibrated with {by}{bits}",)
 
 
 def _theoretical(dense: Dense, recognised: Recognised) -> float | None:

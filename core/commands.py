@@ -78,16 +78,22 @@ def inspect(screen: Screen, *, model: Path, target: str, input_shape: tuple[str,
     screen.json(json_to, manifest_module.encode(shown))
 
 
-def verify(screen: Screen, *, a: Path, b: Path, precision: str, input_shape: tuple[str, ...], json_to: str | None,
-           arch: str | None, trust_code: bool) -> int:
+def verify(screen: Screen, *, a: Path, b: Path, precision: str | None, calibration: str | None, input_shape: tuple[str, ...],
+           json_to: str | None, arch: str | None, trust_code: bool) -> int:
     from gkp.converter.compare import compare_models
+    from gkp.converter.compare_int8 import AGAINST
     from gkp.converter.sources import OpenOptions
     from gkp.report.facts import verification_words
 
     with screen.progress() as progress:
         progress("comparing", None)
-        result = compare_models(a, b, OpenOptions(parse_shapes(input_shape), arch, trust_code), precision)
+        opening = OpenOptions(parse_shapes(input_shape), arch, trust_code)
+        result = compare_models(a, b, opening, precision, calibration, progress)
     screen.say(verification_words(result), style="bold green" if result.passed else "bold red")
+    for check in result.checks:
+        if check.name.startswith(AGAINST):
+            screen.say(f"{check.name}: the same largest output for {check.top1_agreement:.1%} of {check.batch} inputs; "
+                       f"largest difference {check.max_abs_error:.3g}, allowed {check.tolerance:.3g}")
     screen.json(json_to, msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
     return 0 if result.passed else 1
 
@@ -174,17 +180,20 @@ def _write_arrays(path: Path, outputs: dict[str, Any]) -> None:
 
 def bench(screen: Screen, *, directories: tuple[Path, ...], suite: str | None, calibrate: str | None,
           checkpoints: Path | None, batches: tuple[int, ...], seconds: float, json_to: str | None, trust_code: bool,
-          devices: tuple[int, ...], data: str | None, calibration: str | None) -> None:
+          devices: tuple[int, ...], data: str | None, calibration: str | None, models: Path | None, only: str | None,
+          variants: str | None) -> None:
     from gkp.benchmarks import bench as benchmarks
     from gkp.benchmarks.results import Bench
     from gkp.benchmarks.suite_tables import suite_tables
     from gkp.runtime.environment import fingerprint
 
     if bool(directories) + bool(suite) + bool(calibrate) != 1:
-        raise UsageError("give artefact directories, or --suite cpu|gpu|edge, or --calibrate trt",
+        raise UsageError("give artefact directories, or --suite cpu|gpu|edge|zoo, or --calibrate trt",
                          "e.g. gkp bench model.ort model.openvino")
     if (data or calibration) and suite != "cpu":
         raise UsageError("--data and --calibration are of --suite cpu", "leave them out")
+    if (models or only or variants) and suite != "zoo":
+        raise UsageError("--models, --only and --variants are of --suite zoo", "leave them out")
     if suite == "gpu" or calibrate:
         from gkp.benchmarks.gpu.command import gpu_bench
 
@@ -197,6 +206,11 @@ def bench(screen: Screen, *, directories: tuple[Path, ...], suite: str | None, c
         return
     if devices:
         raise UsageError("--devices is of --suite edge", "leave it out")
+    if suite == "zoo":
+        from gkp.benchmarks.zoo.command import zoo_bench
+
+        zoo_bench(screen, models, only, variants, seconds, json_to)
+        return
     before = fingerprint()
     with screen.progress() as progress:
         if suite:

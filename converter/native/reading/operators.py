@@ -14,11 +14,14 @@ from typing import Any
 import numpy as np
 
 from gkp.converter.graph import Node, Tensor, is_branched, values
-from gkp.converter.native.program import Activation, Affine, Binary, Copy, Pool, Softmax
+from gkp.converter.native.program import Activation, Affine, Binary, Pool, Softmax
 from gkp.converter.native.reading.builder import Border, Builder, View
+from gkp.converter.native.reading.constants import with_constant
 from gkp.converter.native.reading.convolutions import conv, gemm
 from gkp.converter.native.reading.moves import ZERO, Refused, axis_of, constant_ints, scattered
 from gkp.converter.native.reading.parameters import constant, floats, four, geometry, two
+from gkp.converter.native.reading.resize import resize
+from gkp.converter.native.reading.transposed import conv_transpose
 from gkp.converter.operators import PLANES, POOLS
 
 Operator = Callable[[Builder, Node], None]
@@ -100,7 +103,8 @@ def _with_constant(b: Builder, node: Node, place: int) -> None:
         raise Refused("its constant does not fit its input")
     per_channel = given.reshape(sizes[1] if shape else 1, -1)
     if not (per_channel == per_channel[:, :1]).all():
-        raise Refused("its constant differs within a channel")
+        with_constant(b, node, x, given.reshape(sizes[1:]), place == 0)
+        return
     v = np.broadcast_to(per_channel[:, 0], channels)
     if node.op == "Div":
         if place == 0 or not v.all():
@@ -120,15 +124,15 @@ Operand = tuple[int, tuple[int, ...]]
 
 def _combined(b: Builder, op: str, first: Operand, second: Operand) -> Operand:
     """A Binary step; the operand that is broadcast becomes the second one."""
-    kind = {"Add": "add", "Sum": "add", "Mul": "mul", "Sub": "sub"}.get(op)
-    if kind is None:
-        raise Refused("its operands are both computed")
+    kind = {"Add": "add", "Sum": "add", "Mul": "mul", "Sub": "sub", "Div": "div"}[op]
     if len(first[1]) != len(second[1]):
         raise Refused("it broadcasts over the batch or the channels")
     shape = tuple(max(m, n) for m, n in zip(first[1], second[1], strict=True))
     if first[1] != shape:
         if second[1] != shape:
             raise Refused("both of its operands are broadcast")
+        if kind == "div":
+            raise Refused("the operand that is divided is broadcast")
         if kind == "sub":  # a - b = -b + a
             n = b.values[second[0]].channels
             negative = b.value(shape)
@@ -136,7 +140,7 @@ def _combined(b: Builder, op: str, first: Operand, second: Operand) -> Operand:
             kind, second = "add", (negative, shape)
         first, second = second, first
     target = b.value(shape)
-    b.steps.append(Binary(first[0], _broadcastable(b, second[0], target), target, kind))
+    b.steps.append(Binary(first[0], second[0], target, kind))
     return target, shape
 
 
@@ -152,27 +156,19 @@ def _scatter_add(b: Builder, node: Node) -> None:
     b.bind(node.outputs[0], View(shape, target))
 
 
-def _broadcastable(b: Builder, number: int, target: int) -> int:
-    """The value itself, or its one channel copied to all."""
-    value, wanted = b.values[number], b.values[target]
-    if value == wanted or (value.pixels == 1 and value.channels in (1, wanted.channels)):
-        return number
-    if value.channels != 1 or (value.height, value.width) != (wanted.height, wanted.width):
-        raise Refused("it broadcasts a part of the plane")
-    spread = b.value((wanted.channels, wanted.height, wanted.width), value.dtype)
-    b.steps.append(Copy(number, spread, np.zeros(wanted.channels, np.int64)))
-    return spread
-
-
 def _softmax(b: Builder, node: Node) -> None:
+    """Over the channels; another axis is moved there and back."""
     x = node.inputs[0]
     shape = b.shape(x)
-    if not shape or axis_of(int(node.attrs.get("axis", -1)), len(shape) + 1) != 0:
-        raise Refused("it is not over the channels")
-    source = b.number(x)
-    target = b.value(shape)
+    axis = axis_of(int(node.attrs.get("axis", -1)), len(shape) + 1)
+    moved = np.moveaxis(b.elements(x), axis, 0) if axis else None
+    source = b.number(x) if moved is None else b.express(moved)
+    target = b.value(shape if moved is None else moved.shape)
     b.steps.append(Softmax(source, target))
-    b.bind(node.outputs[0], View(shape, target))
+    if moved is None:
+        b.bind(node.outputs[0], View(shape, target))
+    else:
+        b.bind(node.outputs[0], View(shape, None, np.moveaxis(b.numbers(target).reshape(moved.shape), 0, axis)))
 
 
 # ---- pooling ---------------------------------------------------------------------------------------------------------
@@ -242,6 +238,8 @@ def _reduce(b: Builder, node: Node) -> None:
         raise Refused("it reduces over the whole batch")
     inner = tuple(sorted({axis_of(a, len(shape) + 1) for a in axes}))
     _reduce_axes(b, node, inner, node.op == "ReduceMax", bool(node.attrs.get("keepdims", 1)))
+    if node.op == "ReduceSum":  # the mean, times the number of elements
+        _affine(b, node, node.outputs[0], prod(shape[a] for a in inner), 0)
 
 
 def _reduce_axes(b: Builder, node: Node, axes: tuple[int, ...], maximum: bool, keep: bool) -> None:
@@ -264,7 +262,8 @@ OPERATORS: Mapping[str, Operator] = {
     "Add": _binary, "Sub": _binary, "Mul": _binary, "Div": _binary, "Sum": _binary,
     "ScatterElements": _scatter_add,
     **dict.fromkeys(POOLS, _pool), **dict.fromkeys(PLANES, _global_pool),
-    "ReduceMean": _reduce, "ReduceMax": _reduce,
+    "ReduceMean": _reduce, "ReduceMax": _reduce, "ReduceSum": _reduce,
+    "ConvTranspose": conv_transpose, "Resize": resize, "Upsample": resize,
     "Relu": _activate(Activation.RELU), "Sigmoid": _activate(Activation.SIGMOID), "Clip": _clip,
     "HardSigmoid": _hardsigmoid, "HardSwish": _activate(Activation.HARDSWISH), "Swish": _swish,
 }

@@ -10,14 +10,31 @@ from gkp.converter.native.kernels.layout import Layout
 from gkp.converter.native.kernels.steps.convert import convert, pack, reshape, space_to_depth, unpack
 from gkp.converter.native.kernels.steps.copy import copy
 from gkp.converter.native.kernels.steps.depthwise import depthwise
-from gkp.converter.native.kernels.steps.elementwise import affine, binary
+from gkp.converter.native.kernels.steps.elementwise import affine, binary, constant_binary
+from gkp.converter.native.kernels.steps.place import interleave, paste
 from gkp.converter.native.kernels.steps.pool import pool
+from gkp.converter.native.kernels.steps.resize import resize
 from gkp.converter.native.kernels.steps.softmax import softmax
-from gkp.converter.native.program import Affine, Binary, Copy, Depthwise, Pool, Reshape, Softmax, Value, reads
+from gkp.converter.native.program import (
+    Affine,
+    Binary,
+    ConstantBinary,
+    Copy,
+    Depthwise,
+    Interleave,
+    Paste,
+    Pool,
+    Reshape,
+    Resize,
+    Softmax,
+    Value,
+    reads,
+)
 
 __all__ = ["SimpleStep", "convert", "pack", "space_to_depth", "step_kernel", "unpack"]
 
-SimpleStep = Depthwise | Pool | Binary | Affine | Copy | Reshape | Softmax
+SimpleStep = (Depthwise | Pool | Binary | ConstantBinary | Affine | Copy | Paste | Interleave | Reshape | Resize
+              | Softmax)
 
 
 def step_kernel(step: SimpleStep, values: Sequence[Value], layouts: Mapping[int, Layout], cpu: Cpu) -> Kernel:
@@ -36,8 +53,16 @@ def step_kernel(step: SimpleStep, values: Sequence[Value], layouts: Mapping[int,
         return pool(step, source, target, cpu)
     if isinstance(step, Affine):
         return affine(step, source, target, cpu)
+    if isinstance(step, ConstantBinary):
+        return constant_binary(step, source, target, cpu)
     if isinstance(step, Copy):
         return copy(step, source, target, cpu)
+    if isinstance(step, Paste):
+        return paste(step, source, target, cpu)
+    if isinstance(step, Interleave):
+        return interleave(step, source, target, cpu)
+    if isinstance(step, Resize):
+        return resize(step, source, target, cpu)
     if isinstance(step, Reshape):
         return reshape(source, target, cpu)
     return softmax(source, target, cpu)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -12,9 +12,9 @@ from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.emit import at, block, chunks, get, kernel, loop, put, share
 from gkp.converter.native.kernels.kernel import Kernel, activation
 from gkp.converter.native.kernels.layout import Layout
-from gkp.converter.native.program import ZERO_AT_ZERO, Affine, Binary
+from gkp.converter.native.program import ZERO_AT_ZERO, Affine, Binary, ConstantBinary
 
-_OPERATORS = {"add": "+", "sub": "-", "mul": "*"}
+_OPERATORS = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 
 
 @dataclass(frozen=True)
@@ -122,20 +122,39 @@ def affine(step: Affine, source: Layout, target: Layout, cpu: Cpu) -> Kernel:
 
 
 def binary(step: Binary, a: Layout, b: Layout, target: Layout, cpu: Cpu) -> Kernel:
-    """x: a; r: b, of a's shape, [C, 1, 1] or [1, 1, 1]. Raises ValueError for any other shape."""
+    """x: a; r: b, broadcast along the axes on which it has size 1. Raises ValueError for shapes that do not fit."""
     value = target.value
     shape = (value.channels, value.height, value.width)
-    if b.value == value:
-        second = whole("r", b)
-    elif b.value.size == 1:
-        second = Operand("r", b.origin, (0, 0, 0))
-    elif b.value.size == b.value.channels == value.channels:
-        second = Operand("r", b.origin, (b.channel, 0, 0))
-    else:
+    given = (b.value.channels, b.value.height, b.value.width)
+    if any(n not in (1, m) for n, m in zip(given, shape, strict=True)):
         raise ValueError(f"cannot broadcast {b.value} to {value}")
     if a.value != value:
         raise ValueError(f"a value of shape {a.value} does not give {value}")
-    keeps_zero = step.activation in ZERO_AT_ZERO and b.value == value
+    second = _broadcast(whole("r", b), given)
+    keeps_zero = step.activation in ZERO_AT_ZERO and b.value == value and step.op != "div"
     return kernel(elementwise(
         whole("y", target), [whole("x", a), second], shape,
         lambda v: activation(step.activation, f"{v[0]} {_OPERATORS[step.op]} {v[1]}"), keeps_zero, cpu.lanes))
+
+
+def constant_binary(step: ConstantBinary, source: Layout, target: Layout, cpu: Cpu) -> Kernel:
+    """x: source; the data are the constant, its axes in the order of the target's. Raises ValueError if it does not fit."""
+    value, given = target.value, step.constant.shape
+    shape = (value.channels, value.height, value.width)
+    if source.value != value or len(given) != 3 or any(n not in (1, m) for n, m in zip(given, shape, strict=True)):
+        raise ValueError(f"a constant of shape {given} does not take {source.value} to {value}")
+    _, height, width = given
+    if target.planar:
+        strides, data = (height * width, width, 1), step.constant
+    else:
+        strides, data = (1, width * given[0], given[0]), step.constant.transpose(1, 2, 0)
+    constant = _broadcast(Operand("constant", 0, strides), given)
+    body = elementwise(whole("y", target), [whole("x", source), constant], shape,
+                       lambda v: activation(step.activation, f"{v[0]} {_OPERATORS[step.op]} {v[1]}"), False, cpu.lanes)
+    return kernel("const float* constant = reinterpret_cast<const float*>(data);\n" + body, data.astype("<f4").tobytes())
+
+
+def _broadcast(operand: Operand, shape: Sequence[int]) -> Operand:
+    """The operand, of this shape, broadcast along the axes of size 1."""
+    c, y, x = (0 if n == 1 else s for n, s in zip(shape, operand.strides, strict=True))
+    return replace(operand, strides=(c, y, x))

@@ -13,7 +13,17 @@ from kernel_kit import Array, Buffer, Case, check, check_bounds, compile_kernels
 
 from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.steps import SimpleStep, step_kernel
-from gkp.converter.native.program import Activation, Affine, Binary, Depthwise, Pool, Program, Softmax, Value
+from gkp.converter.native.program import (
+    Activation,
+    Affine,
+    Binary,
+    ConstantBinary,
+    Depthwise,
+    Pool,
+    Program,
+    Softmax,
+    Value,
+)
 
 Rng = np.random.Generator
 
@@ -28,7 +38,7 @@ def _case(cpu: Cpu, step: SimpleStep, values: list[Value], buffers: dict[int, Bu
     layouts = {n: b.layout for n, b in buffers.items()}
     second = 1 if last == 2 else None
     shown = f"{step.weight.shape} {step.strides} {step.pads} {step.dilations} {step.activation} {step.final}" \
-        if isinstance(step, Depthwise) else type(step).__name__ if isinstance(step, Affine) else str(step)
+        if isinstance(step, Depthwise) else type(step).__name__ if isinstance(step, Affine | ConstantBinary) else str(step)
     return Case(f"{shown} {layouts}", step_kernel(step, values, layouts, cpu), buffers[0], buffers[last], feeds[0], expected,
                 r=buffers[1] if second else None, second=feeds[1] if second else None, tolerance=tolerance)
 
@@ -52,12 +62,21 @@ def _kinds(rng: Rng, n: int) -> list[str]:
 
 def binary_case(rng: Rng, cpu: Cpu) -> Case:
     value = random_value(rng)
-    other = [value, value, Value(value.channels, 1, 1), Value(1, 1, 1)][rng.integers(4)]
+    other = value if rng.integers(3) == 0 else Value(*(n if rng.integers(2) else 1 for n in
+                                                       (value.channels, value.height, value.width)))
     values, kinds = [value, other, value], _kinds(rng, 3)
     halo = (1, 1, 1, 1) if rng.integers(2) else None  # the same one often: then lines are computed whole
     buffers = {n: random_buffer(rng, v, cpu.lanes, halo, k) for n, (v, k) in enumerate(zip(values, kinds, strict=True))}
-    step = Binary(0, 1, 2, str(rng.choice(["add", "sub", "mul"])), _activation(rng))
+    step = Binary(0, 1, 2, str(rng.choice(["add", "sub", "mul", "div"])), _activation(rng))
     return _case(cpu, step, values, buffers, {0: _feed(rng, value), 1: _feed(rng, other)}, 2e-6)
+
+
+def constant_case(rng: Rng, cpu: Cpu) -> Case:
+    value = random_value(rng)
+    shape = [n if rng.integers(2) else 1 for n in (value.channels, value.height, value.width)]
+    step = ConstantBinary(0, 1, str(rng.choice(["add", "mul"])), normal(rng, *shape), _activation(rng))
+    buffers = {n: random_buffer(rng, value, cpu.lanes, kind=k) for n, k in enumerate(_kinds(rng, 2))}
+    return _case(cpu, step, [value, value], buffers, {0: _feed(rng, value)}, 2e-6)
 
 
 def affine_case(rng: Rng, cpu: Cpu) -> Case:
@@ -148,7 +167,7 @@ def _depthwise(rng: Rng, cpu: Cpu, kernel: tuple[int, int], strides: tuple[int, 
     return _case(cpu, step, values, buffers, feeds, 4e-6 * float(np.sqrt(kernel[0] * kernel[1])))
 
 
-MAKERS: list[Any] = [binary_case, affine_case, softmax_case, pool_case, global_pool_case, depthwise_case,
+MAKERS: list[Any] = [binary_case, constant_case, affine_case, softmax_case, pool_case, global_pool_case, depthwise_case,
                      small_plane_depthwise_case]
 
 
