@@ -3,7 +3,8 @@ is here. Needs no onnx, but for the dense baseline in int8."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from gkp.report.wording import (
     NOT_MEASURED,
     fastest_of_kinds,
     interval,
+    load_words,
     milliseconds,
     rival_name,
     setting_name,
@@ -30,7 +32,7 @@ from gkp.report.wording import (
 )
 from gkp.require import require
 from gkp.runtime.load import DENSE, STOCK, dense_file, open_baseline, open_rivals, open_runner, stock_baseline, stock_rival
-from gkp.runtime.measure import fastest, interleave, ratio, timing
+from gkp.runtime.measure import Call, interleave_anew
 from gkp.runtime.onnx_file import read_onnx
 from gkp.runtime.runners import Runner
 from gkp.text import clean
@@ -86,37 +88,44 @@ def _opened(directory: Path, written: Manifest, int8: bytes | str | None,
 
 def _row(directory: Path, written: Manifest, int8: bytes | str | None, batch: int, seconds: float,
          trust_code: bool) -> ArtefactRow:
-    runners = {"converted": open_runner(directory, written, trust_code)}
     rivals: dict[str, Rival] = {}
-    try:
-        for number, (rival, runner) in enumerate(_opened(directory, written, int8, trust_code)):
-            rivals[str(number)] = rival
-            if runner is not None:
-                runners[str(number)] = runner
-        rng = np.random.default_rng(0)
-        arrays = [rng.standard_normal([batch, *(n if isinstance(n, int) else 1 for n in i.shape[1:])]).astype(i.dtype)
-                  for i in written.inputs]
-        calls = {name: partial(r.run, dict(zip(r.inputs, arrays, strict=True))) for name, r in runners.items()}
-        samples = interleave(calls, budget_s=seconds)
-    finally:
-        for runner in runners.values():
-            runner.close()
-    converted = samples["converted"]
-    same = fastest(samples, [name for name, r in rivals.items() if r.precision == written.precision and not r.as_installed])
-    reference = samples[same] if same else None
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal([batch, *(n if isinstance(n, int) else 1 for n in i.shape[1:])]).astype(i.dtype)
+              for i in written.inputs]
+
+    @contextmanager
+    def opened() -> Iterator[dict[str, Call]]:
+        with ExitStack() as stack:
+            runners = {"converted": open_runner(directory, written, trust_code)}
+            for number, (rival, runner) in enumerate(_opened(directory, written, int8, trust_code)):
+                rivals[str(number)] = rival
+                if runner is not None:
+                    runners[str(number)] = runner
+            for runner in runners.values():
+                stack.callback(runner.close)
+            calls: dict[str, Call] = {name: partial(r.run, dict(zip(r.inputs, arrays, strict=True)))
+                                      for name, r in runners.items()}
+            for call in calls.values():
+                call()
+            yield calls
+
+    samples = interleave_anew(opened, threads=written.threads, budget_s=seconds)
+    same = samples.fastest(name for name, r in rivals.items() if r.precision == written.precision and not r.as_installed)
     return ArtefactRow(name=clean(directory.name, 60), target=written.target, batch=batch, threads=written.threads,
-                       dense_ms=timing(reference) if reference else None, converted_ms=timing(converted),
-                       speedup=ratio(reference, converted) if reference else None,
+                       dense_ms=samples.timing(same) if same else None, converted_ms=samples.timing("converted"),
+                       speedup=samples.ratio(same, "converted") if same else None,
                        theoretical=written.speedup.theoretical,
-                       rivals=[replace(rival, ms=timing(samples[name]), ratio=ratio(samples[name], converted))
-                               if name in samples else rival for name, rival in rivals.items()])
+                       rivals=[replace(rival, ms=samples.timing(name), ratio=samples.ratio(name, "converted"))
+                               if name in samples.ms else rival for name, rival in rivals.items()],
+                       blocks=len(samples.blocks), load=samples.load)
 
 
 def rows_of(name: str, written: Manifest) -> list[ArtefactRow]:
     """The measurements that a conversion has just made, as rows."""
     return [ArtefactRow(name=name, target=written.target, batch=m.batch, threads=m.threads, dense_ms=m.latency_ms.dense,
                         as_is_ms=m.latency_ms.as_is, converted_ms=m.latency_ms.converted, speedup=m.speedup.vs_dense,
-                        vs_as_is=m.speedup.vs_as_is, theoretical=m.speedup.theoretical, rivals=m.rivals)
+                        vs_as_is=m.speedup.vs_as_is, theoretical=m.speedup.theoretical, rivals=m.rivals, blocks=m.blocks,
+                        load=m.load)
             for m in written.measurements if m.latency_ms.converted is not None]
 
 
@@ -129,7 +138,8 @@ def table(rows: Sequence[ArtefactRow]) -> Table:
     """Fits 80 columns. The column of the model as given is there when it was measured."""
     given = any(row.as_is_ms is not None for row in rows)
     headings = ("batch", "dense ms", *(["as given"] if given else []), "now ms", "speedup (95 %)", "limit")
-    out = plain(left("model", overflow="fold", max_width=24), left("target"), *map(right, headings))
+    out = plain(left("model", overflow="fold", max_width=24), left("target"), *map(right, headings),
+                caption=load_words(row.load for row in rows))
     for row in rows:
         out.add_row(Text(row.name), row.target, str(row.batch), _ms(row.dense_ms), *([_as_given(row)] if given else []),
                     _ms(row.converted_ms), NOT_MEASURED if row.speedup is None else interval(row.speedup),

@@ -7,7 +7,7 @@ from statistics import median
 import msgspec
 
 from gkp.benchmarks.kit import Explained, Results, Timed
-from gkp.manifest import Ratio, Rival, Roofline, Timing
+from gkp.manifest import Load, Ratio, Rival, Roofline, Timing
 
 SCHEMA_VERSION = 2
 COLUMNS: tuple[tuple[str, ...], ...] = (("fp32",), ("bf16", "fp16"), ("int8",))
@@ -20,8 +20,8 @@ def column(precision: str) -> tuple[str, ...]:
 
 
 class ArtefactRow(Explained, frozen=True, kw_only=True):
-    """One artefact at one batch size. Speedups and rivals as in manifest.json; null when not measured. missing: why there is
-    no converted model."""
+    """One artefact at one batch size. Speedups, rivals, blocks and load as in manifest.json; null when not measured.
+    missing: why there is no converted model."""
 
     name: str
     target: str
@@ -34,6 +34,8 @@ class ArtefactRow(Explained, frozen=True, kw_only=True):
     vs_as_is: Ratio | None = None
     theoretical: float | None = None
     rivals: list[Rival] = msgspec.field(default_factory=list)
+    blocks: int | None = None
+    load: Load | None = None
 
 
 class EngineRow(Timed, frozen=True, kw_only=True):

@@ -12,10 +12,10 @@ from gkp.converter.rows import Timed, time_rows
 from gkp.converter.stages import Job, Prepared, default_output
 from gkp.converter.targets import Target, make_target
 from gkp.errors import BackendMissingError, GkpError, UnsupportedModelError, UsageError
+from gkp.manifest import Ratio
 from gkp.options.convert import ConvertOptions
 from gkp.options.targets import CpuOptions, NativeOptions, OpenVinoOptions, OrtOptions
 from gkp.require import install
-from gkp.runtime.measure import timing
 from gkp.types import Progress
 
 TARGETS = (NativeOptions, OpenVinoOptions, OrtOptions)
@@ -54,22 +54,31 @@ def check_measured(options: ConvertOptions) -> None:
 
 
 def _best(made: Mapping[str, Prepared], progress: Progress) -> tuple[Prepared, tuple[str, ...]]:
-    """Interleaved once more, because conversions one after another meet different phases of a machine."""
+    """The lowest medians, every batch counting the same; interleaved once more, because conversions one after another meet
+    different phases of a machine."""
     first = next(iter(made.values()))
     if len(made) == 1:
         return first, ()
     rows = {name: (lambda batch, p=p: p.measured.built) for name, p in made.items()}
     opened = first.opened
-    timed = time_rows(rows, opened.model.model, opened.batches, opened.dynamic, progress=progress)
-    if not all(timed.samples.values()):
+    timed = time_rows(rows, opened.model.model, opened.batches, opened.dynamic, threads=first.job.threads, progress=progress)
+    if not all(s.ms for s in timed.samples.values()):
         raise GkpError(f"no target ran the model: {'; '.join(timed.notes)}", "choose a target yourself, with --target")
     best = min(made, key=timed.relative)
-    return made[best], (f"--target cpu: {best} is the fastest of {_shown(timed)}",)
+    return made[best], (f"--target cpu took {best}: {_why(timed, best)}", *timed.notes)
 
 
-def _shown(timed: Timed) -> str:
-    return "; ".join(f"batch {batch}: " + ", ".join(f"{n} {timing(s).median:.3g} ms" for n, s in found.items())
-                     for batch, found in timed.samples.items())
+def _why(timed: Timed, best: str) -> str:
+    """The others' times at every batch, and how sure it is that they are longer."""
+    return "; ".join(f"batch {batch}: {samples.timing(best).median:.3g} ms, " + ", ".join(
+        f"{name} {samples.timing(name).median:.3g} ms ({_versus(samples.ratio(name, best))})"
+        for name in samples.ms if name != best) for batch, samples in timed.samples.items())
+
+
+def _versus(ratio: Ratio) -> str:
+    """Time of another / time of the one that was taken."""
+    sure = "slower" if ratio.low > 1 else "faster" if ratio.high < 1 else "not surely different"
+    return f"{sure}, {ratio.value:.2f}x, {ratio.low:.2f} to {ratio.high:.2f}"
 
 
 def labelled(progress: Progress, name: str) -> Progress:

@@ -3,18 +3,17 @@ nothing beats it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from gkp.converter.dynamic import free_axes
 from gkp.converter.encoding import Encoding
 from gkp.converter.forms import Choice
-from gkp.converter.rivals import AtBatch, Engines, dense_rows, given_rows, rival_engines, told
-from gkp.converter.rows import Timed, measurements, time_rows
+from gkp.converter.rivals import AtBatch, Engines, dense_rows, given_rows, rival_engines, simplified_rows, told
+from gkp.converter.rows import Shown, Timed, measurements, time_rows
 from gkp.converter.stages import Chosen, Dense, Job, Measured, Opened, Recognised
 from gkp.converter.targets import Built, Target
 from gkp.manifest import Rival
-from gkp.runtime.measure import fastest
 from gkp.text import plural
 
 _UNCHANGED = "the model as given is faster than every rewritten form: it was written unchanged"
@@ -32,29 +31,34 @@ def measure(job: Job, opened: Opened, recognised: Recognised, chosen: Chosen) ->
                         _theoretical(dense, recognised), ())
     dense = dense_rows(job, opened, recognised, chosen, engines)
     given = given_rows(job, opened, recognised, chosen, engines)
+    simplified = simplified_rows(job, opened, recognised, chosen, engines)
     same = all(chosen.forms[n].name == c.name for n, c in chosen.default.items())
-    rows = {"converted": _always(chosen.built), **{name: at_batch for name, (at_batch, _) in given.items()},
+    rows = {"converted": _always(chosen.built),
+            **{name: at_batch for name, (at_batch, _) in {**given, **simplified}.items()},
             **{name: _always(built) for name, (built, _) in {**dense.rows, **dense.beside}.items()}}
     default = chosen.built
     if not same:
         default = job.target.build(recognised.graph, chosen.default, opened.dynamic, _written_in(job, chosen), job.threads)
         rows["default"] = _always(default)
-    timed = time_rows(rows, opened.model.model, opened.batches, opened.dynamic, io=job.options.io_precision,
-                      progress=job.progress)
+    optional = [*simplified, *(name for name in given if name != "as_is" and recognised.kind != "as_is")]
+    timed = time_rows(rows, opened.model.model, opened.batches, opened.dynamic, threads=job.threads,
+                      io=job.options.io_precision, within=dict.fromkeys(optional, "converted"), progress=job.progress)
     theoretical = _theoretical(dense, recognised)
     designed = opened.calibration is None and (recognised.kind == "as_is" or bool(recognised.own_groups))
-    row, notes = _guard(job, designed, timed, chosen, None if same else default, engines.own[0])
+    row, notes = _guard(job, designed, timed, chosen, None if same else default, engines.own)
     built = {"default": default, "converted": chosen.built}.get(row) or job.target.build_as_is(
         free_axes(opened.model.model, opened.dynamic), _written_in(job, chosen), job.threads)
     choice = _given_way(chosen) if row == "default" else chosen.choice
-    best = {batch: name for batch, samples in timed.samples.items() if (name := fastest(samples, list(dense.rows)))}
+    best = {batch: name for batch, s in timed.samples.items() if (name := s.fastest(list(dense.rows)))}
     baseline = dense.rows[next(iter(best.values()), next(iter(dense.rows)))][0] if dense.rows else None
-    kinds = {"converted": [row], "as_is": ["as_is"], "dense": list(dense.rows)}
-    rivals = _rivals({**dense.rows, **dense.beside} or {name: row for name, row in given.items() if name != "as_is"})
+    others = {name: found for name, found in given.items() if name != "as_is"} if recognised.kind == "as_is" else {}
+    stock = {**given, **simplified} if simplified else {}
+    shown = Shown({"converted": [row], "as_is": ["as_is"], "dense": list(dense.rows)},
+                  _rivals({**dense.rows, **dense.beside} or others),
+                  _rivals({name: found for name, found in stock.items() if found[1] in engines.own}), engines.missing)
     return Measured(choice, built, built if row != "as_is" else chosen.built, baseline,
                     recognised.macs if dense.macs is None else dense.macs,
-                    tuple(measurements(timed, kinds, job.threads, theoretical, rivals, engines.missing)),
-                    built.roofline(), theoretical,
+                    tuple(measurements(timed, shown, job.threads, theoretical)), built.roofline(), theoretical,
                     (*notes, *timed.notes, *_baseline_notes(job, engines.own[0], best), *_int8_notes(opened)),
                     _beside(opened, dense, timed))
 
@@ -73,19 +77,17 @@ def _written_in(job: Job, chosen: Chosen) -> Encoding:
 
 
 def _guard(job: Job, designed: bool, timed: Timed, chosen: Chosen, default: Built | None,
-           rival: Target) -> tuple[str, tuple[str, ...]]:
+           own_engines: Sequence[Target]) -> tuple[str, tuple[str, ...]]:
     """The row that is written, with what is to be said of it: a form that does not beat the default at every batch gives way
-    to it, and every form to a model as given that is faster, if it was designed with groups or is nobody's descendant."""
+    to it, and every form to a model as given that is faster, if it was designed with groups or is nobody's descendant. A
+    target that is no stock engine writes what was asked for; the report says what is faster (Measurement.stock)."""
     auto = job.options.forms.strategy == "auto"
     doubt = any(not form.is_dense for form in chosen.forms.values())
     if default is not None and auto and not job.options.forms.layers \
             and not timed.faster("converted", "default", beyond_doubt=doubt):
         return "default", ()
-    if not designed or not auto or not timed.slower("converted", "as_is"):
-        return "converted", ()
-    if rival is not job.target:
-        return "converted", (f"the model as given is faster on {rival.version()}: --target {rival.name}",)
-    return "as_is", (_UNCHANGED,)
+    may = job.target in own_engines and designed and auto
+    return ("as_is", (_UNCHANGED,)) if may and timed.slower("converted", "as_is") else ("converted", ())
 
 
 def _given_way(chosen: Chosen) -> Choice:
@@ -109,7 +111,8 @@ def _beside(opened: Opened, dense: Dense, timed: Timed) -> dict[str, Built]:
     """The dense baseline in float32 beside a model in int8, and in int8 beside others: in the form that is the fastest."""
     precision = "fp32" if opened.calibration is not None else "int8"
     names = [name for name, (_, target) in dense.beside.items() if target.precision == precision]
-    best = fastest(next(iter(timed.samples.values()), {}), names)
+    first = next(iter(timed.samples.values()), None)
+    best = first.fastest(names) if first is not None else None
     return {precision: dense.beside[best][0]} if best is not None else {}
 
 

@@ -27,7 +27,6 @@ from gkp.images.image_set import ImageSet
 from gkp.images.reading import open_images
 from gkp.options.convert import ConvertOptions
 from gkp.options.targets import CpuOptions
-from gkp.runtime.measure import timing
 from gkp.text import plural
 from gkp.types import Array, Progress, Run
 
@@ -231,11 +230,12 @@ class _Trial:
             return by_bits, ()
         rows = {name: (lambda batch, p=p: p.measured.built) for name, (_, p) in made.items()}
         opened = first.opened
-        timed = time_rows(rows, opened.model.model, opened.batches, opened.dynamic, progress=self.progress)
-        if not all(timed.samples.values()):
+        timed = time_rows(rows, opened.model.model, opened.batches, opened.dynamic, threads=first.job.threads,
+                          progress=self.progress)
+        if not all(s.ms for s in timed.samples.values()):
             return by_bits, timed.notes
         for name, (way, _) in made.items():
-            way.times = {str(batch): timing(found[name]) for batch, found in timed.samples.items() if name in found}
+            way.times = {str(batch): s.timing(name) for batch, s in timed.samples.items() if name in s.ms}
         return sorted(made, key=timed.relative), timed.notes
 
     def _rule(self, made: Sequence[Way]) -> Rule:

@@ -6,14 +6,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 
 import onnx
 
 from gkp import manifest
-from gkp.converter.choose import dense_forms, forms_like
+from gkp.converter.choose import choose, dense_forms, forms_like
 from gkp.converter.describe import graph_macs
 from gkp.converter.dynamic import free_axes
+from gkp.converter.forms import Settings
+from gkp.converter.forms import chosen as picked
 from gkp.converter.graph import Graph
 from gkp.converter.recognise import recognise, simplify
 from gkp.converter.stages import Chosen, Dense, Job, Opened, Recognised
@@ -138,6 +140,10 @@ def _on(target: Target, built: Built) -> Built:
     return replace(built, target=target) if isinstance(built, StockBuilt) and isinstance(target, StockOnnx) else built
 
 
+def _whatever_batch(built: Built, batch: int) -> Built:
+    return built
+
+
 def _named_like(opened: Opened, model: onnx.ModelProto) -> Axes:
     """The free axes under the input names of another model with the same inputs."""
     return {theirs.name: dict(opened.dynamic[ours.name])
@@ -148,7 +154,8 @@ def _named_like(opened: Opened, model: onnx.ModelProto) -> Axes:
 # ---- the model as given ---------------------------------------------------------------------------------------------
 def given_rows(job: Job, opened: Opened, recognised: Recognised, chosen: Chosen,
                engines: Engines) -> dict[str, tuple[AtBatch, Target]]:
-    """The model as given, at any batch: "as_is" on the first engine; on the others where it has no dense ancestor."""
+    """The model as given, at any batch: "as_is" on the first engine; on the others where it has no dense ancestor, or
+    the target is none of them (they may then be faster)."""
     at_batch = opened.model.at_batch if opened.dynamic else None
 
     @cache
@@ -163,6 +170,21 @@ def given_rows(job: Job, opened: Opened, recognised: Recognised, chosen: Chosen,
 
     first, *others = engines.own
     rows = {"as_is": (build(first), first)}
+    if recognised.kind == "as_is" or job.target not in engines.own:
+        rows |= {f"as_is{engines.where(target)}": (build(target), target) for target in others}
     if recognised.kind == "as_is":
-        rows |= {f"as_is{engines.where(target)}": (build(target), target) for target in (*others, *engines.beside)}
+        rows |= {f"as_is{engines.where(target)}": (build(target), target) for target in engines.beside}
+    return rows
+
+
+def simplified_rows(job: Job, opened: Opened, recognised: Recognised, chosen: Chosen,
+                    engines: Engines) -> dict[str, tuple[AtBatch, Target]]:
+    """What the engines would run instead of a target that is none of them: the one form in stock operators, by estimate."""
+    rows: dict[str, tuple[AtBatch, Target]] = {}
+    for target in engines.own if job.target not in engines.own else ():
+        settings = Settings(threads=job.threads, measure=False, default="given" if recognised.kind == "as_is" else "dense",
+                            own_groups=recognised.own_groups)
+        forms = picked(choose(recognised.graph, target, settings))
+        built = target.build(recognised.graph, forms, opened.dynamic, chosen.encoding, job.threads)
+        rows[f"simplified{engines.where(target)}"] = partial(_whatever_batch, built), target
     return rows

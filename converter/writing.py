@@ -173,7 +173,8 @@ def described(prepared: Prepared, files: Mapping[str, str] | None = None,
                *(f"left as it is: {name} ({why})" for name, why in recognised.left)],
         environment=fingerprint(), files=dict(files or {}), seconds=dict(prepared.seconds), roofline=measured.roofline,
         memory=about.memory, calibration=_calibration(prepared), tried=list(prepared.tried),
-        accuracy_data=prepared.accuracy_data)
+        accuracy_data=prepared.accuracy_data,
+        estimated_vs_stock=None if measured.rows else measured.built.vs_stock())
 
 
 def _precision(prepared: Prepared) -> str:

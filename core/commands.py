@@ -83,7 +83,7 @@ def verify(screen: Screen, *, a: Path, b: Path, precision: str | None, calibrati
     from gkp.converter.compare import compare_models
     from gkp.converter.compare_int8 import AGAINST
     from gkp.converter.sources import OpenOptions
-    from gkp.report.wording import verification_words
+    from gkp.report.facts import verification_words
 
     with screen.progress() as progress:
         progress("comparing", None)

@@ -20,6 +20,7 @@ SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
 MAX_THREADS = 1024
 _MAX_BYTES = 64 << 20
+_BUSTLE = 0.05
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,7 +33,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ratio(msgspec.Struct, frozen=True, kw_only=True):
-    """A speedup: median over interleaved rounds of reference time / this time, with its 95 % bootstrap interval."""
+    """A speedup: reference time / this time, by interleaved rounds, with its 95 % interval (gkp.runtime.statistics)."""
 
     value: float
     low: float
@@ -70,15 +71,37 @@ class Rival(msgspec.Struct, frozen=True, kw_only=True):
     missing: str | None = None
 
 
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """What else ran while something was measured. average_before, average_after: the system's load average over one minute;
+    others: cores that other programs, or other guests of the same host, kept busy meanwhile, on average; taken: share of the
+    cores wanted by the measured threads which those had, if they use the free ones first. Null where the system does not
+    say, or the time was too short to tell."""
+
+    average_before: float
+    average_after: float
+    others: float | None
+    taken: float | None
+
+    @property
+    def heavy(self) -> bool:
+        """Did others take more than the bustle of an idle machine?"""
+        return self.taken is not None and self.taken > _BUSTLE
+
+
 class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     """One measured setting. latency_ms.dense is the fastest of the rivals in the precision of the conversion that do not run
-    as installed."""
+    as installed; stock: of a target with kernels of its own, the model itself in each stock engine, as given or simplified,
+    whichever is faster there (`ratio` as of rivals); blocks: how many times the models were opened anew, with rounds for
+    each; load: what else ran meanwhile (null in files of earlier versions)."""
 
     batch: int
     threads: int
     latency_ms: Latencies
     speedup: Speedup
     rivals: list[Rival] = []
+    stock: list[Rival] = []
+    blocks: int | None = None
+    load: Load | None = None
 
 
 class CandidateTime(msgspec.Struct, frozen=True, kw_only=True):
@@ -290,9 +313,9 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Everything known about an artefact. signature: of its maker, when a file of it is a program (gkp.runtime.trust).
-    verification: of the ONNX file or library that was written;
-    engine_verification: of a TensorRT engine, run on a GPU (null: it was not run). Fields that are added later are empty by
-    default."""
+    verification: of the ONNX file or library that was written; engine_verification: of a TensorRT engine, run on a GPU
+    (null: it was not run). estimated_vs_stock: of native kernels that were not measured, the time of a stock engine /
+    theirs for the convolutions, by the cost models. Fields that are added later are empty by default."""
 
     gkp_version: str
     source: Source
@@ -323,6 +346,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     calibration: Calibration | None = None
     tried: list[Tried] = []
     accuracy_data: AccuracyData | None = None
+    estimated_vs_stock: float | None = None
     signature: str | None = None
     schema_version: int = SCHEMA_VERSION
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from gkp.files import write_file
 from gkp.manifest import Manifest
-from gkp.report import roofline, wording
+from gkp.report import facts, roofline, wording
 from gkp.require import require
 from gkp.text import clean
 
 _TEMPLATE = "report.html.j2"
-_FILLERS = {"dense": "", "rival": "", "as_is": "given", "converted": "accent", "theoretical": "outline"}
+_FILLERS = {"dense": "", "rival": "", "stock": "", "as_is": "given", "converted": "accent", "theoretical": "outline"}
 
 
 @dataclass(frozen=True)
@@ -86,17 +86,17 @@ def _view(manifest: Manifest) -> dict[str, Any]:
         "reference": reference,
         "settings": settings,
         "charts": [(s.name, latency_chart(s), speedup_chart(s, reference)) for s in settings],
-        "tried": [(wording.tried_name(t), wording.tried_accuracy(t), wording.tried_times(t),
-                   wording.tried_reason(t), t.taken) for t in manifest.tried],
-        "accuracy_data": None if manifest.accuracy_data is None else wording.accuracy_data_words(manifest.accuracy_data),
+        "tried": [(facts.tried_name(t), facts.tried_accuracy(t), facts.tried_times(t),
+                   facts.tried_reason(t), t.taken) for t in manifest.tried],
+        "accuracy_data": None if manifest.accuracy_data is None else facts.accuracy_data_words(manifest.accuracy_data),
         "work": work_chart(manifest),
         "layer_scale": max((max(n.macs_dense, n.macs_executed) for n in manifest.layers), default=0) or 1,
-        "baseline": wording.baseline_words(manifest),
+        "baseline": facts.baseline_words(manifest),
         "roof": roofline.picture(manifest),
-        "verification": wording.verification_words(manifest.verification),
-        "on_gpu": None if manifest.engine_verification is None else wording.verification_words(manifest.engine_verification),
-        "engines": [(wording.engine_words(e), wording.engine_layers(e)) for e in manifest.engines],
-        "operators": wording.operator_changes(manifest),
+        "verification": facts.verification_words(manifest.verification),
+        "on_gpu": None if manifest.engine_verification is None else facts.verification_words(manifest.engine_verification),
+        "engines": [(facts.engine_words(e), facts.engine_layers(e)) for e in manifest.engines],
+        "operators": facts.operator_changes(manifest),
         "environment": tuple(_flat(manifest.environment)),
         "title": wording.shorten(Path(clean(manifest.source.path)).name, 80),
     }

@@ -14,7 +14,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from gkp.manifest import CandidateTime, Layer, Manifest, Tried
-from gkp.report import wording
+from gkp.report import facts, wording
 from gkp.report.kit import colour, left, right, table
 from gkp.text import clean
 
@@ -58,16 +58,16 @@ def tried_table(tried: Sequence[Tried]) -> RenderableType:
     """The precisions that were tried: accuracy, time, and why each was taken or not."""
     out = table(left("precision", overflow="fold"), left("accuracy"), left("median ms"), left("why"), ruled=True)
     for row in tried:
-        times = wording.tried_times(row)
-        out.add_row(Text(wording.tried_name(row)), _quiet(wording.tried_accuracy(row)),
+        times = facts.tried_times(row)
+        out.add_row(Text(facts.tried_name(row)), _quiet(facts.tried_accuracy(row)),
                     _quiet(None if times is None else times.replace("; ", "\n")),
-                    Text(wording.tried_reason(row)), style="bold" if row.taken else "")
+                    Text(facts.tried_reason(row)), style="bold" if row.taken else "")
     return out
 
 
 def _latencies(manifest: Manifest, settings: Sequence[wording.Setting]) -> RenderableType:
     versus = f"speedup vs {'dense' if wording.reference_key(manifest) == 'dense' else 'as given'}"
-    caption = f"speedup: median ratio over interleaved rounds, 95 % interval; {wording.FASTER_NOTE}"
+    caption = f"speedup: ratio in interleaved rounds, 95 % interval; {wording.FASTER_NOTE}"
     out = table(left(overflow="fold"), right("median ms"), right("quartiles"), _fixed(versus), ruled=True, caption=caption)
     for setting in settings:
         out.add_row(Text(setting.name, "bold"))
@@ -98,22 +98,22 @@ def _facts(manifest: Manifest) -> RenderableType:
                                     f"executed {wording.mega(macs.executed)} M (one image)"))
     grid.add_row(Text("Parameters"), Text(f"{wording.mega(manifest.params)} M"))
     if manifest.memory is not None:
-        grid.add_row(Text("Memory"), Text(wording.memory_words(manifest.memory)))
-    changes = wording.operator_changes(manifest)
+        grid.add_row(Text("Memory"), Text(facts.memory_words(manifest.memory)))
+    changes = facts.operator_changes(manifest)
     if changes:
         grid.add_row(Text("Operators"), Text(_operators(changes)))
     check = manifest.verification
-    grid.add_row(Text("Verified"), Text(wording.verification_words(check),
+    grid.add_row(Text("Verified"), Text(facts.verification_words(check),
                                         "" if check is None else "green" if check.passed else "bold red"))
     if manifest.engine_verification is not None:
         passed = manifest.engine_verification.passed
-        grid.add_row(Text("On the GPU"), Text(wording.verification_words(manifest.engine_verification),
+        grid.add_row(Text("On the GPU"), Text(facts.verification_words(manifest.engine_verification),
                                               "green" if passed else "bold red"))
     for engine in manifest.engines:
-        grid.add_row(Text("Engine"), Text(wording.engine_words(engine)))
+        grid.add_row(Text("Engine"), Text(facts.engine_words(engine)))
     if manifest.accuracy_data is not None:
-        grid.add_row(Text("Accuracy"), Text(wording.accuracy_data_words(manifest.accuracy_data)))
-    grid.add_row(Text("Baseline"), Text(wording.baseline_words(manifest)))
+        grid.add_row(Text("Accuracy"), Text(facts.accuracy_data_words(manifest.accuracy_data)))
+    grid.add_row(Text("Baseline"), Text(facts.baseline_words(manifest)))
     for note in manifest.notes:
         grid.add_row(Text("Note"), Text(clean(note, 400)))
     return grid
@@ -180,8 +180,8 @@ def _layer_cells(layer: Layer, width: int, wide: bool) -> list[Text]:
     channels = Text("{} > {}".format(*layer.channels) if wide else "{}>{}".format(*layer.channels))
     macs = [Text(wording.mega(n)) for n in (layer.macs_dense, layer.macs_kept)]
     form = Text(wording.shorten(layer.chosen, 24 if wide else 12), "" if layer.chosen == "dense" else "green")
-    why = Text(wording.why_text(layer), "dim")
+    why = Text(facts.why_text(layer), "dim")
     if not wide:
-        return [name, channels, Text(wording.branches_text(layer)), *macs, form, why]
+        return [name, channels, Text(facts.branches_text(layer)), *macs, form, why]
     return [name, channels, Text(str(layer.branches)), Text(wording.span(layer.inputs_per_branch)),
             Text(f"{layer.overlap:.2f}"), *macs, Text(wording.mega(layer.macs_executed)), form, why]

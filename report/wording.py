@@ -6,38 +6,19 @@ Strings that come from a model or a file (names, paths, reasons) go through `gkp
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from gkp.manifest import (
-    AccuracyData,
-    CandidateTime,
-    Engine,
-    Latencies,
-    Layer,
-    Manifest,
-    Measurement,
-    Memory,
-    Ratio,
-    Rival,
-    Speedup,
-    Timing,
-    Tried,
-    Verification,
-)
+from gkp.manifest import CandidateTime, Latencies, Load, Manifest, Measurement, Ratio, Rival, Speedup, Timing
 from gkp.text import clean, plural
 
 NOT_MEASURED = "not measured"
 ROW_LABELS = {"dense": "dense baseline", "as_is": "as given", "converted": "converted"}
 ENGINES = {"ort": "ONNX Runtime", "openvino": "OpenVINO", "ncnn": "ncnn", "native": "native kernels"}
 _RIVALS = {"dense": "dense", "as_is": "as given"}
+_EXPECTED_LOSS = 0.9
+"""Ratio of two estimates: closer to 1 they tell nothing apart."""
 FASTER_NOTE = "above 1 is faster"
-_BASELINES = {
-    "given": "the dense model given with --baseline",
-    "twin": "dense twin: every branched convolution at full size, with non-zero random weights in the holes so that no "
-            "compiler can exploit them",
-    "as_is": "the model as given",
-}
 
 
 def shorten(text: object, width: int) -> str:
@@ -69,29 +50,6 @@ def mega(count: int) -> str:
 def mebibytes(count: int) -> str:
     """Bytes in MiB, with the unit."""
     return f"{count / 2**20:.3g} MiB" if count >= 1 << 14 else f"{count} B"
-
-
-def engine_words(engine: Engine) -> str:
-    """`engine.sm86+sm89.trt: tensorrt_rtx 1.7.1 for compute capability 8.6, 8.9; 21 convolutions, ...`."""
-    convs = [layer for layer in engine.layers if layer.kind == "CONVOLUTION"]
-    grouped = sum((layer.groups or 1) > 1 for layer in convs)
-    moves = sum(layer.kind in ("GATHER", "SLICE", "CONCATENATION") for layer in engine.layers)
-    half = sum(layer.dtype == "float16" for layer in convs)
-    return (f"{clean(engine.file, 80)}: {clean(engine.package, 40)} {clean(engine.version, 40)} for compute capability "
-            f"{', '.join(clean(c, 10) for c in engine.capabilities)}; {len(convs)} convolutions, {grouped} of them grouped, "
-            f"{half} in fp16; {moves} channel copies")
-
-
-def engine_layers(engine: Engine) -> list[tuple[str, str, str, str]]:
-    """(name, kind, groups, dtype) of the layers of an engine, safe to print."""
-    return [(clean(layer.name, 80), clean(layer.kind, 40).lower(), "" if layer.groups is None else str(layer.groups),
-             clean(layer.dtype, 20)) for layer in engine.layers]
-
-
-def memory_words(memory: Memory) -> str:
-    """What a native model needs."""
-    return (f"weights {mebibytes(memory.weights_bytes)}, {mebibytes(memory.arena_bytes_per_thread)} per thread; "
-            f"{mebibytes(memory.peak_bytes)} with one thread")
 
 
 def times(value: float) -> str:
@@ -134,9 +92,9 @@ def batch_name(key: str) -> str:
 
 @dataclass(frozen=True)
 class SettingRow:
-    """One row of a setting. speedup: reference time / this time, None when not measured; interval: its 95 % bootstrap
-    interval where there is one. key: dense, rival, as_is or converted; converted: time of this / converted, of a rival;
-    missing: why a rival has no time."""
+    """One row of a setting. speedup: reference time / this time, None when not measured; interval: its 95 % interval where
+    there is one. key: dense, rival, stock (the model itself in a stock engine), as_is or converted; converted: time of
+    this / converted, of a rival or a stock engine; missing: why a rival has no time."""
 
     key: str
     label: str
@@ -149,7 +107,7 @@ class SettingRow:
 
     @property
     def wins(self) -> bool:
-        """Is it a rival that is faster than the converted model beyond doubt?"""
+        """Is it faster than the converted model beyond doubt?"""
         return self.converted is not None and self.converted.high < 1
 
     @property
@@ -163,8 +121,8 @@ class SettingRow:
 
 @dataclass(frozen=True)
 class Setting:
-    """One measured setting: its name, and the dense baseline, its other rivals, the model as given and the converted one, in
-    order."""
+    """One measured setting: its name, and the dense baseline, its other rivals, the model in a stock engine, as given and
+    converted, in order."""
 
     name: str
     rows: tuple[SettingRow, ...]
@@ -181,7 +139,7 @@ class Setting:
     @property
     def lost(self) -> tuple[SettingRow, ...]:
         """The rivals that are faster than the converted model beyond doubt, but for the reference."""
-        return tuple(row for row in self.rows if row.wins)
+        return tuple(row for row in self.rows if row.wins and row.key == "rival")
 
 
 def reference_key(manifest: Manifest) -> str:
@@ -225,11 +183,13 @@ def _setting(manifest: Manifest, name: str, measured: Measurement | Manifest) ->
     reference = reference_key(manifest)
     base = latencies.dense if reference == "dense" else latencies.as_is
     rivals = measured.rivals if isinstance(measured, Measurement) else []
+    stock = fastest_rival(measured.stock) if isinstance(measured, Measurement) else None
     first = fastest_rival(_same_precision(manifest, rivals)) if reference == "dense" else None
     dense = _row("dense", latencies.dense, base, reference, None, rival_name(first) if first else "")
     return Setting(name, (
         *([dense] if latencies.dense is not None or not rivals else []),
-        *(_rival_row(rival, base, reference) for rival in _others(manifest, rivals)),
+        *(_rival_row("rival", rival, base, reference) for rival in _others(manifest, rivals)),
+        *([_rival_row("stock", stock, base, reference)] if stock else []),
         _row("as_is", latencies.as_is, base, reference, None),
         _row("converted", latencies.converted, base, reference, _converted_ratio(speedup, reference)),
     ), speedup.theoretical if speedup.theoretical is not None else manifest.speedup.theoretical)
@@ -279,9 +239,9 @@ def _others(manifest: Manifest, rivals: Sequence[Rival]) -> list[Rival]:
     return [rival for rival in fastest_of_kinds(rivals) if rival.as_installed or rival.precision != told]
 
 
-def _rival_row(rival: Rival, base: Timing | None, reference: str) -> SettingRow:
-    label = rival_name(rival, _RIVALS[reference])
-    return replace(_row("rival", rival.ms, base, reference, None, label), converted=rival.ratio, missing=rival.missing)
+def _rival_row(key: str, rival: Rival, base: Timing | None, reference: str) -> SettingRow:
+    label = rival_name(rival, _RIVALS[reference] if key == "rival" else "this model,")
+    return replace(_row(key, rival.ms, base, reference, None, label), converted=rival.ratio, missing=rival.missing)
 
 
 def _lost(shown: Sequence[Setting], model: str) -> str:
@@ -295,12 +255,47 @@ def _lost(shown: Sequence[Setting], model: str) -> str:
     return ", ".join(f"slower than {name} ({'; '.join(where)})" for name, where in found.items())
 
 
+def _outrun(manifest: Manifest) -> str:
+    """Of a target with kernels of its own: which stock engine is faster, with the model itself or the dense network, and
+    what to do. "": none is."""
+    found: dict[str, list[str]] = {}
+    fix: dict[str, None] = {}
+    for m in manifest.measurements:
+        best = fastest_rival([*m.stock, *_same_precision(manifest, m.rivals)]) if m.stock else None
+        if best is None or best.ratio is None or best.ratio.value >= 1:
+            continue
+        model = "this model" if best in m.stock or reference_key(manifest) != "dense" else "the dense network"
+        sure = "faster" if best.ratio.high < 1 else "about as fast or faster"
+        engine = ENGINES.get(best.engine, clean(best.engine, 20))
+        where = f"{times(1 / best.ratio.value)} at {setting_name(m.batch, m.threads)}"
+        found.setdefault(f"{engine} runs {model} {sure}", []).append(where)
+        fix[f"--target {clean(best.engine, 20)}"] = None
+    told = ", ".join(f"{words} ({'; '.join(where)})" for words, where in found.items())
+    return f"{told}: {' or '.join(['--target cpu', *fix])} uses that" if told else ""
+
+
+def _estimated_slower(manifest: Manifest) -> str:
+    """"": it was measured, or the cost models expect no loss."""
+    found = manifest.estimated_vs_stock
+    if found is None or found > _EXPECTED_LOSS:
+        return ""
+    return (f"estimated slower than a stock engine, {times(found)} by the cost models: leave --no-benchmark out, or use "
+            "--target cpu")
+
+
+def load_words(loads: Iterable[Load | None]) -> str:
+    """`measured under load: others took 35 % of the processor time`; "" where they did not, or nothing is known."""
+    shares = [load.taken for load in loads if load is not None and load.heavy and load.taken is not None]
+    return f"measured under load: others took {100 * max(shares):.0f} % of the processor time" if shares else ""
+
+
 # ---- the headline ---------------------------------------------------------------------------------------------------
 def verdict(manifest: Manifest) -> str:
     """`faster` (the interval is above 1 in every setting, and no rival is faster), `mixed` (in some but not in all, or than
     some), `dense` (nothing beat dense), `slower`, `same` or `unmeasured`."""
     kind = _kind(manifest)
-    return "mixed" if kind == "faster" and any(s.lost for s in settings(manifest)) else kind
+    beaten = any(s.lost for s in settings(manifest)) or bool(_outrun(manifest))
+    return "mixed" if kind == "faster" and beaten else kind
 
 
 def _kind(manifest: Manifest) -> str:
@@ -319,14 +314,17 @@ def _kind(manifest: Manifest) -> str:
 
 
 def headline(manifest: Manifest) -> str:
-    """One honest sentence: which rivals are faster, what the conversion gained, in which setting, what was to be gained,
-    which network a state dict was assumed to be, and when int8 was calibrated with no images."""
+    """One honest sentence: which engines are faster, what the conversion gained, in which setting, what was to be gained,
+    which network a state dict was assumed to be, when int8 was calibrated with no images, and when others used the processor
+    meanwhile."""
     lost = _lost(settings(manifest), _RIVALS[reference_key(manifest)])
-    text = f"{lost}; {_gain(manifest)}" if lost else _gain(manifest)
+    text = "; ".join(t for t in (_outrun(manifest), _estimated_slower(manifest), lost, _gain(manifest)) if t)
     if manifest.source.assumed:
         text = f"{text}; assumed {clean(manifest.source.assumed, 200)}"
     if manifest.calibration is not None and manifest.calibration.kind == "random":
         text = f"{text}; calibrated with random numbers: for timing only"
+    if load := load_words(m.load for m in manifest.measurements):
+        text = f"{text}; {load}"
     if manifest.verification is not None and not manifest.verification.passed:
         text = f"verification failed; {text}"
     return text
@@ -367,77 +365,3 @@ def _where(shown: Sequence[Setting]) -> str:
         return f"{first.name}; {times(known[0][1])} at {known[0][0]}"
     values = [first.converted.interval.value, *(value for _, value in known)]
     return f"{first.name}; {times(min(values))} to {times(max(values))} over {len(values)} settings"
-
-
-def tried_name(tried: Tried) -> str:
-    """`ort int8`; of the checkpoint itself, `checkpoint fp32`."""
-    return f"{clean(tried.target, 40) or 'checkpoint'} {clean(tried.precision, 20)}"
-
-
-def tried_accuracy(tried: Tried) -> str | None:
-    """`92.22 % (9222 of 10000)`, else the agreement with fp32 where that was measured."""
-    if tried.correct is not None and tried.total:
-        return f"{100 * tried.correct / tried.total:.2f} % ({tried.correct} of {tried.total})"
-    return None if tried.agreement is None else f"{100 * tried.agreement:.1f} % agree with fp32"
-
-
-def tried_times(tried: Tried) -> str | None:
-    """`batch 1: 0.312 ms; batch 64: 13.6 ms`."""
-    found = (tried.latency_ms or {}).items()
-    return "; ".join(f"{batch_name(key)}: {milliseconds(t.median)} ms" for key, t in found) or None
-
-
-def tried_reason(tried: Tried) -> str:
-    """Why it was taken, or why not."""
-    return f"{'taken: ' if tried.taken else ''}{clean(tried.reason, 300)}"
-
-
-def accuracy_data_words(data: AccuracyData) -> str:
-    """`1,700 images of npz (all); 300 others left out, which models are calibrated with`."""
-    left = f"; {plural(data.left_out, 'other')} left out, which models are calibrated with" if data.left_out else ""
-    return f"{plural(data.count, 'image')} of {clean(data.kind, 20)} ({clean(data.split, 20)}){left}"
-
-
-def baseline_words(manifest: Manifest) -> str:
-    """What the dense baseline is."""
-    if manifest.baseline is None:
-        return "none"
-    base = manifest.baseline
-    kind = _BASELINES.get(base.kind, clean(base.kind, 40))
-    return f"{kind} ({clean(base.description, 300)})" if base.description else kind
-
-
-def verification_words(verification: Verification | None) -> str:
-    """`passed: largest error 2.1e-06, tolerance 1.0e-05 (batch 4); compared with ...`."""
-    if verification is None:
-        return "not verified"
-    text = "passed" if verification.passed else "FAILED"
-    if verification.checks:
-        worst = max(verification.checks, key=lambda c: math.inf if math.isnan(c.max_abs_error) else
-                    c.max_abs_error / c.tolerance if c.tolerance > 0 else c.max_abs_error)
-        text += (f": largest error {worst.max_abs_error:.1e}, tolerance {worst.tolerance:.1e} "
-                 f"({clean(worst.name, 60)}, batch {worst.batch})")
-    text += f"; compared with {clean(verification.reference, 120)}, computed by {clean(verification.engine, 120)}"
-    if verification.first_difference:
-        text += f"; first difference at {shorten(verification.first_difference, 120)}"
-    return text
-
-
-def operator_changes(manifest: Manifest) -> tuple[tuple[str, int, int], ...]:
-    """(operator, count before, count after), the biggest change first."""
-    before, after = manifest.operators.get("before", {}), manifest.operators.get("after", {})
-    counts = [(clean(name, 60), before.get(name, 0), after.get(name, 0)) for name in {**before, **after}]
-    return tuple(sorted(counts, key=lambda c: (-abs(c[1] - c[2]), -max(c[1], c[2]), c[0])))
-
-
-def why_text(layer: Layer) -> str:
-    """Why the layer has its form; first, whether the runtime's fast kernel would take its branches as they stand."""
-    reason = clean(layer.reason)
-    if layer.branches < 2 or not layer.fast_kernel.startswith("no: "):
-        return reason
-    return f"no fast kernel ({clean(layer.fast_kernel.removeprefix('no: '), 80)}); {reason}"
-
-
-def branches_text(layer: Layer) -> str:
-    """Branches and the inputs of each: `8 x 4-7`."""
-    return f"{layer.branches} x {span(layer.inputs_per_branch)}"

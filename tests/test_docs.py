@@ -141,7 +141,7 @@ def test_the_options_page_lists_every_exit_code() -> None:
 
 
 @pytest.mark.parametrize("struct", [manifest.Manifest, manifest.Layer, manifest.CandidateTime, manifest.Verification,
-                                    manifest.Roofline, manifest.LayerSpeed, manifest.Rival])
+                                    manifest.Roofline, manifest.LayerSpeed, manifest.Rival, manifest.Load, manifest.Measurement])
 def test_the_report_page_names_every_field(struct: Any) -> None:
     page = _read(DOCS / "report.md")
     assert [name for name in struct.__struct_fields__ if f"`{name}`" not in page] == []

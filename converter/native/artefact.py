@@ -30,13 +30,14 @@ LIBRARY, HEADER = "model.so", "model.h"
 class Compiled:
     """What was compiled. files: of the artefact, in the folder, the one that a runner opens first; sources: the files that
     the libraries were made from, below the folder; libraries: what each says about itself (see gkp_describe); foreign:
-    the graphs that ONNX Runtime runs."""
+    the graphs that ONNX Runtime runs; seconds: see Plan."""
 
     folder: Path
     files: tuple[str, ...]
     sources: tuple[str, ...]
     libraries: tuple[Mapping[str, Any], ...]
     foreign: tuple[Graph, ...]
+    seconds: Mapping[str, float]
 
     @property
     def hybrid(self) -> bool:
@@ -76,16 +77,17 @@ class Compiler:
         any batch (native ones always do). BackendMissingError without ONNX Runtime where it is needed."""
         programs = [part.program for part in parts]
         if len(programs) == 1 and programs[0] is not None:
-            library, sources = self._library(programs[0], folder)
-            return Compiled(folder, (LIBRARY, HEADER), tuple(sources), (library,), ())
+            library, sources, seconds = self._library(programs[0], folder)
+            return Compiled(folder, (LIBRARY, HEADER), tuple(sources), (library,), (), seconds)
         import_ort()
         files: list[SegmentFile] = []
-        sources, libraries = [], []
+        sources, libraries, times = list[str](), list[Mapping[str, Any]](), dict[str, float]()
         for number, part in enumerate(parts):
             name = f"segment_{number}"
             if part.program is not None:
                 (folder / name).mkdir()
-                library, written = self._library(part.program, folder / name)
+                library, written, seconds = self._library(part.program, folder / name)
+                times.update(seconds)
                 libraries.append(library)
                 sources += [f"{name}/{file}" for file in written]
                 shutil.move(folder / name / LIBRARY, folder / f"{name}.so")
@@ -95,11 +97,12 @@ class Compiler:
             files.append(SegmentFile(kind=part.kind, file=file, inputs=part.inputs, outputs=part.outputs))
         write_index(Index(inputs=list(inputs), outputs=list(outputs), segments=files), folder / INDEX)
         foreign = tuple(part.graph for part in parts if part.program is None)
-        return Compiled(folder, (INDEX, *(f.file for f in files)), tuple(sources), tuple(libraries), foreign)
+        return Compiled(folder, (INDEX, *(f.file for f in files)), tuple(sources), tuple(libraries), foreign, times)
 
-    def _library(self, program: Program, folder: Path) -> tuple[Mapping[str, Any], list[str]]:
-        written = write(make_plan(program, self.cpu, self.timer), folder)
+    def _library(self, program: Program, folder: Path) -> tuple[Mapping[str, Any], list[str], Mapping[str, float]]:
+        plan = make_plan(program, self.cpu, self.timer)
+        written = write(plan, folder)
         self.progress("compiling", None)
         build(folder, self.cpu, self.tools)
         library: Mapping[str, Any] = json.loads((folder / "describe.json").read_text("ascii"))
-        return library, written
+        return library, written, plan.seconds

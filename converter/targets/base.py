@@ -100,6 +100,10 @@ class Built(ABC):
     def about(self, measure: bool) -> About:
         """What is known of the model as it runs. measure: it may be run to find out."""
 
+    def vs_stock(self) -> float | None:
+        """Of kernels of the target's own: by the cost models, the time of a stock engine / theirs for the convolutions."""
+        return None
+
     def roofline(self) -> Roofline | None:
         """The layers against what a core of this machine can do, where the target tells them apart."""
         return None

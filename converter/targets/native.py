@@ -17,18 +17,20 @@ import numpy as np
 import onnx
 
 from gkp.branched import BranchedConv
+from gkp.converter import node as branched_node
+from gkp.converter.cost import PEAK_MACS_PER_MS, estimate_ms
 from gkp.converter.describe import executed_macs, graph_macs
 from gkp.converter.encoding import Encoding
 from gkp.converter.forms import Forms
-from gkp.converter.graph import Graph
-from gkp.converter.lower.candidates import Candidate, Group
+from gkp.converter.graph import Graph, spatial
+from gkp.converter.lower.candidates import Candidate, Group, candidates
 from gkp.converter.lower.emit import lower
 from gkp.converter.native.artefact import Compiled, Compiler
 from gkp.converter.native.building.roofline import network_roofline
 from gkp.converter.native.building.toolchain import Toolchain, find, host_cpu, machine
 from gkp.converter.native.building.tune import Measured
 from gkp.converter.native.kernels.cpu import CPUS, Cpu
-from gkp.converter.native.planning.timer import Model, Timer
+from gkp.converter.native.planning.timer import NOMINAL_HERTZ, Model, Timer
 from gkp.converter.native.reading.parts import NATIVE, Part, parts
 from gkp.converter.sources.base import sample_inputs
 from gkp.converter.targets.base import About, Axes, Built, Emitted, Estimate, Target
@@ -161,6 +163,22 @@ class NativeBuilt(Built):
 
     def prepare(self) -> None:
         _ = self.compiled
+
+    def vs_stock(self) -> float | None:
+        """Both models count the cycles of one core with the vectors of the processor asked for, of the convolutions that
+        stock operators compute in one of the forms of gkp.converter.lower. None where kernels were timed."""
+        cpu, own = self._target.cpu, self.compiled.seconds
+        if self._target.timer(cpu).measures:
+            return None
+        stock: dict[str, float] = {}
+        for node in self._graph.branched():
+            plane = spatial(node.outputs[0])
+            if node.name in own and plane:
+                conv = branched_node.read(node)
+                stock[node.name] = min(estimate_ms(conv, c, plane, cpu.lanes) for c in candidates(conv, cpu.lanes, plane))
+        spent = sum(own[layer] for layer in stock)
+        core = PEAK_MACS_PER_MS / (2 * cpu.lanes * NOMINAL_HERTZ / 1e3)  # from the cost model's core to this one
+        return round(core * sum(stock.values()) / 1e3 / spent, 3) if spent else None
 
     def runner(self, threads: int | None = None) -> NativeRunner | HybridRunner:
         return self._here.open(threads or self._threads)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,9 @@ def test_the_fastest_of_all_installed_targets_is_written(model: Path, tmp_path: 
     names = [struct.name for struct in fastest.TARGETS]
     assert made.manifest.target in names
     note = next(n for n in made.manifest.notes if n.startswith("--target cpu"))
+    assert note.startswith(f"--target cpu took {made.manifest.target}: batch 1: ")
     assert all(name in note for name in names), note
+    assert len(re.findall(r"\d ms \((?:slower|faster|not surely different), \d+\.\d\dx, \d", note)) == len(names) - 1, note
     with load(out) as opened:
         assert opened.manifest.target == json.loads((out / "manifest.json").read_text())["target"] == made.manifest.target
 

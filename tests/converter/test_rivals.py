@@ -19,6 +19,7 @@ from gkp.manifest import Manifest, Measurement
 from gkp.options.convert import convert_options
 from gkp.options.forms import TargetOptions
 from gkp.report import wording
+from gkp.runtime.measure import BLOCKS
 from gkp.runtime.runners import AS_INSTALLED
 
 Costs = dict[tuple[str, str], float]
@@ -40,6 +41,12 @@ class FakeOpenVino(FakeEngine):
     name: ClassVar[str] = "openvino"
 
 
+class FakeNative(FakeEngine):
+    """Has kernels of its own: is no stock engine."""
+
+    name: ClassVar[str] = "native"
+
+
 class AbsentOpenVino(FakeOpenVino):
     def require(self, precision: str) -> None:
         raise BackendMissingError("OpenVINO is not installed", 'pip install "gkp[openvino]"')
@@ -48,7 +55,7 @@ class AbsentOpenVino(FakeOpenVino):
 @pytest.fixture
 def compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Manifest]:
     """Convert a small model with a dense baseline, where the dense one takes dense[engine, precision] milliseconds an image,
-    and any with groups 2."""
+    and any with groups 2; native takes as long for all."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(rivals, "openvino_precision", lambda: "bf16")
     given = save(small_net(channels=32, batch="n"), tmp_path / "m.onnx")
@@ -56,7 +63,7 @@ def compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., M
 
     def engine(kind: type[FakeEngine], precision: str, dense: Costs) -> FakeEngine:
         def cost(model: onnx.ModelProto, batch: int) -> float:
-            return batch * (2.0 if groups(model) > 1 else dense[kind.name, precision])
+            return batch * (2.0 if groups(model) > 1 and kind is not FakeNative else dense[kind.name, precision])
 
         made = kind(monkeypatch, cost)
         made.precision = precision
@@ -64,7 +71,7 @@ def compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., M
 
     def run(dense: Costs, target: str = "ort", precision: str = "fp32", *, openvino: type[FakeEngine] = FakeOpenVino,
             ancestor: bool = True, calibration: str | None = None) -> Manifest:
-        kinds: dict[str, type[FakeEngine]] = {"ort": FakeOrt, "openvino": openvino}
+        kinds: dict[str, type[FakeEngine]] = {"ort": FakeOrt, "openvino": openvino, "native": FakeNative}
 
         def make(options: TargetOptions, precision: str) -> Target:
             return engine(kinds[options.name], precision, dense)
@@ -169,3 +176,38 @@ def test_what_one_engine_runs_in_two_ways_is_built_once(compared: Callable[..., 
     monkeypatch.setattr(FakeTarget, "build_as_is", lambda self, *more: built.append(self.name) or build(self, *more))
     compared(FP32)
     assert built.count("openvino") == 1
+
+
+# ---- a target with kernels of its own -------------------------------------------------------------------------------
+def stock(made: Manifest) -> list[dict[str, float | None]]:
+    return [{r.engine: None if r.ms is None else round(r.ms.median / row.batch, 6) for r in row.stock}
+            for row in made.measurements]
+
+
+@pytest.mark.parametrize("ancestor", [True, False])
+def test_native_kernels_are_compared_with_the_model_itself_in_every_stock_engine(ancestor: bool,
+                                                                               compared: Callable[..., Manifest]) -> None:
+    made = compared({**FP32, ("native", "fp32"): 5.0}, "native", ancestor=ancestor)
+    assert stock(made) == [{"ort": 2.0, "openvino": 2.0}] * len(made.measurements)
+    assert wording.headline(made).startswith("ONNX Runtime runs this model faster (2.50x at batch 1, 1 thread")
+    assert not any("unchanged" in note for note in made.notes), "what was asked for is written"
+
+
+def test_native_kernels_that_win_are_told_as_before_and_hopeless_rows_are_not_timed(compared: Callable[..., Manifest]) -> None:
+    made = compared({**FP32, ("openvino", AS_INSTALLED): 3.0, ("native", "fp32"): 0.5}, "native")
+    assert stock(made) == [{"ort": None, "openvino": None}] * 2
+    assert {r.missing for row in made.measurements for r in row.stock} == {"a first look showed it to be far slower"}
+    assert all(row.latency_ms.as_is is not None for row in made.measurements), "as given is always a row"
+    assert wording.headline(made).startswith("6.00x faster than the fastest dense fp32")
+
+
+def test_a_stock_engine_is_not_compared_with_itself_twice(compared: Callable[..., Manifest]) -> None:
+    assert stock(compared(FP32)) == [{}, {}]
+
+
+def test_every_row_is_measured_in_blocks_and_says_what_else_ran(compared: Callable[..., Manifest]) -> None:
+    for row in compared(FP32).measurements:
+        assert row.blocks is not None
+        assert row.blocks >= BLOCKS
+        assert row.load is not None
+        assert row.load.average_before >= 0

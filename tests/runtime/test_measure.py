@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gkp.manifest import Load
 from gkp.runtime import measure
-from gkp.runtime.measure import interleave, ratio, timing
+from gkp.runtime.measure import BLOCKS, Call, interleave, interleave_anew, ratio, timing
 
 
 @dataclass
@@ -84,3 +86,90 @@ def test_noise_widens_the_interval() -> None:
 def test_equal_samples_have_the_ratio_one() -> None:
     made = ratio([2.0] * 9, [2.0] * 9)
     assert (made.low, made.value, made.high) == (1, 1, 1)
+
+
+# ---- in blocks ------------------------------------------------------------------------------------------------------
+Opener = Callable[[], AbstractContextManager[dict[str, Call]]]
+
+
+class FakeWatch:
+    """Others take this share."""
+
+    share: float | None = 0.0
+
+    def __init__(self, threads: int) -> None:
+        assert threads == 1
+
+    def read(self) -> Load:
+        return Load(average_before=0.0, average_after=0.0, others=self.share, taken=self.share)
+
+
+def anew(clock: Clock, opening_ms: float = 0.0, ms: Callable[[int], float] = lambda block: 2.0) -> tuple[Opener, list[int]]:
+    """Two models, the second twice as fast; how long they take is settled by each opening. And how many are open, each time
+    that this changes."""
+    is_open = [0]
+
+    @contextmanager
+    def opened() -> Iterator[dict[str, Call]]:
+        block = len(is_open) // 2
+        is_open.append(1)
+        clock.now += opening_ms / 1e3
+        yield {"a": clock.spend(ms(block)), "b": clock.spend(ms(block) / 2)}
+        is_open.append(0)
+
+    return opened, is_open
+
+
+def test_models_are_opened_anew_for_every_block_and_closed_before_the_next(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "Watch", FakeWatch)
+    opened, is_open = anew(clock, ms=lambda block: 2.0 + block)
+    made = interleave_anew(opened, threads=1, budget_s=1.0)
+    assert is_open == [0] + [1, 0] * BLOCKS
+    assert len(made.blocks) == BLOCKS
+    assert sum(made.blocks) == len(made.ms["a"]) == len(made.ms["b"])
+    assert sorted({round(ms) for ms in made.ms["a"]}) == [2 + k for k in range(BLOCKS)]
+    assert made.ratio("a", "b").high == pytest.approx(2.0)
+    assert made.fastest() == "b"
+
+
+@pytest.mark.parametrize(("ms", "opening_ms", "budget", "least"), [(2.0, 0.0, 1.0, 0.9), (2.0, 150.0, 1.0, 0.9),
+                                                                    (900.0, 0.0, 0.1, 0.0)])
+def test_blocks_share_the_budget_with_the_openings(ms: float, opening_ms: float, budget: float, least: float, clock: Clock,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "Watch", FakeWatch)
+    opened, _ = anew(clock, opening_ms, lambda block: ms)
+    made = interleave_anew(opened, threads=1, budget_s=budget)
+    round_s = 1.5 * ms / 1e3
+    assert least < clock.now < max(budget + 0.3, BLOCKS * (opening_ms / 1e3 + 3 * round_s))
+    assert min(made.blocks) == (1 if ms > 100 else min(made.blocks)) >= 1
+
+
+@pytest.mark.parametrize(("share", "blocks"), [(0.0, BLOCKS), (None, BLOCKS), (0.04, BLOCKS), (0.5, 2 * BLOCKS)])
+def test_under_load_as_many_blocks_again_are_taken(share: float | None, blocks: int, clock: Clock,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "Watch", FakeWatch)
+    monkeypatch.setattr(FakeWatch, "share", share)
+    opened, _ = anew(clock)
+    made = interleave_anew(opened, threads=1, budget_s=1.0)
+    assert len(made.blocks) == blocks
+    assert made.load.taken == share
+    assert clock.now < 2.3, "as much time again, not more"
+
+
+def test_slow_models_under_load_do_not_take_longer_than_the_extra_time(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "Watch", FakeWatch)
+    monkeypatch.setattr(FakeWatch, "share", 0.5)
+    opened, _ = anew(clock, ms=lambda block: 900.0)
+    assert len(interleave_anew(opened, threads=1, budget_s=1.0).blocks) == BLOCKS
+
+
+def test_a_model_that_does_not_open_again_is_left_out(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "Watch", FakeWatch)
+    count = [0]
+
+    @contextmanager
+    def opened() -> Iterator[dict[str, Call]]:
+        count[0] += 1
+        yield {"a": clock.spend(1.0), **({"b": clock.spend(2.0)} if count[0] < 3 else {})}
+
+    assert list(interleave_anew(opened, threads=1, budget_s=0.1).ms) == ["a"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.kernel import Kernel
@@ -34,10 +35,12 @@ class Call:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that is compiled. arena: bytes of working memory for one image in flight, zero when created."""
+    """Everything that is compiled. arena: bytes of working memory for one image in flight, zero when created; seconds: of
+    one image, by the timer that chose the kernels, for the layers that are convolutions."""
 
     cpu: Cpu
     calls: tuple[Call, ...]
     arena: int
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+    seconds: Mapping[str, float] = field(default_factory=dict)

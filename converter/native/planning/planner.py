@@ -59,6 +59,7 @@ class _Planner:
     calls: list[Call] = field(default_factory=list)
     buffers: list[_Buffer] = field(default_factory=list)
     homes: dict[tuple[int, Kind], Place] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def plan(self) -> Plan:
         for number, port in enumerate(self.program.inputs):
@@ -110,6 +111,7 @@ class _Planner:
         times = {w.kinds: w.seconds for w in self.ways[number]}
         kind = source_kind(self.program, self.at, self.kinds, times, step.source, step.target)
         way = next(w for w in self.ways[number] if w.kinds == (kind, target))
+        self.seconds[step.layer] = self.seconds.get(step.layer, 0.0) + way.seconds
         x = self._read(step.source, kind)
         r = self._read(step.residual, target) if step.residual is not None else None
         if way.before is not None:
@@ -151,7 +153,7 @@ class _Planner:
             return Place("arena", starts[place.at]) if place.where == "buffer" else place
 
         calls = tuple(replace(c, x=settled(c.x), r=c.r and settled(c.r), y=settled(c.y)) for c in self.calls)
-        return Plan(self.cpu, calls, arena, self.program.inputs, self.program.outputs)
+        return Plan(self.cpu, calls, arena, self.program.inputs, self.program.outputs, self.seconds)
 
 
 def _has_zeros(layout: Layout, lanes: int) -> bool:

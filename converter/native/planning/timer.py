@@ -11,7 +11,7 @@ from typing import Protocol
 
 from gkp.converter.native.kernels.way import Trial
 
-_NOMINAL_HERTZ = 4e9
+NOMINAL_HERTZ = 4e9
 
 
 class Timer(Protocol):
@@ -28,4 +28,4 @@ class Model:
     measures = False
 
     def seconds(self, trials: Sequence[Trial]) -> list[float]:
-        return [t.cycles / _NOMINAL_HERTZ for t in trials]
+        return [t.cycles / NOMINAL_HERTZ for t in trials]
