@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isinf
+
+import numpy as np
 
 from gkp.converter.native.kernels.cpu import VECTORS
-from gkp.converter.native.program import Activation
+from gkp.converter.native.program import Activation, Function, Parametric
 
 FUNCTION = "KERNEL"
 """Stands for the function's name in Kernel.source; kernels with the same source share one object file."""
@@ -46,6 +49,15 @@ def recipe(kernel: Kernel) -> Recipe:
     return Recipe(kernel.source, str(len(kernel.data)), lambda: kernel.data)
 
 
-def activation(kind: Activation, expression: str) -> str:
+def activation(kind: Function, expression: str) -> str:
     """The expression with the activation around it."""
+    if isinstance(kind, Parametric):
+        return f"{kind.name}({', '.join([expression, *map(literal, kind.parameters)])})"
     return expression if kind is Activation.NONE else f"{kind.value}({expression})"
+
+
+def literal(number: float) -> str:
+    """A float32 as C says it."""
+    if isinf(number):
+        return f"{'-' if number < 0 else ''}__builtin_inff()"
+    return f"{float(np.float32(number))!r}f"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.kernel import Kernel
@@ -11,13 +12,32 @@ from gkp.converter.native.kernels.steps.convert import convert, pack, reshape, s
 from gkp.converter.native.kernels.steps.copy import copy
 from gkp.converter.native.kernels.steps.depthwise import depthwise
 from gkp.converter.native.kernels.steps.elementwise import affine, binary
+from gkp.converter.native.kernels.steps.functions import map_, prelu
+from gkp.converter.native.kernels.steps.normalise import normalise
+from gkp.converter.native.kernels.steps.permute import permute
 from gkp.converter.native.kernels.steps.pool import pool
+from gkp.converter.native.kernels.steps.reduce import reduce
 from gkp.converter.native.kernels.steps.softmax import softmax
-from gkp.converter.native.program import Affine, Binary, Copy, Depthwise, Pool, Reshape, Softmax, Value, reads
+from gkp.converter.native.program import (
+    Affine,
+    Binary,
+    Copy,
+    Depthwise,
+    Map,
+    Normalise,
+    Permute,
+    Pool,
+    PRelu,
+    Reduce,
+    Reshape,
+    Softmax,
+    Value,
+    reads,
+)
 
 __all__ = ["SimpleStep", "convert", "pack", "space_to_depth", "step_kernel", "unpack"]
 
-SimpleStep = Depthwise | Pool | Binary | Affine | Copy | Reshape | Softmax
+SimpleStep = Depthwise | Pool | Binary | Affine | Copy | Reshape | Softmax | Reduce | Normalise | PRelu | Map | Permute
 
 
 def step_kernel(step: SimpleStep, values: Sequence[Value], layouts: Mapping[int, Layout], cpu: Cpu) -> Kernel:
@@ -32,12 +52,12 @@ def step_kernel(step: SimpleStep, values: Sequence[Value], layouts: Mapping[int,
     source = layouts[step.source]
     if isinstance(step, Depthwise):
         return depthwise(step, source, target, None if step.residual is None else layouts[step.residual], cpu)
-    if isinstance(step, Pool):
-        return pool(step, source, target, cpu)
-    if isinstance(step, Affine):
-        return affine(step, source, target, cpu)
-    if isinstance(step, Copy):
-        return copy(step, source, target, cpu)
-    if isinstance(step, Reshape):
-        return reshape(source, target, cpu)
-    return softmax(source, target, cpu)
+    return _KERNELS[type(step)](step, source, target, cpu)
+
+
+_KERNELS: Mapping[type[SimpleStep], Callable[[Any, Layout, Layout, Cpu], Kernel]] = {
+    Pool: pool, Affine: affine, Copy: copy, Reduce: reduce, Normalise: normalise, PRelu: prelu, Map: map_, Permute: permute,
+    Reshape: lambda step, source, target, cpu: reshape(source, target, cpu),
+    Softmax: lambda step, source, target, cpu: softmax(source, target, cpu),
+}
+"""Of the steps that read one value."""

@@ -12,9 +12,10 @@ from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.emit import at, block, chunks, get, kernel, loop, put, share
 from gkp.converter.native.kernels.kernel import Kernel, activation
 from gkp.converter.native.kernels.layout import Layout
-from gkp.converter.native.program import ZERO_AT_ZERO, Affine, Binary
+from gkp.converter.native.program import Affine, Binary, Value, zero_at_zero
 
-_OPERATORS = {"add": "+", "sub": "-", "mul": "*"}
+_OPERATORS = {"add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "div": "{0} / {1}", "max": "maximum({0}, {1})",
+              "min": "minimum({0}, {1})"}
 
 
 @dataclass(frozen=True)
@@ -122,20 +123,19 @@ def affine(step: Affine, source: Layout, target: Layout, cpu: Cpu) -> Kernel:
 
 
 def binary(step: Binary, a: Layout, b: Layout, target: Layout, cpu: Cpu) -> Kernel:
-    """x: a; r: b, of a's shape, [C, 1, 1] or [1, 1, 1]. Raises ValueError for any other shape."""
+    """x: a; r: b. Raises ValueError for operands that do not give the target's shape."""
     value = target.value
     shape = (value.channels, value.height, value.width)
-    if b.value == value:
-        second = whole("r", b)
-    elif b.value.size == 1:
-        second = Operand("r", b.origin, (0, 0, 0))
-    elif b.value.size == b.value.channels == value.channels:
-        second = Operand("r", b.origin, (b.channel, 0, 0))
-    else:
-        raise ValueError(f"cannot broadcast {b.value} to {value}")
-    if a.value != value:
-        raise ValueError(f"a value of shape {a.value} does not give {value}")
-    keeps_zero = step.activation in ZERO_AT_ZERO and b.value == value
-    return kernel(elementwise(
-        whole("y", target), [whole("x", a), second], shape,
-        lambda v: activation(step.activation, f"{v[0]} {_OPERATORS[step.op]} {v[1]}"), keeps_zero, cpu.lanes))
+    operands = [_broadcast("x", a, value), _broadcast("r", b, value)]
+    keeps_zero = zero_at_zero(step.activation) and a.value == b.value == value and step.op != "div"
+    return kernel(elementwise(whole("y", target), operands, shape,
+                              lambda v: activation(step.activation, _OPERATORS[step.op].format(*v)), keeps_zero, cpu.lanes))
+
+
+def _broadcast(pointer: str, layout: Layout, value: Value) -> Operand:
+    sizes = [(own, n) for own, n in zip(*((v.channels, v.height, v.width) for v in (layout.value, value)), strict=True)]
+    if any(own not in (1, n) for own, n in sizes):
+        raise ValueError(f"cannot broadcast {layout.value} to {value}")
+    c, row, column = (stride if own == n else 0
+                      for (own, n), stride in zip(sizes, (layout.channel, layout.row, layout.column), strict=True))
+    return Operand(pointer, layout.origin, (c, row, column))
