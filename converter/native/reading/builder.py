@@ -13,11 +13,14 @@ from gkp.converter.native.dtypes import DTYPES, FLOAT32, DType
 from gkp.converter.native.program import Copy, Depthwise, Permute, Reshape, Step, Value
 from gkp.converter.native.reading.moves import ZERO, Elements, Refused, bounded, data_inputs, is_move, move
 from gkp.converter.native.reading.orders import order_of, permutation
+from gkp.converter.native.reading.runs import Concatenations, Run, gathered
 
 Border = tuple[int, int, int, int]
 """top, left, bottom, right."""
 
 _MAX_SHIFT = 16
+_SHORT = 8
+"""Runs that are copied one by one, besides two from each base."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,18 +38,6 @@ class View:
     def whole(self) -> bool:
         """Is it a value as it is?"""
         return self.value is not None and self.order is None
-
-
-@dataclass(frozen=True, eq=False)
-class _Run:
-    """Channels [first, first + index.size) of a target: channel index[k] of a base (-1: zeros) from `offset` in
-    steps of `strides`."""
-
-    first: int
-    index: Elements
-    base: int
-    offset: tuple[int, int]
-    strides: tuple[int, int]
 
 
 def dtype_of(tensor: Tensor) -> DType:
@@ -79,6 +70,7 @@ class Builder:
         self._starts: list[int] = []  # number of the first element of each value
         self._end = ZERO + 1
         self._views: dict[int, View | None] = {}
+        self._concatenations = Concatenations()
 
     # ---- values and tensors -------------------------------------------------------------------------------------
     def value(self, shape: Sequence[int], dtype: DType = FLOAT32) -> int:
@@ -224,15 +216,23 @@ class Builder:
         self.steps.append(Reshape(source, target))
         return target
 
-    def _copy(self, shape: Sequence[int], runs: Sequence[_Run]) -> int:
-        """A new value that the runs fill."""
+    def _copy(self, shape: Sequence[int], runs: Sequence[Run]) -> int:
+        """A new value that the runs fill; where they alternate between their bases (channel shuffles), side by side
+        first."""
         target = self.value(shape, self.values[runs[0].base].dtype)
-        for run in runs:
+        side, index = gathered(runs)
+        if len(runs) > 2 * len(side) + _SHORT:
+            source = self._copy((sum(run.index.size for run in side), *shape[1:]), side)
+            self.steps.append(Copy(source, target, index))
+            return target
+        plane = tuple(shape[1:])
+        for run in self._concatenations.shorter(plane, runs):
             source, strides = self._shifted(run, self.values[target])
             self.steps.append(Copy(source, target, run.index, strides, run.first))
+        self._concatenations.note(plane, target, runs)
         return target
 
-    def _unfolded(self, elements: Elements) -> tuple[tuple[int, ...], list[_Run]] | None:
+    def _unfolded(self, elements: Elements) -> tuple[tuple[int, ...], list[Run]] | None:
         """Another shape in which the elements are whole channels of their bases, unmoved within the plane."""
         flat = elements.ravel()
         value = self.values[self._base(int(flat.max()))]
@@ -258,22 +258,22 @@ class Builder:
     def _base(self, element: int) -> int:
         return int(np.searchsorted(self._starts, element, "right")) - 1
 
-    def _runs(self, plane: Elements) -> list[_Run]:
+    def _runs(self, plane: Elements) -> list[Run]:
         """The channels as runs of channels of one base each. Refused when they are not whole channels."""
-        runs: list[_Run] = []
+        runs: list[Run] = []
         first = 0
         index: list[int] = []
         current: tuple[int, tuple[int, int], tuple[int, int]] | None = None
         for c, channel in enumerate(plane):
             found = self._channel(channel) if channel.any() else None
             if found is not None and current is not None and found[1:] != current:
-                runs.append(_Run(first, np.asarray(index, np.int64), *current))
+                runs.append(Run(first, np.asarray(index, np.int64), *current))
                 first, index, current = c, [], None
             if found is not None:
                 current = found[1:]
             index.append(-1 if found is None else found[0])
         current = current or (0, (0, 0), (1, 1))
-        return [*runs, _Run(first, np.asarray(index, np.int64), *current)]
+        return [*runs, Run(first, np.asarray(index, np.int64), *current)]
 
     def _channel(self, channel: Elements) -> tuple[int, int, tuple[int, int], tuple[int, int]]:
         """(channel of the base, base, offset, strides) of a plane of element numbers."""
@@ -292,7 +292,7 @@ class Builder:
             raise Refused("it moves elements within channels")
         return int(c), base, (int(y), int(x)), (down, right)
 
-    def _shifted(self, run: _Run, target: Value) -> tuple[int, tuple[int, int]]:
+    def _shifted(self, run: Run, target: Value) -> tuple[int, tuple[int, int]]:
         """(value, strides): the run's base, after its offset is taken away by a depthwise convolution of one tap."""
         if run.offset == (0, 0):
             return run.base, run.strides
