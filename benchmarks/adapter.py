@@ -22,8 +22,10 @@ from gkp.converter.lower.emit import lower
 from gkp.converter.quantise import quantise_stock
 from gkp.converter.sources import GroupedModel
 from gkp.converter.targets import Built, Target, make_target
+from gkp.converter.targets.native import NativeBuilt
 from gkp.errors import FileError
 from gkp.options.convert import convert_options
+from gkp.options.targets import NativeOptions
 from gkp.runtime.runners import Runner
 from gkp.text import first_line
 from gkp.types import Progress, silent
@@ -72,28 +74,46 @@ def calibrated(spec: str, model: GroupedModel, count: int, progress: Progress) -
     return made
 
 
-class Engines:
-    """What runs models here. The native compiler compiles each network once, as long as somebody holds it."""
+def hybrid(measure: bool, progress: Progress) -> Target:
+    """The native compiler, which leaves operators without a kernel to ONNX Runtime. measure: kernels are chosen by timing
+    them, else by a model of the processor."""
+    return make_target(NativeOptions(hybrid=True), measure=measure, progress=progress)
 
-    def __init__(self) -> None:
-        self._targets: dict[tuple[str, str], Target] = {}
+
+class Engines:
+    """What runs models here. The native compiler compiles each network once, as long as somebody holds it. native: its
+    target."""
+
+    def __init__(self, native: Target | None = None) -> None:
+        self._targets: dict[tuple[str, str], Target] = {} if native is None else {(native.name, native.precision): native}
         self._native: WeakKeyDictionary[Graph, Built] = WeakKeyDictionary()
 
-    def stock(self, name: str, model: onnx.ModelProto, threads: int, precision: str = "fp32") -> Runner:
-        """A stock model on an engine, at any batch; one in int8 holds its quantisers. GkpError when the engine is missing or
-        refuses it."""
+    def stock(self, name: str, model: onnx.ModelProto, threads: int, precision: str = "fp32",
+              any_batch: bool = True) -> Runner:
+        """A stock model on an engine; one in int8 holds its quantisers. any_batch: its batch is free, whatever the model
+        has. GkpError when the engine is missing or refuses it."""
         target = self._target(name, precision)
-        return target.build_as_is(free_axes(model, batch_axes(model)), Encoding(), threads).runner()
+        free = free_axes(model, batch_axes(model)) if any_batch else model
+        return target.build_as_is(free, Encoding(), threads).runner()
 
-    def dense(self, name: str, network: Graph, threads: int) -> Runner:
+    def dense(self, name: str, network: Graph, threads: int, any_batch: bool = True) -> Runner:
         """A dense network, in the forms that suit the engine best."""
-        return self.stock(name, lowered(network, name), threads)
+        return self.stock(name, lowered(network, name), threads, any_batch=any_batch)
 
     def native(self, graph: Graph, threads: int) -> Runner:
         """A Start: the native compiler."""
+        return self._compiled(graph, threads).runner(threads)
+
+    def foreign(self, graph: Graph, threads: int) -> list[str]:
+        """The operators that ONNX Runtime runs of what `native` starts: those without a kernel, of a hybrid target."""
+        made = self._compiled(graph, threads)
+        parts = made.compiled.foreign if isinstance(made, NativeBuilt) else ()
+        return sorted({node.op for part in parts for node in part.nodes})
+
+    def _compiled(self, graph: Graph, threads: int) -> Built:
         if graph not in self._native:
             self._native[graph] = self._target("native").build(graph, {}, {}, Encoding(), threads)
-        return self._native[graph].runner(threads)
+        return self._native[graph]
 
     def _target(self, name: str, precision: str = "fp32") -> Target:
         if (name, precision) not in self._targets:

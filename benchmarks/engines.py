@@ -3,7 +3,8 @@ form, both compiled natively. Ratios are against ONNX Runtime and against the fa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,10 +24,12 @@ from gkp.converter.twin import dense_twin
 from gkp.errors import GkpError
 from gkp.runtime.measure import fastest, interleave, ratio, timing
 from gkp.runtime.runners import Runner
-from gkp.types import Progress, Run, silent
+from gkp.types import Array, Progress, Run, silent
 
 STOCK = ("ort", "openvino", "ncnn")
 DENSE, PRUNED = "dense", "pruned"
+NCNN_FORMS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("simplified", ()), ("simplified, without F(4x4, 3x3)", ("winograd43",)))
 Key = tuple[str, str, str]
 Measure = Callable[[Runner, Progress], "float | None"]
 """The accuracy of what an engine runs; None where there are no images."""
@@ -81,14 +84,15 @@ def contenders(pair: Pair, threads: int, engines: Engines) -> list[Contender]:
         if pair.given is not None:
             out.append(Contender(name, DENSE, "as given", partial(engines.stock, name, pair.given, threads)))
         out.append(Contender(name, DENSE, "simplified", partial(engines.dense, name, pair.dense, threads)))
-    for form, off in (("simplified", ()), ("simplified, without F(4x4, 3x3)", ("winograd43",))):
-        out.append(Contender("ncnn", DENSE, form, partial(_ncnn, pair.dense, threads, off)))
+    for form, off in NCNN_FORMS:
+        out.append(Contender("ncnn", DENSE, form, partial(start_ncnn, pair.dense, threads, off)))
     out.append(Contender("native", DENSE, "compiled", partial(engines.native, pair.dense, threads)))
     out.append(Contender("native", PRUNED, "compiled", partial(engines.native, pair.pruned, threads)))
     return out
 
 
-def _ncnn(dense: Graph, threads: int, off: Sequence[str]) -> Runner:
+def start_ncnn(dense: Graph, threads: int, off: Sequence[str]) -> Runner:
+    """A dense network in ncnn, without the Winograd kernels `off`. Errors of gkp.converter.ncnn."""
     return ncnn_runner(lowered(dense, "onnx"), threads, off)
 
 
@@ -98,9 +102,25 @@ def compare(name: str, pair: Pair, tried: Sequence[Contender], batches: Sequence
     cannot run is a row without times that says why. accuracy: of the pruned model, and of a dense one that was given; one
     form of each model is asked."""
     like = pair.pruned.to_model()
-    missing: dict[int, str] = {}
-    runners: dict[int, Runner] = {}
     out = []
+    with running(tried, progress) as (runners, missing):
+        feeds = sample_inputs(like, seed=1)
+        missing.update(wrong(tried, runners, {PRUNED: pair.reference(feeds)}, feeds))
+        shares = _accuracies(tried, {k: r for k, r in runners.items() if k not in missing}, pair, accuracy, progress)
+        for batch in batches:
+            progress(f"measuring {len(runners)} models at batch {batch}", None)
+            feeds = sample_inputs(like, batch=batch)
+            failed = dict(missing)
+            samples = time_all({k: r for k, r in runners.items() if k not in missing}, feeds, seconds, failed)
+            out.append(_comparison(name, pair.theoretical, tried, batch, threads, samples, failed, shares))
+    return out
+
+
+@contextlib.contextmanager
+def running(tried: Sequence[Contender], progress: Progress) -> Iterator[tuple[dict[int, Runner], dict[int, str]]]:
+    """What the entries start, by their numbers, and why the others do not; closed at the end."""
+    runners: dict[int, Runner] = {}
+    missing: dict[int, str] = {}
     try:
         for number, entry in enumerate(tried):
             progress(f"opening {entry.model} on {entry.engine}, {entry.form}", None)
@@ -108,25 +128,18 @@ def compare(name: str, pair: Pair, tried: Sequence[Contender], batches: Sequence
                 runners[number] = entry.start()
             except GkpError as e:
                 missing[number] = e.message
-        missing.update(_wrong(tried, runners, pair.reference, sample_inputs(like, seed=1)))
-        shares = _accuracies(tried, {k: r for k, r in runners.items() if k not in missing}, pair, accuracy, progress)
-        for batch in batches:
-            progress(f"measuring {len(runners)} models at batch {batch}", None)
-            feeds = sample_inputs(like, batch=batch)
-            failed = dict(missing)
-            samples = _time({k: r for k, r in runners.items() if k not in missing}, feeds, seconds, failed)
-            out.append(_comparison(name, pair.theoretical, tried, batch, threads, samples, failed, shares))
+        yield runners, missing
     finally:
         for runner in runners.values():
             runner.close()
-    return out
 
 
-def _wrong(tried: Sequence[Contender], runners: Mapping[int, Runner], reference: Run,
-           feeds: Mapping[str, Any]) -> dict[int, str]:
-    """The entries that compute something else, by a wide margin: the pruned model than its checkpoint, the dense one than
-    the first engine that runs it. Time is no merit then. (What gkp writes, conversions verify to the last digits.)"""
-    expected = {PRUNED: reference(feeds)}
+def wrong(tried: Sequence[Contender], runners: Mapping[int, Runner], expected: Mapping[str, Sequence[Array]],
+          feeds: Mapping[str, Array], least: float = 1.0) -> dict[int, str]:
+    """The entries that compute something else, by a wide margin. Time is no merit then. (What gkp writes, conversions verify
+    to the last digits.) expected: the outputs of a model; one that has none shall compute what the first engine does that
+    runs it. least: see gkp.benchmarks.kit.apart."""
+    known = dict(expected)
     found = {}
     for number, runner in runners.items():
         try:
@@ -134,9 +147,9 @@ def _wrong(tried: Sequence[Contender], runners: Mapping[int, Runner], reference:
         except GkpError as e:
             found[number] = e.message
             continue
-        wanted = expected.setdefault(tried[number].model, outputs)
+        wanted = known.setdefault(tried[number].model, outputs)
         fits = [got.shape for got in outputs] == [want.shape for want in wanted]
-        error = max(map(apart, outputs, wanted)) if fits else float("inf")
+        error = max(apart(got, want, least) for got, want in zip(outputs, wanted, strict=True)) if fits else float("inf")
         if not error < _SAME[tried[number].precision]:
             found[number] = f"it computes something else (error {error:.1e})"
     return found
@@ -159,9 +172,10 @@ def _named(runner: Runner, feeds: Mapping[str, Any]) -> dict[str, Any]:
     return dict(zip(runner.inputs, feeds.values(), strict=False))
 
 
-def _time(runners: Mapping[int, Runner], feeds: Mapping[str, Any], seconds: float,
-          failed: dict[int, str]) -> dict[int, list[float]]:
-    """Milliseconds per entry number; runners that refuse the inputs are added to `failed`."""
+def time_all(runners: Mapping[int, Runner], feeds: Mapping[str, Array], seconds: float,
+             failed: dict[int, str]) -> dict[int, list[float]]:
+    """Milliseconds per entry number, one for every round, all entries turn by turn; runners that refuse the inputs are added
+    to `failed`."""
     calls = {}
     for number, runner in runners.items():
         named = _named(runner, feeds)
@@ -174,12 +188,18 @@ def _time(runners: Mapping[int, Runner], feeds: Mapping[str, Any], seconds: floa
     return {int(k): v for k, v in interleave(calls, budget_s=seconds * len(calls)).items()}
 
 
-def _comparison(name: str, theoretical: float, tried: Sequence[Contender], batch: int, threads: int,
-                samples: Mapping[int, list[float]], failed: Mapping[int, str],
-                shares: Mapping[Key, float | None]) -> Comparison:
+def by_key(tried: Sequence[Contender]) -> dict[Key, list[int]]:
+    """The numbers of the entries of which the fastest form counts."""
     forms: dict[Key, list[int]] = {}
     for number, entry in enumerate(tried):
         forms.setdefault(entry.key, []).append(number)
+    return forms
+
+
+def _comparison(name: str, theoretical: float, tried: Sequence[Contender], batch: int, threads: int,
+                samples: Mapping[int, list[float]], failed: Mapping[int, str],
+                shares: Mapping[Key, float | None]) -> Comparison:
+    forms = by_key(tried)
     best = {key: fastest(samples, numbers) for key, numbers in forms.items()}
     dense: dict[str, dict[str, list[float]]] = {}
     for (engine, model, precision), k in best.items():

@@ -39,8 +39,8 @@ def indented(value: Any) -> bytes:
     return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
 
 
-def apart(got: Array, wanted: Array) -> float:
-    """Largest difference, relative to the largest wanted value (at least 1); infinite for another number of values."""
+def apart(got: Array, wanted: Array, least: float = 1.0) -> float:
+    """Largest difference, relative to the largest wanted value (at least `least`); infinite for another number of values."""
     if got.size != wanted.size:
         return float("inf")
-    return float(np.abs(got.reshape(wanted.shape) - wanted).max()) / max(1.0, float(np.abs(wanted).max()))
+    return float(np.abs(got.reshape(wanted.shape) - wanted).max()) / max(least, float(np.abs(wanted).max()))

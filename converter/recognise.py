@@ -26,6 +26,7 @@ from gkp.text import clean
 RECOGNISE: tuple[ModuleType, ...] = (fold_batchnorm, absorb_inputs, absorb_outputs, hoist_activations)
 SIMPLIFY: tuple[ModuleType, ...] = (fold_batchnorm, drop_channels)
 _MAX_ROUNDS = 200
+_MAX_SHAPES = 64
 _ELSEWHERE = "its channels come from or go to something other than one convolution"
 
 Watch = Callable[[str, Graph], None]
@@ -47,10 +48,13 @@ def recognise(graph: Graph, watch: Watch = lambda name, graph: None) -> Graph:
 
 
 def settle(graph: Graph) -> None:
-    """Fold what is constant, and infer the shapes that come of it. Changes `graph` in place."""
+    """Fold what is constant, and infer the shapes that come of it, from which more may become constant (a chain of slices
+    whose bounds are computed from the shape of what they cut). Changes `graph` in place."""
     fold_constants.run(graph)
-    graph.infer()  # shapes that were computed are constants now
-    fold_constants.run(graph)
+    for _ in range(_MAX_SHAPES):
+        graph.infer()  # shapes that were computed are constants now
+        if not fold_constants.run(graph):
+            return
 
 
 def simplify(graph: Graph, watch: Watch = lambda name, graph: None) -> Graph:

@@ -172,12 +172,16 @@ def run(**options: Any) -> None:
 
 @main.command("bench", context_settings=_CONTEXT)
 @click.argument("directories", type=_PATH, nargs=-1)
-@click.option("--suite", type=click.Choice(["cpu", "gpu", "edge"]), help="A standard suite instead of artefacts. cpu: the "
-              "published checkpoints and ResNet-50 with grouped 3x3 convolutions, on every engine of the CPU; gpu: a "
-              "ResNet-50 and a ResNet-20 on PyTorch, ONNX Runtime and TensorRT, under 8 minutes; edge: what splitting them "
-              "over devices buys, with worker processes on this machine, about 15 minutes.")
+@click.option("--suite", type=click.Choice(["cpu", "gpu", "edge", "zoo"]), help="A standard suite instead of artefacts. "
+              "cpu: the published checkpoints and ResNet-50 with grouped 3x3 convolutions, on every engine of the CPU; "
+              "gpu: a ResNet-50 and a ResNet-20 on PyTorch, ONNX Runtime and TensorRT, under 8 minutes; edge: what "
+              "splitting them over devices buys, with worker processes on this machine, about 15 minutes; zoo: the ONNX "
+              "files of --models, dense and masked, in the native kernels beside the dense network on every stock engine.")
 @click.option("--devices", type=click.IntRange(2, 16), multiple=True, metavar="N",
               help="Of --suite edge: over how many devices; may be repeated. [default: 2]")
+@click.option("--models", type=_PATH, metavar="DIR", help="Of --suite zoo: the folder with the ONNX files.")
+@click.option("--only", metavar="NAME,...", help="Of --suite zoo: names of files, without .onnx. [default: all]")
+@click.option("--variants", metavar="NAME,...", help="Of --suite zoo: dense, block, tmi. [default: all]")
 @click.option("--calibrate", type=click.Choice(["trt"]), help="Measure convolutions on the GPU here, and write them into "
               "your own cost table, by which --target trt chooses forms.")
 @click.option("--checkpoints", type=_PATH, metavar="DIR", help="Published checkpoints for --suite cpu and edge.")
@@ -188,7 +192,8 @@ def run(**options: Any) -> None:
 @click.option("--batch", "batches", type=click.IntRange(1, 4096), multiple=True,
               help="Batch sizes. [default: those the artefact was measured at]")
 @click.option("--seconds", type=click.FloatRange(0.1, 600), default=3.0, show_default=True,
-              help="Time to spend on each batch size; of --suite edge, on each row.")
+              help="Time to spend on each batch size; of --suite edge, on each row; of --suite zoo, on each form of an "
+              "engine.")
 @_trust
 @click.option("--json", "json_to", metavar="FILE|-", help="Write the table as JSON to a file or to stdout.")
 @_verbosity

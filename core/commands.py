@@ -174,17 +174,20 @@ def _write_arrays(path: Path, outputs: dict[str, Any]) -> None:
 
 def bench(screen: Screen, *, directories: tuple[Path, ...], suite: str | None, calibrate: str | None,
           checkpoints: Path | None, batches: tuple[int, ...], seconds: float, json_to: str | None, trust_code: bool,
-          devices: tuple[int, ...], data: str | None, calibration: str | None) -> None:
+          devices: tuple[int, ...], data: str | None, calibration: str | None, models: Path | None, only: str | None,
+          variants: str | None) -> None:
     from gkp.benchmarks import bench as benchmarks
     from gkp.benchmarks.results import Bench
     from gkp.benchmarks.suite_tables import suite_tables
     from gkp.runtime.environment import fingerprint
 
     if bool(directories) + bool(suite) + bool(calibrate) != 1:
-        raise UsageError("give artefact directories, or --suite cpu|gpu|edge, or --calibrate trt",
+        raise UsageError("give artefact directories, or --suite cpu|gpu|edge|zoo, or --calibrate trt",
                          "e.g. gkp bench model.ort model.openvino")
     if (data or calibration) and suite != "cpu":
         raise UsageError("--data and --calibration are of --suite cpu", "leave them out")
+    if (models or only or variants) and suite != "zoo":
+        raise UsageError("--models, --only and --variants are of --suite zoo", "leave them out")
     if suite == "gpu" or calibrate:
         from gkp.benchmarks.gpu.command import gpu_bench
 
@@ -197,6 +200,11 @@ def bench(screen: Screen, *, directories: tuple[Path, ...], suite: str | None, c
         return
     if devices:
         raise UsageError("--devices is of --suite edge", "leave it out")
+    if suite == "zoo":
+        from gkp.benchmarks.zoo.command import zoo_bench
+
+        zoo_bench(screen, models, only, variants, seconds, json_to)
+        return
     before = fingerprint()
     with screen.progress() as progress:
         if suite:

@@ -18,10 +18,13 @@ from rich.text import Text
 from gkp.errors import FileError, GkpError
 from gkp.files import plain_json, write_file
 from gkp.interrupt import INTERRUPTED, MESSAGE, Interruption
+from gkp.progress import Watch, lines, minutes
 from gkp.text import printable
 from gkp.types import Progress
 
 INTERNAL = 70
+LINE_EVERY = 10.0
+"""Seconds between two lines of progress where stderr is no terminal."""
 __all__ = ["INTERNAL", "INTERRUPTED", "Screen", "guarded"]
 
 
@@ -46,16 +49,23 @@ class Screen:
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[Progress]:
-        """A bar while the context lasts, moved by calls of what it yields. Invisible unless stderr is a terminal."""
+        """While the context lasts, progress as calls of what it yields tell it: a bar on a terminal, elsewhere a line every
+        ten seconds; nothing if quiet."""
         bar = bars.Progress(bars.SpinnerColumn(), bars.TextColumn("{task.description}", markup=False),
-                            bars.BarColumn(bar_width=24), bars.TimeElapsedColumn(), console=self.err, transient=True,
+                            bars.BarColumn(bar_width=20), bars.TimeElapsedColumn(),
+                            bars.TextColumn("{task.fields[left]}", markup=False), console=self.err, transient=True,
                             disable=self.quiet or not self.err.is_terminal)
-        with bar:
-            task = bar.add_task("starting", total=None)
+        watch = Watch()
+        told = contextlib.nullcontext() if self.quiet or self.err.is_terminal else lines(watch, self.say, LINE_EVERY)
+        with bar, told:
+            task = bar.add_task("starting", total=None, left="")
 
             def report(text: str, share: float | None) -> None:
                 self.interruption.check()
-                bar.update(task, description=text[:48], total=None if share is None else 1.0, completed=share or 0.0)
+                watch.note(text, share)
+                left = "" if watch.left is None else f"{minutes(watch.left)} left"
+                bar.update(task, description=text[:42], total=None if share is None else 1.0, completed=share or 0.0,
+                           left=left)
 
             yield report
 

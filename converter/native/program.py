@@ -146,6 +146,18 @@ class Binary:
 
 
 @dataclass(frozen=True, eq=False)
+class ConstantBinary:
+    """target = activation(source op constant), op in add, mul. constant: float32 [channels or 1, height or 1, width or 1],
+    broadcast to the source's shape."""
+
+    source: int
+    target: int
+    op: str
+    constant: Floats
+    activation: Function = Activation.NONE
+
+
+@dataclass(frozen=True, eq=False)
 class Affine:
     """target = activation(source * scale + shift); scale and shift: float32 [channels]."""
 
@@ -175,6 +187,51 @@ class Reshape:
 
     source: int
     target: int
+
+
+@dataclass(frozen=True)
+class Paste:
+    """target[:, offset[0] + y, offset[1] + x] = source[:, y, x]. Several fill one target (Concat of rows or columns)."""
+
+    source: int
+    target: int
+    offset: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Interleave:
+    """Phases become one plane (depth to space): target[c, y, x] = source[(py * sx + px) * C + c, qy, qx] with
+    y + offsets[0] = qy * sy + py and x + offsets[1] = qx * sx + px, 0 <= py < sy, 0 <= px < sx. strides: (sy, sx); C: the
+    target's channels; rows and columns of the source that no element of the target asks for are left out."""
+
+    source: int
+    target: int
+    strides: tuple[int, int]
+    offsets: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Sampling:
+    """One axis sampled anew: element k is low + weight * (high - low) of the source's elements at low[k] and high[k]. low,
+    high: int64 [n]; weight: float32 [n], 0 to 1 (all zero: the nearest)."""
+
+    low: npt.NDArray[np.int64]
+    high: npt.NDArray[np.int64]
+    weight: Floats
+
+    @property
+    def nearest(self) -> bool:
+        return not self.weight.any()
+
+
+@dataclass(frozen=True, eq=False)
+class Resize:
+    """Every plane sampled anew, along the columns and along the rows."""
+
+    source: int
+    target: int
+    rows: Sampling
+    columns: Sampling
 
 
 @dataclass(frozen=True)
@@ -236,7 +293,8 @@ class Permute:
     order: tuple[int, int, int]
 
 
-Step = Conv | Depthwise | Pool | Binary | Affine | Copy | Reshape | Softmax | Reduce | Normalise | PRelu | Map | Permute
+Step = (Conv | Depthwise | Pool | Binary | ConstantBinary | Affine | Copy | Paste | Interleave | Reshape | Resize | Softmax
+        | Reduce | Normalise | PRelu | Map | Permute)
 
 
 @dataclass(frozen=True)

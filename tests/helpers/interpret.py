@@ -14,19 +14,24 @@ from gkp.converter.native.program import (
     Activation,
     Affine,
     Binary,
+    ConstantBinary,
     Conv,
     Copy,
     Depthwise,
     Function,
+    Interleave,
     Map,
     Normalise,
     Parametric,
+    Paste,
     Permute,
     Pool,
     PRelu,
     Program,
     Reduce,
     Reshape,
+    Resize,
+    Sampling,
     Softmax,
     Step,
 )
@@ -56,16 +61,23 @@ def interpret(program: Program, inputs: Sequence[Array], *, double: bool = False
 
 def run_step(program: Program, step: Step, values: MutableMapping[int, Array]) -> Array:
     """Compute one step: read its operands from `values` ([N, channels, height, width] by value number), store its
-    target there and return it. A Copy fills its channels of the target and leaves the others as they are (zero if the
-    target is new)."""
-    if isinstance(step, Copy):
-        result = _copy(program, step, values)
+    target there and return it. A Copy fills its channels of the target, a Paste its part of the planes, and leaves the others
+    as they are (zero if the target is new)."""
+    if isinstance(step, Copy | Paste):
+        result = _part(program, step, values)
     elif isinstance(step, Conv | Depthwise):
         result = _convolve(step, values)
     elif isinstance(step, Pool):
         result = _pool(program, step, values[step.source])
     elif isinstance(step, Binary):
         result = activate(step.activation, _BINARY[step.op](values[step.a], values[step.b]))
+    elif isinstance(step, ConstantBinary):
+        x = values[step.source]
+        result = activate(step.activation, _BINARY[step.op](x, step.constant.astype(x.dtype)))
+    elif isinstance(step, Interleave):
+        result = _interleave(program, step, values[step.source])
+    elif isinstance(step, Resize):
+        result = _sampled(_sampled(values[step.source], step.rows, 2), step.columns, 3)
     elif isinstance(step, Affine):
         x = values[step.source]
         scale, shift = (v.astype(x.dtype)[:, None, None] for v in (step.scale, step.shift))
@@ -211,11 +223,33 @@ def _pool(program: Program, step: Pool, x: Array) -> Array:
     return mean
 
 
-def _copy(program: Program, step: Copy, values: Mapping[int, Array]) -> Array:
+def _part(program: Program, step: Copy | Paste, values: Mapping[int, Array]) -> Array:
     value, x = program.values[step.target], values[step.source]
     old = values.get(step.target)
     y = np.zeros((len(x), value.channels, value.height, value.width), x.dtype) if old is None else old.copy()
+    if isinstance(step, Paste):
+        y[:, :, step.offset[0]:step.offset[0] + x.shape[2], step.offset[1]:step.offset[1] + x.shape[3]] = x
+        return y
     taken = _window(x, (0, 0), step.strides, (value.height, value.width))[:, step.index]
     y[:, step.first:step.first + step.index.size] = np.where((step.index >= 0)[:, None, None], taken, 0)
     return y
 
+
+
+def _interleave(program: Program, step: Interleave, x: Array) -> Array:
+    """Element by element."""
+    value, (sy, sx) = program.values[step.target], step.strides
+    y = np.empty((len(x), value.channels, value.height, value.width), x.dtype)
+    for row, column in np.ndindex(value.height, value.width):
+        (qy, py), (qx, px) = divmod(row + step.offsets[0], sy), divmod(column + step.offsets[1], sx)
+        first = (py * sx + px) * value.channels
+        y[:, :, row, column] = x[:, first:first + value.channels, qy, qx]
+    return y
+
+
+def _sampled(x: Array, sampling: Sampling, axis: int) -> Array:
+    low, high = x.take(sampling.low, axis), x.take(sampling.high, axis)
+    shape = [1] * x.ndim
+    shape[axis] = -1
+    y: Array = low + sampling.weight.astype(x.dtype).reshape(shape) * (high - low)
+    return y

@@ -22,13 +22,18 @@ from gkp.converter.native.program import (
     Activation,
     Affine,
     Binary,
+    ConstantBinary,
     Conv,
     Copy,
     Depthwise,
+    Interleave,
+    Paste,
     Pool,
     Port,
     Program,
     Reshape,
+    Resize,
+    Sampling,
     Softmax,
     Step,
     Value,
@@ -187,9 +192,41 @@ class _Writer:
         target = self.value(v.channels, v.width, v.height) if v.size > 600 or self.rng.integers(2) else self.value(v.size, 1, 1)
         self.steps.append(Reshape(x, target))
 
+    def resize(self, x: int) -> None:
+        v, rng = self.values[x], self.rng
+        height, width = (max(1, int(n * rng.choice([0.5, 1, 2]))) if n <= 32 else n // 2 for n in (v.height, v.width))
+        samplings = [_sampled(n, m, bool(rng.integers(2))) for n, m in ((v.height, height), (v.width, width))]
+        target = self.value(v.channels, height, width)
+        self.steps.append(Resize(x, target, *samplings))
+
+    def interleave(self, x: int) -> None:
+        v, offset = self.values[x], int(self.rng.integers(2))
+        if v.channels % 4 == 0 and max(v.height, v.width) <= 32 and min(v.height, v.width) > 1:
+            target = self.value(v.channels // 4, 2 * v.height - offset, 2 * v.width - offset)
+            self.steps.append(Interleave(x, target, (2, 2), (offset, offset)))
+
+    def paste(self, x: int) -> None:
+        v = self.values[x]
+        if v.width <= 32:
+            target = self.value(v.channels, v.height, 2 * v.width)
+            self.steps += [Paste(x, target, (0, 0)), Paste(x, target, (0, v.width))]
+
+    def constant(self, x: int) -> None:
+        v, rng = self.values[x], self.rng
+        shape = [n if rng.integers(2) else 1 for n in (v.channels, v.height, v.width)]
+        target = self.like(x)
+        self.steps.append(ConstantBinary(x, target, str(rng.choice(["add", "mul"])), rng.standard_normal(shape).astype(np.float32),
+                                         self.activation()))
+
     def softmax(self, x: int) -> None:
         target = self.like(x)
         self.steps.append(Softmax(x, target))
+
+
+def _sampled(n: int, m: int, linear: bool) -> Sampling:
+    x = np.clip((np.arange(m) + 0.5) * n / m - 0.5, 0, n - 1)
+    low = np.floor(x).astype(np.int64)
+    return Sampling(low, np.minimum(low + 1, n - 1), (x - low).astype(np.float32) * np.float32(linear))
 
 
 def random_program(rng: Rng, length: int = 12, plane: tuple[int, int] | None = None, ports: int | None = None) -> Program:
@@ -197,7 +234,8 @@ def random_program(rng: Rng, length: int = 12, plane: tuple[int, int] | None = N
     w = _Writer(rng)
     height, width = plane or (int(rng.choice([1, 5, 8, 9, 16, 17, 20])), int(rng.choice([3, 4, 7, 8, 13, 16, 17, 32])))
     inputs = [w.value(int(rng.choice([1, 3, 8, 16, 24])), height, width) for _ in range(ports or int(rng.integers(1, 3)))]
-    others: list[Callable[[int], None]] = [w.depthwise, w.pool, w.binary, w.gate, w.affine, w.concat, w.shrink, w.reshape, w.softmax]
+    others: list[Callable[[int], None]] = [w.depthwise, w.pool, w.binary, w.gate, w.affine, w.concat, w.shrink, w.reshape, w.softmax,
+                                          w.resize, w.interleave, w.paste, w.constant]
     while len(w.steps) < length:
         (w.conv if rng.integers(2) else others[rng.integers(len(others))])(w.source())
     outputs = sorted({len(w.values) - 1, w.steps[int(rng.integers(0, len(w.steps)))].target})

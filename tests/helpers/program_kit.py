@@ -11,7 +11,7 @@ from interpret import interpret
 from onnx_kit import assert_close, feeds_of, run_ort
 
 from gkp.converter.graph import Graph
-from gkp.converter.native.program import Copy, Program, Step, reads
+from gkp.converter.native.program import Copy, Paste, Program, Step, reads
 from gkp.converter.native.reading.frontend import Translation, Unsupported, program
 from gkp.converter.native.reading.fuse import fuse
 from gkp.converter.recognise import recognise, simplify
@@ -42,21 +42,28 @@ def only(found: Program, kind: type[Any]) -> Any:
 
 def check_program(found: Program) -> None:
     """Every value is written once and before it is read, numbers are in use, each output has a value of its own."""
-    filled: dict[int, np.ndarray[Any, Any]] = {p.value: np.ones(found.values[p.value].channels, int) for p in found.inputs}
+    filled: dict[int, np.ndarray[Any, Any]] = {p.value: np.ones(_shape(found, p.value), int) for p in found.inputs}
     for step in found.steps:
         assert all((filled[v] == 1).all() for v in reads(step)), step
-        written = filled.setdefault(step.target, np.zeros(found.values[step.target].channels, int))
-        written[_written(step)] += 1
+        written = filled.setdefault(step.target, np.zeros(_shape(found, step.target), int))
+        written[_written(found, step)] += 1
     outputs = [p.value for p in found.outputs]
-    assert all((channels == 1).all() for channels in filled.values())
+    assert all((elements == 1).all() for elements in filled.values())
     assert all(v in filled for v in outputs)
     assert len({*outputs, *(p.value for p in found.inputs)}) == len(outputs) + len(found.inputs)
     for port in (*found.inputs, *found.outputs):
         assert int(np.prod(port.shape)) == found.values[port.value].size
 
 
-def _written(step: Step) -> slice:
-    return slice(step.first, step.first + step.index.size) if isinstance(step, Copy) else slice(None)
+def _shape(found: Program, value: int) -> tuple[int, int, int]:
+    return found.values[value].channels, found.values[value].height, found.values[value].width
+
+
+def _written(found: Program, step: Step) -> tuple[slice, ...]:
+    if isinstance(step, Paste):
+        small = found.values[step.source]
+        return (slice(None), *(slice(o, o + n) for o, n in zip(step.offset, (small.height, small.width), strict=True)))
+    return (slice(step.first, step.first + step.index.size),) if isinstance(step, Copy) else (slice(None),)
 
 
 def translated(model: onnx.ModelProto, *, batch: int = 3, tol: float = 2e-5) -> Program:

@@ -57,7 +57,8 @@ class Measured:
 
     def _key(self, trial: Trial) -> str:
         types = [layout.value.dtype.name for layout in (trial.x, trial.r, trial.y) if layout]
-        return hashlib.sha256(f"{self._prefix}{types}{trial.recipe.source}{trial.recipe.key}".encode()).hexdigest()[:32]
+        draft = trial.recipe.draft
+        return hashlib.sha256(f"{self._prefix}{types}{draft.source}{draft.key}".encode()).hexdigest()[:32]
 
     def _measure(self, trials: dict[str, Trial], folder: Path) -> None:
         (folder / "gkp.h").write_text(prelude(self._cpu).replace("#pragma once", ""))  # each namespace has its own
@@ -99,7 +100,7 @@ def _time(library: ctypes.CDLL, name: str, trial: Trial) -> float:
     for array, layout in ((x, trial.x), (r, trial.r)):
         if layout:
             array.view(layout.value.dtype.numpy)[:] = 0.5  # no denormals, no zeros
-    content = np.frombuffer(trial.recipe.fill(), np.uint8)
+    content = np.frombuffer(trial.recipe.draft.fill(), np.uint8)
     stride = max(64, -(-content.size // 64) * 64)
     copies = max(1, min(64, _WEIGHTS_BETWEEN // stride)) if content.size > _LARGE else 1
     data = _aligned(copies * stride)

@@ -3,14 +3,14 @@
 A tile is a few vectors of output channels of one branch times some output pixels (rows x columns), held in registers.
 Every input pixel is read as a scalar, through a table of offsets (branch channel and tap), and multiplied with the
 vectors of weights, which stream past in the order of reading. The source may lie in any layout; a channels-last target
-takes whole vectors, others are scattered.
+takes whole vectors, others are scattered. In regions, the taps that lie in the pads are left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from math import ceil
 
 import numpy as np
@@ -19,16 +19,20 @@ import numpy.typing as npt
 from gkp.branched import Branch
 from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.emit import fill, unit
-from gkp.converter.native.kernels.jobs import Words, cuts, entry
-from gkp.converter.native.kernels.kernel import Recipe, activation
+from gkp.converter.native.kernels.jobs import Words, cuts, entry, part_sizes
+from gkp.converter.native.kernels.kernel import Draft, Recipe, activation
 from gkp.converter.native.kernels.layout import Layout
+from gkp.converter.native.kernels.regions import Region, regions, share, whole
 from gkp.converter.native.kernels.taps import macs, used, with_rest
 from gkp.converter.native.kernels.way import Trial, Way, layer_name
 from gkp.converter.native.program import Conv, zero_at_zero
+from gkp.types import Floats
 
 _Offsets = npt.NDArray[np.int64]
 _LARGE = 1 << 16
 """Weights of a layer that does not stay in the caches: the next panel's are fetched while this one's are used."""
+_WORTH_IT = 0.97
+"""Of the products: regions that leave out less cost more than they save."""
 _SPARE = 3  # registers for inputs and weights beside the accumulators
 _SHAPES = ((2, 14), (2, 13), (2, 12), (3, 8), (4, 6), (2, 7), (4, 4), (3, 7), (1, 14), (1, 7), (4, 1), (2, 4), (1, 1))
 """Vectors of channels, pixels: as many accumulators as registers allow; fewer for narrow planes. Cut to the registers."""
@@ -38,24 +42,53 @@ _SHAPES = ((2, 14), (2, 13), (2, 12), (3, 8), (4, 6), (2, 7), (4, 4), (3, 7), (1
 class ChannelTile:
     """vectors: vectors of output channels per tile. rows, columns: output pixels per tile (a flat plane has one row).
     by_tile: all output channels of some pixels before the next pixels (inputs stay in L1), else all pixels of some
-    output channels (their weights stay in cache)."""
+    output channels (their weights stay in cache). in_regions: all pixels of a tile see the same part of the
+    window."""
 
     vectors: int
     rows: int
     columns: int
     by_tile: bool
+    in_regions: bool = False
 
     @property
     def label(self) -> str:
-        return f"channel {self.vectors}x{self.rows}x{self.columns}{' by tile' if self.by_tile else ''}"
+        order, where = " by tile" if self.by_tile else "", " in regions" if self.in_regions else ""
+        return f"channel {self.vectors}x{self.rows}x{self.columns}{where}{order}"
+
+    def shape(self, region: Region) -> tuple[int, int]:
+        """Rows and columns of the tiles of a region: as many pixels, if it is narrower."""
+        if not self.in_regions:
+            return self.rows, self.columns
+        columns = min(region.width, self.rows * self.columns)
+        return max(1, min(region.height, self.rows * self.columns // columns)), columns
 
 
 def ways(step: Conv, source: Layout, target: Layout, residual: Layout | None, cpu: Cpu, most: int = 8) -> Iterator[Way]:
     """The family: the `most` best tiles by the model. Planes are left to vectors of pixels."""
     for tile in [] if target.planar else tiles(step, source, target, cpu, most):
-        recipe = _Writer(step, tile, source, target, residual or target, cpu).recipe()
+        recipe = Recipe(partial(_draft, step, tile, source, target, residual or target, cpu))
         trial = Trial(recipe, source, residual, target, cycles(step, tile, source, target, cpu))
-        yield Way(layer_name(step), tile.label, trial, target.value.pixels * macs(step.conv, windows=False))
+        sort = "channel in regions" if tile.in_regions else "channel"
+        yield Way(layer_name(step), tile.label, trial, _executed(step, tile, source, target), sort)
+
+
+def _draft(step: Conv, tile: ChannelTile, source: Layout, target: Layout, residual: Layout, cpu: Cpu) -> Draft:
+    return _Writer(step, tile, source, target, residual, cpu).draft()
+
+
+def _executed(step: Conv, tile: ChannelTile, source: Layout, target: Layout) -> int:
+    """Multiply-accumulates of one image."""
+    if not tile.in_regions:
+        return target.value.pixels * macs(step.conv, windows=False)
+    return sum(region.height * region.width * sum(_taps(b, region) * len(b.out_index) for b in step.conv.branches)
+               for region in regions(step.conv, source.value, target.value))
+
+
+@lru_cache(maxsize=4096)
+def _taps(b: Branch, region: Region) -> int:
+    """Of the taps that count, how many a region needs."""
+    return sum(end - first for first, end in region.runs(used(b)))
 
 
 def is_flat(step: Conv, *layouts: Layout) -> bool:
@@ -67,34 +100,44 @@ def is_flat(step: Conv, *layouts: Layout) -> bool:
 
 # ---- tiles ------------------------------------------------------------------------------------------------------
 def tiles(step: Conv, source: Layout, target: Layout, cpu: Cpu, most: int = 8) -> list[ChannelTile]:
-    """The tiles worth trying for these layouts, best first by the model, at most `most`."""
+    """The tiles worth trying for these layouts, best first by the model, at most `most`; as many in regions where those
+    leave something out."""
     height, width = _plane(step, source, target)
     widest = max((ceil(len(b.out_index) / cpu.lanes) for b in step.conv.branches), default=1)
     found: set[ChannelTile] = set()
     for vectors, pixels in _SHAPES:
         vectors = min(vectors, widest)
-        pixels = min(pixels, (cpu.registers - _SPARE) // vectors - (1 if cpu.registers < 32 else 0))
-        columns = min(width, max(1, pixels))
-        rows = max(1, min(height, pixels // columns))
-        found |= {ChannelTile(vectors, rows, columns, by_tile) for by_tile in (False, True)}
-    return sorted(found, key=lambda tile: cycles(step, tile, source, target, cpu))[:most]
+        fit = (cpu.registers - _SPARE) // vectors
+        for most_pixels in {fit, fit - (1 if cpu.registers < 32 else 0)}:
+            columns = min(width, max(1, min(pixels, most_pixels)))
+            rows = max(1, min(height, min(pixels, most_pixels) // columns))
+            found |= {ChannelTile(vectors, rows, columns, by_tile) for by_tile in (False, True)}
+    every = [found]
+    if share(step.conv, regions(step.conv, source.value, target.value)) < _WORTH_IT:
+        every.append({replace(tile, in_regions=True) for tile in found})
+    return [tile for tiles in every for tile in sorted(tiles, key=lambda t: cycles(step, t, source, target, cpu))[:most]]
 
 
 def cycles(step: Conv, tile: ChannelTile, source: Layout, target: Layout, cpu: Cpu) -> float:
     """Cycles of one image by the model (gkp.converter.native.planning.timer)."""
-    height, width = _plane(step, source, target)
-    down, across = ceil(height / tile.rows), ceil(width / tile.columns)
-    pixels, count = height * width / (down * across), down * across
     total = 0.0
-    for branch in step.conv.branches:
-        vectors = ceil(len(branch.out_index) / cpu.lanes)
-        parts = ceil(vectors / tile.vectors)
-        for n in (vectors * (k + 1) // parts - vectors * k // parts for k in range(parts)):
-            spill = 1.5 if n * pixels + _SPARE > cpu.registers + 1 else 1.0
-            inner = max(n * pixels, 8, n + pixels + 1) / 2 * spill
-            total += count * (inner * len(used(branch)) + 2 * n * pixels + 10)
+    for region in _regions(step, tile, source, target, _plane(step, source, target)):
+        rows, columns = tile.shape(region)
+        count = ceil(region.height / rows) * ceil(region.width / columns)
+        pixels = region.height * region.width / count
+        for branch in step.conv.branches:
+            taps, vectors = _taps(branch, region), ceil(len(branch.out_index) / cpu.lanes)
+            for n, parts in part_sizes(vectors, tile.vectors):
+                spill = 1.5 if n * pixels + _SPARE > cpu.registers + 1 else 1.0
+                inner = max(n * pixels, 8, n + pixels + 1) / 2 * spill
+                total += parts * count * (inner * taps + 2 * n * pixels + 10)
     large = source.size > sum(b.weight.size for b in step.conv.branches)
     return total * (1.0 if tile.by_tile == large else 1.005)
+
+
+def _regions(step: Conv, tile: ChannelTile, source: Layout, target: Layout, plane: tuple[int, int]) -> tuple[Region, ...]:
+    """Of the target, whose rows and columns are `plane`."""
+    return regions(step.conv, source.value, target.value) if tile.in_regions else whole(step.conv, *plane)
 
 
 def _plane(step: Conv, *layouts: Layout) -> tuple[int, int]:
@@ -107,7 +150,7 @@ def _plane(step: Conv, *layouts: Layout) -> tuple[int, int]:
 _HEAD = '''
     // @kh@x@kw@ convolution, @conv.in_channels@ -> @conv.out_channels@ channels, output @v.height@x@v.width@,
     // tile: @tile.label@.
-    struct Job { int size, taps, in, weights, bias, out; };  // positions in words of the data
+    struct Job { int size, taps, in, weights, bias, out; };  // positions in words of the data; taps: how many, or stretches
 
     @functions@
 '''
@@ -123,20 +166,29 @@ _SCATTER = '''
     }
 '''
 _TILE = '''
-    static void tile_@n@_@r@_@c@(const float* x, @at@, int taps, const float* w, const float* bias, float* y, @out@@more@) {
+    static void tile_@n@_@r@_@c@(const float* x, @at@, @taps@, const float* bias, float* y, @out@@more@) {
       $if w.whole: y += out;
       @sums@
-      for (int i = 0; i < taps; ++i, w += @step@) {
-        const float* p = x + @place@;
-        $if w.ahead: __builtin_prefetch(ahead + i * @step@, 0, 2);
-        @weights@
-        @products@
-      }
+      @loop@
       @store@
     }
 '''
+_TAPS = '''
+    for (int i = @first@; i < @end@; ++i, w += @step@) {
+      const float* p = x + @place@;
+      $if w.ahead: __builtin_prefetch(ahead + i * @step@, 0, 2);
+      @weights@
+      @products@
+    }
+'''
+_RUNS = '''
+    for (const int* run = runs; run < runs + @count@; run += 2) {
+      const float* w = weights + run[0] * @step@;
+      @loop@
+    }
+'''
 _LOOPS = '''
-    static const struct { int in, out, residual; } at_@number@[] = {@starts@};
+    static const struct { int in, out, residual@runs@; } at_@number@[] = {@starts@};
     @outer@
       @inner@ {
         const Job& job = jobs[j];
@@ -151,13 +203,13 @@ _LOOPS = '''
 
 
 @lru_cache(maxsize=64)
-def _reads(step: Conv, source: Layout) -> tuple[tuple[Branch, ...], list[_Offsets], list[_Offsets]]:
+def _reads(step: Conv, source: Layout, by_window: bool) -> tuple[tuple[Branch, ...], list[_Offsets], list[_Offsets]]:
     """The branches, and of each the taps that count, rows (input, ky, kx) in the order of reading (channels innermost where
-    they lie side by side), and where they are read."""
+    they lie side by side, or by_window), and where they are read."""
     (dy, dx), orders, offsets = step.conv.dilations, list[_Offsets](), list[_Offsets]()
     for b in with_rest(step.conv):
         taps = used(b)
-        orders.append(taps[np.lexsort((taps[:, 0], taps[:, 2], taps[:, 1]))] if source.channel == 1 else taps)
+        orders.append(taps[np.lexsort((taps[:, 0], taps[:, 2], taps[:, 1]))] if by_window or source.channel == 1 else taps)
         c, ky, kx = orders[-1].T
         offsets.append(source.channel_offsets(b.in_index[c]) + ky * dy * source.row + kx * dx * source.column)
     return with_rest(step.conv), orders, offsets
@@ -171,12 +223,16 @@ class _Writer:
         self.height, self.width = _plane(step, source, residual, target)
         sy, sx = step.conv.strides
         self.step_y, self.step_x = sy * source.row, sx * source.column
-        self.branches, self.orders, self.offsets = _reads(step, source)
+        self.branches, self.orders, self.offsets = _reads(step, source, tile.in_regions)
         self.straight = all((np.diff(offsets) == 1).all() for offsets in self.offsets)
         zero = zero_at_zero(step.activation) and zero_at_zero(step.final)
         weights = sum(len(offsets) * len(b.out_index) for b, offsets in zip(self.branches, self.offsets, strict=True))
         self.ahead = not tile.by_tile and weights > _LARGE
         self.whole = target.channel == 1 and all(self._contiguous(b, zero) for b in self.branches)
+        self.regions = _regions(step, tile, source, target, (self.height, self.width))
+        self.split = tile.in_regions
+        self.runs = [[region.runs(order) for region in self.regions] for order in self.orders] if self.split else []
+        self.most_runs = max((len(runs) for found in self.runs for runs in found), default=0)
         self.panels = [(b, order, offsets, lo * self.lanes, hi * self.lanes)
                        for b, order, offsets in zip(self.branches, self.orders, self.offsets, strict=True)
                        for lo, hi in cuts(-(-len(b.out_index) // self.lanes), tile.vectors)]
@@ -189,39 +245,49 @@ class _Writer:
         return n % self.lanes == 0 or (zero and first + n == self.target.value.channels and first % self.lanes == 0)
 
     # ---- data ---------------------------------------------------------------------------------------------------
-    def recipe(self) -> Recipe:
+    def draft(self) -> Draft:
         counts = [((hi - lo) // self.lanes, len(offsets)) for _, _, offsets, lo, hi in self.panels]
-        return Recipe(self._source(sorted({n for n, _ in counts})), repr(counts), self._data)
+        return Draft(self._source(sorted({n for n, _ in counts})), repr(counts), self._data)
 
     def _data(self) -> bytes:
-        """Job table, then per branch its offsets, per panel its weights [taps, lanes], bias and output offsets (every array
-        begins at a cache line)."""
+        """Job table, then per branch its offsets (in regions: and the runs of its taps, [regions, runs, 2]), per panel its
+        weights [taps, lanes], bias and output offsets (every array begins at a cache line)."""
         words = Words(len(self.panels), 6, align=16)
         table: list[list[int]] = []
         tables: dict[int, int] = {}
+        weights: dict[int, Floats] = {}  # of a branch in the order of reading
+        taps = {id(b): len(offsets) for b, offsets in zip(self.branches, self.offsets, strict=True)}
+        for b, found in zip(self.branches, self.runs, strict=False):
+            taps[id(b)] = words.put([[*runs, *[(0, 0)] * (self.most_runs - len(runs))] for runs in found], np.int32)
         for b, order, offsets, lo, hi in self.panels:
             if id(b) not in tables:
                 tables[id(b)] = int(offsets[0]) if self.straight and len(offsets) else words.put(offsets, np.int32)
             outs = b.out_index[lo:hi]
             n = len(outs)
-            c, ky, kx = order.T
+            if id(b) not in weights:
+                flat = np.ravel_multi_index(tuple(order.T), b.weight.shape[1:])
+                weights[id(b)] = b.weight.reshape(len(b.out_index), -1).take(flat, axis=1)
             panel = np.zeros((len(offsets), hi - lo), np.float32)
-            panel[:, :n] = b.weight[lo:hi][:, c, ky, kx].T
+            panel[:, :n] = weights[id(b)][lo:hi].T
             bias = np.zeros(hi - lo, np.float32)
             bias[:n] = self.step.conv.bias[outs]
             size = (hi - lo) // self.lanes + (0 if self.whole else n << 8)
-            table.append([size, len(offsets), tables[id(b)], words.put(panel, np.float32), words.put(bias, np.float32),
+            table.append([size, taps[id(b)], tables[id(b)], words.put(panel, np.float32), words.put(bias, np.float32),
                           int(self.target.channel_offsets(outs[:1])[0]) if self.whole
                           else words.put(self.target.channel_offsets(outs), np.int32)])
         return words.bytes(table)
 
     # ---- source -------------------------------------------------------------------------------------------------
-    def _shapes(self) -> list[tuple[int, int, list[tuple[int, int]]]]:
-        """Tile shapes (rows, columns) with the first pixels (row, column) of their tiles: the plane cut evenly."""
-        shapes: dict[tuple[int, int], list[tuple[int, int]]] = {}
-        for y0, y1 in cuts(self.height, self.tile.rows):
-            for x0, x1 in cuts(self.width, self.tile.columns):
-                shapes.setdefault((y1 - y0, x1 - x0), []).append((y0, x0))
+    def _shapes(self) -> list[tuple[int, int, list[tuple[int, int, int]]]]:
+        """Tile shapes (rows, columns) with the first pixels (row, column) of their tiles and the number of their region:
+        every region cut evenly."""
+        shapes: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
+        for number, region in enumerate(self.regions):
+            rows, columns = self.tile.shape(region)
+            for y0, y1 in cuts(region.height, rows):
+                for x0, x1 in cuts(region.width, columns):
+                    at = region.rows[0] + y0, region.columns[0] + x0, number
+                    shapes.setdefault((y1 - y0, x1 - x0), []).append(at)
         return [(r, c, at) for (r, c), at in shapes.items()]
 
     def _source(self, sizes: list[int]) -> str:
@@ -235,29 +301,39 @@ class _Writer:
         added = self.residual.origin if self.has_residual else None
         return unit(entry(len(self.panels), start, self.target.origin, added, text), head)
 
-    def _loops(self, number: int, sizes: list[int], rows: int, columns: int, starts: list[tuple[int, int]]) -> str:
+    def _loops(self, number: int, sizes: list[int], rows: int, columns: int,
+               starts: list[tuple[int, int, int]]) -> str:
         """The tiles of one shape."""
         places = ", ".join(f"{{{y * self.step_y + x * self.step_x}, {y * self.target.row + x * self.target.column}, "
-                           f"{y * self.residual.row + x * self.residual.column}}}" for y, x in starts)
+                           f"{y * self.residual.row + x * self.residual.column}"
+                           f"{f', {2 * self.most_runs * region}' if self.split else ''}}}" for y, x, region in starts)
         order = ["for (int j = begin; j < end; ++j)", f"for (const auto& at : at_{number})"]
         outer, inner = reversed(order) if self.tile.by_tile else order
         table = "job.in" if self.straight else "words + job.in"
         out = "job.out" if self.whole else "words + job.out, job.size >> 8"
         more = (", r + at.residual" if self.has_residual else "") + (", ahead" if self.ahead else "")
-        cases = [f"case {n}: tile_{n}_{rows}_{columns}(x + at.in, {table}, job.taps, floats + job.weights, "
+        taps = "words + job.taps + at.runs" if self.split else "job.taps"
+        cases = [f"case {n}: tile_{n}_{rows}_{columns}(x + at.in, {table}, {taps}, floats + job.weights, "
                  f"floats + job.bias, y + at.out, {out}{more}); break;" for n in sizes]
-        return fill(_LOOPS, w=self, number=number, starts=places, outer=outer, inner=inner, count=len(starts), cases=cases)
+        return fill(_LOOPS, w=self, number=number, starts=places, outer=outer, inner=inner, count=len(starts), cases=cases,
+                    runs=", runs" if self.split else "")
 
     def _tile(self, n: int, rows: int, columns: int) -> str:
         pixels = [(r, c) for r in range(rows) for c in range(columns)]
         products = (" ".join(f"a{p}_{v} += w{v} * p[{r * self.step_y + c * self.step_x}];" for v in range(n))
                     for p, (r, c) in enumerate(pixels))
         more = (", const float* r" if self.has_residual else "") + (", const float* ahead" if self.ahead else "")
-        return fill(_TILE, w=self, n=n, r=rows, c=columns, at="int first" if self.straight else "const int* in",
-                    out="int out" if self.whole else "const int* out, int outputs", more=more, step=n * self.lanes,
-                    sums=[f"V a{p}_{v} = load(bias + {v * self.lanes});" for p in range(len(pixels)) for v in range(n)],
-                    place="first + i" if self.straight else "in[i]", products=products, store=self._stores(n, pixels),
+        step = n * self.lanes
+        loop = fill(_TAPS, w=self, step=step, first="run[0]" if self.split else 0, end="run[1]" if self.split else "taps",
+                    place="first + i" if self.straight else "in[i]", products=products,
                     weights=[f"const V w{v} = load(w + {v * self.lanes});" for v in range(n)])
+        if self.split:
+            loop = fill(_RUNS, count=2 * self.most_runs, step=step, loop=loop)
+        return fill(_TILE, w=self, n=n, r=rows, c=columns, at="int first" if self.straight else "const int* in",
+                    taps="const int* runs, const float* weights" if self.split else "int taps, const float* w",
+                    out="int out" if self.whole else "const int* out, int outputs", more=more, loop=loop,
+                    sums=[f"V a{p}_{v} = load(bias + {v * self.lanes});" for p in range(len(pixels)) for v in range(n)],
+                    store=self._stores(n, pixels))
 
     def _stores(self, n: int, pixels: list[tuple[int, int]]) -> Iterator[str]:
         if self.whole and self.has_residual:

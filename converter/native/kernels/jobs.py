@@ -52,6 +52,15 @@ def entry(jobs: int, x: int, y: int, r: int | None, body: str) -> str:
     return fill(_ENTRY, share=share(jobs), x=x, y=y, r=r, residual=r is not None, body=body)
 
 
+def part_sizes(n: int, most: int) -> list[tuple[int, int]]:
+    """(size, how many parts have it) of the parts that `cuts` makes."""
+    parts = -(-n // most)
+    if not parts:
+        return []
+    small, larger = divmod(n, parts)
+    return [(small, parts - larger), *([(small + 1, larger)] if larger else [])]
+
+
 def cuts(n: int, most: int) -> list[tuple[int, int]]:
     """n things cut into parts of at most `most`, as equal as they can be."""
     parts = -(-n // most)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from math import isinf
 
 import numpy as np
@@ -30,23 +31,42 @@ class Kernel:
     data: bytes = b""
 
 
-@dataclass(frozen=True, eq=False)
-class Recipe:
-    """A kernel whose data is made when it is needed: many are tried, few are kept. key: what its time depends on besides
-    the source; needs: instructions, which not every processor has (Cpu.instructions)."""
+@dataclass(frozen=True)
+class Draft:
+    """A kernel but for its data, which `fill` makes. key: what its time depends on besides the source."""
 
     source: str
     key: str
     fill: Callable[[], bytes]
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """A kernel that is written when it is needed: many are ranked, some are tried, few are kept. needs: instructions, which
+    not every processor has (Cpu.instructions)."""
+
+    write: Callable[[], Draft]
     needs: tuple[str, ...] = (VECTORS,)
 
+    @cached_property
+    def draft(self) -> Draft:
+        return self.write()
+
+    @property
+    def source(self) -> str:
+        return self.draft.source
+
     def kernel(self) -> Kernel:
-        return Kernel(self.source, self.fill())
+        return Kernel(self.source, self.draft.fill())
 
 
-def recipe(kernel: Kernel) -> Recipe:
-    """Of a kernel that is there."""
-    return Recipe(kernel.source, str(len(kernel.data)), lambda: kernel.data)
+def recipe(make: Callable[[], Kernel]) -> Recipe:
+    """Of a kernel with little data."""
+    def write() -> Draft:
+        made = make()
+        return Draft(made.source, str(len(made.data)), lambda: made.data)
+
+    return Recipe(write)
 
 
 def activation(kind: Function, expression: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from math import ceil
 from typing import Any
@@ -19,8 +20,8 @@ import numpy as np
 from gkp.branched import Branch
 from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.emit import fill, unit
-from gkp.converter.native.kernels.jobs import Words, cuts, entry
-from gkp.converter.native.kernels.kernel import Recipe, activation
+from gkp.converter.native.kernels.jobs import Words, cuts, entry, part_sizes
+from gkp.converter.native.kernels.kernel import Draft, Recipe, activation
 from gkp.converter.native.kernels.layout import Layout
 from gkp.converter.native.kernels.taps import is_sparse, macs, used, with_rest
 from gkp.converter.native.kernels.way import Trial, Way, layer_name
@@ -49,10 +50,14 @@ class PixelTile:
 def ways(step: Conv, source: Layout, target: Layout, residual: Layout | None, cpu: Cpu, most: int = 8) -> Iterator[Way]:
     """The family: the `most` best tiles by the model. In line mode both planes have the same row pitch."""
     for tile in tiles(step, source, target, cpu, most):
-        recipe = _Writer(step, tile, source, target, cpu).recipe()
+        recipe = Recipe(partial(_draft, step, tile, source, target, cpu))
         trial = Trial(recipe, source, residual, target, cycles(step, tile, source, target, cpu))
         count = macs(step.conv, windows=not is_sparse(step.conv))
-        yield Way(layer_name(step), tile.label, trial, target.value.pixels * count)
+        yield Way(layer_name(step), tile.label, trial, target.value.pixels * count, "pixel")
+
+
+def _draft(step: Conv, tile: PixelTile, source: Layout, target: Layout, cpu: Cpu) -> Draft:
+    return _Writer(step, tile, source, target, cpu).draft()
 
 
 # ---- tiles ------------------------------------------------------------------------------------------------------
@@ -108,12 +113,11 @@ def cycles(step: Conv, tile: PixelTile, source: Layout, target: Layout, cpu: Cpu
     sparse, total = is_sparse(step.conv), 0.0
     for branch in step.conv.branches:
         n = len(branch.out_index)
-        parts = ceil(n / tile.outputs)
         share = len(used(branch)) / max(1, kh * kw * len(branch.in_index)) if sparse else 1.0
-        for size in (n * (k + 1) // parts - n * k // parts for k in range(parts)):
+        for size, parts in part_sizes(n, tile.outputs):
             spill = 1.5 if size * per_tile + _SPARE > cpu.registers else 1.0
             inner = max(size * per_tile * kh * kw, 4 * kh * kw, loads + size * kh * kw) / 2 * share * spill
-            total += count * (inner * len(branch.in_index) + 2 * size * per_tile + 10)
+            total += parts * count * (inner * len(branch.in_index) + 2 * size * per_tile + 10)
     more_input = source.size > sum(b.weight.size for b in step.conv.branches)  # than weights: keep the input in L1
     return total * (1.0 if tile.by_tile == more_input else 1.01)
 
@@ -207,14 +211,14 @@ class _Writer:
         return b.weight[part][:, c, ky, kx].T
 
     # ---- source -------------------------------------------------------------------------------------------------
-    def recipe(self) -> Recipe:
+    def draft(self) -> Draft:
         sizes = sorted({part.stop - part.start for _, part in self.jobs})
         starts = self._starts()
         variants = sorted({v for v, _ in starts})
         functions = [*self._rows(), *(self._tile(o, n) for n in variants for o in sizes)]
         head = fill(_HEAD, w=self, conv=self.step.conv, functions="\n".join(functions))
         counts = [(part.stop - part.start, len(used(b) if self.sparse else b.in_index)) for b, part in self.jobs]
-        return Recipe(unit(self._entry(sizes, starts), head), repr(counts), self._data)
+        return Draft(unit(self._entry(sizes, starts), head), repr(counts), self._data)
 
     def _rows(self) -> list[str]:
         """Loads and stores of vectors that cover several rows."""

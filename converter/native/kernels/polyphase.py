@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -23,10 +24,10 @@ def ways(step: Conv, source: Layout, target: Layout, residual: Layout | None, cp
     inner, offsets = polyphase(step)
     value = polyphase_value(step, target.value)
     phases = planar(value, (0, 0, 0, max(0, target.row - value.width)), cpu.lanes)
-    kernel = space_to_depth(source, phases, step.conv.strides, offsets, cpu)
-    before = transform(kernel, source, None, phases, phases, "phases", cpu)
+    make = partial(space_to_depth, source, phases, step.conv.strides, offsets, cpu)
+    before = transform(make, source, None, phases, phases, "phases", cpu)
     for way in pixel.ways(inner, phases, target, residual, cpu):
-        yield replace(way, layer=layer_name(step), before=before)
+        yield replace(way, layer=layer_name(step), sort="phases", before=before)
 
 
 def polyphase(step: Conv) -> tuple[Conv, tuple[int, int]]:

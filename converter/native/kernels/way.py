@@ -32,12 +32,14 @@ class Trial:
 @dataclass(frozen=True, eq=False)
 class Way:
     """One way to compute a convolution from one layout to another. layer: what is computed ("conv 3x3"), tile: how ("pixel
-    8x1 rows"), both for reports; macs: multiply-accumulates that it executes for one image."""
+    8x1 rows"), both for reports; macs: multiply-accumulates that it executes for one image. Ways of one sort differ in their
+    tiles only, so that the model ranks them well."""
 
     layer: str
     tile: str
     trial: Trial
     macs: int
+    sort: str
     before: Trial | None = None
     after: Trial | None = None
     seconds: float = 0.0
@@ -49,6 +51,11 @@ class Way:
     @property
     def trials(self) -> list[Trial]:
         return [self.trial, *(t for t in (self.before, self.after) if t is not None)]
+
+    @property
+    def cycles(self) -> float:
+        """Of one image, by the model."""
+        return sum(t.cycles for t in self.trials)
 
     @property
     def kinds(self) -> Kinds:
@@ -69,7 +76,8 @@ def layer_name(step: Conv) -> str:
     return f"conv {kh}x{kw}" + (f" stride {stride}" if stride > 1 else "")
 
 
-def transform(kernel: Kernel, x: Layout, r: Layout | None, y: Layout, between: Layout, name: str, cpu: Cpu) -> Trial:
+def transform(make: Callable[[], Kernel], x: Layout, r: Layout | None, y: Layout, between: Layout, name: str,
+              cpu: Cpu) -> Trial:
     """What is done before or after a convolution. between: x or y, which it shares with it; it takes as many cycles as
     loading and storing that."""
-    return Trial(recipe(kernel), x, r, y, _CYCLES_PER_VECTOR * between.size / cpu.lanes, name)
+    return Trial(recipe(make), x, r, y, _CYCLES_PER_VECTOR * between.size / cpu.lanes, name)

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from math import prod
 
 import numpy as np
@@ -71,8 +72,9 @@ def rows_ways(step: Conv, source: Layout, target: Layout, residual: Layout | Non
         if rows_fit(step, m, target, cpu):
             for margin in (max(step.conv.pads[1], step.conv.pads[3]), min(cpu.lanes, target.value.width)):
                 plan = rows(step, m, target.value, margin, cpu)
-                yield from _ways(step, plan, rows_in(step, plan, source, cpu), rows_out(step, plan, target, cpu),
-                                 source, target, cpu, f"winograd {m}", pixel.ways)
+                yield from _ways(step, plan, partial(rows_in, step, plan, source, cpu),
+                                 partial(rows_out, step, plan, target, cpu), source, target, cpu, f"winograd {m}",
+                                 f"margin {margin}", pixel.ways)
 
 
 def tiles_ways(step: Conv, source: Layout, target: Layout, residual: Layout | None, cpu: Cpu) -> Iterator[Way]:
@@ -80,16 +82,17 @@ def tiles_ways(step: Conv, source: Layout, target: Layout, residual: Layout | No
     for m in () if source.planar or target.planar else (2, 4):
         if tiles_fit(step, m, target, cpu):
             plan = tiles(step, m, source, target, cpu)
-            yield from _ways(step, plan, tiles_in(step, plan, source, cpu), tiles_out(step, plan, target, residual, cpu),
-                             source, target, cpu, f"winograd {m}x{m}", channel.ways)
+            yield from _ways(step, plan, partial(tiles_in, step, plan, source, cpu),
+                             partial(tiles_out, step, plan, target, residual, cpu),
+                             source, target, cpu, f"winograd {m}x{m}", "", channel.ways)
 
 
-def _ways(step: Conv, plan: Rows | Tiles, first: Kernel, last: Kernel, source: Layout, target: Layout, cpu: Cpu, label: str,
-          inner: Callable[..., Iterator[Way]]) -> Iterator[Way]:
+def _ways(step: Conv, plan: Rows | Tiles, first: Callable[[], Kernel], last: Callable[[], Kernel], source: Layout,
+          target: Layout, cpu: Cpu, label: str, variant: str, inner: Callable[..., Iterator[Way]]) -> Iterator[Way]:
     before = transform(first, source, None, plan.source, plan.source, f"{label} in", cpu)
     after = transform(last, plan.target, target, target, plan.target, f"{label} out", cpu)
     for way in inner(plan.step, plan.source, plan.target, None, cpu, most=6):
-        yield replace(way, layer=f"{layer_name(step)} {label}", before=before, after=after)
+        yield replace(way, layer=f"{layer_name(step)} {label}", sort=f"{label} {variant}", before=before, after=after)
 
 
 # ---- rows -------------------------------------------------------------------------------------------------------
@@ -239,8 +242,10 @@ def tiles(step: Conv, m: int, source: Layout, target: Layout, cpu: Cpu) -> Tiles
     read, written = source.padded, target.padded
     branches = []
     for b in c.branches:
-        weight = np.einsum("ky,oiyx,lx->kloi", g, b.weight.astype(np.float64), g, optimize=True).astype(np.float32)
-        branches += [(t * read + b.in_index, t * written + b.out_index, weight[t // n, t % n, :, :, None, None])
+        outs, ins = b.weight.shape[:2]
+        weight = np.kron(g, g) @ b.weight.reshape(outs * ins, 9).T.astype(np.float64)
+        points = weight.astype(np.float32).reshape(n * n, outs, ins, 1, 1)
+        branches += [(t * read + b.in_index, t * written + b.out_index, points[t])
                      for t in range(n * n)]
     branches.sort(key=lambda b: int(b[0][0]) // read if len(b[0]) else 0)
     conv = BranchedConv.build(n * n * read, n * n * written, branches, kernel_shape=(1, 1))

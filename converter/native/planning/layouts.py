@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from gkp.converter.native.kernels.layout import Kind
 from gkp.converter.native.planning.geometry import KINDS, Geometry
-from gkp.converter.native.program import Binary, Conv, Depthwise, Program, reads
+from gkp.converter.native.program import Binary, Conv, Depthwise, Interleave, Program, Resize, Step, reads
 
 Times = Mapping[tuple[Kind, Kind], float]
 """Seconds of a convolution by kind of its source and target; what is missing cannot be computed."""
@@ -15,6 +15,11 @@ _BYTES_PER_SECOND = 32e9
 """Moved by conversions and simple steps, by the model."""
 _IMPOSSIBLE = 1e6
 """Seconds; not infinite, so that the descent can tell two such layers from one."""
+
+
+def reads_as_it_writes(step: Step) -> bool:
+    """Is the step's source converted to the target's layout before? Between two layouts these go element by element."""
+    return isinstance(step, Interleave | Resize)
 
 
 def choose_layouts(program: Program, at: Geometry, times: Callable[[int], Times]) -> list[Kind]:
@@ -71,12 +76,30 @@ def step_seconds(program: Program, at: Geometry, number: int, kinds: list[Kind],
         if kind != kinds[step.source]:
             seconds += conversion_seconds(program, step.source)
     else:
-        same = all(kinds[v] == kinds[step.target] or len(at.kinds(v)) == 1 for v in reads(step))
-        seconds = program.values[step.target].bytes / _BYTES_PER_SECOND * (1 if same else 3)
+        kind = kinds[step.target]
+        other = [v for v in reads(step) if kinds[v] != kind and len(at.kinds(v)) > 1]
+        seconds = program.values[step.target].bytes / _BYTES_PER_SECOND * _effort(program, step, kind)
+        if other and reads_as_it_writes(step):
+            seconds += conversion_seconds(program, other[0])
+        elif other:
+            seconds *= 3
     residual = getattr(step, "residual", None)
     if residual is not None and kinds[residual] != kinds[step.target]:
         seconds += conversion_seconds(program, residual)
     return seconds
+
+
+def _effort(program: Program, step: Step, kind: Kind) -> float:
+    """How many times longer a simple step takes than moving its target, by the model (its numbers are measured). In planes,
+    rows that are not enlarged by a whole number are sampled by a table: each row of the source once, but at most two per row
+    of the target."""
+    if not isinstance(step, Resize):
+        return 1
+    nearest = step.rows.nearest and step.columns.nearest
+    source, target = program.values[step.source], program.values[step.target]
+    if kind == "last" or target.width % source.width == 0:
+        return 1.5 if nearest else 3
+    return (1.5 if nearest else 3) + (2 if nearest else 7) * min(2, source.height / target.height)
 
 
 def _tied(program: Program) -> list[list[int]]:

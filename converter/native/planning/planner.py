@@ -11,7 +11,7 @@ from gkp.converter.native.kernels.steps.convert import convert, pack, unpack
 from gkp.converter.native.kernels.way import Way
 from gkp.converter.native.planning.arena import Life, arrange
 from gkp.converter.native.planning.geometry import Geometry, geometry
-from gkp.converter.native.planning.layouts import choose_layouts, source_kind
+from gkp.converter.native.planning.layouts import choose_layouts, reads_as_it_writes, source_kind
 from gkp.converter.native.planning.plan import Call, Place, Plan
 from gkp.converter.native.planning.reorder import contiguous_outputs
 from gkp.converter.native.planning.timer import Model, Timer
@@ -126,17 +126,20 @@ class _Planner:
         """Steps that compute little: in the layout of their target."""
         assert not isinstance(step, Conv)
         target = self.kinds[step.target]
-        sources = [self._read(v, self._kind_for(v, target)) for v in reads(step)]
-        layouts = {v: self._layout(v, self._kind_for(v, target)) for v in reads(step)}
+        kinds = {v: self._kind_for(v, target, reads_as_it_writes(step)) for v in reads(step)}
+        sources = [self._read(v, kinds[v]) for v in reads(step)]
+        layouts = {v: self._layout(v, kind) for v, kind in kinds.items()}
         layouts[step.target] = self._layout(step.target, target)
         kernel = step_kernel(step, self.program.values, layouts, self.cpu)
         count = self.program.values[step.target].pixels * int(step.weight.size) if isinstance(step, Depthwise) else 0
         self._call(Call(kernel, sources[0], sources[1] if len(sources) > 1 else None, self._new(step.target, target),
                           getattr(step, "layer", ""), type(step).__name__.lower(), count))
 
-    def _kind_for(self, value: int, target: Kind) -> Kind:
-        """The kind in which a simple step reads a value: the target's where the value is there in it, else its home."""
-        return target if target in self.at.kinds(value) and (value, target) in self.homes else self.kinds[value]
+    def _kind_for(self, value: int, target: Kind, same: bool) -> Kind:
+        """The kind in which a simple step reads a value: the target's where the value is there in it, or has to be (same),
+        else its home."""
+        wanted = target in self.at.kinds(value) and (same or (value, target) in self.homes)
+        return target if wanted else self.kinds[value]
 
     def _finish(self) -> Plan:
         lanes = self.cpu.lanes

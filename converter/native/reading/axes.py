@@ -92,11 +92,25 @@ def per_channel(b: Builder, x: Oriented, array: npt.NDArray[np.floating[Any]]) -
     value = b.values[x.value]
     if array.size == 1:
         return np.full(value.channels, array.item())
-    spread = np.broadcast_to(array, x.shape).transpose(x.order).reshape(value.channels, value.pixels)
-    if not (spread == spread[:, :1]).all():
+    if not is_per_channel(b, x, array):
         raise Refused("its constant differs within a channel")
+    spread = _by_channel(b, x, array)
     numbers: npt.NDArray[np.floating[Any]] = spread[:, 0]
     return numbers
+
+
+def is_per_channel(b: Builder, x: Oriented, array: npt.NDArray[np.floating[Any]]) -> bool:
+    """Is it one number for each channel?"""
+    if array.size == 1:
+        return True
+    spread = _by_channel(b, x, array)
+    return bool((spread == spread[:, :1]).all())
+
+
+def _by_channel(b: Builder, x: Oriented, array: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
+    value = b.values[x.value]
+    spread: npt.NDArray[np.floating[Any]] = np.broadcast_to(array, x.shape).transpose(x.order).reshape(value.channels, -1)
+    return spread
 
 
 def channels_first(b: Builder, x: Oriented, axes: Sequence[int]) -> Oriented:

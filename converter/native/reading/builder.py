@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 
 import numpy as np
 
 from gkp.converter.graph import Node, Tensor, producer, values
 from gkp.converter.native.dtypes import DTYPES, FLOAT32, DType
-from gkp.converter.native.program import Copy, Depthwise, Permute, Reshape, Step, Value
+from gkp.converter.native.program import Copy, Depthwise, Interleave, Paste, Permute, Reshape, Step, Value
 from gkp.converter.native.reading.moves import ZERO, Elements, Refused, bounded, data_inputs, is_move, move
 from gkp.converter.native.reading.orders import order_of, permutation
 from gkp.converter.native.reading.runs import Concatenations, Run, gathered
@@ -19,6 +21,8 @@ Border = tuple[int, int, int, int]
 """top, left, bottom, right."""
 
 _MAX_SHIFT = 16
+_MAX_PIECES = 16
+_MAX_PHASES = 64
 _SHORT = 8
 """Runs that are copied one by one, besides two from each base."""
 
@@ -187,7 +191,13 @@ class Builder:
         unfolded = self._unfolded(plane)
         if unfolded is not None:
             return self._reshaped(self._copy(*unfolded), elements.shape)
-        runs = self._runs(plane)
+        try:
+            runs = self._runs(plane)
+        except Refused:
+            assembled = self._assembled(plane, wanted, shifts)
+            if assembled is None:
+                raise
+            return assembled
         if not shifts and any(run.offset != (0, 0) for run in runs):
             raise Refused("it cuts out a part of the plane")
         return self._copy(plane.shape, runs)
@@ -246,6 +256,66 @@ class Builder:
             return None
         still = all(run.offset == (0, 0) and run.strides == (1, 1) for run in runs)
         return (folded.shape, runs) if still else None
+
+    def _assembled(self, plane: Elements, wanted: Value, shifts: bool) -> int | None:
+        """A new value whose planes are put together from others."""
+        shape = (wanted.channels, wanted.height, wanted.width)
+        interleaved = self._interleaved(plane)
+        if interleaved is not None:
+            phases, strides = interleaved
+            source, target = self.express(phases), self.value(shape, wanted.dtype)
+            self.steps.append(Interleave(source, target, strides))
+            return target
+        pieces = []
+        with suppress(Refused):
+            pieces = [(offset, self.express(piece, shifts)) for offset, piece in self._pieces(plane)]
+        if not pieces:
+            rows = self._rows(plane)
+            return None if rows is None else self.express(rows, shifts)
+        target = self.value(shape, wanted.dtype)
+        self.steps += [Paste(source, target, offset) for offset, source in pieces]
+        return target
+
+    def _interleaved(self, plane: Elements) -> tuple[Elements, tuple[int, int]] | None:
+        """(phases, strides) of planes in which whole channels of one base are interleaved."""
+        value = self.values[self._base(int(plane.max()))]
+        (c, height, width), sizes = plane.shape, (value.height, value.width)
+        sy, sx = height // sizes[0], width // sizes[1]
+        if (sy * sizes[0], sx * sizes[1]) != (height, width) or value.pixels == 1 or not 1 < sy * sx <= _MAX_PHASES:
+            return None
+        phases = plane.reshape(c, sizes[0], sy, sizes[1], sx).transpose(2, 4, 0, 1, 3).reshape(-1, *sizes)
+        try:
+            runs = self._runs(phases)
+        except Refused:
+            return None
+        still = all(run.offset == (0, 0) and run.strides == (1, 1) for run in runs)
+        return (phases, (sy, sx)) if still else None
+
+    def _rows(self, plane: Elements) -> Elements | None:
+        """The same of a new value, whose channels are the base's rows; None where they are not whole rows of one base."""
+        base = self._base(int(plane.max()))
+        value, start = self.values[base], self._starts[base]
+        rows = plane.reshape(-1, plane.shape[2])
+        whole = (rows[:, 0] >= start) & ((rows[:, 0] - start) % value.width == 0)
+        if value.height == 1 or value.width == 1 or plane.shape[2] != value.width or not whole.all() \
+                or (np.diff(rows, axis=1) != 1).any():
+            return None
+        flat = self.value((value.channels * value.height, 1, value.width), value.dtype)
+        self.steps.append(Reshape(base, flat))
+        return plane - start + self._starts[flat]
+
+    def _pieces(self, plane: Elements) -> list[tuple[tuple[int, int], Elements]]:
+        """(offset, elements) of pieces of the planes that lie side by side, or one below the other, and come from different
+        bases or begin in one anew; none where there is one piece only."""
+        bases = np.searchsorted(self._starts, plane, "right")
+        for axis, others in ((2, (0, 1)), (1, (0, 2))):
+            follows = plane.take(range(1, plane.shape[axis]), axis)
+            seams = (np.diff(bases, axis=axis) != 0) | ((np.diff(plane, axis=axis) <= 0) & (follows != ZERO))
+            cuts = [0, *(np.flatnonzero(seams.any(others)) + 1), plane.shape[axis]]
+            if 2 < len(cuts) <= 1 + _MAX_PIECES:
+                return [((begin, 0) if axis == 1 else (0, begin), plane.take(range(begin, end), axis))
+                        for begin, end in pairwise(map(int, cuts))]
+        return []
 
     def whole(self, flat: Elements) -> int | None:
         """The value whose elements these are, all of them in order."""

@@ -33,15 +33,32 @@ def conv(b: Builder, node: Node) -> None:
     out = form.out_shape((value.height, value.width))
     if min(out) < 1:
         raise Refused("its kernel is larger than its input")
+    (rows, above, below), (columns, before, after) = (
+        _seen(form, a, (value.height, value.width)[a], out[a]) for a in (0, 1))
+    if depthwise is not None:
+        depthwise = depthwise.reshape(len(depthwise), *form.kernel_shape)[:, rows, columns]
+    branches = tuple(replace(b, weight=b.weight[:, :, rows, columns]) for b in form.branches)
+    form = replace(form, branches=branches, kernel_shape=(rows.stop - rows.start, columns.stop - columns.start),
+                   pads=(above, before, below, after))
     shape = (form.out_channels, *out[2 - len(plane):])
     target = b.value(shape)
     if depthwise is not None:
-        weight = depthwise.reshape(depthwise.shape[0], *form.kernel_shape)
-        b.steps.append(Depthwise(source, target, weight, np.asarray(form.bias, np.float32), two(form.strides),
-                                 four(form.pads), two(form.dilations), layer=layer(node)))
+        b.steps.append(Depthwise(source, target, np.ascontiguousarray(depthwise), np.asarray(form.bias, np.float32),
+                                 two(form.strides), four(form.pads), two(form.dilations), layer=layer(node)))
     else:
         b.steps.append(Conv(source, target, form, layer=layer(node)))
     b.bind(node.outputs[0], View(shape, target))
+
+
+def _seen(form: BranchedConv, axis: int, size: int, outputs: int) -> tuple[slice, int, int]:
+    """(taps, pad before, pad after): of the window along one axis of the input, what lies inside the input for some output.
+    A dilation wider than the plane leaves one tap of three, and no pads that would have to be kept zero."""
+    kernel, stride, dilation = form.kernel_shape[axis], form.strides[axis], form.dilations[axis]
+    before, after = form.pads[axis], form.pads[2 + axis]
+    starts = range(-before, -before + outputs * stride, stride)
+    inside = [k for k in range(kernel) if any(0 <= start + k * dilation < size for start in starts)] or [0, kernel - 1]
+    low, high = min(inside[0], before // dilation), max(inside[-1] + 1, kernel - after // dilation)
+    return slice(low, high), before - low * dilation, after - (kernel - high) * dilation
 
 
 def _stock_conv(node: Node, plane: tuple[int, ...], in_channels: int) -> tuple[BranchedConv, Floats | None]:

@@ -13,9 +13,11 @@ from gkp.converter.native.program import (
     Activation,
     Affine,
     Binary,
+    ConstantBinary,
     Conv,
     Copy,
     Depthwise,
+    Interleave,
     Port,
     Program,
     Reshape,
@@ -31,10 +33,10 @@ def fuse(program: Program) -> Program:
     """The same function in fewer steps, up to float rounding (scales are folded in float64).
 
     x * sigmoid(x) becomes one activation, and so does what exporters write in pieces (see patterns); scales, shifts and
-    activations go into the convolution, Affine or Binary that makes their input; a residual Add goes into the convolution
-    that is computed last; copies and reshapes that change nothing vanish, and so does what no output needs. Only values
-    that nothing else reads and that are no outputs are fused away. Values are numbered in the order in which they are
-    written, inputs first."""
+    activations go into the convolution, Affine or Binary that makes their input, also past interleaved phases; a convolution
+    writes its channels in the order in which they are wanted; a residual Add goes into the convolution that comes last;
+    copies and reshapes that change nothing vanish, and so does what no output needs. Only values that nothing else reads
+    and that are no outputs are fused away. Values are numbered in the order in which they are written, inputs first."""
     net = _Net(program)
     while any([net.apply(rule) for rule in _RULES]):
         pass
@@ -155,7 +157,7 @@ def _affine(net: _Net, step: Step) -> bool:
     elif isinstance(maker, Conv | Depthwise) and maker.residual is not None and maker.final is Activation.NONE \
             and _identity(step):
         merged = replace(maker, target=step.target, final=step.activation)
-    elif isinstance(maker, Binary) and maker.activation is Activation.NONE and _identity(step):
+    elif isinstance(maker, Binary | ConstantBinary) and maker.activation is Activation.NONE and _identity(step):
         merged = replace(maker, target=step.target, activation=step.activation)
     if merged is None or maker is None:
         return False
@@ -172,6 +174,36 @@ def _scaled(maker: Conv | Depthwise, step: Affine) -> Conv | Depthwise:
     weight = maker.weight * step.scale.astype(np.float64)[:, None, None]
     bias = maker.bias * step.scale.astype(np.float64) + step.shift
     return replace(maker, weight=weight.astype(np.float32), bias=bias.astype(np.float32))
+
+
+def _interleaved(net: _Net, step: Step) -> bool:
+    """A scale, a shift and an activation of interleaved phases go into the convolution that computes the phases."""
+    if not isinstance(step, Affine) or not net.private(step.source):
+        return False
+    maker = net.writer(step.source)
+    conv = net.writer(maker.source) if isinstance(maker, Interleave) and net.private(maker.source) else None
+    if not isinstance(maker, Interleave) or not isinstance(conv, Conv) or conv.residual is not None \
+            or conv.activation is not Activation.NONE:
+        return False
+    scale, shift = (np.tile(v, maker.strides[0] * maker.strides[1]) for v in (step.scale, step.shift))
+    net.swap(conv, replace(_scaled(conv, replace(step, scale=scale, shift=shift)), activation=step.activation))
+    net.swap(maker, replace(maker, target=step.target))
+    net.steps.remove(step)
+    return True
+
+
+def _reordered(net: _Net, step: Step) -> bool:
+    """A convolution writes its channels in the order into which a Copy would put them."""
+    if not isinstance(step, Copy) or step.strides != (1, 1) or not net.private(step.source) \
+            or net.values[step.source] != net.values[step.target]:
+        return False
+    maker = net.writer(step.source)
+    if not isinstance(maker, Conv) or maker.residual is not None \
+            or not np.array_equal(np.sort(step.index), np.arange(net.values[step.target].channels)):
+        return False
+    net.steps.remove(step)
+    net.swap(maker, replace(maker, conv=maker.conv.permute_outputs(step.index), target=step.target))
+    return True
 
 
 def _residual(net: _Net, step: Step) -> bool:
@@ -215,4 +247,4 @@ def _alias(net: _Net, step: Step) -> bool:
     return True
 
 
-_RULES = (_alias, _gate, *PATTERNS, _affine, _residual)
+_RULES = (_alias, _gate, *PATTERNS, _affine, _interleaved, _reordered, _residual)

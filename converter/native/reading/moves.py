@@ -261,7 +261,35 @@ def _padded(node: Node, x: Elements) -> Elements:
     return padded
 
 
+def _depth_to_space(node: Node, x: Elements) -> Elements:
+    n = _block(node, x)
+    if x.shape[0] % (n * n):
+        raise Refused("its blocks do not divide its channels")
+    c, h, w = x.shape[0] // (n * n), *x.shape[1:]
+    crd = node.attrs.get("mode", "DCR") == "CRD"
+    rows = x.reshape(c, n, n, h, w).transpose(0, 3, 1, 4, 2) if crd else x.reshape(n, n, c, h, w).transpose(2, 3, 0, 4, 1)
+    deep: Elements = rows.reshape(c, h * n, w * n)
+    return deep
+
+
+def _space_to_depth(node: Node, x: Elements) -> Elements:
+    n = _block(node, x)
+    c, h, w = x.shape
+    if h % n or w % n:
+        raise Refused("its blocks do not divide its plane")
+    phases: Elements = x.reshape(c, h // n, n, w // n, n).transpose(2, 4, 0, 1, 3).reshape(c * n * n, h // n, w // n)
+    return phases
+
+
+def _block(node: Node, x: Elements) -> int:
+    n = int(node.attrs.get("blocksize", 0))
+    if x.ndim != 3 or n < 1:
+        raise Refused("it does not move blocks of a plane")
+    return n
+
+
 _MOVES: Mapping[str, Callable[[Node, Elements], Elements | list[Elements]]] = {
     **dict.fromkeys(COPIES | {"Cast"}, _same), "Flatten": _flattened, "Squeeze": _squeezed, "Unsqueeze": _unsqueezed,
-    "Transpose": _transposed, "Slice": _sliced, "Split": _split, "Gather": _gathered, "Pad": _padded}
+    "Transpose": _transposed, "Slice": _sliced, "Split": _split, "Gather": _gathered, "Pad": _padded,
+    "DepthToSpace": _depth_to_space, "SpaceToDepth": _space_to_depth}
 """Those of one input, by operator."""

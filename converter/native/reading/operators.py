@@ -15,12 +15,24 @@ import numpy as np
 from gkp.converter.graph import Node, is_branched, values
 from gkp.converter.native.program import Pool
 from gkp.converter.native.reading.activations import ACTIVATIONS, affine, clipping
-from gkp.converter.native.reading.axes import Oriented, bind, combined, mapped, oriented, per_channel, scaled
+from gkp.converter.native.reading.axes import (
+    Oriented,
+    bind,
+    combined,
+    is_per_channel,
+    mapped,
+    oriented,
+    per_channel,
+    scaled,
+)
 from gkp.converter.native.reading.builder import Border, Builder, View
+from gkp.converter.native.reading.constants import with_constant
 from gkp.converter.native.reading.convolutions import conv, gemm
 from gkp.converter.native.reading.moves import ZERO, Refused, scattered
 from gkp.converter.native.reading.parameters import constant, floats, four, geometry, two
 from gkp.converter.native.reading.reductions import REDUCTIONS
+from gkp.converter.native.reading.resize import resize
+from gkp.converter.native.reading.transposed import conv_transpose
 from gkp.converter.operators import POOLS
 
 Operator = Callable[[Builder, Node], None]
@@ -63,18 +75,20 @@ def _with_constant(b: Builder, node: Node, place: int) -> None:
     sizes: tuple[int, ...] = (1,) * (rank - given.ndim) + given.shape
     if any(n not in (1, m) for n, m in zip(sizes, (1, *b.shape(x)), strict=True)):
         raise Refused("its constant does not fit its input")
-    v = given.reshape(sizes)[0]
+    v, source = given.reshape(sizes)[0], oriented(b, x)
     if node.op in ("Max", "Min"):
         if v.size != 1:
             raise Refused("only one number for all elements is known")
         affine(b, node, x, 1, 0, clipping(*((v.item(), inf) if node.op == "Max" else (-inf, v.item()))))
+    elif not is_per_channel(b, source, v):
+        with_constant(b, node, source, v, place == 0)
     elif node.op == "Div" and place == 0:
-        inverse = mapped(b, oriented(b, x), "reciprocal")
+        inverse = mapped(b, source, "reciprocal")
         factors = floats(node, per_channel(b, inverse, v))
         bind(b, node.outputs[0], replace(inverse, value=scaled(b, inverse.value, factors)))
     elif node.op == "Div":
         if not v.all():
-            raise Refused("its constant divides by zero")
+            raise Refused("only a division by constants that are not zero is known")
         affine(b, node, x, 1 / v, 0)
     elif node.op == "Mul":
         affine(b, node, x, v, 0)
@@ -144,6 +158,7 @@ def _check_windows(size: int, outputs: int, begin: int, taps: range, stride: int
 OPERATORS: Mapping[str, Operator] = {
     **ACTIVATIONS, **REDUCTIONS, "Conv": conv, "Gemm": gemm, "MatMul": gemm, "BatchNormalization": _batchnorm,
     **dict.fromkeys((*_BINARY, "Sum"), _binary), "ScatterElements": _scatter_add, **dict.fromkeys(POOLS, _pool),
+    "ConvTranspose": conv_transpose, "Resize": resize, "Upsample": resize,
 }
 """ONNX operators by name."""
 

@@ -46,7 +46,7 @@ def gathered(runs: Sequence[Run]) -> tuple[list[Run], Elements]:
 
 @dataclass
 class Concatenations:
-    """What was put together from several runs, by plane: DenseNets put the same and a little more together again and again."""
+    """What was put together from several runs, by plane: a DenseNet does the same and a little more again and again."""
 
     _known: dict[tuple[int, ...], list[tuple[int, list[tuple[Origin, int]]]]] = field(default_factory=dict)
 

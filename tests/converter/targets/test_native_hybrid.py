@@ -34,7 +34,7 @@ def network(batch: Any) -> onnx.ModelProto:
     net = Net(batch, 3, 16, 16)
     x = net.relu(net.conv3("x", 3, 16))
     small = net.relu(net.conv3(x, 16, 32, stride=2, group=4))
-    large = net.op("Resize", small, "", net.const(np.array([1, 1, 2, 2], np.float32)), mode="nearest")
+    large = net.op("Resize", small, "", net.const(np.array([1, 1, 2, 2], np.float32)), mode="cubic")
     y = net.op("Add", net.conv3(large, 32, 16), x)
     y = net.op("Flatten", net.op("GlobalAveragePool", y))
     y = net.op("LogSoftmax", y, axis=-1)

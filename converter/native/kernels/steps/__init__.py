@@ -11,25 +11,31 @@ from gkp.converter.native.kernels.layout import Layout
 from gkp.converter.native.kernels.steps.convert import convert, pack, reshape, space_to_depth, unpack
 from gkp.converter.native.kernels.steps.copy import copy
 from gkp.converter.native.kernels.steps.depthwise import depthwise
-from gkp.converter.native.kernels.steps.elementwise import affine, binary
+from gkp.converter.native.kernels.steps.elementwise import affine, binary, constant_binary
 from gkp.converter.native.kernels.steps.functions import map_, prelu
 from gkp.converter.native.kernels.steps.normalise import normalise
 from gkp.converter.native.kernels.steps.permute import permute
+from gkp.converter.native.kernels.steps.place import interleave, paste
 from gkp.converter.native.kernels.steps.pool import pool
 from gkp.converter.native.kernels.steps.reduce import reduce
+from gkp.converter.native.kernels.steps.resize import resize
 from gkp.converter.native.kernels.steps.softmax import softmax
 from gkp.converter.native.program import (
     Affine,
     Binary,
+    ConstantBinary,
     Copy,
     Depthwise,
+    Interleave,
     Map,
     Normalise,
+    Paste,
     Permute,
     Pool,
     PRelu,
     Reduce,
     Reshape,
+    Resize,
     Softmax,
     Value,
     reads,
@@ -37,7 +43,8 @@ from gkp.converter.native.program import (
 
 __all__ = ["SimpleStep", "convert", "pack", "space_to_depth", "step_kernel", "unpack"]
 
-SimpleStep = Depthwise | Pool | Binary | Affine | Copy | Reshape | Softmax | Reduce | Normalise | PRelu | Map | Permute
+SimpleStep = (Depthwise | Pool | Binary | ConstantBinary | Affine | Copy | Paste | Interleave | Reshape | Resize | Softmax
+              | Reduce | Normalise | PRelu | Map | Permute)
 
 
 def step_kernel(step: SimpleStep, values: Sequence[Value], layouts: Mapping[int, Layout], cpu: Cpu) -> Kernel:
@@ -56,7 +63,8 @@ def step_kernel(step: SimpleStep, values: Sequence[Value], layouts: Mapping[int,
 
 
 _KERNELS: Mapping[type[SimpleStep], Callable[[Any, Layout, Layout, Cpu], Kernel]] = {
-    Pool: pool, Affine: affine, Copy: copy, Reduce: reduce, Normalise: normalise, PRelu: prelu, Map: map_, Permute: permute,
+    Pool: pool, Affine: affine, ConstantBinary: constant_binary, Copy: copy, Paste: paste, Interleave: interleave,
+    Resize: resize, Reduce: reduce, Normalise: normalise, PRelu: prelu, Map: map_, Permute: permute,
     Reshape: lambda step, source, target, cpu: reshape(source, target, cpu),
     Softmax: lambda step, source, target, cpu: softmax(source, target, cpu),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -12,7 +12,7 @@ from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.emit import at, block, chunks, get, kernel, loop, put, share
 from gkp.converter.native.kernels.kernel import Kernel, activation
 from gkp.converter.native.kernels.layout import Layout
-from gkp.converter.native.program import Affine, Binary, Value, zero_at_zero
+from gkp.converter.native.program import Affine, Binary, ConstantBinary, zero_at_zero
 
 _OPERATORS = {"add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "div": "{0} / {1}", "max": "maximum({0}, {1})",
               "min": "minimum({0}, {1})"}
@@ -123,19 +123,38 @@ def affine(step: Affine, source: Layout, target: Layout, cpu: Cpu) -> Kernel:
 
 
 def binary(step: Binary, a: Layout, b: Layout, target: Layout, cpu: Cpu) -> Kernel:
-    """x: a; r: b. Raises ValueError for operands that do not give the target's shape."""
+    """x: a; r: b; broadcast along the axes on which they have size 1. Raises ValueError for shapes that do not fit."""
     value = target.value
     shape = (value.channels, value.height, value.width)
-    operands = [_broadcast("x", a, value), _broadcast("r", b, value)]
+    operands = []
+    for pointer, operand in (("x", a), ("r", b)):
+        given = (operand.value.channels, operand.value.height, operand.value.width)
+        if any(n not in (1, m) for n, m in zip(given, shape, strict=True)):
+            raise ValueError(f"cannot broadcast {operand.value} to {value}")
+        operands.append(_broadcast(whole(pointer, operand), given))
     keeps_zero = zero_at_zero(step.activation) and a.value == b.value == value and step.op != "div"
     return kernel(elementwise(whole("y", target), operands, shape,
                               lambda v: activation(step.activation, _OPERATORS[step.op].format(*v)), keeps_zero, cpu.lanes))
 
 
-def _broadcast(pointer: str, layout: Layout, value: Value) -> Operand:
-    sizes = [(own, n) for own, n in zip(*((v.channels, v.height, v.width) for v in (layout.value, value)), strict=True)]
-    if any(own not in (1, n) for own, n in sizes):
-        raise ValueError(f"cannot broadcast {layout.value} to {value}")
-    c, row, column = (stride if own == n else 0
-                      for (own, n), stride in zip(sizes, (layout.channel, layout.row, layout.column), strict=True))
-    return Operand(pointer, layout.origin, (c, row, column))
+def constant_binary(step: ConstantBinary, source: Layout, target: Layout, cpu: Cpu) -> Kernel:
+    """x: source; the data are the constant, its axes in the order of the target's. Raises ValueError if it does not fit."""
+    value, given = target.value, step.constant.shape
+    shape = (value.channels, value.height, value.width)
+    if source.value != value or len(given) != 3 or any(n not in (1, m) for n, m in zip(given, shape, strict=True)):
+        raise ValueError(f"a constant of shape {given} does not take {source.value} to {value}")
+    _, height, width = given
+    if target.planar:
+        strides, data = (height * width, width, 1), step.constant
+    else:
+        strides, data = (1, width * given[0], given[0]), step.constant.transpose(1, 2, 0)
+    constant = _broadcast(Operand("constant", 0, strides), given)
+    body = elementwise(whole("y", target), [whole("x", source), constant], shape,
+                       lambda v: activation(step.activation, _OPERATORS[step.op].format(*v)), False, cpu.lanes)
+    return kernel("const float* constant = reinterpret_cast<const float*>(data);\n" + body, data.astype("<f4").tobytes())
+
+
+def _broadcast(operand: Operand, shape: Sequence[int]) -> Operand:
+    """The operand, of this shape, broadcast along the axes of size 1."""
+    c, y, x = (0 if n == 1 else s for n, s in zip(shape, operand.strides, strict=True))
+    return replace(operand, strides=(c, y, x))

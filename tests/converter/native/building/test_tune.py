@@ -18,7 +18,7 @@ from gkp.converter.native.building.tune import Measured
 from gkp.converter.native.dtypes import DType
 from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.emit import kernel
-from gkp.converter.native.kernels.kernel import Recipe, recipe
+from gkp.converter.native.kernels.kernel import Draft, Recipe, recipe
 from gkp.converter.native.kernels.layout import planar
 from gkp.converter.native.kernels.way import Trial
 from gkp.converter.native.planning.geometry import geometry
@@ -39,7 +39,7 @@ def sums(times: int) -> Trial:
     body = ("(void)x, (void)r, (void)part, (void)parts;\nconst float* w = reinterpret_cast<const float*>(data);\nV a{};\n"
             f"for (int n = 0; n < {times}; ++n)\n  for (int i = 0; i < 1024; i += LANES) a = a * a + load(w + i);\n"
             "store(y, a);\n")
-    return Trial(recipe(kernel(body, bytes(4096))), BUFFER, None, BUFFER, cycles=float(times))
+    return Trial(recipe(lambda: kernel(body, bytes(4096))), BUFFER, None, BUFFER, cycles=float(times))
 
 
 def unbuildable(version: str) -> Toolchain:
@@ -68,7 +68,7 @@ def test_what_was_measured_is_not_compiled_again(tmp_path: Path) -> None:
 
 
 def changed_data(trial: Trial) -> Trial:
-    return replace(trial, recipe=replace(trial.recipe, key="other counts"))
+    return replace(trial, recipe=Recipe(lambda: replace(trial.recipe.draft, key="other counts")))
 
 
 def changed_type(trial: Trial) -> Trial:
@@ -92,7 +92,7 @@ def test_weights_do_not_count_only_their_sizes_do(tmp_path: Path) -> None:
 
     timer = Measured(CPU, cache=Seconds(tmp_path / "kernels.json"))
     known = timer.seconds([sums(5)])
-    other = replace(sums(5), recipe=Recipe(sums(5).recipe.source, sums(5).recipe.key, never))
+    other = replace(sums(5), recipe=Recipe(lambda: replace(sums(5).recipe.draft, fill=never)))
     assert timer.seconds([other]) == known
 
 
@@ -100,7 +100,7 @@ def test_the_model_runs_nothing() -> None:
     def never() -> bytes:
         raise AssertionError("the model needs no weights")
 
-    trials = [Trial(Recipe("no C++", "", never), BUFFER, None, BUFFER, cycles) for cycles in (4e9, 2e9)]
+    trials = [Trial(Recipe(lambda: Draft("no C++", "", never)), BUFFER, None, BUFFER, cycles) for cycles in (4e9, 2e9)]
     seconds = Model().seconds(trials)
     assert seconds[0] == 2 * seconds[1] > 0
     assert not Model().measures

@@ -35,6 +35,7 @@ FEATURES: dict[str, Callable[[Chain], bool]] = {
     "polyphase": lambda c: len(c.kernels) == 2,
     "planes to channels last": lambda c: "planar to last" in c.label,
     "channels last": lambda c: "last to last" in c.label,
+    "regions": lambda c: " in regions" in c.label,
     "residuals": lambda c: c.residual is not None,
     "input first": lambda c: "by tile" in c.label,
 }
@@ -112,6 +113,8 @@ def corners(rng: Rng, lanes: int) -> dict[str, tuple[BranchedConv, tuple[int, in
                                              (5, 6)),
         "pads on one side": (form(rng, 5, 6, [(range(5), range(6))], pads=(2, 0, 0, 2)), (9, 2 * lanes)),
         "no pads": (form(rng, 5, 6, [(range(5), range(6))], pads=(0, 0, 0, 0)), (9, lanes + 2)),
+        "a dilation as wide as the plane": (form(rng, 5, 6, [(range(5), range(6))], dilations=(4, 6)), (5, 7)),
+        "a dilation wider than the plane": (form(rng, 5, 6, [([2, 4], range(6))], dilations=(6, 9)), (5, 7)),
         "dilation": (form(rng, 5, 6, [(range(5), range(6))], dilations=(2, 3)), (9, lanes + 5)),
         "float64 weights": (replace(f := dense(rng, 5, 6), branches=(replace(f.branches[0], weight=f.branches[0].weight.astype(float)),)),
                             (8, 8)),
@@ -123,7 +126,8 @@ def corner_cases(rng: Rng, cpu: Cpu) -> list[Chain]:
     for name, (conv, plane) in corners(rng, cpu.lanes).items():
         found = chains(rng, conv, plane, cpu, lambda way: "winograd" not in way.name, most=3)
         cases += [replace(c, label=f"{name}: {c.label}") for c in found]
-    return cases
+    conv, plane = corners(rng, cpu.lanes)["two pixels"]
+    return [*cases, *chains(rng, conv, plane, cpu, lambda way: " line" in way.name, most=2)]
 
 
 @pytest.mark.parametrize("cpu", cpus())
@@ -240,11 +244,13 @@ def test_tiles_come_best_first_and_no_more_than_asked_for(cpu: Cpu) -> None:
     layouts = at.layouts
     for family, source, target in ((pixel, layouts[0]["planar"], layouts[1]["planar"]),
                                    (channel, layouts[0]["last"], layouts[1]["last"])):
-        found = family.tiles(step, source, target, cpu, 1000)
-        seconds = [family.cycles(step, tile, source, target, cpu) for tile in found]
-        assert seconds == sorted(seconds)
-        assert len(set(found)) == len(found) > 5
-        assert family.tiles(step, source, target, cpu, 5) == found[:5]
+        found, fewer = (family.tiles(step, source, target, cpu, most) for most in (1000, 5))
+        for sort in {getattr(tile, "in_regions", False) for tile in found}:
+            of_sort, few = ([t for t in tiles if getattr(t, "in_regions", False) == sort] for tiles in (found, fewer))
+            seconds = [family.cycles(step, tile, source, target, cpu) for tile in of_sort]
+            assert seconds == sorted(seconds)
+            assert len(set(of_sort)) == len(of_sort) > 5
+            assert few == of_sort[:5]
 
 
 @pytest.mark.parametrize("kind", ["planar", "last"])
@@ -261,7 +267,7 @@ def test_zero_taps_cost_nothing(kind: Kind) -> None:
     (full,), (few,) = ([next(w for w in conv_ways(*one_step(c, (16, 16), cpu), cpu)[0]
                              if w.kinds == (kind, kind) and "winograd" not in w.name)] for c in (whole, holed))
     assert few.macs == holed.macs((16, 16)) == full.macs // 18
-    assert len(few.trial.recipe.fill()) < 0.1 * len(full.trial.recipe.fill())
+    assert len(few.trial.recipe.draft.fill()) < 0.1 * len(full.trial.recipe.draft.fill())
     assert few.trial.cycles < 0.15 * full.trial.cycles
 
 
@@ -278,5 +284,5 @@ def test_layers_of_one_shape_share_their_source(kind: Kind) -> None:
         family = pixel.ways if kind == "planar" else channel.ways
         recipes.append(next(family(step, at.layouts[0][kind], at.layouts[1][kind], None, cpu)).trial.recipe)
     assert recipes[0].source == recipes[1].source
-    assert recipes[0].key == recipes[1].key
-    assert recipes[0].fill() != recipes[1].fill()
+    assert recipes[0].draft.key == recipes[1].draft.key
+    assert recipes[0].draft.fill() != recipes[1].draft.fill()

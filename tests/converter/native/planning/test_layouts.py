@@ -13,9 +13,15 @@ from gkp.branched import BranchedConv
 from gkp.converter.native.kernels.cpu import CPUS
 from gkp.converter.native.kernels.layout import Kind, channels_last, planar
 from gkp.converter.native.planning.geometry import KINDS, Geometry, geometry
-from gkp.converter.native.planning.layouts import Times, choose_layouts, source_kind, step_seconds
+from gkp.converter.native.planning.layouts import (
+    Times,
+    choose_layouts,
+    conversion_seconds,
+    source_kind,
+    step_seconds,
+)
 from gkp.converter.native.planning.ways import conv_ways
-from gkp.converter.native.program import Conv, Depthwise, Port, Program, Value
+from gkp.converter.native.program import Conv, Depthwise, Interleave, Port, Program, Resize, Sampling, Value
 
 Rng = np.random.Generator
 
@@ -168,3 +174,39 @@ def test_every_convolution_of_a_program_has_a_way_to_a_channels_last_target(cpu:
             step = program.steps[number]
             assert isinstance(step, Conv)
             assert {(s, "last") for s in at.kinds(step.source)} <= {w.kinds for w in ways}
+
+
+# ---- planes of another size -----------------------------------------------------------------------------------------
+def _linear(n: int, m: int) -> Sampling:
+    x = np.linspace(0, n - 1, m)
+    low = x.astype(np.int64)
+    return Sampling(low, np.minimum(low + 1, n - 1), (x - low).astype(np.float32))
+
+
+def _resized(n: int, m: int) -> tuple[Program, Geometry]:
+    """Between two convolutions."""
+    values = (Value(16, n, n), Value(16, n, n), Value(16, m, m), Value(16, m, m))
+    conv = BranchedConv.from_dense(np.ones((16, 16, 1, 1), np.float32))
+    steps = (Conv(0, 1, conv), Resize(1, 2, _linear(n, m), _linear(n, m)), Conv(2, 3, conv))
+    program = Program(values, steps, (Port("x", 0, (16, n, n)),), (Port("y", 3, (16, m, m)),))
+    return program, geometry(program, 8)
+
+
+def test_planes_that_are_sampled_by_a_table_are_better_kept_channels_last() -> None:
+    program, at = _resized(64, 33)
+    kinds = choose_layouts(program, at, lambda number: dict.fromkeys(product(KINDS, KINDS), 1e-6))
+    assert (kinds[1], kinds[2]) == ("last", "last")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_source_in_the_other_layout_costs_its_conversion(kind: Kind) -> None:
+    program, at = _resized(8, 64)
+    other: Kind = "last" if kind == "planar" else "planar"
+
+    def seconds(source: Kind) -> float:
+        return step_seconds(program, at, 1, [kind, source, kind, kind], lambda number: {})
+
+    assert seconds(other) == pytest.approx(seconds(kind) + conversion_seconds(program, 1))
+    phases = Program((Value(64, 4, 4), Value(16, 8, 8)), (Interleave(0, 1, (2, 2)),), (), ())
+    costs = [step_seconds(phases, geometry(phases, 8), 0, [source, kind], lambda number: {}) for source in (kind, other)]
+    assert costs[1] == pytest.approx(costs[0] + conversion_seconds(phases, 0))

@@ -14,7 +14,18 @@ from onnx_kit import Net
 from program_kit import kinds, one_form_graph, only, translated, unsupported
 
 from gkp.converter.graph import Graph
-from gkp.converter.native.program import Activation, Affine, Binary, Conv, Copy, Depthwise, Pool, Reshape, Softmax
+from gkp.converter.native.program import (
+    Activation,
+    Affine,
+    Binary,
+    ConstantBinary,
+    Conv,
+    Copy,
+    Depthwise,
+    Pool,
+    Reshape,
+    Softmax,
+)
 from gkp.converter.native.reading.frontend import HINT, program
 from gkp.errors import UnsupportedModelError, UsageError
 
@@ -151,6 +162,41 @@ def test_operands_that_are_broadcast(op: str, narrow: str, first: bool) -> None:
     assert found.values[whole] == found.values[step.target]
 
 
+@pytest.mark.parametrize("op", ["Add", "Sub", "Mul", "Div"])
+@pytest.mark.parametrize("axes", [(2,), (3,), (1, 3)])
+def test_operands_that_are_a_part_of_the_plane_are_broadcast(op: str, axes: tuple[int, ...]) -> None:
+    """Attention over rows and columns."""
+    def build(n: Net) -> str:
+        y = n.op("Sigmoid", n.op("ReduceMax", n.conv1("x", 5, 1) if 1 in axes else "x", n.ints(*[a for a in axes if a > 1])))
+        return n.op(op, "x", y)
+
+    found = translated(net(build, 2, 5, 4, 3))
+    step = only(found, Binary)
+    assert found.values[step.b].size < found.values[step.a].size
+    assert kinds(found)["Copy"] == 0
+
+
+@pytest.mark.parametrize(("op", "first"), [("Add", True), ("Add", False), ("Sub", True), ("Sub", False), ("Mul", True),
+                                           ("Mul", False), ("Div", False)])
+@pytest.mark.parametrize("shape", [(4, 3), (5, 4, 3), (1, 4, 1), (3,), (1, 5, 1, 3)])
+def test_constants_may_differ_within_a_channel(op: str, first: bool, shape: tuple[int, ...]) -> None:
+    def build(n: Net) -> str:
+        constant = n.const(np.abs(n.normal(*shape)) + np.float32(0.5))
+        return n.relu(n.op(op, *((constant, "x") if first else ("x", constant))))
+
+    found = translated(net(build, 2, 5, 4, 3))
+    step = only(found, ConstantBinary)
+    assert step.activation is Activation.RELU
+    assert step.constant.size == np.prod(shape)
+
+
+def test_constants_of_lines_and_a_division_by_zero() -> None:
+    found = translated(net(lambda n: n.op("Mul", n.op("Sub", n.const(n.normal(1, 2, 7)), "x"), n.const(n.normal(1, 7))), 3, 2, 7))
+    assert kinds(found) == {"Affine": 1, "ConstantBinary": 2}
+    (refused,) = unsupported(Graph(net(lambda n: n.op("Div", "x", n.const(np.float32([1, 0, 2]))), 1, 2, 3)))
+    assert "not zero" in refused.reason
+
+
 def test_sum_of_three_and_of_a_value_with_itself() -> None:
     assert kinds(translated(net(lambda n: n.op("Sum", "x", n.relu("x"), "x"), 2, 3, 4, 4))) == {"Affine": 1, "Binary": 2}
     assert kinds(translated(net(lambda n: n.op("Add", "x", "x"), 2, 3))) == {"Binary": 1}
@@ -181,7 +227,7 @@ def test_dilated_max_pooling() -> None:
 
 @pytest.mark.parametrize("keep", [0, 1])
 @pytest.mark.parametrize("axes", [(2, 3), (-1, -2), (2,), (-1,)])
-@pytest.mark.parametrize("op", ["ReduceMean", "ReduceMax"])
+@pytest.mark.parametrize("op", ["ReduceMean", "ReduceMax", "ReduceSum"])
 def test_reductions_over_spatial_axes(op: str, axes: tuple[int, ...], keep: int) -> None:
     found = translated(net(lambda n: n.op(op, n.relu("x"), n.ints(*axes), keepdims=keep), 2, 3, 5, 4))
     assert len(found.outputs[0].shape) == (3 if keep else 3 - len(axes))
@@ -193,6 +239,15 @@ def test_global_pooling_and_softmax() -> None:
 
     assert kinds(translated(net(build, 2, 3, 5, 4))) == {"Pool": 1, "Softmax": 1}
     assert only(translated(net(lambda n: n.op("Softmax", "x", axis=1), 2, 3, 5, 4)), Softmax).source == 0
+
+
+def test_softmax_over_an_axis_that_becomes_the_channels() -> None:
+    """A distribution over 4 distances for each of 2 sides (YOLOv8's head)."""
+    def build(n: Net) -> str:
+        y = n.op("Softmax", n.op("Reshape", "x", n.ints(2, 2, 4, 9)), axis=2)
+        return n.relu(n.op("Reshape", y, n.ints(2, 8, 3, 3)))
+
+    assert kinds(translated(net(build, 2, 8, 3, 3)))["Softmax"] == 1
 
 
 # ---- movement -----------------------------------------------------------------------------------------------------------
@@ -226,6 +281,14 @@ MOVES: dict[str, tuple[Build, dict[str, int]]] = {
                      {"Copy": 1, "Depthwise": 1}),
     "focus": (lambda n: n.conv1(n.concat(*[sliced(n, "x", (a, b), (8, 8), (2, 3), (2, 2)) for a in (0, 1) for b in (0, 1)]),
                                 24, 5), {"Depthwise": 3, "Copy": 5, "Conv": 1}),
+    "uneven split": (lambda n: n.concat(*n.op("Split", "x", n.ints(1, 3, 2), outputs=3, axis=1)[::-1]), {"Copy": 1}),
+    "split without sizes": (lambda n: n.concat(*n.op("Split", "x", outputs=4, axis=1, num_outputs=4)[::-1]), {"Copy": 1}),
+    "columns side by side": (lambda n: n.op("Concat", "x", n.relu("x"), axis=3), {"Affine": 1, "Paste": 2}),
+    "twice the same rows": (lambda n: n.op("Concat", "x", "x", axis=2), {"Copy": 1, "Reshape": 1}),
+    "twice the same columns": (lambda n: n.op("Concat", "x", "x", axis=3), {"Paste": 2}),
+    "lines of two planes": (lambda n: n.op("Split", n.op("Concat", *[n.op("Reshape", y, n.ints(2, 6, -1)) for y in (
+        "x", n.op("MaxPool", "x", kernel_shape=[2, 2]))], axis=2), n.ints(2, 4), outputs=2, axis=1)[1],
+        {"Pool": 1, "Copy": 2, "Reshape": 2, "Paste": 2}),
     "dropout": (lambda n: n.relu(n.op("Dropout", "x")), {"Affine": 1}),
     "nothing": (lambda n: n.op("Identity", "x"), {"Copy": 1}),
 }
@@ -235,6 +298,25 @@ MOVES: dict[str, tuple[Build, dict[str, int]]] = {
 def test_movement(name: str) -> None:
     build, expected = MOVES[name]
     assert kinds(translated(net(build, 2, 6, 8, 9))) == expected
+
+
+@pytest.mark.parametrize("mode", ["DCR", "CRD"])
+def test_depth_to_space_is_interleaved_behind_a_convolution_in_either_order(mode: str) -> None:
+    found = translated(net(lambda n: n.relu(n.op("DepthToSpace", n.conv3("x", 3, 8), blocksize=2, mode=mode)), 2, 3, 5, 6))
+    assert kinds(found) == {"Conv": 1, "Interleave": 1}
+
+
+def test_depth_to_space_made_of_a_transposition_is_recognised() -> None:
+    def build(n: Net) -> str:
+        y = n.op("Reshape", n.conv3("x", 3, 12), n.ints(2, 2, 2, 3, 5, 6))
+        return n.op("Reshape", n.op("Transpose", y, perm=[0, 3, 4, 1, 5, 2]), n.ints(2, 3, 10, 12))
+
+    assert kinds(translated(net(build, 2, 3, 5, 6))) == {"Conv": 1, "Interleave": 1}
+
+
+def test_space_to_depth() -> None:
+    found = translated(net(lambda n: n.conv1(n.op("SpaceToDepth", "x", blocksize=2), 12, 5), 2, 3, 8, 6))
+    assert kinds(found)["Conv"] == 1
 
 
 def test_spatial_pad_goes_into_the_convolution_and_the_average() -> None:
@@ -328,10 +410,10 @@ def test_operators_that_mix_images_are_refused(name: str) -> None:
 
 
 OTHERS: dict[str, tuple[str, Build]] = {
-    "resize": ("Resize", lambda n: n.op("Resize", "x", "", n.const(np.array([1, 1, 2, 2], np.float32)))),
+    "resize": ("Resize", lambda n: n.op("Resize", "x", "", n.const(np.array([1, 1, 2, 2], np.float32)), mode="cubic")),
     "reflection": ("Pad", lambda n: n.op("Pad", "x", n.ints(0, 0, 1, 1, 0, 0, 1, 1), mode="reflect")),
     "ones around": ("Pad", lambda n: n.op("Pad", "x", n.ints(0, 0, 1, 1, 0, 0, 1, 1), n.const(np.float32(1)))),
-    "constant per pixel": ("Add", lambda n: n.op("Add", "x", n.const(n.normal(4, 4)))),
+    "constant per image": ("Add", lambda n: n.op("Add", n.op("GlobalMaxPool", "x"), n.const(n.normal(4, 4)))),
     "computed weights": ("Conv", lambda n: n.op("Conv", "x", n.op("Reshape", "x", n.ints(2, 6, 4, 4)))),
     "indices of a maximum": ("MaxPool", lambda n: n.op("Cast", n.op("MaxPool", "x", kernel_shape=[2, 2], outputs=2)[1], to=1)),
     "window among the pads": ("MaxPool", lambda n: n.op("MaxPool", n.take("x", [0]), kernel_shape=[2, 1], dilations=[5, 1],

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dense_nets import DeepLab, UNet, Yolo
 from interpret import interpret
 from onnx_kit import assert_close, feeds_of
 from program_kit import check_program, kinds, one_form_graph, translated
@@ -77,9 +78,31 @@ def test_shufflenet_v2() -> None:
     assert (counts["Conv"], counts["Depthwise"], counts["Affine"]) == (8, 3, 0)
 
 
-@pytest.mark.parametrize("net", [MobileNet, EfficientNet, DenseNet, ShuffleNet])
+@pytest.mark.parametrize("net", [MobileNet, EfficientNet, DenseNet, ShuffleNet, Yolo])
 def test_the_exported_model_as_it_is_and_unfused(net: Any) -> None:
     translated(opened(net(), 2, 3, 32, 32).model)
+
+
+def test_unet_with_transposed_convolutions() -> None:
+    counts = kinds(compared(opened(UNet(), 1, 3, 32, 32)))
+    assert counts == {"Conv": 5 * 2 + 4 * 3 + 1, "Pool": 4, "Interleave": 4, "Copy": 8}
+
+
+def test_unet_with_bilinear_interpolation() -> None:
+    counts = kinds(compared(opened(UNet(learned=False), 1, 3, 32, 32)))
+    assert counts == {"Conv": 5 * 2 + 4 * 3 + 1, "Pool": 4, "Resize": 4, "Copy": 8}
+
+
+def test_deeplab_with_dilated_branches() -> None:
+    counts = kinds(compared(opened(DeepLab(), 1, 3, 32, 40)))
+    assert counts == {"Conv": 10, "Pool": 1, "Resize": 2, "Copy": 4}
+
+
+def test_yolo_with_its_boxes_decoded() -> None:
+    found = compared(opened(Yolo(), 1, 3, 32, 32))
+    counts = kinds(found)
+    assert (counts["Softmax"], counts["ConstantBinary"], counts["Resize"]) == (1, 3, 1)
+    assert found.outputs[0].shape == (7, 8 * 8 + 4 * 4)
 
 
 @pytest.mark.slow

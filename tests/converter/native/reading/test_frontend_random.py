@@ -40,7 +40,8 @@ def test_random_chains_of_operators(data: st.DataObject) -> None:
 def _random_step(data: st.DataObject, n: Net, x: str, shape: tuple[int, int, int],
                  others: list[tuple[str, tuple[int, int, int]]]) -> tuple[str, tuple[int, int, int]]:
     c, h, w = shape
-    kind = data.draw(st.sampled_from(["conv", "depthwise", "unary", "pool", "binary", "concat", "take", "pad", "se", "bn"]))
+    kind = data.draw(st.sampled_from(["conv", "depthwise", "unary", "pool", "binary", "concat", "take", "pad", "se", "bn",
+                                      "up", "resize", "phases", "paste", "constant"]))
     if kind == "conv":
         f, k, s, p = (data.draw(st.integers(*r)) for r in ((1, 9), (1, 3), (1, 2), (0, 2)))
         k = min(k, h, w)
@@ -63,6 +64,23 @@ def _random_step(data: st.DataObject, n: Net, x: str, shape: tuple[int, int, int
         fitting2 = [(o, s) for o, s in others if s[1:] == shape[1:]]
         other, (d, _, _) = data.draw(st.sampled_from(fitting2))
         return n.concat(x, other), (c + d, h, w)
+    if kind == "up":
+        f, k, s = (data.draw(st.integers(1, 4)) for _ in range(3))
+        y = n.op("ConvTranspose", x, n.const(n.weight(c, f, k, k)), strides=[s, s])
+        return str(y), (f, (h - 1) * s + k, (w - 1) * s + k)
+    if kind == "resize":
+        mode, plane = data.draw(st.sampled_from(["nearest", "linear"])), data.draw(st.tuples(*2 * [st.integers(1, 12)]))
+        return str(n.op("Resize", x, "", "", n.ints(*plane), axes=[2, 3], mode=mode)), (c, *plane)
+    if kind == "phases" and c % 4 == 0:
+        mode = data.draw(st.sampled_from(["DCR", "CRD"]))
+        return str(n.op("DepthToSpace", x, blocksize=2, mode=mode)), (c // 4, 2 * h, 2 * w)
+    if kind == "paste":
+        beside, down = [o for o, s in others if s == shape], data.draw(st.booleans())
+        y = n.op("Concat", x, data.draw(st.sampled_from(beside)), axis=2 if down else 3)
+        return str(y), (c, h * 2, w) if down else (c, h, w * 2)
+    if kind == "constant":
+        size = [m if data.draw(st.booleans()) else 1 for m in shape]
+        return str(n.op(data.draw(st.sampled_from(["Add", "Mul", "Sub"])), x, n.const(n.normal(*size)))), shape
     if kind == "take":
         index = data.draw(st.lists(st.integers(0, c - 1), min_size=1, max_size=6))
         return n.take(x, index), (len(index), h, w)

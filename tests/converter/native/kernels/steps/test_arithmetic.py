@@ -17,6 +17,7 @@ from gkp.converter.native.program import (
     Activation,
     Affine,
     Binary,
+    ConstantBinary,
     Depthwise,
     Function,
     Map,
@@ -43,7 +44,7 @@ def _case(cpu: Cpu, step: SimpleStep, values: list[Value], buffers: dict[int, Bu
     layouts = {n: b.layout for n, b in buffers.items()}
     second = 1 if last == 2 else None
     shown = f"{step.weight.shape} {step.strides} {step.pads} {step.dilations} {step.activation} {step.final}" \
-        if isinstance(step, Depthwise) else type(step).__name__ if isinstance(step, Affine) else str(step)
+        if isinstance(step, Depthwise) else type(step).__name__ if isinstance(step, Affine | ConstantBinary) else str(step)
     return Case(f"{shown} {layouts}", step_kernel(step, values, layouts, cpu), buffers[0], buffers[last], feeds[0], expected,
                 r=buffers[1] if second else None, second=feeds[1] if second else None, tolerance=tolerance)
 
@@ -81,6 +82,14 @@ def _narrower(rng: Rng, value: Value) -> Value:
     """One along some axes."""
     c, height, width = (n if rng.integers(2) else 1 for n in (value.channels, value.height, value.width))
     return Value(c, height, width)
+
+
+def constant_case(rng: Rng, cpu: Cpu) -> Case:
+    value = random_value(rng)
+    shape = [n if rng.integers(2) else 1 for n in (value.channels, value.height, value.width)]
+    step = ConstantBinary(0, 1, str(rng.choice(["add", "mul"])), normal(rng, *shape), _activation(rng))
+    buffers = {n: random_buffer(rng, value, cpu.lanes, kind=k) for n, k in enumerate(_kinds(rng, 2))}
+    return _case(cpu, step, [value, value], buffers, {0: _feed(rng, value)}, 2e-6)
 
 
 def affine_case(rng: Rng, cpu: Cpu) -> Case:
@@ -203,7 +212,7 @@ def _depthwise(rng: Rng, cpu: Cpu, kernel: tuple[int, int], strides: tuple[int, 
     return _case(cpu, step, values, buffers, feeds, 4e-6 * float(np.sqrt(kernel[0] * kernel[1])))
 
 
-MAKERS: list[Any] = [binary_case, affine_case, softmax_case, reduce_case, normalise_case, prelu_case, map_case, pool_case,
+MAKERS: list[Any] = [binary_case, constant_case, affine_case, softmax_case, reduce_case, normalise_case, prelu_case, map_case, pool_case,
                      global_pool_case, depthwise_case, small_plane_depthwise_case]
 
 
