@@ -65,7 +65,10 @@ def _macs(node: Node) -> int:
         return 0
     if node.op == "Conv":
         return int(weight.size) * prod(spatial(node.outputs[0]) or (0,))
-    return int(weight.size) if node.op in ("Gemm", "MatMul") else 0
+    if node.op == "MatMul":  # of every vector along the last axis
+        shape = node.outputs[0].shape or ()
+        return int(weight.size) * prod(n for n in shape[1:-1] if isinstance(n, int))
+    return int(weight.size) if node.op == "Gemm" else 0
 
 
 def _weight(tensor: Tensor) -> Array | None:

@@ -21,7 +21,7 @@ from gkp.types import Floats
 
 
 class Activation(Enum):
-    """Applied to every element x."""
+    """Applied to every element x; the value is the name of a function in gkp.h."""
 
     NONE = "none"
     RELU = "relu"  # max(x, 0)
@@ -30,10 +30,34 @@ class Activation(Enum):
     SIGMOID = "sigmoid"  # 1 / (1 + exp(-x))
     HARDSIGMOID = "hardsigmoid"  # min(max(x / 6 + 1/2, 0), 1)
     HARDSWISH = "hardswish"  # x * hardsigmoid(x)
+    TANH = "tanh"
+    ERF = "erf"  # the error function
+    GELU = "gelu"  # x * (1 + erf(x / sqrt(2))) / 2
+    GELU_TANH = "gelu_tanh"  # x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2
+    SOFTPLUS = "softplus"  # log(1 + exp(x))
+    MISH = "mish"  # x * tanh(softplus(x))
 
 
-ZERO_AT_ZERO = (Activation.NONE, Activation.RELU, Activation.RELU6, Activation.SILU, Activation.HARDSWISH)
-"""They leave zeros zero."""
+@dataclass(frozen=True)
+class Parametric:
+    """An activation with numbers of its own: clip(low, high), leaky_relu(slope), elu(alpha); name: of the function in
+    gkp.h."""
+
+    name: str
+    parameters: tuple[float, ...]
+
+
+Function = Activation | Parametric
+
+_NOT_AT_ZERO = (Activation.SIGMOID, Activation.HARDSIGMOID, Activation.SOFTPLUS)
+
+
+def zero_at_zero(function: Function) -> bool:
+    """Does it leave zeros zero?"""
+    if isinstance(function, Parametric) and function.name == "clip":
+        low, high = function.parameters
+        return low <= 0 <= high
+    return function not in _NOT_AT_ZERO
 
 
 @dataclass(frozen=True)
@@ -68,9 +92,9 @@ class Conv:
     source: int
     target: int
     conv: BranchedConv
-    activation: Activation = Activation.NONE
+    activation: Function = Activation.NONE
     residual: int | None = None
-    final: Activation = Activation.NONE
+    final: Function = Activation.NONE
     layer: str = ""
 
 
@@ -88,9 +112,9 @@ class Depthwise:
     strides: tuple[int, int]
     pads: tuple[int, int, int, int]
     dilations: tuple[int, int]
-    activation: Activation = Activation.NONE
+    activation: Function = Activation.NONE
     residual: int | None = None
-    final: Activation = Activation.NONE
+    final: Function = Activation.NONE
     layer: str = ""
 
 
@@ -111,14 +135,14 @@ class Pool:
 
 @dataclass(frozen=True)
 class Binary:
-    """target = activation(a op b), op in add, mul, sub, div. a has the target's shape; b is broadcast to it along the axes
-    on which its size is 1."""
+    """target = activation(a op b), op in add, sub, mul, div, max, min. An operand has the target's size along each axis,
+    or 1 and is broadcast."""
 
     a: int
     b: int
     target: int
     op: str
-    activation: Activation = Activation.NONE
+    activation: Function = Activation.NONE
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +154,7 @@ class ConstantBinary:
     target: int
     op: str
     constant: Floats
-    activation: Activation = Activation.NONE
+    activation: Function = Activation.NONE
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +165,7 @@ class Affine:
     target: int
     scale: Floats
     shift: Floats
-    activation: Activation = Activation.NONE
+    activation: Function = Activation.NONE
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,8 +242,59 @@ class Softmax:
     target: int
 
 
-Step = (Conv | Depthwise | Pool | Binary | ConstantBinary | Affine | Copy | Paste | Interleave | Reshape | Resize
-        | Softmax)
+@dataclass(frozen=True)
+class Reduce:
+    """target[o * inner + i] = the sum, mean or max (kind) of source[(o * count + k) * inner + i] over k < count: over all
+    channels, or over those of a group that lie `inner` apart, at every pixel."""
+
+    source: int
+    target: int
+    kind: str
+    count: int
+    inner: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Normalise:
+    """target = (source - mean) / sqrt(variance + epsilon) * scale + shift, mean and variance over the channels of every
+    pixel (LayerNormalization over channels); scale and shift: float32 [channels]."""
+
+    source: int
+    target: int
+    epsilon: float
+    scale: Floats
+    shift: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class PRelu:
+    """target = source, times its channel's slope where it is negative; slope: float32 [channels]."""
+
+    source: int
+    target: int
+    slope: Floats
+
+
+@dataclass(frozen=True)
+class Map:
+    """target = function(source), function in abs, exp, reciprocal, sqrt: those that no convolution needs."""
+
+    source: int
+    target: int
+    function: str
+
+
+@dataclass(frozen=True)
+class Permute:
+    """Axis k of the target (channel, row, column) is axis order[k] of the source."""
+
+    source: int
+    target: int
+    order: tuple[int, int, int]
+
+
+Step = (Conv | Depthwise | Pool | Binary | ConstantBinary | Affine | Copy | Paste | Interleave | Reshape | Resize | Softmax
+        | Reduce | Normalise | PRelu | Map | Permute)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -17,10 +18,17 @@ from gkp.converter.native.program import (
     Conv,
     Copy,
     Depthwise,
+    Function,
     Interleave,
+    Map,
+    Normalise,
+    Parametric,
     Paste,
+    Permute,
     Pool,
+    PRelu,
     Program,
+    Reduce,
     Reshape,
     Resize,
     Sampling,
@@ -62,10 +70,10 @@ def run_step(program: Program, step: Step, values: MutableMapping[int, Array]) -
     elif isinstance(step, Pool):
         result = _pool(program, step, values[step.source])
     elif isinstance(step, Binary):
-        result = activate(step.activation, _OPERATORS[step.op](values[step.a], values[step.b]))
+        result = activate(step.activation, _BINARY[step.op](values[step.a], values[step.b]))
     elif isinstance(step, ConstantBinary):
         x = values[step.source]
-        result = activate(step.activation, _OPERATORS[step.op](x, step.constant.astype(x.dtype)))
+        result = activate(step.activation, _BINARY[step.op](x, step.constant.astype(x.dtype)))
     elif isinstance(step, Interleave):
         result = _interleave(program, step, values[step.source])
     elif isinstance(step, Resize):
@@ -78,7 +86,7 @@ def run_step(program: Program, step: Step, values: MutableMapping[int, Array]) -
         value = program.values[step.target]
         result = values[step.source].reshape(-1, value.channels, value.height, value.width)
     else:
-        result = _softmax(step, values[step.source])
+        result = _simple(step, values[step.source])
     value = program.values[step.target]
     if result.shape[1:] != (value.channels, value.height, value.width):
         raise UsageError(f"{type(step).__name__} gives {result.shape[1:]} for a value declared {value}")
@@ -86,14 +94,56 @@ def run_step(program: Program, step: Step, values: MutableMapping[int, Array]) -
     return result
 
 
-_OPERATORS: Mapping[str, Callable[[Array, Array], Array]] = {"add": np.add, "sub": np.subtract, "mul": np.multiply,
-                                                             "div": np.divide}
-
-
-def activate(kind: Activation, x: Array) -> Array:
+def activate(kind: Function, x: Array) -> Array:
     """The activation of every element, in x's dtype."""
+    if isinstance(kind, Parametric):
+        return np.asarray(_PARAMETRIC[kind.name](x, *kind.parameters), x.dtype)
     done: Array = np.asarray(_ACTIVATIONS[kind](x), x.dtype)
     return done
+
+
+def _simple(step: Step, x: Array) -> Array:
+    """Steps that read one value and change no shape but as they say."""
+    if isinstance(step, Reduce):
+        groups = x.reshape(len(x), -1, step.count, step.inner, *x.shape[2:])
+        y: Array = groups.max(2) if step.kind == "max" else groups.sum(2) / (step.count if step.kind == "mean" else 1)
+        return y.reshape(len(x), -1, *x.shape[2:])
+    if isinstance(step, Normalise):
+        scale, shift = (v.astype(x.dtype)[:, None, None] for v in (step.scale, step.shift))
+        root = np.sqrt(x.var(1, keepdims=True) + np.asarray(step.epsilon, x.dtype))
+        return np.asarray((x - x.mean(1, keepdims=True)) / root * scale + shift)
+    if isinstance(step, PRelu):
+        return np.where(x < 0, x * step.slope.astype(x.dtype)[:, None, None], x)
+    if isinstance(step, Map):
+        return np.asarray(_MAPS[step.function](x), x.dtype)
+    if isinstance(step, Permute):
+        return x.transpose(0, *(1 + k for k in step.order))
+    assert isinstance(step, Softmax)
+    e = np.exp(x - x.max(1, keepdims=True))
+    return np.asarray(e / e.sum(1, keepdims=True))
+
+
+_BINARY: Mapping[str, Callable[[Array, Array], Array]] = {
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "max": np.maximum, "min": np.minimum}
+_MAPS: Mapping[str, Callable[[Array], Array]] = {"abs": np.abs, "exp": np.exp, "reciprocal": np.reciprocal, "sqrt": np.sqrt}
+_PARAMETRIC: Mapping[str, Callable[..., Array]] = {
+    "clip": np.clip, "leaky_relu": lambda x, slope: np.where(x < 0, slope * x, x),
+    "elu": lambda x, alpha: np.where(x < 0, alpha * np.expm1(np.minimum(x, 0)), x)}
+
+
+def _erf(x: Array) -> Array:
+    y: Array = np.vectorize(math.erf, [x.dtype])(x)
+    return y
+
+
+def _erfc(x: Array) -> Array:
+    y: Array = np.vectorize(math.erfc, [x.dtype])(x)
+    return y
+
+
+def _softplus(x: Array) -> Array:
+    y: Array = np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+    return y
 
 
 def _sigmoid(x: Array) -> Array:
@@ -115,6 +165,12 @@ _ACTIVATIONS: Mapping[Activation, Callable[[Array], Array]] = {
     Activation.SIGMOID: _sigmoid,
     Activation.HARDSIGMOID: _hardsigmoid,
     Activation.HARDSWISH: lambda x: x * _hardsigmoid(x),
+    Activation.TANH: np.tanh,
+    Activation.ERF: _erf,
+    Activation.GELU: lambda x: x * _erfc(-x * math.sqrt(0.5)) / 2,
+    Activation.GELU_TANH: lambda x: x * _sigmoid(math.sqrt(8 / math.pi) * (x + 0.044715 * x ** 3)),
+    Activation.SOFTPLUS: _softplus,
+    Activation.MISH: lambda x: x * np.tanh(_softplus(x)),
 }
 
 
@@ -179,6 +235,7 @@ def _part(program: Program, step: Copy | Paste, values: Mapping[int, Array]) -> 
     return y
 
 
+
 def _interleave(program: Program, step: Interleave, x: Array) -> Array:
     """Element by element."""
     value, (sy, sx) = program.values[step.target], step.strides
@@ -195,10 +252,4 @@ def _sampled(x: Array, sampling: Sampling, axis: int) -> Array:
     shape = [1] * x.ndim
     shape[axis] = -1
     y: Array = low + sampling.weight.astype(x.dtype).reshape(shape) * (high - low)
-    return y
-
-
-def _softmax(step: Softmax, x: Array) -> Array:
-    e = np.exp(x - x.max(1, keepdims=True))
-    y: Array = e / e.sum(1, keepdims=True)
     return y

@@ -25,7 +25,7 @@ from gkp.converter.native.kernels.layout import Layout
 from gkp.converter.native.kernels.regions import Region, regions, share, whole
 from gkp.converter.native.kernels.taps import macs, used, with_rest
 from gkp.converter.native.kernels.way import Trial, Way, layer_name
-from gkp.converter.native.program import ZERO_AT_ZERO, Conv
+from gkp.converter.native.program import Conv, zero_at_zero
 from gkp.types import Floats
 
 _Offsets = npt.NDArray[np.int64]
@@ -225,7 +225,7 @@ class _Writer:
         self.step_y, self.step_x = sy * source.row, sx * source.column
         self.branches, self.orders, self.offsets = _reads(step, source, tile.in_regions)
         self.straight = all((np.diff(offsets) == 1).all() for offsets in self.offsets)
-        zero = step.activation in ZERO_AT_ZERO and step.final in ZERO_AT_ZERO
+        zero = zero_at_zero(step.activation) and zero_at_zero(step.final)
         weights = sum(len(offsets) * len(b.out_index) for b, offsets in zip(self.branches, self.offsets, strict=True))
         self.ahead = not tile.by_tile and weights > _LARGE
         self.whole = target.channel == 1 and all(self._contiguous(b, zero) for b in self.branches)

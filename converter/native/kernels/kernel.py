@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from math import isinf
+
+import numpy as np
 
 from gkp.converter.native.kernels.cpu import VECTORS
-from gkp.converter.native.program import Activation
+from gkp.converter.native.program import Activation, Function, Parametric
 
 FUNCTION = "KERNEL"
 """Stands for the function's name in Kernel.source; kernels with the same source share one object file."""
@@ -66,6 +69,15 @@ def recipe(make: Callable[[], Kernel]) -> Recipe:
     return Recipe(write)
 
 
-def activation(kind: Activation, expression: str) -> str:
+def activation(kind: Function, expression: str) -> str:
     """The expression with the activation around it."""
+    if isinstance(kind, Parametric):
+        return f"{kind.name}({', '.join([expression, *map(literal, kind.parameters)])})"
     return expression if kind is Activation.NONE else f"{kind.value}({expression})"
+
+
+def literal(number: float) -> str:
+    """A float32 as C says it."""
+    if isinf(number):
+        return f"{'-' if number < 0 else ''}__builtin_inff()"
+    return f"{float(np.float32(number))!r}f"

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Iterator
 
 from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.emit import fill
+from gkp.converter.native.kernels.functions import functions
 
 
 def prelude(cpu: Cpu) -> str:
     """gkp.h: vectors, loads, stores, activations; parts of vectors, strided access, shuffles, reductions."""
     n = cpu.lanes
-    return fill(_PRELUDE, lanes=n, over_four=n > 4, eight=n == 8, sixteen=n == 16,
+    return fill(_PRELUDE, lanes=n, functions=functions(), over_four=n > 4, eight=n == 8, sixteen=n == 16,
                 even=_list(2 * i for i in range(n)), odd=_list(2 * i + 1 for i in range(n)),
                 low_even=_list(2 * i + (i >= n // 2) for i in range(n)),
                 sum=_reduction("v + w", n), largest=_reduction("maximum(v, w)", n),
@@ -67,7 +68,15 @@ static inline V hardsigmoid(V v) {
   return 1.0f < v ? splat(1.0f) : v;
 }
 static inline V hardswish(V v) { return v * hardsigmoid(v); }
-// e^v to 1 ulp, also for denormal results. v = n ln 2 + r with |r| <= ln 2 / 2, e^r by a polynomial (minimax fit),
+// e^r - 1 for |r| <= ln 2 / 2 by a polynomial (minimax fit).
+static inline V fraction(V r) {
+  V p = r * 0.0013813878f + 0.008369064f;
+  p = p * r + 0.041668423f;
+  p = p * r + 0.16666518f;
+  p = p * r + 0.49999994f;
+  return (r * r) * p + r;
+}
+// e^v to 1 ulp, also for denormal results. v = n ln 2 + r with |r| <= ln 2 / 2,
 // 2^n as two factors because n reaches -150 and 128.
 static inline V exponential(V v) {
   v = v > 89.0f ? splat(89.0f) : v;
@@ -75,11 +84,7 @@ static inline V exponential(V v) {
   const V shifted = v * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer, held in the low bits
   const V n = shifted - 12582912.0f;
   const V r = (v - n * 0.693359375f) + n * 0.00021219444f;
-  V p = r * 0.0013813878f + 0.008369064f;
-  p = p * r + 0.041668423f;
-  p = p * r + 0.16666518f;
-  p = p * r + 0.49999994f;
-  p = (r * r) * p + r + 1.0f;
+  const V p = fraction(r) + 1.0f;
   const I exponent = (I)shifted - 0x4b400000, half = exponent >> 1;
   return p * (V)((half + 127) << 23) * (V)((exponent - half + 127) << 23);
 }
@@ -89,6 +94,7 @@ static inline V sigmoid(V v) {
   return (v < 0.0f ? e : splat(1.0f)) / (1.0f + e);
 }
 static inline V silu(V v) { return v * sigmoid(v); }
+@functions@
 
 // [begin, end) of part `part` of `parts` of n items.
 static inline int first_of(int n, int part, int parts) { return static_cast<int>(static_cast<long>(n) * part / parts); }

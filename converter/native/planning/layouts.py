@@ -115,7 +115,8 @@ def _tied(program: Program) -> list[list[int]]:
         if isinstance(step, Conv | Depthwise) and step.residual is not None:
             parent[root(step.residual)] = root(step.target)
         if isinstance(step, Binary):
-            parent[root(step.a)] = root(step.target)
+            full = step.a if program.values[step.a] == program.values[step.target] else step.b
+            parent[root(full)] = root(step.target)
     groups: dict[int, list[int]] = {}
     for v in range(len(program.values)):
         groups.setdefault(root(v), []).append(v)

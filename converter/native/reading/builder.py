@@ -12,8 +12,10 @@ import numpy as np
 
 from gkp.converter.graph import Node, Tensor, producer, values
 from gkp.converter.native.dtypes import DTYPES, FLOAT32, DType
-from gkp.converter.native.program import Copy, Depthwise, Interleave, Paste, Reshape, Step, Value
+from gkp.converter.native.program import Copy, Depthwise, Interleave, Paste, Permute, Reshape, Step, Value
 from gkp.converter.native.reading.moves import ZERO, Elements, Refused, bounded, data_inputs, is_move, move
+from gkp.converter.native.reading.orders import order_of, permutation
+from gkp.converter.native.reading.runs import Concatenations, Run, gathered
 
 Border = tuple[int, int, int, int]
 """top, left, bottom, right."""
@@ -21,28 +23,25 @@ Border = tuple[int, int, int, int]
 _MAX_SHIFT = 16
 _MAX_PIECES = 16
 _MAX_PHASES = 64
+_SHORT = 8
+"""Runs that are copied one by one, besides two from each base."""
 
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """A tensor. shape: as in the model, without the batch. value: the value whose elements it has, in order; or, while
-    nobody has needed it as a value, elements: the numbers of the elements that it is made of."""
+    """A tensor. shape: as in the model, without the batch. value: the value whose elements it has, in order (order: None) or
+    otherwise (order: the tensor's axes from the slowest to the fastest; also given where the value has another shape); or,
+    while nobody has needed it as a value, elements: the numbers of the elements that it is made of."""
 
     shape: tuple[int, ...]
     value: int | None = None
     elements: Elements | None = None
+    order: tuple[int, ...] | None = None
 
-
-@dataclass(frozen=True, eq=False)
-class _Run:
-    """Channels [first, first + index.size) of a target: channel index[k] of a base (-1: zeros) from `offset` in
-    steps of `strides`."""
-
-    first: int
-    index: Elements
-    base: int
-    offset: tuple[int, int]
-    strides: tuple[int, int]
+    @property
+    def whole(self) -> bool:
+        """Is it a value as it is?"""
+        return self.value is not None and self.order is None
 
 
 def dtype_of(tensor: Tensor) -> DType:
@@ -54,14 +53,14 @@ def dtype_of(tensor: Tensor) -> DType:
 
 
 def as_value(shape: Sequence[int], dtype: DType = FLOAT32) -> Value:
-    """The value for a tensor of this shape (without the batch): [C], [C, L] or [C, H, W]. Refused for others."""
-    if len(shape) > 3:
-        raise Refused(f"a tensor with {len(shape) + 1} axes")
+    """The value for a tensor of this shape (without the batch): [C], [C, L], [C, H, W], or more axes, of which the
+    first ones are channels together. Refused for others."""
     if min(shape, default=1) < 1:
         raise Refused("an empty tensor")
     if prod(shape) >= 1 << 31:
         raise Refused("a tensor of over 2^31 elements per image")
-    padded = {0: (1, 1, 1), 1: (*shape, 1, 1), 2: (*shape[:1], 1, *shape[1:]), 3: tuple(shape)}[len(shape)]
+    folded = (prod(shape[:-2]), *shape[-2:])
+    padded = {0: (1, 1, 1), 1: (*shape, 1, 1), 2: (*shape[:1], 1, *shape[1:])}.get(len(shape), folded)
     return Value(int(padded[0]), int(padded[1]), int(padded[2]), dtype)
 
 
@@ -75,6 +74,7 @@ class Builder:
         self._starts: list[int] = []  # number of the first element of each value
         self._end = ZERO + 1
         self._views: dict[int, View | None] = {}
+        self._concatenations = Concatenations()
 
     # ---- values and tensors -------------------------------------------------------------------------------------
     def value(self, shape: Sequence[int], dtype: DType = FLOAT32) -> int:
@@ -113,7 +113,11 @@ class Builder:
         if view.elements is not None:
             return view.elements
         assert view.value is not None
-        return self.numbers(view.value).reshape(view.shape)
+        if view.order is None:
+            return self.numbers(view.value).reshape(view.shape)
+        sizes = [view.shape[a] for a in view.order]
+        moved: Elements = self.numbers(view.value).reshape(sizes).transpose(np.argsort(view.order))
+        return moved
 
     def numbers(self, value: int) -> Elements:
         """The numbers of a value's elements, in order. Refused when they are too many."""
@@ -133,20 +137,19 @@ class Builder:
         """The value that holds the tensor; steps that move the elements there are appended when needed. Refused, to the
         blame of the moving operator, when no steps can."""
         view = self.view(tensor)
-        if view.value is not None:
+        if view.value is not None and view.whole:
             return view.value
-        node = producer(tensor)
-        assert view.elements is not None
-        assert node is not None
+        node, elements = producer(tensor), self.elements(tensor)
+        mover = node if node is not None and is_move(node) else None
         try:
-            number = self.express(view.elements)
+            number = self.express(elements)
         except Refused:
-            if self._rebase(node):  # in two movements what does not work in one
+            if mover is not None and self._rebase(mover):  # in two movements what does not work in one
                 return self.number(tensor)
             try:
-                number = self.express(view.elements, shifts=True)
+                number = self.moved(elements)
             except Refused as refusal:
-                raise Refused(refusal.reason, node) from None
+                raise Refused(refusal.reason, mover) from None
         self.bind(tensor, View(view.shape, number))
         return number
 
@@ -164,12 +167,9 @@ class Builder:
         return self.number(tensor), (0, 0, 0, 0)
 
     def _rebase(self, node: Node) -> bool:
-        """Make values of the node's inputs and apply it to them anew; False when they are values already, or when the node
-        does more than move."""
-        if not is_move(node):
-            return False
+        """Make values of the node's inputs and apply it to them anew; False when they are values already."""
         lazy = [node.inputs[i] for i in data_inputs(node) if values(node.inputs[i]) is None
-                and self.view(node.inputs[i]).value is None]
+                and not self.view(node.inputs[i]).whole]
         for tensor in lazy:
             self.number(tensor)
         if lazy:
@@ -181,22 +181,16 @@ class Builder:
         within the plane of their base."""
         flat = elements.ravel()
         wanted = as_value(elements.shape, self.values[self._base(int(flat.max(initial=ZERO)))].dtype)
-        whole = self._whole(flat)
+        whole = self.whole(flat)
         if whole is not None:
-            if self.values[whole] == wanted:
-                return whole
-            target = self.value(elements.shape, wanted.dtype)
-            self.steps.append(Reshape(whole, target))
-            return target
+            return self._reshaped(whole, elements.shape)
         plane = elements.reshape(_three(elements))
         border = _border(plane)
         if any(border):
             return self._bordered(self.express(_without(plane, border), shifts), border, wanted)
         unfolded = self._unfolded(plane)
         if unfolded is not None:
-            source, target = self._copy(*unfolded), self.value(elements.shape, wanted.dtype)
-            self.steps.append(Reshape(source, target))
-            return target
+            return self._reshaped(self._copy(*unfolded), elements.shape)
         try:
             runs = self._runs(plane)
         except Refused:
@@ -208,15 +202,47 @@ class Builder:
             raise Refused("it cuts out a part of the plane")
         return self._copy(plane.shape, runs)
 
-    def _copy(self, shape: Sequence[int], runs: Sequence[_Run]) -> int:
-        """A new value that the runs fill."""
-        target = self.value(shape, self.values[runs[0].base].dtype)
-        for run in runs:
-            source, strides = self._shifted(run, self.values[target])
-            self.steps.append(Copy(source, target, run.index, strides, run.first))
+    def moved(self, elements: Elements) -> int:
+        """As express, also from a part of the plane, and across the axes of a value."""
+        try:
+            return self.express(elements, shifts=True)
+        except Refused as refusal:
+            source = self.whole(elements.transpose(order_of(elements)).ravel())
+            value = None if source is None else self.values[source]
+            found = None if value is None else permutation(elements, (value.channels, value.height, value.width))
+            if found is None or source is None:
+                raise refusal from None
+        shape, order = found
+        turned = self.value(shape, self.values[source].dtype)
+        self.steps.append(Permute(self._reshaped(source, [shape[order.index(k)] for k in range(3)]), turned, order))
+        return self._reshaped(turned, elements.shape)
+
+    def _reshaped(self, source: int, shape: Sequence[int]) -> int:
+        """The value under another shape, or itself."""
+        wanted = as_value(shape, self.values[source].dtype)
+        if self.values[source] == wanted:
+            return source
+        target = self.value(shape, wanted.dtype)
+        self.steps.append(Reshape(source, target))
         return target
 
-    def _unfolded(self, elements: Elements) -> tuple[tuple[int, ...], list[_Run]] | None:
+    def _copy(self, shape: Sequence[int], runs: Sequence[Run]) -> int:
+        """A new value that the runs fill; where they alternate between their bases (channel shuffles), side by side
+        first."""
+        target = self.value(shape, self.values[runs[0].base].dtype)
+        side, index = gathered(runs)
+        if len(runs) > 2 * len(side) + _SHORT:
+            source = self._copy((sum(run.index.size for run in side), *shape[1:]), side)
+            self.steps.append(Copy(source, target, index))
+            return target
+        plane = tuple(shape[1:])
+        for run in self._concatenations.shorter(plane, runs):
+            source, strides = self._shifted(run, self.values[target])
+            self.steps.append(Copy(source, target, run.index, strides, run.first))
+        self._concatenations.note(plane, target, runs)
+        return target
+
+    def _unfolded(self, elements: Elements) -> tuple[tuple[int, ...], list[Run]] | None:
         """Another shape in which the elements are whole channels of their bases, unmoved within the plane."""
         flat = elements.ravel()
         value = self.values[self._base(int(flat.max()))]
@@ -291,7 +317,7 @@ class Builder:
                         for begin, end in pairwise(map(int, cuts))]
         return []
 
-    def _whole(self, flat: Elements) -> int | None:
+    def whole(self, flat: Elements) -> int | None:
         """The value whose elements these are, all of them in order."""
         if flat[0] == ZERO:
             return None
@@ -302,22 +328,22 @@ class Builder:
     def _base(self, element: int) -> int:
         return int(np.searchsorted(self._starts, element, "right")) - 1
 
-    def _runs(self, plane: Elements) -> list[_Run]:
+    def _runs(self, plane: Elements) -> list[Run]:
         """The channels as runs of channels of one base each. Refused when they are not whole channels."""
-        runs: list[_Run] = []
+        runs: list[Run] = []
         first = 0
         index: list[int] = []
         current: tuple[int, tuple[int, int], tuple[int, int]] | None = None
         for c, channel in enumerate(plane):
             found = self._channel(channel) if channel.any() else None
             if found is not None and current is not None and found[1:] != current:
-                runs.append(_Run(first, np.asarray(index, np.int64), *current))
+                runs.append(Run(first, np.asarray(index, np.int64), *current))
                 first, index, current = c, [], None
             if found is not None:
                 current = found[1:]
             index.append(-1 if found is None else found[0])
         current = current or (0, (0, 0), (1, 1))
-        return [*runs, _Run(first, np.asarray(index, np.int64), *current)]
+        return [*runs, Run(first, np.asarray(index, np.int64), *current)]
 
     def _channel(self, channel: Elements) -> tuple[int, int, tuple[int, int], tuple[int, int]]:
         """(channel of the base, base, offset, strides) of a plane of element numbers."""
@@ -336,7 +362,7 @@ class Builder:
             raise Refused("it moves elements within channels")
         return int(c), base, (int(y), int(x)), (down, right)
 
-    def _shifted(self, run: _Run, target: Value) -> tuple[int, tuple[int, int]]:
+    def _shifted(self, run: Run, target: Value) -> tuple[int, tuple[int, int]]:
         """(value, strides): the run's base, after its offset is taken away by a depthwise convolution of one tap."""
         if run.offset == (0, 0):
             return run.base, run.strides

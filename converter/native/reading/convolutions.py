@@ -10,6 +10,7 @@ from gkp.branched import Branch, BranchedConv
 from gkp.converter import node as branched_node
 from gkp.converter.graph import Node, is_branched
 from gkp.converter.native.program import Conv, Depthwise
+from gkp.converter.native.reading.axes import Oriented, bind, channels_first, oriented
 from gkp.converter.native.reading.builder import Builder, View
 from gkp.converter.native.reading.moves import Refused
 from gkp.converter.native.reading.parameters import constant, floats, four, geometry, layer, two
@@ -87,25 +88,24 @@ def _flat(conv: BranchedConv) -> BranchedConv:
 
 
 def gemm(b: Builder, node: Node) -> None:
-    """Gemm or MatMul of vectors with constant weights: a 1x1 convolution of a 1x1 plane."""
-    x = node.inputs[0]
-    if len(b.shape(x)) != 1:
-        raise Refused(f"a matrix product of tensors with {len(b.shape(x)) + 1} axes")
+    """Gemm or MatMul with a constant matrix: a 1x1 convolution, its channels on the last axis."""
     weight = constant(node, 1)
-    if weight is None or weight.ndim != 2 or node.attrs.get("transA", 0):
+    x = oriented(b, node.inputs[0])
+    if weight is None or weight.ndim != 2 or node.attrs.get("transA", 0) or not x.shape:
         raise Refused("it is no product of a vector with a constant matrix")
     matrix = weight if node.attrs.get("transB", 0) else weight.T  # [M, K]
-    source = b.number(x)
+    first = channels_first(b, x, [len(x.shape) - 1])
+    value = b.values[first.value]
     m, k = matrix.shape
     bias = constant(node, 2) if node.op == "Gemm" else None
     bias = np.zeros(1) if bias is None else bias * float(node.attrs.get("beta", 1.0))
     if bias.ndim == 2 and (bias == bias[:1]).all():
         bias = bias[0]
-    if b.values[source].channels != k or bias.ndim > 1 or bias.size not in (1, m):
+    if value.channels != k or bias.ndim > 1 or bias.size not in (1, m):
         raise Refused("its weights do not fit its input")
     scaled = floats(node, matrix * float(node.attrs.get("alpha", 1.0)))
     branch = Branch(np.arange(k), np.arange(m), scaled[:, :, None, None])
     conv = BranchedConv(k, m, (branch,), floats(node, np.broadcast_to(bias, m)), (1, 1), (1, 1), (0, 0, 0, 0), (1, 1))
-    target = b.value((m,))
-    b.steps.append(Conv(source, target, conv, layer=layer(node)))
-    b.bind(node.outputs[0], View((m,), target))
+    target = b.value((m, value.height, value.width))
+    b.steps.append(Conv(first.value, target, conv, layer=layer(node)))
+    bind(b, node.outputs[0], Oriented(target, (*x.shape[:-1], m), first.order))

@@ -84,8 +84,8 @@ class Translation:
         if self.strange:
             first = self.strange[0]
             raise UnsupportedModelError(f"input {clean(first.name)} is {first.dtype} {first.shape}",
-                                        "the native target wants float32 [N, C], [N, C, L] or [N, C, H, W], "
-                                        "with one batch N; use --target ort")
+                                        "the native target wants float32 whose first axis is the batch, "
+                                        "the same for all inputs; use --target ort")
 
     def program(self) -> Program:
         """What was translated. UnsupportedModelError that names all operators without a kernel."""

@@ -24,6 +24,7 @@ from gkp.converter.native.program import (
     Step,
     reads,
 )
+from gkp.converter.native.reading.patterns import PATTERNS
 
 _GATES = {Activation.SIGMOID: Activation.SILU, Activation.HARDSIGMOID: Activation.HARDSWISH}
 
@@ -31,11 +32,11 @@ _GATES = {Activation.SIGMOID: Activation.SILU, Activation.HARDSIGMOID: Activatio
 def fuse(program: Program) -> Program:
     """The same function in fewer steps, up to float rounding (scales are folded in float64).
 
-    x * sigmoid(x) becomes one activation; scales, shifts and activations go into the convolution, Affine or Binary that
-    makes their input, also past interleaved phases; a convolution writes its channels in the order in which they are wanted;
-    a residual Add goes into the convolution that is computed last; copies and reshapes that change nothing vanish, and so
-    does what no output needs. Only values that nothing else reads and that are no outputs are fused away. Values are
-    numbered in the order in which they are written, inputs first."""
+    x * sigmoid(x) becomes one activation, and so does what exporters write in pieces (see patterns); scales, shifts and
+    activations go into the convolution, Affine or Binary that makes their input, also past interleaved phases; a convolution
+    writes its channels in the order in which they are wanted; a residual Add goes into the convolution that comes last;
+    copies and reshapes that change nothing vanish, and so does what no output needs. Only values that nothing else reads
+    and that are no outputs are fused away. Values are numbered in the order in which they are written, inputs first."""
     net = _Net(program)
     while any([net.apply(rule) for rule in _RULES]):
         pass
@@ -76,6 +77,11 @@ class _Net:
     def private(self, value: int) -> bool:
         """Is there one reader, and is the value neither input nor output?"""
         return self.readers[value] == 1 and value not in self.outputs and value not in self.inputs
+
+    def like(self, value: int) -> int:
+        """A new value of the same shape."""
+        self.values = (*self.values, self.values[value])
+        return len(self.values) - 1
 
     def swap(self, old: Step, *new: Step) -> None:
         """Put other steps (or none) in the place of one."""
@@ -241,4 +247,4 @@ def _alias(net: _Net, step: Step) -> bool:
     return True
 
 
-_RULES = (_alias, _gate, _affine, _interleaved, _reordered, _residual)
+_RULES = (_alias, _gate, *PATTERNS, _affine, _interleaved, _reordered, _residual)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import exp
+from math import erf, exp, log1p, pi, sqrt, tanh
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,10 @@ def ran(step: Step, target: Value, *sources: Any) -> Any:
 SCALARS = {Activation.NONE: lambda x: x, Activation.RELU: lambda x: max(x, 0), Activation.RELU6: lambda x: min(max(x, 0), 6),
            Activation.SIGMOID: lambda x: 1 / (1 + exp(-x)), Activation.SILU: lambda x: x / (1 + exp(-x)),
            Activation.HARDSIGMOID: lambda x: min(max(x / 6 + 0.5, 0), 1),
-           Activation.HARDSWISH: lambda x: x * min(max(x / 6 + 0.5, 0), 1)}
+           Activation.HARDSWISH: lambda x: x * min(max(x / 6 + 0.5, 0), 1), Activation.TANH: tanh, Activation.ERF: erf,
+           Activation.GELU: lambda x: x * (1 + erf(x / sqrt(2))) / 2, Activation.MISH: lambda x: x * tanh(log1p(exp(x))),
+           Activation.GELU_TANH: lambda x: x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x ** 3))) / 2,
+           Activation.SOFTPLUS: lambda x: log1p(exp(x))}
 
 
 @pytest.mark.parametrize("kind", Activation)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.kernel import Kernel
@@ -11,8 +12,12 @@ from gkp.converter.native.kernels.steps.convert import convert, pack, reshape, s
 from gkp.converter.native.kernels.steps.copy import copy
 from gkp.converter.native.kernels.steps.depthwise import depthwise
 from gkp.converter.native.kernels.steps.elementwise import affine, binary, constant_binary
+from gkp.converter.native.kernels.steps.functions import map_, prelu
+from gkp.converter.native.kernels.steps.normalise import normalise
+from gkp.converter.native.kernels.steps.permute import permute
 from gkp.converter.native.kernels.steps.place import interleave, paste
 from gkp.converter.native.kernels.steps.pool import pool
+from gkp.converter.native.kernels.steps.reduce import reduce
 from gkp.converter.native.kernels.steps.resize import resize
 from gkp.converter.native.kernels.steps.softmax import softmax
 from gkp.converter.native.program import (
@@ -22,8 +27,13 @@ from gkp.converter.native.program import (
     Copy,
     Depthwise,
     Interleave,
+    Map,
+    Normalise,
     Paste,
+    Permute,
     Pool,
+    PRelu,
+    Reduce,
     Reshape,
     Resize,
     Softmax,
@@ -33,8 +43,8 @@ from gkp.converter.native.program import (
 
 __all__ = ["SimpleStep", "convert", "pack", "space_to_depth", "step_kernel", "unpack"]
 
-SimpleStep = (Depthwise | Pool | Binary | ConstantBinary | Affine | Copy | Paste | Interleave | Reshape | Resize
-              | Softmax)
+SimpleStep = (Depthwise | Pool | Binary | ConstantBinary | Affine | Copy | Paste | Interleave | Reshape | Resize | Softmax
+              | Reduce | Normalise | PRelu | Map | Permute)
 
 
 def step_kernel(step: SimpleStep, values: Sequence[Value], layouts: Mapping[int, Layout], cpu: Cpu) -> Kernel:
@@ -49,20 +59,13 @@ def step_kernel(step: SimpleStep, values: Sequence[Value], layouts: Mapping[int,
     source = layouts[step.source]
     if isinstance(step, Depthwise):
         return depthwise(step, source, target, None if step.residual is None else layouts[step.residual], cpu)
-    if isinstance(step, Pool):
-        return pool(step, source, target, cpu)
-    if isinstance(step, Affine):
-        return affine(step, source, target, cpu)
-    if isinstance(step, ConstantBinary):
-        return constant_binary(step, source, target, cpu)
-    if isinstance(step, Copy):
-        return copy(step, source, target, cpu)
-    if isinstance(step, Paste):
-        return paste(step, source, target, cpu)
-    if isinstance(step, Interleave):
-        return interleave(step, source, target, cpu)
-    if isinstance(step, Resize):
-        return resize(step, source, target, cpu)
-    if isinstance(step, Reshape):
-        return reshape(source, target, cpu)
-    return softmax(source, target, cpu)
+    return _KERNELS[type(step)](step, source, target, cpu)
+
+
+_KERNELS: Mapping[type[SimpleStep], Callable[[Any, Layout, Layout, Cpu], Kernel]] = {
+    Pool: pool, Affine: affine, ConstantBinary: constant_binary, Copy: copy, Paste: paste, Interleave: interleave,
+    Resize: resize, Reduce: reduce, Normalise: normalise, PRelu: prelu, Map: map_, Permute: permute,
+    Reshape: lambda step, source, target, cpu: reshape(source, target, cpu),
+    Softmax: lambda step, source, target, cpu: softmax(source, target, cpu),
+}
+"""Of the steps that read one value."""

@@ -12,9 +12,10 @@ from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.emit import at, block, chunks, get, kernel, loop, put, share
 from gkp.converter.native.kernels.kernel import Kernel, activation
 from gkp.converter.native.kernels.layout import Layout
-from gkp.converter.native.program import ZERO_AT_ZERO, Affine, Binary, ConstantBinary
+from gkp.converter.native.program import Affine, Binary, ConstantBinary, zero_at_zero
 
-_OPERATORS = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
+_OPERATORS = {"add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "div": "{0} / {1}", "max": "maximum({0}, {1})",
+              "min": "minimum({0}, {1})"}
 
 
 @dataclass(frozen=True)
@@ -122,19 +123,18 @@ def affine(step: Affine, source: Layout, target: Layout, cpu: Cpu) -> Kernel:
 
 
 def binary(step: Binary, a: Layout, b: Layout, target: Layout, cpu: Cpu) -> Kernel:
-    """x: a; r: b, broadcast along the axes on which it has size 1. Raises ValueError for shapes that do not fit."""
+    """x: a; r: b; broadcast along the axes on which they have size 1. Raises ValueError for shapes that do not fit."""
     value = target.value
     shape = (value.channels, value.height, value.width)
-    given = (b.value.channels, b.value.height, b.value.width)
-    if any(n not in (1, m) for n, m in zip(given, shape, strict=True)):
-        raise ValueError(f"cannot broadcast {b.value} to {value}")
-    if a.value != value:
-        raise ValueError(f"a value of shape {a.value} does not give {value}")
-    second = _broadcast(whole("r", b), given)
-    keeps_zero = step.activation in ZERO_AT_ZERO and b.value == value and step.op != "div"
-    return kernel(elementwise(
-        whole("y", target), [whole("x", a), second], shape,
-        lambda v: activation(step.activation, f"{v[0]} {_OPERATORS[step.op]} {v[1]}"), keeps_zero, cpu.lanes))
+    operands = []
+    for pointer, operand in (("x", a), ("r", b)):
+        given = (operand.value.channels, operand.value.height, operand.value.width)
+        if any(n not in (1, m) for n, m in zip(given, shape, strict=True)):
+            raise ValueError(f"cannot broadcast {operand.value} to {value}")
+        operands.append(_broadcast(whole(pointer, operand), given))
+    keeps_zero = zero_at_zero(step.activation) and a.value == b.value == value and step.op != "div"
+    return kernel(elementwise(whole("y", target), operands, shape,
+                              lambda v: activation(step.activation, _OPERATORS[step.op].format(*v)), keeps_zero, cpu.lanes))
 
 
 def constant_binary(step: ConstantBinary, source: Layout, target: Layout, cpu: Cpu) -> Kernel:
@@ -150,7 +150,7 @@ def constant_binary(step: ConstantBinary, source: Layout, target: Layout, cpu: C
         strides, data = (1, width * given[0], given[0]), step.constant.transpose(1, 2, 0)
     constant = _broadcast(Operand("constant", 0, strides), given)
     body = elementwise(whole("y", target), [whole("x", source), constant], shape,
-                       lambda v: activation(step.activation, f"{v[0]} {_OPERATORS[step.op]} {v[1]}"), False, cpu.lanes)
+                       lambda v: activation(step.activation, _OPERATORS[step.op].format(*v)), False, cpu.lanes)
     return kernel("const float* constant = reinterpret_cast<const float*>(data);\n" + body, data.astype("<f4").tobytes())
 
 

@@ -158,7 +158,8 @@ def test_operands_that_are_broadcast(op: str, narrow: str, first: bool) -> None:
 
     found = translated(net(build, 2, 5, 4, 3))
     step = only(found, Binary)
-    assert found.values[step.a] == found.values[step.target]
+    whole = step.b if op == "Sub" and first else step.a
+    assert found.values[whole] == found.values[step.target]
 
 
 @pytest.mark.parametrize("op", ["Add", "Sub", "Mul", "Div"])
@@ -374,8 +375,7 @@ def test_dynamic_height_is_a_usage_error() -> None:
     assert error.value.exit_code == 2
 
 
-@pytest.mark.parametrize(("dtype", "shape"), [(TensorProto.FLOAT16, (1, 3, 4, 4)), (TensorProto.DOUBLE, (1, 3)),
-                                              (TensorProto.FLOAT, (1, 2, 3, 4, 5)), (TensorProto.FLOAT, ())])
+@pytest.mark.parametrize(("dtype", "shape"), [(TensorProto.FLOAT16, (1, 3, 4, 4)), (TensorProto.DOUBLE, (1, 3)), (TensorProto.FLOAT, ())])
 def test_inputs_that_are_no_images_of_float32(dtype: int, shape: tuple[int, ...]) -> None:
     made = Net(*shape, dtype=dtype)
     with pytest.raises(UnsupportedModelError) as error:
@@ -410,24 +410,15 @@ def test_operators_that_mix_images_are_refused(name: str) -> None:
 
 
 OTHERS: dict[str, tuple[str, Build]] = {
-    "other clip": ("Clip", lambda n: n.op("Clip", "x", n.const(np.float32(-1)), n.const(np.float32(1)))),
     "resize": ("Resize", lambda n: n.op("Resize", "x", "", n.const(np.array([1, 1, 2, 2], np.float32)), mode="cubic")),
     "reflection": ("Pad", lambda n: n.op("Pad", "x", n.ints(0, 0, 1, 1, 0, 0, 1, 1), mode="reflect")),
     "ones around": ("Pad", lambda n: n.op("Pad", "x", n.ints(0, 0, 1, 1, 0, 0, 1, 1), n.const(np.float32(1)))),
-    "mean over channels": ("ReduceMean", lambda n: n.op("ReduceMean", "x", n.ints(1))),
-    "softmax over rows": ("Softmax", lambda n: n.op("Softmax", "x")),
     "constant per image": ("Add", lambda n: n.op("Add", n.op("GlobalMaxPool", "x"), n.const(n.normal(4, 4)))),
     "computed weights": ("Conv", lambda n: n.op("Conv", "x", n.op("Reshape", "x", n.ints(2, 6, 4, 4)))),
-    "plane transposed": ("Transpose", lambda n: n.relu(n.op("Transpose", "x", perm=[0, 1, 3, 2]))),
-    "channels last": ("MatMul", lambda n: n.op("MatMul", n.op("Transpose", "x", perm=[0, 2, 3, 1]),
-                                                  n.const(n.normal(6, 6)))),
-    "five axes": ("Unsqueeze", lambda n: n.relu(n.op("Unsqueeze", "x", n.ints(4)))),
     "indices of a maximum": ("MaxPool", lambda n: n.op("Cast", n.op("MaxPool", "x", kernel_shape=[2, 2], outputs=2)[1], to=1)),
     "window among the pads": ("MaxPool", lambda n: n.op("MaxPool", n.take("x", [0]), kernel_shape=[2, 1], dilations=[5, 1],
                                                         pads=[1, 0, 1, 0])),
     "pads wider than the window": ("AveragePool", lambda n: n.op("AveragePool", "x", kernel_shape=[2, 2], pads=[0, 2, 0, 0])),
-    "division": ("Div", lambda n: n.op("Div", n.op("GlobalMaxPool", "x"), n.op("Sigmoid", "x"))),
-    "outer product": ("Mul", lambda n: n.op("Mul", n.op("ReduceMean", "x", n.ints(2)), n.op("ReduceMean", "x", n.ints(3)))),
 }
 
 
@@ -440,15 +431,15 @@ def test_what_has_no_kernel_is_refused(name: str) -> None:
 
 def test_all_refused_operators_are_named_at_once_with_both_ways_out() -> None:
     made = Net(1, 4, 6, 6)
-    y = made.op("LeakyRelu", made.conv3("x", 4, 4))
-    y = made.op("Erf", made.conv3(y, 4, 4))
-    y = made.op("LeakyRelu", made.conv3(y, 4, 4))
+    y = made.op("Celu", made.conv3("x", 4, 4))
+    y = made.op("Sin", made.conv3(y, 4, 4))
+    y = made.op("Celu", made.conv3(y, 4, 4))
     model = made.model(y)
-    first = next(n.name for n in model.graph.node if n.op_type == "LeakyRelu")
+    first = next(n.name for n in model.graph.node if n.op_type == "Celu")
     with pytest.raises(UnsupportedModelError) as error:
         program(one_form_graph(model))
     assert error.value.exit_code == 3
-    assert f"LeakyRelu (2 nodes, the first is {first}: no kernel), Erf (" in error.value.message
+    assert f"Celu (2 nodes, the first is {first}: no kernel), Sin (" in error.value.message
     assert "Conv" not in error.value.message
     assert error.value.hint == HINT
     assert "--hybrid" in HINT
@@ -456,7 +447,7 @@ def test_all_refused_operators_are_named_at_once_with_both_ways_out() -> None:
 
 
 def test_names_from_the_model_are_cleaned_in_the_message() -> None:
-    model = net(lambda n: n.op("Erf", "x"), 1, 3)
+    model = net(lambda n: n.op("Sin", "x"), 1, 3)
     model.graph.node[0].name = "evil\x1b[31m\nname"
     with pytest.raises(UnsupportedModelError) as error:
         program(Graph(model))

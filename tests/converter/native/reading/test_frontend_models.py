@@ -108,7 +108,7 @@ def test_yolo_with_its_boxes_decoded() -> None:
 @pytest.mark.slow
 def test_resnet50_with_block_diagonal_convolutions() -> None:
     found = compared(open_any(resnet50(block_diagonal), OpenOptions(input_shapes={"": (1, 3, 32, 32)})), batch=1)
-    assert kinds(found) == {"Conv": 54, "Pool": 2}
+    assert kinds(found) == {"Conv": 54, "Pool": 1}  # the last plane is a single pixel
     assert sum(isinstance(s, Conv) and len(s.conv.branches) == 8 for s in found.steps) == 16
 
 

@@ -72,15 +72,15 @@ def test_a_graph_is_walked_once(monkeypatch: pytest.MonkeyPatch) -> None:
         assert part.program is not None
         assert len(walked) == 1
         walked.clear()
-    found = parts(one_form_graph(net.model(net.conv3(net.op("Erf", y), 4, 4))), hybrid=True)
+    found = parts(one_form_graph(net.model(net.conv3(net.op("Sin", y), 4, 4))), hybrid=True)
     assert kinds(list(found)) == [NATIVE, ONNX, NATIVE]
     assert len(walked) == 3
 
 
 def test_nothing_native_is_an_error() -> None:
     net = Net(2, 3, 8, 8)
-    model = net.model(net.op("Erf", "x"))
-    for hybrid, message in ((True, "no part of this model"), (False, "do not run Erf")):
+    model = net.model(net.op("Sin", "x"))
+    for hybrid, message in ((True, "no part of this model"), (False, "do not run Sin")):
         with pytest.raises(UnsupportedModelError, match=message):
             parts(one_form_graph(model), hybrid)
 
@@ -99,17 +99,17 @@ def test_resize_between_convolutions_and_a_shortcut_around_it() -> None:
 def test_two_foreign_operators_side_by_side_share_a_segment() -> None:
     net = Net(2, 3, 8, 8)
     a, b = (net.conv3("x", 3, 4) for _ in range(2))
-    y = net.op("Add", net.op("Erf", a), net.op("Elu", net.relu(b)))
+    y = net.op("Add", net.op("Sin", a), net.op("Celu", net.relu(b)))
     assert kinds(split(net.model(net.conv3(y, 4, 4)))) == [NATIVE, ONNX, NATIVE]
 
 
 def test_light_operators_between_foreign_ones_stay_with_them() -> None:
     net = Net(2, 3, 8, 8)
-    y = net.op("Erf", net.conv3("x", 3, 4))
+    y = net.op("Sin", net.conv3("x", 3, 4))
     y = net.op("MaxPool", net.relu(y), kernel_shape=[2, 2])
-    parts = split(net.model(net.conv3(net.op("Erf", y), 4, 4)))
+    parts = split(net.model(net.conv3(net.op("Sin", y), 4, 4)))
     assert kinds(parts) == [NATIVE, ONNX, NATIVE]
-    assert [n.op for n in parts[1].graph.nodes] == ["Erf", "Relu", "MaxPool", "Erf"]
+    assert [n.op for n in parts[1].graph.nodes] == ["Sin", "Relu", "MaxPool", "Sin"]
 
 
 def test_attention_over_pixels_is_left_whole_to_the_runtime() -> None:
@@ -120,7 +120,7 @@ def test_attention_over_pixels_is_left_whole_to_the_runtime() -> None:
     back = net.op("Reshape", net.op("Transpose", net.op("MatMul", scores, lines), perm=[0, 2, 1]), net.ints(2, 4, 6, 6))
     parts = split(net.model(net.op("Flatten", net.op("GlobalAveragePool", net.conv3(back, 4, 5)))))
     assert kinds(parts) == [NATIVE, ONNX, NATIVE]
-    assert [t.shape for t in parts[0].graph.outputs] == [[2, 4, 36]]
+    assert [n.op for n in parts[1].graph.nodes] == ["MatMul", "Softmax", "MatMul"]
 
 
 def test_three_dimensional_convolutions_run_as_dense_ones() -> None:
@@ -148,8 +148,8 @@ def test_inputs_and_outputs_of_other_types_stay_with_the_runtime() -> None:
 
 def test_other_batches_when_asked_for() -> None:
     net = Net(1, 3, 8, 8)
-    y = net.op("Erf", net.conv3("x", 3, 4))
-    y = net.op("Reshape", net.op("Erf", net.op("GlobalAveragePool", y)), net.ints(1, 4))
+    y = net.op("Sin", net.conv3("x", 3, 4))
+    y = net.op("Reshape", net.op("Sin", net.op("GlobalAveragePool", y)), net.ints(1, 4))
     model = net.model(net.op("Gemm", y, net.const(net.normal(4, 3))))
     parts = segments_of(one_form_graph(model))
     x = np.random.default_rng(0).standard_normal((5, 3, 8, 8)).astype(np.float32)

@@ -19,8 +19,14 @@ from gkp.converter.native.program import (
     Binary,
     ConstantBinary,
     Depthwise,
+    Function,
+    Map,
+    Normalise,
+    Parametric,
     Pool,
+    PRelu,
     Program,
+    Reduce,
     Softmax,
     Value,
 )
@@ -43,8 +49,9 @@ def _case(cpu: Cpu, step: SimpleStep, values: list[Value], buffers: dict[int, Bu
                 r=buffers[1] if second else None, second=feeds[1] if second else None, tolerance=tolerance)
 
 
-def _activation(rng: Rng) -> Activation:
-    chosen: Activation = rng.choice(np.array(list(Activation), object))
+def _activation(rng: Rng) -> Function:
+    more = [Parametric("clip", (-1.0, 2.0)), Parametric("leaky_relu", (0.1,)), Parametric("elu", (1.5,))]
+    chosen: Function = rng.choice(np.array([*Activation, *more], object))
     return chosen
 
 
@@ -62,13 +69,19 @@ def _kinds(rng: Rng, n: int) -> list[str]:
 
 def binary_case(rng: Rng, cpu: Cpu) -> Case:
     value = random_value(rng)
-    other = value if rng.integers(3) == 0 else Value(*(n if rng.integers(2) else 1 for n in
-                                                       (value.channels, value.height, value.width)))
-    values, kinds = [value, other, value], _kinds(rng, 3)
+    operands = [value, value if rng.integers(2) else _narrower(rng, value)]
+    operands = operands[::-1] if rng.integers(4) == 0 else operands
+    values, kinds = [*operands, value], _kinds(rng, 3)
     halo = (1, 1, 1, 1) if rng.integers(2) else None  # the same one often: then lines are computed whole
     buffers = {n: random_buffer(rng, v, cpu.lanes, halo, k) for n, (v, k) in enumerate(zip(values, kinds, strict=True))}
-    step = Binary(0, 1, 2, str(rng.choice(["add", "sub", "mul", "div"])), _activation(rng))
-    return _case(cpu, step, values, buffers, {0: _feed(rng, value), 1: _feed(rng, other)}, 2e-6)
+    step = Binary(0, 1, 2, str(rng.choice(["add", "sub", "mul", "div", "max", "min"])), _activation(rng))
+    return _case(cpu, step, values, buffers, {n: _feed(rng, v) for n, v in enumerate(operands)}, 2e-6)
+
+
+def _narrower(rng: Rng, value: Value) -> Value:
+    """One along some axes."""
+    c, height, width = (n if rng.integers(2) else 1 for n in (value.channels, value.height, value.width))
+    return Value(c, height, width)
 
 
 def constant_case(rng: Rng, cpu: Cpu) -> Case:
@@ -84,6 +97,38 @@ def affine_case(rng: Rng, cpu: Cpu) -> Case:
     step = Affine(0, 1, normal(rng, value.channels), normal(rng, value.channels), _activation(rng))
     buffers = {n: random_buffer(rng, value, cpu.lanes, kind=k) for n, k in enumerate(_kinds(rng, 2))}
     return _case(cpu, step, [value, value], buffers, {0: _feed(rng, value)}, 2e-6)
+
+
+def reduce_case(rng: Rng, cpu: Cpu) -> Case:
+    out, kind = random_value(rng), str(rng.choice(["sum", "mean", "max"]))
+    inner = int(rng.choice([n for n in range(1, out.channels + 1) if out.channels % n == 0]))
+    count = int(rng.choice([1, 2, 3, 8, 17, 40]))
+    value = Value(out.channels * count, out.height, out.width)
+    buffers = {n: random_buffer(rng, v, cpu.lanes, kind=k)
+               for n, (v, k) in enumerate(zip((value, out), _kinds(rng, 2), strict=True))}
+    return _case(cpu, Reduce(0, 1, kind, count, inner), [value, out], buffers, {0: _feed(rng, value)}, 2e-5)
+
+
+def normalise_case(rng: Rng, cpu: Cpu) -> Case:
+    value = random_value(rng)
+    value = Value(value.channels + 2, value.height, value.width)
+    step = Normalise(0, 1, float(rng.choice([1e-6, 1e-3])), normal(rng, value.channels), normal(rng, value.channels))
+    buffers = {n: random_buffer(rng, value, cpu.lanes, kind=k) for n, k in enumerate(_kinds(rng, 2))}
+    return _case(cpu, step, [value, value], buffers, {0: _feed(rng, value) + np.float32(2)}, 1e-4)
+
+
+def prelu_case(rng: Rng, cpu: Cpu) -> Case:
+    value = random_value(rng)
+    buffers = {n: random_buffer(rng, value, cpu.lanes, kind=k) for n, k in enumerate(_kinds(rng, 2))}
+    return _case(cpu, PRelu(0, 1, normal(rng, value.channels)), [value, value], buffers, {0: _feed(rng, value)}, 1e-6)
+
+
+def map_case(rng: Rng, cpu: Cpu) -> Case:
+    value = random_value(rng)
+    buffers = {n: random_buffer(rng, value, cpu.lanes, kind=k) for n, k in enumerate(_kinds(rng, 2))}
+    step = Map(0, 1, str(rng.choice(["abs", "exp", "reciprocal", "sqrt"])))
+    feed = _feed(rng, value)
+    return _case(cpu, step, [value, value], buffers, {0: np.abs(feed) if step.function == "sqrt" else feed}, 1e-6)
 
 
 def softmax_case(rng: Rng, cpu: Cpu) -> Case:
@@ -167,8 +212,8 @@ def _depthwise(rng: Rng, cpu: Cpu, kernel: tuple[int, int], strides: tuple[int, 
     return _case(cpu, step, values, buffers, feeds, 4e-6 * float(np.sqrt(kernel[0] * kernel[1])))
 
 
-MAKERS: list[Any] = [binary_case, constant_case, affine_case, softmax_case, pool_case, global_pool_case, depthwise_case,
-                     small_plane_depthwise_case]
+MAKERS: list[Any] = [binary_case, constant_case, affine_case, softmax_case, reduce_case, normalise_case, prelu_case, map_case, pool_case,
+                     global_pool_case, depthwise_case, small_plane_depthwise_case]
 
 
 @pytest.mark.parametrize("cpu", cpus())

@@ -23,7 +23,7 @@ from kernel_kit import (
 from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.steps import convert, pack, space_to_depth, step_kernel, unpack
 from gkp.converter.native.kernels.steps.convert import contiguous
-from gkp.converter.native.program import Copy, Reshape, Value
+from gkp.converter.native.program import Copy, Permute, Reshape, Value
 
 Rng = np.random.Generator
 
@@ -109,12 +109,23 @@ def reshape_case(rng: Rng, cpu: Cpu) -> Case:
                 feed.reshape(out.channels, out.height, out.width))
 
 
+def permute_case(rng: Rng, cpu: Cpu) -> Case:
+    value, order = random_value(rng), tuple(int(k) for k in rng.permutation(3))
+    feed = _feed(rng, value)
+    expected = feed.transpose(order)
+    out = Value(*expected.shape)
+    x, y = random_buffer(rng, value, cpu.lanes), random_buffer(rng, out, cpu.lanes)
+    step = Permute(0, 1, (order[0], order[1], order[2]))
+    return Case(f"permute {step} {x.layout} {y.layout}", step_kernel(step, [value, out], {0: x.layout, 1: y.layout}, cpu), x, y,
+                feed, expected)
+
+
 def _divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
 @pytest.mark.parametrize("cpu", cpus())
-@pytest.mark.parametrize("make", [pack_case, unpack_case, convert_case, phases_case, copy_case, reshape_case])
+@pytest.mark.parametrize("make", [pack_case, unpack_case, convert_case, phases_case, copy_case, reshape_case, permute_case])
 def test_elements_arrive_and_nothing_else_is_touched(make: Callable[[Rng, Cpu], Case], cpu: Cpu) -> None:
     rng = np.random.default_rng(cpu.lanes)
     cases = [make(rng, cpu) for _ in range(40)]

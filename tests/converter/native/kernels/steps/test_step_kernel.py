@@ -16,7 +16,22 @@ from gkp.converter.native.kernels.layout import channels_last, planar
 from gkp.converter.native.kernels.prelude import prelude
 from gkp.converter.native.kernels.steps import SimpleStep, pack, space_to_depth, step_kernel
 from gkp.converter.native.kernels.steps.convert import contiguous
-from gkp.converter.native.program import Activation, Affine, Binary, Copy, Depthwise, Pool, Reshape, Softmax, Value
+from gkp.converter.native.program import (
+    Activation,
+    Affine,
+    Binary,
+    Copy,
+    Depthwise,
+    Map,
+    Normalise,
+    Permute,
+    Pool,
+    PRelu,
+    Reduce,
+    Reshape,
+    Softmax,
+    Value,
+)
 
 
 @pytest.mark.skipif(shutil.which("nm") is None, reason="nm (binutils) lists the symbols")
@@ -27,6 +42,9 @@ def test_kernels_call_nothing_but_memory_functions(tmp_path: Path) -> None:
     kernels = [
         step_kernel(Softmax(0, 1), [v, v], {0: a, 1: a}, cpu),
         step_kernel(Affine(0, 1, np.ones(20, np.float32), np.ones(20, np.float32), Activation.SILU), [v, v], {0: a, 1: a}, cpu),
+        step_kernel(Normalise(0, 1, 1e-5, np.ones(20, np.float32), np.ones(20, np.float32)), [v, v], {0: a, 1: a}, cpu),
+        step_kernel(Map(0, 1, "sqrt"), [v, v], {0: a, 1: a}, cpu),
+        step_kernel(Affine(0, 1, np.ones(20, np.float32), np.ones(20, np.float32), Activation.GELU), [v, v], {0: a, 1: a}, cpu),
         step_kernel(Pool(0, 1, False, (3, 3), (1, 1), (1, 1, 1, 1)), [v, v], {0: a, 1: a}, cpu),
         step_kernel(Pool(0, 1, True, (9, 9), (1, 1), (0, 0, 0, 0)), [v, one.value], {0: a, 1: one}, cpu),
     ]
@@ -44,6 +62,8 @@ _ONES = np.ones(4, np.float32)
 _WRONG: dict[str, SimpleStep] = {
     "reshape": Reshape(0, 2), "copy": Copy(0, 1, np.arange(4)), "binary": Binary(0, 1, 0, "add"),
     "affine": Affine(0, 0, _ONES[:2], _ONES), "softmax": Softmax(0, 1), "pool": Pool(0, 2, True, (5, 6), (1, 1), (0,) * 4),
+    "reduce": Reduce(0, 1, "sum", 2), "normalise": Normalise(0, 0, 1e-5, _ONES[:2], _ONES), "prelu": PRelu(0, 0, _ONES[:2]),
+    "map": Map(0, 1, "abs"), "permute": Permute(0, 1, (1, 0, 2)),
     "depthwise": Depthwise(0, 2, _ONES.reshape(4, 1, 1), _ONES, (1, 1), (0,) * 4, (1, 1))}
 
 
