@@ -39,11 +39,13 @@ def _pytorch_half_pixel(a: _Axis, k: Floats) -> Floats:
 
 
 def _asymmetric(a: _Axis, k: Floats) -> Floats:
-    return k / a.scale
+    x: Floats = np.divide(k, a.scale, dtype=np.float32)
+    return x
 
 
 def _align_corners(a: _Axis, k: Floats) -> Floats:
-    return (k * np.float32(a.n - 1) / np.float32(max(1, a.m - 1))).astype(np.float32)
+    x: Floats = (k * np.float32(a.n - 1) / np.float32(max(1, a.m - 1))).astype(np.float32)
+    return x
 
 
 _COORDINATES: Mapping[str, Callable[[_Axis, Floats], Floats]] = {
