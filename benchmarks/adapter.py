@@ -69,7 +69,7 @@ def int8_for_timing(model: bytes) -> bytes:
 def calibrated(spec: str, model: GroupedModel, count: int, progress: Progress) -> Calibration:
     """How the suite quantises: with images, as of --calibration. Errors of gkp.converter.calibration."""
     options = convert_options("openvino", precision="int8", calibration=spec, calibration_images=count)
-    made = read_calibration(options, model, progress)
+    made = read_calibration(options, model, progress, on_cpu=True)
     assert made is not None
     return made
 

@@ -29,7 +29,7 @@ from gkp.report.wording import (
     times,
 )
 from gkp.require import require
-from gkp.runtime.load import DENSE, STOCK, open_baseline, open_rivals, open_runner, stock_baseline, stock_rival
+from gkp.runtime.load import DENSE, STOCK, dense_file, open_baseline, open_rivals, open_runner, stock_baseline, stock_rival
 from gkp.runtime.measure import fastest, interleave, ratio, timing
 from gkp.runtime.onnx_file import read_onnx
 from gkp.runtime.runners import Runner
@@ -60,8 +60,8 @@ def _declared_batch(written: Manifest) -> int:
 
 def _int8(directory: Path, written: Manifest) -> bytes | str | None:
     """The dense baseline of an artefact for CPUs in int8, which NNCF makes with random numbers, for its time; why it cannot;
-    None where the artefact has none, or has it in int8 itself."""
-    if not stock_baseline(written) or written.precision == "int8":
+    None where the artefact has no baseline, or has it in int8 itself."""
+    if not stock_baseline(written) or dense_file(written, "int8") is not None:
         return None
     try:
         require("onnx", "convert")
@@ -141,8 +141,8 @@ def rival_table(rows: Sequence[ArtefactRow]) -> Table | None:
     """The dense baseline in each precision and as installed, in the engine that is fastest; None where there is none."""
     if not any(row.rivals for row in rows):
         return None
-    caption = ("dense: the same network in the fastest engine; speedup: of the artefact over it; int8 by NNCF, unless the "
-               "artefact is in int8: with ranges of random numbers, for its time")
+    caption = ("dense: the same network in the fastest engine; speedup: of the artefact over it; int8 by NNCF, calibrated "
+               "as the conversion was, else with random numbers, for its time")
     out = plain(left(overflow="fold"), right("dense ms"), right("speedup over it (95 %)"), ruled=True, caption=caption)
     for row in rows:
         if row.rivals:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import onnx
 
 from gkp.benchmarks.adapter import Engines, lowered
 from gkp.benchmarks.kit import apart
-from gkp.benchmarks.results import Comparison, EngineRow
+from gkp.benchmarks.results import Comparison, EngineRow, column
 from gkp.converter.describe import graph_macs
 from gkp.converter.graph import Graph
 from gkp.converter.ncnn import ncnn_runner
@@ -33,7 +34,7 @@ NCNN_FORMS: tuple[tuple[str, tuple[str, ...]], ...] = (
 Key = tuple[str, str, str]
 Measure = Callable[[Runner, Progress], "float | None"]
 """The accuracy of what an engine runs; None where there are no images."""
-_SAME = {"fp32": 1e-3, "bf16": 0.1, "int8": 0.5}
+_SAME = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.1, "int8": 0.5}
 """Largest difference from the reference, relative to its largest value, of an engine that computes the model at all."""
 
 
@@ -91,9 +92,9 @@ def contenders(pair: Pair, threads: int, engines: Engines) -> list[Contender]:
     return out
 
 
-def start_ncnn(dense: Graph, threads: int, off: Sequence[str]) -> Runner:
+def start_ncnn(dense: Graph, threads: int, off: Sequence[str] = (), precision: str = "fp32") -> Runner:
     """A dense network in ncnn, without the Winograd kernels `off`. Errors of gkp.converter.ncnn."""
-    return ncnn_runner(lowered(dense, "onnx"), threads, off)
+    return ncnn_runner(lowered(dense, "onnx"), threads, off, precision)
 
 
 def compare(name: str, pair: Pair, tried: Sequence[Contender], batches: Sequence[int], threads: int, *,
@@ -137,21 +138,28 @@ def running(tried: Sequence[Contender], progress: Progress) -> Iterator[tuple[di
 def wrong(tried: Sequence[Contender], runners: Mapping[int, Runner], expected: Mapping[str, Sequence[Array]],
           feeds: Mapping[str, Array], least: float = 1.0) -> dict[int, str]:
     """The entries that compute something else, by a wide margin. Time is no merit then. (What gkp writes, conversions verify
-    to the last digits.) expected: the outputs of a model; one that has none shall compute what the first engine does that
-    runs it. least: see gkp.benchmarks.kit.apart."""
+    to the last digits.) And those that compute in float32 to the last bit, which engines do where the processor lacks what
+    was asked for. expected: the outputs of a model; one that has none shall compute what the first engine does that runs it.
+    least: see gkp.benchmarks.kit.apart."""
     known = dict(expected)
-    found = {}
+    found: dict[int, str] = {}
+    exact: dict[tuple[str, str, str], list[Array]] = {}
     for number, runner in runners.items():
         try:
             outputs = runner.run(_named(runner, feeds))
         except GkpError as e:
             found[number] = e.message
             continue
-        wanted = known.setdefault(tried[number].model, outputs)
+        entry = tried[number]
+        wanted, key = known.setdefault(entry.model, outputs), (entry.engine, entry.model, entry.form)
         fits = [got.shape for got in outputs] == [want.shape for want in wanted]
         error = max(apart(got, want, least) for got, want in zip(outputs, wanted, strict=True)) if fits else float("inf")
-        if not error < _SAME[tried[number].precision]:
+        if not error < _SAME[entry.precision]:
             found[number] = f"it computes something else (error {error:.1e})"
+        elif entry.precision == "fp32":
+            exact[key] = outputs
+        elif key in exact and all(map(np.array_equal, outputs, exact[key])):
+            found[number] = f"it computes in float32 here, not in {entry.precision}"
     return found
 
 
@@ -201,20 +209,22 @@ def _comparison(name: str, theoretical: float, tried: Sequence[Contender], batch
                 shares: Mapping[Key, float | None]) -> Comparison:
     forms = by_key(tried)
     best = {key: fastest(samples, numbers) for key, numbers in forms.items()}
-    dense: dict[str, dict[str, list[float]]] = {}
+    dense: dict[tuple[str, ...], dict[tuple[str, str], list[float]]] = {}
     for (engine, model, precision), k in best.items():
         if model == DENSE and engine in STOCK and k is not None:
-            dense.setdefault(precision, {})[engine] = samples[k]
-    stock = {precision: fastest(found) for precision, found in dense.items()}
-    ort = dense.get("fp32", {}).get("ort")
+            dense.setdefault(column(precision), {})[(engine, precision)] = samples[k]
+    stock = {names: first for names, found in dense.items() if (first := fastest(found)) is not None}
+    fp32 = column("fp32")
+    ort = dense.get(fp32, {}).get(("ort", "fp32"))
     rows = []
     for key, k in best.items():
         engine, model, precision = key
         if k is None:
             rows.append(EngineRow(engine=engine, model=model, precision=precision, missing=failed[forms[key][0]]))
             continue
-        first = stock.get(precision)
+        names = column(precision)
         rows.append(EngineRow(engine=engine, model=model, precision=precision, form=tried[k].form, ms=timing(samples[k]),
                               vs_ort=ratio(ort, samples[k]) if ort else None, accuracy=shares.get(key),
-                              vs_fastest=ratio(dense[precision][first], samples[k]) if first else None))
-    return Comparison(name=name, batch=batch, threads=threads, theoretical=theoretical, fastest=stock.get("fp32"), rows=rows)
+                              vs_fastest=ratio(dense[names][stock[names]], samples[k]) if names in stock else None))
+    return Comparison(name=name, batch=batch, threads=threads, theoretical=theoretical, rows=rows,
+                      fastest=stock[fp32][0] if fp32 in stock else None)

@@ -1,5 +1,6 @@
 """What the suite runs in less than float32: bf16 on OpenVINO, int8 as NNCF calibrates it, dense and pruned (this also in
-float32, on the same engines); and what images are at hand to calibrate with and to measure accuracy on."""
+float32, on the same engines); ncnn, dense, in what it has; and what images are at hand to calibrate with and to measure
+accuracy on."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from functools import cache, partial
 
 from gkp.benchmarks.adapter import Engines, calibrated, lowered
 from gkp.benchmarks.cases import Case
-from gkp.benchmarks.engines import DENSE, PRUNED, Contender, Pair
+from gkp.benchmarks.engines import DENSE, PRUNED, Contender, Pair, start_ncnn
 from gkp.converter.calibration import Calibration
 from gkp.converter.graph import Graph
 from gkp.converter.sources import GroupedModel
@@ -21,6 +22,7 @@ from gkp.text import plural
 from gkp.types import Progress
 
 _WAYS = (("fp32", ("ort", "openvino")), ("bf16", ("openvino",)), ("int8", ("ort", "openvino")))
+_NCNN = ("bf16", "fp16", "int8")
 _BATCH = 64
 _RANDOM, _IMAGES = 32, 300
 
@@ -85,3 +87,6 @@ def stock_contenders(pair: Pair, threads: int, engines: Engines, calibration: Ca
                 yield Contender(name, DENSE, "simplified", partial(start, name, DENSE, precision, "dense"), precision)
             for forms in ("dense", "estimated"):
                 yield Contender(name, PRUNED, forms, partial(start, name, PRUNED, precision, forms), precision)
+    for precision in _NCNN:
+        start_it = partial(start_ncnn, pair.dense, threads, precision=precision)
+        yield Contender("ncnn", DENSE, "simplified", start_it, precision)

@@ -10,6 +10,13 @@ from gkp.benchmarks.kit import Explained, Results, Timed
 from gkp.manifest import Ratio, Rival, Roofline, Timing
 
 SCHEMA_VERSION = 2
+COLUMNS: tuple[tuple[str, ...], ...] = (("fp32",), ("bf16", "fp16"), ("int8",))
+"""Precisions side by side in a table. Those of one column have as many bits, and are rivals."""
+
+
+def column(precision: str) -> tuple[str, ...]:
+    """The precisions in its column."""
+    return next((found for found in COLUMNS if precision in found), (precision,))
 
 
 class ArtefactRow(Explained, frozen=True, kw_only=True):
@@ -32,7 +39,7 @@ class ArtefactRow(Explained, frozen=True, kw_only=True):
 class EngineRow(Timed, frozen=True, kw_only=True):
     """One model (dense or pruned) in one engine and precision. form: the fastest of the forms that were tried. vs_ort:
     against the dense model in float32 on ONNX Runtime; vs_fastest: against the dense model on the stock engine that is the
-    fastest in this precision. accuracy: share of the images of Comparison.images; null where there are none."""
+    fastest in the precisions of the column. accuracy: share of the images of Comparison.images; null where there is none."""
 
     engine: str
     model: str

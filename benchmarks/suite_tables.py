@@ -9,13 +9,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from gkp.benchmarks.results import Bench, Comparison, EngineRow, NativeLayers, Scaling
+from gkp.benchmarks.results import COLUMNS, Bench, Comparison, EngineRow, NativeLayers, Scaling, column
 from gkp.manifest import Ratio
 from gkp.report import wording
 from gkp.report.kit import left, missing_lines, ratio_text, right, table
 from gkp.text import clean
-
-PRECISIONS = ("fp32", "bf16", "int8")
 
 
 def suite_tables(found: Bench) -> RenderableType:
@@ -32,7 +30,7 @@ def engine_tables(comparisons: Sequence[Comparison]) -> Iterator[RenderableType]
         out = table(left(width=28, no_wrap=True), right("ms", width=7), right("vs ORT dense (95 %)", width=20),
                     right("vs fastest dense", width=20), show_header=number == 0)
         for row in comparison.rows:
-            if row.precision == PRECISIONS[0]:
+            if row.precision == "fp32":
                 out.add_row(*_engine_cells(row, comparison.fastest), style="bold" if row.engine == "native" else "")
         yield out
     if comparisons:
@@ -41,16 +39,18 @@ def engine_tables(comparisons: Sequence[Comparison]) -> Iterator[RenderableType]
 
 def precision_tables(comparisons: Sequence[Comparison]) -> Iterator[RenderableType]:
     """Per model and batch a title, and milliseconds with accuracy: engines by precisions."""
-    shown = [c for c in comparisons if any(row.precision != PRECISIONS[0] for row in c.rows)]
+    shown = [c for c in comparisons if any(row.precision != "fp32" for row in c.rows)]
     for number, comparison in enumerate(shown):
         yield Text(f"\n{_title(comparison)}", "bold")
-        out = table(left(width=28, no_wrap=True), *(right(precision, width=16) for precision in PRECISIONS),
+        out = table(left(width=28, no_wrap=True), *(right(" or ".join(names), width=16) for names in COLUMNS),
                     show_header=number == 0)
-        rows: dict[str, dict[str, EngineRow]] = {}
+        rows: dict[str, dict[tuple[str, ...], EngineRow]] = {}
         for row in sorted(comparison.rows, key=lambda row: row.model):
-            rows.setdefault(engine_name(row), {})[row.precision] = row
+            found = rows.setdefault(engine_name(row), {})
+            names = column(row.precision)
+            found[names] = _faster(found.get(names), row)
         for name, found in rows.items():
-            out.add_row(Text(f"  {name}"), *(Text(_with_accuracy(found.get(p))) for p in PRECISIONS),
+            out.add_row(Text(f"  {name}"), *(Text(_with_accuracy(found.get(names))) for names in COLUMNS),
                         style="bold" if "native" in name else "")
         yield out
         calibrated = "" if comparison.calibration is None else f"; int8 calibrated with {clean(comparison.calibration, 60)}"
@@ -58,11 +58,17 @@ def precision_tables(comparisons: Sequence[Comparison]) -> Iterator[RenderableTy
         yield Text(f"ms; {on}{calibrated}", "dim")
 
 
+def _faster(one: EngineRow | None, other: EngineRow) -> EngineRow:
+    return one if one is not None and one.ms and not (other.ms and other.ms.median < one.ms.median) else other
+
+
 def _with_accuracy(row: EngineRow | None) -> str:
-    """`7.90 (92.1 %)`."""
+    """`7.90 (92.1 %)`, `fp16 7.90`."""
     if row is None or row.ms is None:
         return "-"
-    return wording.milliseconds(row.ms.median) + ("" if row.accuracy is None else f" ({100 * row.accuracy:.2f} %)")
+    precision = "" if row.precision == column(row.precision)[0] else f"{clean(row.precision, 10)} "
+    share = "" if row.accuracy is None else f" ({100 * row.accuracy:.2f} %)"
+    return precision + wording.milliseconds(row.ms.median) + share
 
 
 def engine_name(row: EngineRow) -> str:
@@ -124,7 +130,7 @@ def scaling_lines(found: Sequence[Scaling]) -> Iterator[Text]:
 
 def _missing(found: Bench) -> Iterator[tuple[str, str | None]]:
     yield from ((row.target, row.missing) for row in found.rows)
-    yield from ((engine_name(row) + ("" if row.precision == PRECISIONS[0] else f", {clean(row.precision, 10)}"), row.missing)
+    yield from ((engine_name(row) + ("" if row.precision == "fp32" else f", {clean(row.precision, 10)}"), row.missing)
                 for comparison in found.engines for row in comparison.rows)
     yield from (("native layers", model.missing) for model in found.layers)
     yield from ((f"{item.threads} threads", item.missing) for item in found.scaling)

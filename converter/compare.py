@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from gkp import manifest as manifest_module
+from gkp.converter.compare_int8 import Pair, compare_int8
 from gkp.converter.sources import OpenOptions, open_model
 from gkp.converter.sources.base import sample_inputs
 from gkp.converter.verify import TOLERANCE, WINOGRAD_TOLERANCE, verify
 from gkp.errors import UsageError
-from gkp.manifest import Verification
+from gkp.manifest import Manifest, Verification
 from gkp.runtime.load import open_runner
-from gkp.types import Run
+from gkp.types import Progress, Run, silent
 
 _SCALES = (("random", 1.0), ("zeros", 0.0), ("large", 16.0), ("small", 1e-3))
 
@@ -24,7 +25,8 @@ _SCALES = (("random", 1.0), ("zeros", 0.0), ("large", 16.0), ("small", 1e-3))
 @dataclass(frozen=True)
 class Runnable:
     """Something that computes. shapes: per input, the axis sizes, None where any size goes. fixed_batch: the only batch
-    size it takes, or None. relative: the error it was allowed when it was verified (see gkp.converter.verify)."""
+    size it takes, or None. relative: the error it was allowed when it was verified (see gkp.converter.verify); written: of
+    an artefact."""
 
     name: str
     system: str
@@ -33,10 +35,15 @@ class Runnable:
     shapes: Sequence[tuple[int | None, ...]]
     dtypes: Sequence[str]
     relative: float = TOLERANCE["fp32"]
+    written: Manifest | None = None
 
     @property
     def fixed_batch(self) -> int | None:
         return self.shapes[0][0] if self.shapes[0] else None
+
+    @property
+    def precision(self) -> str:
+        return "fp32" if self.written is None else self.written.precision
 
 
 def open_runnable(path: Path, options: OpenOptions) -> Runnable:
@@ -48,7 +55,7 @@ def open_runnable(path: Path, options: OpenOptions) -> Runnable:
         runner, dtypes = open_runner(path, written, options.trust_code), {i.name: i.dtype for i in written.inputs}
         return Runnable(path.name, written.source.system,
                         lambda feeds: runner.run({name: x.astype(dtypes[name], copy=False) for name, x in feeds.items()}),
-                        list(dtypes), shapes, list(dtypes.values()), _relative(written))
+                        list(dtypes), shapes, list(dtypes.values()), _relative(written), written)
     opened = open_model(path, options)
     torch_like = opened.at_batch is not None
     shapes = []
@@ -62,14 +69,22 @@ def open_runnable(path: Path, options: OpenOptions) -> Runnable:
                     list(types), shapes, list(types.values()))
 
 
-def compare_models(a: Path, b: Path, options: OpenOptions, precision: str) -> Verification:
-    """Compare on random, zero, large and small inputs at batch 1, and at batch 3 where both take any batch. UsageError
-    when their inputs differ."""
+def compare_models(a: Path, b: Path, options: OpenOptions, precision: str | None = None, calibration: str | None = None,
+                   progress: Progress = silent) -> Verification:
+    """Compare on random, zero, large and small inputs at batch 1, and at batch 3 where both take any batch; an artefact in
+    int8 as gkp.converter.compare_int8 does. precision: whose tolerance to apply; None: that of the artefact that
+    rounds most; calibration: as of compare_int8. UsageError when their inputs differ."""
     one, two = open_runnable(a, options), open_runnable(b, options)
     shapes = [_common(s, t) for s, t in zip(one.shapes, two.shapes, strict=len(one.shapes) == len(two.shapes))]
     if len(one.shapes) != len(two.shapes) or any(s is None for s in shapes):
         raise UsageError(f"{one.name} takes inputs {_show(one)}, {two.name} {_show(two)}",
                          "compare models with the same inputs, or give --input-shape")
+    for artefact, where, other in ((two, b, one), (one, a, two)):
+        if precision is None and artefact.written is not None and artefact.precision == "int8":
+            pair = Pair(where, artefact.written, artefact.run, _named(other), other.name, other.fixed_batch)
+            return compare_int8(pair, options, calibration, progress)
+    if calibration is not None:
+        raise UsageError("--calibration is for artefacts in int8", "leave it out")
     batches = [1, 3] if all(s[:1] == (None,) for s in (*one.shapes, *two.shapes)) else [None]
     inputs = []
     for seed, (name, scale) in enumerate(_SCALES):
@@ -79,10 +94,14 @@ def compare_models(a: Path, b: Path, options: OpenOptions, precision: str) -> Ve
                       for s, d in zip([s for s in shapes if s is not None], one.dtypes, strict=True)]
             inputs.append((name, batch or one.fixed_batch or 1, dict(zip(one.inputs, arrays, strict=True))))
 
-    def run_two(feeds: Any) -> list[Any]:
-        return two.run(dict(zip(two.inputs, feeds.values(), strict=True)))
+    if precision is None:
+        precision = max((one.precision, two.precision), key=lambda name: TOLERANCE.get(name, 0.0))
+    return verify(_named(two), two.name, one.run, one.name, inputs, precision, max(one.relative, two.relative))
 
-    return verify(run_two, two.name, one.run, one.name, inputs, precision, max(one.relative, two.relative))
+
+def _named(runnable: Runnable) -> Run:
+    """Takes the same inputs under other names."""
+    return lambda feeds: runnable.run(dict(zip(runnable.inputs, feeds.values(), strict=True)))
 
 
 def _relative(written: manifest_module.Manifest) -> float:

@@ -33,6 +33,7 @@ from gkp.text import clean
 
 T = TypeVar("T")
 
+_IN_INT8 = ("int8", "auto")
 _FEW = 0.01
 """Of a smaller share nothing is said."""
 
@@ -95,6 +96,7 @@ def _timed(seconds: dict[str, float], name: str, stage: Callable[[], T]) -> T:
 def open_source(job: Job) -> Opened:
     """The checkpoint, and the baseline that was given with it. UsageError when these two do not fit together."""
     options = job.options
+    _check_calibration(job)
     require_calibrator(options)
     opening = OpenOptions(options.input_shapes, options.arch, options.trust_code)
     job.progress(f"opening {clean(job.path.name) if job.path else 'the module'}", None)
@@ -117,12 +119,21 @@ def open_source(job: Job) -> Opened:
         if is_quantised(baseline.model) and not given:
             raise UsageError("the baseline is quantised, and the model is not",
                              "give the float model as the baseline: with --precision int8 it is quantised as well")
-    calibration = read_calibration(options, model, job.progress)
+    calibration = read_calibration(options, model, job.progress, job.target.on_cpu)
+    own = calibration if options.precision in _IN_INT8 else None
     if given:
         notes = (*notes, "the model is quantised: its own integers and scales are kept")
         if baseline is not None and not is_quantised(baseline.model):
             notes = (*notes, "the baseline is not quantised: it computes in float32")
-    return Opened(model, dynamic, batches, baseline, notes, calibration)
+    return Opened(model, dynamic, batches, baseline, notes, own, calibration)
+
+
+def _check_calibration(job: Job) -> None:
+    """Of a model in another precision than int8 only the dense baseline is calibrated, to be measured beside it."""
+    asked, precision = job.options.calibration is not None, job.options.precision
+    if asked and precision not in _IN_INT8 and not (job.measured and job.target.on_cpu):
+        raise UsageError(f"--calibration is for --precision int8, not {precision}, where no dense model is measured in int8",
+                         "leave it out, or add --precision int8")
 
 
 def _free_axes(job: Job, model: GroupedModel) -> tuple[Axes, tuple[str, ...]]:
@@ -170,9 +181,8 @@ def find_branches(job: Job, opened: Opened) -> Recognised:
 
 def quantised(opened: Opened, recognised: Recognised) -> Recognised:
     """The one form in int8, with what is to be said of the images."""
-    note = opened.calibration.samples.note if opened.calibration is not None else ""
-    notes = (*recognised.notes, f"calibration: {note}") if note else recognised.notes
-    return replace(recognised, graph=opened.typed(recognised.graph), notes=notes)
+    notes = () if opened.calibration is None else opened.calibration.notes
+    return replace(recognised, graph=opened.typed(recognised.graph), notes=(*recognised.notes, *notes))
 
 
 def _zeros_told(graph: Graph, macs: int, twin: Graph | None) -> tuple[str, ...]:

@@ -15,13 +15,14 @@ from gkp.converter.stages import Chosen, Dense, Job, Measured, Opened, Recognise
 from gkp.converter.targets import Built, Target
 from gkp.manifest import Rival
 from gkp.runtime.measure import fastest
+from gkp.text import plural
 
 _UNCHANGED = "the model as given is faster than every rewritten form: it was written unchanged"
 
 
 def measure(job: Job, opened: Opened, recognised: Recognised, chosen: Chosen) -> Measured:
     """Times at every batch, and what is written by them. Where nothing can be measured, what was chosen."""
-    engines = rival_engines(job.target)
+    engines = rival_engines(job.target, opened.rivals is not None)
     if not job.measured:
         elsewhere = job.options.benchmark and job.target.signed  # for another processor or GPU: it is measured there
         dense = dense_rows(job, opened, recognised, chosen, Engines(engines.own) if elsewhere else None)
@@ -54,7 +55,8 @@ def measure(job: Job, opened: Opened, recognised: Recognised, chosen: Chosen) ->
                     recognised.macs if dense.macs is None else dense.macs,
                     tuple(measurements(timed, kinds, job.threads, theoretical, rivals, engines.missing)),
                     built.roofline(), theoretical,
-                    (*notes, *timed.notes, *_baseline_notes(job, engines.own[0], best)))
+                    (*notes, *timed.notes, *_baseline_notes(job, engines.own[0], best), *_int8_notes(opened)),
+                    _beside(opened, dense, timed))
 
 
 def _rivals(found: Mapping[str, tuple[object, Target]]) -> list[tuple[Rival, list[str]]]:
@@ -101,6 +103,25 @@ def _baseline_notes(job: Job, first: Target, best: Mapping[int, str]) -> list[st
     if first is not job.target:
         notes.append(f"the model as given runs on {first.version()}")
     return notes
+
+
+def _beside(opened: Opened, dense: Dense, timed: Timed) -> dict[str, Built]:
+    """The dense baseline in float32 beside a model in int8, and in int8 beside others: in the form that is the fastest."""
+    precision = "fp32" if opened.calibration is not None else "int8"
+    names = [name for name, (_, target) in dense.beside.items() if target.precision == precision]
+    best = fastest(next(iter(timed.samples.values()), {}), names)
+    return {precision: dense.beside[best][0]} if best is not None else {}
+
+
+def _int8_notes(opened: Opened) -> tuple[str, ...]:
+    """How the dense baseline was quantised that is measured beside a model in another precision."""
+    if opened.rivals is None or opened.calibration is not None:
+        return ()
+    origin = opened.rivals.samples.origin
+    by = ("random numbers: only its time counts" if origin.kind == "random" else
+          f"{plural(origin.count, 'image')}, {origin.kind} {origin.split}")
+    bits = "" if opened.rivals.weight_bits == 8 else "; weights of 7 bits, because this processor has no VNNI"
+    return (f"dense int8: by NNCF, calibrated with {by}{bits}",)
 
 
 def _theoretical(dense: Dense, recognised: Recognised) -> float | None:

@@ -16,13 +16,16 @@ from gkp.require import absent, install
 from gkp.runtime.ncnn import NcnnRunner, import_ncnn
 
 _PATIENCE_S = 600
+_NO_INT8 = "ncnn runs int8 by a table of its own tools ncnn2table and ncnn2int8, which the packages ncnn and pnnx lack"
 
 
-def ncnn_runner(model: onnx.ModelProto, threads: int, off: Sequence[str] = ()) -> NcnnRunner:
+def ncnn_runner(model: onnx.ModelProto, threads: int, off: Sequence[str] = (), precision: str = "fp32") -> NcnnRunner:
     """A model with static shapes (batch 1) and stock operators, in ncnn. off: Winograd kernels to leave out
-    (gkp.runtime.ncnn.WINOGRAD). BackendMissingError without ncnn or pnnx, UnsupportedModelError when pnnx cannot
-    translate the model."""
+    (gkp.runtime.ncnn.WINOGRAD); precision: "fp32", "bf16" or "fp16", as far as the processor has it. BackendMissingError
+    without ncnn or pnnx, or for int8, UnsupportedModelError when pnnx cannot translate the model."""
     import_ncnn()
+    if precision == "int8":
+        raise BackendMissingError(_NO_INT8, "build ncnn's tools from its sources")
     program = _pnnx()
     shapes = {i.name: [d.dim_value for d in i.type.tensor_type.shape.dim] for i in model.graph.input}
     if not all(shape and min(shape) > 0 for shape in shapes.values()):
@@ -33,7 +36,7 @@ def ncnn_runner(model: onnx.ModelProto, threads: int, off: Sequence[str] = ()) -
         sizes = ",".join(f"[{','.join(map(str, shape))}]f32" for shape in shapes.values())
         _translate([program, "model.onnx", f"inputshape={sizes}", "fp16=0", "device=cpu"], folder)
         return NcnnRunner(folder, threads, {k: shape[1:] for k, shape in shapes.items()},
-                          [o.name for o in model.graph.output], off)
+                          [o.name for o in model.graph.output], off, precision)
 
 
 def _translate(command: list[str], folder: Path) -> None:

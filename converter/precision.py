@@ -109,7 +109,8 @@ class _Trial:
         shared = self._open(job)
         opened = replace(shared.opened, calibration=None)
         if way.precision == "int8" and shared.opened.calibration is not None:
-            opened = replace(opened, calibration=replace(shared.opened.calibration, progress=job.progress))
+            own = replace(shared.opened.calibration, progress=job.progress)
+            opened = replace(opened, calibration=own, rivals=own)
         twin = shared.recognised.twin  # which the dense baseline simplifies
         recognised = replace(shared.recognised, twin=None if twin is None else twin.copy())
         try:
@@ -135,8 +136,7 @@ class _Trial:
         output = options.output
         if output is None and isinstance(self.source, str | Path):
             output = default_output(Path(self.source), options.target.name)
-        calibration = options.calibration if way.precision == "int8" else None
-        own = replace(options, target=target.options, precision=way.precision, output=output, calibration=calibration)
+        own = replace(options, target=target.options, precision=way.precision, output=output)
         return Job(self.source, own, target, labelled(self.progress, way.name))
 
     def _open(self, job: Job) -> _Shared:
@@ -145,8 +145,7 @@ class _Trial:
         name = job.target.name
         if name not in self.shared:
             check_output(job)
-            whole = replace(job.options, precision=self.options.precision,
-                            calibration=self.options.calibration if "int8" in job.options.target.precisions else None)
+            whole = replace(job.options, precision=self.options.precision)
             opened, recognised, seconds = opened_form(replace(job, options=whole, progress=self.progress))
             found = opened.model.reference(sample_inputs(opened.model.model))[0]
             classes = int(found.shape[1]) if found.ndim == 2 and found.shape[1] > 1 else None

@@ -41,19 +41,21 @@ _LARGEST = 127
 _HINT = "use --precision fp32 or bf16"
 
 
-def quantise(graph: Graph, samples: Sequence[Feeds], progress: Progress = silent) -> Graph:
+def quantise(graph: Graph, samples: Sequence[Feeds], progress: Progress = silent, weight_bits: int = 8) -> Graph:
     """A copy of a simplified graph in int8: gkp::FakeQuantize in front of what computes with integers, and convolutions
     (and Gemm) of int8 weights with a scale per output and int32 biases.
 
-    samples: inputs to calibrate with, each as the graph takes it. BackendMissingError without NNCF; UnsupportedModelError
-    where it cannot quantise the model, or finds no layer to quantise."""
+    samples: inputs to calibrate with, each as the graph takes it; weight_bits: 7: weights have half of their range, so that
+    sums of two products fit 16 bits; 8: only those of the first layer do, which is what NNCF does by itself.
+    BackendMissingError without NNCF; UnsupportedModelError where it cannot quantise the model, or finds no layer for it."""
     stock = lower(graph, _forms(graph)).to_model()
-    return _taken_over(graph, _Found(_calibrated(stock, samples, progress)))
+    return _taken_over(graph, _Found(_calibrated(stock, samples, progress, weight_bits)))
 
 
-def quantise_stock(model: onnx.ModelProto, samples: Sequence[Feeds], progress: Progress = silent) -> onnx.ModelProto:
-    """A stock model in int8, as NNCF alone makes it: what a user would do with it. Errors as of `quantise`."""
-    return _calibrated(model, samples, progress)
+def quantise_stock(model: onnx.ModelProto, samples: Sequence[Feeds], progress: Progress = silent,
+                   weight_bits: int = 8) -> onnx.ModelProto:
+    """A stock model in int8, as NNCF alone makes it: what a user would do with it. Otherwise as `quantise`."""
+    return _calibrated(model, samples, progress, weight_bits)
 
 
 def _forms(graph: Graph) -> dict[str, Candidate]:
@@ -73,7 +75,7 @@ def _in_order(form: Candidate, conv: BranchedConv) -> bool:
 
 
 # ---- NNCF ------------------------------------------------------------------------------------------------------------
-def _calibrated(model: onnx.ModelProto, samples: Sequence[Feeds], progress: Progress) -> onnx.ModelProto:
+def _calibrated(model: onnx.ModelProto, samples: Sequence[Feeds], progress: Progress, weight_bits: int) -> onnx.ModelProto:
     progress("calibrating with NNCF", None)  # its import takes seconds
     nncf = import_nncf()
     names = [i.name for i in model.graph.input]
@@ -87,7 +89,9 @@ def _calibrated(model: onnx.ModelProto, samples: Sequence[Feeds], progress: Prog
         return item
 
     whole = nncf.quantization.advanced_parameters.QuantizationParameters(per_channel=False)  # not even of depthwise layers
-    advanced = nncf.AdvancedQuantizationParameters(disable_channel_alignment=True, activations_quantization_params=whole)
+    fix = nncf.OverflowFix.ENABLE if weight_bits < 8 else nncf.OverflowFix.FIRST_LAYER
+    advanced = nncf.AdvancedQuantizationParameters(overflow_fix=fix, disable_channel_alignment=True,
+                                                   activations_quantization_params=whole)
     try:
         with _silence():
             made: onnx.ModelProto = nncf.quantize(model, nncf.Dataset(items, told_of), subset_size=len(items),

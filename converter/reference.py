@@ -34,7 +34,7 @@ def evaluator(model: onnx.ModelProto) -> tuple[str, Run]:
     graph = Graph(model)
     lift_quantisers.check(graph)
     try:
-        return "ONNX Runtime", OrtRunner(lower(graph, {}).to_model().SerializeToString(), physical_cores()).run
+        return "ONNX Runtime", OrtRunner(lower(graph, {}).to_model().SerializeToString(), physical_cores(), exact=True).run
     except BackendMissingError:
         return "onnx.reference", reference(model)
 
@@ -51,7 +51,7 @@ def evaluator_name() -> str:
 def stock_evaluator(data: bytes) -> tuple[str, Run]:
     """As `evaluator`, of a serialised model of standard operators."""
     try:
-        return "ONNX Runtime", OrtRunner(data, physical_cores()).run
+        return "ONNX Runtime", OrtRunner(data, physical_cores(), exact=True).run
     except BackendMissingError:
         return "onnx.reference", reference(onnx.load_from_string(data))
 

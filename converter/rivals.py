@@ -1,5 +1,6 @@
 """What a conversion is compared with: the dense baseline, or the model as given where there is none, in the engines of this
-machine's CPU: in the precision of the conversion, in float32, and in OpenVINO as it is installed."""
+machine's CPU: in the precision of the conversion, in float32, in int8 where there are images for it, and in OpenVINO as it
+is installed."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ class Engines:
         """How the rows of an engine are told from those of others."""
         if len(self.own) + len(self.beside) == 1:
             return ""
-        return f" on {target.name}" + ("" if target in self.own else " as installed" if installed(target) else " in fp32")
+        return f" on {target.name}" + ("" if target in self.own else f" {target.precision}" if installed(target) else
+                                      f" in {target.precision}")
 
 
 def installed(target: Target) -> bool:
@@ -47,12 +49,12 @@ def installed(target: Target) -> bool:
     return target.precision == AS_INSTALLED
 
 
-def rival_engines(target: Target) -> Engines:
+def rival_engines(target: Target, int8: bool = False) -> Engines:
     """The stock engines of CPUs for a target that computes there, itself first if it is one of them; else, or where none is
-    installed, the target alone."""
+    installed, the target alone. int8: also in this precision."""
     if not target.on_cpu:
         return Engines((target,))
-    ways = [(options, precision) for precision in dict.fromkeys((target.precision, "fp32"))
+    ways = [(options, precision) for precision in dict.fromkeys((target.precision, "fp32", *(["int8"] if int8 else [])))
             for options in _STOCK if precision in options.precisions]
     own, beside, missing = list[Target](), list[Target](), list[manifest.Rival]()
     for options, precision in (*ways, (OpenVinoOptions, AS_INSTALLED)):
@@ -90,9 +92,9 @@ def dense_rows(job: Job, opened: Opened, recognised: Recognised, chosen: Chosen,
         return Dense({}, {}, macs)
     baseline = _Baseline(job, opened, recognised, chosen, simplify(graph))
     own = {f"{form}{engines.where(target)}": (built, target) for target in engines.own
-           for form, built in baseline.forms(target, typed=True).items()}
+           for form, built in baseline.forms(target).items()}
     beside = {f"{form}{engines.where(target)}": (built, target) for target in engines.beside
-              for form, built in list(baseline.forms(target, typed=False).items())[:1 if installed(target) else None]}
+              for form, built in list(baseline.forms(target).items())[:1 if installed(target) else None]}
     return Dense(own, beside, macs)
 
 
@@ -101,29 +103,34 @@ class _Baseline:
 
     def __init__(self, job: Job, opened: Opened, recognised: Recognised, chosen: Chosen, graph: Graph) -> None:
         self._job, self._opened, self._recognised, self._chosen = job, opened, recognised, chosen
-        self._graph = cache(lambda typed: opened.typed(graph) if typed else graph)
+        self._graph = cache(lambda int8: opened.rivals.graph(graph) if int8 and opened.rivals is not None else graph)
         self._made: dict[tuple[str, bool], Mapping[str, Built]] = {}
 
-    def forms(self, target: Target, typed: bool) -> dict[str, Built]:
-        """By name. typed: in the precision of the conversion, where it is one of the graph's own (int8)."""
-        key = target.name, typed and self._opened.calibration is not None
+    def forms(self, target: Target) -> dict[str, Built]:
+        """By name."""
+        key = target.name, target.precision == "int8"
         if key not in self._made:
             self._made[key] = self._forms(target, key[1])
         return {form: _on(target, built) for form, built in self._made[key].items()}
 
-    def _forms(self, target: Target, typed: bool) -> dict[str, Built]:
+    def _forms(self, target: Target, int8: bool) -> dict[str, Built]:
         opened, encoding, threads = self._opened, self._chosen.encoding, self._job.threads
-        graph, given, axes, name = self._graph(typed), opened.baseline, opened.dynamic, "dense"
+        graph, given, axes, name = self._graph(int8), opened.baseline, opened.dynamic, "dense"
         made: dict[str, Built] = {}
         if given is not None:
             axes, name = _named_like(opened, given.model), "simplified"
-            model = opened.typed_stock(given.model) if typed else given.model
+            model = _stock(opened, given.model, int8)
             made["dense"] = target.build_as_is(free_axes(model, axes), encoding, threads)
         made[name] = target.build(graph, dense_forms(graph, target), axes, encoding, threads)
         if self._recognised.own_groups:
             forms = forms_like(graph, target, self._chosen.forms)
             made["dense in other forms"] = target.build(graph, forms, axes, encoding, threads)
         return made
+
+
+def _stock(opened: Opened, model: onnx.ModelProto, int8: bool) -> onnx.ModelProto:
+    """As given; or in int8, as a user would make it without gkp (unless it came so)."""
+    return opened.rivals.stock(model) if int8 and opened.rivals is not None else model
 
 
 def _on(target: Target, built: Built) -> Built:
@@ -145,17 +152,17 @@ def given_rows(job: Job, opened: Opened, recognised: Recognised, chosen: Chosen,
     at_batch = opened.model.at_batch if opened.dynamic else None
 
     @cache
-    def model(batch: int | None, typed: bool) -> onnx.ModelProto:
+    def model(batch: int | None, int8: bool) -> onnx.ModelProto:
         found = opened.model.model if at_batch is None or batch is None else at_batch(batch)
-        found = opened.typed_stock(found) if typed else found
+        found = _stock(opened, found, int8)
         return found if batch is not None else free_axes(found, opened.dynamic)
 
-    def build(target: Target, typed: bool) -> AtBatch:
-        return lambda batch: target.build_as_is(model(batch if at_batch else None, typed), chosen.encoding, job.threads)
+    def build(target: Target) -> AtBatch:
+        int8 = target.precision == "int8"
+        return lambda batch: target.build_as_is(model(batch if at_batch else None, int8), chosen.encoding, job.threads)
 
     first, *others = engines.own
-    rows = {"as_is": (build(first, True), first)}
+    rows = {"as_is": (build(first), first)}
     if recognised.kind == "as_is":
-        rows |= {f"as_is{engines.where(target)}": (build(target, True), target) for target in others}
-        rows |= {f"as_is{engines.where(target)}": (build(target, False), target) for target in engines.beside}
+        rows |= {f"as_is{engines.where(target)}": (build(target), target) for target in (*others, *engines.beside)}
     return rows

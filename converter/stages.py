@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import onnx
 
 from gkp import manifest
 from gkp.converter.calibration import Calibration
@@ -59,7 +57,8 @@ def default_output(source: Path, target: str) -> Path:
 @dataclass(frozen=True)
 class Opened:
     """The checkpoint. dynamic: the axes that are free at run time; batches: the sizes that count; baseline: the dense model
-    that was given; calibration: how models are quantised, None but for int8."""
+    that was given; calibration: how the model is quantised, None but for int8; rivals: how the dense baseline is, to
+    be measured in int8, None where that is not asked for."""
 
     model: GroupedModel
     dynamic: Axes
@@ -67,6 +66,7 @@ class Opened:
     baseline: GroupedModel | None
     notes: tuple[str, ...]
     calibration: Calibration | None = None
+    rivals: Calibration | None = None
 
     @property
     def quantised(self) -> bool:
@@ -76,10 +76,6 @@ class Opened:
     def typed(self, graph: Graph) -> Graph:
         """A simplified graph in the precision asked for, where that is one of its own (int8)."""
         return graph if self.calibration is None else self.calibration.graph(graph)
-
-    def typed_stock(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        """The same of a stock model: as a user would make it without gkp."""
-        return model if self.calibration is None else self.calibration.stock(model)
 
 
 @dataclass(frozen=True)
@@ -127,7 +123,7 @@ class Dense:
 class Measured:
     """What came out of measuring. choice: that of Chosen, or the default forms where the whole model was not faster in the
     chosen ones; built: what is written; described: the same layers as they are reported; dense: what is written as the
-    baseline."""
+    baseline; beside: the same in other precisions."""
 
     choice: Choice
     built: Built
@@ -138,6 +134,7 @@ class Measured:
     roofline: manifest.Roofline | None
     theoretical: float | None
     notes: tuple[str, ...]
+    beside: Mapping[str, Built] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

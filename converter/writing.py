@@ -39,6 +39,7 @@ from gkp.converter.verify_int8 import (
 )
 from gkp.errors import VerificationError
 from gkp.runtime.environment import fingerprint
+from gkp.runtime.load import dense_in
 from gkp.runtime.trust import sign
 from gkp.text import clean
 from gkp.types import Run
@@ -52,6 +53,8 @@ def written(prepared: Prepared, output: Path) -> Artefact:
         if measured.dense is not None:
             baseline = measured.dense.emit_baseline(folder)
             emitted = Emitted((*emitted.files, *baseline.files), (*emitted.engines, *baseline.engines))
+        for precision, dense in measured.beside.items():
+            emitted = replace(emitted, files=(*emitted.files, *dense.emit_baseline(folder, dense_in(precision)).files))
         start = time.perf_counter()
         verifications = verified(prepared)
         seconds = {**prepared.seconds, "verify": round(time.perf_counter() - start, 3)}
@@ -188,7 +191,8 @@ def _calibration(prepared: Prepared) -> manifest.Calibration | None:
                               int8_inputs(prepared.opened, used))
     mean, std = (list(values) if values else None for values in (origin.mean, origin.std))
     return manifest.Calibration(kind=origin.kind, split=origin.split, count=origin.count, sha256=origin.sha256, mean=mean,
-                                std=std, seed=origin.seed, top1_agreement=agreed, max_abs_error=error)
+                                std=std, seed=origin.seed, weight_bits=used.weight_bits, top1_agreement=agreed,
+                                max_abs_error=error)
 
 
 def _about(prepared: Prepared) -> About:

@@ -126,8 +126,10 @@ def inspect(**options: Any) -> None:
 @click.argument("a", type=_PATH)
 @click.argument("b", type=_PATH)
 @_opening
-@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True,
-              help="Whose tolerance to apply.")
+@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]),
+              help="Whose tolerance to apply. [default: that of the artefacts]")
+@click.option("--calibration", metavar="cifar10:DIR|folder:DIR|FILE",
+              help="Of an artefact in int8: the images that it was calibrated with, to compare on them.")
 @click.option("--json", "json_to", metavar="FILE|-", help="Write the result as JSON to a file or to stdout.")
 @_verbosity
 def verify(**options: Any) -> None:

@@ -78,16 +78,22 @@ def inspect(screen: Screen, *, model: Path, target: str, input_shape: tuple[str,
     screen.json(json_to, manifest_module.encode(shown))
 
 
-def verify(screen: Screen, *, a: Path, b: Path, precision: str, input_shape: tuple[str, ...], json_to: str | None,
-           arch: str | None, trust_code: bool) -> int:
+def verify(screen: Screen, *, a: Path, b: Path, precision: str | None, calibration: str | None, input_shape: tuple[str, ...],
+           json_to: str | None, arch: str | None, trust_code: bool) -> int:
     from gkp.converter.compare import compare_models
+    from gkp.converter.compare_int8 import AGAINST
     from gkp.converter.sources import OpenOptions
     from gkp.report.wording import verification_words
 
     with screen.progress() as progress:
         progress("comparing", None)
-        result = compare_models(a, b, OpenOptions(parse_shapes(input_shape), arch, trust_code), precision)
+        opening = OpenOptions(parse_shapes(input_shape), arch, trust_code)
+        result = compare_models(a, b, opening, precision, calibration, progress)
     screen.say(verification_words(result), style="bold green" if result.passed else "bold red")
+    for check in result.checks:
+        if check.name.startswith(AGAINST):
+            screen.say(f"{check.name}: the same largest output for {check.top1_agreement:.1%} of {check.batch} inputs; "
+                       f"largest difference {check.max_abs_error:.3g}, allowed {check.tolerance:.3g}")
     screen.json(json_to, msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
     return 0 if result.passed else 1
 

@@ -198,8 +198,8 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     """What a model in int8 was calibrated with. kind: "cifar10", "folder", "npy", "npz" or "random"; sha256: of the images'
-    own sha256, in their order; seed: of the draw; top1_agreement, max_abs_error: of int8 with float32, on the inputs that
-    verification used."""
+    own sha256, in their order; seed: of the draw; weight_bits: 7 for processors whose kernels saturate with 8;
+    top1_agreement, max_abs_error: of int8 with float32, on the inputs that verification used."""
 
     kind: str
     split: str
@@ -208,6 +208,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     mean: list[float] | None
     std: list[float] | None
     seed: int | None
+    weight_bits: int = 8
     top1_agreement: float | None = None
     max_abs_error: float | None = None
 

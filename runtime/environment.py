@@ -12,6 +12,8 @@ from gkp.runtime.cuda import ask_driver
 
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino", "ncnn", "ziglang", "tensorrt", "tensorrt-rtx-cu12",
              "tensorrt-rtx-cu13", "onnx", "torch", "numpy")
+_WIDE_SUMS = ("avx512_vnni", "avx_vnni", "amx_int8")
+"""Flags of processors that add products of bytes in 32 bits."""
 
 
 def fingerprint() -> dict[str, Any]:
@@ -33,14 +35,31 @@ def version(package: str) -> str | None:
 
 def cpu_model() -> str:
     """Name of the processor, with the widest vector extension it has."""
+    fields = _cpuinfo()
+    if not fields:
+        return platform.processor() or platform.machine()
+    vectors = next((f" ({f.upper()})" for f in ("avx512f", "avx2") if f in _flags(fields)), "")
+    return fields.get("model name", platform.machine()) + vectors
+
+
+def saturates_bytes() -> bool:
+    """Do int8 kernels add two products of bytes in 16 bits here, and saturate (pmaddubsw)? x86-64 processors without
+    VNNI and AMX do."""
+    fields = _cpuinfo()
+    return "flags" in fields and not any(flag in _flags(fields) for flag in _WIDE_SUMS)
+
+
+def _cpuinfo() -> dict[str, str]:
+    """Of one processor, as the kernel describes it (x86-64: with flags); empty where there is none to read."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return platform.processor() or platform.machine()
-    fields = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in text.splitlines())}
-    flags = fields.get("flags", "").split()
-    vectors = next((f" ({f.upper()})" for f in ("avx512f", "avx2") if f in flags), "")
-    return fields.get("model name", platform.machine()) + vectors
+        return {}
+    return {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in text.splitlines())}
+
+
+def _flags(fields: dict[str, str]) -> list[str]:
+    return fields.get("flags", "").split()
 
 
 def vector_floats() -> int:

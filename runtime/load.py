@@ -17,14 +17,22 @@ from gkp.manifest import Manifest, Rival
 from gkp.runtime.hybrid import INDEX, HybridRunner
 from gkp.runtime.native import NativeRunner
 from gkp.runtime.onnx_file import read_onnx
-from gkp.runtime.runners import AS_INSTALLED, OPENVINO, OpenVinoRunner, OrtRunner, Runner, openvino_precision
+from gkp.runtime.runners import (
+    AS_INSTALLED,
+    OPENVINO,
+    OpenVinoRunner,
+    OrtRunner,
+    Runner,
+    openvino_has_bf16,
+    openvino_precision,
+)
 from gkp.runtime.trt import TrtRunner, pick_engine, runtime_cache_file
 from gkp.runtime.trust import require_trust
 from gkp.text import clean
 from gkp.types import Array
 
 DENSE = "dense.onnx"
-"""The dense baseline, in an artefact whose target runs ONNX."""
+"""The dense baseline, in an artefact whose target runs ONNX; in int8, where the artefact is."""
 STOCK = {"ort": ("fp32", "int8"), "openvino": tuple(OPENVINO)}
 """The stock engines of CPUs, and in what they compute."""
 
@@ -185,15 +193,29 @@ def stock_baseline(manifest: Manifest) -> bool:
 
 
 def open_rivals(directory: Path, manifest: Manifest) -> list[tuple[Rival, Runner | None]]:
-    """The dense baseline of an artefact for CPUs in every stock engine: in the precision of the artefact and, unless that is
-    int8 (then the baseline is, too), in float32 and in OpenVINO as installed. Without a runner where it cannot be had.
-    FileError, UnsafeFileError: it is not as it was written, or not whole."""
-    if not stock_baseline(manifest):
-        return []
-    data = read_onnx(directory / DENSE, manifest.files[DENSE])
-    ways = [manifest.precision] if manifest.precision == "int8" else [manifest.precision, "fp32", AS_INSTALLED]
-    return [stock_rival(data, engine, precision, manifest.threads) for precision in dict.fromkeys(ways)
-            for engine, precisions in STOCK.items() if precision in precisions]
+    """The dense baseline of an artefact for CPUs in every stock engine: in the precision of the artefact, in float32, in
+    OpenVINO as installed and in int8, as far as the artefact has it. Without a runner where it cannot be had. FileError,
+    UnsafeFileError: it is not as it was written, or not whole."""
+    found = list[tuple[Rival, Runner | None]]()
+    for precision in dict.fromkeys((manifest.precision, "fp32", AS_INSTALLED, "int8")):
+        name = dense_file(manifest, precision)
+        if name is not None:
+            data = read_onnx(directory / name, manifest.files[name])
+            found += [stock_rival(data, engine, precision, manifest.threads) for engine, precisions in STOCK.items()
+                      if precision in precisions]
+    return found
+
+
+def dense_in(precision: str) -> str:
+    """Name of the file of the dense baseline in another precision than that of the artefact: "fp32" or "int8"."""
+    return f"dense_{precision}.onnx"
+
+
+def dense_file(manifest: Manifest, precision: str) -> str | None:
+    """Name of the file that stock engines run as the dense baseline in a precision, or as installed; None: there is none."""
+    int8 = precision == "int8"
+    name = DENSE if int8 == (manifest.precision == "int8") else dense_in("int8" if int8 else "fp32")
+    return name if stock_baseline(manifest) and name in manifest.files else None
 
 
 def stock_rival(model: bytes, engine: str, precision: str, threads: int) -> tuple[Rival, Runner | None]:
@@ -201,6 +223,8 @@ def stock_rival(model: bytes, engine: str, precision: str, threads: int) -> tupl
     installed = precision == AS_INSTALLED
     rival = Rival(engine=engine, precision=None if installed else precision, as_installed=installed)
     try:
+        if precision == "bf16" and not openvino_has_bf16():
+            return replace(rival, missing="this processor has no bf16"), None
         runner: Runner = (OrtRunner(model, threads) if engine == "ort" else
                           OpenVinoRunner(model, threads, OPENVINO[precision]))
     except (BackendMissingError, FileError) as e:

@@ -17,22 +17,22 @@ WINOGRAD = ("winograd23", "winograd43", "winograd63")
 
 
 class NcnnRunner:
-    """ncnn with `threads` threads in float32. Images run one after another, each in an extractor of its own: ncnn's own
+    """ncnn with `threads` threads. Images run one after another, each in an extractor of its own: ncnn's own
     batch dimension gives the same results and is 4 to 5 % slower (measured with ncnn 2026-10, ResNet-20, batch 64).
 
     folder: holds model.ncnn.param and model.ncnn.bin; the files are not needed once the runner is open. inputs: name ->
     shape without the batch, in the order of pnnx's in0, in1, ...; outputs: names in the order of out0, out1, ... off:
-    Winograd kernels to leave out."""
+    Winograd kernels to leave out; precision: of values and arithmetic, as far as the processor has it (fp32, bf16, fp16)."""
 
     def __init__(self, folder: Path, threads: int, inputs: Mapping[str, Sequence[int]], outputs: Sequence[str],
-                 off: Sequence[str] = ()) -> None:
+                 off: Sequence[str] = (), precision: str = "fp32") -> None:
         ncnn = import_ncnn()
         self._ncnn, self._net = ncnn, ncnn.Net()
         options = self._net.opt
         options.num_threads, options.lightmode, options.use_vulkan_compute = threads, True, False
         for name in dir(options):  # whatever rounds to less than float32
             if name.startswith(("use_fp16_", "use_bf16_", "use_int8_")):
-                setattr(options, name, False)
+                setattr(options, name, name.startswith(f"use_{precision}_"))
         for name in off:
             setattr(options, f"use_{name}_convolution", False)
         if self._net.load_param(str(folder / "model.ncnn.param")) or self._net.load_model(str(folder / "model.ncnn.bin")):

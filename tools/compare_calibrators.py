@@ -2,8 +2,9 @@
 
     python tools/compare_calibrators.py CHECKPOINT... --data cifar10:DIR [--draws 3] [--images 300]
 
-Of every checkpoint: float32, the form in int8 as gkp makes it (NNCF's scales and biases), NNCF alone on the dense network,
-and ONNX Runtime's calibrators on it (QDQ, per channel, symmetric weights). All are run by ONNX Runtime.
+Of every checkpoint: float32, the form in int8 as gkp makes it (NNCF's scales and biases) and NNCF alone on the dense
+network, with weights of 8 and of 7 bits, run by ONNX Runtime, by the same without saturating sums ("exact") and by
+OpenVINO; and ONNX Runtime's calibrators on the dense network (QDQ, per channel, symmetric weights), run by ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -31,11 +32,17 @@ from gkp.converter.sources import OpenOptions, open_any
 from gkp.converter.sources._torchfile import read_pickle_file
 from gkp.images.accuracy import accuracy
 from gkp.images.reading import open_images, read_samples
-from gkp.runtime.runners import OrtRunner
+from gkp.runtime.runners import OpenVinoRunner, OrtRunner, Runner
 from gkp.types import silent
 
 _BATCH = 100
-Made = Callable[[], onnx.ModelProto]
+
+
+_ENGINES: dict[str, Callable[[bytes], Runner]] = {
+    "ort": lambda data: OrtRunner(data, 1), "ort exact": lambda data: OrtRunner(data, 1, exact=True),
+    "openvino": lambda data: OpenVinoRunner(data, 1)}
+_SATURATING = ("ort", "openvino")
+"""With weights of 8 bits, on processors without VNNI."""
 
 
 @dataclass(frozen=True)
@@ -75,17 +82,20 @@ def rows(path: Path, data: str, draws: int, count: int) -> Iterator[Row]:
     name, shape = stock.graph.input[0].name, tuple(d.dim_value for d in stock.graph.input[0].type.tensor_type.shape.dim[1:])
     test = open_images(data, shape, "test", read_pickle_file, system=model.system)
 
-    def row(draw: int, calibrator: str, made: onnx.ModelProto) -> Row:
-        runner = OrtRunner(free_axes(made, batch_axes(made)).SerializeToString(), 1)
-        found = accuracy(runner.run, name, test, _BATCH)
-        return Row(path.name, draw, calibrator, found.correct, found.total)
+    def row(draw: int, calibrator: str, made: onnx.ModelProto, engine: str = "ort") -> Row:
+        found = accuracy(_ENGINES[engine](free_axes(made, batch_axes(made)).SerializeToString()).run, name, test, _BATCH)
+        return Row(path.name, draw, f"{calibrator}, {engine}", found.correct, found.total)
 
-    yield row(0, "float32", stock)
+    for engine in _SATURATING:
+        yield row(0, "float32", stock, engine)
     for draw in range(draws):
         samples = read_samples(data, shape, count, draw, read_pickle_file, system=model.system)
-        used = Calibration(samples, silent)
-        yield row(draw, "gkp (NNCF's scales on the form)", lower(used.graph(graph), {}).to_model())
-        yield row(draw, "NNCF alone", used.stock(stock))
+        for bits in (8, 7):
+            used = Calibration(samples, silent, bits)
+            ours, theirs = lower(used.graph(graph), {}).to_model(), used.stock(stock)
+            for engine in _ENGINES if bits == 8 else _SATURATING:
+                yield row(draw, f"gkp (NNCF's scales on the form), {bits} bits", ours, engine)
+                yield row(draw, f"NNCF alone, {bits} bits", theirs, engine)
         for method in ("MinMax", "Entropy", "Percentile"):
             yield row(draw, f"ONNX Runtime, {method}", _ort(stock, samples.images, getattr(ortq.CalibrationMethod, method)))
 

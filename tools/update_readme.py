@@ -12,7 +12,8 @@ from typing import Any
 
 import msgspec
 
-from gkp.benchmarks.results import ArtefactRow, Bench, Comparison, EngineRow, NativeLayers
+from gkp.benchmarks.results import COLUMNS, ArtefactRow, Bench, Comparison, EngineRow, NativeLayers, column
+from gkp.benchmarks.standings import Duel, Standing, standings
 from gkp.benchmarks.suite_tables import percent
 from gkp.manifest import Ratio
 from gkp.report.wording import ENGINES, interval, milliseconds, times
@@ -25,6 +26,13 @@ DETAILS = ROOT / "docs" / "measuring.md"
 START, END = "<!-- benchmarks: written by tools/update_readme.py -->", "<!-- /benchmarks -->"
 _HEADINGS = ("model", "target", "batch", "dense, ms", "as given", "converted (95 % interval)", "theoretical")
 _STOCK = ("ort", "openvino", "ncnn")
+_PRECISION_HEADINGS = ("model, batch", *(f"{' or '.join(p)} {model}" for p in COLUMNS for model in ("dense", "pruned")),
+                       "OpenVINO as installed, dense")
+_SHORT = {"ort": "ORT", "openvino": "OpenVINO"}
+_CELLS = ("Cells: engine, milliseconds, speedup over the fastest dense stock engine in the same precision (95 % interval), "
+          "top-1 accuracy. As installed: the precision that OpenVINO takes, milliseconds, speedup of the fastest float32 "
+          "conversion over it.")
+_NOT_MEASURED = "not measured"
 _ENGINE_HEADINGS = ("model", "batch", *(f"{ENGINES[e]} dense, ms" for e in _STOCK), "native dense, ms (vs fastest)",
                     "native pruned, ms", "vs ORT dense", "vs fastest dense", "theoretical")
 
@@ -36,15 +44,94 @@ def read(path: Path = RESULTS) -> Bench:
 
 def section(results: Bench) -> str:
     """The tables and the conditions under them, as Markdown. Where the engines were compared, the native kernels stand in
-    that table only."""
+    the first table only."""
     rows = [row for row in results.rows if not (results.engines and row.target == "native")]
     ruler = ["---", "---", *["---:"] * (len(_HEADINGS) - 2)]
-    lines = [*_engines(results), _line(_HEADINGS), _line(ruler), *(_line(_cells(row)) for row in rows)]
+    lines = [*_precisions(results), _line(_HEADINGS), _line(ruler), *(_line(_cells(row)) for row in rows)]
     return "\n".join([*lines, "", _conditions(results)])
 
 
+def _precisions(results: Bench) -> Iterator[str]:
+    """Who is faster in every precision, what that was measured with, and what pruning buys."""
+    found = standings(results)
+    if not found:
+        return
+    yield from (_lost(found), "")
+    yield _line(_PRECISION_HEADINGS)
+    yield _line(["---", *["---:"] * (len(_PRECISION_HEADINGS) - 1)])
+    for standing in found:
+        yield _line([_setting(standing.comparison), *(cell for duel in standing.duels for cell in _duel_cells(duel)),
+                     _installed(standing)])
+    yield from ("", " ".join([_CELLS, *_data(results.engines), *_reasons(results.engines)]), "")
+    if sentence := _pruning(results.engines):
+        yield from (sentence, "")
+
+
+def _lost(found: list[Standing]) -> str:
+    """In how many rows dense is faster, and what was not measured in any."""
+    lost = sum(standing.lost for standing in found)
+    unknown = [" and ".join(names) for k, names in enumerate(COLUMNS)
+               if all(s.duels[k].dense is s.duels[k].pruned is None for s in found)]
+    unknown += ["OpenVINO as installed"] if all(s.installed is None for s in found) else []
+    told = f"Dense is faster in **{lost} of {len(found)} rows**" + (", which come first" if lost else "")
+    return f"{told} (in the same precision, or in OpenVINO as installed)." + (
+        f" Not measured here: {', '.join(unknown)}." if unknown else "")
+
+
+def _setting(comparison: Comparison) -> str:
+    limit = "" if comparison.theoretical is None else f"<br>theoretical {times(comparison.theoretical)}"
+    return f"{_plain(comparison.name)}, batch {comparison.batch}{limit}"
+
+
+def _duel_cells(duel: Duel) -> tuple[str, str]:
+    versus = None if duel.pruned is None else duel.pruned.vs_fastest
+    return _cell(duel.dense, []), _cell(duel.pruned, [] if versus is None else [_bold(versus)])
+
+
+def _cell(row: EngineRow | None, speedup: list[str]) -> str:
+    """`ncnn 0.367<br>92.35 %`."""
+    if row is None or row.ms is None:
+        return _NOT_MEASURED
+    share = [] if row.accuracy is None else [f"{100 * row.accuracy:.2f} %"]
+    precision = "" if row.precision == column(row.precision)[0] else f"{_plain(row.precision)} "
+    engine = _SHORT.get(row.engine, _plain(row.engine))
+    return "<br>".join([f"{engine} {precision}{milliseconds(row.ms.median)}", *speedup, *share])
+
+
+def _installed(standing: Standing) -> str:
+    rival = standing.installed
+    if rival is None or rival.ms is None:
+        return _NOT_MEASURED
+    return "<br>".join([f"{_plain(rival.precision or '')} {milliseconds(rival.ms.median)}",
+                        *([] if rival.ratio is None else [_bold(rival.ratio)])])
+
+
+def _data(comparisons: list[Comparison]) -> Iterator[str]:
+    """What accuracy was measured on and int8 calibrated with, by model."""
+    names: dict[str, list[str]] = {}
+    for found in comparisons:
+        told = [f"top-1 of {_plain(found.images)}"] if found.images else []
+        told += [f"int8 calibrated with {_plain(found.calibration)}"] if found.calibration else []
+        if told:
+            names.setdefault(", ".join(told), []).append(_plain(found.name))
+    for words, models in names.items():
+        yield f"{', '.join(dict.fromkeys(models))}: {words}."
+
+
+def _reasons(comparisons: list[Comparison]) -> Iterator[str]:
+    """Why engines have no time in some precision."""
+    names: dict[str, list[str]] = {}
+    for row in (row for found in comparisons for row in found.rows):
+        if row.missing is None:
+            continue
+        name = f"{_SHORT.get(row.engine, _plain(row.engine))} {row.model} {row.precision}"
+        names.setdefault(_plain(row.missing), []).append(name)
+    if names:
+        yield "Not measured: " + "; ".join(f"{', '.join(dict.fromkeys(rows))} ({why})" for why, rows in names.items()) + "."
+
+
 def _engines(results: Bench) -> Iterator[str]:
-    """Every engine on the dense model (the fastest in bold) and the native kernels on both; then what their layers reach."""
+    """Every engine on the dense model in float32 (the fastest in bold) and the native kernels on both."""
     if not results.engines:
         return
     yield _line(_ENGINE_HEADINGS)
@@ -52,8 +139,6 @@ def _engines(results: Bench) -> Iterator[str]:
     for comparison in results.engines:
         yield _line(_engine_cells(comparison))
     yield ""
-    if sentence := _pruning(results.engines):
-        yield from (sentence, "")
 
 
 def _engine_cells(comparison: Comparison) -> list[str]:
@@ -79,7 +164,7 @@ def _pruning(comparisons: list[Comparison]) -> str:
 
 
 def _milliseconds(row: EngineRow, bold: bool = False) -> str:
-    text = "not measured" if row.ms is None else milliseconds(row.ms.median)
+    text = _NOT_MEASURED if row.ms is None else milliseconds(row.ms.median)
     return f"**{text}**" if bold else text
 
 
@@ -111,8 +196,9 @@ def _scaling(results: Bench) -> str:
 
 
 def details(results: Bench) -> str:
-    """What the layers and two threads of the native kernels reach, as Markdown."""
-    return "\n".join([*_layers(results.layers), *([sentence] if (sentence := _scaling(results)) else [])])
+    """Every engine in float32, and what the layers and two threads of the native kernels reach, as Markdown."""
+    sentence = _scaling(results)
+    return "\n".join([*_engines(results), *_layers(results.layers), *([sentence] if sentence else [])])
 
 
 def updated(page: str, text: str) -> str:

@@ -44,4 +44,5 @@ def _is_wide(shape: tuple[int, ...]) -> bool:
 def _pruned(weight: Array, form: Form, rng: np.random.Generator) -> Array:
     found = form(weight, rng).to_dense()
     kept = np.count_nonzero(found.any(axis=(2, 3))) / (weight.shape[0] * weight.shape[1])
-    return (found / np.sqrt(kept)).astype(weight.dtype)
+    scaled: Array = found / np.sqrt(kept)
+    return scaled.astype(weight.dtype)

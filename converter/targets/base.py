@@ -109,9 +109,9 @@ class Built(ABC):
         """Write the artefact's files into `out`. UnsupportedModelError for a model that is not valid ONNX."""
 
     @abstractmethod
-    def emit_baseline(self, out: Path) -> Emitted:
+    def emit_baseline(self, out: Path, name: str = DENSE) -> Emitted:
         """Write it as the dense baseline, which `gkp bench` measures an artefact against; nothing, where no runtime but this
-        target's own reads it."""
+        target's own reads it. name: of the ONNX file."""
 
 
 class Target(ABC):
@@ -259,6 +259,6 @@ class StockBuilt(Built):
         (out / "model.onnx").write_bytes(self.file.data)
         return Emitted(("model.onnx",))
 
-    def emit_baseline(self, out: Path) -> Emitted:
-        (out / DENSE).write_bytes(self.file.data)
-        return Emitted((DENSE,))
+    def emit_baseline(self, out: Path, name: str = DENSE) -> Emitted:
+        (out / name).write_bytes(self.file.data)
+        return Emitted((name,))

@@ -177,12 +177,12 @@ class NativeBuilt(Built):
             shutil.copy2(self.compiled.folder / name, out / _SOURCE / name)
         return Emitted(self.compiled.files)
 
-    def emit_baseline(self, out: Path) -> Emitted:
+    def emit_baseline(self, out: Path, name: str = DENSE) -> Emitted:
         """For a stock engine."""
         if self._stock is None:
             return Emitted(())
-        (out / DENSE).write_bytes(self._stock.SerializeToString())
-        return Emitted((DENSE,))
+        (out / name).write_bytes(self._stock.SerializeToString())
+        return Emitted((name,))
 
     def roofline(self) -> Roofline | None:
         """Of a network that is native as a whole."""

@@ -27,6 +27,7 @@ from gkp.converter.trt.profile import check_batch_profile
 from gkp.errors import BackendMissingError, GkpError, UsageError
 from gkp.options.trt import TrtOptions
 from gkp.runtime.cuda import device_capability, device_name
+from gkp.runtime.load import DENSE
 from gkp.runtime.runners import Runner
 from gkp.runtime.trt import TrtRunner
 from gkp.text import clean
@@ -232,11 +233,11 @@ class TrtBuilt(StockBuilt):
     def emit(self, out: Path) -> Emitted:
         return _written(super().emit(out), self._engines, out)
 
-    def emit_baseline(self, out: Path) -> Emitted:
+    def emit_baseline(self, out: Path, name: str = DENSE) -> Emitted:
         """With engines of its own: what was built without a GPU is measured where one is."""
         engines = [replace(e, info=msgspec.structs.replace(e.info, file=f"dense{e.info.file.removeprefix('engine')}",
                                                            baseline=True)) for e in self._engines]
-        return _written(super().emit_baseline(out), engines, out)
+        return _written(super().emit_baseline(out, name), engines, out)
 
     def about(self, measure: bool) -> About:
         engines = tuple(e.info for e in self._engines) if "_engines" in self.__dict__ else ()

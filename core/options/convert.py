@@ -63,10 +63,11 @@ class ConvertOptions(Options):
     dynamic_batch: bool = option(False, "Any batch size at run time; measured at 1 and 64.")
     precision: str = option("fp32", "Of weights and arithmetic. int8 needs --calibration; auto is the fastest of those that "
                             "the target computes in which is as accurate as fp32, see --data.", choices=PRECISIONS)
-    calibration: str | None = option(None, "int8: images to learn ranges from: cifar10:DIR (training images), folder:DIR, "
-                                     "FILE.npy, FILE.npz; random is for timing only.",
+    calibration: str | None = option(None, "Images to learn the ranges of int8 from; with another precision, those of the "
+                                     "dense model in int8 beside it: cifar10:DIR (training images), folder:DIR, FILE.npy, "
+                                     "FILE.npz; random is for timing only.",
                                      metavar="cifar10:DIR|folder:DIR|FILE|random", parse=_spec)
-    calibration_images: int = option(300, "int8: how many of them.", between=(1, 100_000))
+    calibration_images: int = option(300, "How many of them.", between=(1, 100_000))
     data: str | None = option(None, "Labelled images to measure accuracy on: cifar10:DIR (test images), folder:DIR, "
                               "FILE.npz. Those of --calibration are left out.", metavar="cifar10:DIR|folder:DIR|FILE.npz")
     max_drop: float | None = option(None, "The most accuracy that may be lost against fp32, in percentage points; with a "
@@ -103,10 +104,7 @@ class ConvertOptions(Options):
         if self.precision == "int8" and self.calibration is None:
             raise UsageError("--precision int8 learns ranges from images",
                              "add --calibration cifar10:DIR, folder:DIR, FILE.npy, FILE.npz, or random to time it only")
-        if self.calibration is not None and self.precision not in ("int8", "auto"):
-            raise UsageError(f"--calibration is for --precision int8, not {self.precision}",
-                             "leave it out, or add --precision int8")
-        if self.calibration is not None and "int8" not in self.target.precisions:
+        if self.calibration is not None and self.precision == "auto" and "int8" not in self.target.precisions:
             raise UsageError(f"--calibration is for int8, in which --target {self.target.name} does not compute",
                              f"leave it out; {_others('int8')}")
         if self.max_drop is not None and self.data is None:

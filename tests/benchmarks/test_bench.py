@@ -90,7 +90,23 @@ def test_what_is_not_installed_is_a_row_that_says_so(module: str, words: str, lo
     assert words[:15] in draw([row])
 
 
-def test_an_artefact_in_int8_has_its_baseline_in_int8_only(artefact: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_baseline_that_the_conversion_calibrated_is_measured_as_it_is(precision: str, artefact: Callable[..., Path],
+                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """An artefact in int8 has the one in float32 beside it, and as installed; others have the one in int8."""
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(adapter, "int8_for_timing", lambda model: pytest.fail("it is there"))
+    folder = artefact()
+    beside = load.dense_in("int8" if precision == "fp32" else "fp32")
+    shutil.copy(folder / "dense.onnx", folder / beside)
+    _change(folder, precision=precision, files={**manifest.read(folder).files, beside: manifest.sha256(folder / beside)})
+    row = measured(folder)
+    assert {(engine, p) for engine, p, installed in kinds(row) if not installed} == {(e, p) for e in ("ort", "openvino") for p in ("fp32", "int8")}
+    assert [r.engine for r in row.rivals if r.as_installed] == ["openvino"]
+    assert all(r.ms is not None and r.ratio is not None for r in row.rivals)
+
+
+def test_an_artefact_in_int8_without_a_baseline_in_float32_has_it_in_int8_only(artefact: Callable[..., Path]) -> None:
     folder = artefact(precision="int8")
     found = open_rivals(folder, manifest.read(folder))
     assert [(rival.precision, rival.as_installed) for rival, _ in found] == [("int8", False)] * 2

@@ -99,14 +99,21 @@ def test_the_best_form_of_every_engine_counts_and_the_fastest_engine_is_the_base
     assert by_name(second)["native", PRUNED].ms.median == pytest.approx(16)
 
 
+def _rounded(precision: str) -> float:
+    """What an engine answers that rounds."""
+    return 0.0 if precision == "fp32" else 1e-3
+
+
 def test_every_precision_has_a_fastest_engine_of_its_own(pair: Pair, clock: Clock) -> None:
     times = [("ort", DENSE, "fp32", 4.0), ("openvino", DENSE, "fp32", 5.0), ("openvino", DENSE, "bf16", 2.0), ("ort", DENSE, "int8", 1.5),
-             ("openvino", DENSE, "int8", 1.0), ("openvino", PRUNED, "int8", 2.0)]
-    tried = [Contender(e, m, "simplified", starting(Fake(ms, clock)), p) for e, m, p, ms in times]
+             ("openvino", DENSE, "int8", 1.0), ("openvino", PRUNED, "int8", 2.0), ("ncnn", DENSE, "fp16", 1.6),
+             ("openvino", PRUNED, "bf16", 3.2)]
+    tried = [Contender(e, m, "simplified", starting(Fake(ms, clock, answer=_rounded(p))), p) for e, m, p, ms in times]
     (found,) = compare("net", pair, tried, (1,), 1)
     assert found.fastest == "ort"
     got = {(r.engine, r.model, r.precision): r.vs_fastest and r.vs_fastest.value for r in found.rows}
-    assert got == {("ort", DENSE, "fp32"): 1, ("openvino", DENSE, "fp32"): pytest.approx(0.8), ("openvino", DENSE, "bf16"): 1,
+    assert got == {("ort", DENSE, "fp32"): 1, ("openvino", DENSE, "fp32"): pytest.approx(0.8), ("openvino", DENSE, "bf16"): pytest.approx(0.8),
+                   ("ncnn", DENSE, "fp16"): 1, ("openvino", PRUNED, "bf16"): pytest.approx(0.5),
                    ("ort", DENSE, "int8"): pytest.approx(2 / 3), ("openvino", DENSE, "int8"): 1,
                    ("openvino", PRUNED, "int8"): pytest.approx(0.5)}
 
@@ -115,8 +122,8 @@ def test_every_precision_has_a_fastest_engine_of_its_own(pair: Pair, clock: Cloc
 def test_accuracy_is_of_the_pruned_model_and_of_a_dense_one_that_was_given(given: bool, clock: Clock) -> None:
     pair = make_pair(opened(grouped_net(), True), opened(grouped_net(1), False) if given else None)
     tried = [Contender("openvino", DENSE, "simplified", starting(Fake(1.0, clock))),
-             Contender("openvino", PRUNED, "dense", starting(Fake(2.0, clock)), "bf16"),
-             Contender("openvino", PRUNED, "estimated", starting(Fake(1.0, clock)), "bf16")]
+             Contender("openvino", PRUNED, "dense", starting(Fake(2.0, clock, answer=1e-3)), "bf16"),
+             Contender("openvino", PRUNED, "estimated", starting(Fake(1.0, clock, answer=1e-3)), "bf16")]
     asked: list[float] = []
 
     def accuracy(runner: Any, progress: Any) -> float:
@@ -156,6 +163,17 @@ def test_a_fast_engine_that_computes_something_else_is_no_baseline(pair: Pair, c
     for key in (("ncnn", DENSE), ("native", PRUNED)):
         assert rows[key].ms is None
         assert "computes something else" in (rows[key].missing or "")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "int8"])
+def test_an_engine_that_computes_in_float32_after_all_has_no_time_in_another_precision(pair: Pair, clock: Clock, precision: str) -> None:
+    """As OpenVINO and ncnn do where the processor lacks it."""
+    tried = [Contender("openvino", DENSE, "simplified", starting(Fake(3.0, clock, answer=0.5))),
+             Contender("openvino", DENSE, "simplified", starting(Fake(1.0, clock, answer=0.5)), precision)]
+    (found,) = compare("net", pair, tried, (1,), 1)
+    first, second = found.rows
+    assert first.ms is not None
+    assert (second.ms, second.missing) == (None, f"it computes in float32 here, not in {precision}")
 
 
 def test_a_batch_that_an_engine_refuses_is_missing_there_only(pair: Pair, clock: Clock) -> None:

@@ -15,7 +15,7 @@ from gkp.benchmarks.engines import make_pair
 from gkp.benchmarks.precisions import pictures, stock_contenders
 from gkp.converter.calibration import Calibration
 from gkp.converter.sources.base import GroupedModel
-from gkp.errors import FileError
+from gkp.errors import BackendMissingError, FileError
 from gkp.types import silent
 
 SHAPE = (3, 8, 8)
@@ -84,4 +84,12 @@ def test_networks_are_quantised_once_and_only_when_they_are_started(model: Group
         if entry.key == ("ort", "pruned", "int8"):
             entry.start().close()
     assert quantised == [pair.pruned]
-    assert {entry.precision for entry in tried} == {"fp32", "bf16", "int8"}
+    assert {entry.precision for entry in tried} == {"fp32", "bf16", "fp16", "int8"}
+
+
+def test_ncnn_says_why_it_has_no_int8(model: GroupedModel) -> None:
+    pytest.importorskip("ncnn")
+    tried = stock_contenders(make_pair(model, None), 1, Engines(), pictures(case(True), model, None, None, silent).calibration)
+    (entry,) = (e for e in tried if e.key == ("ncnn", "dense", "int8"))
+    with pytest.raises(BackendMissingError, match="ncnn2table and ncnn2int8, which the packages ncnn and pnnx lack"):
+        entry.start()

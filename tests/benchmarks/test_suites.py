@@ -22,7 +22,7 @@ from gkp.benchmarks.results import ArtefactRow, Bench, Comparison, EngineRow, La
 from gkp.benchmarks.suite_tables import suite_tables
 from gkp.converter.calibration import Calibration
 from gkp.converter.targets import make_target
-from gkp.manifest import LayerSpeed, Ratio, Roofline, Timing
+from gkp.manifest import LayerSpeed, Ratio, Rival, Roofline, Timing
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,6 +55,8 @@ def results(**changes: Any) -> Bench:
         EngineRow(engine="openvino", model="dense", precision="bf16", ms=timing(640.0), accuracy=0.9226, vs_ort=ratio(3.75),
                   vs_fastest=ratio(1.0)),
         EngineRow(engine="ort", model="dense", precision="int8", missing="nncf is not installed"),
+        EngineRow(engine="ncnn", model="dense", precision="bf16", ms=timing(650.0)),
+        EngineRow(engine="ncnn", model="dense", precision="fp16", ms=timing(610.0)),
         row("ort", "dense", 2403.0, 1.0, 0.97), row("openvino", "dense", 2331.0, 1.031, 1.0),
         EngineRow(engine="ncnn", model="dense", missing="ncnn is not installed"),
         row("native", "dense", 2500.0, 0.961, 0.932), row("native", "pruned", 1502.0, 1.599, 1.552)])
@@ -92,7 +94,8 @@ def test_the_terminal_shows_every_precision_with_its_accuracy() -> None:
     text = draw(suite_tables(results()))
     table = text.rpartition("theoretical 1.66x")[2].partition("grouped 3x3")[0]
     lines = {line[:29].strip(): line[29:].split() for line in table.splitlines()}
-    assert lines[""][:3] == ["fp32", "bf16", "int8"]
+    assert lines[""][:5] == ["fp32", "bf16", "or", "fp16", "int8"]
+    assert lines["ncnn, dense"] == ["-", "fp16", "610", "-"]
     assert lines["OpenVINO, dense"] == ["2,331", "640", "(92.26", "%)", "-"]
     assert lines["native kernels, pruned"] == ["1,502", "-", "-"]
     assert "top-1 of 10,000 images, cifar10; int8 calibrated with 300 images, cifar10 train" in " ".join(table.split())
@@ -137,15 +140,66 @@ def _tool() -> ModuleType:
     return module
 
 
-def test_the_readme_has_the_engines_first_and_native_in_no_other_table() -> None:
-    text = _tool().section(results())
-    first, _, rest = text.partition("\n\n")
-    cells = [c.strip() for c in first.splitlines()[2].split("|")[1:-1]]
+def _table(text: str) -> list[list[str]]:
+    """The cells of the first table, without headings."""
+    lines = [line for line in text.partition("\n\n| model | target |")[0].splitlines() if line.startswith("| ")]
+    assert len({line.count("|") for line in lines}) == 1
+    return [[c.strip() for c in line.split("|")[1:-1]] for line in lines[2:]]
+
+
+def _comparison(name: str, *rows: EngineRow, batch: int = 1) -> Comparison:
+    return Comparison(name=name, batch=batch, threads=1, theoretical=1.66, fastest="ort", rows=list(rows))
+
+
+def _in(precision: str, model: str, engine: str, ms: float, vs_fastest: float, accuracy: float | None = None) -> EngineRow:
+    return EngineRow(engine=engine, model=model, precision=precision, ms=timing(ms), vs_fastest=ratio(vs_fastest), accuracy=accuracy)
+
+
+def test_the_readme_has_every_precision_first_dense_beside_pruned() -> None:
+    found = _comparison("net", _in("fp32", "dense", "ort", 4.0, 1.0), _in("fp32", "dense", "ncnn", 5.0, 0.8, 0.9226),
+                        _in("fp32", "dense", "native", 2.0, 2.0), _in("fp32", "pruned", "openvino", 3.0, 1.33),
+                        _in("fp32", "pruned", "native", 1.0, 4.0, 0.92), _in("bf16", "dense", "openvino", 2.0, 0.9),
+                        _in("fp16", "dense", "ncnn", 1.8, 1.0), _in("int8", "pruned", "ort", 0.5, 2.0, 0.9199),
+                        EngineRow(engine="ncnn", model="dense", precision="int8", missing="no | table"))
+    text = _tool().section(results(engines=[found]))
+    (cells,) = _table(text)
+    assert cells == ["net, batch 1<br>theoretical 1.66x", "ORT 4.00", "native 1.00<br>**4.00x** (3.99 to 4.01)<br>92.00 %", "ncnn fp16 1.80",
+                     "not measured", "not measured", "ORT 0.500<br>**2.00x** (1.99 to 2.01)<br>91.99 %", "not measured"]
+    assert "Not measured: ncnn dense int8 (no / table)." in text
+    assert "Dense is faster in **0 of 1 rows** (in the same precision, or in OpenVINO as installed). Not measured here: OpenVINO as installed." in text
+
+
+@pytest.mark.parametrize("how", ["int8", "as installed"])
+def test_rows_in_which_dense_is_faster_come_first_and_are_counted_above_the_table(how: str) -> None:
+    won = _comparison("won", _in("fp32", "dense", "ort", 4.0, 1.0), _in("fp32", "pruned", "native", 2.0, 2.0))
+    lost = _comparison("lost", *won.rows, *([_in("int8", "dense", "ort", 1.0, 1.0), _in("int8", "pruned", "ort", 2.0, 0.5)]
+                                            if how == "int8" else []))
+    rival = Rival(engine="openvino", precision="bf16", as_installed=True, ms=timing(1.0), ratio=ratio(0.5))
+    rows = [ArtefactRow(name="lost", target=target, batch=1, threads=1, converted_ms=timing(ms), speedup=ratio(1.5), rivals=[
+        msgspec.structs.replace(rival, ratio=ratio(1 / ms))] if how == "as installed" else []) for target, ms in (("ort", 4.0), ("native", 2.0))]
+    text = _tool().section(results(rows=rows, engines=[won, lost]))
+    first, second = _table(text)
+    assert (first[0][:4], second[0][:3]) == ("lost", "won")
+    assert text.startswith("Dense is faster in **1 of 2 rows**, which come first (in the same precision, or in OpenVINO as installed).")
+    assert first[-1] == ("bf16 1.00<br>**0.50x** (0.49 to 0.51)" if how == "as installed" else "not measured")
+
+
+def test_the_readme_says_what_accuracy_was_measured_on() -> None:
+    (found,) = results().engines
+    others = [msgspec.structs.replace(found, name="other", images=None, calibration="random numbers"), msgspec.structs.replace(found, batch=1)]
+    text = _tool().section(results(engines=[found, *others]))
+    assert ("ResNet-50 block-diagonal 3x3, 8 groups: top-1 of 10,000 images, cifar10, int8 calibrated with 300 images, cifar10 train. "
+            "other: int8 calibrated with random numbers.") in text
+
+
+def test_every_engine_in_float32_is_on_the_page_of_measuring_and_native_in_no_other_table_of_the_readme() -> None:
+    text = _tool().details(results())
+    cells = [c.strip() for c in text.splitlines()[2].split("|")[1:-1]]
     assert cells == ["ResNet-50 block-diagonal 3x3, 8 groups", "64", "2,403", "**2,331**", "not measured", "2,500 (0.93x)",
                      "1,502", "**1.60x** (1.59 to 1.61)", "**1.55x** (1.54 to 1.56)", "1.66x"]
-    assert len({line.count("|") for line in first.splitlines()}) == 1
-    assert "77 % (70 %)" in _tool().details(results())
-    assert "2 threads over one, native, batch 64: ResNet-50 1.83x." in _tool().details(results())
+    assert "77 % (70 %)" in text
+    assert "2 threads over one, native, batch 64: ResNet-50 1.83x." in text
+    rest = _tool().section(results()).partition("| target |")[2]
     assert "| native |" not in rest
     assert "ncnn 1.0" in rest
 
@@ -185,8 +239,8 @@ def test_the_suite_runs_every_part_and_reports_what_is_missing(tmp_path: Path, m
             ("ort", "dense"), ("openvino", "dense"), ("ncnn", "dense"), ("native", "dense"), ("native", "pruned"),
             ("ort", "pruned"), ("openvino", "pruned")]
         assert [(r.engine, r.model, r.precision) for r in comparison.rows if r.precision != "fp32"] == [
-            (engine, model, precision) for engine, precision in (("openvino", "bf16"), ("ort", "int8"), ("openvino", "int8"))
-            for model in ("dense", "pruned")]
+            *((engine, model, precision) for engine, precision in (("openvino", "bf16"), ("ort", "int8"), ("openvino", "int8"))
+              for model in ("dense", "pruned")), *(("ncnn", "dense", precision) for precision in ("bf16", "fp16", "int8"))]
         assert all((r.missing is None) == (r.ms is not None) for r in comparison.rows)
         assert all(r.missing is not None for r in comparison.rows if r.engine == "native")
         assert (comparison.images, comparison.calibration) == (None, "random numbers")

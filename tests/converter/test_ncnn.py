@@ -42,6 +42,16 @@ def test_it_computes_what_onnx_runtime_computes(batch: int, off: tuple[str, ...]
     runner.close()
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lower_precision_computes_the_same_to_its_rounding(precision: str) -> None:
+    """To the last bit, where the processor has none: the suite tells that apart."""
+    model = net()
+    x = feeds_of(model)
+    exact, rounded = (ncnn_runner(model, 1, precision=p).run(x) for p in ("fp32", precision))
+    for want, got in zip(exact, rounded, strict=True):
+        np.testing.assert_allclose(got, want, atol=2e-2 * np.abs(want).max())
+
+
 def test_no_file_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     model = net()

@@ -11,7 +11,7 @@ import pytest
 from cli_kit import save, small_net
 from fake_target import FakeTarget, groups
 
-from gkp.converter import rivals
+from gkp.converter import calibration, rivals
 from gkp.converter.convert import convert
 from gkp.converter.targets.base import Target
 from gkp.errors import BackendMissingError
@@ -63,7 +63,7 @@ def compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., M
         return made
 
     def run(dense: Costs, target: str = "ort", precision: str = "fp32", *, openvino: type[FakeEngine] = FakeOpenVino,
-            ancestor: bool = True) -> Manifest:
+            ancestor: bool = True, calibration: str | None = None) -> Manifest:
         kinds: dict[str, type[FakeEngine]] = {"ort": FakeOrt, "openvino": openvino}
 
         def make(options: TargetOptions, precision: str) -> Target:
@@ -71,7 +71,8 @@ def compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., M
 
         clock = engine(kinds[target], precision, dense)
         monkeypatch.setattr(rivals, "make_target", lambda options, precision: _timed_by(clock, make(options, precision), monkeypatch))
-        wanted = convert_options(target, precision=precision, baseline=baseline if ancestor else None, dry_run=True, threads=1)
+        wanted = convert_options(target, precision=precision, baseline=baseline if ancestor else None, dry_run=True, threads=1,
+                                 calibration=calibration)
         return convert(given, wanted, targets=[clock]).manifest
 
     return run
@@ -130,6 +131,21 @@ def test_a_conversion_to_bf16_is_compared_with_bf16_and_shows_float32(compared: 
     assert wording.reference_name(made) == "dense bf16"
     assert [r.label for r in wording.settings(made)[0].rows][:3] == [
         "dense bf16, OpenVINO", "dense fp32, OpenVINO", "OpenVINO as installed, bf16"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_images_to_calibrate_with_add_the_dense_network_in_int8(precision: str, compared: Callable[..., Manifest],
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "import_nncf", lambda: None)
+    monkeypatch.setattr(calibration, "quantise", lambda graph, *rest: graph.copy())
+    monkeypatch.setattr(calibration, "quantise_stock", lambda model, *rest: model)
+    made = compared({**FP32, ("openvino", "bf16"): 2.5, ("openvino", AS_INSTALLED): 2.5, ("ort", "int8"): 1.0, ("openvino", "int8"): 1.6},
+                    "openvino", precision, calibration="random")
+    assert (made.precision, made.calibration) == (precision, None), "the model itself is not quantised"
+    row = made.measurements[0]
+    assert {key: ms for key, ms in times(row).items() if key[1] == "int8"} == {("ort", "int8", False): 1.0, ("openvino", "int8", False): 1.6}
+    assert wording.headline(made).startswith("slower than dense int8, ONNX Runtime (0.50x at batch 1, 1 thread")
+    assert any(note.startswith("dense int8: by NNCF, calibrated with random numbers: only its time counts") for note in made.notes)
 
 
 def test_without_a_dense_ancestor_other_engines_run_the_model_as_given(compared: Callable[..., Manifest]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import resource
 import signal
@@ -48,13 +49,13 @@ def images(tmp_path: Path) -> Path:
 @pytest.fixture
 def hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calibrated by hand: what the numbers are is not asked here."""
-    def quantise(graph: Any, samples: Any, progress: Any = silent) -> Any:
+    def quantise(graph: Any, samples: Any, progress: Any, weight_bits: int) -> Any:
         progress("calibrating with NNCF", 0.5)
         return quantised(graph.copy())
 
     monkeypatch.setattr(calibration, "import_nncf", lambda: None)
     monkeypatch.setattr(calibration, "quantise", quantise)
-    monkeypatch.setattr(calibration, "quantise_stock", lambda model, samples, progress=silent: stock_by_hand(model))
+    monkeypatch.setattr(calibration, "quantise_stock", lambda model, *rest: stock_by_hand(model))
 
 
 def pictures(count: int, *, size: tuple[int, int] = PIXELS, seed: int = 0) -> Any:
@@ -111,6 +112,7 @@ def test_a_spec_that_names_no_images_is_refused(spec: str, code: int, words: str
 @pytest.mark.parametrize(("options", "target", "words"), [
     (["--precision", "int8"], "onnx", ["learns ranges from images", "--calibration"]),
     (["--calibration", "random"], "onnx", ["is for --precision int8, not fp32"]),
+    (["--calibration", "random"], "ort", ["where no dense model is measured in int8"]),
     (["--precision", "bf16", "--calibration", "random"], "openvino", ["is for --precision int8, not bf16"]),
     ([*INT8, "random"], "native", ["computes in fp32", "not int8", "targets that compute in int8: onnx, ort, openvino"]),
     (["--precision", "bf16"], "native", ["not bf16", "targets that compute in bf16: openvino"]),
@@ -306,6 +308,23 @@ def test_target_cpu_computes_in_bf16(model: Path, tmp_path: Path) -> None:
     outcome = gkp("convert", model, "-o", tmp_path / "out", "--target", "cpu", "--threads", "1", "--precision", "bf16")
     assert outcome.code == 0, outcome.err
     assert (manifest.read(tmp_path / "out").target, manifest.read(tmp_path / "out").precision) == ("openvino", "bf16")
+
+
+# ---- the dense baseline in int8 -------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("precision", "beside"), [("fp32", "int8"), ("int8", "fp32")])
+def test_the_dense_baseline_is_kept_in_int8_and_float32(hand: None, precision: str, beside: str, tmp_path: Path, images: Path) -> None:
+    pytest.importorskip("openvino")
+    path, dense = (save(small_net(groups=g), tmp_path / f"{g}.onnx") for g in (2, 1))
+    gkp("convert", path, "--baseline", dense, "-o", tmp_path / "out", "--target", "ort", "--precision", precision, "--calibration", images,
+        "--threads", "1", "-q", expect=0)
+    written = manifest.read(tmp_path / "out")
+    assert set(written.files) == {"model.onnx", "dense.onnx", f"dense_{beside}.onnx"}
+    in_int8 = {name: ops(onnx.load(tmp_path / "out" / name))["QuantizeLinear"] > 0 for name in written.files}
+    assert in_int8 == {"model.onnx": precision == "int8", "dense.onnx": precision == "int8", f"dense_{beside}.onnx": beside == "int8"}
+    assert {r.precision for r in written.measurements[0].rivals if not r.as_installed and r.ms} == {"fp32", "int8"}
+    found = json.loads(gkp("bench", tmp_path / "out", "--seconds", "0.1", "--json", "-", expect=0).out)["rows"][0]["rivals"]
+    assert {r["precision"] for r in found if not r["as_installed"] and r["ms"]} == {"fp32", "int8"}
+    assert [r["engine"] for r in found if r["as_installed"]] == ["openvino"]
 
 
 # ---- interrupted, or without space --------------------------------------------------------------------------------

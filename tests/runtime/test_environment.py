@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gkp.runtime import environment
-from gkp.runtime.environment import cpu_model, fingerprint, physical_cores, vector_floats, version
+from gkp.runtime.environment import cpu_model, fingerprint, physical_cores, saturates_bytes, vector_floats, version
 
 
 def test_the_fingerprint_is_json_and_names_what_matters() -> None:
@@ -39,10 +39,19 @@ def test_vectors_are_read_from_the_processors_flags(flags: str, floats: int, mon
     assert cpu_model().startswith("Some CPU")
 
 
+@pytest.mark.parametrize(("text", "saturates"), [
+    ("flags : fpu avx2", True), ("flags : fpu avx2 avx512f avx512bw", True), ("flags : fpu avx2 avx512f avx512_vnni", False),
+    ("flags : fpu avx2 avx_vnni", False), ("flags : fpu amx_int8", False), ("Features : fp asimd", False), ("", False)])
+def test_bytes_saturate_on_x86_without_vnni(text: str, saturates: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment.Path, "read_text", lambda self, **options: f"processor : 0\n{text}\n")  # type: ignore[attr-defined]
+    assert saturates_bytes() == saturates
+
+
 def test_a_machine_without_cpuinfo_still_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing(self: Path, *args: object, **options: object) -> str:
         raise FileNotFoundError(2, "No such file")
 
     monkeypatch.setattr(environment.Path, "read_text", nothing)  # type: ignore[attr-defined]
     assert isinstance(cpu_model(), str)
+    assert not saturates_bytes()
     assert physical_cores() >= 1

@@ -39,12 +39,12 @@ def _pytorch_half_pixel(a: _Axis, k: Floats) -> Floats:
 
 
 def _asymmetric(a: _Axis, k: Floats) -> Floats:
-    x: Floats = np.divide(k, a.scale, dtype=np.float32)
+    x: Floats = (k / a.scale).astype(np.float32)
     return x
 
 
 def _align_corners(a: _Axis, k: Floats) -> Floats:
-    x: Floats = (k * np.float32(a.n - 1) / np.float32(max(1, a.m - 1))).astype(np.float32)
+    x: Floats = k * np.float32(a.n - 1) / np.float32(max(1, a.m - 1))
     return x
 
 

@@ -1,0 +1,63 @@
+"""Who is faster: in every precision the dense network on the stock engine that is the fastest, against the pruned one in the
+fastest way; and OpenVINO as installed. For the README's first table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gkp.benchmarks.engines import DENSE, PRUNED, STOCK
+from gkp.benchmarks.results import COLUMNS, ArtefactRow, Bench, Comparison, EngineRow
+from gkp.manifest import Rival
+from gkp.report.wording import fastest_rival
+
+
+@dataclass(frozen=True)
+class Duel:
+    """In the precisions of one column. dense, pruned: None: not measured; pruned.vs_fastest is the speedup over dense."""
+
+    dense: EngineRow | None
+    pruned: EngineRow | None
+
+    @property
+    def lost(self) -> bool:
+        """Is dense faster beyond doubt?"""
+        ratio = None if self.pruned is None else self.pruned.vs_fastest
+        return ratio is not None and ratio.high < 1
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Of a model at a batch size. duels: by columns; installed: the dense network in OpenVINO as installed, timed in turns
+    with the fastest conversion to float32; None: not measured."""
+
+    comparison: Comparison
+    duels: tuple[Duel, ...]
+    installed: Rival | None
+
+    @property
+    def lost(self) -> bool:
+        """Is a dense network faster beyond doubt, in some precision or as installed?"""
+        ratio = None if self.installed is None else self.installed.ratio
+        return any(duel.lost for duel in self.duels) or (ratio is not None and ratio.high < 1)
+
+
+def standings(results: Bench) -> list[Standing]:
+    """Of every model at every batch size, those that are lost first."""
+    found = [_standing(comparison, results.rows) for comparison in results.engines]
+    return sorted(found, key=lambda standing: not standing.lost)
+
+
+def _standing(comparison: Comparison, rows: Sequence[ArtefactRow]) -> Standing:
+    duels = tuple(Duel(_fastest(comparison, names, DENSE), _fastest(comparison, names, PRUNED)) for names in COLUMNS)
+    times = {row.converted_ms.median: row for row in rows
+             if row.converted_ms and (row.name, row.batch) == (comparison.name, comparison.batch)}
+    conversion = times[min(times)] if times else None
+    installed = None if conversion is None else fastest_rival([r for r in conversion.rivals if r.as_installed])
+    return Standing(comparison, duels, installed)
+
+
+def _fastest(comparison: Comparison, names: Sequence[str], model: str) -> EngineRow | None:
+    times = {row.ms.median: row for row in comparison.rows if row.ms and row.precision in names and row.model == model
+             and (model == PRUNED or row.engine in STOCK)}
+    return times[min(times)] if times else None
