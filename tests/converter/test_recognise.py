@@ -213,3 +213,16 @@ def test_random_networks_compute_the_same_after_every_pass(model: onnx.ModelProt
     assert after["Concat"] <= before["Concat"]
     assert after["Gather"] <= before["Gather"]
     assert after["BranchedConv"] <= before["Conv"] + before["AveragePool"]
+
+
+def test_bounds_computed_from_shapes_of_what_other_computed_bounds_cut_become_constant() -> None:
+    """As PyTorch exports a chunk in every block of a YOLOv8."""
+    net = Net(1, 16, 4, 4)
+    y = "x"
+    for c in (16, 8, 4):
+        size = net.op("Gather", net.op("Shape", y), net.ints(1))
+        half = net.op("Div", net.op("Add", size, net.ints(1)), net.ints(2))
+        y = net.relu(net.conv1(net.op("Slice", y, net.ints(0), half, net.ints(1)), c // 2, c // 2))
+    found = ops(one_form(net.model(y), batch=1))
+    assert found["Shape"] == found["Slice"] == 0
+    assert found["BranchedConv"] == 3
