@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -56,7 +57,7 @@ class Screen:
                             bars.TextColumn("{task.fields[left]}", markup=False), console=self.err, transient=True,
                             disable=self.quiet or not self.err.is_terminal)
         watch = Watch()
-        told = contextlib.nullcontext() if self.quiet or self.err.is_terminal else lines(watch, self.say, LINE_EVERY)
+        told = contextlib.nullcontext() if self.quiet or self.err.is_terminal else lines(watch, partial(self.say, wrap=False), LINE_EVERY)
         with bar, told:
             task = bar.add_task("starting", total=None, left="")
 
