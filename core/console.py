@@ -56,8 +56,8 @@ class Screen:
                             bars.BarColumn(bar_width=20), bars.TimeElapsedColumn(),
                             bars.TextColumn("{task.fields[left]}", markup=False), console=self.err, transient=True,
                             disable=self.quiet or not self.err.is_terminal)
-        watch = Watch()
-        told = contextlib.nullcontext() if self.quiet or self.err.is_terminal else lines(watch, partial(self.say, wrap=False), LINE_EVERY)
+        watch, say = Watch(), partial(self.say, wrap=False)
+        told = contextlib.nullcontext() if self.quiet or self.err.is_terminal else lines(watch, say, LINE_EVERY)
         with bar, told:
             task = bar.add_task("starting", total=None, left="")
 
