@@ -54,6 +54,14 @@ def test_a_network_is_written_for_batch_1_with_activations_in_range_and_always_t
     np.testing.assert_array_equal(run_ort(onnx.load(tmp_path / "again" / "unet.onnx"), {"input": x})[0], y)
 
 
+def test_normalisations_that_begin_at_zero_compute_something(tool: ModuleType) -> None:
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.BatchNorm2d(8, affine=False))
+    torch.nn.init.zeros_(net[1].weight)
+    with torch.no_grad():
+        tool.calibrate(net, torch.randn(4, 3, 8, 8))
+    assert (net[1].weight == 1).all()
+
+
 def test_normalisations_have_the_statistics_of_what_they_read(tool: ModuleType) -> None:
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Dropout(0.5)).train()
     x = 5 + 3 * torch.randn(4, 3, 8, 8)

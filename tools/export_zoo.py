@@ -147,10 +147,14 @@ def packages(networks: Sequence[Network]) -> dict[str, Any]:
 
 
 def calibrate(model: Any, x: Any) -> None:
-    """Set the statistics of every BatchNormalization to those of these images. What else training changes stays off."""
+    """Set the statistics of every BatchNormalization to those of these images. What else training changes stays off. One
+    that begins at zero (the last of a residual branch, in timm) is set to one: else the branch computes nothing, and a
+    converter that notices that measures another network."""
     model.eval()
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if module.weight is not None and not module.weight.any():
+                nn.init.ones_(module.weight)
             module.reset_running_stats()
             module.momentum = None  # the average of all passes, of which there is one
             module.train()
