@@ -13,6 +13,9 @@ from gkp.converter.native.kernels.layout import Layout
 from gkp.converter.native.program import Depthwise
 
 _UNROLLED = 49  # most taps that are written out one by one
+_CACHED = 256 << 10
+"""Bytes of a channels-last source that stay in the caches while a few channels at a time pass over it; of a larger one all
+channels of a row are computed before the next row."""
 
 
 def depthwise(step: Depthwise, source: Layout, target: Layout, residual: Layout | None, cpu: Cpu) -> Kernel:
@@ -206,6 +209,7 @@ class _Writer:
 
         unrolled = len(self.taps) <= _UNROLLED
         width = 4 if value.width >= 4 and unrolled and self.multiplier == 1 else 1
+        by_row = self.source.bytes > _CACHED
 
         def piece(f: str, n: int) -> str:
             columns = "int column = 0;\n"
@@ -218,11 +222,13 @@ class _Writer:
                 const float* w = @w@;
                 const V bias = load(w);
                 $if unrolled: const V @taps@;
-                @rows@
-            ''', w=at("weights", 0, (f, 1)), rows=loop("row", "begin", "end", columns), unrolled=unrolled,
+                @pixels@
+            ''', w=at("weights", 0, (f, 1)), unrolled=unrolled,
+                        pixels=columns if by_row else loop("row", "begin", "end", columns),
                         taps=", ".join(f"w{k} = load(w + {(k + 1) * padded})" for k in range(len(self.taps))))
         text = "const float* weights = reinterpret_cast<const float*>(data);\n" + share(value.height)
-        return kernel(text + chunks(value.channels, lanes, piece, "f"), data.tobytes())
+        body = chunks(value.channels, lanes, piece, "f")
+        return kernel(text + (loop("row", "begin", "end", body) if by_row else body), data.tobytes())
 
     def _cell(self, address: str, f: str, n: int) -> str:
         """The statement that loads n channels of a pixel as v."""

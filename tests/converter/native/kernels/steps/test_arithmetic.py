@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -225,3 +226,10 @@ def test_values_are_right_and_nothing_else_is_touched(make: Callable[[Rng, Cpu],
     check_bounds(cases, functions)
     for case, function in zip(cases, functions, strict=True):
         check(case, function)
+
+
+@pytest.mark.parametrize("cpu", cpus())
+def test_large_planes_are_computed_row_by_row(cpu: Cpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if every plane were large."""
+    monkeypatch.setattr(import_module("gkp.converter.native.kernels.steps.depthwise"), "_CACHED", 0)
+    test_values_are_right_and_nothing_else_is_touched(depthwise_case, cpu)
