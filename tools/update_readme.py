@@ -1,12 +1,12 @@
-"""Writes the benchmark tables of README.md and docs/measuring.md from docs/benchmarks/cpu.json, which
-`gkp bench --suite cpu --json` wrote.
+"""Writes the benchmark tables of README.md and docs/measuring.md from docs/benchmarks/cpu.json and, for other processors,
+docs/benchmarks/cpu-NAME.json (the first table only), which `gkp bench --suite cpu --json` wrote.
 
 usage: python tools/update_readme.py
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,7 @@ DETAILS = ROOT / "docs" / "measuring.md"
 START, END = "<!-- benchmarks: written by tools/update_readme.py -->", "<!-- /benchmarks -->"
 _HEADINGS = ("model", "target", "batch", "dense, ms", "as given", "converted (95 % interval)", "theoretical")
 _STOCK = ("ort", "openvino", "ncnn")
-_PRECISION_HEADINGS = ("model, batch", *(f"{' or '.join(p)} {model}" for p in COLUMNS for model in ("dense", "pruned")),
-                       "OpenVINO as installed, dense")
+_INSTALLED = "OpenVINO as installed, dense"
 _SHORT = {"ort": "ORT", "openvino": "OpenVINO"}
 _CELLS = ("Cells: engine, milliseconds, speedup over the fastest dense stock engine in the same precision (95 % interval), "
           "top-1 accuracy. As installed: the precision that OpenVINO takes, milliseconds, speedup of the fastest float32 "
@@ -42,13 +41,25 @@ def read(path: Path = RESULTS) -> Bench:
     return msgspec.json.decode(path.read_bytes(), type=Bench)
 
 
-def section(results: Bench) -> str:
-    """The tables and the conditions under them, as Markdown. Where the engines were compared, the native kernels stand in
-    the first table only."""
-    rows = [row for row in results.rows if not (results.engines and row.target == "native")]
-    ruler = ["---", "---", *["---:"] * (len(_HEADINGS) - 2)]
-    lines = [*_precisions(results), _line(_HEADINGS), _line(ruler), *(_line(_cells(row)) for row in rows)]
-    return "\n".join([*lines, "", _conditions(results)])
+def others() -> list[Bench]:
+    """The results on other processors."""
+    return [read(path) for path in sorted(RESULTS.parent.glob(f"{RESULTS.stem}-*.json"))]
+
+
+def section(results: Bench, elsewhere: Sequence[Bench] = ()) -> str:
+    """The tables and the conditions under them, as Markdown: the precisions, of artefacts their conversions. elsewhere: on
+    other processors, whose precisions come first."""
+    first = [line for other in elsewhere for line in (*_precisions(other), _conditions(other), "")]
+    here = _precisions(results) if results.engines else _conversions(results)
+    return "\n".join([*first, *here, _conditions(results)])
+
+
+def _conversions(results: Bench) -> Iterator[str]:
+    """What the targets gave. Where the engines were compared, the native kernels stand in their table."""
+    yield _line(_HEADINGS)
+    yield _line(["---", "---", *["---:"] * (len(_HEADINGS) - 2)])
+    yield from (_line(_cells(row)) for row in results.rows if not (results.engines and row.target == "native"))
+    yield ""
 
 
 def _precisions(results: Bench) -> Iterator[str]:
@@ -57,11 +68,14 @@ def _precisions(results: Bench) -> Iterator[str]:
     if not found:
         return
     yield from (_lost(found), "")
-    yield _line(_PRECISION_HEADINGS)
-    yield _line(["---", *["---:"] * (len(_PRECISION_HEADINGS) - 1)])
+    kept = [k for k in range(len(COLUMNS)) if any(s.duels[k].dense or s.duels[k].pruned for s in found)]
+    installed = [_INSTALLED] if any(s.installed for s in found) else []
+    headings = [f"{' or '.join(COLUMNS[k])} {model}" for k in kept for model in ("dense", "pruned")]
+    yield _line(["model, batch", *headings, *installed])
+    yield _line(["---", *["---:"] * (len(headings) + len(installed))])
     for standing in found:
-        yield _line([_setting(standing.comparison), *(cell for duel in standing.duels for cell in _duel_cells(duel)),
-                     _installed(standing)])
+        yield _line([_setting(standing.comparison), *(cell for k in kept for cell in _duel_cells(standing.duels[k])),
+                     *(_installed(standing) for _ in installed)])
     yield from ("", " ".join([_CELLS, *_data(results.engines), *_reasons(results.engines)]), "")
     if sentence := _pruning(results.engines):
         yield from (sentence, "")
@@ -196,9 +210,11 @@ def _scaling(results: Bench) -> str:
 
 
 def details(results: Bench) -> str:
-    """Every engine in float32, and what the layers and two threads of the native kernels reach, as Markdown."""
+    """Every engine in float32, what the stock targets gave, and what the layers and two threads of the native kernels reach,
+    as Markdown."""
+    conversions = _conversions(results) if results.engines else ()
     sentence = _scaling(results)
-    return "\n".join([*_engines(results), *_layers(results.layers), *([sentence] if sentence else [])])
+    return "\n".join([*_engines(results), *conversions, *_layers(results.layers), *([sentence] if sentence else [])])
 
 
 def updated(page: str, text: str) -> str:
@@ -239,7 +255,7 @@ def _conditions(results: Bench) -> str:
 
 def main() -> None:
     results = read()
-    for page, text in ((README, section(results)), (DETAILS, details(results))):
+    for page, text in ((README, section(results, others())), (DETAILS, details(results))):
         page.write_text(updated(page.read_text(encoding="utf-8"), text), encoding="utf-8")
 
 
