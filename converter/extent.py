@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from math import prod
 
 import numpy as np
@@ -25,9 +25,10 @@ _BATCH = 2
 _UNKNOWN_ITEM = 8
 
 
-def require_modest(graph: Graph) -> None:
+def require_modest(graph: Graph, weights: Collection[str] = ()) -> None:
     """Charge the budget what the activations take that are alive at once, whatever order a runtime takes, and all that is
-    computed from constants alone, which runtimes do when they open a model. What folds is to be folded before.
+    computed from constants alone, which runtimes do when they open a model. What folds is to be folded before. weights:
+    inputs of the graph that stand for weights in the file: the file's size is their limit.
 
     UnsafeFileError when an activation is out of proportion to the inputs, or many are alive at once; UnsupportedModelError
     when the size of one cannot be known."""
@@ -35,8 +36,9 @@ def require_modest(graph: Graph) -> None:
     taken = sum(_bytes(t, _known(t) or 0) for t in graph.inputs)
     name, largest = max(((t.name, sizes[id(t)]) for n in graph.nodes for t in n.outputs), key=lambda pair: pair[1],
                         default=("", 0))
-    if taken > _INPUTS:
-        raise UnsafeFileError(f"inputs of the size that the model names take {taken:,} bytes", _HINT)
+    named = sum(_bytes(t, _known(t) or 0) for t in graph.inputs if t.name not in weights)
+    if named > _INPUTS:
+        raise UnsafeFileError(f"inputs of the size that the model names take {named:,} bytes", _HINT)
     if largest > min(_LARGEST, _FREE + _PER_INPUT_BYTE * taken):
         raise UnsafeFileError(f"activation {clean(name)} would take {largest:,} bytes, from inputs of {taken:,}", _HINT)
     graph.budget.activation(max(largest, taken))

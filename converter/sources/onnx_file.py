@@ -73,7 +73,7 @@ def _reference(model: onnx.ModelProto, given: onnx.GraphProto, budget: Budget) -
         if not opened:
             structure = Graph(skeleton(model), budget)
             settle(structure)
-            require_modest(structure)
+            require_modest(structure, {t.name for t in structure.inputs} - {i.name for i in given.input})
             opened.append(evaluator(_with_ports(model, given))[1])
         return opened[0](feeds)
 
