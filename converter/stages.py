@@ -36,7 +36,7 @@ class Job:
 
     @property
     def output(self) -> Path | None:
-        """Where to write: as asked for, or MODEL-stem.TARGET in the current directory; None: nothing says."""
+        """Where to write: as asked for, or `default_output`; None: nothing says."""
         return self.options.output or (default_output(self.path, self.target.name) if self.path else None)
 
     @property
@@ -50,8 +50,9 @@ class Job:
 
 
 def default_output(source: Path, target: str) -> Path:
-    """MODEL-stem.TARGET in the current directory."""
-    return Path(f"{source.stem or source.name}.{target}")
+    """MODEL-stem.TARGET in the current directory; MODEL-stem-gkp.TARGET where that is the source's own name (net.onnx)."""
+    name = f"{source.stem or source.name}.{target}"
+    return Path(f"{source.stem}-gkp.{target}" if name == source.name else name)
 
 
 @dataclass(frozen=True)

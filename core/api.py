@@ -52,7 +52,7 @@ def convert(source: Any, target: str = "ort", output: str | Path | None = None, 
     """Convert a model file or a torch.nn.Module.
 
     target: "onnx", "ort", "openvino", "native", "trt", or "cpu" (the fastest of ort, openvino and native here). output:
-    directory (default MODEL-stem.TARGET). The other options are those of gkp-convert: force, dynamic_batch, opset,
+    directory (default: as gkp-convert). The other options are those of gkp-convert: force, dynamic_batch, opset,
     precision ("fp32", "bf16", "fp16", "int8", or "auto": the fastest accurate one), with "int8" calibration ("cifar10:DIR",
     "folder:DIR", "random", or the path of a .npy or .npz file of images), calibration_images, mean and std (a number for
     each channel); data and max_drop (accuracy, see gkp-convert --help); io_precision, threads, strategy, provider,

@@ -24,7 +24,7 @@ def read_json(path: Path, kind: type[T], *, limit: int, what: str, hint: str, mi
     try:
         with path.open("rb") as file:
             data = file.read(limit + 1)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise FileError(missing or f"no such file: {path}", missing_hint or hint) from None
     except OSError as e:
         raise FileError(f"{path} cannot be read: {e.strerror or e}", f"check who may read it, or {hint}") from e

@@ -31,6 +31,6 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
     return torch_export.from_module(
         module, system="gkp", options=options, pruned=branched > 0 or beside.lost, default_shape=(1, *arch.input_shape),
         dense=partial(skeleton, arch) if beside.within else None,
-        description=f"gkp checkpoint, {arch.name}, {branched} branched convolutions",
+        description=f"gkp checkpoint, {arch.name}, {branched} pruned convolutions",
         reference_name="the checkpoint's network in PyTorch",
     )

@@ -57,8 +57,8 @@ class ConvertOptions(Options):
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     arch: str | None = None
     trust_code: bool = False
-    output: Path | None = option(None, "Directory to write. [default: MODEL-stem.TARGET]", path=True,
-                                 flags=("-o", "--output"))
+    output: Path | None = option(None, "Directory to write. [default: MODEL-stem.TARGET, or MODEL-stem-gkp.TARGET if the "
+                                 "source is called that]", path=True, flags=("-o", "--output"))
     force: bool = option(False, "Overwrite a directory that gkp wrote before.")
     dynamic_batch: bool = option(False, "Any batch size at run time; measured at 1 and 64.")
     precision: str = option("fp32", "Of weights and arithmetic. int8 needs --calibration; auto is the fastest of those that "

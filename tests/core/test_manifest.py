@@ -136,6 +136,14 @@ def test_a_folder_without_a_manifest_is_no_artefact(tmp_path: Path) -> None:
         package.load(tmp_path / "file")
 
 
+def test_a_file_is_no_artefact(tmp_path: Path) -> None:
+    """`gkp run model.onnx`."""
+    (tmp_path / "model.onnx").write_bytes(b"")
+    with pytest.raises(FileError, match="model.onnx is not an artefact of gkp") as caught:
+        manifest.read(tmp_path / "model.onnx")
+    assert caught.value.hint == "give the directory that gkp-convert wrote"
+
+
 def test_an_endless_manifest_is_refused_unread(artefact: Path) -> None:
     with (artefact / "manifest.json").open("r+b") as file:
         file.truncate(1 << 40)
