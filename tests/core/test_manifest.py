@@ -139,7 +139,7 @@ def test_a_folder_without_a_manifest_is_no_artefact(tmp_path: Path) -> None:
 def test_a_file_is_no_artefact(tmp_path: Path) -> None:
     """`gkp run model.onnx`."""
     (tmp_path / "model.onnx").write_bytes(b"")
-    with pytest.raises(FileError, match="model.onnx is not an artefact of gkp") as caught:
+    with pytest.raises(FileError, match=r"model\.onnx is not an artefact of gkp") as caught:
         manifest.read(tmp_path / "model.onnx")
     assert caught.value.hint == "give the directory that gkp-convert wrote"
 
