@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from cli_kit import gkp
+from onnx_kit import Net
 from split_kit import LINK, SHARED, aligned_net, devices
 
 from gkp.converter.sources import OpenOptions, open_any
@@ -85,10 +86,21 @@ def test_measured_times_of_native_segments_are_theirs_alone(made: tuple[Plan, Pa
     assert not {profiling.signature(stock, s) for s in stock.segments} & set(found.entries)
 
 
-def test_segments_without_kernels_stay_onnx(model: Path, tmp_path: Path) -> None:
+def test_rows_are_put_together_by_native_kernels(model: Path, tmp_path: Path) -> None:
     plan = split(model, tmp_path / "rows", options("spatial"))
-    assert suffixes(plan) == {".so", ".onnx"}  # rows are put together by Concat, which has no kernel
-    assert plan == read_plan(tmp_path / "rows")
+    assert suffixes(plan) == {".so"}
+    x = np.random.default_rng(4).standard_normal((1, 3, 8, 8)).astype(np.float32)
+    run = LocalExecutor.open(plan, tmp_path / "rows", trust_code=True)
+    np.testing.assert_allclose(run.run(x), answer(model, x), atol=5e-5)
+    run.close()
+
+
+def test_segments_without_kernels_stay_onnx(tmp_path: Path) -> None:
+    net = Net(1, 3, 8, 8)
+    onnx.save(net.model(net.conv3(net.op("Celu", net.conv3("x", 3, 8)), 8, 4)), tmp_path / "celu.onnx")
+    plan = split(tmp_path / "celu.onnx", tmp_path / "split", options("local", 1))
+    assert suffixes(plan) == {".onnx"}
+    assert plan == read_plan(tmp_path / "split")
 
 
 def test_libraries_for_another_processor_are_verified_by_kernels_of_this_one(model: Path, tmp_path: Path) -> None:
