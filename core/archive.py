@@ -20,6 +20,7 @@ from gkp.errors import FileError, UnsafeFileError
 from gkp.text import clean
 
 _MAX_MEMBERS = 100_000
+_NEWEST = 63  # tenths: the version of the format that this reads
 _MAX_RATIO = 20  # unpacked size of the whole archive, per byte of file ...
 _SLACK = 64 << 20  # ... and for free: text compresses well
 _HINT = "The file is damaged; save or download it again."
@@ -187,13 +188,15 @@ class Archive:
         """The directory's entry at `position`, and where the next one begins."""
         if len(directory) - position < _DIRECTORY_ENTRY.size:
             raise self._damaged("its directory is cut off")
-        (mark, _, _, flags, method, _, _, crc, packed, size, name_length, extra_length, comment_length, disk, _, _,
+        (mark, _, needed, flags, method, _, _, crc, packed, size, name_length, extra_length, comment_length, disk, _, _,
          offset) = _DIRECTORY_ENTRY.unpack_from(directory, position)
         name_at = position + _DIRECTORY_ENTRY.size
         extra_at = name_at + name_length
         end = extra_at + extra_length + comment_length
         if mark != b"PK\1\2" or disk or end > len(directory):
             raise self._damaged("its directory is cut off")
+        if needed > _NEWEST:
+            raise self._damaged(f"it asks for version {needed / 10} of the format")
         raw_name = directory[name_at:extra_at]
         name = self._text(raw_name, flags)
         wide = self._extra(directory[extra_at : extra_at + extra_length], name)

@@ -166,10 +166,11 @@ class NativeBuilt(Built):
 
     def vs_stock(self) -> float | None:
         """Both models count the cycles of one core with the vectors of the processor asked for, of the convolutions that
-        stock operators compute in one of the forms of gkp.converter.lower. None where kernels were timed."""
-        cpu, own = self._target.cpu, self.compiled.seconds
-        if self._target.timer(cpu).measures:
+        stock operators compute in one of the forms of gkp.converter.lower. None where kernels were timed, and where nothing
+        was compiled: to look at a model needs no compiler."""
+        if "compiled" not in self.__dict__ or self._target.timer(self._target.cpu).measures:
             return None
+        cpu, own = self._target.cpu, self.compiled.seconds
         stock: dict[str, float] = {}
         for node in self._graph.branched():
             plane = spatial(node.outputs[0])
