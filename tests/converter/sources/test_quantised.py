@@ -79,7 +79,7 @@ def test_an_int8_artefact_opens_again_as_what_it_was_made_of(strategy: str, tmp_
     assert first["precision"] == "int8"
     assert "the model is quantised: its own integers and scales are kept" in first["notes"]
     assert {c["max_abs_error"] for c in first["verification"]["checks"] if c["name"].startswith("form")} == {0.0}
-    again = converted(tmp_path / "one" / "model.onnx", tmp_path / "two", "--target", "ort")
+    again = converted(tmp_path / "one" / "model.onnx", tmp_path / "two", "--target", "onnx")
     assert [(r["name"], r["branches"]) for r in again["layers"]] == [(r["name"], r["branches"]) for r in first["layers"]]
     one, two = (onnx.load(tmp_path / k / "model.onnx") for k in ("one", "two"))
     np.testing.assert_allclose(run_reference(one, feeds_of(one))[0], run_reference(two, feeds_of(one))[0], atol=1e-6)
