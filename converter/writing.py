@@ -38,11 +38,15 @@ from gkp.converter.verify_int8 import (
     without_rounding,
 )
 from gkp.errors import VerificationError
-from gkp.runtime.environment import fingerprint
+from gkp.runtime.environment import fingerprint, saturates_bytes
 from gkp.runtime.load import dense_in
 from gkp.runtime.trust import sign
 from gkp.text import clean
 from gkp.types import Run
+
+_REPORT = "nothing was written; try --strategy dense, and please report this model"
+_SATURATES = ("nothing was written: this processor has no VNNI, and its int8 kernels saturate the model's 8-bit weights; use "
+              "--target onnx for another machine, or quantise the float32 model with --calibration, which takes 7 bits here")
 
 
 def written(prepared: Prepared, output: Path) -> Artefact:
@@ -123,9 +127,9 @@ def _verified_int8(prepared: Prepared, inputs: Sequence[tuple[str, int, Feeds]],
                                    reference="the int8 form, computed by onnx.reference")
     if not result.passed:
         bad = worst(result)
+        own = prepared.opened.quantised and job.target.on_cpu and saturates_bytes()
         raise VerificationError(f"the converted model computes something else than its int8 form: {bad.name}, max error "
-                                f"{bad.max_abs_error:.3g}, allowed {bad.tolerance:.3g}",
-                                "nothing was written; try --strategy dense, and please report this model")
+                                f"{bad.max_abs_error:.3g}, allowed {bad.tolerance:.3g}", _SATURATES if own else _REPORT)
     return result
 
 
@@ -138,8 +142,7 @@ def _differs(prepared: Prepared, result: manifest.Verification, feeds: Mapping[s
     return VerificationError(
         f"the converted model computes something else: max error {bad.max_abs_error:.3g}, allowed "
         f"{bad.tolerance:.3g} (inputs: {bad.name}, batch {bad.batch})"
-        + (f"; first tensor that differs: {where}" if where else ""),
-        "nothing was written; try --strategy dense, and please report this model")
+        + (f"; first tensor that differs: {where}" if where else ""), _REPORT)
 
 
 # ---- manifest -------------------------------------------------------------------------------------------------------

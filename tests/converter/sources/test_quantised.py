@@ -23,6 +23,7 @@ from gkp.converter.sources.onnx_file import from_model
 from gkp.converter.twin import dense_twin, leaves_out
 from gkp.converter.verify import check_inputs
 from gkp.converter.verify_int8 import check_form
+from gkp.runtime.environment import saturates_bytes
 
 INT8 = {"gathered": [1, 4], "split": [1, 1, 1, 1], "masked": [1, 4], "depthwise": [1, 1, 1], "residual": [1, 1, 1, 8]}
 """Branches of the convolutions, as ONNX Runtime quantises the networks: with another scale for each part of `split`."""
@@ -171,3 +172,13 @@ def test_a_form_that_says_other_scales_than_its_weights_have_is_refused(tmp_path
     assert "are not integers of 8 bits times its scales" in gkp("inspect", path, expect=6).err
     with pytest.raises(Exception, match="are not integers"):
         open_model(path, OpenOptions()).reference(feeds_of(model, 1))
+
+
+def test_a_model_whose_weights_saturate_here_is_refused_with_the_ways_out(tmp_path: Path) -> None:
+    """ONNX Runtime computes something else than such a file says on processors without VNNI."""
+    if not saturates_bytes():
+        pytest.skip("this processor does not saturate")
+    source = save(by_onnxruntime(masked(), "per filter", tmp_path), tmp_path / "m.onnx")
+    outcome = gkp("convert", source, "-o", tmp_path / "out", "--target", "ort", *FAST, expect=1)
+    assert "saturate the model's 8-bit weights; use --target onnx" in outcome.err
+    assert not (tmp_path / "out").exists()
