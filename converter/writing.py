@@ -45,8 +45,9 @@ from gkp.text import clean
 from gkp.types import Run
 
 _REPORT = "nothing was written; try --strategy dense, and please report this model"
-_SATURATES = ("nothing was written: this processor has no VNNI, and its int8 kernels saturate the model's 8-bit weights; use "
-              "--target onnx for another machine, or quantise the float32 model with --calibration, which takes 7 bits here")
+_SATURATES = ("nothing was written: this processor has no VNNI, and its int8 kernels saturate the model's 8-bit weights; "
+              "use --target onnx for another machine, or quantise the float32 model with --calibration, which takes 7 bits "
+              "here")
 
 
 def written(prepared: Prepared, output: Path) -> Artefact:
