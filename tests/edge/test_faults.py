@@ -317,7 +317,7 @@ def test_under_random_faults_every_answer_is_right_or_an_explicit_error(
             for first in range(0, requests, 4):
                 asked = [Asked(made, cluster, seed=first + k) for k in range(4)]
                 errors += [a.outcome(5 + slack() + 5) for a in asked]
-                time.sleep(0.02)
+                time.sleep(0.02 if None in errors[-4:] else 0.06)  # a lost device comes back later on a slower machine
         finally:
             ended.set()
             trouble.join(60)
