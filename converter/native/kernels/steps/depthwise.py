@@ -243,7 +243,8 @@ class _Writer:
         few pixels are computed before the next pixels: the source is read as it lies."""
         s = self.source
         apart = -(-s.column * s.value.dtype.bytes // _LINE)
-        return self.step.weight.shape[1] * (s.row // s.column) <= _SETS // gcd(_SETS, apart) * _WAYS * 2 // 3
+        rows = int(self.step.weight.shape[1])
+        return rows * (s.row // s.column) <= _SETS // gcd(_SETS, apart) * _WAYS * 2 // 3
 
     def _cell(self, address: str, f: str, n: int) -> str:
         """The statement that loads n channels of a pixel as v."""
