@@ -98,21 +98,23 @@ def start_ncnn(dense: Graph, threads: int, off: Sequence[str] = (), precision: s
 
 
 def compare(name: str, pair: Pair, tried: Sequence[Contender], batches: Sequence[int], threads: int, *,
-            seconds: float = 1.0, progress: Progress = silent, accuracy: Measure | None = None) -> list[Comparison]:
+            seconds: float = 1.0, progress: Progress = silent, accuracy: Measure | None = None,
+            feeds: Mapping[str, Array] | None = None) -> list[Comparison]:
     """All entries turn by turn, at every batch size; `seconds` is the budget per entry and batch size. An entry that
-    cannot run is a row without times that says why. accuracy: of the pruned model, and of a dense one that was given; one
-    form of each model is asked."""
+    cannot run is a row without times that says why. feeds: what the entries must agree on (default: random numbers; int8 that
+    was made for images need not compute like float32 on them). accuracy: of the pruned model, and of a dense one that was
+    given; one form of each model is asked."""
     like = pair.pruned.to_model()
     out = []
     with running(tried, progress) as (runners, missing):
-        feeds = sample_inputs(like, seed=1)
-        missing.update(wrong(tried, runners, {PRUNED: pair.reference(feeds)}, feeds))
+        given = feeds or sample_inputs(like, seed=1)
+        missing.update(wrong(tried, runners, {PRUNED: pair.reference(given)}, given))
         shares = _accuracies(tried, {k: r for k, r in runners.items() if k not in missing}, pair, accuracy, progress)
         for batch in batches:
             progress(f"measuring {len(runners)} models at batch {batch}", None)
-            feeds = sample_inputs(like, batch=batch)
             failed = dict(missing)
-            samples = time_all({k: r for k, r in runners.items() if k not in missing}, feeds, seconds, failed)
+            able = {k: r for k, r in runners.items() if k not in missing}
+            samples = time_all(able, sample_inputs(like, batch=batch), seconds, failed)
             out.append(_comparison(name, pair.theoretical, tried, batch, threads, samples, failed, shares))
     return out
 

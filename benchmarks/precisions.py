@@ -4,7 +4,7 @@ accuracy on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -19,7 +19,7 @@ from gkp.images.image_set import ImageSet
 from gkp.images.reading import open_images
 from gkp.runtime.runners import Runner
 from gkp.text import plural
-from gkp.types import Progress
+from gkp.types import Array, Progress
 
 _WAYS = (("fp32", ("ort", "openvino")), ("bf16", ("openvino",)), ("int8", ("ort", "openvino")))
 _NCNN = ("bf16", "fp16", "int8")
@@ -41,6 +41,11 @@ class Pictures:
         return {"images": None if self.images is None else f"{plural(self.images.count, 'image')}, {self.images.kind}",
                 "calibration": "random numbers" if origin.kind == "random" else
                 f"{plural(origin.count, 'image')}, {origin.kind} {origin.split}"}
+
+    def example(self, opened: GroupedModel) -> Mapping[str, Array]:
+        """One batch of what int8 was calibrated with, as the model takes it."""
+        first = opened.model.graph.input[0]
+        return next(self.calibration.feeds(first.name, first.type.tensor_type.shape.dim[0].dim_value))
 
     def accuracy(self, runner: Runner, progress: Progress) -> float | None:
         """Share of the images that a model tells the class of."""

@@ -42,7 +42,8 @@ def run_cpu(checkpoints: Path | None, report: Progress, seconds: float = 1.0, da
         rows = [row for target in CPU_TARGETS for row in _conversion(case, source, target, progress)]
         pair = make_pair(opened, open_any(case.baseline(), options) if case.baseline else None)
         tried = [*contenders(pair, 1, engines), *stock_contenders(pair, 1, engines, found.calibration)]
-        made = compare(case.name, pair, tried, BATCHES, 1, seconds=seconds, progress=progress, accuracy=found.accuracy)
+        made = compare(case.name, pair, tried, BATCHES, 1, seconds=seconds, progress=progress, accuracy=found.accuracy,
+                       feeds=found.example(opened))
         progress("native, layers")
         layers = native_layers(case.name, pair.pruned, engines.native)
         progress("native, two threads")

@@ -135,6 +135,19 @@ def test_accuracy_is_of_the_pruned_model_and_of_a_dense_one_that_was_given(given
     assert [r.accuracy for r in found.rows] == [0.9 if given else None, 0.9]
 
 
+def test_entries_have_to_agree_on_the_inputs_that_are_given(pair: Pair, clock: Clock) -> None:
+    """int8 that was made for images need not compute like float32 on random numbers."""
+    class Int8(Fake):
+        def run(self, feeds: Mapping[str, Any]) -> list[Any]:
+            return [x + (0.0 if feeds["x"].max() == 0.25 else 1.0) for x in super().run(feeds)]
+
+    tried = [Contender("ort", PRUNED, "estimated", starting(Int8(1.0, clock)), "int8")]
+    images = {"x": np.full((1, 8, 6, 6), 0.25, np.float32)}
+    (random,), (found,) = compare("net", pair, tried, (1,), 1), compare("net", pair, tried, (1,), 1, feeds=images)
+    assert "computes something else" in (random.rows[0].missing or "")
+    assert found.rows[0].ms is not None
+
+
 def test_what_is_missing_is_a_row_with_the_reason(pair: Pair, clock: Clock) -> None:
     tried = [Contender("ort", DENSE, "simplified", missing), Contender("openvino", DENSE, "simplified", starting(Fake(3.0, clock))),
              Contender("native", PRUNED, "compiled", missing)]
