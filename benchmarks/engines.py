@@ -101,9 +101,10 @@ def compare(name: str, pair: Pair, tried: Sequence[Contender], batches: Sequence
             seconds: float = 1.0, progress: Progress = silent, accuracy: Measure | None = None,
             feeds: Mapping[str, Array] | None = None) -> list[Comparison]:
     """All entries turn by turn, at every batch size; `seconds` is the budget per entry and batch size. An entry that
-    cannot run is a row without times that says why. feeds: what the entries must agree on (default: random numbers; int8 of
-    images need not compute like float32 on them). accuracy: of the pruned model, and of a dense one that was given; one form of
-    each model is asked."""
+    cannot run is a row without times that says why.
+
+    feeds: what the entries must agree on (default: random numbers, on which int8 of images need not compute like float32).
+    accuracy: of the pruned model, and of a dense one that was given; one form of each model is asked."""
     like = pair.pruned.to_model()
     out = []
     with running(tried, progress) as (runners, missing):
