@@ -17,8 +17,8 @@ from gkp.runtime.statistics import block_interval, quartiles, ratio_interval
 Call = Callable[[], object]
 Opened = AbstractContextManager[Mapping[str, Call]]
 K = TypeVar("K")
-BLOCKS = 5
-_FEWEST, _PATIENCE, _SAMPLE_MS = 5, 10, 5.0
+BLOCKS, FEWEST_BLOCKS = 5, 3
+_FEWEST, _PATIENCE, _LATE, _SAMPLE_MS = 5, 10, 25, 5.0
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,14 @@ def interleave_anew(opened: Callable[[], Opened], *, threads: int, budget_s: flo
     and with it some percent of the time. opened: opens the models, runs each once, and gives their calls.
 
     `budget_s` counts from the first opening and holds the others, but a block has 2 rounds, or 1 where these would take
-    eleven times its share. If others took the processor (Load.heavy), blocks are added until as much time again is spent, at
+    eleven times its share; and once 25 budgets are spent, FEWEST_BLOCKS are enough: a ResNet-50 at batch 64 takes
+    seconds per call. If others took the processor (Load.heavy), blocks are added until as much time again is spent, at
     most as many again. Names that are not in every block are left out."""
     found: list[dict[str, list[float]]] = []
     repeats: dict[str, int] = {}
     share, watch = budget_s / blocks, Watch(threads)
-    start = 0.0
-    while len(found) < blocks or (len(found) < 2 * blocks and time.perf_counter() < start + 2 * budget_s
-                                  and watch.read().heavy):
+    start = time.perf_counter()
+    while _more(len(found), blocks, time.perf_counter() - start, budget_s, watch):
         with opened() as calls:
             start = start if found else time.perf_counter()
             for name, call in calls.items():
@@ -67,6 +67,13 @@ def interleave_anew(opened: Callable[[], Opened], *, threads: int, budget_s: flo
     names = [name for name in found[0] if all(name in block for block in found)]
     return Samples({name: [ms for block in found for ms in block[name]] for name in names},
                    tuple(len(next(iter(block.values()), ())) for block in found), watch.read())
+
+
+def _more(taken: int, blocks: int, spent_s: float, budget_s: float, watch: Watch) -> bool:
+    """Is another block to be taken?"""
+    if taken < blocks:
+        return taken < FEWEST_BLOCKS or spent_s < _LATE * budget_s
+    return taken < 2 * blocks and spent_s < 2 * budget_s and watch.read().heavy
 
 
 def interleave(calls: Mapping[str, Call], *, budget_s: float, min_rounds: int = 7, max_rounds: int = 400,

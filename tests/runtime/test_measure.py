@@ -144,6 +144,15 @@ def test_blocks_share_the_budget_with_the_openings(ms: float, opening_ms: float,
     assert min(made.blocks) == (1 if ms > 100 else min(made.blocks)) >= 1
 
 
+def test_three_blocks_are_enough_where_25_budgets_are_spent(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a dozen of a ResNet-50 at batch 64."""
+    monkeypatch.setattr(measure, "Watch", FakeWatch)
+    opened, _ = anew(clock, ms=lambda block: 9000.0)
+    assert len(interleave_anew(opened, threads=1, budget_s=2.0).blocks) == 3
+    opened, _ = anew(clock, ms=lambda block: 900.0)
+    assert len(interleave_anew(opened, threads=1, budget_s=2.0).blocks) == BLOCKS
+
+
 @pytest.mark.parametrize(("share", "blocks"), [(0.0, BLOCKS), (None, BLOCKS), (0.04, BLOCKS), (0.5, 2 * BLOCKS)])
 def test_under_load_as_many_blocks_again_are_taken(share: float | None, blocks: int, clock: Clock,
                                                    monkeypatch: pytest.MonkeyPatch) -> None:
