@@ -20,11 +20,11 @@ from gkp.benchmarks.cases import Case, edge_cases
 from gkp.benchmarks.kit import apart
 from gkp.converter.sources import GroupedModel, OpenOptions, open_any
 from gkp.edge import Cluster
-from gkp.edge.devices import parse_devices, parse_link
-from gkp.edge.plan import COORDINATOR, MODES
-from gkp.edge.planner import Planner, SplitOptions
-from gkp.edge.prepare import prepare
-from gkp.edge.split import TOLERANCE, write
+from gkp.edge.divide.planner import Planner, SplitOptions
+from gkp.edge.divide.prepare import prepare
+from gkp.edge.divide.split import TOLERANCE, write
+from gkp.edge.plan.devices import parse_devices, parse_link
+from gkp.edge.plan.schema import COORDINATOR, MODES
 
 
 def row(opened: GroupedModel, graph: Any, mode: str, devices: int) -> tuple[bool, str]:

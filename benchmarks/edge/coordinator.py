@@ -23,11 +23,11 @@ from gkp import manifest
 from gkp.benchmarks.edge.counters import Counters, cpu_ms
 from gkp.benchmarks.edge.job import Alone, Counted, Job, Line, Outcome, Taken
 from gkp.benchmarks.kit import apart
-from gkp.edge.cluster import Cluster
-from gkp.edge.local import LocalExecutor
-from gkp.edge.plan import read_plan
-from gkp.edge.segment_file import NATIVE
-from gkp.edge.trace import Trace
+from gkp.edge.coordinate.cluster import Cluster
+from gkp.edge.coordinate.trace import Trace
+from gkp.edge.device.in_process import LocalExecutor
+from gkp.edge.device.segment_file import NATIVE
+from gkp.edge.plan.schema import read_plan
 from gkp.errors import GkpError
 from gkp.runtime.load import open_runner
 from gkp.runtime.native import NativeRunner

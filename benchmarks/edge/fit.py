@@ -20,9 +20,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from gkp import manifest
 from gkp.benchmarks.edge.job import Taken
-from gkp.edge.devices import parse_devices
-from gkp.edge.plan import COORDINATOR, FILE_NAME, Link, Plan, Segment, Transfer, Value, device_folder
-from gkp.edge.split import DEVICE_FILE
+from gkp.edge.divide.split import DEVICE_FILE
+from gkp.edge.plan.devices import parse_devices
+from gkp.edge.plan.schema import COORDINATOR, FILE_NAME, Link, Plan, Segment, Transfer, Value, device_folder
 
 SIZES = (1_000, 16_000, 128_000, 1_000_000)
 HOPS = (2, 10)

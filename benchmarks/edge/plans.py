@@ -10,14 +10,14 @@ import msgspec
 from gkp.benchmarks.edge.opening import Opened
 from gkp.converter.graph import Graph
 from gkp.converter.sources import GroupedModel
-from gkp.edge.decide import candidate
-from gkp.edge.decide import decide as choose
-from gkp.edge.devices import parse_devices
-from gkp.edge.plan import Link, Plan
-from gkp.edge.planner import Planner, SplitOptions
-from gkp.edge.profile import Profile, Profiles, folder_jobs, measure
-from gkp.edge.segment_file import NATIVE
-from gkp.edge.split import write
+from gkp.edge.device.segment_file import NATIVE
+from gkp.edge.divide.decide import candidate
+from gkp.edge.divide.decide import decide as choose
+from gkp.edge.divide.planner import Planner, SplitOptions
+from gkp.edge.divide.split import write
+from gkp.edge.forecast.profile import Profile, Profiles, folder_jobs, measure
+from gkp.edge.plan.devices import parse_devices
+from gkp.edge.plan.schema import Link, Plan
 from gkp.errors import GkpError
 from gkp.types import Progress
 

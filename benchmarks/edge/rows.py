@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from gkp.benchmarks.edge.job import Counted, Outcome, Taken
 from gkp.benchmarks.edge.results import EdgeRow, Payload, Predicted, Rate, Wire
-from gkp.edge.plan import COORDINATOR, Plan
-from gkp.edge.predict import predict
-from gkp.edge.profile import Profiles
-from gkp.edge.split import TOLERANCE
+from gkp.edge.divide.split import TOLERANCE
+from gkp.edge.forecast.predict import predict
+from gkp.edge.forecast.profile import Profiles
+from gkp.edge.plan.schema import COORDINATOR, Plan
 from gkp.errors import GkpError
 from gkp.manifest import Ratio
 from gkp.runtime.measure import ratio, timing

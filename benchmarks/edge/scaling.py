@@ -9,15 +9,15 @@ import msgspec
 
 from gkp.benchmarks.edge.opening import Opened
 from gkp.benchmarks.edge.results import EdgeRow, ScalePoint
-from gkp.edge.alone import Forms, best_forms, in_forms
-from gkp.edge.costs import estimate, with_cost
-from gkp.edge.devices import parse_devices
-from gkp.edge.modes import assign
-from gkp.edge.plan import COORDINATOR, Link, Plan
-from gkp.edge.predict import period_ms
-from gkp.edge.profile import Profiles, plan_times
-from gkp.edge.simulate import simulate
-from gkp.edge.split import draft
+from gkp.edge.divide.costs import estimate, with_cost
+from gkp.edge.divide.modes import assign
+from gkp.edge.divide.single_device import Forms, best_forms, in_forms
+from gkp.edge.divide.split import draft
+from gkp.edge.forecast.predict import period_ms
+from gkp.edge.forecast.profile import Profiles, plan_times
+from gkp.edge.forecast.simulate import simulate
+from gkp.edge.plan.devices import parse_devices
+from gkp.edge.plan.schema import COORDINATOR, Link, Plan
 from gkp.errors import GkpError
 from gkp.types import Progress
 

@@ -16,15 +16,15 @@ from onnx_kit import Net, assert_close, feeds_of, run_ort
 from gkp.branched import BranchedConv
 from gkp.converter.graph import Graph, Node
 from gkp.converter.sources import OpenOptions, open_any
-from gkp.edge.local import LocalExecutor
-from gkp.edge.modes import assign
-from gkp.edge.partial import is_mean
-from gkp.edge.placement import NodePlacement
-from gkp.edge.plan import COORDINATOR, Device, Link, Plan
-from gkp.edge.prepare import prepare
-from gkp.edge.regions import whole
-from gkp.edge.shard import shardable
-from gkp.edge.split import TOLERANCE, Draft, check_folder, draft, write
+from gkp.edge.device.in_process import LocalExecutor
+from gkp.edge.divide.modes import assign
+from gkp.edge.divide.partial_means import is_mean
+from gkp.edge.divide.partition import shardable
+from gkp.edge.divide.placement import NodePlacement
+from gkp.edge.divide.prepare import prepare
+from gkp.edge.divide.split import TOLERANCE, Draft, check_folder, draft, write
+from gkp.edge.divide.tiles import whole
+from gkp.edge.plan.schema import COORDINATOR, Device, Link, Plan
 from gkp.manifest import sha256
 from gkp.runtime.runners import OrtRunner
 from gkp.text import clean
@@ -46,7 +46,7 @@ def drafted(model: onnx.ModelProto, mode: str, n: int, shares: Sequence[float] |
 
 def split_model(source: Path, devices: Sequence[Device], link: Link, out: Path, mode: str = "local", options: OpenOptions | None = None,
                 force: bool = False) -> Plan:
-    """Open a model, split it in a mode as gkp.edge.modes does, unplanned, and write it."""
+    """Open a model, split it in a mode as gkp.edge.divide.modes does, unplanned, and write it."""
     check_folder(out, force)
     opened = open_any(source, options or OpenOptions())
     graph = prepare(opened.model)

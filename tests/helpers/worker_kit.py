@@ -21,10 +21,10 @@ import numpy as np
 from cli_kit import entry_point
 from onnx import TensorProto, helper
 
-from gkp.edge import keys as keys_module
-from gkp.edge.client import Call, Connection, message_limit
-from gkp.edge.identity import Keys, read_keys
-from gkp.edge.plan import COORDINATOR, Device, Link, Plan, Segment, Transfer, Value, device_folder
+from gkp.edge.plan.schema import COORDINATOR, Device, Link, Plan, Segment, Transfer, Value, device_folder
+from gkp.edge.wire import keys as keys_module
+from gkp.edge.wire.client import Call, Connection, message_limit
+from gkp.edge.wire.identity import Keys, read_keys
 
 SHAPE = (1, 4, 8, 8)
 BYTES = 4 * 4 * 8 * 8

@@ -19,9 +19,9 @@ from gkp.benchmarks.edge.coordinator import rate
 from gkp.benchmarks.edge.results import EdgeBench
 from gkp.benchmarks.edge.rows import WHAT
 from gkp.benchmarks.networks import aligned
-from gkp.edge.devices import parse_link
-from gkp.edge.predict import period_ms
-from gkp.edge.profile import Profiles, plan_times
+from gkp.edge.forecast.predict import period_ms
+from gkp.edge.forecast.profile import Profiles, plan_times
+from gkp.edge.plan.devices import parse_link
 from gkp.errors import UsageError
 
 MISSING = netns.unavailable()

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from gkp.benchmarks.edge import fit
 from gkp.benchmarks.edge.job import Counted, Taken
-from gkp.edge.local import LocalExecutor
-from gkp.edge.plan import COORDINATOR
+from gkp.edge.device.in_process import LocalExecutor
+from gkp.edge.plan.schema import COORDINATOR
 
 ALPHA, BETA = st.floats(0.01, 20), st.floats(0.01, 500)
 

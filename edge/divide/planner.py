@@ -1,0 +1,324 @@
+"""gkp split: every mode drafted and predicted, one chosen, written. What the others would have cost stands in the plan.
+
+Which devices take part, and with which shares of the work, is found by trying: all of them, and ever fewer of the slowest;
+the shares are in proportion to their speeds. `hybrid` takes each block from the mode that suits it (gkp.edge.divide.chain).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from gkp import manifest
+from gkp.converter import node as branched_node
+from gkp.converter.graph import Graph, Node
+from gkp.converter.operators import UNARY
+from gkp.converter.sources import OpenOptions, open_any
+from gkp.edge.device.segment_file import NATIVE
+from gkp.edge.divide import chain, modes
+from gkp.edge.divide.costs import Cost, estimate, with_cost
+from gkp.edge.divide.decide import OBJECTIVES, Candidate, Decision, best_of, break_even, candidate, decide
+from gkp.edge.divide.engines import TARGETS, make_engine
+from gkp.edge.divide.layouts import Costs, best_layouts, mixed
+from gkp.edge.divide.placement import Assignment, NodePlacement
+from gkp.edge.divide.prepare import prepare
+from gkp.edge.divide.segment_graph import Piece
+from gkp.edge.divide.single_device import Forms, alone_ms, best_forms, in_forms
+from gkp.edge.divide.split import Draft, check_folder, draft, write
+from gkp.edge.forecast import report
+from gkp.edge.forecast.profile import Job, Profile, Profiles, measure, signature, with_measured
+from gkp.edge.plan import describe
+from gkp.edge.plan.schema import COORDINATOR, MODES, Device, Link, Plan
+from gkp.errors import UnsupportedModelError, UsageError
+from gkp.text import clean, plural
+from gkp.types import Progress, silent
+
+WIRES = ("float32", "float16")
+SEARCHED = tuple(mode for mode in MODES if mode != "auto")
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """What `gkp split` can be asked for; see its --help. wire: dtype of float32 values on their way between devices; target:
+    what runs the segments (gkp.edge.divide.engines.TARGETS); cpu: that native libraries are for."""
+
+    devices: Sequence[Device]
+    link: Link
+    objective: str = "latency"
+    mode: str = "auto"
+    wire: str = "float32"
+    target: str = "ort"
+    cpu: str = "host"
+    profiles: Profiles = field(default_factory=Profiles)
+    opening: OpenOptions = field(default_factory=OpenOptions)
+    force: bool = False
+
+    def check(self) -> None:
+        """UsageError for what makes no sense."""
+        for name, value, allowed in (("objective", self.objective, OBJECTIVES), ("mode", self.mode, MODES),
+                                     ("wire", self.wire, WIRES), ("target", self.target, TARGETS)):
+            if value not in allowed:
+                raise UsageError(f"unknown {name} {value!r}", f"one of {', '.join(allowed)}")
+        if not self.devices:
+            raise UsageError("there is no device", "give at least one")
+        if self.cpu != "host" and self.target != "native":
+            raise UsageError("--cpu is for --target native", "leave it out: ONNX runs anywhere")
+        for name in self.profiles.own:
+            if name not in {d.name for d in self.devices}:
+                raise UsageError(f"there is a profile of device {clean(name, 80)!r}, but no such device",
+                                 f"the devices are {', '.join(d.name for d in self.devices[:8])}")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A draft and what it costs."""
+
+    draft: Draft
+    candidate: Candidate
+
+
+class Planner:
+    """Drafts and predicts ways to divide one prepared network (gkp.edge.divide.prepare)."""
+
+    def __init__(self, graph: Graph, options: SplitOptions, model: str = "", sha256: str | None = None,
+                 progress: Progress = silent) -> None:
+        options.check()
+        self.graph, self.options, self.model, self.sha256, self.progress = graph, options, model, sha256, progress
+        self.devices, self.link = list(options.devices), options.link
+        self.chain = chain.blocks(graph)
+        self.impossible: dict[str, str] = {}
+        self.forms: Forms | None = None
+        self.alone: dict[str, float] = {}
+        self.engine = make_engine(options.target, options.cpu, progress)
+
+    def plan(self) -> tuple[Draft, Decision]:
+        """The draft to write, its plan complete but for files, and the decision behind it."""
+        found: dict[str, Variant] = {}
+        for mode in SEARCHED:
+            self._best(mode, found)
+        decision = decide([v.candidate for v in found.values()], self.options.objective, self.options.mode, self.impossible)
+        made = found[decision.chosen.mode].draft
+        notes = [*(n for n in made.plan.notes if not n.startswith("idle: ")), *decision.notes, *self._unmeasured(decision),
+                 *self._break_even(found)]
+        plan = msgspec.structs.replace(made.plan, predicted=decision.chosen.prediction, rejected=list(decision.rejected),
+                                       notes=list(dict.fromkeys(notes)))
+        return Draft(plan, made.pieces), decision
+
+    def jobs(self) -> list[Job]:
+        """Every segment of every way to divide the network that would be predicted, to be measured; the whole network on
+        one device first."""
+        found: dict[str, Variant] = {}
+        jobs: dict[str, Job] = {}
+        for mode in SEARCHED:
+            for variant in self._best(mode, found):
+                plan = variant.draft.plan
+                for segment, piece in zip(plan.segments, variant.draft.pieces, strict=True):
+                    jobs.setdefault(signature(plan, segment), Job(plan, segment, partial(self.engine.open, piece, None, 1)))
+        return list(jobs.values())
+
+    # ---- candidates ---------------------------------------------------------------------------------------------
+    def _best(self, mode: str, found: dict[str, Variant]) -> list[Variant]:
+        """The variants of a mode: over how many devices take part; all of them where the mode was asked for. The best one is
+        added to `found`, the modes so far, unless it is the same as one of them."""
+        variants = self._variants(mode, found)
+        if not variants:
+            return []
+        best = best_of([v.candidate for v in variants], self.options.objective)
+        if mode != self.options.mode and (same := _same(best.plan, found)) is not None:
+            self.impossible[mode] = f"it is the same as {same} here"
+        else:
+            found[mode] = next(v for v in variants if v.candidate is best)
+        return variants
+
+    def _variants(self, mode: str, found: Mapping[str, Variant]) -> list[Variant]:
+        variants, errors = [], []
+        for shares in self._shares(mode, found):
+            self.progress(f"trying {mode} on {plural(sum(s > 0 for s in shares), 'device')}",
+                          SEARCHED.index(mode) / len(SEARCHED))
+            try:
+                variants += [self._drafted(mode, assignment) for assignment in self._assignments(mode, shares)]
+            except (UsageError, UnsupportedModelError) as e:
+                errors.append(e.message)
+        if not variants:
+            self.impossible.setdefault(mode, errors[0] if errors else "there is one device")
+        return variants
+
+    def _shares(self, mode: str, found: Mapping[str, Variant]) -> list[list[float]]:
+        """The shares to try. local and replicas: each, or all; hybrid: the devices of the modes that it mixes; others: all
+        devices, then the fastest half, quarter, ..."""
+        speeds = [d.speed for d in self.devices]
+        order = sorted(range(len(speeds)), key=lambda d: (-speeds[d], d))
+        if mode == "local":
+            tried = [[d] for d in self._distinct(order)]
+        elif mode == "replicas" or mode == self.options.mode:
+            tried = [order]
+        elif mode == "hybrid":
+            used = [describe.busy_devices(found[m].candidate.plan) for m in ("branch", "spatial") if m in found]
+            tried = [mine for k, mine in enumerate(used) if len(mine) > 1 and mine not in used[:k]] or [order]
+        else:
+            counts, n = [], len(order)
+            while n > 1:
+                counts.append(n)
+                n = n - 1 if len(order) <= 4 else (n + 1) // 2
+            tried = [order[:n] for n in counts]
+        return [[speeds[d] if d in taken else 0.0 for d in range(len(speeds))] for taken in tried]
+
+    def _distinct(self, order: Sequence[int]) -> list[int]:
+        """One device of each kind."""
+        seen: dict[tuple[float, int | None], int] = {}
+        for d in order:
+            seen.setdefault((self.devices[d].speed, self.devices[d].memory_bytes), d)
+        return list(seen.values())
+
+    def _assignments(self, mode: str, shares: Sequence[float]) -> list[Assignment]:
+        """The ways to divide the work with these shares."""
+        if len(self.devices) == 1 and mode != "local" and mode != self.options.mode:
+            return []
+        if mode == "hybrid":
+            found = self._hybrid(shares)
+            return [] if found is None else [found]
+        if mode == "pipeline":
+            return self._pipelines(shares)
+        return [modes.assign(mode, self.graph, len(self.devices), shares)]
+
+    def _drafted(self, mode: str, assignment: Assignment) -> Variant:
+        made = draft(self.graph, mode, assignment, self.devices, self.link, objective=self.options.objective,
+                     model=self.model, sha256=self.sha256)
+        graphs = {id(piece.graph): piece for piece in made.pieces}  # replicas share one
+        prepared = {key: self.engine.prepare(piece).suffix for key, piece in graphs.items()}
+        pieces = [replace(piece, suffix=prepared[id(piece.graph)]) for piece in made.pieces]
+        if self.forms is None and mode == "local":  # it comes first
+            self.forms = best_forms(pieces[0])
+            self.alone = alone_ms(in_forms(pieces[0], self.forms))
+        whole = {name: form for name, form in (self.forms or {}).items() if assignment[name].kind != "channels"}
+        pieces = [piece if piece.suffix == NATIVE else in_forms(piece, whole) for piece in pieces]
+        costs: dict[int, Cost] = {}  # replicas share a graph
+        for piece in pieces:
+            if id(piece.graph) not in costs:
+                costs[id(piece.graph)] = estimate(piece.lowered())
+        segments = [msgspec.structs.replace(with_cost(s, costs[id(p.graph)]), file=p.file)
+                    for s, p in zip(made.plan.segments, pieces, strict=True)]
+        plan = msgspec.structs.replace(made.plan, segments=segments)
+        if mode == "replicas":
+            plan, pieces = self._with_room(plan, pieces)
+        plan = _on_wire(plan, self.options.wire)
+        plan = with_measured(plan, self.options.profiles)
+        return Variant(Draft(plan, pieces), candidate(plan, self.options.profiles))
+
+    def _with_room(self, plan: Plan, pieces: list[Piece]) -> tuple[Plan, list[Piece]]:
+        """Replicas on the devices that have room for the network only; on all when none has."""
+        arrays = sum(v.bytes for v in plan.values)
+        fits = [d.memory_bytes is None or d.memory_bytes >= s.weights_bytes + s.working_bytes + arrays
+                for d, s in zip(plan.devices, plan.segments, strict=True)]
+        if all(fits) or not any(fits):
+            return plan, pieces
+        kept = [k for k, fit in enumerate(fits) if fit]
+        pieces = [replace(pieces[k], index=n) for n, k in enumerate(kept)]
+        segments = [msgspec.structs.replace(plan.segments[k], index=n, file=pieces[n].file) for n, k in enumerate(kept)]
+        transfers = [t for t in plan.transfers if t.source in kept or t.target in kept]
+        return msgspec.structs.replace(plan, segments=segments, transfers=transfers), pieces
+
+    def _pipelines(self, shares: Sequence[float]) -> list[Assignment]:
+        """Consecutive blocks, the fastest devices first, cut so that the slowest stage is fastest, and so that the fullest
+        device is emptiest: what the cut knows of memory are the weights, and the arrays may be too much for the first."""
+        order = sorted((d for d, s in enumerate(shares) if s > 0), key=lambda d: (-self.devices[d].speed, d))
+        found = chain.stages(self.chain, self.alone)  # not scaled: the cuts that gkp edge profile measures
+        owners = [chain.cut(found, self.devices, self.link, order, by_memory) for by_memory in (False, True)]
+        kept = [owner for k, owner in enumerate(owners) if owner is not None and owner not in owners[:k]]
+        if not kept:
+            raise UsageError("the network cannot be cut into consecutive parts that fit")
+        return [{n.name: NodePlacement((d,)) for nodes, d in zip(self.chain, owner, strict=True) for n in nodes}
+                for owner in kept]
+
+    def _hybrid(self, shares: Sequence[float]) -> Assignment | None:
+        """Each block in its best way; None when that is one way throughout (then the hybrid is that mode)."""
+        count = len(self.devices)
+        ways: dict[str, Assignment] = {mode: modes.assign(mode, self.graph, count, shares)
+                                       for mode in ("local", "branch", "spatial")}
+        everyone = tuple(d for d, s in enumerate(shares) if s > 0)
+        ways["everyone"] = {n.name: NodePlacement(everyone) for n in self.graph.nodes}
+        chosen = best_layouts(self.chain, Costs(ways, self.devices, self.link, self.options.profiles.scale(),
+                                                 self.alone))
+        if len(set(chosen)) == 1 and self.options.mode != "hybrid":
+            self.impossible["hybrid"] = f"block by block, {chosen[0]} is best throughout"
+            return None
+        return mixed(self.chain, chosen, ways)
+
+    # ---- words --------------------------------------------------------------------------------------------------
+    def _unmeasured(self, decision: Decision) -> list[str]:
+        """Modes that the profiles given do not cover."""
+        given = self.options.profiles.common is not None or self.options.profiles.own
+        modes_ = [p.mode for p in (decision.chosen.prediction, *decision.rejected) if p.based_on != "measured"]
+        return [f"not all segments of {', '.join(modes_)} are in the profile, their times are estimates: gkp edge profile "
+                "measures all modes of the same model, --devices, --link and --target"] if given and modes_ else []
+
+    def _break_even(self, found: Mapping[str, Variant]) -> list[str]:
+        """The arithmetic behind "do not scatter grouped convolutions", where branches have to exchange something."""
+        local, branch = found.get("local"), found.get("branch")
+        grouped = [n for n in self.graph.branched() if len(branched_node.read(n).branches) > 1]
+        if local is None or branch is None or not _scattered(branch.candidate.plan, grouped):
+            return []
+        macs = sum(s.macs for s in local.candidate.plan.segments)
+        rate = macs / max(local.candidate.compute_ms, 1e-9) * 1e3
+        known = break_even([branched_node.read(n) for n in grouped], rate, self.link)
+        return [] if known is None else [known.words]
+
+
+def _scattered(plan: Plan, grouped: Sequence[Node]) -> bool:
+    """Does what grouped convolutions read or make move between devices? What they make: before or after the operators that
+    take every channel by itself."""
+    moved = {clean(node.inputs[0].name) for node in grouped}
+    made = [t for node in grouped for t in node.outputs]
+    while made:
+        tensor = made.pop()
+        moved.add(clean(tensor.name))
+        made += [t for n in tensor.outputs if n.op in UNARY | {"BatchNormalization"} for t in n.outputs]
+    tensors = {v.name: v.tensor for v in plan.values}
+    return any(tensors[t.value] in moved for t in plan.transfers if COORDINATOR not in (t.source, t.target))
+
+
+def _same(plan: Plan, found: Mapping[str, Variant]) -> str | None:
+    """The mode that has the very same segments and messages."""
+    return next((mode for mode, v in found.items() if v.candidate.plan.segments == plan.segments
+                 and v.candidate.plan.transfers == plan.transfers), None)
+
+
+def _on_wire(plan: Plan, wire: str) -> Plan:
+    """The plan with the bytes that travel: float16 halves what moves between devices, not what the coordinator sends."""
+    if wire == "float32":
+        return plan
+    wide = {v.name for v in plan.values if v.dtype == "float32"}
+    halved = [t.value in wide and COORDINATOR not in (t.source, t.target) for t in plan.transfers]
+    transfers = [msgspec.structs.replace(t, bytes=t.bytes // 2) if half else t
+                 for t, half in zip(plan.transfers, halved, strict=True)]
+    return msgspec.structs.replace(plan, transfers=transfers, wire=wire)
+
+
+def measure_modes(model: Path, options: SplitOptions, seconds: float, progress: Progress = silent) -> Profile:
+    """Measure the segments of every mode of a model, here; nothing is written. See gkp.edge.forecast.profile.measure."""
+    options.check()
+    progress(f"opening {clean(model.name)}", None)
+    graph = prepare(open_any(model, options.opening).model)
+    return measure(Planner(graph, options, clean(model.name), progress=progress).jobs(), seconds, progress)
+
+
+def split(model: Path, out: Path, options: SplitOptions, progress: Progress = silent) -> Plan:
+    """Open a model, plan it, and write it to `out`: plan.json, plan.html and one folder per device, verified against the
+    unsplit model.
+
+    Errors: those of gkp.converter.sources and gkp.edge.divide.split.write; UsageError for options that make no sense."""
+    options.check()
+    check_folder(out, options.force)
+    progress(f"opening {clean(model.name)}", None)
+    opened = open_any(model, options.opening)
+    graph = prepare(opened.model)
+    report.require_jinja2()
+    planner = Planner(graph, options, clean(model.name), manifest.sha256(model), progress)
+    made, _ = planner.plan()
+    plan = write(opened, made, out, force=options.force, engine=planner.engine, progress=progress)
+    report.write_html(plan, out / report.FILE_NAME, options.profiles)
+    return plan

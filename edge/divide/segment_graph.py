@@ -1,0 +1,158 @@
+"""The graph of one segment: what a device computes, from the values that it gets to those that it makes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import onnx
+
+from gkp.converter.describe import graph_macs
+from gkp.converter.graph import DOMAIN, Graph, Tensor, values
+from gkp.converter.lower.candidates import Candidate
+from gkp.converter.lower.emit import lower
+from gkp.edge.divide.builder import Held, Part, part_shape, take, take_rows
+from gkp.edge.divide.partition import Item, SegmentDraft, Sharded, Step
+from gkp.edge.divide.tiles import Region
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A segment's network. graph: in the one form, its inputs and outputs named like the values; forms: how its
+    convolutions are to be lowered: to standard convolutions only; suffix: of its file (gkp.edge.divide.engines)."""
+
+    index: int
+    device: int
+    graph: Graph
+    forms: Mapping[str, Candidate]
+    suffix: str = ".onnx"
+
+    @property
+    def file(self) -> str:
+        """Its name in the device's folder."""
+        return f"segment_{self.index}{self.suffix}"
+
+    def lowered(self) -> Graph:
+        """The stock operators (weights are copied here, not before)."""
+        graph = lower(self.graph, self.forms)
+        for node in graph.nodes:
+            if node.op == "Concat" and len(node.inputs) == 1:
+                x, y = node.inputs[0], node.outputs[0]
+                graph.remove(node)
+                graph.redirect(y, x)
+        graph.cleanup()
+        return graph
+
+    def model(self) -> onnx.ModelProto:
+        """The piece as stock ONNX."""
+        return self.lowered().to_model()
+
+    @cached_property
+    def sizes(self) -> tuple[int, int]:
+        """(multiply-accumulates really executed for one image, bytes of weights)."""
+        graph = self.lowered()
+        constants = {id(v): v.nbytes for n in graph.nodes for t in n.inputs if (v := values(t)) is not None}
+        return graph_macs(graph), sum(constants.values())
+
+
+def build(sharded: Sharded, segment: SegmentDraft) -> Piece:
+    """The network of one segment."""
+    return _Building(sharded, segment).run()
+
+
+class _Building:
+    def __init__(self, sharded: Sharded, segment: SegmentDraft) -> None:
+        self.sharded, self.segment = sharded, segment
+        self.part = Part(_empty(sharded, segment))
+        self.graph = self.part.graph
+        tensors = {t.name: t for t in self.graph.inputs}
+        self.found: dict[Item, Held] = {item: Held(tensors[name], item.region.channels, item.region.rows)
+                                        for name, item in segment.reads.items()}
+        self.made: dict[str, list[Item]] = defaultdict(list)
+        self.ready: dict[tuple[str, Region, bool], Held] = {}
+
+    def run(self) -> Piece:
+        for step in self.segment.steps:
+            held = [None if region is None else self._held(tensor, region, step)
+                    for tensor, region in zip(step.node.inputs, step.needs, strict=True)]
+            made = step.rule.write(self.part, held, step.out)
+            for tensor, local in zip(step.node.outputs, made, strict=True):
+                if not tensor.name:
+                    continue
+                region = step.made(tensor)
+                item = Item(tensor.name, step.lane, region, tensor)
+                self.found[item] = Held(local, region.channels, region.rows)
+                self.made[tensor.name].append(item)
+        self._finish()
+        return Piece(self.segment.index, self.segment.device, self.graph, self.part.forms)
+
+    # ---- inputs of a step ---------------------------------------------------------------------------------------
+    def _held(self, tensor: Tensor, region: Region, step: Step) -> Held:
+        key = tensor.name, region, step.rule.exact
+        if key not in self.ready:
+            items = [i for i in self.sharded.supply[tensor.name, step.device] if i.region & region]
+            self.ready[key] = self._assembled(tensor, region, items, step.rule.exact)
+        return self.ready[key]
+
+    def _assembled(self, tensor: Tensor, region: Region, items: Sequence[Item], exact: bool) -> Held:
+        """The parts side by side: by channels within each strip of rows, then strip by strip."""
+        cuts = sorted({region.rows[0], region.rows[1], *(c for i in items if (r := i.region & region) for c in r.rows)})
+        strips = list(pairwise(cuts))
+        stacked = [self._strip(tensor, Region(region.channels, rows), items, exact or len(strips) > 1) for rows in strips]
+        if len(stacked) == 1:
+            return stacked[0]
+        return self._concat(tensor, stacked, region.channels, region.rows, 2)
+
+    def _strip(self, tensor: Tensor, region: Region, items: Sequence[Item], exact: bool) -> Held:
+        parts = []
+        for item in sorted(items, key=lambda i: i.region.channels[0]):
+            common = item.region & region
+            if common is None:
+                continue
+            part = take_rows(self.part, self._local(item), region.rows)
+            parts.append(take(self.part, part, common.channels) if exact else part)
+        channels = tuple(c for p in parts for c in p.channels)
+        joined = parts[0] if len(parts) == 1 else self._concat(tensor, parts, channels, region.rows, 1)
+        return take(self.part, joined, region.channels) if exact else joined
+
+    def _concat(self, tensor: Tensor, parts: Sequence[Held], channels: tuple[int, ...], rows: tuple[int, int],
+                axis: int) -> Held:
+        y = self.graph.variable("joined", tensor.dtype, part_shape(tensor, Region(channels, rows)))
+        self.graph.add("Concat", [p.tensor for p in parts], [y], attrs={"axis": axis})
+        return Held(y, channels, rows)
+
+    def _local(self, item: Item) -> Held:
+        return self.found[item]
+
+    # ---- outputs ------------------------------------------------------------------------------------------------
+    def _finish(self) -> None:
+        inputs = self.graph.inputs
+        outputs: list[Tensor] = []
+        for name, item in self.segment.writes.items():
+            mine = [i for i in self.made[item.name] if i.region & item.region]
+            held = self._assembled(item.tensor, item.region, mine, exact=True)
+            tensor = held.tensor
+            if any(tensor is t for t in (*inputs, *outputs)):
+                tensor = self.graph.variable("copy", tensor.dtype, tensor.shape)
+                self.graph.add("Identity", [held.tensor], [tensor])
+            tensor.name = name
+            outputs.append(tensor)
+        self.graph.gs.outputs = outputs
+        self.graph.cleanup()
+
+
+def _empty(sharded: Sharded, segment: SegmentDraft) -> Graph:
+    """A graph that only has the segment's inputs."""
+    infos: list[Any] = []
+    for name, item in segment.reads.items():
+        kind = onnx.helper.np_dtype_to_tensor_dtype(item.tensor.dtype)
+        infos.append(onnx.helper.make_tensor_value_info(name, kind, part_shape(item.tensor, item.region)))
+    opsets = [onnx.helper.make_opsetid(*entry) for entry in sharded.graph.opsets.items() if entry[0] != DOMAIN]
+    proto = onnx.helper.make_graph([], "segment", infos, infos)
+    graph = Graph(onnx.helper.make_model(proto, opset_imports=opsets, ir_version=sharded.graph.ir_version))
+    graph.gs.outputs = []
+    return graph

@@ -1,0 +1,70 @@
+"""Layers that one device computes whole, by the best means there: what every split is compared with.
+
+A device that holds all groups of a layer may compute them as one grouped convolution, which is often faster than the n
+standard convolutions that mode branch gives to n devices. Comparing a split with the slower form would book that difference
+as a gain of distribution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from gkp.branched import BranchedConv
+from gkp.converter import node as branched_node
+from gkp.converter.cost import PEAK_MACS_PER_MS, estimate_ms
+from gkp.converter.graph import spatial
+from gkp.converter.lower.candidates import Candidate, candidates, dense, grouped, split
+from gkp.edge.divide.costs import BLOCK, efficiency, estimate
+from gkp.edge.divide.segment_graph import Piece
+
+Forms = Mapping[str, str]
+"""Layer -> name of a candidate of gkp.converter.lower.candidates, "" for the piece's own."""
+
+
+def best_forms(piece: Piece) -> Forms:
+    """What the cost model likes best for the whole network on one device: the forms that it has, for each layer the best of
+    the dense, grouped and split forms, or the exact grouped form of every layer."""
+    own: dict[str, str] = {}
+    cheapest: dict[str, str] = {}
+    exact: dict[str, str] = {}
+    for node in piece.graph.branched():
+        conv, plane = branched_node.read(node), spatial(node.outputs[0]) or (1,)
+        costs = {c.name: estimate_ms(conv, c, plane, BLOCK) for c in candidates(conv, BLOCK, plane)}
+        own[node.name], cheapest[node.name] = "", min(costs, key=lambda name: costs[name])
+        name = f"grouped-{len(conv.branches)}"
+        exact[node.name] = name if name in costs else cheapest[node.name]
+    return min((own, cheapest, exact), key=lambda forms: estimate(in_forms(piece, forms).lowered()).ms)
+
+
+def alone_ms(piece: Piece) -> dict[str, float]:
+    """Estimated milliseconds at speed 1 of every convolution of the whole network, in the forms that the piece has."""
+    found: dict[str, float] = {}
+    for node in piece.graph.branched():
+        if (form := piece.forms.get(node.name)) is not None:
+            outputs, inputs = form.groups[0].shape[:2]
+            count = 1 if form.parallel else len(form.groups)
+            filled = efficiency(outputs * count, inputs, count)
+            macs = form.macs(spatial(node.outputs[0]) or (1,)) * int(node.outputs[0].shape[0])
+            found[node.name] = macs / (PEAK_MACS_PER_MS * filled)
+    return found
+
+
+def in_forms(piece: Piece, forms: Forms) -> Piece:
+    """The piece with these forms of layers that it holds with all their channels (or rows of them)."""
+    made = {}
+    for node in piece.graph.branched():
+        found = _named(branched_node.read(node), forms.get(node.name, ""))
+        if node.name in piece.forms or found is not None:
+            made[node.name] = found or piece.forms[node.name]
+    return replace(piece, forms=made)
+
+
+def _named(conv: BranchedConv, name: str) -> Candidate | None:
+    kind, _, rest = name.partition("-")
+    count, _, padded = rest.partition("-")
+    if kind == "dense":
+        return dense(conv)
+    if not count.isdigit():
+        return None
+    return grouped(conv, int(count), BLOCK if padded else 1) if kind == "grouped" else split(conv, int(count))
