@@ -19,7 +19,7 @@ def run_split(screen: Screen, directory: Path, x: Any, profile: bool,
     """(outputs by name, what else goes into the JSON: "devices", and with profile "profile")."""
     from gkp.edge import Cluster
     from gkp.edge.coordinate import trace as tracing
-    from gkp.edge.plan.describe import predicted_words
+    from gkp.edge.plan.describe import predicted_text
 
     if isinstance(x, dict):
         if len(x) != 1:
@@ -33,7 +33,7 @@ def run_split(screen: Screen, directory: Path, x: Any, profile: bool,
             for table in tracing.tables(trace, every_step=screen.verbose):
                 screen.show(table)
             if opened.plan.predicted is not None:
-                screen.say(predicted_words(opened.plan))
+                screen.say(predicted_text(opened.plan))
             said["profile"] = trace
         else:
             y = opened.run(x)

@@ -76,7 +76,7 @@ def _split(made: Splits, name: str, model: GroupedModel, graph: Graph, mode: str
     try:
         planner = Planner(graph, options, name)
         found, _ = planner.plan()
-        if native and len({id(piece.graph) for piece in found.pieces}) <= _COMPILED:
+        if native and len({id(subgraph.graph) for subgraph in found.subgraphs}) <= _COMPILED:
             planner = Planner(graph, replace(options, target="native"), name)
             found, _ = planner.plan()
         made.by_mode[name] = Split(folder, write(model, found, folder, engine=planner.engine))

@@ -76,10 +76,10 @@ def drafted(opened: Opened, mode: str, devices: int, forms: Forms) -> tuple[Plan
     made = draft(opened.graph, mode, assignment, parse_devices(str(first)), nowhere)
     if not forms:
         whole = draft(opened.graph, "local", assign("local", opened.graph, 1), parse_devices("1"), nowhere)
-        forms = best_forms(whole.pieces[0])
+        forms = best_forms(whole.subgraphs[0])
     undivided = {name: form for name, form in forms.items() if assignment[name].kind != "channels"}
     segments = [with_cost(s, estimate(in_forms(p, undivided).lowered()))
-                for s, p in zip(made.plan.segments, made.pieces, strict=True)]
+                for s, p in zip(made.plan.segments, made.subgraphs, strict=True)]
     plan = msgspec.structs.replace(made.plan, segments=segments)
     return (replicated(plan, devices) if mode == "replicas" else plan), forms
 

@@ -12,11 +12,11 @@ from types import TracebackType
 
 import numpy as np
 
-from gkp.edge.coordinate.dispatch import Errand, Means
-from gkp.edge.coordinate.fallback import Spare
+from gkp.edge.coordinate.dispatch import Backend, Dispatch
+from gkp.edge.coordinate.fallback import LocalFallback
 from gkp.edge.coordinate.inflight import InFlight
 from gkp.edge.coordinate.inventory import read_inventory
-from gkp.edge.coordinate.local_workers import Fleet
+from gkp.edge.coordinate.local_workers import LocalWorkers
 from gkp.edge.coordinate.routes import Route, Routes, routes_of
 from gkp.edge.coordinate.supervise import PATIENCE, DeviceState, Supervisor
 from gkp.edge.coordinate.trace import Trace
@@ -59,7 +59,7 @@ class Cluster:
         self._input, self._output = (next(v for v in self.plan.values if v.name == name)
                                      for name in (self.plan.input, self.plan.output))
         self._open = ExitStack()
-        self._fleet: Fleet | None = None
+        self._local_workers: LocalWorkers | None = None
         try:
             self._connect(cluster, fallback, threads, trust_code)
         except BaseException:
@@ -73,15 +73,15 @@ class Cluster:
 
     # ---- requests ---------------------------------------------------------------------------------------------------
     def run(self, x: Array, deadline: float | None = None) -> Array:
-        """One batch. x: [N, C, H, W], N the plan's batch or a multiple of it (then the pieces are under way together).
+        """One batch. x: [N, C, H, W], N the plan's batch or a multiple of it (then the batches are under way together).
         deadline: seconds. Returns the network's output. UsageError when x does not fit, a ClusterError when there is no
         right answer in time."""
         end = time.monotonic() + (self._deadline if deadline is None else _checked(deadline))
-        pieces = self._pieces(x)
+        batches = self._batches(x)
         with self._said_when_closed():
-            if len(pieces) == 1:
-                return Errand(self._means, pieces[0], end).run()[0]
-            tasks = [self._pool.submit(Errand(self._means, piece, end).run) for piece in pieces]
+            if len(batches) == 1:
+                return Dispatch(self._backend, batches[0], end).run()[0]
+            tasks = [self._pool.submit(Dispatch(self._backend, batch, end).run) for batch in batches]
             try:
                 return np.concatenate([task.result()[0] for task in tasks])
             finally:
@@ -92,21 +92,21 @@ class Cluster:
         """run() for one batch of the plan's size, and where its time and bytes went. Waits for the report of every
         device."""
         end = time.monotonic() + (self._deadline if deadline is None else _checked(deadline))
-        pieces = self._pieces(x)
-        if len(pieces) != 1:
-            raise UsageError(f"{len(pieces)} batches cannot be traced together", f"give {self._input.shape[0]} samples")
+        batches = self._batches(x)
+        if len(batches) != 1:
+            raise UsageError(f"{len(batches)} batches cannot be traced together", f"give {self._input.shape[0]} samples")
         with self._said_when_closed():
-            y, trace = Errand(self._means, pieces[0], end, profile=True).run()
+            y, trace = Dispatch(self._backend, batches[0], end, profile=True).run()
         assert trace is not None
         return y, trace
 
     def pids(self) -> dict[str, int]:
         """Process ids of the local workers, by device name."""
-        return {} if self._fleet is None else self._fleet.pids()
+        return {} if self._local_workers is None else self._local_workers.pids()
 
     def states(self) -> dict[str, DeviceState]:
         """How every device that computes something is, by its name."""
-        return self._means.supervisor.states()
+        return self._backend.supervisor.states()
 
     @contextmanager
     def _said_when_closed(self) -> Iterator[None]:
@@ -118,7 +118,7 @@ class Cluster:
                 raise _closed() from None
             raise
 
-    def _pieces(self, x: Array) -> list[Array]:
+    def _batches(self, x: Array) -> list[Array]:
         if self._closed:
             raise _closed()
         shape = list(self._input.shape)
@@ -152,19 +152,19 @@ class Cluster:
         if cluster is None and not trusted:
             raise UnsafeFileError(f"{self.directory} holds native libraries, which are programs",
                                   "use --trust-code (trust_code=True) if you built them, or trust who did")
-        spare = self._open.enter_context(Spare(self.directory, self.plan)) if fallback and trusted else None
+        here = self._open.enter_context(LocalFallback(self.directory, self.plan)) if fallback and trusted else None
         if cluster is None:
-            self._fleet = self._open.enter_context(Fleet(self.directory, self.plan, threads))
-            keys, addresses = self._fleet.keys, self._fleet.addresses
+            self._local_workers = self._open.enter_context(LocalWorkers(self.directory, self.plan, threads))
+            keys, addresses = self._local_workers.keys, self._local_workers.addresses
         routes = [route for tier, plan in enumerate(plans) for route in routes_of(plan, tier)]
         connections = _connections(routes, addresses, keys)
         hashes = {name: [r.hash for r in routes if name in r.names] for name in connections}
-        revive = None if self._fleet is None else self._fleet.revive
+        revive = None if self._local_workers is None else self._local_workers.revive
         supervisor = self._open.enter_context(Supervisor(connections, hashes, revive=revive))
-        self._means = Means(connections, supervisor, Routes(routes, supervisor), spare, InFlight(self._in_flight))
+        self._backend = Backend(connections, supervisor, Routes(routes, supervisor), here, InFlight(self._in_flight))
         supervisor.wait(supervisor.asked_once, KEEPALIVE_S * PATIENCE + 1.0)
-        if not self._means.routes.usable() and not (spare and spare.there):
-            raise self._means.nobody()
+        if not self._backend.routes.usable() and not (here and here.there):
+            raise self._backend.nobody()
 
     def _like(self, folder: Path) -> Plan:
         plan = _plan(folder)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from gkp.edge.coordinate.attempt import AttemptFailedError, Request, attempt
 from gkp.edge.coordinate.failures import ClusterError, DeadlineError, DeviceLostError, Verdict, typed, verdict
-from gkp.edge.coordinate.fallback import Spare
+from gkp.edge.coordinate.fallback import LocalFallback
 from gkp.edge.coordinate.inflight import InFlight
 from gkp.edge.coordinate.routes import Route, Routes
 from gkp.edge.coordinate.supervise import Supervisor
@@ -28,14 +28,14 @@ restart the coordinator may see a device before its peers do."""
 
 
 @dataclass(frozen=True)
-class Means:
-    """What answers requests. spare: None when the coordinator may not compute them itself; inflight: how
+class Backend:
+    """What answers requests. fallback: None when the coordinator may not compute them itself; inflight: how
     many at once."""
 
     connections: Mapping[str, Connection]
     supervisor: Supervisor
     routes: Routes
-    spare: Spare | None
+    fallback: LocalFallback | None
     inflight: InFlight
 
     def nobody(self) -> DeviceLostError:
@@ -45,11 +45,11 @@ class Means:
                                "start their workers, or give the coordinator the devices' folders")
 
 
-class Errand:
+class Dispatch:
     """deadline: of time.monotonic. Every attempt either gives the whole answer of one device, or nothing."""
 
-    def __init__(self, means: Means, x: Array, deadline: float, profile: bool = False) -> None:
-        self._means, self._x, self._deadline, self._profile = means, x, deadline, profile
+    def __init__(self, backend: Backend, x: Array, deadline: float, profile: bool = False) -> None:
+        self._backend, self._x, self._deadline, self._profile = backend, x, deadline, profile
         self._id, self._started = uuid.uuid4().hex, time.monotonic()
         self._attempts, self._repeats, self._pause = 0, 0, _PAUSES_S[0]
         self._looked_again, self._inside = False, False
@@ -67,10 +67,10 @@ class Errand:
             return found
         finally:
             if self._inside:
-                self._means.inflight.leave(answered)
+                self._backend.inflight.leave(answered)
 
     def _enter(self, refused: bool = False) -> None:
-        self._inside = self._means.inflight.enter(max(0.0, self._left()), first=refused)
+        self._inside = self._backend.inflight.enter(max(0.0, self._left()), first=refused)
         if not self._inside:
             what = "the devices' queues were full" if refused else "other requests were under way"
             raise DeadlineError(f"{what} until the deadline", "send fewer at once, or allow more time")
@@ -82,29 +82,29 @@ class Errand:
                 return self._attempt(route)
             except AttemptFailedError as e:
                 self._consider(route, e, time.monotonic() - began)
-        spare = self._means.spare
-        if spare is None or not spare.there:
-            raise self._lost or self._means.nobody()
-        y = spare.run(self._x, self._deadline)
-        return y, spare.trace(self._attempts, self._ms()) if self._profile else None
+        fallback = self._backend.fallback
+        if fallback is None or not fallback.there:
+            raise self._lost or self._backend.nobody()
+        y = fallback.run(self._x, self._deadline)
+        return y, fallback.trace(self._attempts, self._ms()) if self._profile else None
 
     def _route(self) -> Route | None:
-        found = self._means.routes.pick(self._avoid)
-        spare = self._means.spare
-        if found is None and not self._looked_again and (spare is None or not spare.there):
+        found = self._backend.routes.pick(self._avoid)
+        fallback = self._backend.fallback
+        if found is None and not self._looked_again and (fallback is None or not fallback.there):
             self._looked_again = True  # nothing to fall back to: was it only a hiccup?
-            self._means.supervisor.ask(self._means.connections, min(_SECOND_LOOK_S, max(0.0, self._left())))
-            found = self._means.routes.pick(blocked=True)
+            self._backend.supervisor.ask(self._backend.connections, min(_SECOND_LOOK_S, max(0.0, self._left())))
+            found = self._backend.routes.pick(blocked=True)
         return found
 
     def _attempt(self, route: Route) -> tuple[Array, Trace | None]:
         self._attempts += 1
         request = Request(f"{self._id}.{route.tier}", self._attempts, self._deadline, self._profile)
-        with self._means.routes.taken(route):
-            y, replies = attempt(route, self._means.connections, self._x, request,
+        with self._backend.routes.taken(route):
+            y, replies = attempt(route, self._backend.connections, self._x, request,
                                  lambda device, error: self._blame(route, device, error))
-        self._means.routes.worked(route)
-        self._means.supervisor.heard(route.names)
+        self._backend.routes.worked(route)
+        self._backend.supervisor.heard(route.names)
         return y, trace_of(route, replies, self._attempts, self._ms()) if self._profile else None
 
     def _consider(self, route: Route, failed: AttemptFailedError, took: float) -> None:
@@ -114,7 +114,7 @@ class Errand:
             raise DeadlineError(f"no answer until the deadline; the last thing heard: {failed.error.message}",
                                 "allow more time, or see what keeps the device busy") from failed
         if what is Verdict.BUSY:
-            self._means.inflight.leave(refused=True)
+            self._backend.inflight.leave(refused=True)
             self._inside = False
             self._wait()
             self._enter(refused=True)
@@ -128,7 +128,7 @@ class Errand:
             self._blame(route, failed.device, failed.error)
         else:
             if what is Verdict.DEADLINE:
-                self._means.supervisor.ask(route.names, 0)
+                self._backend.supervisor.ask(route.names, 0)
             raise typed(failed.error) from failed
 
     def _wait(self) -> None:
@@ -137,8 +137,8 @@ class Errand:
 
     def _may_reconnect(self, route: Route) -> bool:
         self._apart = self._apart or time.monotonic()
-        self._means.supervisor.ask(route.names, min(_SECOND_LOOK_S, max(0.0, self._left())))
-        return time.monotonic() < self._apart + _RECONNECT_S and route in self._means.routes.usable()
+        self._backend.supervisor.ask(route.names, min(_SECOND_LOOK_S, max(0.0, self._left())))
+        return time.monotonic() < self._apart + _RECONNECT_S and route in self._backend.routes.usable()
 
     def _blame(self, route: Route, device: int, error: RemoteError) -> None:
         """Tells the supervisor what an error says about the devices."""
@@ -147,11 +147,11 @@ class Errand:
             device = error.device
         name = route.plan.devices[device].name
         if what in (Verdict.LOST, Verdict.REFUSED):
-            self._means.supervisor.lost(name, error.message)
-        if what is Verdict.REFUSED or (what is Verdict.PEER and route in self._means.routes.usable()):
-            self._means.routes.block(route, KEEPALIVE_S)
+            self._backend.supervisor.lost(name, error.message)
+        if what is Verdict.REFUSED or (what is Verdict.PEER and route in self._backend.routes.usable()):
+            self._backend.routes.block(route, KEEPALIVE_S)
         elif what is Verdict.PEER:
-            self._means.supervisor.ask([name], 0)
+            self._backend.supervisor.ask([name], 0)
 
     def _left(self) -> float:
         return self._deadline - time.monotonic()

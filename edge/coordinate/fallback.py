@@ -13,7 +13,7 @@ import msgspec
 
 from gkp.edge.coordinate.failures import ComputeError, DeadlineError
 from gkp.edge.coordinate.trace import Trace
-from gkp.edge.device.in_process import LocalExecutor
+from gkp.edge.device.in_process import InProcessExecutor
 from gkp.edge.device.shard import open_shard
 from gkp.edge.plan.schema import Plan, device_folder
 from gkp.edge.wire.oip import check_finite
@@ -21,24 +21,24 @@ from gkp.errors import GkpError
 from gkp.types import Array
 
 
-class Spare:
+class LocalFallback:
     """plan: one whose programs may run here. Opens the devices' folders in `directory` in the background, so that it is
     there at once when devices are lost. Computes one request at a time, with all cores. A context manager."""
 
     def __init__(self, directory: Path, plan: Plan) -> None:
         self._hash = plan.hash
-        self._pool = ThreadPoolExecutor(1, "gkp-spare")
+        self._pool = ThreadPoolExecutor(1, "gkp-fallback")
         if plan.mode == "replicas":  # one is enough
             plan = msgspec.structs.replace(plan, segments=plan.segments[:1])
         self._plan = plan
         here = all((device_folder(directory, s.device) / s.file).is_file() for s in plan.segments)
-        self._opened: Future[LocalExecutor] | None = self._pool.submit(self._load, directory) if here else None
+        self._opened: Future[InProcessExecutor] | None = self._pool.submit(self._load, directory) if here else None
 
-    def _load(self, directory: Path) -> LocalExecutor:
+    def _load(self, directory: Path) -> InProcessExecutor:
         """The files are compared with the plan's checksums, as on a device."""
         shards = {k: open_shard(device_folder(directory, k), os.cpu_count() or 1, frozenset({self._hash}))
                   for k in sorted({s.device for s in self._plan.segments})}
-        return LocalExecutor(self._plan, lambda s: shards[s.device].runners[s.index])
+        return InProcessExecutor(self._plan, lambda s: shards[s.device].runners[s.index])
 
     @property
     def there(self) -> bool:
@@ -73,7 +73,7 @@ class Spare:
         if self._opened is not None and self.there:
             self._opened.result().close()
 
-    def __enter__(self) -> Spare:
+    def __enter__(self) -> LocalFallback:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:

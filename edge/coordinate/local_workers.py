@@ -40,7 +40,7 @@ class _Worker:
     started: float
 
 
-class Fleet:
+class LocalWorkers:
     """Starts a worker for every device of the plan in `directory` that computes something, and waits until they listen.
     threads: of each worker; by default the cores, shared out. A context manager. UsageError for a plan whose devices
     cannot be started here, GkpError with the worker's own words when one ends at once."""
@@ -105,7 +105,7 @@ class Fleet:
                 _forget(worker.process)
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def __enter__(self) -> Fleet:
+    def __enter__(self) -> LocalWorkers:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:

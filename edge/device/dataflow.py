@@ -30,7 +30,7 @@ class Done(NamedTuple):
     ready: list[Segment]
 
 
-class Routes:
+class DeviceView:
     """A plan as one device sees it; the same for every request. segments: its own; expected: values that come from
     elsewhere; targets: value -> where it goes; readers: value -> own segments that read it."""
 
@@ -49,17 +49,17 @@ class Routes:
                 self.targets[transfer.value] = (*self.targets.get(transfer.value, ()), transfer.target)
 
 
-class Flow:
-    """The state of one request on one device. routes: made once per plan and device (saves time where there are many
+class Dataflow:
+    """The state of one request on one device. view: made once per plan and device (saves time where there are many
     requests). Not locked: its user calls one method at a time."""
 
-    def __init__(self, plan: Plan, device: int, routes: Routes | None = None) -> None:
-        self.routes = routes or Routes(plan, device)
+    def __init__(self, plan: Plan, device: int, view: DeviceView | None = None) -> None:
+        self.view = view or DeviceView(plan, device)
         self._held: dict[str, Array] = {}
         self._seen: set[str] = set()
-        self._missing = {s.index: set(s.inputs) for s in self.routes.segments}
-        self._unread = {name: len(readers) for name, readers in self.routes.readers.items()}
-        self._open = {s.index for s in self.routes.segments}
+        self._missing = {s.index: set(s.inputs) for s in self.view.segments}
+        self._unread = {name: len(readers) for name, readers in self.view.readers.items()}
+        self._open = {s.index for s in self.view.segments}
 
     @property
     def finished(self) -> bool:
@@ -69,9 +69,9 @@ class Flow:
     def give(self, name: str, array: Array) -> list[Segment]:
         """A value has come from elsewhere; the segments that can start now, in order. A value that was there before is
         ignored. UsageError for one that this device does not expect, or of another shape or dtype than the plan's."""
-        if name not in self.routes.expected:
-            raise UsageError(f"device {self.routes.device} expects no value {name!r}", "the plan says otherwise")
-        check(self.routes.values[name], array)
+        if name not in self.view.expected:
+            raise UsageError(f"device {self.view.device} expects no value {name!r}", "the plan says otherwise")
+        check(self.view.values[name], array)
         return self._arrive(name, array)
 
     def feeds(self, segment: Segment) -> dict[str, Array]:
@@ -82,7 +82,7 @@ class Flow:
         """A segment has finished, with these outputs in its own order. Values that no other segment reads are let go.
         UsageError when an output is not what the plan says, or the segment was not running."""
         if segment.index not in self._open or self._missing[segment.index]:
-            raise UsageError(f"segment {segment.index} is not running on device {self.routes.device}")
+            raise UsageError(f"segment {segment.index} is not running on device {self.view.device}")
         if len(outputs) != len(segment.outputs):
             raise UsageError(f"segment {segment.index} gave {len(outputs)} values, the plan has {len(segment.outputs)}")
         self._open.remove(segment.index)
@@ -92,8 +92,8 @@ class Flow:
                 del self._held[name]
         sends, ready = [], []
         for name, array in zip(segment.outputs, outputs, strict=True):
-            check(self.routes.values[name], array)
-            if targets := self.routes.targets.get(name):
+            check(self.view.values[name], array)
+            if targets := self.view.targets.get(name):
                 sends.append(Send(name, array, targets))
             ready += self._arrive(name, array)
         return Done(sends, sorted(ready, key=lambda s: s.index))
@@ -102,7 +102,7 @@ class Flow:
         if name in self._seen:
             return []
         self._seen.add(name)
-        readers = self.routes.readers.get(name, ())
+        readers = self.view.readers.get(name, ())
         if readers:
             self._held[name] = array
         ready = []

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gkp.edge.device.dataflow import Flow, Routes, entering
+from gkp.edge.device.dataflow import Dataflow, DeviceView, entering
 from gkp.edge.device.segment_file import open_segment
 from gkp.edge.plan.schema import COORDINATOR, Plan, Segment, Transfer, device_folder
 from gkp.errors import GkpError
@@ -18,7 +18,7 @@ from gkp.types import Array
 Open = Callable[[Segment], Runner]
 
 
-class LocalExecutor:
+class InProcessExecutor:
     """Runs a plan with one session per segment. wire: what float32 values between devices are rounded to. moved: the values
     that devices handed to each other during the last request, with the bytes of the arrays themselves (the coordinator's
     included)."""
@@ -28,19 +28,19 @@ class LocalExecutor:
         self.moved: list[Transfer] = []
         self._runners: Mapping[int, Runner] = {s.index: open_segment(s) for s in plan.segments}
         devices = sorted({s.device for s in plan.segments})
-        self._routes = {d: Routes(plan, d) for d in devices}
+        self._views = {d: DeviceView(plan, d) for d in devices}
 
     @classmethod
-    def open(cls, plan: Plan, directory: Path, threads: int = 1, trust_code: bool = False) -> LocalExecutor:
+    def open(cls, plan: Plan, directory: Path, threads: int = 1, trust_code: bool = False) -> InProcessExecutor:
         """The executor for the folder of a split model. Errors of gkp.edge.device.segment_file.open_segment."""
         return cls(plan, lambda s: open_segment(device_folder(directory, s.device), plan, s, threads, trusted=trust_code))
 
     def run(self, x: Array, device: int | None = None) -> Array:
         """One request. device: which replica takes it, in mode replicas (the first one by default). UsageError when x has
         another shape or dtype than the plan's input."""
-        chosen = [device] if device is not None else list(self._routes)[:1] if self.plan.mode == "replicas" else None
-        routes = {d: r for d, r in self._routes.items() if chosen is None or d in chosen}
-        flows = {d: Flow(self.plan, d, r) for d, r in routes.items()}
+        chosen = [device] if device is not None else list(self._views)[:1] if self.plan.mode == "replicas" else None
+        views = {d: view for d, view in self._views.items() if chosen is None or d in chosen}
+        flows = {d: Dataflow(self.plan, d, view) for d, view in views.items()}
         self.moved = []
         answer: list[Array] = []
         ready: deque[Segment] = deque()
@@ -60,12 +60,12 @@ class LocalExecutor:
     def _targets(self, name: str) -> tuple[int, ...]:
         return tuple(t.target for t in self.plan.transfers if t.value == name and t.source == COORDINATOR)
 
-    def _compute(self, segment: Segment, flow: Flow) -> Sequence[Array]:
+    def _compute(self, segment: Segment, flow: Dataflow) -> Sequence[Array]:
         runner = self._runners[segment.index]
         by_name = dict(zip(runner.outputs, runner.run(flow.feeds(segment)), strict=True))
         return [by_name[name] for name in segment.outputs]
 
-    def _hand_over(self, name: str, array: Array, source: int, targets: Sequence[int], flows: Mapping[int, Flow],
+    def _hand_over(self, name: str, array: Array, source: int, targets: Sequence[int], flows: Mapping[int, Dataflow],
                    ready: deque[Segment], answer: list[Array]) -> None:
         for target in targets:
             if target == COORDINATOR:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from gkp.edge.device.dataflow import Flow
+from gkp.edge.device.dataflow import Dataflow
 from gkp.edge.device.shard import Shard
 from gkp.edge.wire.client import Pending
 from gkp.edge.wire.oip import Parameter, Refusal
@@ -40,7 +40,7 @@ class Request:
     attempt: int
     deadline: float
     number: int
-    flow: Flow | None
+    flow: Dataflow | None
     segments_left: int
     opened: float = field(default_factory=time.monotonic)
     sends_left: int = 0

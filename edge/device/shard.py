@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from gkp.edge.device.dataflow import Routes
+from gkp.edge.device.dataflow import DeviceView
 from gkp.edge.device.segment_file import open_segment
 from gkp.edge.plan.schema import COORDINATOR, Plan, Segment, Value, read_plan
 from gkp.edge.wire import identity
@@ -49,9 +49,9 @@ class Shard:
         return self.plan.devices[self.device].name
 
     @cached_property
-    def routes(self) -> Routes:
+    def view(self) -> DeviceView:
         """The plan as this device sees it."""
-        return Routes(self.plan, self.device)
+        return DeviceView(self.plan, self.device)
 
     @cached_property
     def segments(self) -> list[Segment]:

@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 
 from gkp.edge.device import early
-from gkp.edge.device.dataflow import Done, Flow
+from gkp.edge.device.dataflow import Dataflow, Done
 from gkp.edge.device.request import Key, Request
 from gkp.edge.device.shard import Shard
 from gkp.edge.plan.schema import COORDINATOR, Segment
@@ -73,7 +73,7 @@ class Worker:
                 self._forget(older)
             arrived = self._early.take((*key, attempt))
             self._check_room(known=bool(arrived))
-            flow = Flow(shard.plan, shard.device, shard.routes)
+            flow = Dataflow(shard.plan, shard.device, shard.view)
             made = Request(shard, request, attempt, deadline, next(self._numbers), flow, len(shard.segments),
                            opened=min([v.at for v in arrived], default=time.monotonic()))
             self._open[key] = made

@@ -14,7 +14,7 @@ from gkp.branched import BranchedConv
 from gkp.converter import node as branched_node
 from gkp.converter.graph import Graph, Node, Tensor, is_branched, producer, values
 from gkp.edge.divide.costs import conv_ms, node_ms
-from gkp.edge.divide.tiles import Region, whole
+from gkp.edge.divide.tiles import Tile, whole
 from gkp.edge.forecast.simulate import message_ms
 from gkp.edge.plan.schema import Device, Link
 from gkp.require import require
@@ -48,17 +48,17 @@ def blocks(graph: Graph) -> list[list[Node]]:
     return found
 
 
-def part_ms(node: Node, region: Region, conv: BranchedConv | None = None) -> float:
+def part_ms(node: Node, tile: Tile, conv: BranchedConv | None = None) -> float:
     """Estimated time of a part of a node's output. conv: the node's form, where it has been read already."""
     everything = whole(node.outputs[0])
     if not is_branched(node):
-        return node_ms(node) * region.size / max(1, everything.size)
+        return node_ms(node) * tile.size / max(1, everything.size)
     conv = conv or branched_node.read(node)
     if conv.is_copy:
         return 0.0
-    rows = (region.rows[1] - region.rows[0]) / max(1, everything.rows[1] - everything.rows[0])
+    rows = (tile.rows[1] - tile.rows[0]) / max(1, everything.rows[1] - everything.rows[0])
     shape = node.outputs[0].shape
-    mine, plane = set(region.channels), shape[0] * prod(shape[2:]) * rows  # of all images
+    mine, plane = set(tile.channels), shape[0] * prod(shape[2:]) * rows  # of all images
     counts = [(len(mine.intersection(b.out_index.tolist())), b.in_index.size) for b in conv.branches]
     return sum(conv_ms(o, i, prod(conv.kernel_shape) * plane) for o, i in counts if o)
 
@@ -80,16 +80,16 @@ class Stage:
     out_bytes: int
 
 
-def stages(chain: Sequence[Sequence[Node]], alone: Mapping[str, float] | None = None) -> list[Stage]:
-    """The stage of every block. alone: estimated time of layers in the form they have on one device
-    (gkp.edge.divide.single_device.alone_ms), where it is not the one by branches."""
-    alone = alone or {}
+def stages(chain: Sequence[Sequence[Node]], layer_ms: Mapping[str, float] | None = None) -> list[Stage]:
+    """The stage of every block. layer_ms: estimated time of layers in the form they have on one device
+    (gkp.edge.divide.single_device.layer_ms), where it is not the one by branches."""
+    layer_ms = layer_ms or {}
     found = []
     for nodes in chain:
         everything = [(node, whole(node.outputs[0])) for node in nodes]
         weights = {id(t): v.nbytes for node in nodes for t in node.inputs if (v := values(t)) is not None}
         last = nodes[-1].outputs[0]
-        ms = sum(alone[node.name] if node.name in alone else part_ms(node, region) for node, region in everything)
+        ms = sum(layer_ms[node.name] if node.name in layer_ms else part_ms(node, tile) for node, tile in everything)
         found.append(Stage(ms, sum(weights.values()), whole(last).size * element_bytes(last)))
     return found
 

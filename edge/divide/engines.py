@@ -15,7 +15,7 @@ from gkp.converter.encoding import Encoding
 from gkp.converter.native.artefact import LIBRARY
 from gkp.converter.targets.native import NativeBuilt, NativeTarget
 from gkp.edge.device.segment_file import NATIVE
-from gkp.edge.divide.segment_graph import Piece
+from gkp.edge.divide.subgraph import Subgraph
 from gkp.errors import UnsupportedModelError
 from gkp.options.targets import NativeOptions
 from gkp.runtime.native import NativeRunner
@@ -31,14 +31,14 @@ class Engine(Protocol):
 
     about: str
 
-    def prepare(self, piece: Piece) -> Piece:
-        """The piece as this engine runs it."""
+    def prepare(self, subgraph: Subgraph) -> Subgraph:
+        """The subgraph as this engine runs it."""
 
-    def write(self, piece: Piece, path: Path) -> None:
+    def write(self, subgraph: Subgraph, path: Path) -> None:
         """Its file. UnsupportedModelError where it cannot be written."""
 
-    def open(self, piece: Piece, path: Path | None, threads: int) -> Runner:
-        """What runs it here: the written file, or without one the piece itself."""
+    def open(self, subgraph: Subgraph, path: Path | None, threads: int) -> Runner:
+        """What runs it here: the written file, or without one the subgraph itself."""
 
 
 class OrtEngine:
@@ -46,14 +46,14 @@ class OrtEngine:
 
     about = "ONNX Runtime"
 
-    def prepare(self, piece: Piece) -> Piece:
-        return piece
+    def prepare(self, subgraph: Subgraph) -> Subgraph:
+        return subgraph
 
-    def write(self, piece: Piece, path: Path) -> None:
-        path.write_bytes(_checked(piece.model()).SerializeToString())
+    def write(self, subgraph: Subgraph, path: Path) -> None:
+        path.write_bytes(_checked(subgraph.model()).SerializeToString())
 
-    def open(self, piece: Piece, path: Path | None, threads: int) -> Runner:
-        return OrtRunner(path.read_bytes() if path is not None else piece.model().SerializeToString(), threads)
+    def open(self, subgraph: Subgraph, path: Path | None, threads: int) -> Runner:
+        return OrtRunner(path.read_bytes() if path is not None else subgraph.model().SerializeToString(), threads)
 
 
 class NativeEngine:
@@ -65,34 +65,34 @@ class NativeEngine:
         self._built: dict[bytes, NativeBuilt] = {}
         self.about = self._target.version()
 
-    def prepare(self, piece: Piece) -> Piece:
+    def prepare(self, subgraph: Subgraph) -> Subgraph:
         try:
-            self._of(piece)
+            self._of(subgraph)
         except UnsupportedModelError:
-            return piece
-        return replace(piece, suffix=NATIVE)
+            return subgraph
+        return replace(subgraph, suffix=NATIVE)
 
-    def _of(self, piece: Piece) -> NativeBuilt:
-        key = hashlib.sha256(piece.graph.to_model().SerializeToString(deterministic=True)).digest()
+    def _of(self, subgraph: Subgraph) -> NativeBuilt:
+        key = hashlib.sha256(subgraph.graph.to_model().SerializeToString(deterministic=True)).digest()
         if key not in self._built:
-            self._built[key] = self._target.build(piece.graph, {}, {}, Encoding(), 1)
+            self._built[key] = self._target.build(subgraph.graph, {}, {}, Encoding(), 1)
         return self._built[key]
 
-    def write(self, piece: Piece, path: Path) -> None:
-        if piece.suffix != NATIVE:
-            self._stock.write(piece, path)
+    def write(self, subgraph: Subgraph, path: Path) -> None:
+        if subgraph.suffix != NATIVE:
+            self._stock.write(subgraph, path)
             return
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            self._of(piece).emit(Path(folder))
+            self._of(subgraph).emit(Path(folder))
             shutil.move(Path(folder) / LIBRARY, path)
 
-    def open(self, piece: Piece, path: Path | None, threads: int) -> Runner:
+    def open(self, subgraph: Subgraph, path: Path | None, threads: int) -> Runner:
         """Kernels for another processor are compiled for this one once more, and those run."""
-        if piece.suffix != NATIVE:
-            return self._stock.open(piece, path, threads)
+        if subgraph.suffix != NATIVE:
+            return self._stock.open(subgraph, path, threads)
         if path is not None and self._target.measurable():
             return NativeRunner(path, threads)
-        return self._of(piece).runner(threads)
+        return self._of(subgraph).runner(threads)
 
 
 def make_engine(target: str, cpu: str = "host", progress: Progress = silent) -> Engine:

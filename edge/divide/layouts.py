@@ -17,20 +17,20 @@ from gkp.edge.divide.chain import element_bytes, part_ms
 from gkp.edge.divide.partial_means import is_mean
 from gkp.edge.divide.placement import Assignment, NodePlacement, parts_of
 from gkp.edge.divide.rules import Rule, rule_of
-from gkp.edge.divide.tiles import Region, cover, union, whole, without
+from gkp.edge.divide.tiles import Tile, cover, union, whole, without
 from gkp.edge.forecast.simulate import message_ms
 from gkp.edge.plan.schema import COORDINATOR, Device, Link
 
-Parts = list[tuple[int, Region]]
+Parts = list[tuple[int, Tile]]
 
 
 class Costs:
-    """What blocks cost in the ways given. scale: measured over estimated time, from a profile; alone: estimated time of
-    layers in the form that they have wherever they are not divided by channels (gkp.edge.divide.single_device.alone_ms)."""
+    """What blocks cost in the ways given. scale: measured over estimated time, from a profile; layer_ms: estimated time of
+    layers in the form that they have wherever they are not divided by channels (gkp.edge.divide.single_device.layer_ms)."""
 
     def __init__(self, ways: Mapping[str, Assignment], devices: Sequence[Device], link: Link, scale: float = 1.0,
-                 alone: Mapping[str, float] | None = None) -> None:
-        self.ways, self.devices, self.link, self.scale, self.alone = ways, devices, link, scale, alone or {}
+                 layer_ms: Mapping[str, float] | None = None) -> None:
+        self.ways, self.devices, self.link, self.scale, self.layer_ms = ways, devices, link, scale, layer_ms or {}
         self._rules: dict[str, Rule] = {}
         self._convs: dict[str, BranchedConv] = {}
         self._made: dict[tuple[str, str], Parts] = {}
@@ -43,26 +43,26 @@ class Costs:
             parts = self._parts(node, way)
             if _by_input_rows(node, placement):  # each device takes the mean of its rows
                 parts = [(d, parts[0][1]) for d in placement.devices]
-            for device, region in parts:
-                load[device] += self._part_ms(node, region, placement) / self.devices[device].speed
+            for device, tile in parts:
+                load[device] += self._part_ms(node, tile, placement) / self.devices[device].speed
         return max(load.values(), default=0.0) * self.scale
 
-    def _part_ms(self, node: Node, region: Region, placement: NodePlacement) -> float:
-        if node.name in self.alone and placement.kind != "channels":
-            return self.alone[node.name] * region.size / max(1, whole(node.outputs[0]).size)
-        return part_ms(node, region, self._conv(node))
+    def _part_ms(self, node: Node, tile: Tile, placement: NodePlacement) -> float:
+        if node.name in self.layer_ms and placement.kind != "channels":
+            return self.layer_ms[node.name] * tile.size / max(1, whole(node.outputs[0]).size)
+        return part_ms(node, tile, self._conv(node))
 
     def exchange_ms(self, nodes: Sequence[Node], before: str, way: str) -> float:
         """Until every device has what it needs for these nodes: of the tensors that they read, each once. before: the way of
         the nodes outside of them."""
         names = {node.name for node in nodes}
-        needs: dict[str, dict[int, list[Region]]] = defaultdict(lambda: defaultdict(list))
+        needs: dict[str, dict[int, list[Tile]]] = defaultdict(lambda: defaultdict(list))
         tensors: dict[str, Tensor] = {}
         total = 0.0
         for node in nodes:
-            for device, tensor, region in self._needs(node, way):
+            for device, tensor, tile in self._needs(node, way):
                 tensors[tensor.name] = tensor
-                needs[tensor.name][device].append(region)
+                needs[tensor.name][device].append(tile)
             total += self._means_ms(node, self.ways[way][node.name])
         for name, tensor in tensors.items():
             maker = producer(tensor)
@@ -90,19 +90,19 @@ class Costs:
                                else parts_of(node, placement, len(self.devices)))
         return self._made[key]
 
-    def _needs(self, node: Node, way: str) -> list[tuple[int, Tensor, Region]]:
+    def _needs(self, node: Node, way: str) -> list[tuple[int, Tensor, Tile]]:
         """(device, tensor, part) of what has to be there."""
         placement = self.ways[way][node.name]
         if _by_input_rows(node, placement):
             x, pairs = node.inputs[0], zip(placement.devices, placement.rows, strict=True)
-            return [(d, x, Region(whole(x).channels, rows)) for d, rows in pairs]
+            return [(d, x, Tile(whole(x).channels, rows)) for d, rows in pairs]
         if node.name not in self._rules:
             self._rules[node.name] = rule_of(node)
         rule = self._rules[node.name]
-        return [(device, tensor, need) for device, region in self._parts(node, way)
-                for tensor, need in zip(node.inputs, rule.needs(region), strict=True) if need is not None]
+        return [(device, tensor, need) for device, tile in self._parts(node, way)
+                for tensor, need in zip(node.inputs, rule.needs(tile), strict=True) if need is not None]
 
-    def _tensor_ms(self, tensor: Tensor, way: str, needs: Mapping[int, Sequence[Region]]) -> float:
+    def _tensor_ms(self, tensor: Tensor, way: str, needs: Mapping[int, Sequence[Tile]]) -> float:
         """Every device's directions are busy one message after the other; a shared medium carries all of them."""
         maker = producer(tensor)
         owned = {COORDINATOR: whole(tensor)} if maker is None else dict(self._parts(maker, way))
@@ -114,8 +114,8 @@ class Costs:
             if not missing:
                 continue
             near = sorted((d for d in owned if d != device), key=lambda d: (d - device) % len(self.devices))
-            for source, region in cover(missing, [(d, owned[d]) for d in near]):
-                taken = message_ms(self.link, region.size * element_bytes(tensor))
+            for source, tile in cover(missing, [(d, owned[d]) for d in near]):
+                taken = message_ms(self.link, tile.size * element_bytes(tensor))
                 for resource in [("medium", 0)] if self.link.shared else [("out", source), ("in", device)]:
                     busy[resource] += taken
         return max(busy.values()) + self.link.rtt / 2 * 1e3 if busy else 0.0

@@ -19,7 +19,7 @@ from gkp.edge.divide.builder import part_shape
 from gkp.edge.divide.partial_means import add_partial_means, is_mean
 from gkp.edge.divide.placement import Assignment, NodePlacement, lanes_of, parts_of
 from gkp.edge.divide.rules import ROWS, Rule, rule_of
-from gkp.edge.divide.tiles import Region, cover, union, whole, without
+from gkp.edge.divide.tiles import Tile, cover, union, whole, without
 from gkp.edge.plan.schema import COORDINATOR, Layout, Transfer, Value
 from gkp.errors import UnsupportedModelError, UsageError
 from gkp.text import clean
@@ -36,12 +36,12 @@ class Step:
     rule: Rule
     lane: int
     device: int
-    out: Region
-    needs: Sequence[Region | None]
+    out: Tile
+    needs: Sequence[Tile | None]
     level: int = 0
 
     @property
-    def read(self) -> list[tuple[Tensor, Region]]:
+    def read(self) -> list[tuple[Tensor, Tile]]:
         """The inputs that are read, and what of them."""
         return [(t, r) for t, r in zip(self.node.inputs, self.needs, strict=True) if r is not None]
 
@@ -50,7 +50,7 @@ class Step:
         """Those that have a name: the others nobody reads."""
         return [t for t in self.node.outputs if t.name]
 
-    def made(self, tensor: Tensor) -> Region:
+    def made(self, tensor: Tensor) -> Tile:
         """The part of an output that the step makes."""
         return self.out if len(self.node.outputs) == 1 else whole(tensor)
 
@@ -62,7 +62,7 @@ class Item:
 
     name: str
     source: int
-    region: Region
+    tile: Tile
     tensor: Tensor = field(compare=False)
 
 
@@ -78,7 +78,7 @@ class SegmentDraft:
 
 
 @dataclass(frozen=True)
-class Sharded:
+class Partition:
     """The data flow of a split network. supply: (tensor's name, device) -> where the device finds the tensor's parts."""
 
     graph: Graph
@@ -92,11 +92,11 @@ class Sharded:
     output: str
 
 
-def shard(graph: Graph, assignment: Assignment, devices: int) -> Sharded:
+def partition(graph: Graph, assignment: Assignment, devices: int) -> Partition:
     """Divide a prepared graph (gkp.edge.divide.prepare; it is not changed). assignment: of every node. What an assignment
     divides in a way that its operator does not allow is computed whole on the first of its devices, and a note says so.
     UsageError when an assignment leaves out a node or a part, or names a device that there is not."""
-    return _Sharding(graph, assignment, devices).run()
+    return _Partitioning(graph, assignment, devices).run()
 
 
 def shardable(node: Node) -> frozenset[str]:
@@ -104,14 +104,14 @@ def shardable(node: Node) -> frozenset[str]:
     return rule_of(node).kinds | ({ROWS} if is_mean(node) else frozenset())
 
 
-class _Sharding:
+class _Partitioning:
     def __init__(self, graph: Graph, assignment: Assignment, devices: int) -> None:
         self.notes: list[str] = []
         self.graph, self.assignment = add_partial_means(graph, assignment)
         self.count = devices
         self.layouts: dict[str, Layout] = {}
 
-    def run(self) -> Sharded:
+    def run(self) -> Partition:
         missing = [n.name for n in self.graph.nodes if n.name not in self.assignment]
         if missing:
             raise UsageError(f"the assignment leaves out {len(missing)} nodes: {clean(missing[0])}, ...", "place every node")
@@ -125,22 +125,22 @@ class _Sharding:
             parts = [step for step in self.steps if id(step) in alive]
         segments = self._segments()
         found, transfers, output = _Wiring(self, segments).run()
-        return Sharded(self.graph, segments, found, transfers, self.layouts, self.supply, self.notes, "v0", output)
+        return Partition(self.graph, segments, found, transfers, self.layouts, self.supply, self.notes, "v0", output)
 
     def _flow(self, parts: Sequence[Step]) -> None:
         """The steps with their levels, and where each finds what it needs."""
         x = self.graph.inputs[0]
-        self.own: dict[str, dict[int, Region]] = defaultdict(dict)
+        self.own: dict[str, dict[int, Tile]] = defaultdict(dict)
         self.level: dict[tuple[str, int], int] = {}
-        self.needs: dict[tuple[str, int], list[Region]] = defaultdict(list)
+        self.needs: dict[tuple[str, int], list[Tile]] = defaultdict(list)
         self.supply: dict[tuple[str, int], list[Item]] = {}
         self.steps: list[Step] = []
         self.own[x.name][COORDINATOR], self.level[x.name, COORDINATOR] = whole(x), -1
         for step in parts:
             for tensor in step.outputs:
                 self.own[tensor.name][step.lane] = step.made(tensor)
-            for tensor, region in step.read:
-                self.needs[tensor.name, step.device].append(region)
+            for tensor, tile in step.read:
+                self.needs[tensor.name, step.device].append(tile)
         for step in parts:
             self._take(step)
 
@@ -162,18 +162,18 @@ class _Sharding:
     def answerer(self) -> int:
         """The lane that makes the answer."""
         y = self.graph.outputs[0]
-        return min(d for d, region in self.own[y.name].items() if region == whole(y))
+        return min(d for d, tile in self.own[y.name].items() if tile == whole(y))
 
     def read(self, step: Step) -> list[Item]:
         """Where a step finds what it needs."""
-        return [item for tensor, region in step.read for item in self.supply[tensor.name, step.device]
-                if item.region & region]
+        return [item for tensor, tile in step.read for item in self.supply[tensor.name, step.device]
+                if item.tile & tile]
 
     def makers(self, item: Item) -> list[tuple[str, int]]:
         """(tensor's name, lane) of those that make a part of the item."""
         device = self.device(item.source)
-        return [(item.name, lane) for lane, region in self.own[item.name].items()
-                if self.device(lane) == device and region & item.region]
+        return [(item.name, lane) for lane, tile in self.own[item.name].items()
+                if self.device(lane) == device and tile & item.tile]
 
     # ---- who computes what --------------------------------------------------------------------------------------
     def _make_output_whole(self) -> None:
@@ -200,7 +200,7 @@ class _Sharding:
             rule = rule_of(node)
             placement = self._allowed(node, rule)
             owned = lanes_of(node, placement, self.count)
-            found += [Step(node, rule, lane, self.device(lane), region, rule.needs(region)) for lane, region in owned]
+            found += [Step(node, rule, lane, self.device(lane), tile, rule.needs(tile)) for lane, tile in owned]
             self.layouts.update((clean(t.name), placement.layout()) for t in found[-1].outputs)
         return found
 
@@ -215,9 +215,9 @@ class _Sharding:
     # ---- what comes from where ----------------------------------------------------------------------------------
     def _take(self, step: Step) -> None:
         level = 0
-        for tensor, region in step.read:
+        for tensor, tile in step.read:
             for item in self._found(tensor, step.device):
-                if item.region & region:
+                if item.tile & tile:
                     level = max(level, self.level[tensor.name, item.source] + (self.device(item.source) != step.device))
         for tensor in step.outputs:
             self.level[tensor.name, step.lane] = level
@@ -234,23 +234,23 @@ class _Sharding:
                     items.append(Item(tensor.name, lane, owners[lane], tensor))
                     wanted = without(wanted, owners[lane])
             if COORDINATOR in owners:
-                wanted = union(Region(owners[COORDINATOR].channels, r.rows) for r in wanted)
-            items += [Item(tensor.name, source, region, tensor)
-                      for source, region in cover(wanted, self._others(tensor.name, device))]
+                wanted = union(Tile(owners[COORDINATOR].channels, r.rows) for r in wanted)
+            items += [Item(tensor.name, source, tile, tensor)
+                      for source, tile in cover(wanted, self._others(tensor.name, device))]
             self.supply[key] = items
         return self.supply[key]
 
-    def _others(self, name: str, device: int) -> list[tuple[int, Region]]:
+    def _others(self, name: str, device: int) -> list[tuple[int, Tile]]:
         """What other devices have of a tensor, the earliest and nearest first: (lane, part); lanes of one device that make
         theirs at the same time send them together."""
         together: dict[tuple[int, int, tuple[int, int]], list[int]] = defaultdict(list)
-        for lane, region in self.own[name].items():
+        for lane, tile in self.own[name].items():
             if self.device(lane) != device:
-                together[self.level[name, lane], self.device(lane), region.rows].append(lane)
+                together[self.level[name, lane], self.device(lane), tile.rows].append(lane)
         found = []
         for key in sorted(together, key=lambda k: (k[0], (k[1] - device) % self.count)):
             channels = sorted({c for lane in together[key] for c in self.own[name][lane].channels})
-            found.append((min(together[key]), Region(tuple(channels), key[2])))
+            found.append((min(together[key]), Tile(tuple(channels), key[2])))
         return found
 
     # ---- segments -----------------------------------------------------------------------------------------------
@@ -289,11 +289,11 @@ class _Sharding:
 class _Wiring:
     """Names the values: what each segment makes for later segments of its device and for other devices."""
 
-    def __init__(self, sharding: _Sharding, segments: list[SegmentDraft]) -> None:
+    def __init__(self, sharding: _Partitioning, segments: list[SegmentDraft]) -> None:
         self.s, self.segments = sharding, segments
         self.home = {(t.name, step.lane): segment for segment in segments for step in segment.steps
                      for t in step.outputs}
-        self.names: dict[tuple[str, int, Region], str] = {}
+        self.names: dict[tuple[str, int, Tile], str] = {}
         self.values: list[Value] = []
         self.transfers: list[Transfer] = []
 
@@ -329,13 +329,13 @@ class _Wiring:
         return [item for item in items if self.home.get((item.name, item.source)) is not segment]
 
     def _name(self, item: Item) -> str:
-        key = item.name, item.source, item.region
+        key = item.name, item.source, item.tile
         if key not in self.names:
             name = self.names[key] = f"v{len(self.names)}"
             maker = self.home.get(key[:2])
             if maker is not None:
                 maker.writes[name] = item
-            all_of_it, mine = whole(item.tensor), item.region
+            all_of_it, mine = whole(item.tensor), item.tile
             self.values.append(Value(
                 name=name, tensor=clean(item.tensor.name), shape=part_shape(item.tensor, mine),
                 dtype=np.dtype(item.tensor.dtype).name, producer=COORDINATOR if maker is None else maker.index,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gkp.converter.graph import Node
-from gkp.edge.divide.tiles import Region, whole, without
+from gkp.edge.divide.tiles import Tile, whole, without
 from gkp.edge.plan.schema import Layout
 from gkp.errors import UsageError
 from gkp.text import clean
@@ -42,18 +42,18 @@ class NodePlacement:
 Assignment = Mapping[str, NodePlacement]
 
 
-def parts_of(node: Node, placement: NodePlacement, count: int) -> list[tuple[int, Region]]:
+def parts_of(node: Node, placement: NodePlacement, count: int) -> list[tuple[int, Tile]]:
     """(device, part of the output) of a node, a device's lanes together; devices with nothing to do are left out.
     UsageError when a part is missing, a device does not exist, or two lanes of a device overlap."""
-    merged: dict[int, Region] = {}
-    for lane, region in lanes_of(node, placement, count):
+    merged: dict[int, Tile] = {}
+    for lane, tile in lanes_of(node, placement, count):
         before = merged.get(lane % count)
-        merged[lane % count] = region if before is None else Region(
-            tuple(sorted((*before.channels, *region.channels))), region.rows)
+        merged[lane % count] = tile if before is None else Tile(
+            tuple(sorted((*before.channels, *tile.channels))), tile.rows)
     return list(merged.items())
 
 
-def lanes_of(node: Node, placement: NodePlacement, count: int) -> list[tuple[int, Region]]:
+def lanes_of(node: Node, placement: NodePlacement, count: int) -> list[tuple[int, Tile]]:
     """(lane, part of the output) of a node: `lane % count` is the device, `lane // count` says which of its parts. Errors
     like `parts_of`."""
     where = f"placement of {clean(node.name)}"
@@ -67,17 +67,17 @@ def lanes_of(node: Node, placement: NodePlacement, count: int) -> list[tuple[int
     lists = placement.channels or placement.rows
     if len(lists) != len(placement.devices):
         raise UsageError(f"{where}: {len(lists)} parts for {len(placement.devices)} devices")
-    regions = ([Region(c, everything.rows) for c in placement.channels] if placement.channels
-               else [Region(everything.channels, r) for r in placement.rows])
+    tiles = ([Tile(c, everything.rows) for c in placement.channels] if placement.channels
+             else [Tile(everything.channels, r) for r in placement.rows])
     lanes = [d + count * placement.devices[:k].count(d) for k, d in enumerate(placement.devices)]
-    found = [(lane, r) for lane, r in zip(lanes, regions, strict=True) if r.size > 0]
+    found = [(lane, r) for lane, r in zip(lanes, tiles, strict=True) if r.size > 0]
     rest = [everything]
-    for lane, region in found:
-        if region & everything != region or list(region.channels) != sorted(set(region.channels)):
+    for lane, tile in found:
+        if tile & everything != tile or list(tile.channels) != sorted(set(tile.channels)):
             raise UsageError(f"{where}: a part lies outside of the output, or is not in order")
-        if any(other < lane and (lane - other) % count == 0 and part & region for other, part in found):
+        if any(other < lane and (lane - other) % count == 0 and part & tile for other, part in found):
             raise UsageError(f"{where}: two parts on device {lane % count} overlap")
-        rest = without(rest, region)
+        rest = without(rest, tile)
     if rest:
         raise UsageError(f"{where}: nobody computes {len(rest[0].channels)} channels of rows {rest[0].rows}")
     return found

@@ -26,9 +26,9 @@ from gkp.edge.divide.engines import TARGETS, make_engine
 from gkp.edge.divide.layouts import Costs, best_layouts, mixed
 from gkp.edge.divide.placement import Assignment, NodePlacement
 from gkp.edge.divide.prepare import prepare
-from gkp.edge.divide.segment_graph import Piece
-from gkp.edge.divide.single_device import Forms, alone_ms, best_forms, in_forms
+from gkp.edge.divide.single_device import Forms, best_forms, in_forms, layer_ms
 from gkp.edge.divide.split import Draft, check_folder, draft, write
+from gkp.edge.divide.subgraph import Subgraph
 from gkp.edge.forecast import report
 from gkp.edge.forecast.profile import Job, Profile, Profiles, measure, signature, with_measured
 from gkp.edge.plan import describe
@@ -92,7 +92,7 @@ class Planner:
         self.chain = chain.blocks(graph)
         self.impossible: dict[str, str] = {}
         self.forms: Forms | None = None
-        self.alone: dict[str, float] = {}
+        self.layer_ms: dict[str, float] = {}
         self.engine = make_engine(options.target, options.cpu, progress)
 
     def plan(self) -> tuple[Draft, Decision]:
@@ -106,7 +106,7 @@ class Planner:
                  *self._break_even(found)]
         plan = msgspec.structs.replace(made.plan, predicted=decision.chosen.prediction, rejected=list(decision.rejected),
                                        notes=list(dict.fromkeys(notes)))
-        return Draft(plan, made.pieces), decision
+        return Draft(plan, made.subgraphs), decision
 
     def jobs(self) -> list[Job]:
         """Every segment of every way to divide the network that would be predicted, to be measured; the whole network on
@@ -116,8 +116,8 @@ class Planner:
         for mode in SEARCHED:
             for variant in self._best(mode, found):
                 plan = variant.draft.plan
-                for segment, piece in zip(plan.segments, variant.draft.pieces, strict=True):
-                    jobs.setdefault(signature(plan, segment), Job(plan, segment, partial(self.engine.open, piece, None, 1)))
+                for segment, graph in zip(plan.segments, variant.draft.subgraphs, strict=True):
+                    jobs.setdefault(signature(plan, segment), Job(plan, segment, partial(self.engine.open, graph, None, 1)))
         return list(jobs.values())
 
     # ---- candidates ---------------------------------------------------------------------------------------------
@@ -188,45 +188,45 @@ class Planner:
     def _drafted(self, mode: str, assignment: Assignment) -> Variant:
         made = draft(self.graph, mode, assignment, self.devices, self.link, objective=self.options.objective,
                      model=self.model, sha256=self.sha256)
-        graphs = {id(piece.graph): piece for piece in made.pieces}  # replicas share one
-        prepared = {key: self.engine.prepare(piece).suffix for key, piece in graphs.items()}
-        pieces = [replace(piece, suffix=prepared[id(piece.graph)]) for piece in made.pieces]
+        graphs = {id(subgraph.graph): subgraph for subgraph in made.subgraphs}  # replicas share one
+        prepared = {key: self.engine.prepare(subgraph).suffix for key, subgraph in graphs.items()}
+        subgraphs = [replace(subgraph, suffix=prepared[id(subgraph.graph)]) for subgraph in made.subgraphs]
         if self.forms is None and mode == "local":  # it comes first
-            self.forms = best_forms(pieces[0])
-            self.alone = alone_ms(in_forms(pieces[0], self.forms))
+            self.forms = best_forms(subgraphs[0])
+            self.layer_ms = layer_ms(in_forms(subgraphs[0], self.forms))
         whole = {name: form for name, form in (self.forms or {}).items() if assignment[name].kind != "channels"}
-        pieces = [piece if piece.suffix == NATIVE else in_forms(piece, whole) for piece in pieces]
+        subgraphs = [subgraph if subgraph.suffix == NATIVE else in_forms(subgraph, whole) for subgraph in subgraphs]
         costs: dict[int, Cost] = {}  # replicas share a graph
-        for piece in pieces:
-            if id(piece.graph) not in costs:
-                costs[id(piece.graph)] = estimate(piece.lowered())
+        for subgraph in subgraphs:
+            if id(subgraph.graph) not in costs:
+                costs[id(subgraph.graph)] = estimate(subgraph.lowered())
         segments = [msgspec.structs.replace(with_cost(s, costs[id(p.graph)]), file=p.file)
-                    for s, p in zip(made.plan.segments, pieces, strict=True)]
+                    for s, p in zip(made.plan.segments, subgraphs, strict=True)]
         plan = msgspec.structs.replace(made.plan, segments=segments)
         if mode == "replicas":
-            plan, pieces = self._with_room(plan, pieces)
+            plan, subgraphs = self._with_room(plan, subgraphs)
         plan = _on_wire(plan, self.options.wire)
         plan = with_measured(plan, self.options.profiles)
-        return Variant(Draft(plan, pieces), candidate(plan, self.options.profiles))
+        return Variant(Draft(plan, subgraphs), candidate(plan, self.options.profiles))
 
-    def _with_room(self, plan: Plan, pieces: list[Piece]) -> tuple[Plan, list[Piece]]:
+    def _with_room(self, plan: Plan, subgraphs: list[Subgraph]) -> tuple[Plan, list[Subgraph]]:
         """Replicas on the devices that have room for the network only; on all when none has."""
         arrays = sum(v.bytes for v in plan.values)
         fits = [d.memory_bytes is None or d.memory_bytes >= s.weights_bytes + s.working_bytes + arrays
                 for d, s in zip(plan.devices, plan.segments, strict=True)]
         if all(fits) or not any(fits):
-            return plan, pieces
+            return plan, subgraphs
         kept = [k for k, fit in enumerate(fits) if fit]
-        pieces = [replace(pieces[k], index=n) for n, k in enumerate(kept)]
-        segments = [msgspec.structs.replace(plan.segments[k], index=n, file=pieces[n].file) for n, k in enumerate(kept)]
+        subgraphs = [replace(subgraphs[k], index=n) for n, k in enumerate(kept)]
+        segments = [msgspec.structs.replace(plan.segments[k], index=n, file=subgraphs[n].file) for n, k in enumerate(kept)]
         transfers = [t for t in plan.transfers if t.source in kept or t.target in kept]
-        return msgspec.structs.replace(plan, segments=segments, transfers=transfers), pieces
+        return msgspec.structs.replace(plan, segments=segments, transfers=transfers), subgraphs
 
     def _pipelines(self, shares: Sequence[float]) -> list[Assignment]:
         """Consecutive blocks, the fastest devices first, cut so that the slowest stage is fastest, and so that the fullest
         device is emptiest: what the cut knows of memory are the weights, and the arrays may be too much for the first."""
         order = sorted((d for d, s in enumerate(shares) if s > 0), key=lambda d: (-self.devices[d].speed, d))
-        found = chain.stages(self.chain, self.alone)  # not scaled: the cuts that gkp edge profile measures
+        found = chain.stages(self.chain, self.layer_ms)  # not scaled: the cuts that gkp edge profile measures
         owners = [chain.cut(found, self.devices, self.link, order, by_memory) for by_memory in (False, True)]
         kept = [owner for k, owner in enumerate(owners) if owner is not None and owner not in owners[:k]]
         if not kept:
@@ -242,7 +242,7 @@ class Planner:
         everyone = tuple(d for d, s in enumerate(shares) if s > 0)
         ways["everyone"] = {n.name: NodePlacement(everyone) for n in self.graph.nodes}
         chosen = best_layouts(self.chain, Costs(ways, self.devices, self.link, self.options.profiles.scale(),
-                                                 self.alone))
+                                                self.layer_ms))
         if len(set(chosen)) == 1 and self.options.mode != "hybrid":
             self.impossible["hybrid"] = f"block by block, {chosen[0]} is best throughout"
             return None

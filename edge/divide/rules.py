@@ -16,9 +16,9 @@ import numpy as np
 from gkp.converter.graph import Node, Tensor, is_branched, values
 from gkp.converter.operators import is_batchnorm
 from gkp.edge.divide import operators
-from gkp.edge.divide.builder import Held, Part, part_shape, take
+from gkp.edge.divide.builder import Builder, LocalTensor, part_shape, take
 from gkp.edge.divide.convs import Branches
-from gkp.edge.divide.tiles import Region, whole
+from gkp.edge.divide.tiles import Tile, whole
 from gkp.edge.divide.windows import Window, window_of
 from gkp.text import clean
 
@@ -32,11 +32,11 @@ class Rule(Protocol):
     kinds: frozenset[str]
     exact: bool
 
-    def needs(self, out: Region) -> list[Region | None]:
+    def needs(self, out: Tile) -> list[Tile | None]:
         """The part of each input of the node that is read; None for constants and what is not read at all."""
         ...
 
-    def write(self, part: Part, held: Sequence[Held | None], out: Region) -> list[Tensor]:
+    def write(self, builder: Builder, held: Sequence[LocalTensor | None], out: Tile) -> list[Tensor]:
         """Append what computes the part `out` of every output; its tensors."""
         ...
 
@@ -66,23 +66,24 @@ class Opaque:
     def __init__(self, node: Node) -> None:
         self.node = node
 
-    def needs(self, out: Region) -> list[Region | None]:
+    def needs(self, out: Tile) -> list[Tile | None]:
         return [None if values(t) is not None or not t.name else whole(t) for t in self.node.inputs]
 
-    def write(self, part: Part, held: Sequence[Held | None], out: Region) -> list[Tensor]:
-        inputs = [_input(part, t, h) for t, h in zip(self.node.inputs, held, strict=True)]
-        outputs = [part.tensor(t, whole(t)) if t.name else part.graph.variable("unread", None) for t in self.node.outputs]
-        part.graph.add(self.node.op, inputs, outputs, name=clean(self.node.name), attrs=dict(self.node.attrs),
-                       domain=self.node.domain)
+    def write(self, builder: Builder, held: Sequence[LocalTensor | None], out: Tile) -> list[Tensor]:
+        inputs = [_input(builder, t, h) for t, h in zip(self.node.inputs, held, strict=True)]
+        outputs = [builder.tensor(t, whole(t)) if t.name else builder.graph.variable("unread", None)
+                   for t in self.node.outputs]
+        builder.graph.add(self.node.op, inputs, outputs, name=clean(self.node.name), attrs=dict(self.node.attrs),
+                          domain=self.node.domain)
         return outputs
 
 
-def _input(part: Part, tensor: Tensor, held: Held | None) -> Tensor:
+def _input(builder: Builder, tensor: Tensor, held: LocalTensor | None) -> Tensor:
     """What stands for an input of the network's node: the held part, a copy of the constant, or nothing (optional)."""
     if held is not None:
         return held.tensor
     value = values(tensor)
-    return tensor if value is None else part.graph.constant("constant", value)
+    return tensor if value is None else builder.graph.constant("constant", value)
 
 
 class _Single(ABC):
@@ -96,20 +97,20 @@ class _Single(ABC):
         self.all, self.out = whole(self.x), whole(self.y)
 
     @abstractmethod
-    def reads(self, out: Region) -> Region:
+    def reads(self, out: Tile) -> Tile:
         """What of the data input a part of the output needs."""
 
-    def needs(self, out: Region) -> list[Region | None]:
+    def needs(self, out: Tile) -> list[Tile | None]:
         return [self.reads(out), *[None] * (len(self.node.inputs) - 1)]
 
-    def _add(self, part: Part, inputs: Sequence[Tensor], out: Region, op: str = "", **attrs: Any) -> list[Tensor]:
-        y = part.tensor(self.y, out)
+    def _add(self, builder: Builder, inputs: Sequence[Tensor], out: Tile, op: str = "", **attrs: Any) -> list[Tensor]:
+        y = builder.tensor(self.y, out)
         merged = {**self.node.attrs, **attrs} if not op else attrs
-        part.graph.add(op or self.node.op, inputs, [y], name=clean(self.node.name), attrs=merged)
+        builder.graph.add(op or self.node.op, inputs, [y], name=clean(self.node.name), attrs=merged)
         return [y]
 
-    def _rest(self, part: Part) -> list[Tensor]:
-        return [_input(part, t, None) for t in self.node.inputs[1:]]
+    def _rest(self, builder: Builder) -> list[Tensor]:
+        return [_input(builder, t, None) for t in self.node.inputs[1:]]
 
 
 class Branched(_Single):
@@ -124,16 +125,16 @@ class Branched(_Single):
         if not self.window.divisible:
             self.kinds = frozenset({CHANNELS})
 
-    def reads(self, out: Region) -> Region:
-        return Region(self.branches.reads(out.channels), self.window.rows(out.rows, self.out.rows, self.all.rows))
+    def reads(self, out: Tile) -> Tile:
+        return Tile(self.branches.reads(out.channels), self.window.rows(out.rows, self.out.rows, self.all.rows))
 
-    def write(self, part: Part, held: Sequence[Held | None], out: Region) -> list[Tensor]:
+    def write(self, builder: Builder, held: Sequence[LocalTensor | None], out: Tile) -> list[Tensor]:
         x = held[0]
         assert x is not None
-        y = part.tensor(self.y, out)
+        y = builder.tensor(self.y, out)
         pads = self.window.pads(out.rows, self.out.rows, self.all.rows)
-        name, form = self.branches.write(part.graph, x.tensor, x.channels, y, out.channels, pads)
-        part.forms[name] = form
+        name, form = self.branches.write(builder.graph, x.tensor, x.channels, y, out.channels, pads)
+        builder.forms[name] = form
         return [y]
 
 
@@ -146,21 +147,21 @@ class Depthwise(_Single):
         if not self.window.divisible:
             self.kinds = frozenset({CHANNELS})
 
-    def reads(self, out: Region) -> Region:
-        return Region(out.channels, self.window.rows(out.rows, self.out.rows, self.all.rows))
+    def reads(self, out: Tile) -> Tile:
+        return Tile(out.channels, self.window.rows(out.rows, self.out.rows, self.all.rows))
 
-    def write(self, part: Part, held: Sequence[Held | None], out: Region) -> list[Tensor]:
-        parameters = [part.graph.constant("depthwise", value[list(out.channels)]) for t in self.node.inputs[1:]
+    def write(self, builder: Builder, held: Sequence[LocalTensor | None], out: Tile) -> list[Tensor]:
+        parameters = [builder.graph.constant("depthwise", value[list(out.channels)]) for t in self.node.inputs[1:]
                       if (value := values(t)) is not None]
         pads = self.window.pads(out.rows, self.out.rows, self.all.rows)
         attrs = {**self.node.attrs, "pads": self.window.with_pads(pads), "group": len(out.channels)}
         attrs.pop("auto_pad", None)
-        y = part.tensor(self.y, out)
-        part.graph.add("Conv", [_tensor(held[0]), *parameters], [y], name=clean(self.node.name), attrs=attrs)
+        y = builder.tensor(self.y, out)
+        builder.graph.add("Conv", [_tensor(held[0]), *parameters], [y], name=clean(self.node.name), attrs=attrs)
         return [y]
 
 
-def _tensor(held: Held | None) -> Tensor:
+def _tensor(held: LocalTensor | None) -> Tensor:
     assert held is not None
     return held.tensor
 
@@ -174,12 +175,12 @@ class Pool(_Single):
         if not self.window.divisible or (node.attrs.get("ceil_mode", 0) and node.attrs.get("count_include_pad", 0)):
             self.kinds = frozenset({CHANNELS})
 
-    def reads(self, out: Region) -> Region:
-        return Region(out.channels, self.window.rows(out.rows, self.out.rows, self.all.rows))
+    def reads(self, out: Tile) -> Tile:
+        return Tile(out.channels, self.window.rows(out.rows, self.out.rows, self.all.rows))
 
-    def write(self, part: Part, held: Sequence[Held | None], out: Region) -> list[Tensor]:
+    def write(self, builder: Builder, held: Sequence[LocalTensor | None], out: Tile) -> list[Tensor]:
         pads = self.window.pads(out.rows, self.out.rows, self.all.rows)
-        return self._add(part, [_tensor(held[0])], out, pads=self.window.with_pads(pads), auto_pad="NOTSET")
+        return self._add(builder, [_tensor(held[0])], out, pads=self.window.with_pads(pads), auto_pad="NOTSET")
 
 
 class Plane(_Single):
@@ -187,23 +188,23 @@ class Plane(_Single):
 
     kinds = frozenset({CHANNELS})
 
-    def reads(self, out: Region) -> Region:
-        return Region(out.channels, self.all.rows)
+    def reads(self, out: Tile) -> Tile:
+        return Tile(out.channels, self.all.rows)
 
-    def write(self, part: Part, held: Sequence[Held | None], out: Region) -> list[Tensor]:
-        return self._add(part, [_tensor(held[0]), *self._rest(part)], out)
+    def write(self, builder: Builder, held: Sequence[LocalTensor | None], out: Tile) -> list[Tensor]:
+        return self._add(builder, [_tensor(held[0]), *self._rest(builder)], out)
 
 
 class BatchNorm(_Single):
     """scale, shift, mean and variance per channel."""
 
-    def reads(self, out: Region) -> Region:
+    def reads(self, out: Tile) -> Tile:
         return out
 
-    def write(self, part: Part, held: Sequence[Held | None], out: Region) -> list[Tensor]:
-        parameters = [part.graph.constant("bn", value[list(out.channels)]) for t in self.node.inputs[1:]
+    def write(self, builder: Builder, held: Sequence[LocalTensor | None], out: Tile) -> list[Tensor]:
+        parameters = [builder.graph.constant("bn", value[list(out.channels)]) for t in self.node.inputs[1:]
                       if (value := values(t)) is not None]
-        return self._add(part, [_tensor(held[0]), *parameters], out)
+        return self._add(builder, [_tensor(held[0]), *parameters], out)
 
 
 class Elementwise:
@@ -216,23 +217,23 @@ class Elementwise:
         self.node, self.y = node, node.outputs[0]
         self.kinds = BOTH if len(self.y.shape) > 2 else frozenset({CHANNELS})
 
-    def needs(self, out: Region) -> list[Region | None]:
+    def needs(self, out: Tile) -> list[Tile | None]:
         return [None if values(t) is not None or not t.name else self._reads(t, out) for t in self.node.inputs]
 
-    def _reads(self, tensor: Tensor, out: Region) -> Region:
+    def _reads(self, tensor: Tensor, out: Tile) -> Tile:
         """Axes of length one are broadcast."""
         everything, mine = whole(self.y), whole(tensor)
-        return Region(out.channels if mine.channels == everything.channels else mine.channels,
-                      out.rows if mine.rows == everything.rows else mine.rows)
+        return Tile(out.channels if mine.channels == everything.channels else mine.channels,
+                    out.rows if mine.rows == everything.rows else mine.rows)
 
-    def write(self, part: Part, held: Sequence[Held | None], out: Region) -> list[Tensor]:
-        inputs = [self._constant(part, t, out) if h is None else h.tensor
+    def write(self, builder: Builder, held: Sequence[LocalTensor | None], out: Tile) -> list[Tensor]:
+        inputs = [self._constant(builder, t, out) if h is None else h.tensor
                   for t, h in zip(self.node.inputs, held, strict=True)]
-        y = part.tensor(self.y, out)
-        part.graph.add(self.node.op, inputs, [y], name=clean(self.node.name), attrs=dict(self.node.attrs))
+        y = builder.tensor(self.y, out)
+        builder.graph.add(self.node.op, inputs, [y], name=clean(self.node.name), attrs=dict(self.node.attrs))
         return [y]
 
-    def _constant(self, part: Part, tensor: Tensor, out: Region) -> Tensor:
+    def _constant(self, builder: Builder, tensor: Tensor, out: Tile) -> Tensor:
         value = values(tensor)
         if value is None:
             return tensor
@@ -241,7 +242,7 @@ class Elementwise:
             place = axis - rank + value.ndim
             if axis < rank and place >= 0 and value.shape[place] > 1 and index.size != value.shape[place]:
                 value = np.take(value, index, axis=place)
-        return part.graph.constant("constant", value)
+        return builder.graph.constant("constant", value)
 
 
 class Flattened(_Single):
@@ -253,13 +254,13 @@ class Flattened(_Single):
         super().__init__(node)
         self.pixels = prod(int(n) for n in self.x.shape[2:])
 
-    def reads(self, out: Region) -> Region:
-        return Region(tuple(sorted({c // self.pixels for c in out.channels})), self.all.rows)
+    def reads(self, out: Tile) -> Tile:
+        return Tile(tuple(sorted({c // self.pixels for c in out.channels})), self.all.rows)
 
-    def write(self, part: Part, held: Sequence[Held | None], out: Region) -> list[Tensor]:
+    def write(self, builder: Builder, held: Sequence[LocalTensor | None], out: Tile) -> list[Tensor]:
         made = tuple(c * self.pixels + k for c in self.reads(out).channels for k in range(self.pixels))
-        flat = self._add(part, [_tensor(held[0])], Region(made, out.rows), op="Flatten", axis=1)[0]
-        return [flat if made == out.channels else take(part, Held(flat, made, out.rows), out.channels).tensor]
+        flat = self._add(builder, [_tensor(held[0])], Tile(made, out.rows), op="Flatten", axis=1)[0]
+        return [flat if made == out.channels else take(builder, LocalTensor(flat, made, out.rows), out.channels).tensor]
 
 
 class Unflattened(_Single):
@@ -267,12 +268,12 @@ class Unflattened(_Single):
 
     kinds = frozenset({CHANNELS})
 
-    def reads(self, out: Region) -> Region:
-        return Region(out.channels, self.all.rows)
+    def reads(self, out: Tile) -> Tile:
+        return Tile(out.channels, self.all.rows)
 
-    def write(self, part: Part, held: Sequence[Held | None], out: Region) -> list[Tensor]:
-        shape = part.graph.constant("shape", np.asarray(part_shape(self.y, out), np.int64))
-        return self._add(part, [_tensor(held[0]), shape], out, op="Reshape")
+    def write(self, builder: Builder, held: Sequence[LocalTensor | None], out: Tile) -> list[Tensor]:
+        shape = builder.graph.constant("shape", np.asarray(part_shape(self.y, out), np.int64))
+        return self._add(builder, [_tensor(held[0]), shape], out, op="Reshape")
 
 
 class Matrix(_Single):
@@ -281,10 +282,10 @@ class Matrix(_Single):
     kinds = frozenset({CHANNELS})
     exact = False
 
-    def reads(self, out: Region) -> Region:
+    def reads(self, out: Tile) -> Tile:
         return self.all
 
-    def write(self, part: Part, held: Sequence[Held | None], out: Region) -> list[Tensor]:
+    def write(self, builder: Builder, held: Sequence[LocalTensor | None], out: Tile) -> list[Tensor]:
         x = held[0]
         assert x is not None
         transposed = bool(self.node.attrs.get("transB", 0))
@@ -292,13 +293,13 @@ class Matrix(_Single):
         assert weight is not None
         if x.channels != self.all.channels:
             weight = np.take(weight, x.channels, axis=1 if transposed else 0)
-        inputs = [x.tensor, part.graph.constant("matrix", self._columns(weight, out, 0 if transposed else 1))]
+        inputs = [x.tensor, builder.graph.constant("matrix", self._columns(weight, out, 0 if transposed else 1))]
         if len(self.node.inputs) > 2:
             bias = np.asarray(values(self.node.inputs[2]))
-            inputs.append(part.graph.constant("bias", self._columns(bias, out, bias.ndim - 1)))
-        return self._add(part, inputs, out)
+            inputs.append(builder.graph.constant("bias", self._columns(bias, out, bias.ndim - 1)))
+        return self._add(builder, inputs, out)
 
-    def _columns(self, array: Any, out: Region, axis: int) -> Any:
+    def _columns(self, array: Any, out: Tile, axis: int) -> Any:
         """The columns of the outputs in `out`; a bias may be one number for all."""
         full = array.ndim > 0 and array.shape[axis] == len(self.out.channels)
         return np.take(array, out.channels, axis=axis) if full and out.channels != self.out.channels else array
@@ -315,19 +316,19 @@ class Concatenated:
         self.starts = np.cumsum([0, *(t.shape[1] for t in node.inputs)])
         self.kinds = BOTH if len(self.y.shape) > 2 else frozenset({CHANNELS})
 
-    def needs(self, out: Region) -> list[Region | None]:
-        found: list[Region | None] = []
+    def needs(self, out: Tile) -> list[Tile | None]:
+        found: list[Tile | None] = []
         for start, end in zip(self.starts, self.starts[1:], strict=False):
             mine = tuple(int(c - start) for c in out.channels if start <= c < end)
-            found.append(Region(mine, out.rows) if mine else None)
+            found.append(Tile(mine, out.rows) if mine else None)
         return found
 
-    def write(self, part: Part, held: Sequence[Held | None], out: Region) -> list[Tensor]:
+    def write(self, builder: Builder, held: Sequence[LocalTensor | None], out: Tile) -> list[Tensor]:
         parts = [h.tensor for h in held if h is not None]
         if len(parts) == 1:
             return parts
-        y = part.tensor(self.y, out)
-        part.graph.add("Concat", parts, [y], name=clean(self.node.name), attrs={"axis": 1})
+        y = builder.tensor(self.y, out)
+        builder.graph.add("Concat", parts, [y], name=clean(self.node.name), attrs={"axis": 1})
         return [y]
 
 
@@ -342,13 +343,13 @@ class Taken(_Single):
         self.index = [int(c) % n for c in np.asarray(values(node.inputs[1]))]
         self.kinds = BOTH if len(self.y.shape) > 2 else frozenset({CHANNELS})
 
-    def reads(self, out: Region) -> Region:
-        return Region(tuple(sorted({self.index[c] for c in out.channels})), out.rows)
+    def reads(self, out: Tile) -> Tile:
+        return Tile(tuple(sorted({self.index[c] for c in out.channels})), out.rows)
 
-    def write(self, part: Part, held: Sequence[Held | None], out: Region) -> list[Tensor]:
+    def write(self, builder: Builder, held: Sequence[LocalTensor | None], out: Tile) -> list[Tensor]:
         x = held[0]
         assert x is not None
-        return [take(part, x, tuple(self.index[c] for c in out.channels)).tensor]
+        return [take(builder, x, tuple(self.index[c] for c in out.channels)).tensor]
 
 
 class RowSlice(_Single):
@@ -356,13 +357,13 @@ class RowSlice(_Single):
 
     kinds = frozenset({CHANNELS})
 
-    def reads(self, out: Region) -> Region:
+    def reads(self, out: Tile) -> Tile:
         height = self.all.rows[1]
         start, end = (int(np.clip(v + height if v < 0 else v, 0, height)) for v in (
             int(np.asarray(values(t))[0]) for t in self.node.inputs[1:3]))
-        return Region(out.channels, (start, end))
+        return Tile(out.channels, (start, end))
 
-    def write(self, part: Part, held: Sequence[Held | None], out: Region) -> list[Tensor]:
+    def write(self, builder: Builder, held: Sequence[LocalTensor | None], out: Tile) -> list[Tensor]:
         return [_tensor(held[0])]
 
 

@@ -16,32 +16,32 @@ from gkp.converter.cost import PEAK_MACS_PER_MS, estimate_ms
 from gkp.converter.graph import spatial
 from gkp.converter.lower.candidates import Candidate, candidates, dense, grouped, split
 from gkp.edge.divide.costs import BLOCK, efficiency, estimate
-from gkp.edge.divide.segment_graph import Piece
+from gkp.edge.divide.subgraph import Subgraph
 
 Forms = Mapping[str, str]
-"""Layer -> name of a candidate of gkp.converter.lower.candidates, "" for the piece's own."""
+"""Layer -> name of a candidate of gkp.converter.lower.candidates, "" for the subgraph's own."""
 
 
-def best_forms(piece: Piece) -> Forms:
+def best_forms(subgraph: Subgraph) -> Forms:
     """What the cost model likes best for the whole network on one device: the forms that it has, for each layer the best of
     the dense, grouped and split forms, or the exact grouped form of every layer."""
     own: dict[str, str] = {}
     cheapest: dict[str, str] = {}
     exact: dict[str, str] = {}
-    for node in piece.graph.branched():
+    for node in subgraph.graph.branched():
         conv, plane = branched_node.read(node), spatial(node.outputs[0]) or (1,)
         costs = {c.name: estimate_ms(conv, c, plane, BLOCK) for c in candidates(conv, BLOCK, plane)}
         own[node.name], cheapest[node.name] = "", min(costs, key=lambda name: costs[name])
         name = f"grouped-{len(conv.branches)}"
         exact[node.name] = name if name in costs else cheapest[node.name]
-    return min((own, cheapest, exact), key=lambda forms: estimate(in_forms(piece, forms).lowered()).ms)
+    return min((own, cheapest, exact), key=lambda forms: estimate(in_forms(subgraph, forms).lowered()).ms)
 
 
-def alone_ms(piece: Piece) -> dict[str, float]:
-    """Estimated milliseconds at speed 1 of every convolution of the whole network, in the forms that the piece has."""
+def layer_ms(subgraph: Subgraph) -> dict[str, float]:
+    """Estimated milliseconds at speed 1 of every convolution of the whole network, in the forms that the subgraph has."""
     found: dict[str, float] = {}
-    for node in piece.graph.branched():
-        if (form := piece.forms.get(node.name)) is not None:
+    for node in subgraph.graph.branched():
+        if (form := subgraph.forms.get(node.name)) is not None:
             outputs, inputs = form.groups[0].shape[:2]
             count = 1 if form.parallel else len(form.groups)
             filled = efficiency(outputs * count, inputs, count)
@@ -50,14 +50,14 @@ def alone_ms(piece: Piece) -> dict[str, float]:
     return found
 
 
-def in_forms(piece: Piece, forms: Forms) -> Piece:
-    """The piece with these forms of layers that it holds with all their channels (or rows of them)."""
+def in_forms(subgraph: Subgraph, forms: Forms) -> Subgraph:
+    """The subgraph with these forms of layers that it holds with all their channels (or rows of them)."""
     made = {}
-    for node in piece.graph.branched():
+    for node in subgraph.graph.branched():
         found = _named(branched_node.read(node), forms.get(node.name, ""))
-        if node.name in piece.forms or found is not None:
-            made[node.name] = found or piece.forms[node.name]
-    return replace(piece, forms=made)
+        if node.name in subgraph.forms or found is not None:
+            made[node.name] = found or subgraph.forms[node.name]
+    return replace(subgraph, forms=made)
 
 
 def _named(conv: BranchedConv, name: str) -> Candidate | None:

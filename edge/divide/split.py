@@ -16,11 +16,11 @@ from gkp.converter.artefact import staged
 from gkp.converter.graph import Graph
 from gkp.converter.sources import GroupedModel
 from gkp.converter.verify import check_inputs, verify, worst
-from gkp.edge.device.in_process import LocalExecutor
+from gkp.edge.device.in_process import InProcessExecutor
 from gkp.edge.divide.engines import Engine, OrtEngine
-from gkp.edge.divide.partition import SegmentDraft, Sharded, shard
+from gkp.edge.divide.partition import Partition, SegmentDraft, partition
 from gkp.edge.divide.placement import Assignment, NodePlacement
-from gkp.edge.divide.segment_graph import Piece, build
+from gkp.edge.divide.subgraph import Subgraph, build
 from gkp.edge.plan.schema import COORDINATOR, FILE_NAME, Device, Layout, Link, Plan, Segment, Transfer, device_folder
 from gkp.errors import GkpError, UsageError, VerificationError
 from gkp.text import clean
@@ -33,15 +33,15 @@ DEVICE_FILE = "manifest.json"
 
 @dataclass(frozen=True)
 class Draft:
-    """A split model before it is written. plan: without files; pieces: the segments' networks, in the plan's order."""
+    """A split model before it is written. plan: without files; subgraphs: the segments' networks, in the plan's order."""
 
     plan: Plan
-    pieces: Sequence[Piece]
+    subgraphs: Sequence[Subgraph]
 
     @cached_property
     def models(self) -> list[onnx.ModelProto]:
         """The segments as stock ONNX (made here, not before)."""
-        return [piece.model() for piece in self.pieces]
+        return [subgraph.model() for subgraph in self.subgraphs]
 
 
 def draft(graph: Graph, mode: str, assignment: Assignment, devices: Sequence[Device], link: Link, *,
@@ -52,43 +52,43 @@ def draft(graph: Graph, mode: str, assignment: Assignment, devices: Sequence[Dev
     if mode == "replicas":
         copies = sorted({d for placement in assignment.values() for d in placement.devices})
         assignment = {name: NodePlacement((copies[0],)) for name in assignment}
-    sharded = shard(graph, assignment, len(devices))
-    pieces = [build(sharded, segment) for segment in sharded.segments]
-    pieces = [replace(pieces[0], index=k, device=d) for k, d in enumerate(copies)] or pieces
-    segments = [_segment(sharded.segments[0 if copies else piece.index], piece) for piece in pieces]
+    partitioned = partition(graph, assignment, len(devices))
+    subgraphs = [build(partitioned, segment) for segment in partitioned.segments]
+    subgraphs = [replace(subgraphs[0], index=k, device=d) for k, d in enumerate(copies)] or subgraphs
+    segments = [_segment(partitioned.segments[0 if copies else subgraph.index], subgraph) for subgraph in subgraphs]
     idle = [clean(d.name) for k, d in enumerate(devices) if all(s.device != k for s in segments)]
-    told = [*notes, *sharded.notes, *([f"idle: {', '.join(idle)}"] if idle else [])]
+    told = [*notes, *partitioned.notes, *([f"idle: {', '.join(idle)}"] if idle else [])]
     plan = Plan(
         mode=mode, objective=objective, model=model, model_sha256=sha256, devices=list(devices), link=link,
-        input=sharded.input, output=sharded.output, values=sharded.values, segments=segments,
-        transfers=_replicated(sharded, copies) if copies else sharded.transfers,
-        layouts=_everywhere(sharded, copies) if copies else sharded.layouts, files={},
+        input=partitioned.input, output=partitioned.output, values=partitioned.values, segments=segments,
+        transfers=_replicated(partitioned, copies) if copies else partitioned.transfers,
+        layouts=_everywhere(partitioned, copies) if copies else partitioned.layouts, files={},
         predicted=None, rejected=[], notes=told)
-    return Draft(plan, pieces)
+    return Draft(plan, subgraphs)
 
 
-def _segment(source: SegmentDraft, piece: Piece) -> Segment:
-    macs, weights = piece.sizes
-    return Segment(index=piece.index, device=piece.device, file=piece.file, inputs=list(source.reads),
+def _segment(source: SegmentDraft, subgraph: Subgraph) -> Segment:
+    macs, weights = subgraph.sizes
+    return Segment(index=subgraph.index, device=subgraph.device, file=subgraph.file, inputs=list(source.reads),
                    outputs=list(source.writes), layers=[clean(s.node.name) for s in source.steps], macs=macs,
                    weights_bytes=weights)
 
 
-def _replicated(sharded: Sharded, devices: Sequence[int]) -> list[Transfer]:
+def _replicated(partitioned: Partition, devices: Sequence[int]) -> list[Transfer]:
     """Input and output of every replica."""
     return [msgspec.structs.replace(t, **({"target": d} if t.source == COORDINATOR else {"source": d}))
-            for d in devices for t in sharded.transfers]
+            for d in devices for t in partitioned.transfers]
 
 
-def _everywhere(sharded: Sharded, devices: Sequence[int]) -> dict[str, Layout]:
+def _everywhere(partitioned: Partition, devices: Sequence[int]) -> dict[str, Layout]:
     kind = "replicated" if len(devices) > 1 else "one"
-    return {name: Layout(kind=kind, devices=list(devices)) for name in sharded.layouts}
+    return {name: Layout(kind=kind, devices=list(devices)) for name in partitioned.layouts}
 
 
 def write(opened: GroupedModel, made: Draft, out: Path, *, force: bool = False, engine: Engine | None = None,
           progress: Progress = silent) -> Plan:
     """Write a draft and verify it, all devices in this process, against the opened model; the plan with its files. engine:
-    that prepared the draft's pieces, by default ONNX Runtime's. Nothing is left behind when it fails."""
+    that prepared the draft's subgraphs, by default ONNX Runtime's. Nothing is left behind when it fails."""
     engine = engine or OrtEngine()
     check_folder(out, force)
     with staged(out) as folder:
@@ -96,10 +96,10 @@ def write(opened: GroupedModel, made: Draft, out: Path, *, force: bool = False, 
         for device in range(len(made.plan.devices)):
             device_folder(folder, device).mkdir()
             files[str(device)] = {}
-        for segment, piece in zip(made.plan.segments, made.pieces, strict=True):
-            progress("writing segments", segment.index / len(made.pieces))
+        for segment, subgraph in zip(made.plan.segments, made.subgraphs, strict=True):
+            progress("writing segments", segment.index / len(made.subgraphs))
             path = device_folder(folder, segment.device) / segment.file
-            engine.write(piece, path)
+            engine.write(subgraph, path)
             files[str(segment.device)][segment.file] = manifest.sha256(path)
         progress("verifying", None)
         note = check(opened, made, folder, engine)
@@ -124,8 +124,8 @@ def check(opened: GroupedModel, made: Draft, folder: Path, engine: Engine) -> st
     when they differ by more than TOLERANCE, with arrays between devices as they are; what rounding those to the plan's wire
     type changes is noted."""
     name = opened.model.graph.input[0].name
-    executor = LocalExecutor(made.plan, lambda s: engine.open(made.pieces[s.index],
-                                                              device_folder(folder, s.device) / s.file, 1))
+    executor = InProcessExecutor(made.plan, lambda s: engine.open(made.subgraphs[s.index],
+                                                                  device_folder(folder, s.device) / s.file, 1))
     try:
         inputs = check_inputs(opened.model, {})
         result = verify(lambda feeds: [executor.run(feeds[name])], engine.about, opened.reference, opened.reference_name,
@@ -141,7 +141,7 @@ def check(opened: GroupedModel, made: Draft, folder: Path, engine: Engine) -> st
             + rounding)
 
 
-def _rounding(executor: LocalExecutor, wire: str, x: Array) -> str:
+def _rounding(executor: InProcessExecutor, wire: str, x: Array) -> str:
     """How much the outputs change when values between devices are rounded, in words; "" where they are not."""
     if wire == "float32":
         return ""

@@ -122,7 +122,7 @@ def _view(plan: Plan, profiles: Profiles | None) -> dict[str, Any]:
     tensors = _tensors(plan)
     return {"version": __version__, "headline": describe.headline(plan), "rows": describe.rows(plan), "devices": devices,
             "idle": [d.name for d in devices if not d.segments], "picture": picture(plan, timeline), "based_on": based_on,
-            "link": describe.link_words(plan), "mode_words": describe.MODE_WORDS.get(plan.mode, ""), "describe": describe,
+            "link": describe.link_text(plan), "mode_text": describe.MODE_TEXTS.get(plan.mode, ""), "describe": describe,
             "matrix": _matrix(plan) if 1 < len(plan.devices) <= 16 else None, "tensors": tensors[:MOST_LISTED],
             "more_tensors": max(0, len(tensors) - MOST_LISTED), "layouts": list(plan.layouts.items())[:MOST_LISTED],
             "more_layouts": max(0, len(plan.layouts) - MOST_LISTED), "lane": LANE, "bar": _BAR}
@@ -144,7 +144,7 @@ def picture(plan: Plan, timeline: Timeline) -> Picture:
         if ran.device in y:
             seen[ran.device] = seen.get(ran.device, 0) + 1
             boxes.append(Box(_percent(ran.start, end), _percent(ran.end - ran.start, end), y[ran.device],
-                             seen[ran.device] % 2 == 0, _segment_words(plan, ran.segment, ran.start, ran.end)))
+                             seen[ran.device] % 2 == 0, _segment_text(plan, ran.segment, ran.start, ran.end)))
     messages = [(s, plan.transfers[s.transfer]) for s in timeline.sent]
     drawn = [(s, t) for s, t in messages if t.source in y and t.target in y]
     drawn = drawn[::-(-len(drawn) // MOST_MESSAGES) or 1]  # of too many every second, third, ...: all the time is seen
@@ -161,7 +161,7 @@ def picture(plan: Plan, timeline: Timeline) -> Picture:
     return Picture(rows=tuple((_name(plan, d), _note(plan, d), at) for d, at in y.items()), boxes=tuple(boxes),
                    arrows=tuple(arrows), ticks=tuple(_ticks(end)), height=_TOP + len(y) * LANE, left_out=" and ".join(left),
                    description=f"{plural(len(timeline.runs), 'segment')} on "
-                               f"{plural(len(describe.busy_devices(plan)), 'device')} and "
+                   f"{plural(len(describe.busy_devices(plan)), 'device')} and "
                                f"{plural(len(messages), 'message')} in {milliseconds(end)} ms")
 
 
@@ -190,7 +190,7 @@ def _note(plan: Plan, device: int) -> str:
     return plural(count, "segment") if count else "idle"
 
 
-def _segment_words(plan: Plan, index: int, start: float, end: float) -> str:
+def _segment_text(plan: Plan, index: int, start: float, end: float) -> str:
     segment = plan.segments[index]
     layers = ", ".join(_short(name, 40) for name in segment.layers[:4])
     more = f" and {len(segment.layers) - 4} more" if len(segment.layers) > 4 else ""

@@ -8,7 +8,7 @@ from gkp.edge.plan.schema import Plan, Prediction
 from gkp.report.wording import milliseconds
 from gkp.text import clean, plural
 
-MODE_WORDS = {
+MODE_TEXTS = {
     "local": "the whole network on one device",
     "replicas": "the whole network on every device, a request to each in turn",
     "branch": "every device computes its own groups (or output channels)",
@@ -44,7 +44,7 @@ def cost(prediction: Prediction, objective: str) -> float:
             "memory": float(prediction.memory_bytes)}[objective]
 
 
-def link_words(plan: Plan) -> str:
+def link_text(plan: Plan) -> str:
     """`1gbe: 117 MB/s, round trip 0.2 ms, 0.2 ms per message`."""
     link = plan.link
     shared = ", shared by all" if link.shared else ""
@@ -104,10 +104,10 @@ def reasons(plan: Plan) -> list[str]:
     return [f"{clean(row.prediction.mode, 20)}: {clean(row.prediction.reason, 400)}" for row in rows(plan)]
 
 
-def predicted_words(plan: Plan) -> str:
+def predicted_text(plan: Plan) -> str:
     """What was predicted of one request, to be compared with a measured one."""
     p = plan.predicted
     if p is None:
         return "not predicted"
     return (f"predicted: one request {milliseconds(p.critical_path_ms)} ms (segments {clean(p.based_on, 20)}; the link "
-            f"{link_words(plan)}), {p.bytes:,} bytes moved")
+            f"{link_text(plan)}), {p.bytes:,} bytes moved")

@@ -16,7 +16,7 @@ from onnx_kit import Net, assert_close, feeds_of, run_ort
 from gkp.branched import BranchedConv
 from gkp.converter.graph import Graph, Node
 from gkp.converter.sources import OpenOptions, open_any
-from gkp.edge.device.in_process import LocalExecutor
+from gkp.edge.device.in_process import InProcessExecutor
 from gkp.edge.divide.modes import assign
 from gkp.edge.divide.partial_means import is_mean
 from gkp.edge.divide.partition import shardable
@@ -54,9 +54,9 @@ def split_model(source: Path, devices: Sequence[Device], link: Link, out: Path, 
     return write(opened, made, out, force=force)
 
 
-def executor(made: Draft) -> LocalExecutor:
+def executor(made: Draft) -> InProcessExecutor:
     models = {s.index: model for s, model in zip(made.plan.segments, made.models, strict=True)}
-    return LocalExecutor(made.plan, lambda s: OrtRunner(models[s.index].SerializeToString(), 1))
+    return InProcessExecutor(made.plan, lambda s: OrtRunner(models[s.index].SerializeToString(), 1))
 
 
 def assert_computes(made: Draft, model: onnx.ModelProto, where: str = "") -> None:
@@ -137,16 +137,16 @@ def _random_placement(node: Node, n: int, rng: np.random.Generator) -> NodePlace
         return NodePlacement(order[:1])
     if kind == "copies":
         return NodePlacement(order[:2])
-    region = whole(node.inputs[0] if kind == "rows" and is_mean(node) else node.outputs[0])
+    tile = whole(node.inputs[0] if kind == "rows" and is_mean(node) else node.outputs[0])
     extra = rng.random() < 0.3 and not is_mean(node)
     if kind == "channels":
         order = (*order, *rng.choice(order, rng.integers(0, 3)).tolist())
-        owner = rng.integers(0, len(order), len(region.channels))
+        owner = rng.integers(0, len(order), len(tile.channels))
         lists = [set(np.flatnonzero(owner == k).tolist()) for k in range(len(order))]
         if extra and len(set(order)) == len(order):
-            lists[0] |= set(rng.permutation(len(region.channels))[:2].tolist())
+            lists[0] |= set(rng.permutation(len(tile.channels))[:2].tolist())
         return NodePlacement(order, tuple(tuple(sorted(c)) for c in lists))
-    height = region.rows[1]
+    height = tile.rows[1]
     cuts = [0, *np.sort(rng.integers(0, height + 1, len(order) - 1)).tolist(), height]
     rows = list(pairwise(cuts))
     if extra and rows[0][1] < height:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gkp.edge.coordinate.failures import ComputeError, Verdict, typed, verdict
-from gkp.edge.coordinate.fallback import Spare
+from gkp.edge.coordinate.fallback import LocalFallback
 from gkp.edge.wire.client import RemoteError
 
 
@@ -28,7 +28,7 @@ def test_every_error_says_what_to_do(status: str, error: str, what: Verdict) -> 
 
 def test_the_coordinator_itself_gives_no_answer_that_is_not_finite_either(tmp_path: Path) -> None:
     made = kit.split(tmp_path, "branch", 2)
-    with Spare(made.directory, made.plan) as spare:
-        made.check(spare.run(kit.images(), time.monotonic() + 60), kit.images())
+    with LocalFallback(made.directory, made.plan) as fallback:
+        made.check(fallback.run(kit.images(), time.monotonic() + 60), kit.images())
         with pytest.raises(ComputeError, match="NaN or infinity"):
-            spare.run(np.full(kit.SHAPE, 3e38, np.float32), time.monotonic() + 60)
+            fallback.run(np.full(kit.SHAPE, 3e38, np.float32), time.monotonic() + 60)

@@ -13,7 +13,7 @@ from net_blocks import classifier, tmi_block
 from onnx_kit import Net
 from split_kit import MODES, drafted, executor
 
-from gkp.edge.device.dataflow import Flow, Routes, entering
+from gkp.edge.device.dataflow import Dataflow, DeviceView, entering
 from gkp.edge.plan.schema import COORDINATOR, Plan, Segment
 from gkp.errors import UsageError
 
@@ -45,7 +45,7 @@ def outputs(plan: Plan, segment: Segment) -> list[Any]:
 @given(st.sampled_from([m for m in MODES if m != "replicas"]), st.randoms(use_true_random=False))
 def test_in_any_order_every_segment_runs_once_and_the_answer_comes(mode: str, order: random.Random) -> None:
     plan = PLANS[mode]
-    flows = {d: Flow(plan, d) for d in range(3)}
+    flows = {d: Dataflow(plan, d) for d in range(3)}
     messages = [(name, a, t.target) for name, a in entering(plan, X).items() for t in plan.transfers
                 if (t.value, t.source) == (name, COORDINATOR)]
     running: list[Segment] = []
@@ -74,8 +74,8 @@ def test_in_any_order_every_segment_runs_once_and_the_answer_comes(mode: str, or
 
 def test_a_segment_waits_for_all_its_inputs() -> None:
     segment = next(s for s in BRANCH.segments if s.device == 1 and len(s.inputs) > 1)
-    flow = Flow(BRANCH, 1)
-    remote = [n for n in segment.inputs if n in Routes(BRANCH, 1).expected]
+    flow = Dataflow(BRANCH, 1)
+    remote = [n for n in segment.inputs if n in DeviceView(BRANCH, 1).expected]
     for name in remote[:-1]:
         assert segment not in flow.give(name, array(BRANCH, name))
     assert remote
@@ -84,25 +84,25 @@ def test_a_segment_waits_for_all_its_inputs() -> None:
 def test_values_of_the_device_itself_are_not_taken_from_others() -> None:
     made = next(n for s in BRANCH.segments if s.device == 0 for n in s.outputs)
     with pytest.raises(UsageError, match="expects no value"):
-        Flow(BRANCH, 0).give(made, array(BRANCH, made))
+        Dataflow(BRANCH, 0).give(made, array(BRANCH, made))
     with pytest.raises(UsageError, match="expects no value"):
-        Flow(BRANCH, 0).give("v999", X)
+        Dataflow(BRANCH, 0).give("v999", X)
 
 
 @pytest.mark.parametrize("wrong", [X[:, :2], X[0], X.astype(np.float64), np.concatenate([X, X])])
 def test_an_array_of_another_shape_or_dtype_is_refused(wrong: Any) -> None:
     with pytest.raises(UsageError, match="the plan says"):
-        Flow(BRANCH, 0).give(BRANCH.input, wrong)
+        Dataflow(BRANCH, 0).give(BRANCH.input, wrong)
     with pytest.raises(UsageError, match="the plan says"):
         entering(BRANCH, wrong)
 
 
 def test_outputs_must_be_those_of_the_plan_and_come_once() -> None:
-    flow = Flow(BRANCH, 0)
+    flow = Dataflow(BRANCH, 0)
     (segment, *_) = flow.give(BRANCH.input, X)
     good = outputs(BRANCH, segment)
     with pytest.raises(UsageError, match="gave 0 values"):
-        Flow(BRANCH, 0).done(segment, []) if flow.give(BRANCH.input, X) else flow.done(segment, [])
+        Dataflow(BRANCH, 0).done(segment, []) if flow.give(BRANCH.input, X) else flow.done(segment, [])
     flow.done(segment, good)
     with pytest.raises(UsageError, match="not running"):
         flow.done(segment, good)
@@ -111,7 +111,7 @@ def test_outputs_must_be_those_of_the_plan_and_come_once() -> None:
 def test_a_segment_that_has_not_its_inputs_cannot_be_done() -> None:
     segment = next(s for s in BRANCH.segments if s.device == 0)
     with pytest.raises(UsageError, match="not running"):
-        Flow(BRANCH, 0).done(segment, outputs(BRANCH, segment))
+        Dataflow(BRANCH, 0).done(segment, outputs(BRANCH, segment))
 
 
 def test_the_coordinator_cuts_the_input_for_devices_that_read_rows_of_it() -> None:
@@ -133,7 +133,7 @@ def test_replicas_answer_one_by_one() -> None:
     assert all(np.array_equal(answers[0], a) for a in answers)
     assert len(plan.segments) == 3
     assert {t.target for t in plan.transfers if t.source == COORDINATOR} == {0, 1, 2}
-    flow = Flow(plan, 2)
+    flow = Dataflow(plan, 2)
     (segment,) = flow.give(plan.input, X)
     (send,) = flow.done(segment, outputs(plan, segment)).sends
     assert (send.value, send.targets) == (plan.output, (COORDINATOR,))

@@ -12,7 +12,7 @@ from onnx_kit import Net
 from split_kit import LINK, SHARED, aligned_net, devices
 
 from gkp.converter.sources import OpenOptions, open_any
-from gkp.edge.device.in_process import LocalExecutor
+from gkp.edge.device.in_process import InProcessExecutor
 from gkp.edge.divide.planner import SplitOptions, split
 from gkp.edge.forecast import profile as profiling
 from gkp.edge.plan.devices import parse_link
@@ -51,7 +51,7 @@ def test_native_segments_compute_the_same(made: tuple[Plan, Path], model: Path) 
     plan, out = made
     assert suffixes(plan) == {".so"}
     x = np.random.default_rng(3).standard_normal((1, 3, 8, 8)).astype(np.float32)
-    run = LocalExecutor.open(plan, out, trust_code=True)
+    run = InProcessExecutor.open(plan, out, trust_code=True)
     np.testing.assert_allclose(run.run(x), answer(model, x), atol=5e-5)
     run.close()
 
@@ -70,7 +70,7 @@ def test_local_workers_run_native_segments_when_told_to_trust_them(made: tuple[P
 def test_nothing_is_run_or_measured_that_nobody_vouches_for(made: tuple[Plan, Path]) -> None:
     plan, out = made
     with pytest.raises(UnsafeFileError):
-        LocalExecutor.open(plan, out)
+        InProcessExecutor.open(plan, out)
     with pytest.raises(UnsafeFileError):
         profiling.folder_jobs(out)
     gkp("edge", "profile", out, "--seconds", 0.2, expect=5)
@@ -90,7 +90,7 @@ def test_rows_are_put_together_by_native_kernels(model: Path, tmp_path: Path) ->
     plan = split(model, tmp_path / "rows", options("spatial"))
     assert suffixes(plan) == {".so"}
     x = np.random.default_rng(4).standard_normal((1, 3, 8, 8)).astype(np.float32)
-    run = LocalExecutor.open(plan, tmp_path / "rows", trust_code=True)
+    run = InProcessExecutor.open(plan, tmp_path / "rows", trust_code=True)
     np.testing.assert_allclose(run.run(x), answer(model, x), atol=5e-5)
     run.close()
 

@@ -18,10 +18,10 @@ from gkp.edge.divide.balance import balance, last_end
 from gkp.edge.divide.chain import Stage, blocks, cut, part_ms
 from gkp.edge.divide.layouts import Costs, best_layouts, mixed
 from gkp.edge.divide.modes import assign
-from gkp.edge.divide.partition import shard
+from gkp.edge.divide.partition import partition
 from gkp.edge.divide.placement import NodePlacement
 from gkp.edge.divide.prepare import prepare
-from gkp.edge.divide.tiles import Region, whole
+from gkp.edge.divide.tiles import Tile, whole
 from gkp.edge.plan.schema import COORDINATOR, Device, Link
 from gkp.errors import UsageError
 
@@ -169,7 +169,7 @@ def test_layouts_change_where_that_pays() -> None:
 def test_a_part_of_a_layer_costs_its_share() -> None:
     node = blocks(two_convs())[0][0]
     everything = whole(node.outputs[0])
-    assert part_ms(node, Region(everything.channels, (0, 16))) == pytest.approx(part_ms(node, everything) / 4)
+    assert part_ms(node, Tile(everything.channels, (0, 16))) == pytest.approx(part_ms(node, everything) / 4)
 
 
 def test_mixed_layouts_compute_the_same_network() -> None:
@@ -177,6 +177,6 @@ def test_mixed_layouts_compute_the_same_network() -> None:
     graph = prepare(model)
     found, ways = blocks(graph), ways_of(graph, 3)
     chosen = ["spatial", "spatial", "branch", "spatial", "spatial", "local", "local"]
-    sharded = shard(graph, mixed(found, chosen, ways), 3)
-    kinds = {name: layout.kind for name, layout in sharded.layouts.items()}
+    partitioned = partition(graph, mixed(found, chosen, ways), 3)
+    kinds = {name: layout.kind for name, layout in partitioned.layouts.items()}
     assert {"rows", "channels", "one"} <= set(kinds.values())

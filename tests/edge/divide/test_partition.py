@@ -13,41 +13,41 @@ from onnx_kit import Net, ops
 from split_kit import LINK, assert_computes, between_devices, devices, random_assignment
 
 from gkp.converter import node as branched_node
-from gkp.edge.divide.partition import shard, shardable
+from gkp.edge.divide.partition import partition, shardable
 from gkp.edge.divide.placement import NodePlacement
 from gkp.edge.divide.prepare import prepare
 from gkp.edge.divide.split import draft
-from gkp.edge.divide.tiles import Region, cover, union, whole
+from gkp.edge.divide.tiles import Tile, cover, union, whole
 from gkp.errors import UnsupportedModelError, UsageError
 
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
 
-# ---- regions ----------------------------------------------------------------------------------------------------------
-regions = st.builds(lambda c, a, n: Region(tuple(sorted(c)), (a, a + n)), st.sets(st.integers(0, 5), min_size=1),
-                    st.integers(0, 4), st.integers(1, 4))
+# ---- tiles ----------------------------------------------------------------------------------------------------------
+tiles = st.builds(lambda c, a, n: Tile(tuple(sorted(c)), (a, a + n)), st.sets(st.integers(0, 5), min_size=1),
+                  st.integers(0, 4), st.integers(1, 4))
 
 
-def cells(*parts: Region) -> list[tuple[int, int]]:
+def cells(*parts: Tile) -> list[tuple[int, int]]:
     return [(c, r) for part in parts for c in part.channels for r in range(*part.rows)]
 
 
-@given(regions, regions)
-def test_common_part_and_rest_make_up_a_region(a: Region, b: Region) -> None:
+@given(tiles, tiles)
+def test_common_part_and_rest_make_up_a_region(a: Tile, b: Tile) -> None:
     common = a & b
     rest = a.minus(b)
     assert sorted(cells(*([common] if common else []), *rest)) == sorted(cells(a))
     assert not set(cells(*rest)) & set(cells(b))
 
 
-@given(st.lists(regions, max_size=6))
-def test_a_union_holds_every_cell_once(parts: list[Region]) -> None:
+@given(st.lists(tiles, max_size=6))
+def test_a_union_holds_every_cell_once(parts: list[Tile]) -> None:
     assert sorted(cells(*union(parts))) == sorted(set(cells(*parts)))
 
 
-@given(st.lists(regions, min_size=1, max_size=4), st.lists(regions, max_size=5))
-def test_owners_send_every_wanted_cell_once_and_none_that_they_lack(wanted: list[Region], owned: list[Region]) -> None:
-    owners = list(enumerate([*owned, Region(tuple(range(6)), (0, 8))]))
+@given(st.lists(tiles, min_size=1, max_size=4), st.lists(tiles, max_size=5))
+def test_owners_send_every_wanted_cell_once_and_none_that_they_lack(wanted: list[Tile], owned: list[Tile]) -> None:
+    owners = list(enumerate([*owned, Tile(tuple(range(6)), (0, 8))]))
     sent = cover(union(wanted), owners)
     assert sorted(cells(*(part for _, part in sent))) == sorted(set(cells(*wanted)))
     for owner, part in sent:
@@ -56,7 +56,7 @@ def test_owners_send_every_wanted_cell_once_and_none_that_they_lack(wanted: list
 
 def test_a_part_that_nobody_has_is_an_error() -> None:
     with pytest.raises(ValueError, match="nobody has"):
-        cover([Region((0, 1), (0, 2))], [(0, Region((0,), (0, 2)))])
+        cover([Tile((0, 1), (0, 2))], [(0, Tile((0,), (0, 2)))])
 
 
 # ---- any assignment ---------------------------------------------------------------------------------------------------
@@ -179,20 +179,20 @@ def test_assignments_that_make_no_sense_are_refused(placement: NodePlacement, me
     net = Net(1, 3, 8, 8)
     graph = prepare(net.model(net.conv3("x", 3, 4)))
     with pytest.raises(UsageError) as caught:
-        shard(graph, {n.name: placement for n in graph.nodes}, 2)
+        partition(graph, {n.name: placement for n in graph.nodes}, 2)
     assert message in f"{caught.value.message} {caught.value.hint}"
 
 
 def test_an_assignment_that_leaves_out_a_node_is_refused() -> None:
     with pytest.raises(UsageError, match="leaves out"):
-        shard(prepare(tmi_net()), {}, 2)
+        partition(prepare(tmi_net()), {}, 2)
 
 
 def test_sharding_leaves_the_graph_as_it_was() -> None:
     graph = prepare(tmi_net())
     before = graph.to_model().SerializeToString()
     for seed in range(3):
-        shard(graph, random_assignment(graph, 3, seed), 3)
+        partition(graph, random_assignment(graph, 3, seed), 3)
     assert graph.to_model().SerializeToString() == before
 
 
@@ -223,7 +223,7 @@ def test_layouts_say_where_tensors_lie() -> None:
     graph = prepare(net.model(net.relu(net.conv3("x", 3, 4))))
     conv, relu = graph.nodes
     placed = {conv.name: NodePlacement((1, 0), ((0, 2), (1, 3))), relu.name: NodePlacement((0, 1))}
-    layouts = shard(graph, placed, 2).layouts
+    layouts = partition(graph, placed, 2).layouts
     mine = layouts[conv.outputs[0].name]
     assert (mine.kind, mine.devices, mine.channels) == ("channels", [1, 0], [[0, 2], [1, 3]])
     assert layouts[relu.outputs[0].name].kind == "replicated"
@@ -328,4 +328,4 @@ def test_operators_say_how_they_can_be_divided() -> None:
     both = {"channels", "rows"}
     assert kinds == {"BranchedConv": both, "Relu": both, "Softmax": set(), "GlobalAveragePool": both, "Flatten": {"channels"},
                      "Gemm": {"channels"}}
-    assert whole(graph.outputs[0]) == Region(tuple(range(5)), (0, 1))
+    assert whole(graph.outputs[0]) == Tile(tuple(range(5)), (0, 1))

@@ -36,9 +36,9 @@ C = COORDINATOR
 def test_one_device_computes_groups_together_where_that_is_faster() -> None:
     planner = Planner(prepare(aligned_net(4, 64, 16)), options(2))
     made = planner._drafted("local", assign("local", planner.graph, 2)).draft
-    piece = made.pieces[0]
-    assert estimate(in_forms(piece, best_forms(piece)).lowered()).ms <= estimate(piece.lowered()).ms
-    assert 4 in groups(piece.model())
+    subgraph = made.subgraphs[0]
+    assert estimate(in_forms(subgraph, best_forms(subgraph)).lowered()).ms <= estimate(subgraph.lowered()).ms
+    assert 4 in groups(subgraph.model())
 
 
 def groups(model: onnx.ModelProto) -> set[int]:
@@ -160,7 +160,7 @@ def test_replicas_are_on_the_devices_that_have_room() -> None:
     made, _ = Planner(prepare(residual()), options(devices, mode="replicas")).plan()
     assert [(s.index, s.device) for s in made.plan.segments] == [(0, 1), (1, 2)]
     assert {t.source for t in made.plan.transfers} | {t.target for t in made.plan.transfers} == {COORDINATOR, 1, 2}
-    assert [p.device for p in made.pieces] == [1, 2]
+    assert [p.device for p in made.subgraphs] == [1, 2]
     assert "idle: tiny" in made.plan.notes
 
 

@@ -26,7 +26,7 @@ from split_kit import (
 )
 
 from gkp.converter.sources import OpenOptions, open_any
-from gkp.edge.device.in_process import LocalExecutor
+from gkp.edge.device.in_process import InProcessExecutor
 from gkp.edge.divide.prepare import prepare
 from gkp.edge.divide.split import draft, write
 from gkp.edge.plan.schema import COORDINATOR, read_plan
@@ -74,7 +74,7 @@ def test_a_written_folder_is_complete_and_runs(mode: str, model: Path, tmp_path:
     assert plan.model_sha256 == sha256(model)
     assert any(n.startswith("verified against") for n in plan.notes)
     x = np.random.default_rng(0).standard_normal((1, 3, 8, 8)).astype(np.float32)
-    run = LocalExecutor.open(plan, out)
+    run = InProcessExecutor.open(plan, out)
     want = open_any(model, OpenOptions()).reference({"x": x})[0]
     np.testing.assert_allclose(run.run(x), want, atol=5e-5 * max(1, np.abs(want).max()))
     run.close()
@@ -90,7 +90,7 @@ def test_published_checkpoints_are_split_in_every_mode(checkpoint: str, mode: st
     made = _drafted(checkpoint, mode, n)
     plan = write(opened, made, tmp_path / "split")
     check_folder(tmp_path / "split")
-    run = LocalExecutor.open(plan, tmp_path / "split")
+    run = InProcessExecutor.open(plan, tmp_path / "split")
     run.run(np.zeros((1, 3, 32, 32), np.float32))
     moved = sum(t.bytes for t in run.moved if COORDINATOR not in (t.source, t.target))
     assert moved == between_devices(plan)

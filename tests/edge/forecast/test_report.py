@@ -197,8 +197,8 @@ def test_the_reasons_name_every_mode_and_a_prediction_is_put_beside_a_measuremen
     assert [text.split(":")[0] for text in describe.reasons(made)] == ["pipeline", "local"]
     assert "asked for with --mode" in describe.reasons(made)[0]
     assert re.fullmatch(r"predicted: one request 109 ms \(segments measured; the link by-hand.*\), [\d,]+ bytes moved",
-                        describe.predicted_words(made))
-    assert describe.predicted_words(chain()) == "not predicted"
+                        describe.predicted_text(made))
+    assert describe.predicted_text(chain()) == "not predicted"
 
 
 def test_the_terminal_shows_every_mode() -> None:

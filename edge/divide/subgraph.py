@@ -15,13 +15,13 @@ from gkp.converter.describe import graph_macs
 from gkp.converter.graph import DOMAIN, Graph, Tensor, values
 from gkp.converter.lower.candidates import Candidate
 from gkp.converter.lower.emit import lower
-from gkp.edge.divide.builder import Held, Part, part_shape, take, take_rows
-from gkp.edge.divide.partition import Item, SegmentDraft, Sharded, Step
-from gkp.edge.divide.tiles import Region
+from gkp.edge.divide.builder import Builder, LocalTensor, part_shape, take, take_rows
+from gkp.edge.divide.partition import Item, Partition, SegmentDraft, Step
+from gkp.edge.divide.tiles import Tile
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
+class Subgraph:
     """A segment's network. graph: in the one form, its inputs and outputs named like the values; forms: how its
     convolutions are to be lowered: to standard convolutions only; suffix: of its file (gkp.edge.divide.engines)."""
 
@@ -48,7 +48,7 @@ class Piece:
         return graph
 
     def model(self) -> onnx.ModelProto:
-        """The piece as stock ONNX."""
+        """The subgraph as stock ONNX."""
         return self.lowered().to_model()
 
     @cached_property
@@ -59,73 +59,73 @@ class Piece:
         return graph_macs(graph), sum(constants.values())
 
 
-def build(sharded: Sharded, segment: SegmentDraft) -> Piece:
+def build(partitioned: Partition, segment: SegmentDraft) -> Subgraph:
     """The network of one segment."""
-    return _Building(sharded, segment).run()
+    return _Building(partitioned, segment).run()
 
 
 class _Building:
-    def __init__(self, sharded: Sharded, segment: SegmentDraft) -> None:
-        self.sharded, self.segment = sharded, segment
-        self.part = Part(_empty(sharded, segment))
-        self.graph = self.part.graph
+    def __init__(self, partitioned: Partition, segment: SegmentDraft) -> None:
+        self.partitioned, self.segment = partitioned, segment
+        self.builder = Builder(_empty(partitioned, segment))
+        self.graph = self.builder.graph
         tensors = {t.name: t for t in self.graph.inputs}
-        self.found: dict[Item, Held] = {item: Held(tensors[name], item.region.channels, item.region.rows)
-                                        for name, item in segment.reads.items()}
+        self.found: dict[Item, LocalTensor] = {item: LocalTensor(tensors[name], item.tile.channels, item.tile.rows)
+                                               for name, item in segment.reads.items()}
         self.made: dict[str, list[Item]] = defaultdict(list)
-        self.ready: dict[tuple[str, Region, bool], Held] = {}
+        self.ready: dict[tuple[str, Tile, bool], LocalTensor] = {}
 
-    def run(self) -> Piece:
+    def run(self) -> Subgraph:
         for step in self.segment.steps:
-            held = [None if region is None else self._held(tensor, region, step)
-                    for tensor, region in zip(step.node.inputs, step.needs, strict=True)]
-            made = step.rule.write(self.part, held, step.out)
+            held = [None if tile is None else self._held(tensor, tile, step)
+                    for tensor, tile in zip(step.node.inputs, step.needs, strict=True)]
+            made = step.rule.write(self.builder, held, step.out)
             for tensor, local in zip(step.node.outputs, made, strict=True):
                 if not tensor.name:
                     continue
-                region = step.made(tensor)
-                item = Item(tensor.name, step.lane, region, tensor)
-                self.found[item] = Held(local, region.channels, region.rows)
+                tile = step.made(tensor)
+                item = Item(tensor.name, step.lane, tile, tensor)
+                self.found[item] = LocalTensor(local, tile.channels, tile.rows)
                 self.made[tensor.name].append(item)
         self._finish()
-        return Piece(self.segment.index, self.segment.device, self.graph, self.part.forms)
+        return Subgraph(self.segment.index, self.segment.device, self.graph, self.builder.forms)
 
     # ---- inputs of a step ---------------------------------------------------------------------------------------
-    def _held(self, tensor: Tensor, region: Region, step: Step) -> Held:
-        key = tensor.name, region, step.rule.exact
+    def _held(self, tensor: Tensor, tile: Tile, step: Step) -> LocalTensor:
+        key = tensor.name, tile, step.rule.exact
         if key not in self.ready:
-            items = [i for i in self.sharded.supply[tensor.name, step.device] if i.region & region]
-            self.ready[key] = self._assembled(tensor, region, items, step.rule.exact)
+            items = [i for i in self.partitioned.supply[tensor.name, step.device] if i.tile & tile]
+            self.ready[key] = self._assembled(tensor, tile, items, step.rule.exact)
         return self.ready[key]
 
-    def _assembled(self, tensor: Tensor, region: Region, items: Sequence[Item], exact: bool) -> Held:
+    def _assembled(self, tensor: Tensor, tile: Tile, items: Sequence[Item], exact: bool) -> LocalTensor:
         """The parts side by side: by channels within each strip of rows, then strip by strip."""
-        cuts = sorted({region.rows[0], region.rows[1], *(c for i in items if (r := i.region & region) for c in r.rows)})
+        cuts = sorted({tile.rows[0], tile.rows[1], *(c for i in items if (r := i.tile & tile) for c in r.rows)})
         strips = list(pairwise(cuts))
-        stacked = [self._strip(tensor, Region(region.channels, rows), items, exact or len(strips) > 1) for rows in strips]
+        stacked = [self._strip(tensor, Tile(tile.channels, rows), items, exact or len(strips) > 1) for rows in strips]
         if len(stacked) == 1:
             return stacked[0]
-        return self._concat(tensor, stacked, region.channels, region.rows, 2)
+        return self._concat(tensor, stacked, tile.channels, tile.rows, 2)
 
-    def _strip(self, tensor: Tensor, region: Region, items: Sequence[Item], exact: bool) -> Held:
+    def _strip(self, tensor: Tensor, tile: Tile, items: Sequence[Item], exact: bool) -> LocalTensor:
         parts = []
-        for item in sorted(items, key=lambda i: i.region.channels[0]):
-            common = item.region & region
+        for item in sorted(items, key=lambda i: i.tile.channels[0]):
+            common = item.tile & tile
             if common is None:
                 continue
-            part = take_rows(self.part, self._local(item), region.rows)
-            parts.append(take(self.part, part, common.channels) if exact else part)
+            part = take_rows(self.builder, self._local(item), tile.rows)
+            parts.append(take(self.builder, part, common.channels) if exact else part)
         channels = tuple(c for p in parts for c in p.channels)
-        joined = parts[0] if len(parts) == 1 else self._concat(tensor, parts, channels, region.rows, 1)
-        return take(self.part, joined, region.channels) if exact else joined
+        joined = parts[0] if len(parts) == 1 else self._concat(tensor, parts, channels, tile.rows, 1)
+        return take(self.builder, joined, tile.channels) if exact else joined
 
-    def _concat(self, tensor: Tensor, parts: Sequence[Held], channels: tuple[int, ...], rows: tuple[int, int],
-                axis: int) -> Held:
-        y = self.graph.variable("joined", tensor.dtype, part_shape(tensor, Region(channels, rows)))
+    def _concat(self, tensor: Tensor, parts: Sequence[LocalTensor], channels: tuple[int, ...], rows: tuple[int, int],
+                axis: int) -> LocalTensor:
+        y = self.graph.variable("joined", tensor.dtype, part_shape(tensor, Tile(channels, rows)))
         self.graph.add("Concat", [p.tensor for p in parts], [y], attrs={"axis": axis})
-        return Held(y, channels, rows)
+        return LocalTensor(y, channels, rows)
 
-    def _local(self, item: Item) -> Held:
+    def _local(self, item: Item) -> LocalTensor:
         return self.found[item]
 
     # ---- outputs ------------------------------------------------------------------------------------------------
@@ -133,8 +133,8 @@ class _Building:
         inputs = self.graph.inputs
         outputs: list[Tensor] = []
         for name, item in self.segment.writes.items():
-            mine = [i for i in self.made[item.name] if i.region & item.region]
-            held = self._assembled(item.tensor, item.region, mine, exact=True)
+            mine = [i for i in self.made[item.name] if i.tile & item.tile]
+            held = self._assembled(item.tensor, item.tile, mine, exact=True)
             tensor = held.tensor
             if any(tensor is t for t in (*inputs, *outputs)):
                 tensor = self.graph.variable("copy", tensor.dtype, tensor.shape)
@@ -145,14 +145,14 @@ class _Building:
         self.graph.cleanup()
 
 
-def _empty(sharded: Sharded, segment: SegmentDraft) -> Graph:
+def _empty(partitioned: Partition, segment: SegmentDraft) -> Graph:
     """A graph that only has the segment's inputs."""
     infos: list[Any] = []
     for name, item in segment.reads.items():
         kind = onnx.helper.np_dtype_to_tensor_dtype(item.tensor.dtype)
-        infos.append(onnx.helper.make_tensor_value_info(name, kind, part_shape(item.tensor, item.region)))
-    opsets = [onnx.helper.make_opsetid(*entry) for entry in sharded.graph.opsets.items() if entry[0] != DOMAIN]
+        infos.append(onnx.helper.make_tensor_value_info(name, kind, part_shape(item.tensor, item.tile)))
+    opsets = [onnx.helper.make_opsetid(*entry) for entry in partitioned.graph.opsets.items() if entry[0] != DOMAIN]
     proto = onnx.helper.make_graph([], "segment", infos, infos)
-    graph = Graph(onnx.helper.make_model(proto, opset_imports=opsets, ir_version=sharded.graph.ir_version))
+    graph = Graph(onnx.helper.make_model(proto, opset_imports=opsets, ir_version=partitioned.graph.ir_version))
     graph.gs.outputs = []
     return graph
