@@ -161,7 +161,7 @@ def picture(plan: Plan, timeline: Timeline) -> Picture:
     return Picture(rows=tuple((_name(plan, d), _note(plan, d), at) for d, at in y.items()), boxes=tuple(boxes),
                    arrows=tuple(arrows), ticks=tuple(_ticks(end)), height=_TOP + len(y) * LANE, left_out=" and ".join(left),
                    description=f"{plural(len(timeline.runs), 'segment')} on "
-                   f"{plural(len(describe.busy_devices(plan)), 'device')} and "
+                               f"{plural(len(describe.busy_devices(plan)), 'device')} and "
                                f"{plural(len(messages), 'message')} in {milliseconds(end)} ms")
 
 
