@@ -67,7 +67,7 @@ def split(screen: Screen, *, model: Path, output: Path | None, devices: str, lin
     trust = " --trust-code" if any(s.file.endswith(".so") for s in plan.segments) else ""
     screen.say(f"\nwritten: {out}   (picture: {out / FILE_NAME})")
     screen.say(f"try: gkp run {out} --local{trust} --input FILE.npy", wrap=False)
-    screen.json(json_to, msgspec.json.format(msgspec.json.encode(plan, order="deterministic"), indent=1) + b"\n")
+    screen.json(json_to, plan.encode() + b"\n")
 
 
 def edge_profile(screen: Screen, *, source: Path, devices: str | None, link: str, seconds: float, output: Path | None,

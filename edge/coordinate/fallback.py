@@ -9,8 +9,6 @@ from concurrent.futures import TimeoutError as NotInTime
 from pathlib import Path
 from types import TracebackType
 
-import msgspec
-
 from gkp.edge.coordinate.failures import ComputeError, DeadlineError
 from gkp.edge.coordinate.trace import Trace
 from gkp.edge.device.in_process import InProcessExecutor
@@ -28,17 +26,16 @@ class LocalFallback:
     def __init__(self, directory: Path, plan: Plan) -> None:
         self._hash = plan.hash
         self._pool = ThreadPoolExecutor(1, "gkp-fallback")
-        if plan.mode == "replicas":  # one is enough
-            plan = msgspec.structs.replace(plan, segments=plan.segments[:1])
-        self._plan = plan
-        here = all((device_folder(directory, s.device) / s.file).is_file() for s in plan.segments)
+        self._plan, self._devices = plan, plan.replicas[0]  # one is enough
+        here = all((device_folder(directory, s.device) / s.file).is_file() for s in plan.segments
+                   if s.device in self._devices)
         self._opened: Future[InProcessExecutor] | None = self._pool.submit(self._load, directory) if here else None
 
     def _load(self, directory: Path) -> InProcessExecutor:
         """The files are compared with the plan's checksums, as on a device."""
         shards = {k: open_shard(device_folder(directory, k), os.cpu_count() or 1, frozenset({self._hash}))
-                  for k in sorted({s.device for s in self._plan.segments})}
-        return InProcessExecutor(self._plan, lambda s: shards[s.device].runners[s.index])
+                  for k in self._devices}
+        return InProcessExecutor(self._plan, lambda s: shards[s.device].runners[s.index], self._devices)
 
     @property
     def there(self) -> bool:

@@ -47,20 +47,19 @@ class LocalWorkers:
 
     def __init__(self, directory: Path, plan: Plan, threads: int | None = None) -> None:
         self._lock, self._closed = threading.Lock(), False
-        indices = sorted({segment.device for segment in plan.segments})
         self._folder = Path(tempfile.mkdtemp(prefix="gkp-"))  # mode 0700
         if len(str(self._folder)) > _SOCKET_PATH - 16:
             shutil.rmtree(self._folder)
             raise UsageError(f"the temporary folder's path {self._folder.parent} is too long for a socket",
                              "set TMPDIR to a shorter one")
-        self.addresses = {plan.devices[k].name: f"unix:{self._folder / f'{k}.sock'}" for k in indices}
+        self.addresses = {plan.devices[k].name: f"unix:{self._folder / f'{k}.sock'}" for k in plan.busy_devices}
         self._workers: dict[str, _Worker] = {}
         try:
             make_keys([plan], self._folder / "keys", days=30)
             (self._folder / "keys" / CA_KEY).unlink()  # nobody else will ever be let in
             self.keys: Keys = read_keys(self._folder / "keys" / "coordinator")
-            each = threads or max(1, (os.cpu_count() or 1) // max(1, len(indices)))
-            for k in indices:
+            each = threads or max(1, (os.cpu_count() or 1) // max(1, len(plan.busy_devices)))
+            for k in plan.busy_devices:
                 name = plan.devices[k].name
                 self._workers[name] = self._start(self._command(device_folder(directory, k), name, each),
                                                   self._folder / f"{k}.log")

@@ -1,4 +1,4 @@
-"""The ways in which a cluster can compute a request, best first: the plan on its devices (in mode "replicas" any of them),
+"""The ways in which a cluster can compute a request, best first: the plan on its devices (on any of its replicas),
 then the plans for fewer devices."""
 
 from __future__ import annotations
@@ -35,12 +35,9 @@ class Route:
 
 
 def routes_of(plan: Plan, tier: int) -> list[Route]:
-    """One route, or one per replica."""
-    digest = plan.hash
-    makers = sorted({s.device for s in plan.segments if plan.output in s.outputs})
-    if plan.mode == "replicas":
-        return [Route(plan, digest, (k,), k, tier) for k in makers]
-    return [Route(plan, digest, tuple(sorted({s.device for s in plan.segments})), makers[0], tier)]
+    """One route per replica."""
+    makers = {s.device for s in plan.segments if plan.output in s.outputs}
+    return [Route(plan, plan.hash, devices, min(makers & set(devices)), tier) for devices in plan.replicas]
 
 
 class Routes:

@@ -22,12 +22,10 @@ _RETRY_S = 0.25
 
 @dataclass(frozen=True)
 class DeviceState:
-    """serving: hashes of the plans that it can compute now; reason: why it is lost, "" when it is not; since: of
-    time.monotonic, when that began."""
+    """serving: hashes of the plans that it can compute now; reason: why it is lost, "" when it is not."""
 
     serving: frozenset[str]
     reason: str
-    since: float
 
     @property
     def alive(self) -> bool:
@@ -54,7 +52,7 @@ class Supervisor:
         self._interval, self._revive = interval, revive
         self._changed = threading.Condition()
         self._closing = False
-        start = DeviceState(frozenset(), "not asked yet", time.monotonic())
+        start = DeviceState(frozenset(), "not asked yet")
         self._devices = {name: _Watched(connection, plans[name], start) for name, connection in connections.items()}
         self._threads = [threading.Thread(target=self._watch, args=(name,), name=f"gkp-health-{name}", daemon=True)
                          for name in self._devices]
@@ -76,7 +74,7 @@ class Supervisor:
     def lost(self, name: str, reason: str) -> None:
         """A request found out that the device does not answer. It is asked again at once."""
         with self._changed:
-            self._set(name, DeviceState(frozenset(), reason, time.monotonic()))
+            self._set(name, DeviceState(frozenset(), reason))
         self._devices[name].wake.set()
 
     def heard(self, names: Iterable[str]) -> None:
@@ -147,7 +145,7 @@ class Supervisor:
                 self._revive(name)
             return self._ask(watched)
         except Exception as e:
-            return DeviceState(frozenset(), f"{type(e).__name__}: {' '.join(str(e).split())[:200]}", time.monotonic())
+            return DeviceState(frozenset(), f"{type(e).__name__}: {' '.join(str(e).split())[:200]}")
 
     def _ask(self, watched: _Watched) -> DeviceState:
         serving, reason = set(), "its worker serves another plan, or is not ready"
@@ -161,10 +159,10 @@ class Supervisor:
             serving, reason = set(), e.message
         except ValueError:  # what gRPC says of a connection that was closed before
             serving, reason = set(), "the connection is closed"
-        return DeviceState(frozenset(serving), "" if serving else reason, time.monotonic())
+        return DeviceState(frozenset(serving), "" if serving else reason)
 
     def _set(self, name: str, state: DeviceState) -> None:
         watched = self._devices[name]
-        if (state.serving, state.reason) != (watched.state.serving, watched.state.reason):
+        if state != watched.state:
             watched.state = state
             self._changed.notify_all()

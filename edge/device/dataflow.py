@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gkp.edge.plan.schema import COORDINATOR, Plan, Segment, Value
+from gkp.edge.plan.schema import COORDINATOR, Segment, SplitModel, Value
 from gkp.errors import UsageError
 from gkp.types import Array
 
@@ -34,7 +34,7 @@ class DeviceView:
     """A plan as one device sees it; the same for every request. segments: its own; expected: values that come from
     elsewhere; targets: value -> where it goes; readers: value -> own segments that read it."""
 
-    def __init__(self, plan: Plan, device: int) -> None:
+    def __init__(self, plan: SplitModel, device: int) -> None:
         self.device = device
         self.segments = [s for s in plan.segments if s.device == device]
         self.values: dict[str, Value] = {v.name: v for v in plan.values}
@@ -53,7 +53,7 @@ class Dataflow:
     """The state of one request on one device. view: made once per plan and device (saves time where there are many
     requests). Not locked: its user calls one method at a time."""
 
-    def __init__(self, plan: Plan, device: int, view: DeviceView | None = None) -> None:
+    def __init__(self, plan: SplitModel, device: int, view: DeviceView | None = None) -> None:
         self.view = view or DeviceView(plan, device)
         self._held: dict[str, Array] = {}
         self._seen: set[str] = set()
@@ -121,7 +121,7 @@ def check(value: Value, array: Array) -> None:
                          f"of {value.dtype}")
 
 
-def entering(plan: Plan, x: Array) -> dict[str, Array]:
+def entering(plan: SplitModel, x: Array) -> dict[str, Array]:
     """What the coordinator sends for an input x: every value that it has to make, the whole input or parts of it, by
     name. UsageError when x is not of the input's shape and dtype."""
     needed = {t.value for t in plan.transfers if t.source == COORDINATOR}

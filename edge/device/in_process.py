@@ -10,7 +10,7 @@ import numpy as np
 
 from gkp.edge.device.dataflow import Dataflow, DeviceView, entering
 from gkp.edge.device.segment_file import open_segment
-from gkp.edge.plan.schema import COORDINATOR, Plan, Segment, Transfer, device_folder
+from gkp.edge.plan.schema import COORDINATOR, Plan, Segment, SplitModel, Transfer, device_folder
 from gkp.errors import GkpError
 from gkp.runtime.runners import Runner
 from gkp.types import Array
@@ -19,28 +19,27 @@ Open = Callable[[Segment], Runner]
 
 
 class InProcessExecutor:
-    """Runs a plan with one session per segment. wire: what float32 values between devices are rounded to. moved: the values
-    that devices handed to each other during the last request, with the bytes of the arrays themselves (the coordinator's
-    included)."""
+    """Runs a plan with one session per segment. devices: to open, by default all that compute something; wire: what float32
+    values between devices are rounded to. moved: the values that devices handed to each other during the last request, with
+    the bytes of the arrays themselves (the coordinator's included)."""
 
-    def __init__(self, plan: Plan, open_segment: Open, wire: str = "float32") -> None:
+    def __init__(self, plan: SplitModel, open_segment: Open, devices: Sequence[int] | None = None,
+                 wire: str = "float32") -> None:
         self.plan, self.wire = plan, wire
         self.moved: list[Transfer] = []
-        self._runners: Mapping[int, Runner] = {s.index: open_segment(s) for s in plan.segments}
-        devices = sorted({s.device for s in plan.segments})
-        self._views = {d: DeviceView(plan, d) for d in devices}
+        self._replicas = plan.replicas
+        self._views = {d: DeviceView(plan, d) for d in (plan.busy_devices if devices is None else devices)}
+        self._runners: Mapping[int, Runner] = {s.index: open_segment(s) for s in plan.segments if s.device in self._views}
 
     @classmethod
     def open(cls, plan: Plan, directory: Path, threads: int = 1, trust_code: bool = False) -> InProcessExecutor:
         """The executor for the folder of a split model. Errors of gkp.edge.device.segment_file.open_segment."""
         return cls(plan, lambda s: open_segment(device_folder(directory, s.device), plan, s, threads, trusted=trust_code))
 
-    def run(self, x: Array, device: int | None = None) -> Array:
-        """One request. device: which replica takes it, in mode replicas (the first one by default). UsageError when x has
-        another shape or dtype than the plan's input."""
-        chosen = [device] if device is not None else list(self._views)[:1] if self.plan.mode == "replicas" else None
-        views = {d: view for d, view in self._views.items() if chosen is None or d in chosen}
-        flows = {d: Dataflow(self.plan, d, view) for d, view in views.items()}
+    def run(self, x: Array, replica: int = 0) -> Array:
+        """One request. replica: which of the plan's replicas takes it. UsageError when x has another shape or dtype than the
+        plan's input."""
+        flows = {d: Dataflow(self.plan, d, self._views[d]) for d in self._replicas[replica]}
         self.moved = []
         answer: list[Array] = []
         ready: deque[Segment] = deque()

@@ -9,12 +9,11 @@ from functools import cached_property
 from math import prod
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
 from gkp.edge.device.dataflow import DeviceView
 from gkp.edge.device.segment_file import open_segment
-from gkp.edge.plan.schema import COORDINATOR, Plan, Segment, Value, read_plan
+from gkp.edge.plan.schema import COORDINATOR, DEVICE_FILE, DeviceManifest, Plan, Segment, Value, read_plan
 from gkp.edge.wire import identity
 from gkp.edge.wire.oip import DATATYPES, MAX_AXES, Spec
 from gkp.errors import FileError, UnsafeFileError
@@ -22,16 +21,7 @@ from gkp.runtime.runners import Runner
 from gkp.structs import read_json
 from gkp.types import Array
 
-MANIFEST = "manifest.json"
 _MAX_MANIFEST = 1 << 20
-
-
-class DeviceManifest(msgspec.Struct, frozen=True, kw_only=True):
-    """manifest.json of a device's folder: which device of the plan it is for, and the plan's hash."""
-
-    schema_version: int
-    device: int
-    plan: str
 
 
 @dataclass(frozen=True)
@@ -133,8 +123,8 @@ def open_shard(folder: Path, threads: int, signed: frozenset[str] | None) -> Sha
 
 
 def _read_manifest(folder: Path) -> DeviceManifest:
-    return read_json(folder / MANIFEST, DeviceManifest, limit=_MAX_MANIFEST, what="the manifest of a device",
-                     hint="give the folder of one device: DIR/device_0, ...", missing=f"{folder} holds no {MANIFEST}")
+    return read_json(folder / DEVICE_FILE, DeviceManifest, limit=_MAX_MANIFEST, what="the manifest of a device",
+                     hint="give the folder of one device: DIR/device_0, ...", missing=f"{folder} holds no {DEVICE_FILE}")
 
 
 def _warm_up(shard: Shard, segment: Segment) -> None:

@@ -14,9 +14,11 @@ from gkp.branched import BranchedConv
 from gkp.converter import node as branched_node
 from gkp.converter.graph import Graph, Node, Tensor, is_branched, producer, values
 from gkp.edge.divide.costs import conv_ms, node_ms
+from gkp.edge.divide.placement import NodePlacement
 from gkp.edge.divide.tiles import Tile, whole
 from gkp.edge.forecast.simulate import message_ms
 from gkp.edge.plan.schema import Device, Link
+from gkp.errors import UsageError
 from gkp.require import require
 
 _START, _END = "\0start", "\0end"
@@ -134,3 +136,17 @@ def cut(found: Sequence[Stage], devices: Sequence[Device], link: Link, order: Se
         owner[first:at] = [order[step - 1]] * (at - first)
         at = first
     return owner
+
+
+def pipelines(chain: Sequence[Sequence[Node]], layer_ms: Mapping[str, float], devices: Sequence[Device],
+              link: Link, shares: Sequence[float]) -> list[dict[str, NodePlacement]]:
+    """The ways to give consecutive blocks to the devices that have a share, the fastest first: cut so that the slowest stage
+    is fastest, and so that the fullest device is emptiest (what the cut knows of memory are the weights, and the arrays may
+    be too much for the first). layer_ms: as `stages` takes it. UsageError when there is none."""
+    order = sorted((d for d, share in enumerate(shares) if share > 0), key=lambda d: (-devices[d].speed, d))
+    found = stages(chain, layer_ms)
+    owners = [cut(found, devices, link, order, by_memory) for by_memory in (False, True)]
+    kept = [owner for k, owner in enumerate(owners) if owner is not None and owner not in owners[:k]]
+    if not kept:
+        raise UsageError("the network cannot be cut into consecutive parts that fit")
+    return [{n.name: NodePlacement((d,)) for nodes, d in zip(chain, owner, strict=True) for n in nodes} for owner in kept]

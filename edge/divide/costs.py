@@ -14,13 +14,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-import msgspec
 import numpy as np
 
 from gkp.converter.cost import BYTES_PER_MS, EFFICIENCY_FULL, PEAK_MACS_PER_MS
 from gkp.converter.graph import Graph, Node, Tensor, producer, spatial, values
 from gkp.converter.operators import COPIES, FUSED, RESHAPES
-from gkp.edge.plan.schema import Segment
 
 BLOCK = 16
 """Channels per vector of the model's core."""
@@ -44,12 +42,6 @@ def estimate(graph: Graph) -> Cost:
     weights = {id(t): values(t) for node in graph.nodes for t in node.inputs if values(t) is not None}
     return Cost(ms=CALL_MS + sum(node_ms(node) for node in graph.nodes), macs=sum(node_macs(node) for node in graph.nodes),
                 weights_bytes=sum(w.nbytes for w in weights.values() if w is not None), working_bytes=_peak(graph))
-
-
-def with_cost(segment: Segment, cost: Cost) -> Segment:
-    """The segment with what its network costs."""
-    return msgspec.structs.replace(segment, macs=cost.macs, weights_bytes=cost.weights_bytes, estimated_ms=cost.ms,
-                                   working_bytes=cost.working_bytes)
 
 
 def conv_ms(outputs: int, inputs: int, work: float) -> float:

@@ -13,11 +13,11 @@ from math import inf, prod
 import msgspec
 
 from gkp.branched import BranchedConv
-from gkp.edge.forecast.predict import busy_ms, device_memory, predict
+from gkp.edge.forecast.predict import busy_ms, device_memory, predict, shared_ms
 from gkp.edge.forecast.profile import Profiles, plan_times
 from gkp.edge.forecast.simulate import simulate
 from gkp.edge.plan import describe
-from gkp.edge.plan.schema import COORDINATOR, Link, Plan, Prediction
+from gkp.edge.plan.schema import Link, Prediction, SplitModel
 from gkp.errors import UsageError
 from gkp.report.wording import milliseconds
 from gkp.text import clean, plural
@@ -32,7 +32,7 @@ class Candidate:
     """A predicted plan. too_full: for every device that it does not fit, what is wrong, in words; compute_ms: of
     the device that computes most, without the messages it handles; link_ms: of the busiest direction of the link."""
 
-    plan: Plan
+    plan: SplitModel
     prediction: Prediction
     too_full: tuple[str, ...]
     compute_ms: float
@@ -44,29 +44,28 @@ class Candidate:
 
     @property
     def devices(self) -> int:
-        return len(describe.busy_devices(self.plan))
+        return len(self.plan.busy_devices)
 
 
 @dataclass(frozen=True)
 class Decision:
     """chosen: with its reason; rejected: one prediction for every other mode, with reasons; notes: in words."""
 
+    objective: str
     chosen: Candidate
     rejected: tuple[Prediction, ...]
     notes: tuple[str, ...]
 
 
-def candidate(plan: Plan, profiles: Profiles | None = None) -> Candidate:
+def candidate(plan: SplitModel, profiles: Profiles | None = None) -> Candidate:
     """Predict a plan."""
     times, _ = plan_times(plan, profiles)
-    memory = device_memory(plan, [simulate(plan, times, requests=len(plan.devices) if plan.mode == "replicas" else 1)])
+    memory = device_memory(plan, [simulate(plan, times, requests=max(1, len(plan.replicas)))])
     pairs = [(d, d.memory_bytes, need) for d, need in zip(plan.devices, memory, strict=True) if d.memory_bytes is not None]
     full = tuple(f"{clean(d.name, 40, middle=True)} needs {describe.size(need)} and has {describe.size(limit)}"
                  for d, limit, need in pairs if need > limit)
     busy = busy_ms(plan, times)
-    if plan.mode == "replicas":  # a request goes to one of them
-        busy = {key: t / len(describe.busy_devices(plan)) if key[1] == COORDINATOR or key[0] == "medium" else t
-                for key, t in busy.items()}
+    busy.update(shared_ms(plan, busy))
     computed = [sum(times[s.index] for s in plan.segments if s.device == d) for d in range(len(plan.devices))]
     return Candidate(plan, predict(plan, profiles), full, max(computed),
                      max((t for (kind, _), t in busy.items() if kind != "compute"), default=0.0))
@@ -94,7 +93,7 @@ def decide(candidates: Sequence[Candidate], objective: str, asked: str = "auto",
     notes += [f"mode {mode} is not possible: {clean(text, 200)}" for mode, text in (impossible or {}).items()]
     rejected = [_with_reason(c.prediction, _against(c, chosen, objective)) for c in candidates if c is not chosen]
     taken = Candidate(chosen.plan, _with_reason(chosen.prediction, why), chosen.too_full, chosen.compute_ms, chosen.link_ms)
-    return Decision(taken, tuple(rejected), tuple(notes))
+    return Decision(objective, taken, tuple(rejected), tuple(notes))
 
 
 def _automatic(by_mode: Mapping[str, Candidate], objective: str) -> tuple[Candidate, str]:
@@ -159,8 +158,8 @@ def _beyond_parallelism(chosen: Candidate, local: Candidate, objective: str) -> 
     """n devices working at once cannot be more than n times as fast as one of them: what is above that is no gain of
     distribution."""
     speeds = [d.speed for d in chosen.plan.devices]
-    alone = max(speeds[d] for d in describe.busy_devices(local.plan))
-    most = sum(speeds[d] for d in describe.busy_devices(chosen.plan)) / alone
+    alone = max(speeds[d] for d in local.plan.busy_devices)
+    most = sum(speeds[d] for d in chosen.plan.busy_devices) / alone
     gain = describe.cost(local.prediction, objective) / max(describe.cost(chosen.prediction, objective), 1e-12)
     if gain <= most * 1.02:
         return []
@@ -173,7 +172,7 @@ def _sorted(candidates: Sequence[Candidate], objective: str) -> list[Candidate]:
 
 
 def _idle(chosen: Candidate) -> list[str]:
-    busy = set(describe.busy_devices(chosen.plan))
+    busy = set(chosen.plan.busy_devices)
     idle = [clean(d.name, 40, middle=True) for k, d in enumerate(chosen.plan.devices) if k not in busy]
     return [f"idle: {', '.join(idle[:8])}" + (f" and {len(idle) - 8} more" if len(idle) > 8 else "")] if idle else []
 
@@ -227,7 +226,7 @@ class BreakEven:
         return self.area * self.channels / (2 * _BYTES * self.n)
 
     @property
-    def words(self) -> str:
+    def text(self) -> str:
         side = "above" if self.ratio >= self.limit else "below"
         return (f"break-even of scattering one grouped convolution: R/B < {self.area}C/(2bn). Here R/B = "
                 f"{self.rate / 1e9:.3g}e9 multiply-adds/s / {self.bandwidth / 1e6:.4g}e6 bytes/s = {self.ratio:.4g}, {side} "

@@ -1,4 +1,4 @@
-"""Who computes what, mode by mode: local, replicas, branch, spatial, pipeline.
+"""Who computes what, mode by mode: local, replicas, branch, spatial. (Pipelines: gkp.edge.divide.chain.)
 
 shares: one number per device, how much of the work it should get in proportion; 0: none. By default all get the same.
 """
@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from math import prod
 
-from gkp.converter import node as branched_node
-from gkp.converter.graph import Graph, Node, Tensor, is_branched, spatial, values
+from gkp.converter.graph import Graph, Node, Tensor, values
 from gkp.edge.divide.owners import owner_maps
 from gkp.edge.divide.partial_means import is_mean
 from gkp.edge.divide.partition import shardable
@@ -25,8 +23,8 @@ BIG_MATRIX = 1 << 24
 
 
 def assign(mode: str, graph: Graph, devices: int, shares: Sequence[float] | None = None) -> dict[str, NodePlacement]:
-    """The assignment of a mode by name. UsageError for auto and hybrid, which the planner finds."""
-    known = {"local": local, "replicas": replicas, "branch": branch, "spatial": spatial_rows, "pipeline": pipeline}
+    """The assignment of a mode by name. UsageError for those that the planner finds: it takes more to know them."""
+    known = {"local": local, "replicas": replicas, "branch": branch, "spatial": spatial_rows}
     if mode not in known:
         raise UsageError(f"mode {mode!r} needs the planner" if mode in MODES else f"there is no mode {mode!r}",
                          f"one of {', '.join(known)}")
@@ -39,7 +37,7 @@ def local(graph: Graph, devices: int, shares: Sequence[float] | None = None) -> 
 
 
 def replicas(graph: Graph, devices: int, shares: Sequence[float] | None = None) -> dict[str, NodePlacement]:
-    """Everything on every device (that has a share): gkp.edge.divide.split.draft makes one plan for all of it."""
+    """Everything on every device (that has a share): gkp.edge.divide.draft.draft makes one plan for all of it."""
     working = tuple(d for d, share in enumerate(checked(devices, shares)) if share > 0)
     return {node.name: NodePlacement(working) for node in graph.nodes}
 
@@ -89,49 +87,6 @@ def spatial_rows(graph: Graph, devices: int, shares: Sequence[float] | None = No
     return found
 
 
-def pipeline(graph: Graph, devices: int, shares: Sequence[float] | None = None,
-             cuts: Sequence[int] | None = None) -> dict[str, NodePlacement]:
-    """Consecutive parts of the network. cuts: indices of nodes at which the next device begins, one less than devices; by
-    default those where a single tensor crosses (gkp.edge.divide.modes.cut_points) that make the slowest device fastest."""
-    nodes = graph.nodes
-    chosen = list(cuts) if cuts is not None else _best_cuts(graph, checked(devices, shares))
-    if len(chosen) != devices - 1 or any(not 0 <= c <= len(nodes) for c in chosen) or chosen != sorted(chosen):
-        raise UsageError(f"cuts {chosen} do not divide {len(nodes)} nodes into {devices} parts")
-    starts = [0, *chosen, len(nodes)]
-    return {node.name: NodePlacement((device,)) for device in range(devices)
-            for node in nodes[starts[device]:starts[device + 1]]}
-
-
-def cut_points(graph: Graph) -> list[tuple[int, int]]:
-    """(index, bytes): nodes before which the network can be cut with a single tensor crossing."""
-    nodes = graph.nodes
-    place = {node.name: k for k, node in enumerate(nodes)}
-    last: dict[str, tuple[int, int]] = {}  # tensor -> (made at, last read at)
-    size: dict[str, int] = {}
-    for k, node in enumerate(nodes):
-        for tensor in node.outputs:
-            last[tensor.name] = k, max((place[r.name] for r in tensor.outputs), default=k)
-            size[tensor.name] = prod(tensor.shape) * 4
-    for tensor in graph.inputs:
-        last[tensor.name] = -1, max((place[r.name] for r in tensor.outputs), default=-1)
-        size[tensor.name] = prod(tensor.shape) * 4
-    found = []
-    for cut in range(1, len(nodes)):
-        crossing = [name for name, (made, read) in last.items() if made < cut <= read]
-        if len(crossing) == 1:
-            found.append((cut, size[crossing[0]]))
-    return found
-
-
-def work(node: Node) -> int:
-    """Multiply-accumulates of a node for one image, plus one for every element that it writes."""
-    elements = sum(int(prod(t.shape)) for t in node.outputs if t.shape is not None)
-    if is_branched(node):
-        return branched_node.read(node).macs(spatial(node.outputs[0]) or (1,)) + elements
-    weights = _weights(node)
-    return elements + (weights * prod(spatial(node.outputs[0]) or (1,)) if node.op in ("Conv", "Gemm", "MatMul") else 0)
-
-
 def root(devices: int, shares: Sequence[float] | None) -> int:
     """The device for what cannot be divided: the one with the largest share."""
     weights = checked(devices, shares)
@@ -162,33 +117,3 @@ def _ranges(height: int, weights: Sequence[float]) -> list[tuple[int, tuple[int,
     ends = [0, *(round(end * height) for end in accumulate(weights))]
     ends[-1] = height
     return [(d, (ends[d], ends[d + 1])) for d in range(len(weights))]
-
-
-def _best_cuts(graph: Graph, weights: Sequence[float]) -> list[int]:
-    """Cuts for the smallest time of the slowest device, then for the fewest bytes: dynamic programming over cut points."""
-    nodes, bytes_at = graph.nodes, dict(cut_points(graph))
-    if len(bytes_at) < len(weights) - 1:
-        bytes_at = {k: bytes_at.get(k, 0) for k in range(1, len(nodes))}
-    places = [0, *sorted(bytes_at), len(nodes)]
-    before = [0, *accumulate(work(n) for n in nodes)]
-    infinite = (float("inf"), 0)
-    best: list[tuple[float, int]] = [(0.0, 0) if p == 0 else infinite for p in places]
-    chosen: list[list[int]] = []
-    for weight in weights:
-        row, back = [], []
-        for k, end in enumerate(places):
-            options = []
-            for j in range(k + 1):
-                amount = before[end] - before[places[j]]
-                seconds = 0.0 if j == k else amount / weight if weight else float("inf")
-                options.append((max(best[j][0], seconds), best[j][1] + (bytes_at.get(end, 0) if j < k else 0), j))
-            least = min(options)
-            row.append(least[:2])
-            back.append(least[2])
-        best = row
-        chosen.append(back)
-    cuts, k = [], len(places) - 1
-    for back in reversed(chosen):
-        k = back[k]
-        cuts.append(places[k])
-    return cuts[::-1][1:]

@@ -92,11 +92,12 @@ class Partition:
     output: str
 
 
-def partition(graph: Graph, assignment: Assignment, devices: int) -> Partition:
+def partition(graph: Graph, assignment: Assignment, devices: int, wire: str = "float32") -> Partition:
     """Divide a prepared graph (gkp.edge.divide.prepare; it is not changed). assignment: of every node. What an assignment
     divides in a way that its operator does not allow is computed whole on the first of its devices, and a note says so.
-    UsageError when an assignment leaves out a node or a part, or names a device that there is not."""
-    return _Partitioning(graph, assignment, devices).run()
+    wire: dtype of float32 values on their way between devices. UsageError when an assignment leaves out a node or a part, or
+    names a device that there is not."""
+    return _Partitioning(graph, assignment, devices, wire).run()
 
 
 def shardable(node: Node) -> frozenset[str]:
@@ -105,10 +106,10 @@ def shardable(node: Node) -> frozenset[str]:
 
 
 class _Partitioning:
-    def __init__(self, graph: Graph, assignment: Assignment, devices: int) -> None:
+    def __init__(self, graph: Graph, assignment: Assignment, devices: int, wire: str) -> None:
         self.notes: list[str] = []
         self.graph, self.assignment = add_partial_means(graph, assignment)
-        self.count = devices
+        self.count, self.wire = devices, wire
         self.layouts: dict[str, Layout] = {}
 
     def run(self) -> Partition:
@@ -348,5 +349,7 @@ class _Wiring:
         if value.dtype not in _DTYPES:
             raise UnsupportedModelError(f"{value.tensor} is of type {value.dtype}, and would move between devices",
                                         "place the nodes that make and read it on one device")
-        self.transfers.append(Transfer(value=name, source=source, target=target, bytes=value.bytes))
+        between = COORDINATOR not in (source, target)  # what the coordinator sends and gets stays as it is
+        halved = between and value.dtype == "float32" and self.s.wire == "float16"
+        self.transfers.append(Transfer(value=name, source=source, target=target, bytes=value.bytes // (2 if halved else 1)))
 

@@ -11,28 +11,23 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-import msgspec
-
 from gkp import manifest
 from gkp.converter import node as branched_node
 from gkp.converter.graph import Graph, Node
 from gkp.converter.operators import UNARY
 from gkp.converter.sources import OpenOptions, open_any
-from gkp.edge.device.segment_file import NATIVE
 from gkp.edge.divide import chain, modes
-from gkp.edge.divide.costs import Cost, estimate, with_cost
 from gkp.edge.divide.decide import OBJECTIVES, Candidate, Decision, best_of, break_even, candidate, decide
+from gkp.edge.divide.draft import Draft, draft
 from gkp.edge.divide.engines import TARGETS, make_engine
 from gkp.edge.divide.layouts import Costs, best_layouts, mixed
 from gkp.edge.divide.placement import Assignment, NodePlacement
 from gkp.edge.divide.prepare import prepare
-from gkp.edge.divide.single_device import Forms, best_forms, in_forms, layer_ms
-from gkp.edge.divide.split import Draft, check_folder, draft, write
-from gkp.edge.divide.subgraph import Subgraph
+from gkp.edge.divide.single_device import OneDevice
+from gkp.edge.divide.write import check_folder, write
 from gkp.edge.forecast import report
-from gkp.edge.forecast.profile import Job, Profile, Profiles, measure, signature, with_measured
-from gkp.edge.plan import describe
-from gkp.edge.plan.schema import COORDINATOR, MODES, Device, Link, Plan
+from gkp.edge.forecast.profile import Job, Profile, Profiles, measure, signature
+from gkp.edge.plan.schema import COORDINATOR, MODES, Device, Link, Plan, SplitModel
 from gkp.errors import UnsupportedModelError, UsageError
 from gkp.text import clean, plural
 from gkp.types import Progress, silent
@@ -82,31 +77,26 @@ class Variant:
 
 
 class Planner:
-    """Drafts and predicts ways to divide one prepared network (gkp.edge.divide.prepare)."""
+    """Drafts and predicts ways to divide one prepared network (gkp.edge.divide.prepare). network: the same one, where it has
+    been looked at before."""
 
-    def __init__(self, graph: Graph, options: SplitOptions, model: str = "", sha256: str | None = None,
-                 progress: Progress = silent) -> None:
+    def __init__(self, graph: Graph, options: SplitOptions, progress: Progress = silent,
+                 network: OneDevice | None = None) -> None:
         options.check()
-        self.graph, self.options, self.model, self.sha256, self.progress = graph, options, model, sha256, progress
+        self.graph, self.options, self.progress, self.whole = graph, options, progress, network or OneDevice(graph)
         self.devices, self.link = list(options.devices), options.link
-        self.chain = chain.blocks(graph)
         self.impossible: dict[str, str] = {}
-        self.forms: Forms | None = None
-        self.layer_ms: dict[str, float] = {}
         self.engine = make_engine(options.target, options.cpu, progress)
 
     def plan(self) -> tuple[Draft, Decision]:
-        """The draft to write, its plan complete but for files, and the decision behind it."""
+        """The draft to write, and the decision behind it."""
         found: dict[str, Variant] = {}
         for mode in SEARCHED:
             self._best(mode, found)
         decision = decide([v.candidate for v in found.values()], self.options.objective, self.options.mode, self.impossible)
         made = found[decision.chosen.mode].draft
-        notes = [*(n for n in made.plan.notes if not n.startswith("idle: ")), *decision.notes, *self._unmeasured(decision),
-                 *self._break_even(found)]
-        plan = msgspec.structs.replace(made.plan, predicted=decision.chosen.prediction, rejected=list(decision.rejected),
-                                       notes=list(dict.fromkeys(notes)))
-        return Draft(plan, made.subgraphs), decision
+        notes = [*made.notes, *decision.notes, *self._unmeasured(decision), *self._break_even(found)]
+        return made, replace(decision, notes=tuple(dict.fromkeys(notes)))
 
     def jobs(self) -> list[Job]:
         """Every segment of every way to divide the network that would be predicted, to be measured; the whole network on
@@ -117,10 +107,19 @@ class Planner:
             for variant in self._best(mode, found):
                 plan = variant.draft.plan
                 for segment, graph in zip(plan.segments, variant.draft.subgraphs, strict=True):
-                    jobs.setdefault(signature(plan, segment), Job(plan, segment, partial(self.engine.open, graph, None, 1)))
+                    jobs.setdefault(signature(plan.values, segment),
+                                    Job(plan, segment, partial(self.engine.open, graph, None, 1)))
         return list(jobs.values())
 
     # ---- candidates ---------------------------------------------------------------------------------------------
+    def best(self, mode: str) -> Variant:
+        """The best way of a mode by itself. UsageError or UnsupportedModelError when there is none."""
+        found: dict[str, Variant] = {}
+        self._best(mode, found)
+        if mode not in found:
+            raise UsageError(f"the model cannot be split in mode {mode}: {self.impossible[mode]}", "choose another mode")
+        return found[mode]
+
     def _best(self, mode: str, found: dict[str, Variant]) -> list[Variant]:
         """The variants of a mode: over how many devices take part; all of them where the mode was asked for. The best one is
         added to `found`, the modes so far, unless it is the same as one of them."""
@@ -148,16 +147,18 @@ class Planner:
         return variants
 
     def _shares(self, mode: str, found: Mapping[str, Variant]) -> list[list[float]]:
-        """The shares to try. local and replicas: each, or all; hybrid: the devices of the modes that it mixes; others: all
-        devices, then the fastest half, quarter, ..."""
+        """The shares to try. local: each; replicas: all that have room; hybrid: the devices of the modes that it mixes;
+        others: all devices, then the fastest half, quarter, ..."""
         speeds = [d.speed for d in self.devices]
         order = sorted(range(len(speeds)), key=lambda d: (-speeds[d], d))
         if mode == "local":
             tried = [[d] for d in self._distinct(order)]
-        elif mode == "replicas" or mode == self.options.mode:
+        elif mode == "replicas":
+            tried = [self._with_room(order, found)]
+        elif mode == self.options.mode:
             tried = [order]
         elif mode == "hybrid":
-            used = [describe.busy_devices(found[m].candidate.plan) for m in ("branch", "spatial") if m in found]
+            used = [found[m].draft.plan.busy_devices for m in ("branch", "spatial") if m in found]
             tried = [mine for k, mine in enumerate(used) if len(mine) > 1 and mine not in used[:k]] or [order]
         else:
             counts, n = [], len(order)
@@ -174,6 +175,15 @@ class Planner:
             seen.setdefault((self.devices[d].speed, self.devices[d].memory_bytes), d)
         return list(seen.values())
 
+    def _with_room(self, order: Sequence[int], found: Mapping[str, Variant]) -> list[int]:
+        """The devices that hold the whole network; all when none does."""
+        if (local := found.get("local")) is None:
+            return list(order)
+        plan = local.draft.plan
+        need = sum(v.bytes for v in plan.values) + sum(s.weights_bytes + s.working_bytes for s in plan.segments)
+        limits = [(d, self.devices[d].memory_bytes) for d in order]
+        return [d for d, limit in limits if limit is None or limit >= need] or list(order)
+
     def _assignments(self, mode: str, shares: Sequence[float]) -> list[Assignment]:
         """The ways to divide the work with these shares."""
         if len(self.devices) == 1 and mode != "local" and mode != self.options.mode:
@@ -181,58 +191,14 @@ class Planner:
         if mode == "hybrid":
             found = self._hybrid(shares)
             return [] if found is None else [found]
-        if mode == "pipeline":
-            return self._pipelines(shares)
+        if mode == "pipeline":  # not scaled: the cuts that gkp edge profile measures
+            return [*chain.pipelines(self.whole.chain, self.whole.layer_ms, self.devices, self.link, shares)]
         return [modes.assign(mode, self.graph, len(self.devices), shares)]
 
     def _drafted(self, mode: str, assignment: Assignment) -> Variant:
-        made = draft(self.graph, mode, assignment, self.devices, self.link, objective=self.options.objective,
-                     model=self.model, sha256=self.sha256)
-        graphs = {id(subgraph.graph): subgraph for subgraph in made.subgraphs}  # replicas share one
-        prepared = {key: self.engine.prepare(subgraph).suffix for key, subgraph in graphs.items()}
-        subgraphs = [replace(subgraph, suffix=prepared[id(subgraph.graph)]) for subgraph in made.subgraphs]
-        if self.forms is None and mode == "local":  # it comes first
-            self.forms = best_forms(subgraphs[0])
-            self.layer_ms = layer_ms(in_forms(subgraphs[0], self.forms))
-        whole = {name: form for name, form in (self.forms or {}).items() if assignment[name].kind != "channels"}
-        subgraphs = [subgraph if subgraph.suffix == NATIVE else in_forms(subgraph, whole) for subgraph in subgraphs]
-        costs: dict[int, Cost] = {}  # replicas share a graph
-        for subgraph in subgraphs:
-            if id(subgraph.graph) not in costs:
-                costs[id(subgraph.graph)] = estimate(subgraph.lowered())
-        segments = [msgspec.structs.replace(with_cost(s, costs[id(p.graph)]), file=p.file)
-                    for s, p in zip(made.plan.segments, subgraphs, strict=True)]
-        plan = msgspec.structs.replace(made.plan, segments=segments)
-        if mode == "replicas":
-            plan, subgraphs = self._with_room(plan, subgraphs)
-        plan = _on_wire(plan, self.options.wire)
-        plan = with_measured(plan, self.options.profiles)
-        return Variant(Draft(plan, subgraphs), candidate(plan, self.options.profiles))
-
-    def _with_room(self, plan: Plan, subgraphs: list[Subgraph]) -> tuple[Plan, list[Subgraph]]:
-        """Replicas on the devices that have room for the network only; on all when none has."""
-        arrays = sum(v.bytes for v in plan.values)
-        fits = [d.memory_bytes is None or d.memory_bytes >= s.weights_bytes + s.working_bytes + arrays
-                for d, s in zip(plan.devices, plan.segments, strict=True)]
-        if all(fits) or not any(fits):
-            return plan, subgraphs
-        kept = [k for k, fit in enumerate(fits) if fit]
-        subgraphs = [replace(subgraphs[k], index=n) for n, k in enumerate(kept)]
-        segments = [msgspec.structs.replace(plan.segments[k], index=n, file=subgraphs[n].file) for n, k in enumerate(kept)]
-        transfers = [t for t in plan.transfers if t.source in kept or t.target in kept]
-        return msgspec.structs.replace(plan, segments=segments, transfers=transfers), subgraphs
-
-    def _pipelines(self, shares: Sequence[float]) -> list[Assignment]:
-        """Consecutive blocks, the fastest devices first, cut so that the slowest stage is fastest, and so that the fullest
-        device is emptiest: what the cut knows of memory are the weights, and the arrays may be too much for the first."""
-        order = sorted((d for d, s in enumerate(shares) if s > 0), key=lambda d: (-self.devices[d].speed, d))
-        found = chain.stages(self.chain, self.layer_ms)  # not scaled: the cuts that gkp edge profile measures
-        owners = [chain.cut(found, self.devices, self.link, order, by_memory) for by_memory in (False, True)]
-        kept = [owner for k, owner in enumerate(owners) if owner is not None and owner not in owners[:k]]
-        if not kept:
-            raise UsageError("the network cannot be cut into consecutive parts that fit")
-        return [{n.name: NodePlacement((d,)) for nodes, d in zip(self.chain, owner, strict=True) for n in nodes}
-                for owner in kept]
+        made = draft(self.graph, mode, assignment, self.devices, self.link, wire=self.options.wire, engine=self.engine,
+                     forms=self.whole.forms, profiles=self.options.profiles)
+        return Variant(made, candidate(made.plan, self.options.profiles))
 
     def _hybrid(self, shares: Sequence[float]) -> Assignment | None:
         """Each block in its best way; None when that is one way throughout (then the hybrid is that mode)."""
@@ -241,14 +207,14 @@ class Planner:
                                        for mode in ("local", "branch", "spatial")}
         everyone = tuple(d for d, s in enumerate(shares) if s > 0)
         ways["everyone"] = {n.name: NodePlacement(everyone) for n in self.graph.nodes}
-        chosen = best_layouts(self.chain, Costs(ways, self.devices, self.link, self.options.profiles.scale(),
-                                                self.layer_ms))
+        chosen = best_layouts(self.whole.chain, Costs(ways, self.devices, self.link, self.options.profiles.scale(),
+                                                      self.whole.layer_ms))
         if len(set(chosen)) == 1 and self.options.mode != "hybrid":
             self.impossible["hybrid"] = f"block by block, {chosen[0]} is best throughout"
             return None
-        return mixed(self.chain, chosen, ways)
+        return mixed(self.whole.chain, chosen, ways)
 
-    # ---- words --------------------------------------------------------------------------------------------------
+    # ---- notes --------------------------------------------------------------------------------------------------
     def _unmeasured(self, decision: Decision) -> list[str]:
         """Modes that the profiles given do not cover."""
         given = self.options.profiles.common is not None or self.options.profiles.own
@@ -265,10 +231,10 @@ class Planner:
         macs = sum(s.macs for s in local.candidate.plan.segments)
         rate = macs / max(local.candidate.compute_ms, 1e-9) * 1e3
         known = break_even([branched_node.read(n) for n in grouped], rate, self.link)
-        return [] if known is None else [known.words]
+        return [] if known is None else [known.text]
 
 
-def _scattered(plan: Plan, grouped: Sequence[Node]) -> bool:
+def _scattered(plan: SplitModel, grouped: Sequence[Node]) -> bool:
     """Does what grouped convolutions read or make move between devices? What they make: before or after the operators that
     take every channel by itself."""
     moved = {clean(node.inputs[0].name) for node in grouped}
@@ -281,21 +247,10 @@ def _scattered(plan: Plan, grouped: Sequence[Node]) -> bool:
     return any(tensors[t.value] in moved for t in plan.transfers if COORDINATOR not in (t.source, t.target))
 
 
-def _same(plan: Plan, found: Mapping[str, Variant]) -> str | None:
+def _same(plan: SplitModel, found: Mapping[str, Variant]) -> str | None:
     """The mode that has the very same segments and messages."""
     return next((mode for mode, v in found.items() if v.candidate.plan.segments == plan.segments
                  and v.candidate.plan.transfers == plan.transfers), None)
-
-
-def _on_wire(plan: Plan, wire: str) -> Plan:
-    """The plan with the bytes that travel: float16 halves what moves between devices, not what the coordinator sends."""
-    if wire == "float32":
-        return plan
-    wide = {v.name for v in plan.values if v.dtype == "float32"}
-    halved = [t.value in wide and COORDINATOR not in (t.source, t.target) for t in plan.transfers]
-    transfers = [msgspec.structs.replace(t, bytes=t.bytes // 2) if half else t
-                 for t, half in zip(plan.transfers, halved, strict=True)]
-    return msgspec.structs.replace(plan, transfers=transfers, wire=wire)
 
 
 def measure_modes(model: Path, options: SplitOptions, seconds: float, progress: Progress = silent) -> Profile:
@@ -303,22 +258,22 @@ def measure_modes(model: Path, options: SplitOptions, seconds: float, progress: 
     options.check()
     progress(f"opening {clean(model.name)}", None)
     graph = prepare(open_any(model, options.opening).model)
-    return measure(Planner(graph, options, clean(model.name), progress=progress).jobs(), seconds, progress)
+    return measure(Planner(graph, options, progress).jobs(), seconds, progress)
 
 
 def split(model: Path, out: Path, options: SplitOptions, progress: Progress = silent) -> Plan:
     """Open a model, plan it, and write it to `out`: plan.json, plan.html and one folder per device, verified against the
     unsplit model.
 
-    Errors: those of gkp.converter.sources and gkp.edge.divide.split.write; UsageError for options that make no sense."""
+    Errors: those of gkp.converter.sources and gkp.edge.divide.write.write; UsageError for options that make no sense."""
     options.check()
     check_folder(out, options.force)
     progress(f"opening {clean(model.name)}", None)
     opened = open_any(model, options.opening)
     graph = prepare(opened.model)
     report.require_jinja2()
-    planner = Planner(graph, options, clean(model.name), manifest.sha256(model), progress)
-    made, _ = planner.plan()
-    plan = write(opened, made, out, force=options.force, engine=planner.engine, progress=progress)
+    planner = Planner(graph, options, progress)
+    plan = write(opened, *planner.plan(), out, model=clean(model.name), sha256=manifest.sha256(model), force=options.force,
+                 engine=planner.engine, progress=progress)
     report.write_html(plan, out / report.FILE_NAME, options.profiles)
     return plan

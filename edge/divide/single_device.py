@@ -9,17 +9,45 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 
 from gkp.branched import BranchedConv
 from gkp.converter import node as branched_node
 from gkp.converter.cost import PEAK_MACS_PER_MS, estimate_ms
-from gkp.converter.graph import spatial
+from gkp.converter.graph import Graph, spatial
 from gkp.converter.lower.candidates import Candidate, candidates, dense, grouped, split
+from gkp.edge.divide.chain import blocks
 from gkp.edge.divide.costs import BLOCK, efficiency, estimate
-from gkp.edge.divide.subgraph import Subgraph
+from gkp.edge.divide.modes import assign
+from gkp.edge.divide.partition import partition
+from gkp.edge.divide.subgraph import Subgraph, build
 
 Forms = Mapping[str, str]
 """Layer -> name of a candidate of gkp.converter.lower.candidates, "" for the subgraph's own."""
+
+
+class OneDevice:
+    """A prepared network on one device, and what is asked of it again and again while ways to divide it are tried. chain:
+    its blocks (gkp.edge.divide.chain)."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph, self.chain = graph, blocks(graph)
+
+    @cached_property
+    def subgraph(self) -> Subgraph:
+        """All of it."""
+        parts = partition(self.graph, assign("local", self.graph, 1), 1)
+        return build(parts, parts.segments[0])
+
+    @cached_property
+    def forms(self) -> Forms:
+        """The best of its layers."""
+        return best_forms(self.subgraph)
+
+    @cached_property
+    def layer_ms(self) -> dict[str, float]:
+        """Of its convolutions in these forms."""
+        return layer_ms(in_forms(self.subgraph, self.forms))
 
 
 def best_forms(subgraph: Subgraph) -> Forms:

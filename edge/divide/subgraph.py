@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 import onnx
 
-from gkp.converter.describe import graph_macs
-from gkp.converter.graph import DOMAIN, Graph, Tensor, values
+from gkp.converter.graph import DOMAIN, Graph, Tensor
 from gkp.converter.lower.candidates import Candidate
 from gkp.converter.lower.emit import lower
 from gkp.edge.divide.builder import Builder, LocalTensor, part_shape, take, take_rows
@@ -50,13 +48,6 @@ class Subgraph:
     def model(self) -> onnx.ModelProto:
         """The subgraph as stock ONNX."""
         return self.lowered().to_model()
-
-    @cached_property
-    def sizes(self) -> tuple[int, int]:
-        """(multiply-accumulates really executed for one image, bytes of weights)."""
-        graph = self.lowered()
-        constants = {id(v): v.nbytes for n in graph.nodes for t in n.inputs if (v := values(t)) is not None}
-        return graph_macs(graph), sum(constants.values())
 
 
 def build(partitioned: Partition, segment: SegmentDraft) -> Subgraph:

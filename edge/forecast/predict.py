@@ -12,18 +12,15 @@ from collections.abc import Mapping, Sequence
 
 from gkp.edge.forecast.profile import Profiles, plan_times
 from gkp.edge.forecast.simulate import Timeline, handling_ms, simulate, wire_ms
-from gkp.edge.plan.schema import COORDINATOR, Plan, Prediction
+from gkp.edge.plan.schema import COORDINATOR, Prediction, SplitModel
 
 
-def predict(plan: Plan, profiles: Profiles | None = None, reason: str = "") -> Prediction:
+def predict(plan: SplitModel, profiles: Profiles | None = None, reason: str = "") -> Prediction:
     """The plan's Prediction, from the measured times of `profiles` and of the plan itself, else from estimates.
 
     UsageError when a segment has neither, or the plan cannot end."""
     times, based_on = plan_times(plan, profiles)
-    if plan.mode == "replicas":
-        timelines = [simulate(plan, times, replica=d) for d in sorted({s.device for s in plan.segments})]
-    else:
-        timelines = [simulate(plan, times)]
+    timelines = [simulate(plan, times, replica=k) for k in range(max(1, len(plan.replicas)))]
     between = [t for t in plan.transfers if COORDINATOR not in (t.source, t.target)]
     return Prediction(
         mode=plan.mode, critical_path_ms=max(t.finished[0] for t in timelines), period_ms=period_ms(plan, times),
@@ -31,8 +28,8 @@ def predict(plan: Plan, profiles: Profiles | None = None, reason: str = "") -> P
         bytes=sum(t.bytes for t in between), messages=len(between), based_on=based_on, reason=reason)
 
 
-def busy_ms(plan: Plan, times: Sequence[float]) -> dict[tuple[str, int], float]:
-    """Milliseconds for which one request keeps every resource busy: ("compute", device), ("out", device),
+def busy_ms(plan: SplitModel, times: Sequence[float]) -> dict[tuple[str, int], float]:
+    """Milliseconds for which one request to each replica keeps every resource busy: ("compute", device), ("out", device),
     ("in", device), or ("medium", 0) in place of the directions."""
     busy: dict[tuple[str, int], float] = defaultdict(float)
     for segment in plan.segments:
@@ -48,41 +45,35 @@ def busy_ms(plan: Plan, times: Sequence[float]) -> dict[tuple[str, int], float]:
     return dict(busy)
 
 
-def period_ms(plan: Plan, times: Sequence[float]) -> float:
+def period_ms(plan: SplitModel, times: Sequence[float]) -> float:
     """Milliseconds between requests in the long run."""
-    if plan.mode == "replicas":
-        return 1 / sum(_replica_rates(plan, times).values())
-    return max(busy_ms(plan, times).values(), default=0.0)
+    return 1 / sum(_rates(plan, busy_ms(plan, times)))
 
 
-def cpu_ms(plan: Plan, times: Sequence[float]) -> float:
-    """Processor time of one request, on all devices together; in mode "replicas" as the requests are spread."""
-    own = _own(plan, busy_ms(plan, times))
-    if plan.mode != "replicas":
-        return sum(own.values())
-    rates = _replica_rates(plan, times)
-    return sum(rates[d] * own[d] for d in rates) / sum(rates.values())
-
-
-def _own(plan: Plan, busy: Mapping[tuple[str, int], float]) -> dict[int, float]:
-    """The processor's time of every device that computes."""
-    return {d: busy["compute", d] for d in sorted({s.device for s in plan.segments})}
-
-
-def _replica_rates(plan: Plan, times: Sequence[float]) -> dict[int, float]:
-    """Requests per millisecond of every replica: what its processor and its link can do, all together not more than the
-    coordinator's link (or the medium) carries."""
+def cpu_ms(plan: SplitModel, times: Sequence[float]) -> float:
+    """Processor time of one request, on all devices together, as requests are spread over replicas."""
     busy = busy_ms(plan, times)
-    own = _own(plan, busy)
-    rates = {d: 1 / max(own[d], busy.get(("out", d), 0.0), busy.get(("in", d), 0.0), 1e-9) for d in own}
-    shared = [busy.get((kind, device), 0.0) / len(own)  # one request goes to one replica
-              for kind, device in (("compute", COORDINATOR), ("out", COORDINATOR), ("in", COORDINATOR), ("medium", 0))]
-    most = 1 / max(*shared, 1e-9)
-    scale = min(1.0, most / sum(rates.values()))
-    return {d: rate * scale for d, rate in rates.items()}
+    rates = _rates(plan, busy)
+    own = [sum(busy["compute", d] for d in devices) for devices in plan.replicas]
+    return sum(rate * ms for rate, ms in zip(rates, own, strict=True)) / sum(rates)
 
 
-def device_memory(plan: Plan, timelines: Sequence[Timeline]) -> list[int]:
+def shared_ms(plan: SplitModel, busy: Mapping[tuple[str, int], float]) -> dict[tuple[str, int], float]:
+    """Of busy_ms, what all replicas share, for one request (which goes to one of them): the coordinator and the medium."""
+    count = len(plan.replicas)
+    return {key: ms / count for key, ms in busy.items() if key[1] == COORDINATOR or key[0] == "medium"}
+
+
+def _rates(plan: SplitModel, busy: Mapping[tuple[str, int], float]) -> list[float]:
+    """Requests per millisecond of every replica: what its busiest resource can do, all together not more than the
+    coordinator (or the medium) can."""
+    rates = [1 / max(1e-9, *(busy.get((kind, d), 0.0) for kind in ("compute", "out", "in") for d in devices))
+             for devices in plan.replicas]
+    most = 1 / max([1e-9, *shared_ms(plan, busy).values()])
+    return [rate * min(1.0, most / sum(rates)) for rate in rates]
+
+
+def device_memory(plan: SplitModel, timelines: Sequence[Timeline]) -> list[int]:
     """Per device: the weights of its segments, what the greediest of them works in, and the values that lie there at once
     (until their last reader and their last sending has ended). The runtime's own memory is left out."""
     size = {v.name: v.bytes for v in plan.values}

@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 
 from gkp.edge.device.segment_file import open_segment
-from gkp.edge.plan.schema import Plan, Segment, Value, device_folder, read_plan
+from gkp.edge.plan.schema import DEVICE_FILE, Device, Segment, SplitModel, Value, device_folder, read_plan
 from gkp.errors import FileError, UsageError
 from gkp.runtime.environment import fingerprint
 from gkp.runtime.measure import interleave
@@ -31,8 +31,6 @@ from gkp.text import clean
 from gkp.types import Array, Progress, silent
 
 FILE_NAME = "profile.json"
-DEVICE_FILE = "manifest.json"
-"""Only a device's own folder has it."""
 SCHEMA_VERSION = 1
 _MAX_FILE = 64 << 20
 _MAX_OPEN = 256 << 20
@@ -81,14 +79,19 @@ class Profiles:
     common: Profile | None = None
     own: Mapping[str, Profile] = field(default_factory=dict)
 
-    def ms(self, plan: Plan, segment: Segment) -> float | None:
-        """Milliseconds on the segment's device, None where nothing was measured."""
-        device, key = plan.devices[segment.device], signature(plan, segment)
+    def ms(self, values: Sequence[Value], segment: Segment, device: Device) -> float | None:
+        """Milliseconds on the segment's device, None where nothing was measured. values: of its plan."""
+        key = signature(values, segment)
         if (mine := self.own.get(device.name)) is not None and key in mine.entries:
             return mine.entries[key].ms
         if self.common is not None and key in self.common.entries:
             return self.common.entries[key].ms / device.speed
         return None
+
+    def noted(self, values: Sequence[Value], segment: Segment, device: Device) -> Segment:
+        """The segment with measured_ms (on the machine to which the devices' speeds relate), where there is a time."""
+        found = self.ms(values, segment, device)
+        return segment if found is None else msgspec.structs.replace(segment, measured_ms=found * device.speed)
 
     def scale(self) -> float:
         """Measured over estimated time in the common profile (median): what estimates of other pieces are multiplied by."""
@@ -96,46 +99,36 @@ class Profiles:
         return median(ms / estimated for ms, estimated in pairs) if pairs else 1.0
 
 
-def signature(plan: Plan, segment: Segment) -> str:
-    """32 hexadecimal digits that stand for what the segment computes."""
-    values = {v.name: v for v in plan.values}
+def signature(values: Sequence[Value], segment: Segment) -> str:
+    """32 hexadecimal digits that stand for what the segment computes. values: of its plan."""
+    by_name = {v.name: v for v in values}
 
     def shapes(names: Sequence[str]) -> list[tuple[list[int], str]]:
-        return [(values[name].shape, values[name].dtype) for name in names]
+        return [(by_name[name].shape, by_name[name].dtype) for name in names]
 
     text = msgspec.json.encode([segment.layers, segment.macs, segment.weights_bytes, shapes(segment.inputs),
                                 shapes(segment.outputs), PurePosixPath(segment.file).suffix])
     return hashlib.sha256(text).hexdigest()[:32]
 
 
-def plan_times(plan: Plan, profiles: Profiles | None = None) -> tuple[list[float], str]:
+def plan_times(plan: SplitModel, profiles: Profiles | None = None) -> tuple[list[float], str]:
     """(milliseconds of every segment on its own device, "measured" or "estimated"): by the profiles, else by what the plan
     says itself; "estimated" when any of them is. UsageError for a segment without any time."""
     profiles = profiles or Profiles()
     scale, times, measured = profiles.scale(), [], True
     for segment in plan.segments:
-        speed = plan.devices[segment.device].speed
-        found = profiles.ms(plan, segment)
+        device = plan.devices[segment.device]
+        found = profiles.ms(plan.values, segment, device)
         if found is None and segment.measured_ms is not None:
-            found = segment.measured_ms / speed
+            found = segment.measured_ms / device.speed
         if found is None:
             measured = False
             if segment.estimated_ms is None:
                 raise UsageError(f"segment {segment.index} has no time, neither measured nor estimated",
                                  "measure it with gkp edge profile")
-            found = segment.estimated_ms * scale / speed
+            found = segment.estimated_ms * scale / device.speed
         times.append(found)
     return times, "measured" if measured else "estimated"
-
-
-def with_measured(plan: Plan, profiles: Profiles) -> Plan:
-    """The plan with measured_ms filled in (on the machine to which the devices' speeds relate)."""
-    segments = []
-    for segment in plan.segments:
-        found = profiles.ms(plan, segment)
-        measured = segment.measured_ms if found is None else found * plan.devices[segment.device].speed
-        segments.append(msgspec.structs.replace(segment, measured_ms=measured))
-    return msgspec.structs.replace(plan, segments=segments)
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
@@ -186,7 +179,7 @@ class Opened(Protocol):
 class Job:
     """A segment to be measured. open: makes a runner with one thread."""
 
-    plan: Plan
+    plan: SplitModel
     segment: Segment
     open: Callable[[], Opened]
 
@@ -213,8 +206,8 @@ def measure(jobs: Sequence[Job], seconds: float = 10.0, progress: Progress = sil
     seconds: to spend on measuring, about, all together."""
     if not jobs:
         raise UsageError("there is nothing to measure", "give a folder with segments")
-    unique = {signature(job.plan, job.segment): job for job in reversed(jobs)}
-    first = signature(jobs[0].plan, jobs[0].segment)
+    unique = {signature(job.plan.values, job.segment): job for job in reversed(jobs)}
+    first = signature(jobs[0].plan.values, jobs[0].segment)
     unique = {first: unique.pop(first), **dict(reversed(unique.items()))}
     batches = _batches(unique)
     before, load, samples = _ticks(), os.getloadavg()[0], dict[str, tuple[list[float], list[float]]]()

@@ -117,7 +117,7 @@ def _printable(text: str) -> str:
 
 def _view(plan: Plan, profiles: Profiles | None) -> dict[str, Any]:
     times, based_on = plan_times(plan, profiles)
-    timeline = simulate(plan, times, requests=_shown_requests(plan))
+    timeline = simulate(plan, times, requests=max(1, len(plan.replicas)))  # each is seen
     devices = device_rows(plan, times, timeline)
     tensors = _tensors(plan)
     return {"version": __version__, "headline": describe.headline(plan), "rows": describe.rows(plan), "devices": devices,
@@ -126,11 +126,6 @@ def _view(plan: Plan, profiles: Profiles | None) -> dict[str, Any]:
             "matrix": _matrix(plan) if 1 < len(plan.devices) <= 16 else None, "tensors": tensors[:MOST_LISTED],
             "more_tensors": max(0, len(tensors) - MOST_LISTED), "layouts": list(plan.layouts.items())[:MOST_LISTED],
             "more_layouts": max(0, len(plan.layouts) - MOST_LISTED), "lane": LANE, "bar": _BAR}
-
-
-def _shown_requests(plan: Plan) -> int:
-    """One request, but of replicas one for every device, so that each is seen."""
-    return max(1, len({s.device for s in plan.segments})) if plan.mode == "replicas" else 1
 
 
 # ---- the picture ----------------------------------------------------------------------------------------------------
@@ -161,7 +156,7 @@ def picture(plan: Plan, timeline: Timeline) -> Picture:
     return Picture(rows=tuple((_name(plan, d), _note(plan, d), at) for d, at in y.items()), boxes=tuple(boxes),
                    arrows=tuple(arrows), ticks=tuple(_ticks(end)), height=_TOP + len(y) * LANE, left_out=" and ".join(left),
                    description=f"{plural(len(timeline.runs), 'segment')} on "
-                               f"{plural(len(describe.busy_devices(plan)), 'device')} and "
+                               f"{plural(len(plan.busy_devices), 'device')} and "
                                f"{plural(len(messages), 'message')} in {milliseconds(end)} ms")
 
 

@@ -22,7 +22,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from gkp.edge.plan.schema import COORDINATOR, Link, Plan, Transfer
+from gkp.edge.plan.schema import COORDINATOR, Link, SplitModel, Transfer
 from gkp.errors import UsageError
 
 _WORK = _PACK, _UNPACK, _SEGMENT, _AFTER = range(4)  # of a processor; of what became ready together, the first goes first
@@ -85,12 +85,13 @@ def _answers(transfer: Transfer) -> bool:
     return transfer.target == COORDINATOR
 
 
-def simulate(plan: Plan, segment_ms: Sequence[float], requests: int = 1, interval_ms: float = 0.0,
+def simulate(plan: SplitModel, segment_ms: Sequence[float], requests: int = 1, interval_ms: float = 0.0,
              replica: int | None = None) -> Timeline:
     """Run `requests` requests that come every `interval_ms` (0: all at once) through the plan.
 
-    segment_ms: of every segment on its own device. In mode "replicas" a request goes to the device that would end first, or
-    to `replica`. UsageError when the plan cannot end: a segment waits for a value that nothing brings to its device."""
+    segment_ms: of every segment on its own device; replica: which of the plan's replicas all requests go to, by default each
+    to the one that would end first. UsageError when the plan cannot end: a segment waits for a value that nothing brings to
+    its device."""
     if len(segment_ms) != len(plan.segments):
         raise UsageError(f"{len(segment_ms)} times for {len(plan.segments)} segments", "give one time per segment")
     return _Simulation(plan, segment_ms, requests, interval_ms, replica).run()
@@ -130,7 +131,7 @@ class _Network:
 
 
 class _Simulation:
-    def __init__(self, plan: Plan, segment_ms: Sequence[float], requests: int, interval_ms: float,
+    def __init__(self, plan: SplitModel, segment_ms: Sequence[float], requests: int, interval_ms: float,
                  replica: int | None) -> None:
         self.plan, self.ms, self.requests = plan, segment_ms, requests
         self.half_trip = plan.link.rtt / 2 * 1e3
@@ -155,26 +156,22 @@ class _Simulation:
         self.runs: list[Ran] = []
         self.sent: list[Sent] = []
         self.finished: list[float | None] = [None] * requests
-        self.routes = self._routes(replica)
+        self.taken_by = self._taken_by(replica)
         for request in range(requests):
             self._at(request * interval_ms, _REQUEST, request, 0)
 
-    def _routes(self, replica: int | None) -> list[int | None]:
-        """The device that each request goes to; None: to all that the plan says."""
-        if self.plan.mode != "replicas":
-            return [None] * self.requests
+    def _taken_by(self, replica: int | None) -> list[tuple[int, ...]]:
+        """The devices that each request goes to."""
+        replicas = self.plan.replicas or [tuple(self.plan.busy_devices)]
         if replica is not None:
-            return [replica] * self.requests
-        load: dict[int, float] = {s.device: 0.0 for s in self.plan.segments}
-        each: dict[int, float] = dict(load)
-        for segment in self.plan.segments:
-            each[segment.device] += self.ms[segment.index]
-        routes: list[int | None] = []
+            return [replicas[replica]] * self.requests
+        each = {devices: sum(self.ms[s.index] for s in self.plan.segments if s.device in devices) for devices in replicas}
+        load, taken_by = dict.fromkeys(replicas, 0.0), []
         for _ in range(self.requests):
-            chosen = min(load, key=lambda d: (load[d] + each[d], d))
+            chosen = min(replicas, key=lambda devices: (load[devices] + each[devices], devices))
             load[chosen] += each[chosen]
-            routes.append(chosen)
-        return routes
+            taken_by.append(chosen)
+        return taken_by
 
     def run(self) -> Timeline:
         while self.events:
@@ -225,9 +222,9 @@ class _Simulation:
         heapq.heappush(self.ready[device], (now, kind, request, number))
 
     def _begin(self, now: float, request: int) -> None:
-        route, own = self.routes[request], set[tuple[int, str]]()
+        devices, own = self.taken_by[request], set[tuple[int, str]]()
         for segment in self.plan.segments:
-            if route in (None, segment.device):
+            if segment.device in devices:
                 self.missing[request, segment.index] = set(segment.inputs)
                 own |= {(segment.device, name) for name in self.given if (segment.device, name) not in self.brought}
                 if not segment.inputs:
@@ -243,9 +240,8 @@ class _Simulation:
                 missing.discard(value)
                 if not missing:
                     self._queue(device, now, _SEGMENT, request, index)
-        route = self.routes[request]
         for number in self.sends.get((device, value), ()):
-            if device != COORDINATOR or route in (None, self.plan.transfers[number].target):
+            if device != COORDINATOR or self.plan.transfers[number].target in self.taken_by[request]:
                 if self.handled:
                     self._queue(device, now, _PACK, request, number)
                 else:

@@ -76,22 +76,17 @@ def rows(plan: Plan) -> list[ModeRow]:
     return [*chosen, *(ModeRow(p, False, ratio(p)) for p in others)]
 
 
-def busy_devices(plan: Plan) -> list[int]:
-    """The devices that compute something."""
-    return sorted({s.device for s in plan.segments})
-
-
 def headline(plan: Plan) -> str:
     """What was chosen and what that buys, in one line."""
     found = rows(plan)
     if not found or not found[0].chosen:
-        return f"{clean(plan.mode, 20)} on {plural(len(busy_devices(plan)), 'device')}: not predicted"
+        return f"{clean(plan.mode, 20)} on {plural(len(plan.busy_devices), 'device')}: not predicted"
     first = found[0]
     best, based = amount(first.prediction, plan.objective), first.prediction.based_on
     if plan.mode == "local":
         return f"Do not split: one device needs {best} ({clean(based, 20)})" if plan.objective != "throughput" else \
             f"Do not split: one device answers {best} ({clean(based, 20)})"
-    words = f"{clean(plan.mode, 20)} on {plural(len(busy_devices(plan)), 'device')}: {best}"
+    words = f"{clean(plan.mode, 20)} on {plural(len(plan.busy_devices), 'device')}: {best}"
     if first.ratio is None:
         return f"{words} ({clean(based, 20)})"
     if plan.objective == "memory":

@@ -9,16 +9,21 @@ it, and the answer is the value `Plan.output`, computed whole by one segment: no
 from __future__ import annotations
 
 import hashlib
+from functools import cached_property
 from math import prod
 from pathlib import Path
 
 import msgspec
 
-from gkp.structs import read_json
+from gkp.structs import parse_json, read_bytes
 
-SCHEMA_VERSION = 1
-FILE_NAME = "plan.json"
+SCHEMA_VERSION = 2
+"""2: a plan is known by the bytes of its file."""
+DEVICE_SCHEMA_VERSION = 1
+FILE_NAME, DEVICE_FILE = "plan.json", "manifest.json"
+"""Of a split model and of each device; only a device's own folder has the second."""
 MAX_PLAN_BYTES = 256 << 20
+_HINT = "split the model again"
 COORDINATOR = -1
 """Stands for the coordinator where a device index is expected: it sends the input and receives the output."""
 
@@ -123,16 +128,11 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     reason: str = ""
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """See the module. mode: what was asked or found; objective: latency, throughput or memory; model_sha256: of the source;
-    files: device index -> file name -> sha256; layouts: of the network's tensors; rejected: what every other mode would have
-    cost; notes: in words, such as why not to split. In mode "replicas" every device holds the whole network as a segment of
-    its own (same inputs and outputs by name and device), and requests go to one device each."""
+class SplitModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What runs where, and what moves: all that a forecast needs. mode: one of MODES but "auto"; layouts: of the network's
+    tensors; wire: dtype of float32 values on their way between devices."""
 
     mode: str
-    objective: str
-    model: str
-    model_sha256: str | None
     devices: list[Device]
     link: Link
     input: str
@@ -141,24 +141,76 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     segments: list[Segment]
     transfers: list[Transfer]
     layouts: dict[str, Layout]
+    wire: str = "float32"
+
+    @property
+    def busy_devices(self) -> list[int]:
+        """The devices that compute something."""
+        return sorted({s.device for s in self.segments})
+
+    @property
+    def replicas(self) -> list[tuple[int, ...]]:
+        """The groups of devices of which each answers a request by itself: devices that hand values to each other are of one
+        group. In mode "replicas" several of one device, else one."""
+        groups = [{d} for d in self.busy_devices]
+        for ends in {frozenset((t.source, t.target)) for t in self.transfers if COORDINATOR not in (t.source, t.target)}:
+            joined = [g for g in groups if g & ends]
+            groups = [g for g in groups if not g & ends] + [set[int]().union(*joined)]
+        makers = {s.device for s in self.segments if self.output in s.outputs}
+        return sorted(tuple(sorted(g)) for g in groups if g & makers)
+
+
+class Plan(SplitModel, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):
+    """plan.json. objective: latency, throughput or memory; model_sha256: of the source; files: device index -> file name ->
+    sha256; predicted, rejected: what the plan costs, and what every other mode would have; notes: in words, such as why not
+    to split."""
+
+    objective: str
+    model: str
+    model_sha256: str | None
     files: dict[str, dict[str, str]]
     predicted: Prediction | None
     rejected: list[Prediction]
     notes: list[str]
-    wire: str = "float32"
     schema_version: int = SCHEMA_VERSION
 
-    @property
+    def encode(self) -> bytes:
+        """The file's bytes."""
+        return msgspec.json.format(msgspec.json.encode(self, order="deterministic"), indent=1)
+
+    @cached_property
     def hash(self) -> str:
-        """Identifies the plan to every worker: SHA-256 of its canonical JSON."""
-        return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()
+        """Identifies the plan to every worker: SHA-256 of plan.json, of the bytes that it was read from."""
+        return hashlib.sha256(self.encode()).hexdigest()
+
+
+class DeviceManifest(msgspec.Struct, frozen=True, kw_only=True):
+    """manifest.json of a device's folder: which device of the plan it is for, and the plan's hash."""
+
+    schema_version: int
+    device: int
+    plan: str
 
 
 def read_plan(directory: Path) -> Plan:
     """The plan of a split model's folder. FileError when it is missing, too large, malformed, or of another version."""
-    return read_json(directory / FILE_NAME, Plan, limit=MAX_PLAN_BYTES, what="a plan", hint="split the model again",
-                     missing=f"{directory} holds no {FILE_NAME}", missing_hint="give a folder that gkp split wrote",
-                     version=SCHEMA_VERSION)
+    data = read_bytes(directory / FILE_NAME, limit=MAX_PLAN_BYTES, hint=_HINT, missing=f"{directory} holds no {FILE_NAME}",
+                      missing_hint="give a folder that gkp split wrote")
+    plan = parse_json(data, Plan, name=str(directory / FILE_NAME), limit=MAX_PLAN_BYTES, what="a plan", hint=_HINT,
+                      version=SCHEMA_VERSION)
+    plan.__dict__["hash"] = hashlib.sha256(data).hexdigest()  # not of what this version would write
+    return plan
+
+
+def write_plan(plan: Plan, directory: Path) -> None:
+    """plan.json for all; and for every device, in its folder, once more and its own number."""
+    folders = {device: device_folder(directory, device) for device in range(len(plan.devices))}
+    for folder in (directory, *folders.values()):
+        folder.mkdir(exist_ok=True)
+        (folder / FILE_NAME).write_bytes(plan.encode())
+    for device, folder in folders.items():
+        about = DeviceManifest(schema_version=DEVICE_SCHEMA_VERSION, device=device, plan=plan.hash)
+        (folder / DEVICE_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(about), indent=1))
 
 
 def device_folder(directory: Path, device: int) -> Path:

@@ -21,10 +21,10 @@ from typing import Any
 
 from gkp._version import __version__
 from gkp.edge.coordinate.supervise import Supervisor
-from gkp.edge.device.shard import MANIFEST, check_plan
-from gkp.edge.plan.schema import FILE_NAME, Plan, device_folder, read_plan
+from gkp.edge.device.shard import check_plan
+from gkp.edge.plan.schema import DEVICE_FILE, FILE_NAME, Plan, device_folder, read_plan
 from gkp.edge.ray.join import encrypted, joined
-from gkp.edge.ray.worker import Duty, Place, RayWorker
+from gkp.edge.ray.worker import Place, RayWorker, WorkerSpec
 from gkp.edge.wire.client import Connection, message_limit
 from gkp.edge.wire.identity import Keys, check_address, check_name, read_keys
 from gkp.edge.wire.keys import COORDINATOR_FOLDER
@@ -55,8 +55,8 @@ class UpOptions:
 
 
 @dataclass(frozen=True)
-class Part:
-    """The part of one device in one plan."""
+class DeviceFolder:
+    """The folder of one device in one plan."""
 
     directory: Path
     plan: Plan
@@ -70,40 +70,41 @@ def up(options: UpOptions, say: Say) -> None:
     plans = {directory: read_plan(directory) for directory in options.directories}
     for plan in plans.values():
         check_plan(plan)
-    parts = _parts(plans)
-    keys = {name: _keys(options.keys / name, name, [p.plan for p in parts[name]]) for name in parts}
+    folders = _folders(plans)
+    keys = {name: _keys(options.keys / name, name, [p.plan for p in folders[name]]) for name in folders}
     coordinator = _keys(options.keys / COORDINATOR_FOLDER, None, list(plans.values()))
     _check_ours(options.output)
-    with joined(options.address) as ray, RayFleet(ray, options, parts, keys) as fleet:
-        if not encrypted() and fleet.hosts != {ray.util.get_node_ip_address()}:
+    with joined(options.address) as ray, RayWorkers(ray, options, folders, keys) as workers:
+        if not encrypted() and workers.hosts != {ray.util.get_node_ip_address()}:
             say("note: Ray's connections are not encrypted (RAY_USE_TLS): token, folders and keys travel as they are")
         limit = max(map(message_limit, plans.values()))
-        connections = {n: Connection(address, n, coordinator, limit) for n, address in fleet.addresses.items()}
-        hashes = {name: [part.plan.hash for part in parts[name]] for name in parts}
-        with Supervisor(connections, hashes, revive=fleet.revive) as supervisor, \
-                fleet.closing():  # before the supervisor waits for its threads, which may wait for a worker
-            _await_all(supervisor, fleet)
-            with _cluster_file(options, fleet.addresses):
+        connections = {n: Connection(address, n, coordinator, limit) for n, address in workers.addresses.items()}
+        hashes = {name: [folder.plan.hash for folder in folders[name]] for name in folders}
+        with Supervisor(connections, hashes, revive=workers.revive) as supervisor, \
+                workers.closing():  # before the supervisor waits for its threads, which may wait for a worker
+            _await_all(supervisor, workers)
+            with _cluster_file(options, workers.addresses):
                 say(f"written: {options.output}; Ctrl-C ends the workers, and removes it")
                 with contextlib.suppress(KeyboardInterrupt):
-                    _watch(supervisor, fleet, say)
+                    _watch(supervisor, workers, say)
 
 
-class RayFleet:
-    """Workers as actors of a Ray cluster. parts, keys: by device name. addresses: of the workers, the same after a restart;
-    hosts: of their nodes. A context manager, which ends the workers."""
+class RayWorkers:
+    """Workers as actors of a Ray cluster. folders, keys: by device name. addresses: of the workers, the same after a
+    restart; hosts: of their nodes. A context manager, which ends the workers."""
 
-    def __init__(self, ray: Any, options: UpOptions, parts: Mapping[str, Sequence[Part]], keys: Mapping[str, Keys]) -> None:
-        self._ray, self._parts, self._keys, self._threads = ray, parts, keys, options.threads
+    def __init__(self, ray: Any, options: UpOptions, folders: Mapping[str, Sequence[DeviceFolder]],
+                 keys: Mapping[str, Keys]) -> None:
+        self._ray, self._folders, self._keys, self._threads = ray, folders, keys, options.threads
         self._closed = threading.Event()
         self._reasons: dict[str, str] = {}
-        _check_nodes(ray, options.address, list(parts))
+        _check_nodes(ray, options.address, list(folders))
         self._folders = {name: ray.put([read_folder(device_folder(p.directory, p.device), p.plan, p.device) for p in mine])
-                         for name, mine in parts.items()}
+                         for name, mine in folders.items()}
         self._actors: dict[str, Any] = {}
         try:
-            self._actors = {name: self._actor(name) for name in parts}
-            asked = {name: self._actors[name].place.remote(_port(mine)) for name, mine in parts.items()}
+            self._actors = {name: self._actor(name) for name in folders}
+            asked = {name: self._actors[name].place.remote(_port(mine)) for name, mine in folders.items()}
             self._places: dict[str, Place] = {name: self._placed(name, ref) for name, ref in asked.items()}
             self.addresses = {name: place.address for name, place in self._places.items()}
             self.hosts = {place.host for place in self._places.values()}
@@ -163,7 +164,7 @@ class RayFleet:
         for actor in self._actors.values():
             self._kill(actor, no_restart=True)
 
-    def __enter__(self) -> RayFleet:
+    def __enter__(self) -> RayWorkers:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -189,9 +190,9 @@ class RayFleet:
         return place
 
     def _start(self, name: str) -> Any:
-        known = {device.name for part in self._parts[name] for device in part.plan.devices} - {name}
+        known = {device.name for folder in self._folders[name] for device in folder.plan.devices} - {name}
         peers = {other: address for other, address in self.addresses.items() if other in known}
-        return self._actors[name].start.remote(Duty(name, self._places[name], self._keys[name], peers, self._threads),
+        return self._actors[name].start.remote(WorkerSpec(name, self._places[name], self._keys[name], peers, self._threads),
                                                self._folders[name])
 
     def _outcome(self, ref: Any, timeout: float) -> str:
@@ -220,12 +221,12 @@ def _one_line(error: Exception) -> str:
 
 
 # ---- what is checked before -----------------------------------------------------------------------------------------
-def _parts(plans: Mapping[Path, Plan]) -> dict[str, list[Part]]:
-    """The parts of those devices that compute something in any plan, by name."""
-    found: dict[str, list[Part]] = {}
+def _folders(plans: Mapping[Path, Plan]) -> dict[str, list[DeviceFolder]]:
+    """The folders of those devices that compute something in any plan, by name."""
+    found: dict[str, list[DeviceFolder]] = {}
     for directory, plan in plans.items():
-        for k in sorted({segment.device for segment in plan.segments}):
-            found.setdefault(check_name(plan.devices[k].name), []).append(Part(directory, plan, k))
+        for k in plan.busy_devices:
+            found.setdefault(check_name(plan.devices[k].name), []).append(DeviceFolder(directory, plan, k))
     return found
 
 
@@ -262,7 +263,7 @@ def _check_nodes(ray: Any, address: str, names: list[str]) -> None:
 def read_folder(folder: Path, plan: Plan, device: int) -> dict[str, bytes]:
     """The files of one device, by name: those that the plan lists, and nothing else that may lie there. FileError when one
     is missing, is no plain file, or all are over 4 GiB together. (Checksums are compared where they are served.)"""
-    names = [FILE_NAME, MANIFEST, *plan.files.get(str(device), {})]
+    names = [FILE_NAME, DEVICE_FILE, *plan.files.get(str(device), {})]
     left, found = _MAX_FOLDER, {}
     for name in names:
         if PurePosixPath(name).name != name or name in (".", "..") or not name.isprintable():
@@ -281,9 +282,9 @@ def read_folder(folder: Path, plan: Plan, device: int) -> dict[str, bytes]:
     return found
 
 
-def _port(parts: Sequence[Part]) -> int | None:
+def _port(folders: Sequence[DeviceFolder]) -> int | None:
     """The one that devices.yaml gives the device."""
-    for address in (part.plan.devices[part.device].address for part in parts):
+    for address in (folder.plan.devices[folder.device].address for folder in folders):
         if address is not None and not address.startswith("unix:"):
             return int(check_address(address).rpartition(":")[2]) or None
     return None
@@ -319,24 +320,24 @@ def _cluster_file(options: UpOptions, addresses: Mapping[str, str]) -> Iterator[
 
 
 # ---- watching -------------------------------------------------------------------------------------------------------
-def _await_all(supervisor: Supervisor, fleet: RayFleet) -> None:
+def _await_all(supervisor: Supervisor, workers: RayWorkers) -> None:
     """GkpError when the coordinator's machine does not reach a worker."""
     if not supervisor.wait(lambda: all(state.alive for state in supervisor.states().values()), _REACH_S):
         name, state = next((n, s) for n, s in supervisor.states().items() if not s.alive)
-        raise BackendMissingError(f"the worker of device {name} runs at {fleet.addresses[name]} and cannot be reached from "
-                                  f"here: {state.reason}", "let this machine reach that port")
+        raise BackendMissingError(f"the worker of device {name} runs at {workers.addresses[name]} and cannot be reached "
+                                  f"from here: {state.reason}", "let this machine reach that port")
 
 
-def _watch(supervisor: Supervisor, fleet: RayFleet, say: Say) -> None:
+def _watch(supervisor: Supervisor, workers: RayWorkers, say: Say) -> None:
     """Say what changes, until KeyboardInterrupt."""
     said: dict[str, str] = {}
     while True:
         for name, state in supervisor.states().items():
             if state.alive:
-                fleet.recovered(name)
-                now = f"{name} is ready on {fleet.addresses[name]}"
+                workers.recovered(name)
+                now = f"{name} is ready on {workers.addresses[name]}"
             else:
-                now = f"{name} is lost: {fleet.reason(name)}"
+                now = f"{name} is lost: {workers.reason(name)}"
             if said.get(name) != now:
                 say(now)
                 said[name] = now

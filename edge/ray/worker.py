@@ -40,7 +40,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Duty:
+class WorkerSpec:
     """What a worker serves besides its files. place: where it was first, and where the others look for it; peers: name ->
     address of the other devices of its plans; threads: of every segment, None: physical cores."""
 
@@ -67,17 +67,17 @@ class RayWorker:
         """Whether it serves. (A worker that does not answer this is stuck.)"""
         return self._serving is not None
 
-    def start(self, duty: Duty, folders: Sequence[Mapping[str, bytes]]) -> str:
+    def start(self, spec: WorkerSpec, folders: Sequence[Mapping[str, bytes]]) -> str:
         """Serve the device's folders, one per plan: files by name. Returns "", or in words why that cannot be. What lies on
         the disk for it, keys included, is gone again when this returns."""
         with self._lock:
             if self._serving is not None:
                 return ""
-            if (here := _node_address()) != duty.place.host:
-                return f"its node came back at {here} instead of {duty.place.host}: start gkp edge up again"
+            if (here := _node_address()) != spec.place.host:
+                return f"its node came back at {here} instead of {spec.place.host}: start gkp edge up again"
             try:
                 with tempfile.TemporaryDirectory(prefix="gkp-") as folder:  # mode 0700
-                    self._serving = Serving(_unpack(Path(folder), duty, folders))
+                    self._serving = Serving(_unpack(Path(folder), spec, folders))
             except GkpError as e:
                 return f"{e.message} ({e.hint})" if e.hint else e.message
             except OSError as e:
@@ -91,8 +91,8 @@ class RayWorker:
         return serving is None or serving.stop()
 
 
-def _unpack(root: Path, duty: Duty, folders: Sequence[Mapping[str, bytes]]) -> ServeOptions:
-    keys = duty.keys
+def _unpack(root: Path, spec: WorkerSpec, folders: Sequence[Mapping[str, bytes]]) -> ServeOptions:
+    keys = spec.keys
     pem = {identity.CA: keys.ca, identity.CERTIFICATE: keys.certificate, identity.KEY: keys.key}
     places = [root / "keys", *(root / f"plan_{i}" for i in range(len(folders)))]
     for place, files in zip(places, [pem, *folders], strict=True):
@@ -100,8 +100,8 @@ def _unpack(root: Path, duty: Duty, folders: Sequence[Mapping[str, bytes]]) -> S
         for name, data in files.items():
             with open(place / name, "xb", opener=_private) as file:
                 file.write(data)
-    return ServeOptions(folders=places[1:], listen=duty.place.address, keys=places[0], peers=duty.peers,
-                        threads=duty.threads, grace=_GRACE_S)
+    return ServeOptions(folders=places[1:], listen=spec.place.address, keys=places[0], peers=spec.peers,
+                        threads=spec.threads, grace=_GRACE_S)
 
 
 def _private(path: str, flags: int) -> int:

@@ -17,12 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from gkp.edge.plan.schema import COORDINATOR, Device, Link, Plan, Segment, Transfer, Value, device_folder
+from gkp.edge.plan.schema import COORDINATOR, Device, Link, Plan, Segment, Transfer, Value, device_folder, write_plan
 from gkp.edge.wire.keys import make_keys
 
 SHAPE = (1, 3, 8, 8)
@@ -175,9 +174,7 @@ def _write(directory: Path, mode: str, devices: int, pieces: list[_Piece], shape
         folder = device_folder(directory, p.device)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"segment_{i}.onnx").write_bytes(model)
-        (folder / "manifest.json").write_text(json.dumps({"schema_version": 1, "device": p.device, "plan": plan.hash}))
-        (folder / "plan.json").write_bytes(msgspec.json.encode(plan))
-    (directory / "plan.json").write_bytes(msgspec.json.encode(plan))
+    write_plan(plan, directory)
     return plan
 
 

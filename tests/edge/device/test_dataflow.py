@@ -129,7 +129,7 @@ def test_the_coordinator_cuts_the_input_for_devices_that_read_rows_of_it() -> No
 def test_replicas_answer_one_by_one() -> None:
     plan = PLANS["replicas"]
     run = executor(drafted(network(), "replicas", 3))
-    answers = [run.run(X, device) for device in range(3)]
+    answers = [run.run(X, replica) for replica in range(3)]
     assert all(np.array_equal(answers[0], a) for a in answers)
     assert len(plan.segments) == 3
     assert {t.target for t in plan.transfers if t.source == COORDINATOR} == {0, 1, 2}

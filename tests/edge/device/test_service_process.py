@@ -16,6 +16,7 @@ import worker_kit as kit
 from cli_kit import blocked, blocked_gkp, gkp, program
 from service_kit import answer, new, opened, refused, status_of, until
 
+from gkp.edge.plan.schema import write_plan
 from gkp.edge.wire import keys as keys_module
 from gkp.edge.wire.client import Call, Connection, RemoteError
 from gkp.edge.wire.identity import read_keys
@@ -110,8 +111,8 @@ def test_a_second_worker_does_not_take_a_socket_away_but_one_that_was_left_behin
     (lambda f: (f / "plan.json").write_bytes(b"{"), 6, "not a plan"),
     (lambda f: (f / "manifest.json").write_bytes(b"[]"), 6, "not the manifest"),
     (lambda f: (f / "manifest.json").unlink(), 6, "manifest.json"),
-    (lambda f: (f / "manifest.json").write_bytes((f / "manifest.json").read_bytes().replace(b'"device":1', b'"device":9')), 6, "device 9"),
-    (lambda f: (f / "manifest.json").write_bytes((f / "manifest.json").read_bytes().replace(b'"device":1', b'"device":0')), 6, "cannot be read")])
+    (lambda f: (f / "manifest.json").write_bytes((f / "manifest.json").read_bytes().replace(b'"device": 1', b'"device": 9')), 6, "device 9"),
+    (lambda f: (f / "manifest.json").write_bytes((f / "manifest.json").read_bytes().replace(b'"device": 1', b'"device": 0')), 6, "cannot be read")])
 def test_a_folder_that_is_not_what_was_split_is_refused(pair: kit.Pair, tmp_path: Path, break_it: Callable[[Path], Any], code: int, word: str) -> None:
     import shutil
 
@@ -198,10 +199,8 @@ def test_a_native_library_is_not_opened_without_keys_that_vouch_for_it(pair: kit
     segments = [pair.plan.segments[0], msgspec.structs.replace(pair.plan.segments[1], file="segment_1.so")]
     digest = {"0": pair.plan.files["0"], "1": {"segment_1.so": hashlib.sha256(b"\x7fELF").hexdigest()}}
     plan, folder = msgspec.structs.replace(pair.plan, segments=segments, files=digest), tmp_path / "device_1"
-    folder.mkdir()
+    write_plan(plan, tmp_path)
     (folder / "segment_1.so").write_bytes(b"\x7fELF")
-    (folder / "plan.json").write_bytes(msgspec.json.encode(plan))
-    (folder / "manifest.json").write_bytes(msgspec.json.encode({"schema_version": 1, "device": 1, "plan": plan.hash}))
     assert "program" in gkp("serve", folder, "--listen", "127.0.0.1:0", "--insecure", expect=5).err
     gkp("serve", folder, "--listen", "127.0.0.1:0", "--keys", pair.keys_folder / "right", expect=5)  # they name another plan
     keys_module.make_keys([plan], tmp_path / "keys")

@@ -12,10 +12,11 @@ import msgspec
 import pytest
 from edge_plans import chain, plan
 from onnx_kit import Net
+from split_kit import drafted, residual
 
 from gkp.converter.cost import BYTES_PER_MS, EFFICIENCY_FULL, PEAK_MACS_PER_MS
 from gkp.converter.graph import Graph
-from gkp.edge.divide.costs import CALL_MS, efficiency, estimate, with_cost
+from gkp.edge.divide.costs import CALL_MS, efficiency, estimate
 from gkp.edge.forecast.predict import predict
 from gkp.edge.forecast.profile import (
     Job,
@@ -29,7 +30,6 @@ from gkp.edge.forecast.profile import (
     plan_times,
     read_profile,
     signature,
-    with_measured,
 )
 from gkp.edge.plan.schema import Device
 from gkp.errors import FileError, GkpError, UsageError
@@ -74,11 +74,12 @@ def test_what_runtimes_fuse_is_free_and_what_they_do_not_is_copying() -> None:
     assert (pooled.macs, pooled.weights_bytes) == (0, 0)
 
 
-def test_a_segment_takes_over_what_its_network_costs() -> None:
-    cost = estimate(one_conv(16, 16))
-    made = with_cost(chain().segments[0], cost)
-    assert (made.estimated_ms, made.macs, made.weights_bytes, made.working_bytes) == (
-        cost.ms, cost.macs, cost.weights_bytes, cost.working_bytes)
+def test_a_segment_of_a_draft_says_what_its_network_costs() -> None:
+    made = drafted(residual(), "pipeline", 2)
+    for segment, subgraph in zip(made.plan.segments, made.subgraphs, strict=True):
+        cost = estimate(subgraph.lowered())
+        assert (segment.estimated_ms, segment.macs, segment.weights_bytes, segment.working_bytes) == (
+            cost.ms, cost.macs, cost.weights_bytes, cost.working_bytes)
 
 
 # ---- profiles -------------------------------------------------------------------------------------------------------
@@ -110,7 +111,7 @@ def test_segments_are_measured_turn_by_turn_on_one_core() -> None:
     p, profile, calls = measured(2.0, 5.0)
     assert len(profile.entries) == 2
     for segment, ms in zip(p.segments, (2.0, 5.0), strict=True):
-        entry = profile.entries[signature(p, segment)]
+        entry = profile.entries[signature(p.values, segment)]
         assert ms <= entry.low <= entry.ms <= entry.high
         assert entry.q1 <= entry.ms <= entry.q3
         assert entry.runs >= 5
@@ -129,14 +130,14 @@ def test_equal_pieces_are_measured_once() -> None:
     calls: list[Mapping[str, Any]] = []
     profile = measure([Job(twins, s, lambda: Sleeper(0.5, calls)) for s in twins.segments], 0.05)  # type: ignore[return-value]
     assert len(profile.entries) == 1
-    assert signature(p, p.segments[0]) != signature(p, p.segments[1])
+    assert signature(p.values, p.segments[0]) != signature(p.values, p.segments[1])
 
 
 def test_a_profile_makes_predictions_measured_on_devices_of_any_speed(tmp_path: Path) -> None:
     p, profile, _ = measured(2.0, 5.0)
     assert predict(p).based_on == "estimated"
     found = predict(p, Profiles(profile))
-    ms = [profile.entries[signature(p, s)].ms for s in p.segments]
+    ms = [profile.entries[signature(p.values, s)].ms for s in p.segments]
     assert found.based_on == "measured"
     assert found.cpu_ms == pytest.approx(sum(ms))
     slow = msgspec.structs.replace(p, devices=[Device(name="d0", speed=0.5), Device(name="d1")])
@@ -146,10 +147,11 @@ def test_a_profile_makes_predictions_measured_on_devices_of_any_speed(tmp_path: 
 def test_a_profile_of_the_very_device_counts_as_it_is() -> None:
     p, profile, _ = measured(2.0, 5.0)
     slow = msgspec.structs.replace(p, devices=[Device(name="d0", speed=0.5), Device(name="d1")])
-    ms = [profile.entries[signature(p, s)].ms for s in p.segments]
+    ms = [profile.entries[signature(p.values, s)].ms for s in p.segments]
     assert plan_times(slow, Profiles(profile, {"d0": profile}))[0] == pytest.approx(ms)
     # in the plan, times are those of the machine to which speeds relate: predicted again without the profile, the same
-    kept = with_measured(slow, Profiles(profile, {"d0": profile}))
+    own = Profiles(profile, {"d0": profile})
+    kept = msgspec.structs.replace(slow, segments=[own.noted(slow.values, s, slow.devices[s.device]) for s in slow.segments])
     assert kept.segments[0].measured_ms == pytest.approx(ms[0] * 0.5)
     assert predict(kept).critical_path_ms == pytest.approx(predict(slow, Profiles(profile, {"d0": profile})).critical_path_ms)
 

@@ -157,8 +157,8 @@ def test_the_break_even_is_nine_c_over_two_b_n(c: int, n: int, limit: float) -> 
     assert found.limit == pytest.approx(limit)
     assert 1.125 * c / n == limit
     assert found.ratio == pytest.approx(15.6e9 / 117e6)
-    assert f"9*{c}/(2*4*{n}) = {limit:.3g}" in found.words
-    assert f"R/B = 15.6e9 multiply-adds/s / 117e6 bytes/s = 133.3, {'below' if limit > 133.3 else 'above'}" in found.words
+    assert f"9*{c}/(2*4*{n}) = {limit:.3g}" in found.text
+    assert f"R/B = 15.6e9 multiply-adds/s / 117e6 bytes/s = 133.3, {'below' if limit > 133.3 else 'above'}" in found.text
 
 
 def test_overlapping_groups_count_by_their_kept_products_and_other_kernels_by_their_taps() -> None:
@@ -169,7 +169,7 @@ def test_overlapping_groups_count_by_their_kept_products_and_other_kernels_by_th
     point = break_even([conv(64, 4, kernel=1)], 1e9, LINK)
     assert point is not None
     assert point.limit == pytest.approx(64 / 8 / 4)
-    assert "R/B < 1C/(2bn)" in point.words
+    assert "R/B < 1C/(2bn)" in point.text
     best = break_even([conv(16, 4), conv(64, 4), conv(32, 1)], 1e9, LINK)
     assert best is not None
     assert best.channels == 64

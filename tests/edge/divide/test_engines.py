@@ -83,7 +83,7 @@ def test_measured_times_of_native_segments_are_theirs_alone(made: tuple[Plan, Pa
     assert based_on == "measured"
     assert all(t > 0 for t in times)
     stock = split(model, tmp_path / "ort", SplitOptions(devices(2), parse_link("loopback"), mode="branch"))
-    assert not {profiling.signature(stock, s) for s in stock.segments} & set(found.entries)
+    assert not {profiling.signature(stock.values, s) for s in stock.segments} & set(found.entries)
 
 
 def test_rows_are_put_together_by_native_kernels(model: Path, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from net_blocks import classifier, depthwise, networks, split_convs, squeeze_exc
 from onnx_kit import Net
 from split_kit import MODES, aligned_net, assert_computes, between_devices, drafted
 
-from gkp.edge.divide.modes import assign, by_owner, cut_points, pipeline
+from gkp.edge.divide.decide import candidate, decide
+from gkp.edge.divide.modes import assign, by_owner
 from gkp.edge.divide.owners import owner_maps, proportional
 from gkp.edge.divide.prepare import prepare
 from gkp.edge.plan.schema import COORDINATOR, Plan
@@ -56,7 +57,7 @@ def test_even_devices_get_even_work(mode: str) -> None:
 
 def test_idle_devices_are_reported() -> None:
     plan = drafted(tmi_net(), "local", 3).plan
-    assert "idle: device-1, device-2" in plan.notes
+    assert "idle: device-1, device-2" in decide([candidate(plan)], "latency", "local").notes
 
 
 @pytest.mark.parametrize(("n", "shares", "message"), [(0, None, "0 devices"), (2, [1.0], "for 2 devices"),
@@ -68,7 +69,7 @@ def test_shares_that_make_no_sense_are_refused(n: int, shares: list[float] | Non
     assert message in f"{caught.value.message} {caught.value.hint}"
 
 
-@pytest.mark.parametrize("mode", ["auto", "hybrid", "magic"])
+@pytest.mark.parametrize("mode", ["auto", "hybrid", "pipeline", "magic"])
 def test_modes_that_the_planner_finds_are_not_assigned_here(mode: str) -> None:
     with pytest.raises(UsageError):
         assign(mode, prepare(tmi_net()), 2)
@@ -160,7 +161,7 @@ def test_more_devices_than_rows_leaves_some_idle() -> None:
     net = Net(1, 3, 4, 4)
     model = net.model(net.conv3(net.relu(net.conv3("x", 3, 4)), 4, 4))
     made = drafted(model, "spatial", 7)
-    assert any(n.startswith("idle:") for n in made.plan.notes)
+    assert any(n.startswith("idle:") for n in decide([candidate(made.plan)], "latency", "spatial").notes)
     assert_computes(made, model)
 
 
@@ -176,21 +177,3 @@ def test_a_pipeline_hands_over_one_tensor_at_each_cut() -> None:
     hops = [(t.source, t.target) for t in plan.transfers]
     assert sorted(hops) == [(-1, 0), (0, 1), (1, 2), (2, -1)]
     assert len(plan.segments) == 3
-
-
-def test_cuts_can_be_given() -> None:
-    graph = prepare(tmi_net())
-    cut = cut_points(graph)[2][0]
-    placed = pipeline(graph, 2, cuts=[cut])
-    assert [placed[n.name].devices for n in graph.nodes] == [(0,)] * cut + [(1,)] * (len(graph.nodes) - cut)
-    with pytest.raises(UsageError, match="cuts"):
-        pipeline(graph, 2, cuts=[5, 3])
-
-
-def test_cut_points_know_what_crosses() -> None:
-    net = Net(1, 3, 8, 8)
-    x = net.relu(net.conv3("x", 3, 8))
-    graph = prepare(net.model(net.relu(net.op("Add", net.conv3(net.relu(net.conv3(x, 8, 8)), 8, 8), x))))
-    assert [n.op for n in graph.nodes] == ["BranchedConv", "Relu", "BranchedConv", "Relu", "BranchedConv", "Add", "Relu"]
-    assert [c for c, _ in cut_points(graph)] == [1, 2, 6]
-    assert {b for _, b in cut_points(graph)} == {4 * 8 * 8 * 8}

@@ -13,10 +13,10 @@ from onnx_kit import Net, ops
 from split_kit import LINK, assert_computes, between_devices, devices, random_assignment
 
 from gkp.converter import node as branched_node
+from gkp.edge.divide.draft import draft
 from gkp.edge.divide.partition import partition, shardable
 from gkp.edge.divide.placement import NodePlacement
 from gkp.edge.divide.prepare import prepare
-from gkp.edge.divide.split import draft
 from gkp.edge.divide.tiles import Tile, cover, union, whole
 from gkp.errors import UnsupportedModelError, UsageError
 
@@ -163,7 +163,7 @@ def test_what_cannot_be_divided_is_whole_on_one_device_and_the_notes_say_so() ->
     graph = prepare(model)
     rows = NodePlacement((1, 0), rows=((0, 4), (4, 8)))
     made = draft(graph, "spatial", {n.name: rows for n in graph.nodes}, devices(2), LINK)
-    (note,) = [n for n in made.plan.notes if "Transpose" in n]
+    (note,) = [n for n in made.notes if "Transpose" in n]
     assert "rows" in note
     assert "device 1" in note
     assert_computes(made, model)

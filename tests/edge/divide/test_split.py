@@ -22,13 +22,15 @@ from split_kit import (
     check_wiring,
     devices,
     drafted,
+    placed,
     split_model,
+    written,
 )
 
 from gkp.converter.sources import OpenOptions, open_any
 from gkp.edge.device.in_process import InProcessExecutor
+from gkp.edge.divide.draft import draft
 from gkp.edge.divide.prepare import prepare
-from gkp.edge.divide.split import draft, write
 from gkp.edge.plan.schema import COORDINATOR, read_plan
 from gkp.errors import FileError, UsageError, VerificationError
 from gkp.manifest import sha256
@@ -88,7 +90,7 @@ def test_published_checkpoints_are_split_in_every_mode(checkpoint: str, mode: st
         pytest.skip("the published checkpoints are not here")
     opened = _opened(checkpoint)
     made = _drafted(checkpoint, mode, n)
-    plan = write(opened, made, tmp_path / "split")
+    plan = written(opened, made, tmp_path / "split")
     check_folder(tmp_path / "split")
     run = InProcessExecutor.open(plan, tmp_path / "split")
     run.run(np.zeros((1, 3, 32, 32), np.float32))
@@ -109,11 +111,9 @@ def _opened(checkpoint: str) -> Any:
 
 
 def _drafted(checkpoint: str, mode: str, n: int) -> Any:
-    from gkp.edge.divide.modes import assign
-
     _opened(checkpoint)
     graph = _CACHE[checkpoint][1]
-    return draft(graph, mode, assign(mode, graph, n), devices(n), LINK)
+    return draft(graph, mode, placed(mode, graph, n), devices(n), LINK)
 
 
 def test_stock_tmi_groups_exchange_most_of_what_they_compute() -> None:
@@ -127,14 +127,13 @@ def test_stock_tmi_groups_exchange_most_of_what_they_compute() -> None:
 @pytest.mark.parametrize(("form", "side"), [("tmi_style", 224), ("block_diagonal", 128)])
 def test_resnet50_is_split_in_every_mode(form: str, side: int, tmp_path: Path) -> None:
     from gkp.benchmarks import networks
-    from gkp.edge.divide.modes import assign
 
     module = networks.resnet50(getattr(networks, form))
     opened = open_any(module, OpenOptions({"": (1, 3, side, side)}))
     graph = prepare(opened.model)
     for mode, n in (("branch", 2), ("branch", 4), ("spatial", 4), ("pipeline", 3)):
-        made = draft(graph, mode, assign(mode, graph, n), devices(n), LINK)
-        plan = write(opened, made, tmp_path / f"{mode}-{n}")
+        made = draft(graph, mode, placed(mode, graph, n), devices(n), LINK)
+        plan = written(opened, made, tmp_path / f"{mode}-{n}")
         assert any(note.startswith("verified") for note in plan.notes)
 
 
@@ -144,7 +143,7 @@ def test_a_split_model_that_computes_something_else_is_not_written(model: Path, 
     wrong = replace(opened, reference=lambda feeds: [2 * y for y in opened.reference(feeds)])
     out = tmp_path / "split"
     with pytest.raises(VerificationError, match="computes something else"):
-        write(wrong, drafted(opened.model, "branch", 2), out)
+        written(wrong, drafted(opened.model, "branch", 2), out)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["net.onnx"]
 
 

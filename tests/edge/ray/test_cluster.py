@@ -17,6 +17,7 @@ from cli_kit import assert_refused
 from ray_kit import RayCluster, Up, needs_ray
 
 from gkp.edge import Cluster
+from gkp.edge.plan.schema import write_plan
 from gkp.edge.wire.keys import make_keys
 
 PORT = ray_kit.free_port()
@@ -29,11 +30,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> kit.Split:
     made = kit.split(tmp_path_factory.mktemp("branch"), "branch", 2)
     devices = [made.plan.devices[0], msgspec.structs.replace(made.plan.devices[1], address=f"192.0.2.77:{PORT}")]
     plan = msgspec.structs.replace(made.plan, devices=devices)
-    for folder in (made.directory, *(made.directory / f"device_{k}" for k in range(2))):
-        (folder / "plan.json").write_bytes(msgspec.json.encode(plan))
-    for k in range(2):
-        manifest = {"schema_version": 1, "device": k, "plan": plan.hash}
-        (made.directory / f"device_{k}" / "manifest.json").write_bytes(msgspec.json.encode(manifest))
+    write_plan(plan, made.directory)
     return replace(made, plan=plan)
 
 
