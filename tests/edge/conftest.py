@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import worker_kit as kit
 
-from gkp.edge.client import Connection
+from gkp.edge.wire.client import Connection
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ import grpc
 import pytest
 import worker_kit as kit
 
-from gkp.edge import oip
-from gkp.edge.client import Connection, Pending, RemoteError
+from gkp.edge.wire import oip
+from gkp.edge.wire.client import Connection, Pending, RemoteError
 
 INFER = f"/{oip.SERVICE}/ModelInfer"
 

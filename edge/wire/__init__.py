@@ -1,0 +1,1 @@
+"""Between processes: who is who (certificates), what a message holds, and connections."""
