@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,19 @@ def run_split(screen: Screen, directory: Path, x: Any, profile: bool,
             raise UsageError(f"a split model has one input, the file holds {len(x)} arrays", "write one with numpy.save")
         x = next(iter(x.values()))
     said: dict[str, Any] = {}
-    with Cluster(directory, **where) as opened:
+    with ExitStack() as stack:
+        with screen.progress() as progress:
+            progress("starting the workers" if where.get("local") else "connecting to the workers", None)
+            opened = stack.enter_context(Cluster(directory, **where))
+            progress("running it", None)
+            y = opened.run(x)  # the first request also connects the devices and warms them up
         if profile:
-            opened.run(x)  # the first request also connects the devices and warms them up
             y, trace = opened.trace(x)
             for table in tracing.tables(trace, every_step=screen.verbose):
                 screen.show(table)
             if opened.plan.predicted is not None:
                 screen.say(predicted_words(opened.plan))
             said["profile"] = trace
-        else:
-            y = opened.run(x)
         said["devices"] = {name: state.reason or "ready" for name, state in opened.states().items()}
         for name, state in opened.states().items():
             if not state.alive:
