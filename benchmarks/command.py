@@ -43,7 +43,7 @@ def finish(screen: Screen, found: Bench, json_to: str | None) -> None:
     screen.show(table(found.rows))
     alone = dict.fromkeys(row.name for row in found.rows if row.converted_ms is not None and row.speedup is None)
     for name in alone:
-        screen.say(f"{name} holds no dense baseline to compare with: convert it without --no-benchmark", style="dim")
+        screen.say(f"{name} holds no dense baseline to compare with: conversions that measure write one", style="dim")
     if load := load_words(row.load for row in found.rows):
         screen.say(load, style="bold yellow")
     if (rivals := rival_table(found.rows)) is not None:

@@ -13,6 +13,10 @@ from gkp.arguments import parse_shapes
 from gkp.console import Screen
 from gkp.errors import UsageError
 from gkp.files import check_writable, write_file
+from gkp.text import plural
+
+_FIRST = ("warning: ", "do not split", "does not fit", "idle: ", "verified")
+"""How the notes of a plan begin that are shown without -v."""
 
 
 def run_split(screen: Screen, directory: Path, x: Any, profile: bool,
@@ -65,8 +69,11 @@ def split(screen: Screen, *, model: Path, output: Path | None, devices: str, lin
     screen.show(modes_table(plan))
     for text in reasons(plan) if screen.verbose else ():
         screen.say(text)
-    for note in plan.notes:
+    shown = [note for note in plan.notes if screen.verbose or note.startswith(_FIRST)]
+    for note in shown:
         screen.say(note, style="bold yellow" if note.startswith("warning: ") else "")
+    if len(shown) < len(plan.notes):
+        screen.say(f"({plural(len(plan.notes) - len(shown), 'more note')} with -v)", style="dim")
     trust = " --trust-code" if any(s.file.endswith(".so") for s in plan.segments) else ""
     screen.say(f"\nwritten: {out}   (picture: {out / FILE_NAME})")
     screen.say(f"try: gkp run {out} --local{trust} --input FILE.npy", wrap=False)

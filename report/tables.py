@@ -55,12 +55,13 @@ def candidates_table(layer: Layer) -> RenderableType:
 
 
 def tried_table(tried: Sequence[Tried]) -> RenderableType:
-    """The precisions that were tried: accuracy, time, and why each was taken or not."""
-    out = table(left("precision", overflow="fold"), left("accuracy"), left("median ms"), left("why"), ruled=True)
-    for row in tried:
-        times = facts.tried_times(row)
-        out.add_row(Text(facts.tried_name(row)), _quiet(facts.tried_accuracy(row)),
-                    _quiet(None if times is None else times.replace("; ", "\n")),
+    """The precisions that were tried: accuracy and time, where any was measured, and why each was taken or not."""
+    cells = {"accuracy": [facts.tried_accuracy(row) for row in tried],
+             "median ms": [times and times.replace("; ", "\n") for times in map(facts.tried_times, tried)]}
+    shown = {heading: column for heading, column in cells.items() if any(column)}
+    out = table(left("precision", overflow="fold"), *map(left, shown), left("why"), ruled=True)
+    for number, row in enumerate(tried):
+        out.add_row(Text(facts.tried_name(row)), *(_quiet(column[number]) for column in shown.values()),
                     Text(facts.tried_reason(row)), style="bold" if row.taken else "")
     return out
 

@@ -26,6 +26,7 @@ from gkp.manifest import (
     Ratio,
     Rival,
     Timing,
+    Tried,
     Verification,
 )
 from gkp.report import tables, wording
@@ -255,6 +256,15 @@ def test_reasons_stand_below_the_table_in_full_and_once(make_manifest: Make, mak
 
 def test_a_model_without_branches_is_not_an_empty_table(make_manifest: Make) -> None:
     assert "no branched convolution" in draw(tables.layer_table(make_manifest(layers=[])))
+
+
+def test_precisions_that_were_tried_have_the_columns_that_hold_anything() -> None:
+    rows = [Tried(target="ort", precision="fp32", taken=True, reason="r"), Tried(target="ort", precision="int8", reason="s")]
+    assert draw(tables.tried_table(rows)).splitlines()[0].split() == ["precision", "why"]
+    rows.append(Tried(target="ort", precision="fp16", correct=9, total=10, reason="t"))
+    text = draw(tables.tried_table(rows))
+    assert text.splitlines()[0].split() == ["precision", "accuracy", "why"]
+    assert text.count("not measured") == 2
 
 
 def test_candidates_that_were_only_estimated_have_no_column_of_what_was_not_measured(make_layer: MakeLayer) -> None:
