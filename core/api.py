@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 
 from gkp.branched import BranchedConv
 from gkp.errors import UsageError
-from gkp.options.base import path
+from gkp.options.base import as_path
 from gkp.options.convert import ConvertKeywords, convert_options, every_option
 from gkp.options.targets import TargetName
 from gkp.text import clean, plural
@@ -73,7 +73,9 @@ def open(source: PathLike | TorchModule, *, input_shape: Shape | None = None, ar
     from gkp.converter.recognise import left_over, recognise
     from gkp.converter.sources import OpenOptions, open_any
 
-    opened = open_any(_plain(source), OpenOptions(_shapes(input_shape), arch, trust_code))
+    if not isinstance(arch, str | None):
+        raise UsageError(f"arch must be a text, not {type(arch).__name__}", 'e.g. arch="mynets.resnet:resnet20"')
+    opened = open_any(_plain(source), OpenOptions(_shapes(input_shape), arch, _sure(trust_code)))
     graph = recognise(Graph(opened.model, opened.budget))
     layers = {node.name: read(node) for node in graph.branched()}
     return Model(opened.system, layers, opened.model, graph.to_model(), tuple(left_over(graph)))
@@ -117,7 +119,14 @@ def load(directory: PathLike, *, trust_code: bool = False) -> LoadedModel:
     library or a TensorRT engine that somebody else built. Raises GkpError."""
     from gkp.runtime.load import load as run
 
-    return run(path("directory", directory), trust_code)
+    return run(as_path("directory", directory), _sure(trust_code))
+
+
+def _sure(trust_code: object) -> bool:
+    """UsageError for what is neither True nor False: "no" would count as trust."""
+    if not isinstance(trust_code, bool):
+        raise UsageError(f"trust_code must be True or False, not {clean(repr(trust_code), 80)}", "leave it out for False")
+    return trust_code
 
 
 def _plain(source: Any) -> Any:

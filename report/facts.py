@@ -106,7 +106,7 @@ def operator_changes(manifest: Manifest) -> tuple[tuple[str, int, int], ...]:
 
 def left_words(left: Sequence[Left]) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """What stays beside the layers: (in words, names), those with the same reason in one line: `32 steps stay as given (16
-    Concat, 16 Transpose; first conv_1): its channels come from 2 tensors`."""
+    Concat, 16 Transpose, the first is cat_1): its channels come from 2 tensors`."""
     found: dict[str, list[tuple[str, str]]] = {}
     for step in left:
         operator, colon, why = step.reason.partition(": ")

@@ -39,7 +39,7 @@ class Option:
         if given is None:
             return None
         if self.path:
-            return path(name, given)
+            return as_path(name, given)
         if self.parse is not None:
             return self.parse(given)
         if self.choices and given not in self.choices:
@@ -99,7 +99,7 @@ def declared(struct: type[Options]) -> Iterator[Declared]:
             yield Declared(field.name, made, field.metadata[_KEY])
 
 
-def path(name: str, given: Any) -> Path:
+def as_path(name: str, given: Any) -> Path:
     """The path that a caller gave as a text or as one. UsageError for anything else."""
     if not isinstance(given, str | os.PathLike) or not isinstance(found := os.fspath(given), str):
         raise UsageError(f"{name} must be a path, not {type(given).__name__}", "give a str or a pathlib.Path")

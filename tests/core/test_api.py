@@ -144,8 +144,18 @@ def test_options_that_make_no_sense_are_usage_errors(options: dict[str, Any], wo
 def test_what_is_no_model_and_no_shape_is_a_usage_error(call: Any, source: Any, more: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         call(source, **more, **({} if call is not package.convert else {"dry_run": True}))
+
+
+def test_trust_is_given_by_true_alone(model: Path, tmp_path: Path) -> None:
+    for call in (lambda: package.open(model, trust_code="no"), lambda: package.load(tmp_path, trust_code="no")):
+        with pytest.raises(UsageError, match="trust_code must be True or False, not 'no'"):
+            call()
+    with pytest.raises(UsageError, match="trust_code True or False"):
+        package.convert(model, dry_run=True, trust_code="no")
     with pytest.raises(UsageError, match="directory must be a path, not int"):
         package.load(5)
+    with pytest.raises(UsageError, match="arch must be a text, not int"):
+        package.open(model, arch=5)
 
 
 def test_help_and_notebooks_see_every_option_with_its_default() -> None:
