@@ -147,15 +147,17 @@ def test_what_is_no_model_and_no_shape_is_a_usage_error(call: Any, source: Any, 
 
 
 def test_trust_is_given_by_true_alone(model: Path, tmp_path: Path) -> None:
-    for call in (lambda: package.open(model, trust_code="no"), lambda: package.load(tmp_path, trust_code="no")):
+    no: Any = "no"
+    five: Any = 5
+    for call in (lambda: package.open(model, trust_code=no), lambda: package.load(tmp_path, trust_code=no)):
         with pytest.raises(UsageError, match="trust_code must be True or False, not 'no'"):
             call()
     with pytest.raises(UsageError, match="trust_code True or False"):
-        package.convert(model, dry_run=True, trust_code="no")
+        package.convert(model, dry_run=True, trust_code=no)
     with pytest.raises(UsageError, match="directory must be a path, not int"):
-        package.load(5)
+        package.load(five)
     with pytest.raises(UsageError, match="arch must be a text, not int"):
-        package.open(model, arch=5)
+        package.open(model, arch=five)
 
 
 def test_help_and_notebooks_see_every_option_with_its_default() -> None:
