@@ -3,7 +3,7 @@ is here. Needs no onnx, but for the dense baseline in int8."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,6 @@ from gkp.report.wording import (
     NOT_MEASURED,
     fastest_of_kinds,
     interval,
-    load_words,
     milliseconds,
     rival_name,
     setting_name,
@@ -38,6 +37,8 @@ from gkp.runtime.runners import Runner
 from gkp.text import clean
 from gkp.types import Progress
 
+_ALWAYS = ("batch", "now ms")
+
 
 def bench(directories: Sequence[Path], batches: Sequence[int], seconds: float, report: Progress,
           trust_code: bool = False) -> list[ArtefactRow]:
@@ -49,9 +50,14 @@ def bench(directories: Sequence[Path], batches: Sequence[int], seconds: float, r
         manifest_module.check_files(directory, written)
         report(f"{clean(directory.name, 24)}, dense in int8", number / len(directories))
         int8 = _int8(directory, written)
-        for batch in batches or [m.batch for m in written.measurements] or [_declared_batch(written)]:
-            report(f"{clean(directory.name, 24)}, batch {batch}", number / len(directories))
-            rows.append(_row(directory, written, int8, batch, seconds, trust_code))
+        sizes = batches or [m.batch for m in written.measurements] or [_declared_batch(written)]
+        for place, batch in enumerate(sizes):
+            def told(share: float, batch: int = batch, before: float = number + place / len(sizes),
+                     each: float = 1 / len(sizes), name: str = clean(directory.name, 24)) -> None:
+                report(f"{name}, batch {batch}", (before + share * each) / len(directories))
+
+            told(0.0)
+            rows.append(_row(directory, written, int8, batch, seconds, trust_code, told))
     return rows
 
 
@@ -86,8 +92,8 @@ def _opened(directory: Path, written: Manifest, int8: bytes | str | None,
     return found if int8 is None else [*found, *(stock_rival(int8, e, "int8", written.threads) for e in STOCK)]
 
 
-def _row(directory: Path, written: Manifest, int8: bytes | str | None, batch: int, seconds: float,
-         trust_code: bool) -> ArtefactRow:
+def _row(directory: Path, written: Manifest, int8: bytes | str | None, batch: int, seconds: float, trust_code: bool,
+         told: Callable[[float], None]) -> ArtefactRow:
     rivals: dict[str, Rival] = {}
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal([batch, *(n if isinstance(n, int) else 1 for n in i.shape[1:])]).astype(i.dtype)
@@ -109,7 +115,7 @@ def _row(directory: Path, written: Manifest, int8: bytes | str | None, batch: in
                 call()
             yield calls
 
-    samples = interleave_anew(opened, threads=written.threads, budget_s=seconds)
+    samples = interleave_anew(opened, threads=written.threads, budget_s=seconds, done=told)
     same = samples.fastest(name for name, r in rivals.items() if r.precision == written.precision and not r.as_installed)
     return ArtefactRow(name=clean(directory.name, 60), target=written.target, batch=batch, threads=written.threads,
                        dense_ms=samples.timing(same) if same else None, converted_ms=samples.timing("converted"),
@@ -135,15 +141,17 @@ def missing_row(name: str, target: str, batch: int, threads: int, why: str) -> A
 
 
 def table(rows: Sequence[ArtefactRow]) -> Table:
-    """Fits 80 columns. The column of the model as given is there when it was measured."""
-    given = any(row.as_is_ms is not None for row in rows)
-    headings = ("batch", "dense ms", *(["as given"] if given else []), "now ms", "speedup (95 %)", "limit")
-    out = plain(left("model", overflow="fold", max_width=24), left("target"), *map(right, headings),
-                caption=load_words(row.load for row in rows))
-    for row in rows:
-        out.add_row(Text(row.name), row.target, str(row.batch), _ms(row.dense_ms), *([_as_given(row)] if given else []),
-                    _ms(row.converted_ms), NOT_MEASURED if row.speedup is None else interval(row.speedup),
-                    "-" if row.theoretical is None else times(row.theoretical))
+    """Fits 80 columns. Columns that would hold nothing are left out."""
+    cells: dict[str, list[Text | str]] = {
+        "batch": [str(row.batch) for row in rows],
+        "dense ms": [_ms(row.dense_ms) for row in rows], "as given": [_as_given(row) for row in rows],
+        "now ms": [_ms(row.converted_ms) for row in rows],
+        "speedup (95 %)": [NOT_MEASURED if row.speedup is None else interval(row.speedup) for row in rows],
+        "limit": ["-" if row.theoretical is None else times(row.theoretical) for row in rows]}
+    shown = {heading: column for heading, column in cells.items() if heading in _ALWAYS or {*column} - {"-", NOT_MEASURED}}
+    out = plain(left("model", overflow="fold", max_width=24), left("target"), *map(right, shown), ruled=True)
+    for number, row in enumerate(rows):
+        out.add_row(Text(row.name), row.target, *(column[number] for column in shown.values()))
     return out
 
 

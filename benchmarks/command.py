@@ -8,6 +8,7 @@ from gkp.benchmarks.bench import rival_table, table
 from gkp.benchmarks.results import Bench
 from gkp.benchmarks.suite_tables import suite_tables
 from gkp.console import Screen
+from gkp.report.wording import load_words
 from gkp.require import require
 
 
@@ -40,6 +41,11 @@ def cpu_bench(screen: Screen, checkpoints: Path | None, data: str | None, calibr
 def finish(screen: Screen, found: Bench, json_to: str | None) -> None:
     """Show the tables and write the JSON."""
     screen.show(table(found.rows))
+    alone = dict.fromkeys(row.name for row in found.rows if row.converted_ms is not None and row.speedup is None)
+    for name in alone:
+        screen.say(f"{name} holds no dense baseline to compare with: conversions that measure write one", style="dim")
+    if load := load_words(row.load for row in found.rows):
+        screen.say(load, style="bold yellow")
     if (rivals := rival_table(found.rows)) is not None:
         screen.say("")
         screen.show(rivals)

@@ -6,32 +6,46 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from gkp.errors import FileError, GkpError, UsageError
+from gkp.errors import BackendMissingError, FileError, GkpError, UsageError
 from gkp.manifest import FILE_NAME, Manifest
+from gkp.report import html, wording
 from gkp.runtime.load import load
+from gkp.text import clean
+from gkp.types import Array
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Artefact:
-    """What a conversion wrote. directory is None after a dry run; incomplete: why a part that was asked for is not there."""
+    """What a conversion wrote. directory is None after a dry run; incomplete: why a part that was asked for is not there.
+    In a notebook it shows the head of its report (where the extra `report` is installed)."""
 
     directory: Path | None
     manifest: Manifest
     incomplete: GkpError | None = None
 
-    def run(self, x: Any) -> np.ndarray[Any, Any]:
-        """Load the artefact and run one batch (for repeated calls, keep `gkp.load(directory)`)."""
+    def run(self, x: Array | Mapping[str, Array]) -> Any:
+        """Load the artefact and run one batch, as LoadedModel.run does (for repeated calls, keep `gkp.load(directory)`)."""
         if self.directory is None:
             raise UsageError("a dry run wrote no artefact", "convert without dry_run")
         with load(self.directory) as model:
-            return np.asarray(model.run(x))
+            return model.run(x)
+
+    def __repr__(self) -> str:
+        where = "dry run" if self.directory is None else clean(self.directory, 120)
+        return (f"<gkp.Artefact {where}: {clean(self.manifest.target, 20)}, {clean(self.manifest.precision, 20)}, "
+                f"{wording.headline(self.manifest)}>")
+
+    def _repr_html_(self) -> str | None:
+        """None (then notebooks take repr): jinja2 is not here."""
+        try:
+            return html.render_notebook(self.manifest)
+        except BackendMissingError:
+            return None
 
 
 def check_destination(path: Path, force: bool) -> None:

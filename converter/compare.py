@@ -17,6 +17,7 @@ from gkp.converter.verify import TOLERANCE, WINOGRAD_TOLERANCE, verify
 from gkp.errors import UsageError
 from gkp.manifest import Manifest, Verification
 from gkp.runtime.load import open_runner
+from gkp.text import clean
 from gkp.types import Progress, Run, silent
 
 _SCALES = (("random", 1.0), ("zeros", 0.0), ("large", 16.0), ("small", 1e-3))
@@ -74,7 +75,11 @@ def compare_models(a: Path, b: Path, options: OpenOptions, precision: str | None
     """Compare on random, zero, large and small inputs at batch 1, and at batch 3 where both take any batch; an artefact in
     int8 as gkp.converter.compare_int8 does. precision: whose tolerance to apply; None: that of the artefact that
     rounds most; calibration: as of compare_int8. UsageError when their inputs differ."""
-    one, two = open_runnable(a, options), open_runnable(b, options)
+    opened = []
+    for path in (a, b):
+        progress(f"opening {clean(path.name, 60)}", None)
+        opened.append(open_runnable(path, options))
+    one, two = opened
     shapes = [_common(s, t) for s, t in zip(one.shapes, two.shapes, strict=len(one.shapes) == len(two.shapes))]
     if len(one.shapes) != len(two.shapes) or any(s is None for s in shapes):
         raise UsageError(f"{one.name} takes inputs {_show(one)}, {two.name} {_show(two)}",
@@ -96,7 +101,8 @@ def compare_models(a: Path, b: Path, options: OpenOptions, precision: str | None
 
     if precision is None:
         precision = max((one.precision, two.precision), key=lambda name: TOLERANCE.get(name, 0.0))
-    return verify(_named(two), two.name, one.run, one.name, inputs, precision, max(one.relative, two.relative))
+    return verify(_named(two), two.name, one.run, one.name, inputs, precision, max(one.relative, two.relative),
+                  progress)
 
 
 def _named(runnable: Runnable) -> Run:

@@ -98,7 +98,7 @@ def open_source(job: Job) -> Opened:
     options = job.options
     _check_calibration(job)
     require_calibrator(options)
-    opening = OpenOptions(options.input_shapes, options.arch, options.trust_code)
+    opening = OpenOptions(options.input_shapes, options.arch, options.trust_code, job.progress)
     job.progress(f"opening {clean(job.path.name) if job.path else 'the module'}", None)
     model = open_any(job.source, opening)
     given = is_quantised(model.model)

@@ -41,8 +41,9 @@ def prepare_fastest(source: Any, options: ConvertOptions, progress: Progress, ta
         except (BackendMissingError, UnsupportedModelError) as e:
             left_out.append(f"{target.name} ({e.message})")
     if not made:
+        first, *others = (struct.name for struct in TARGETS)
         raise BackendMissingError(f"no CPU target can take the model: {'; '.join(left_out)}",
-                                  " or ".join(install(struct.name) for struct in TARGETS))
+                                  f"{install(first)}; or, in place of {first}: {', '.join(others)}")
     best, notes = _best(made, progress)
     return replace(best, notes=(*notes, *(f"--target cpu left out: {text}" for text in left_out)))
 

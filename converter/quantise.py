@@ -85,7 +85,10 @@ def _calibrated(model: onnx.ModelProto, samples: Sequence[Feeds], progress: Prog
     def told_of(item: Feeds) -> Feeds:
         nonlocal told
         told += 1
-        progress("calibrating with NNCF", min(1.0, told / len(items)))
+        if told <= len(items):
+            progress("calibrating with NNCF", told / len(items))
+        else:  # it goes through them again, as often as it likes
+            progress("correcting biases with NNCF", None)
         return item
 
     whole = nncf.quantization.advanced_parameters.QuantizationParameters(per_channel=False)  # not even of depthwise layers

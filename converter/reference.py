@@ -16,6 +16,7 @@ from onnx.reference.op_run import OpRun
 from gkp.converter.graph import DOMAIN, Graph
 from gkp.converter.quantiser import OWN_OPERATORS, in_double
 from gkp.errors import BackendMissingError, UnsupportedModelError, UsageError
+from gkp.require import install
 from gkp.runtime.environment import physical_cores
 from gkp.runtime.runners import OrtRunner, import_ort
 from gkp.text import first_line
@@ -90,7 +91,7 @@ def _evaluated(model: onnx.ModelProto, operators: list[type[OpRun]]) -> Run:
         session = ReferenceEvaluator(model, new_ops=operators)
     except Exception as e:  # the library raises its own untyped errors
         raise UnsupportedModelError(f"onnx.reference cannot open the model: {first_line(e, 200)}",
-                                    'install a runtime: pip install "gkp[ort]"') from e
+                                    f"install a runtime: {install('ort')}") from e
 
     def run(feeds: Mapping[str, Array]) -> list[Array]:
         try:

@@ -63,10 +63,14 @@ def time_rows(rows: Mapping[str, AtBatch], like: onnx.ModelProto, batches: Seque
     failed: dict[tuple[int, str], str] = {}
     samples: dict[int, Samples] = {}
     for number, batch in enumerate(batches):
-        progress(f"measuring {len(rows)} models at batch {batch}", number / len(batches))
+        def told(share: float, number: int = number, batch: int = batch) -> None:
+            progress(f"measuring {len(rows)} models at batch {batch}", (number + share) / len(batches))
+
+        told(0.0)
         feeds = in_precision(sample_inputs(like, batch=batch if dynamic else None, dynamic=dynamic), io)
         race = _Race(rows, batch, feeds, within, failed)
-        samples[batch] = interleave_anew(race.opened, threads=threads, budget_s=budget_s * (len(rows) + 3) / 6)
+        samples[batch] = interleave_anew(race.opened, threads=threads, budget_s=budget_s * (len(rows) + 3) / 6,
+                                         done=told)
     return Timed(samples, failed)
 
 

@@ -11,7 +11,7 @@ from gkp.converter.reference import evaluator
 from gkp.converter.sources.base import sample_inputs
 from gkp.manifest import Check, Verification
 from gkp.text import clean
-from gkp.types import Array, Run
+from gkp.types import Array, Progress, Run, silent
 
 TOLERANCE = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 8e-2}
 """Largest error relative to the largest output. fp16 and bf16: about 20 of the type's rounding steps (2^-11 and 2^-8)."""
@@ -80,11 +80,12 @@ def _agreement(got: Array, want: Array) -> float:
 
 def verify(run: Run, engine: str, reference: Run, reference_name: str,
            inputs: Sequence[tuple[str, int, dict[str, Array]]], precision: str = "fp32",
-           relative: float | None = None) -> Verification:
+           relative: float | None = None, progress: Progress = silent) -> Verification:
     """Compare two functions on the given inputs, see `compare`. The reference runs first: what it cannot run is the
     model's fault."""
     checks = []
-    for name, batch, feeds in inputs:
+    for number, (name, batch, feeds) in enumerate(inputs):
+        progress(f"comparing with {clean(reference_name, 60)}", number / len(inputs))
         want = reference(feeds)
         checks.append(compare(run(feeds), want, name, batch, precision, relative))
     return Verification(passed=all(c.passed for c in checks), reference=reference_name, engine=engine, checks=checks)

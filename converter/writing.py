@@ -19,9 +19,10 @@ from gkp.converter.forms import Forms
 from gkp.converter.graph import Graph
 from gkp.converter.lower.emit import lower
 from gkp.converter.reference import reference
+from gkp.converter.same import same_network
 from gkp.converter.sources.base import fed
 from gkp.converter.stages import Prepared
-from gkp.converter.targets.base import About, Emitted
+from gkp.converter.targets.base import About, Emitted, StockBuilt
 from gkp.converter.twin import has_groups, keeps_groups
 from gkp.converter.verify import check_inputs, first_difference, verified_batches, verify, worst
 from gkp.converter.verify_int8 import (
@@ -90,7 +91,7 @@ def verified(prepared: Prepared) -> list[manifest.Verification]:
             inputs = [given for given in inputs if span[0] <= given[1] <= span[2]]
         precision = "fp16" if number else job.options.precision  # tensor cores round fp32 to as few bits (TF32)
         result = verify(fed(run, job.options.io_precision), engine, opened.model.reference, opened.model.reference_name,
-                        inputs, precision, built.tolerance)
+                        inputs, precision, built.tolerance, job.progress)
         if not result.passed:
             raise _differs(prepared, result, inputs[0][2])
         done.append(result)
@@ -173,8 +174,9 @@ def described(prepared: Prepared, files: Mapping[str, str] | None = None,
         engine_verification=verifications[1] if len(verifications) > 1 else None,
         engines=list(emitted.engines if emitted else about.engines),
         operators={"before": operators(model.model), "after": dict(measured.built.operators)},
-        notes=[*opened.notes, *recognised.notes, *prepared.chosen.notes, *measured.notes, *prepared.notes, *about.notes,
-               *(f"left as it is: {name} ({why})" for name, why in recognised.left)],
+        notes=[*opened.notes, *recognised.notes, *prepared.chosen.notes, *measured.notes, *prepared.notes, *about.notes],
+        left=[manifest.Left(name=name, reason=why) for name, why in recognised.left],
+        unchanged=isinstance(measured.built, StockBuilt) and same_network(model.model, measured.built.stock),
         environment=fingerprint(), files=dict(files or {}), seconds=dict(prepared.seconds), roofline=measured.roofline,
         memory=about.memory, calibration=_calibration(prepared), tried=list(prepared.tried),
         accuracy_data=prepared.accuracy_data,

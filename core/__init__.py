@@ -2,6 +2,7 @@
 fastest on the target.
 
     gkp.convert("model.pt", target="ort")      -> Artefact
+    gkp.load("model.ort")                      -> LoadedModel
     gkp.load("model.ort").run(x)               -> outputs
     gkp.open("model.pt").layers                -> the model in the one form
     gkp.BranchedConv                           -> the form itself
@@ -16,11 +17,14 @@ from gkp._version import __version__
 if TYPE_CHECKING:
     from gkp.api import Model, convert, load, open
     from gkp.branched import Branch, BranchedConv
+    from gkp.converter.artefact import Artefact
     from gkp.errors import GkpError
+    from gkp.runtime.load import LoadedModel
 
-_HOMES = {"BranchedConv": "branched", "Branch": "branched", "GkpError": "errors", "convert": "api", "open": "api",
-          "load": "api", "Model": "api"}
-__all__ = ["Branch", "BranchedConv", "GkpError", "Model", "__version__", "convert", "load", "open"]
+_HOMES = {"Artefact": "converter.artefact", "BranchedConv": "branched", "Branch": "branched", "GkpError": "errors",
+          "LoadedModel": "runtime.load", "Model": "api", "convert": "api", "load": "api", "open": "api"}
+__all__ = ["Artefact", "Branch", "BranchedConv", "GkpError", "LoadedModel", "Model", "__version__", "convert", "load",
+           "open"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import prod
 
 from gkp.errors import UsageError
+from gkp.text import clean
 
 
 def parse_shapes(values: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
@@ -27,12 +28,15 @@ def parse_shapes(values: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
 
 
 def parse_layers(values: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
-    """["NAME=FORM", ...] -> {name: form}; what is such a mapping stays."""
-    if isinstance(values, Mapping):
+    """["NAME=FORM", ...] -> {name: form}; what is such a mapping stays. UsageError for anything else."""
+    if isinstance(values, Mapping) and all(isinstance(text, str) for text in (*values, *values.values())):
         return dict(values)
+    if not isinstance(values, tuple | list):
+        raise UsageError(f"layers must be names with the forms of them, not {clean(repr(values), 80)}",
+                         'e.g. layers={"layer1.0.conv1": "dense"}')
     layers: dict[str, str] = {}
     for text in values:
-        name, equals, form = text.rpartition("=")
+        name, equals, form = str(text).rpartition("=")
         if not equals or not name or not form:
             raise UsageError(f"--layer {text!r} is not NAME=FORM", "e.g. --layer layer1.0.conv1=dense")
         layers[name] = form

@@ -40,7 +40,7 @@ def _index(values: Any, what: str, limit: int) -> Index:
     return index
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Branch:
     """One dense block of a BranchedConv.
 
@@ -52,8 +52,11 @@ class Branch:
     out_index: Index
     weight: Floats
 
+    def __repr__(self) -> str:
+        return f"<gkp.Branch: {np.size(self.in_index)} -> {np.size(self.out_index)} channels>"
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class BranchedConv:
     """A 1-D, 2-D or 3-D convolution in the one form (see the module's docstring).
 
@@ -104,6 +107,11 @@ class BranchedConv:
             written[outs] = True
             checked.append(Branch(ins, outs, np.asarray(b.weight)))
         object.__setattr__(self, "branches", tuple(checked))
+
+    def __repr__(self) -> str:
+        kernel = "x".join(map(str, self.kernel_shape))
+        return (f"<gkp.BranchedConv: {self.in_channels} -> {self.out_channels} channels, kernel {kernel}, "
+                f"strides {self.strides}, {len(self.branches)} branches>")
 
     # ---- construction -------------------------------------------------------------------------------------------
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,34 @@ _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 _PATH = click.Path(path_type=Path, readable=False)  # gkp says itself, with its own exit codes, what it cannot read
 
 
+def _groups(first: Iterable[str], named: Iterable[tuple[str, str]]) -> list[Any]:
+    """Headings of a help text with the options below them: the usual ones, then by (heading, option)."""
+    headings: dict[str, list[str]] = {"Usual options": [*first, *_ALWAYS]}
+    for heading, flag in named:
+        headings.setdefault(heading, []).append(flag)
+    return [{"name": heading, "options": flags} for heading, flags in headings.items()]
+
+
+def _convert_groups() -> list[Any]:
+    """Options that no heading claims are usual."""
+    declared = [(found.option.group, found.flags[-1]) for found in every_option()]
+    return _groups(["--target", *(flag for group, flag in declared if not group), "--report", "--json"],
+                   [*((_OPENING, flag) for flag in ("--input-shape", "--arch", "--trust-code")),
+                    *((group, flag) for group, flag in declared if group)])
+
+
+_ALWAYS, _OPENING = ("--verbose", "--quiet", "--help"), "Opening the model"
+_SUITES = ("--suite", "--checkpoints", "--data", "--calibration", "--devices", "--models", "--only", "--variants",
+           "--calibrate")
+click.rich_click.OPTION_GROUPS = {
+    **dict.fromkeys(("gkp convert", "gkp-convert"), _convert_groups()),
+    "gkp bench": _groups(("--batch", "--seconds", "--trust-code", "--json"),
+                         [("Standard suites", flag) for flag in _SUITES])}
+
+
 def _verbosity(command: Callable[..., Any]) -> Callable[..., Any]:
     command = click.option("-q", "--quiet", is_flag=True, help="Print errors only.")(command)
-    return click.option("-v", "--verbose", is_flag=True, help="Print more, and tracebacks of errors.")(command)
+    return click.option("-v", "--verbose", is_flag=True, help="Print everything, and tracebacks of errors.")(command)
 
 
 def _trust(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -88,21 +113,17 @@ def main() -> None:
 @main.command("convert", context_settings=_CONTEXT)
 @click.argument("model", type=_PATH)
 @click.option("--target", type=click.Choice([struct.name for struct in EVERY]), default="ort", show_default=True,
-              help=f"What to produce: {'; '.join(f'{struct.name}: {struct.summary}' for struct in EVERY)}.")
+              metavar="NAME", help=f"What to produce: {'; '.join(f'{struct.name}: {struct.summary}' for struct in EVERY)}.")
 @_opening
 @_declared
 @click.option("--json", "json_to", metavar="FILE|-", help="Write the report as JSON to a file or to stdout.")
 @click.option("--report", type=_PATH, metavar="FILE.html", help="Write the report as a self-contained page.")
 @_verbosity
 def convert(**options: Any) -> None:
-    """Convert MODEL into what is fastest on the target; verify it and measure the speedup.
+    """Convert MODEL (ONNX, TorchScript, a checkpoint of a pruning method) into what is fastest on the target, verify it and
+    measure the speedup over dense. If nothing beats dense, dense comes out, and the report says so.
 
-    MODEL is an ONNX file, a TorchScript archive, or a checkpoint of TMI-GKP, GConv-Prune, Structure-LTH, GSparsity
-    or DSP. A form is kept only if it was measured faster than the dense form of the model: if nothing beats dense, dense
-    comes out and the report says so.
-
-    Examples: gkp-convert grouped.pt --target native --baseline dense.pt --report report.html;
-    gkp-convert grouped.pt --target trt --precision fp16 --compute-capability 86,89,120
+    Example: gkp-convert grouped.pt --target native --baseline dense.pt
     """
     _run("convert", options)
 

@@ -18,6 +18,7 @@ from gkp.errors import FileError, UsageError
 from gkp.files import write_file
 from gkp.npz import map_npy, read_npz
 from gkp.options.convert import convert_options
+from gkp.text import clean, plural
 
 
 def convert(screen: Screen, *, model: Path, output: Path | None, report: Path | None, json_to: str | None,
@@ -38,8 +39,8 @@ def convert(screen: Screen, *, model: Path, output: Path | None, report: Path | 
         screen.show(tables.tried_table(e.tried))
         raise
     if screen.verbose:
-        screen.show(tables.layer_table(artefact.manifest, verbose=True))
-    screen.show(tables.conversion_table(artefact.manifest))
+        screen.show(tables.layer_table(artefact.manifest))
+    screen.show(tables.conversion_table(artefact.manifest, screen.verbose))
     if artefact.directory is not None:
         built = artefact.manifest.target != "trt" or artefact.manifest.engines
         usage = f"   (gkp.load({str(artefact.directory)!r}).run(x))" if built else ""
@@ -58,23 +59,23 @@ def convert(screen: Screen, *, model: Path, output: Path | None, report: Path | 
 
 def inspect(screen: Screen, *, model: Path, target: str, input_shape: tuple[str, ...], json_to: str | None,
             **options: Any) -> None:
-    from gkp.converter.convert import convert as run
     from gkp.report import tables
 
-    if model.is_dir():
+    if model.is_dir():  # needs none of the converter's packages
         shown = manifest_module.read(model)
     else:
+        from gkp.converter.convert import convert as run
+
         with screen.progress() as progress:
             shown = run(model, convert_options(target, benchmark=False, dry_run=True, input_shapes=parse_shapes(input_shape),
                                                **options), progress).manifest
-    screen.show(tables.layer_table(shown, verbose=screen.verbose))
+    screen.show(tables.layer_table(shown))
+    screen.say("")
     if screen.verbose:
         for layer in shown.layers:
             if layer.candidates:
                 screen.show(tables.candidates_table(layer))
-    screen.show(tables.conversion_table(shown))
-    for note in shown.notes:
-        screen.say(f"note: {note}")
+    screen.show(tables.conversion_table(shown, screen.verbose))
     screen.json(json_to, manifest_module.encode(shown))
 
 
@@ -86,8 +87,7 @@ def verify(screen: Screen, *, a: Path, b: Path, precision: str | None, calibrati
     from gkp.report.facts import verification_words
 
     with screen.progress() as progress:
-        progress("comparing", None)
-        opening = OpenOptions(parse_shapes(input_shape), arch, trust_code)
+        opening = OpenOptions(parse_shapes(input_shape), arch, trust_code, progress)
         result = compare_models(a, b, opening, precision, calibration, progress)
     screen.say(verification_words(result), style="bold green" if result.passed else "bold red")
     for check in result.checks:
@@ -106,12 +106,11 @@ def evaluate(screen: Screen, *, model: Path, data: str, mean: str | None, std: s
     from gkp.images.accuracy import accuracy
     from gkp.images.normalisation import numbers
     from gkp.images.reading import open_images
-    from gkp.text import clean, plural
 
     means, stds = numbers(mean, "--mean"), numbers(std, "--std")
     with screen.progress() as progress:
         progress("opening", None)
-        opened = open_runnable(model, OpenOptions(parse_shapes(input_shape), arch, trust_code))
+        opened = open_runnable(model, OpenOptions(parse_shapes(input_shape), arch, trust_code, progress))
         if len(opened.inputs) != 1 or not opened.dtypes[0].startswith("float"):
             types = ", ".join(map(clean, opened.dtypes))
             raise UsageError(f"the model has {plural(len(opened.inputs), 'input')} of {types}",
@@ -141,8 +140,11 @@ def run(screen: Screen, *, directory: Path, input_file: Path, output_file: Path 
         raise UsageError(f"{directory} holds a split model" if not profile else "--profile is for a split model",
                          "give --local, or --cluster FILE.yaml")
     else:
-        with load(directory, trust_code) as model:
-            result = model.run(_read_arrays(input_file))
+        with screen.progress() as progress:
+            progress(f"opening {clean(directory.name, 60)}", None)
+            with load(directory, trust_code) as model:
+                progress("running it", None)
+                result = model.run(_read_arrays(input_file))
         outputs = result if isinstance(result, dict) else {model.manifest.outputs[0].name: result}
     summary = []
     for name, value in outputs.items():
@@ -224,13 +226,14 @@ def prune(screen: Screen, *, baseline: Path, output: Path, json_to: str | None, 
     from gkp.converter.sources._torchfile import read_pickle_file
     from gkp.converter.sources.dense import open_dense
 
-    opened = open_dense(baseline)
-    from gkp.pruning import command  # needs PyTorch, which open_dense asks for in words
-
-    dense = command.Baseline(baseline, opened.arch, opened.module, opened.meta)
     say = screen.say if screen.verbose else None
     try:
         with screen.progress() as progress:
+            progress(f"opening {clean(baseline.name, 60)}", None)
+            opened = open_dense(baseline)
+            from gkp.pruning import command  # needs PyTorch, which open_dense asks for in words
+
+            dense = command.Baseline(baseline, opened.arch, opened.module, opened.meta)
             setting = command.prune(command.Request(output=output, **options), dense, read_pickle_file, say, progress)
     except KeyboardInterrupt:
         if (output / "setting.json").is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,10 @@ from gkp.arguments import parse_shapes
 from gkp.console import Screen
 from gkp.errors import UsageError
 from gkp.files import check_writable, write_file
+from gkp.text import plural
+
+_FIRST = ("warning: ", "do not split", "does not fit", "idle: ", "verified")
+"""How the notes of a plan begin that are shown without -v."""
 
 
 def run_split(screen: Screen, directory: Path, x: Any, profile: bool,
@@ -26,17 +31,19 @@ def run_split(screen: Screen, directory: Path, x: Any, profile: bool,
             raise UsageError(f"a split model has one input, the file holds {len(x)} arrays", "write one with numpy.save")
         x = next(iter(x.values()))
     said: dict[str, Any] = {}
-    with Cluster(directory, **where) as opened:
+    with ExitStack() as stack:
+        with screen.progress() as progress:
+            progress("starting the workers" if where.get("local") else "connecting to the workers", None)
+            opened = stack.enter_context(Cluster(directory, **where))
+            progress("running it", None)
+            y = opened.run(x)  # the first request also connects the devices and warms them up
         if profile:
-            opened.run(x)  # the first request also connects the devices and warms them up
             y, trace = opened.trace(x)
             for table in tracing.tables(trace, every_step=screen.verbose):
                 screen.show(table)
             if opened.plan.predicted is not None:
                 screen.say(predicted_text(opened.plan))
             said["profile"] = trace
-        else:
-            y = opened.run(x)
         said["devices"] = {name: state.reason or "ready" for name, state in opened.states().items()}
         for name, state in opened.states().items():
             if not state.alive:
@@ -62,8 +69,11 @@ def split(screen: Screen, *, model: Path, output: Path | None, devices: str, lin
     screen.show(modes_table(plan))
     for text in reasons(plan) if screen.verbose else ():
         screen.say(text)
-    for note in plan.notes:
+    shown = [note for note in plan.notes if screen.verbose or note.startswith(_FIRST)]
+    for note in shown:
         screen.say(note, style="bold yellow" if note.startswith("warning: ") else "")
+    if len(shown) < len(plan.notes):
+        screen.say(f"({plural(len(plan.notes) - len(shown), 'more note')} with -v)", style="dim")
     trust = " --trust-code" if any(s.file.endswith(".so") for s in plan.segments) else ""
     screen.say(f"\nwritten: {out}   (picture: {out / FILE_NAME})")
     screen.say(f"try: gkp run {out} --local{trust} --input FILE.npy", wrap=False)

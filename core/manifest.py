@@ -311,11 +311,19 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     baseline: bool = False
 
 
+class Left(msgspec.Struct, frozen=True, kw_only=True):
+    """A step of the network that did not become part of a BranchedConv, and why."""
+
+    name: str
+    reason: str
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Everything known about an artefact. signature: of its maker, when a file of it is a program (gkp.runtime.trust).
     verification: of the ONNX file or library that was written; engine_verification: of a TensorRT engine, run on a GPU
     (null: it was not run). estimated_vs_stock: of native kernels that were not measured, the time of a stock engine /
-    theirs for the convolutions, by the cost models. Fields that are added later are empty by default."""
+    theirs for the convolutions, by the cost models. left: what stays beside the layers; unchanged: what was written are the
+    operators and constants of the model as given. Fields that are added later are empty by default."""
 
     gkp_version: str
     source: Source
@@ -347,6 +355,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     tried: list[Tried] = []
     accuracy_data: AccuracyData | None = None
     estimated_vs_stock: float | None = None
+    left: list[Left] = []
+    unchanged: bool = False
     signature: str | None = None
     schema_version: int = SCHEMA_VERSION
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from gkp._version import __version__
 from gkp.errors import BackendMissingError
 from gkp.text import one_line
 
+HOW = 'pip install ".[{extras}]" in the checkout of gkp, or "gkp-{version}-py3-none-any.whl[{extras}]"'
+"""What installs extras. Once a release is on a package index: pip install "gkp[{extras}]" (before that, a package of this
+name there is somebody else's)."""
 _NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "torch": "PyTorch", "yaml": "PyYAML", "scipy": "SciPy",
           "networkx": "NetworkX", "ray": "Ray", "grpc": "grpcio", "google": "protobuf", "PIL": "Pillow",
           "polygraphy": "Polygraphy", "onnx_graphsurgeon": "onnx-graphsurgeon", "nncf": "NNCF"}
@@ -36,6 +40,6 @@ def absent(module: str, extra: str, purpose: str = "", error: Exception | None =
     return BackendMissingError(text, f"{install(extra)} {note}".strip())
 
 
-def install(extra: str) -> str:
-    """The command that brings an extra of gkp."""
-    return f'pip install "gkp[{extra}]"'
+def install(extras: str) -> str:
+    """How to get extras of gkp ("ort", or several with commas)."""
+    return HOW.format(extras=extras, version=__version__)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def clean(text: object, limit: int = 400, *, middle: bool = False) -> str:
     """One line of printable text, at most `limit` characters long (a message may hold four of them).
@@ -37,3 +39,8 @@ def printable(text: str) -> str:
 def plural(count: int, noun: str) -> str:
     """`1 layer`, `2 layers`, `1,000 layers`."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def folded(names: Sequence[str]) -> str:
+    """`conv_3`; of several, how many, and the first: `72 steps, such as conv_3`."""
+    return names[0] if len(names) == 1 else f"{len(names):,} steps, such as {names[0]}"

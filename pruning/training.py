@@ -256,7 +256,7 @@ class Training:
         loss = self._steps(epoch, network, optimizer)
         if self.accelerator.num_processes > 1:
             _share_buffers(self.model)
-        self.progress(f"{self.name}: testing epoch {epoch + 1}", None)
+        self.progress(f"{self.name}: testing epoch {epoch + 1}", (epoch + 1) / self.recipe.epochs)
         accuracy = accuracy_of(self.model, self.data, self.accelerator)
         self.log(f"{self.name}: epoch {epoch + 1} of {self.recipe.epochs}, lr {self.recipe.lr * factor:.3g}, "
                  f"loss {loss:.4f}, test accuracy {accuracy:.2%}, {time.monotonic() - began:.1f} s")
@@ -283,7 +283,8 @@ class Training:
                 self.hooks.after_step(self.model)
             if (on_cpu or step % CHECK_EVERY == 0 or step == steps - 1) and not math.isfinite(float(total)):
                 raise self._diverged("the loss is not a finite number", epoch, step)
-            self.progress(f"{self.name}: epoch {epoch + 1} of {self.recipe.epochs}", (step + 1) / steps)
+            self.progress(f"{self.name}: epoch {epoch + 1} of {self.recipe.epochs}",
+                          (epoch + (step + 1) / steps) / self.recipe.epochs)
         if not all(bool(torch.isfinite(tensor).all()) for tensor in self.model.state_dict().values()):
             raise self._diverged("the weights are not finite numbers", epoch, step)
         return float(total) / steps

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 
-from gkp.manifest import AccuracyData, Engine, Layer, Manifest, Memory, Tried, Verification
+from gkp.manifest import AccuracyData, Engine, Layer, Left, Manifest, Memory, Tried, Verification
 from gkp.report.wording import batch_name, mebibytes, milliseconds, shorten, span
 from gkp.text import clean, plural
 
@@ -68,17 +70,18 @@ def accuracy_data_words(data: AccuracyData) -> str:
     return f"{plural(data.count, 'image')} of {clean(data.kind, 20)} ({clean(data.split, 20)}){left}"
 
 
-def baseline_words(manifest: Manifest) -> str:
-    """What the dense baseline is."""
+def baseline_words(manifest: Manifest, short: bool = False) -> str:
+    """What the dense baseline is. short: not how it was made."""
     if manifest.baseline is None:
         return "none"
     base = manifest.baseline
     kind = _BASELINES.get(base.kind, clean(base.kind, 40))
+    kind = kind.partition(", ")[0] if short else kind
     return f"{kind} ({clean(base.description, 300)})" if base.description else kind
 
 
-def verification_words(verification: Verification | None) -> str:
-    """`passed: largest error 2.1e-06, tolerance 1.0e-05 (batch 4); compared with ...`."""
+def verification_words(verification: Verification | None, short: bool = False) -> str:
+    """`passed: largest error 2.1e-06, tolerance 1.0e-05 (random, batch 4); compared with ...`. short: not with what."""
     if verification is None:
         return "not verified"
     text = "passed" if verification.passed else "FAILED"
@@ -87,7 +90,8 @@ def verification_words(verification: Verification | None) -> str:
                     c.max_abs_error / c.tolerance if c.tolerance > 0 else c.max_abs_error)
         text += (f": largest error {worst.max_abs_error:.1e}, tolerance {worst.tolerance:.1e} "
                  f"({clean(worst.name, 60)}, batch {worst.batch})")
-    text += f"; compared with {clean(verification.reference, 120)}, computed by {clean(verification.engine, 120)}"
+    if not short:
+        text += f"; compared with {clean(verification.reference, 120)}, computed by {clean(verification.engine, 120)}"
     if verification.first_difference:
         text += f"; first difference at {shorten(verification.first_difference, 120)}"
     return text
@@ -98,6 +102,26 @@ def operator_changes(manifest: Manifest) -> tuple[tuple[str, int, int], ...]:
     before, after = manifest.operators.get("before", {}), manifest.operators.get("after", {})
     counts = [(clean(name, 60), before.get(name, 0), after.get(name, 0)) for name in {**before, **after}]
     return tuple(sorted(counts, key=lambda c: (-abs(c[1] - c[2]), -max(c[1], c[2]), c[0])))
+
+
+def left_words(left: Sequence[Left]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """What stays beside the layers: (in words, names), those with the same reason in one line: `32 steps stay as given (16
+    Concat, 16 Transpose, the first is cat_1): its channels come from 2 tensors`."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for step in left:
+        operator, colon, why = step.reason.partition(": ")
+        given = (operator, why) if colon and operator.isidentifier() else ("", step.reason)
+        found.setdefault(clean(given[1], 300), []).append((clean(step.name, 80), clean(given[0], 40)))
+    return tuple((_left_line(why, steps), tuple(name for name, _ in steps)) for why, steps in found.items())
+
+
+def _left_line(why: str, steps: Sequence[tuple[str, str]]) -> str:
+    (name, operator), *others = steps
+    if not others:
+        return f"{name} stays as given: {f'{operator}, ' if operator else ''}{why}"
+    counts = Counter(operator for _, operator in steps if operator)
+    kinds = "".join(f"{count:,} {kind}, " for kind, count in counts.most_common(4))
+    return f"{len(steps):,} steps stay as given ({kinds}the first is {name}): {why}"
 
 
 def why_text(layer: Layer) -> str:

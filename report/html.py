@@ -1,4 +1,5 @@
-"""A conversion as one HTML page: inline style and SVG, no script, nothing fetched from anywhere."""
+"""A conversion as one HTML page, and its head for notebooks: inline style and SVG, no script, nothing fetched from anywhere.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +16,6 @@ from gkp.report import facts, roofline, wording
 from gkp.require import require
 from gkp.text import clean
 
-_TEMPLATE = "report.html.j2"
 _FILLERS = {"dense": "", "rival": "", "stock": "", "as_is": "given", "converted": "accent", "theoretical": "outline"}
 
 
@@ -58,15 +58,25 @@ def require_jinja2() -> Any:
 
 def render_html(manifest: Manifest) -> str:
     """The page as text. BackendMissingError without jinja2."""
+    return _rendered("report.html.j2", m=manifest, heading="h1", **_head(manifest), **_body(manifest))
+
+
+def render_notebook(manifest: Manifest) -> str:
+    """The head of the page as a fragment, whose style touches nothing around it. BackendMissingError without jinja2."""
+    return _rendered("notebook.html.j2", m=manifest, heading="div", **_head(manifest))
+
+
+def _rendered(template: str, **view: Any) -> str:
     jinja2 = require_jinja2()
+    folder = resources.files("gkp.report")
     # Every string is cleaned on its way out and then escaped, whatever it is, so no template line can forget it.
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
-                                     lstrip_blocks=True, finalize=_finalize)
+                                     lstrip_blocks=True, finalize=_finalize,
+                                     loader=jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text("utf-8")))
     environment.filters.update(ms=wording.milliseconds, mega=wording.mega, times=wording.times, span=wording.span,
                                cross=wording.cross, interval=wording.interval, shorten=wording.shorten,
                                batch_name=wording.batch_name, candidate_time=wording.candidate_time)
-    source = resources.files("gkp.report").joinpath(_TEMPLATE).read_text("utf-8")
-    return str(environment.from_string(source).render(m=manifest, **_view(manifest)))
+    return str(environment.get_template(template).render(**view))
 
 
 def _finalize(value: Any) -> Any:
@@ -76,15 +86,23 @@ def _finalize(value: Any) -> Any:
     return clean(value) if type(value) is str else value
 
 
-def _view(manifest: Manifest) -> dict[str, Any]:
-    settings = wording.settings(manifest)
-    reference = wording.reference_name(manifest)
+def _head(manifest: Manifest) -> dict[str, Any]:
     return {
         "unknown": wording.NOT_MEASURED,
         "headline": wording.headline(manifest),
         "verdict": wording.verdict(manifest),
-        "reference": reference,
-        "settings": settings,
+        "reference": wording.reference_name(manifest),
+        "settings": wording.settings(manifest),
+        "branched": sum(layer.branches > 1 and layer.macs_kept > 0 for layer in manifest.layers),
+        "moves": sum(layer.macs_kept == 0 for layer in manifest.layers),
+        "title": wording.shorten(Path(clean(manifest.source.path)).name, 80),
+    }
+
+
+def _body(manifest: Manifest) -> dict[str, Any]:
+    settings, reference = wording.settings(manifest), wording.reference_name(manifest)
+    return {
+        "left": facts.left_words(manifest.left),
         "charts": [(s.name, latency_chart(s), speedup_chart(s, reference)) for s in settings],
         "tried": [(facts.tried_name(t), facts.tried_accuracy(t), facts.tried_times(t),
                    facts.tried_reason(t), t.taken) for t in manifest.tried],
@@ -98,7 +116,6 @@ def _view(manifest: Manifest) -> dict[str, Any]:
         "engines": [(facts.engine_words(e), facts.engine_layers(e)) for e in manifest.engines],
         "operators": facts.operator_changes(manifest),
         "environment": tuple(_flat(manifest.environment)),
-        "title": wording.shorten(Path(clean(manifest.source.path)).name, 80),
     }
 
 

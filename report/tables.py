@@ -20,47 +20,48 @@ from gkp.text import clean
 
 WIDE = 100
 """From this many columns on, the less important columns are shown too."""
-WIDE_VERBOSE = 150
-"""The same where reasons are written out, which need room."""
+_MOST_OPERATORS = 3
 _VERDICT_STYLES = {"faster": "bold green", "mixed": "bold yellow", "slower": "bold red"}
 
 
-def conversion_table(manifest: Manifest) -> RenderableType:
-    """Headline, the rows of every measured setting, the precisions that were tried, then work, operators, verification and
-    baseline."""
+def conversion_table(manifest: Manifest, verbose: bool = False) -> RenderableType:
+    """Headline, the rows of every measured setting, the precisions that were tried, then work, operators, verification,
+    baseline and notes. verbose: every step that stays beside the layers, not only their number."""
     style = _VERDICT_STYLES.get(wording.verdict(manifest), "bold")
     settings = wording.settings(manifest)
     measured = [_latencies(manifest, settings), Text()] if settings else []
     tried = (tried_table(manifest.tried), Text()) if manifest.tried else ()
-    return Group(Text(wording.headline(manifest), style), Text(), *measured, *tried, _facts(manifest))
+    return Group(Text(wording.headline(manifest), style), Text(), *measured, *tried, _facts(manifest, verbose))
 
 
-def layer_table(manifest: Manifest, verbose: bool) -> RenderableType:
-    """One row per branched convolution. verbose: reasons in full, on as many lines as they need."""
-    return _LayerTable(tuple(manifest.layers), verbose)
+def layer_table(manifest: Manifest) -> RenderableType:
+    """One row per branched convolution, and why they have their forms."""
+    return _LayerTable(tuple(manifest.layers))
 
 
 def candidates_table(layer: Layer) -> RenderableType:
     """The forms tried for one layer: multiply-accumulates (millions) that each really executes, and its time or speedup
-    over dense, measured in context."""
-    out = table(left("candidate", overflow="fold"), right("MACs run"), right("time"), _fixed("whole model vs dense here"),
-                ruled=True)
+    over dense, measured in context, where any was."""
+    measured = any(candidate.ratios for candidate in layer.candidates)
+    out = table(left("candidate", overflow="fold"), right("MACs run"), right("time"),
+                *([_fixed("whole model vs dense here")] if measured else []), ruled=True)
     for candidate in layer.candidates:
         chosen = candidate.name == layer.chosen
         out.add_row(Text(wording.shorten(candidate.name, 40) + (" (chosen)" if chosen else "")),
                     Text(f"{wording.mega(candidate.macs_executed)} M"), _quiet(wording.candidate_time(candidate)),
-                    _ratios(candidate), style="bold" if chosen else "")
+                    *([_ratios(candidate)] if measured else []), style="bold" if chosen else "")
     title = Text.assemble((wording.shorten(layer.name, 60), "bold"), ": ", clean(layer.reason))
     return Group(title, out)
 
 
 def tried_table(tried: Sequence[Tried]) -> RenderableType:
-    """The precisions that were tried: accuracy, time, and why each was taken or not."""
-    out = table(left("precision", overflow="fold"), left("accuracy"), left("median ms"), left("why"), ruled=True)
-    for row in tried:
-        times = facts.tried_times(row)
-        out.add_row(Text(facts.tried_name(row)), _quiet(facts.tried_accuracy(row)),
-                    _quiet(None if times is None else times.replace("; ", "\n")),
+    """The precisions that were tried: accuracy and time, where any was measured, and why each was taken or not."""
+    cells = {"accuracy": [facts.tried_accuracy(row) for row in tried],
+             "median ms": [times and times.replace("; ", "\n") for times in map(facts.tried_times, tried)]}
+    shown = {heading: column for heading, column in cells.items() if any(column)}
+    out = table(left("precision", overflow="fold"), *map(left, shown), left("why"), ruled=True)
+    for number, row in enumerate(tried):
+        out.add_row(Text(facts.tried_name(row)), *(_quiet(column[number]) for column in shown.values()),
                     Text(facts.tried_reason(row)), style="bold" if row.taken else "")
     return out
 
@@ -88,42 +89,49 @@ def _timing_cells(row: wording.SettingRow) -> list[Text]:
     return [label, Text(median), Text(f"{q1} to {q3}"), Text(row.speedup_text, colour(row.interval))]
 
 
-def _facts(manifest: Manifest) -> RenderableType:
+def _facts(manifest: Manifest, verbose: bool) -> RenderableType:
     """Two columns: what, and the sentence that says it."""
     grid = Table.grid(padding=(0, 2, 0, 1))
     grid.add_column(no_wrap=True, style="dim")
     grid.add_column(overflow="fold")
     macs = manifest.macs
-    grid.add_row(Text("MACs"), Text(f"dense {wording.mega(macs.dense)} M, kept {wording.mega(macs.kept)} M, "
-                                    f"executed {wording.mega(macs.executed)} M (one image)"))
+    grid.add_row(Text("MACs"), Text(f"{wording.mega(macs.dense)} M (one image)" if macs.dense == macs.kept == macs.executed
+                                    else f"dense {wording.mega(macs.dense)} M, kept {wording.mega(macs.kept)} M, "
+                                         f"executed {wording.mega(macs.executed)} M (one image)"))
     grid.add_row(Text("Parameters"), Text(f"{wording.mega(manifest.params)} M"))
     if manifest.memory is not None:
         grid.add_row(Text("Memory"), Text(facts.memory_words(manifest.memory)))
     changes = facts.operator_changes(manifest)
     if changes:
-        grid.add_row(Text("Operators"), Text(_operators(changes)))
+        grid.add_row(Text("Operators"), Text(_operators(changes, len(changes) if verbose else _MOST_OPERATORS)))
     check = manifest.verification
-    grid.add_row(Text("Verified"), Text(facts.verification_words(check),
+    grid.add_row(Text("Verified"), Text(facts.verification_words(check, short=not verbose),
                                         "" if check is None else "green" if check.passed else "bold red"))
     if manifest.engine_verification is not None:
         passed = manifest.engine_verification.passed
-        grid.add_row(Text("On the GPU"), Text(facts.verification_words(manifest.engine_verification),
+        grid.add_row(Text("On the GPU"), Text(facts.verification_words(manifest.engine_verification, short=not verbose),
                                               "green" if passed else "bold red"))
     for engine in manifest.engines:
         grid.add_row(Text("Engine"), Text(facts.engine_words(engine)))
     if manifest.accuracy_data is not None:
         grid.add_row(Text("Accuracy"), Text(facts.accuracy_data_words(manifest.accuracy_data)))
-    grid.add_row(Text("Baseline"), Text(facts.baseline_words(manifest)))
+    grid.add_row(Text("Baseline"), Text(facts.baseline_words(manifest, short=not verbose)))
     for note in manifest.notes:
         grid.add_row(Text("Note"), Text(clean(note, 400)))
+    steps = [[step] for step in manifest.left] if verbose else [manifest.left]
+    for words, _ in (line for some in steps for line in facts.left_words(some)):
+        grid.add_row(Text("Note"), Text(words))
     return grid
 
 
-def _operators(changes: Sequence[tuple[str, int, int]]) -> str:
-    """`Gather 38 -> 0, Conv 21 -> 21`; what did not change is summed up."""
+def _operators(changes: Sequence[tuple[str, int, int]], most: int) -> str:
+    """`all 59 -> 21, Gather 38 -> 0 and 2 more`; what did not change is summed up."""
+    if all(before == after for _, before, after in changes):
+        return f"all {sum(c[1] for c in changes)} as before"
     changed = [f"{name} {before} -> {after}" for name, before, after in changes if before != after]
     total = f"all {sum(c[1] for c in changes)} -> {sum(c[2] for c in changes)}"
-    return ", ".join([total, *changed])
+    more = f" and {len(changed) - most} more" if len(changed) > most else ""
+    return ", ".join([total, *changed[:most]]) + more
 
 
 def _why(missing: str) -> Text:
@@ -147,10 +155,9 @@ def _fixed(heading: str) -> Column:
 
 @dataclass(frozen=True)
 class _LayerTable:
-    """Chooses its columns by the width at hand when it is drawn."""
+    """Chooses its columns by the width at hand when it is drawn. Reasons stand below it, each once, by their numbers."""
 
     layers: tuple[Layer, ...]
-    verbose: bool
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         return Measurement(min(40, options.max_width), options.max_width)
@@ -159,29 +166,35 @@ class _LayerTable:
         if not self.layers:
             yield Text("no branched convolution in this model", "dim")
             return
-        wide = options.max_width >= (WIDE_VERBOSE if self.verbose else WIDE)
+        wide = options.max_width >= WIDE
         numbers = ("branches", "inputs", "overlap", "dense", "kept", "run") if wide else ("branches", "dense", "kept")
-        why = left("why", ratio=1, no_wrap=not self.verbose, overflow="fold" if self.verbose else "ellipsis")
-        out = table(_fixed("layer"), right("channels"), *map(right, numbers), _fixed("form"), why,
-                    ruled=True, expand=True)
+        out = table(_fixed("layer"), right("channels"), *map(right, numbers), _fixed("form"), right("why"), ruled=True)
+        reasons: dict[str, int] = {}
         for layer in self.layers:
-            out.add_row(*_layer_cells(layer, options.max_width, wide))
+            number = reasons.setdefault(facts.why_text(layer), len(reasons) + 1)
+            out.add_row(*_layer_cells(layer, options.max_width, wide), Text(str(number), "dim"))
         yield out
         yield Text(_LEGEND if wide else _NARROW_LEGEND, "dim")
+        yield Text()
+        why = Table.grid(padding=(0, 1, 0, 0))
+        why.add_column(justify="right", no_wrap=True, style="dim")
+        why.add_column(overflow="fold")
+        for reason, number in reasons.items():
+            why.add_row(Text(f"{number}:"), Text(reason))
+        yield why
 
 
 _LEGEND = ("inputs: channels that a branch reads; overlap: channel reads / distinct channels read; dense, kept, run: "
-           "multiply-accumulates for one image, millions")
+           "multiply-accumulates for one image, millions; why: see below")
 _NARROW_LEGEND = "branches: how many x inputs of each; dense, kept: MACs for one image, millions"
 
 
 def _layer_cells(layer: Layer, width: int, wide: bool) -> list[Text]:
-    name = Text(wording.shorten(layer.name, min(40, width // 4) if wide else 18))
+    name = Text(wording.shorten(layer.name, min(40, width // 4) if wide else 22))
     channels = Text("{} > {}".format(*layer.channels) if wide else "{}>{}".format(*layer.channels))
     macs = [Text(wording.mega(n)) for n in (layer.macs_dense, layer.macs_kept)]
     form = Text(wording.shorten(layer.chosen, 24 if wide else 12), "" if layer.chosen == "dense" else "green")
-    why = Text(facts.why_text(layer), "dim")
     if not wide:
-        return [name, channels, Text(facts.branches_text(layer)), *macs, form, why]
+        return [name, channels, Text(facts.branches_text(layer)), *macs, form]
     return [name, channels, Text(str(layer.branches)), Text(wording.span(layer.inputs_per_branch)),
-            Text(f"{layer.overlap:.2f}"), *macs, Text(wording.mega(layer.macs_executed)), form, why]
+            Text(f"{layer.overlap:.2f}"), *macs, Text(wording.mega(layer.macs_executed)), form]

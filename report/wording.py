@@ -314,11 +314,12 @@ def _kind(manifest: Manifest) -> str:
 
 
 def headline(manifest: Manifest) -> str:
-    """One honest sentence: which engines are faster, what the conversion gained, in which setting, what was to be gained,
-    which network a state dict was assumed to be, when int8 was calibrated with no images, and when others used the processor
-    meanwhile."""
+    """One honest sentence: whether anything was changed, which engines are faster, what the conversion gained, in which
+    setting, what was to be gained, which network a state dict was assumed to be, when int8 was calibrated with no images,
+    and when others used the processor meanwhile."""
     lost = _lost(settings(manifest), _RIVALS[reference_key(manifest)])
-    text = "; ".join(t for t in (_outrun(manifest), _estimated_slower(manifest), lost, _gain(manifest)) if t)
+    parts = (_unchanged(manifest), _outrun(manifest), _estimated_slower(manifest), lost, _gain(manifest))
+    text = "; ".join(part for part in parts if part)
     if manifest.source.assumed:
         text = f"{text}; assumed {clean(manifest.source.assumed, 200)}"
     if manifest.calibration is not None and manifest.calibration.kind == "random":
@@ -328,6 +329,12 @@ def headline(manifest: Manifest) -> str:
     if manifest.verification is not None and not manifest.verification.passed:
         text = f"verification failed; {text}"
     return text
+
+
+def _unchanged(manifest: Manifest) -> str:
+    """"": something was changed, or nobody knows."""
+    start = "written unchanged" if manifest.files else "unchanged"
+    return f"{start}: operators and weights are those of the model as given" if manifest.unchanged else ""
 
 
 def _gain(manifest: Manifest) -> str:

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from gkp import manifest as manifest_module
 from gkp.errors import BackendMissingError, FileError, GkpError, UsageError
-from gkp.manifest import Manifest, Rival
+from gkp.manifest import Manifest, Rival, Tensor
 from gkp.runtime.hybrid import INDEX, HybridRunner
 from gkp.runtime.native import NativeRunner
 from gkp.runtime.onnx_file import read_onnx
@@ -102,6 +102,21 @@ class LoadedModel:
     def __init__(self, directory: Path, manifest: Manifest, runner: Runner) -> None:
         self.directory, self.manifest, self._runner = directory, manifest, runner
 
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What `run` takes: `name`, `shape` (a dynamic axis is its name) and `dtype` of each."""
+        return tuple(self.manifest.inputs)
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """What `run` gives, in the same words."""
+        return tuple(self.manifest.outputs)
+
+    def __repr__(self) -> str:
+        ports = " -> ".join(", ".join(f"{clean(t.name, 40)} {clean(t.dtype, 20)} {clean(_shape(t), 80)}" for t in side)
+                            for side in (self.inputs, self.outputs))
+        return f"<gkp.LoadedModel {clean(self.directory.name, 80)}: {clean(self.manifest.target, 20)}, {ports}>"
+
     def run(self, x: Array | Mapping[str, Array]) -> Any:
         """Run one batch. x: the array [N, C, ...] of a model with one input, or a dict by input name; converted to the
         model's dtype only if it is already a float. Returns the output array, or a dict by name when there are several.
@@ -137,7 +152,7 @@ class LoadedModel:
         return self.manifest.inputs[0].name
 
 
-def check_input(value: Any, spec: manifest_module.Tensor) -> Array:
+def check_input(value: Any, spec: Tensor) -> Array:
     """The value as a contiguous array of the declared dtype; UsageError when shape or kind do not fit."""
     try:
         x = np.asarray(value)
@@ -157,11 +172,11 @@ def check_input(value: Any, spec: manifest_module.Tensor) -> Array:
     return np.ascontiguousarray(x)
 
 
-def _shape(spec: manifest_module.Tensor) -> str:
+def _shape(spec: Tensor) -> str:
     return "[" + ", ".join(map(str, spec.shape)) + "]"
 
 
-def _shape_hint(spec: manifest_module.Tensor, x: Array) -> str:
+def _shape_hint(spec: Tensor, x: Array) -> str:
     if x.ndim == len(spec.shape) and isinstance(spec.shape[0], int) and x.shape[1:] == tuple(spec.shape[1:]):
         return "convert with --dynamic-batch to run other batch sizes"
     return "the layout is [batch, channels, height, width]"

@@ -42,14 +42,15 @@ class Samples:
         return fastest(self.ms, among)
 
 
-def interleave_anew(opened: Callable[[], Opened], *, threads: int, budget_s: float, blocks: int = BLOCKS) -> Samples:
+def interleave_anew(opened: Callable[[], Opened], *, threads: int, budget_s: float, blocks: int = BLOCKS,
+                    done: Callable[[float], None] = lambda share: None) -> Samples:
     """`interleave` in blocks, for each of which all models are opened anew: an opening settles by chance where memory lies,
     and with it some percent of the time. opened: opens the models, runs each once, and gives their calls.
 
     `budget_s` counts from the first opening and holds the others, but a block has 2 rounds, or 1 where these would take
     eleven times its share; and once 25 budgets are spent, FEWEST_BLOCKS are enough: a ResNet-50 at batch 64 takes
     seconds per call. If others took the processor (Load.heavy), blocks are added until as much time again is spent, at
-    most as many again. Names that are not in every block are left out."""
+    most as many again. Names that are not in every block are left out. done: is told the share of the blocks that are."""
     found: list[dict[str, list[float]]] = []
     repeats: dict[str, int] = {}
     share, watch = budget_s / blocks, Watch(threads)
@@ -64,6 +65,7 @@ def interleave_anew(opened: Callable[[], Opened], *, threads: int, budget_s: flo
                     _sample(call, repeats[name])
             found.append(_rounds(calls, repeats, end=start + (len(found) + 1) * share, fewest=2, fewest_slow=1,
                                  slow=time.perf_counter() + _PATIENCE * share, most=80, seed=len(found)))
+        done(min(1.0, len(found) / blocks))
     names = [name for name in found[0] if all(name in block for block in found)]
     return Samples({name: [ms for block in found for ms in block[name]] for name in names},
                    tuple(len(next(iter(block.values()), ())) for block in found), watch.read())

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from gkp.errors import BackendMissingError
+from gkp.require import install
 from gkp.text import one_line
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider",
@@ -21,7 +22,7 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "te
 _PLUGINS = {"nv-tensorrt-rtx": "onnxruntime_ep_nv_tensorrt_rtx"}
 """Providers that come as a package beside a plain onnxruntime."""
 _PLUGIN_HINT = "pip install onnxruntime-ep-nv-tensorrt-rtx-cu12 beside onnxruntime 1.24 or later"
-_GPU_HINT = 'pip install "gkp[gpu]" in place of onnxruntime (they share a module)'
+_GPU_HINT = f"{install('gpu')}, in place of onnxruntime (they share a module)"
 _STARTS = {"cuda": "it needs an NVIDIA GPU, its driver, and the CUDA and cuDNN libraries that onnxruntime-gpu was built for",
            "tensorrt": "it needs all that --provider cuda needs, and libnvinfer of the TensorRT that it was built for",
            "nv-tensorrt-rtx": "it needs an NVIDIA RTX GPU (Ampere or later) and its driver"}

@@ -130,7 +130,7 @@ def _openvino_core() -> Any:
 def import_ort() -> Any:
     """The onnxruntime module, or BackendMissingError."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it writes files into the user's folders on import
-    return require("onnxruntime", "ort", note='(CPU) or "gkp[gpu]" (they share a module: install one)')
+    return require("onnxruntime", "ort", note="(CPU), or the extra gpu (they share a module: install one)")
 
 
 def import_openvino() -> Any:

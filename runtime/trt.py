@@ -17,6 +17,7 @@ import numpy as np
 from gkp.errors import BackendMissingError, FileError, GkpError, UnsafeFileError, UsageError
 from gkp.files import private_folder, write_file
 from gkp.manifest import Engine, EngineTensor, Manifest
+from gkp.require import install
 from gkp.runtime.cuda import Capability, device_capability, device_name
 from gkp.runtime.trt_package import EXTRAS, Log, TrtPackage, is_installed, listening, trt_package
 from gkp.text import one_line
@@ -88,8 +89,8 @@ def engine_for(engines: Sequence[Engine], capability: Capability | None, gpu: st
     """pick_engine for a GPU of the given compute capability and name."""
     if not engines:
         raise BackendMissingError("the artefact holds no engine, only the ONNX file to build one from",
-                                  'its manifest.json notes the command that builds it; or convert the model again, without '
-                                  '--no-engine and with pip install "gkp[trt-rtx]" (on a GPU, also "gkp[trt]")')
+                                  "its manifest.json notes the command that builds it; or convert the model again, without "
+                                  f"--no-engine, after {install('trt-rtx')} (on a GPU, also the extra trt)")
     if capability is None:
         raise _no_gpu(engines)
     here = f"{capability[0]}.{capability[1]}"
@@ -207,9 +208,9 @@ def _read(path: Path) -> bytes:
 
 
 def _no_gpu(engines: Sequence[Engine]) -> BackendMissingError:
-    extra = " or ".join(dict.fromkeys(f'"gkp[{EXTRAS.get(e.package, e.package)}]"' for e in engines))
+    extras = " or ".join(dict.fromkeys(install(EXTRAS.get(e.package, e.package)) for e in engines))
     return BackendMissingError(f"no NVIDIA GPU answers here; {_built(engines)}",
-                               f"run it on a machine with one of these GPUs, its driver and pip install {extra}")
+                               f"run it on a machine with one of these GPUs, its driver and {extras}")
 
 
 def _built(engines: Sequence[Engine]) -> str:

@@ -20,6 +20,7 @@ from gkp.benchmarks.gpu.results import CONVERTED, DENSE, FORMS, PUBLISHED
 from gkp.benchmarks.gpu.timer import DTYPES, NEEDS_GPU
 from gkp.errors import BackendMissingError, GkpError
 from gkp.manifest import Manifest
+from gkp.require import install
 from gkp.runtime.load import load
 from gkp.runtime.runners import import_ort
 from gkp.types import Array
@@ -178,4 +179,4 @@ def require_artefacts() -> None:
     if all(reasons.values()):
         raise BackendMissingError("nothing here runs what gkp convert writes for a GPU: "
                                   + "; ".join(f"{name}: {why}" for name, why in reasons.items()),
-                                  'pip install "gkp[torch,gpu,trt]"')
+                                  install("torch,gpu,trt"))

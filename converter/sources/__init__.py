@@ -20,7 +20,7 @@ from gkp.converter.sources import (
     torchscript,
 )
 from gkp.converter.sources.base import GroupedModel, OpenOptions, SourceFile, reading
-from gkp.errors import UnsupportedModelError
+from gkp.errors import UnsupportedModelError, UsageError
 
 __all__ = ["SOURCES", "GroupedModel", "OpenOptions", "SourceFile", "open_any", "open_model"]
 
@@ -42,9 +42,12 @@ def open_model(path: str | Path, options: OpenOptions | None = None) -> GroupedM
 
 
 def open_any(source: Any, options: OpenOptions) -> GroupedModel:
-    """A path, or a torch.nn.Module of the caller's own."""
+    """A path, or a torch.nn.Module of the caller's own. UsageError for anything else."""
     if isinstance(source, str | Path):
         return open_model(source, options)
+    if not hasattr(source, "state_dict"):
+        raise UsageError(f"a model is a path or a torch.nn.Module, not {type(source).__name__}",
+                         "give the file, or the module that was saved in it")
     from gkp.converter.sources import torch_export  # imports torch only where a module was given
 
     return torch_export.open_module(source, options)

@@ -52,7 +52,7 @@ def own_module(arch: str, tensors: Mapping[str, Array]) -> torch.nn.Module:
     try:
         module.load_state_dict(state, strict=True)
     except (RuntimeError, ValueError, TypeError) as e:
-        raise UsageError(f"the state dict does not fit the module of --arch {arch}: {one_line(e, 200)}",
+        raise UsageError(f"the state dict does not fit the module of --arch {arch}: {_misfit(state, own) or first_line(e)}",
                          "return the module that this checkpoint was saved from, in its widths, or export it to ONNX") from e
     return module.float().eval()
 
@@ -125,6 +125,16 @@ def _named_as(given: Mapping[str, Array], module: torch.nn.Module) -> dict[str, 
     ways = [*((cut, "") for cut in prefixes(given)), *(("", added) for added in prefixes(wanted)[1:])]
     renamed = [{added + name.removeprefix(cut): array for name, array in given.items()} for cut, added in ways]
     return max(renamed, key=lambda named: len(wanted & named.keys()))
+
+
+def _misfit(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> str:
+    """What the file lacks, has beyond the module, and has in another shape: the first of each, and how many more."""
+    shapes = [f"{clean(name, 120)} has shape {[*tensor.shape]}, in the module {[*own[name].shape]}"
+              for name, tensor in state.items() if name in own and tensor.shape != own[name].shape]
+    lacks = [f"it lacks {clean(name, 120)}" for name in own if name not in state]
+    beyond = [f"the module has no {clean(name, 120)}" for name in state if name not in own]
+    return "; ".join(f"{found[0]}{f' and {len(found) - 1:,} more' if len(found) > 1 else ''}"
+                     for found in (lacks, beyond, shapes) if found)
 
 
 def _other_classes(given: Mapping[str, Array], module: torch.nn.Module) -> int | None:

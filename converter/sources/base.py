@@ -16,16 +16,18 @@ from gkp.converter.budget import Budget
 from gkp.converter.sources import _torchfile
 from gkp.errors import FileError, GkpError
 from gkp.text import first_line
-from gkp.types import Array, Run
+from gkp.types import Array, Progress, Run, silent
 
 
 @dataclass(frozen=True)
 class OpenOptions:
-    """How to open: input_shapes by input name ("" names the only input), arch `pkg:callable`, trust_code."""
+    """How to open: input_shapes by input name ("" names the only input), arch `pkg:callable`, trust_code. progress: is told
+    what is being done."""
 
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     arch: str | None = None
     trust_code: bool = False
+    progress: Progress = silent
 
     def shape(self, name: str, default: tuple[int, ...] | None = None) -> tuple[int, ...] | None:
         """The shape asked for this input, else the default."""

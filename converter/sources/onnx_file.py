@@ -44,6 +44,7 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
     fit."""
     budget = file.budget
     with budget.running():
+        options.progress(f"reading {clean(file.path.name, 60)}", None)
         model = _parse(file.path, budget)
         return from_model(model, options, budget=budget, folder=file.path.parent)
 
@@ -53,6 +54,7 @@ def from_model(model: onnx.ModelProto, options: OpenOptions, *, budget: Budget |
     """An ONNX model in memory (checked in the same way, and changed). budget: of the file that it comes from; folder: where
     its external data are, if it may have any."""
     budget = budget or Budget(model.ByteSize())
+    options.progress("checking the ONNX model", None)
     _check(model, budget, folder)
     _modernise(model, budget)
     given = onnx.GraphProto()

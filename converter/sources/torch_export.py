@@ -52,6 +52,7 @@ def from_module(module: torch.nn.Module, *, system: str, options: OpenOptions, p
     if shape is None:
         raise UsageError("the input shape is not known", "give it, e.g. --input-shape 1,3,224,224")
     x = _example(shape)
+    options.progress("exporting the PyTorch module to ONNX", None)
     _try_run(module, x)
     return GroupedModel(model=_export(module, x), system=system, reference=_reference(module),
                         reference_name=reference_name, pruned=pruned, description=description,

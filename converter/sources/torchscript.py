@@ -25,7 +25,9 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
     size that its layers were made for. UsageError: the input shape is not given, and the layers do not tell it either."""
     torch = torch_export.import_torch()
     if not options.trust_code:
+        options.progress("checking what the TorchScript code does", None)
         check_torchscript(file.path, file.budget)
+    options.progress("loading the TorchScript module", None)
     try:
         with torch_export.model_code():
             module = torch.jit.load(str(file.path), map_location="cpu").eval()

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from gkp.converter.trt.capability import dotted, engine_groups
 from gkp.errors import BackendMissingError, FileError, UsageError
 from gkp.options.trt import Capability, TrtOptions
+from gkp.require import install
 from gkp.runtime.cuda import device_capability
 from gkp.runtime.trt_package import PACKAGES, TrtPackage, is_installed, trt_package
 
 CLASSIC, RTX = PACKAGES
-_INSTALL_RTX = 'pip install "gkp[trt-rtx]", which builds without a GPU'
+_INSTALL_RTX = f"{install('trt-rtx')}, which builds without a GPU"
 
 
 @dataclass(frozen=True)
@@ -105,5 +106,5 @@ def _whichever(device: Capability | None) -> TrtPackage:
                 raise
     if not rtx:
         why = f"{CLASSIC} is installed, but no GPU answers here" if classic else "TensorRT is not installed"
-        raise BackendMissingError(why, f'{_INSTALL_RTX}; or "gkp[trt]" where a GPU is')
+        raise BackendMissingError(why, f"{_INSTALL_RTX}; or the extra trt where a GPU is")
     return trt_package(RTX)

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from gkp.errors import UsageError
 from gkp.images.normalisation import numbers
 from gkp.manifest import MAX_THREADS
 from gkp.options.base import Declared, Options, declared, option
 from gkp.options.forms import FormOptions, TargetOptions
-from gkp.options.targets import EVERY, OrtOptions
+from gkp.options.targets import EVERY, OrtOptions, TargetKeywords
 from gkp.text import clean
 
-PRECISIONS = ("fp32", "bf16", "fp16", "int8", "auto")
-_IO = ("fp32", "fp16")
+Precision = Literal["fp32", "bf16", "fp16", "int8", "auto"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+IoPrecision = Literal["fp32", "fp16"]
+_IO: tuple[IoPrecision, ...] = get_args(IoPrecision)
+_IMAGES = "Precision and accuracy"
 
 
 def _numbers(value: Any, option: str) -> tuple[float, ...] | None:
-    if not isinstance(value, str):
-        value = ",".join(map(str, [value] if isinstance(value, int | float) else value))
-    return numbers(value, option)
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        value = ",".join(map(str, value))
+    return numbers(str(value), option)
 
 
 def _spec(value: Any) -> str:
@@ -57,32 +61,34 @@ class ConvertOptions(Options):
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     arch: str | None = None
     trust_code: bool = False
-    output: Path | None = option(None, "Directory to write. [default: MODEL-stem.TARGET, or MODEL-stem-gkp.TARGET if the "
-                                 "source is called that]", path=True, flags=("-o", "--output"))
+    output: Path | None = option(None, "Directory to write. [default: MODEL-stem.TARGET, here]", path=True,
+                                 metavar="DIR", flags=("-o", "--output"))
     force: bool = option(False, "Overwrite a directory that gkp wrote before.")
+    precision: str = option("fp32", "fp32, bf16, fp16, int8 (with --calibration), or auto: the fastest that is as accurate "
+                            "as fp32, see --data.", choices=PRECISIONS, metavar="NAME")
+    baseline: Path | None = option(None, "The dense model that this one was pruned from. [default: a dense twin]",
+                                   metavar="MODEL", path=True)
     dynamic_batch: bool = option(False, "Any batch size at run time; measured at 1 and 64.")
-    precision: str = option("fp32", "Of weights and arithmetic. int8 needs --calibration; auto is the fastest of those that "
-                            "the target computes in which is as accurate as fp32, see --data.", choices=PRECISIONS)
-    calibration: str | None = option(None, "Images to learn the ranges of int8 from; with another precision, those of the "
-                                     "dense model in int8 beside it: cifar10:DIR (training images), folder:DIR, FILE.npy, "
-                                     "FILE.npz; random is for timing only.",
-                                     metavar="cifar10:DIR|folder:DIR|FILE|random", parse=_spec)
-    calibration_images: int = option(300, "How many of them.", between=(1, 100_000))
-    data: str | None = option(None, "Labelled images to measure accuracy on: cifar10:DIR (test images), folder:DIR, "
-                              "FILE.npz. Those of --calibration are left out.", metavar="cifar10:DIR|folder:DIR|FILE.npz")
-    max_drop: float | None = option(None, "The most accuracy that may be lost against fp32, in percentage points; with a "
-                                    "given precision nothing is written beyond it. Needs --data. [default with --precision "
-                                    "auto: 0.5]", metavar="POINTS", parse=_points)
-    mean: tuple[float, ...] | None = option(None, "Normalisation of these images. [default: the one the system was trained "
-                                            "with]", metavar="R,G,B", parse=partial(_numbers, option="--mean"))
-    std: tuple[float, ...] | None = option(None, "Normalisation of these images.", metavar="R,G,B",
-                                           parse=partial(_numbers, option="--std"))
-    io_precision: str = option("fp32", "fp16: type of the inputs and outputs.", choices=_IO)
-    baseline: Path | None = option(None, "The dense model that this one was pruned from. [default: a dense twin for pruned "
-                                   "models]", metavar="DENSE_MODEL", path=True)
-    threads: int | None = option(None, "Threads at run time. [default: physical cores]", between=(1, MAX_THREADS))
+    threads: int | None = option(None, "Threads at run time. [default: physical cores]", metavar="N",
+                                 between=(1, MAX_THREADS))
     benchmark: bool = option(True, "Measure nothing; forms and kernels are chosen by estimates.")
     dry_run: bool = option(False, "Do everything but write.")
+    calibration: str | None = option(None, "Images to learn the ranges of int8 from; with another precision, those of the "
+                                     "dense model in int8 beside it: cifar10:DIR (training images), folder:DIR, FILE.npy, "
+                                     "FILE.npz; random is for timing only.", group=_IMAGES,
+                                     metavar="IMAGES", parse=_spec)
+    calibration_images: int = option(300, "How many of them.", group=_IMAGES, metavar="N", between=(1, 100_000))
+    data: str | None = option(None, "Labelled images to measure accuracy on: cifar10:DIR (test images), folder:DIR, "
+                              "FILE.npz. Those of --calibration are left out.", group=_IMAGES, metavar="IMAGES")
+    max_drop: float | None = option(None, "The most accuracy that may be lost against fp32, in percentage points; with a "
+                                    "given precision nothing is written beyond it. Needs --data. [default with --precision "
+                                    "auto: 0.5]", group=_IMAGES, metavar="POINTS", parse=_points)
+    mean: tuple[float, ...] | None = option(None, "Normalisation of these images. [default: the one the system was trained "
+                                            "with]", group=_IMAGES, metavar="R,G,B",
+                                            parse=partial(_numbers, option="--mean"))
+    std: tuple[float, ...] | None = option(None, "Normalisation of these images.", group=_IMAGES, metavar="R,G,B",
+                                           parse=partial(_numbers, option="--std"))
+    io_precision: str = option("fp32", "fp16: type of the inputs and outputs.", group=_IMAGES, choices=_IO)
 
     @property
     def free_batch(self) -> bool:
@@ -96,8 +102,10 @@ class ConvertOptions(Options):
 
     def check(self) -> None:
         for shape in self.input_shapes.values():
-            if len(shape) < 2 or not all(isinstance(n, int) and n > 0 for n in shape):
-                raise UsageError(f"{shape!r} is not an input shape", "e.g. (1, 3, 224, 224)")
+            if not isinstance(shape, tuple) or len(shape) < 2 or not all(isinstance(n, int) and n > 0 for n in shape):
+                raise UsageError(f"{clean(repr(shape), 80)} is not an input shape", "e.g. (1, 3, 224, 224)")
+        if not isinstance(self.arch, str | None) or not isinstance(self.trust_code, bool):
+            raise UsageError("arch must be a text, and trust_code True or False", "see help(gkp.convert)")
         if self.precision not in (*self.target.precisions, "auto"):
             raise UsageError(f"--target {self.target.name} computes in {', '.join(self.target.precisions)}, not "
                              f"{self.precision}", _others(self.precision))
@@ -114,6 +122,26 @@ class ConvertOptions(Options):
             raise UsageError("--io-precision is for --precision fp16", "leave it out, or add --precision fp16")
 
 
+class ConvertKeywords(TargetKeywords, total=False):
+    """Of gkp.convert, with the options of all targets; None: not given. (`dry_run` is among its other parameters.)"""
+
+    arch: str | None
+    trust_code: bool
+    force: bool
+    precision: Precision
+    baseline: str | os.PathLike[str] | None
+    dynamic_batch: bool
+    threads: int | None
+    benchmark: bool
+    calibration: str | Path | None
+    calibration_images: int
+    data: str | None
+    max_drop: float | None
+    mean: str | float | Sequence[float] | None
+    std: str | float | Sequence[float] | None
+    io_precision: IoPrecision
+
+
 def _others(precision: str) -> str:
     """Which targets compute in it."""
     return f"targets that compute in {precision}: {', '.join(s.name for s in EVERY if precision in s.precisions)}"
@@ -125,7 +153,7 @@ def convert_options(target: str = "ort", **values: Any) -> ConvertOptions:
     default, and an unknown one."""
     struct = next((s for s in EVERY if s.name == target), None)
     if struct is None:
-        raise UsageError(f"unknown target {target!r}", f"choose one of: {', '.join(s.name for s in EVERY)}")
+        raise UsageError(f"unknown target {clean(repr(target), 80)}", f"choose one of: {', '.join(s.name for s in EVERY)}")
     values = {name: value for name, value in values.items() if value is not None}
     own = {d.name for d in declared(struct)}
     common = {f.name for f in dataclasses.fields(ConvertOptions)} - {"target"}

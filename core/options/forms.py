@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, TypedDict, get_args
 
 from gkp.arguments import parse_layers
 from gkp.options.base import Options, option
 
-STRATEGIES = ("auto", "dense", "fuse", "split")
+Strategy = Literal["auto", "dense", "fuse", "split"]
+_GROUP = "Of --target onnx, ort, openvino and trt"
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,17 @@ class FormOptions(TargetOptions):
     the ONNX file, None: as opened."""
 
     strategy: str = option("auto", "auto: the fastest form of every layer, measured; dense: zeros filled in; fuse: one "
-                           "grouped convolution per layer; split: groups=n as n parallel convolutions.", choices=STRATEGIES)
+                           "grouped convolution per layer; split: groups=n as n parallel convolutions.", group=_GROUP,
+                           choices=STRATEGIES)
     layers: Mapping[str, str] = option(None, "Choose a layer's form yourself (names and forms: gkp inspect -v).",
-                                       factory=dict, metavar="NAME=FORM", flags=("--layer",), many=True, parse=parse_layers)
-    opset: int | None = option(None, "Opset of the ONNX file. [default: as opened]", between=(13, 30))
+                                       group=_GROUP, factory=dict, metavar="NAME=FORM", flags=("--layer",), many=True,
+                                       parse=parse_layers)
+    opset: int | None = option(None, "Opset of the ONNX file. [default: as opened]", group=_GROUP, between=(13, 30))
+
+
+class FormKeywords(TypedDict, total=False):
+    """The same as keyword arguments of gkp.convert."""
+
+    strategy: Strategy
+    layers: Mapping[str, str] | None
+    opset: int | None

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 from gkp.options.base import option
-from gkp.options.forms import FormOptions, TargetOptions
-from gkp.options.trt import TrtOptions
+from gkp.options.forms import FormKeywords, FormOptions, TargetOptions
+from gkp.options.trt import TrtKeywords, TrtOptions
 
-CPU_NAMES = ("host", "x86-64-v3", "x86-64-v4", "aarch64")
+TargetName = Literal["onnx", "ort", "openvino", "native", "trt", "cpu"]
+"""What --target takes: the names of EVERY."""
+CpuName = Literal["host", "x86-64-v3", "x86-64-v4", "aarch64"]
+_NATIVE = "Of --target native"
+CPU_NAMES: tuple[CpuName, ...] = get_args(CpuName)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +33,14 @@ class OrtOptions(FormOptions):
     implementation: ClassVar[str] = "gkp.converter.targets.ort:OrtTarget"
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "int8")
 
-    provider: str | None = option(None, "ONNX Runtime execution provider: cpu, cuda, tensorrt, nv-tensorrt-rtx.")
+    provider: str | None = option(None, "ONNX Runtime execution provider: cpu, cuda, tensorrt, nv-tensorrt-rtx.",
+                                  group="Of --target ort")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenVinoOptions(FormOptions):
     name: ClassVar[str] = "openvino"
-    summary: ClassVar[str] = "what is fastest on OpenVINO here"
+    summary: ClassVar[str] = "on OpenVINO"
     implementation: ClassVar[str] = "gkp.converter.targets.openvino:OpenVinoTarget"
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "int8")
 
@@ -46,16 +51,16 @@ class NativeOptions(TargetOptions):
     hybrid: ONNX Runtime runs what has no kernel."""
 
     name: ClassVar[str] = "native"
-    summary: ClassVar[str] = "the network compiled with kernels of its own into a library that needs no runtime"
+    summary: ClassVar[str] = "a library of its own kernels, without a runtime"
     implementation: ClassVar[str] = "gkp.converter.targets.native:NativeTarget"
     otherwise: ClassVar[str] = ", which compiles every layer as it is"
 
-    cpu: str | None = option(None, "native: the processor to compile for. x86-64-v3 has AVX2, x86-64-v4 AVX-512; aarch64 is "
+    cpu: str | None = option(None, "The processor to compile for. x86-64-v3 has AVX2, x86-64-v4 AVX-512; aarch64 is "
                              "64-bit ARM. Only host uses everything that this machine can do. [default: host]",
-                             choices=CPU_NAMES)
-    keep_source: bool = option(False, "native: keep the generated C++ in DIR/source, with a build.sh.")
-    hybrid: bool = option(False, "native: let ONNX Runtime run the operators that have no kernel, between native segments. "
-                          "Without it such a model is refused (exit code 3).")
+                             group=_NATIVE, choices=CPU_NAMES)
+    keep_source: bool = option(False, "Keep the generated C++ in DIR/source, with a build.sh.", group=_NATIVE)
+    hybrid: bool = option(False, "Let ONNX Runtime run the operators that have no kernel, between native segments. "
+                          "Without it such a model is refused (exit code 3).", group=_NATIVE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +68,7 @@ class CpuOptions(TargetOptions):
     """All targets of the CPU, of which the fastest is taken: they have no option in common."""
 
     name: ClassVar[str] = "cpu"
-    summary: ClassVar[str] = "whichever of ort, openvino and native is fastest here"
+    summary: ClassVar[str] = "the fastest of ort, openvino, native"
     implementation: ClassVar[str] = ""
     otherwise: ClassVar[str] = ", which takes the fastest target as it is"
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "int8")
@@ -72,3 +77,12 @@ class CpuOptions(TargetOptions):
 TARGETS: tuple[type[TargetOptions], ...] = (OnnxOptions, OrtOptions, OpenVinoOptions, NativeOptions, TrtOptions)
 EVERY: tuple[type[TargetOptions], ...] = (*TARGETS, CpuOptions)
 """What --target takes."""
+
+
+class TargetKeywords(FormKeywords, TrtKeywords, total=False):
+    """The options of all of them as keyword arguments of gkp.convert."""
+
+    provider: str | None
+    cpu: CpuName | None
+    keep_source: bool
+    hybrid: bool

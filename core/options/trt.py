@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypedDict, get_args
 
 from gkp.errors import UsageError
 from gkp.options.base import option
@@ -16,6 +17,9 @@ Capability = tuple[int, int]
 """CUDA compute capability, (major, minor): (8, 9) is Ada."""
 BatchProfile = tuple[int, int, int]
 """Smallest, usual and largest batch (TensorRT: optimization profile)."""
+Backend = Literal["tensorrt", "tensorrt_rtx"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+_GROUP = "Of --target trt"
 _MOST_BYTES, _LARGEST_BATCH = 1 << 50, 1 << 24
 
 
@@ -74,21 +78,35 @@ class TrtOptions(FormOptions):
     implementation: ClassVar[str] = "gkp.converter.targets.trt:TrtTarget"
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "int8")
 
-    backend: str | None = option(None, "trt: the package that builds the engine. [default: tensorrt where it is installed "
-                                 "and a GPU answers, else tensorrt_rtx]", choices=("tensorrt", "tensorrt_rtx"))
+    backend: str | None = option(None, "The package that builds the engine. [default: tensorrt where it is installed "
+                                 "and a GPU answers, else tensorrt_rtx]", group=_GROUP, choices=BACKENDS)
     compute_capability: tuple[Capability, ...] = option(
-        (), "trt: GPUs to build for, with tensorrt_rtx: 75 Turing (an engine of its own), 80 and 86 Ampere, 89 Ada, 120 "
-        "Blackwell. [default: all from Ampere on]", metavar="86,89,120", parse=parse_capabilities)
-    batch_profile: BatchProfile | None = option(None, "trt: the range of the batch, and the batch to be fastest at.",
-                                                metavar="MIN,OPT,MAX", parse=parse_batch_profile)
-    workspace: int | None = option(None, "trt: scratch memory that the engine may take, e.g. 2G.", metavar="SIZE",
-                                   parse=parse_bytes)
-    channels_last: bool = option(False, "trt: the engine takes and gives NHWC tensors, and does not transpose.")
-    timing_cache: Path | None = option(None, "trt: what tensorrt measured, kept between builds.", metavar="FILE", path=True)
-    runtime_cache: Path | None = option(None, "trt: what tensorrt_rtx compiled for the GPU, kept between conversions.",
-                                        metavar="FILE", path=True)
-    engine: bool = option(True, "trt: write the rewritten ONNX file and the command that builds the engine.")
+        (), "GPUs to build for, with tensorrt_rtx: 75 Turing (an engine of its own), 80 and 86 Ampere, 89 Ada, 120 "
+        "Blackwell. [default: all from Ampere on]", group=_GROUP, metavar="86,89,120", parse=parse_capabilities)
+    batch_profile: BatchProfile | None = option(None, "The range of the batch, and the batch to be fastest at.",
+                                                group=_GROUP, metavar="MIN,OPT,MAX", parse=parse_batch_profile)
+    workspace: int | None = option(None, "Scratch memory that the engine may take, e.g. 2G.", group=_GROUP,
+                                   metavar="SIZE", parse=parse_bytes)
+    channels_last: bool = option(False, "The engine takes and gives NHWC tensors, and does not transpose.", group=_GROUP)
+    timing_cache: Path | None = option(None, "What tensorrt measured, kept between builds.", group=_GROUP, metavar="FILE",
+                                       path=True)
+    runtime_cache: Path | None = option(None, "What tensorrt_rtx compiled for the GPU, kept between conversions.",
+                                        group=_GROUP, metavar="FILE", path=True)
+    engine: bool = option(True, "Write the rewritten ONNX file and the command that builds the engine.", group=_GROUP)
 
     @property
     def batch_range(self) -> BatchProfile | None:
         return self.batch_profile
+
+
+class TrtKeywords(TypedDict, total=False):
+    """The same as keyword arguments of gkp.convert."""
+
+    backend: Backend | None
+    compute_capability: str | Sequence[Capability | str | int | float] | None
+    batch_profile: str | Sequence[int] | None
+    workspace: str | int | None
+    channels_last: bool
+    timing_cache: str | os.PathLike[str] | None
+    runtime_cache: str | os.PathLike[str] | None
+    engine: bool

@@ -22,7 +22,7 @@ from gkp.edge.divide.rules import ROWS, Rule, rule_of
 from gkp.edge.divide.tiles import Tile, cover, union, whole, without
 from gkp.edge.plan.schema import COORDINATOR, Layout, Transfer, Value
 from gkp.errors import UnsupportedModelError, UsageError
-from gkp.text import clean
+from gkp.text import clean, folded
 
 _DTYPES = ("float32", "float16", "int64", "uint8")
 
@@ -107,7 +107,7 @@ def shardable(node: Node) -> frozenset[str]:
 
 class _Partitioning:
     def __init__(self, graph: Graph, assignment: Assignment, devices: int, wire: str) -> None:
-        self.notes: list[str] = []
+        self.whole: dict[str, list[str]] = {}
         self.graph, self.assignment = add_partial_means(graph, assignment)
         self.count, self.wire = devices, wire
         self.layouts: dict[str, Layout] = {}
@@ -126,7 +126,8 @@ class _Partitioning:
             parts = [step for step in self.steps if id(step) in alive]
         segments = self._segments()
         found, transfers, output = _Wiring(self, segments).run()
-        return Partition(self.graph, segments, found, transfers, self.layouts, self.supply, self.notes, "v0", output)
+        notes = [f"{folded(names)}: {why}" for why, names in self.whole.items()]
+        return Partition(self.graph, segments, found, transfers, self.layouts, self.supply, notes, "v0", output)
 
     def _flow(self, parts: Sequence[Step]) -> None:
         """The steps with their levels, and where each finds what it needs."""
@@ -209,8 +210,8 @@ class _Partitioning:
         placement = self.assignment[node.name]
         if placement.kind == "whole" or placement.kind in rule.kinds:
             return placement
-        self.notes.append(f"{clean(node.name)} ({clean(node.op)}) cannot be divided by {placement.kind}: it is computed "
-                          f"whole on device {placement.devices[0]}")
+        why = f"{clean(node.op)} cannot be divided by {placement.kind}: computed whole on device {placement.devices[0]}"
+        self.whole.setdefault(why, []).append(clean(node.name))
         return NodePlacement(placement.devices[:1])
 
     # ---- what comes from where ----------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from gkp.edge.wire.identity import Keys, check_address, check_name, read_keys
 from gkp.edge.wire.keys import COORDINATOR_FOLDER
 from gkp.errors import BackendMissingError, FileError, GkpError, UnsafeFileError
 from gkp.files import write_file
+from gkp.require import install
 from gkp.text import clean
 
 RESOURCE = "gkp:"
@@ -183,7 +184,7 @@ class RayWorkers:
         except Exception as e:  # Ray raises its own, and what unpickling raises on a node without gkp
             last = next((line for line in reversed(str(e).splitlines()) if line.strip()), type(e).__name__)
             raise BackendMissingError(f"the node of device {name} cannot run gkp: {clean(last, 200)}",
-                                      f'pip install "gkp[ray]=={__version__}" in the Python of its ray start') from e
+                                      f"{install('ray')}, in the Python of its ray start") from e
         if place.version != __version__:
             raise BackendMissingError(f"the node of device {name} has gkp {place.version}, here is {__version__}",
                                       "install the same version on all nodes")

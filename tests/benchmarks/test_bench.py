@@ -158,6 +158,21 @@ def test_the_table_shows_the_fastest_engine_of_each_kind() -> None:
         ["0.500", "0.25x", "(0.24", "to", "0.26)"], ["0.750", "0.38x", "(0.36", "to", "0.39)"]]
 
 
+def test_columns_that_would_hold_nothing_are_left_out() -> None:
+    alone = ArtefactRow(name="net", target="ort", batch=1, threads=1, converted_ms=Timing(median=1.0, q1=1.0, q3=1.0, runs=9))
+    for rows, headings in (([alone], ["model", "target", "batch", "now", "ms"]),
+                           ([alone, msgspec.structs.replace(alone, theoretical=1.7)], ["model", "target", "batch", "now", "ms", "limit"])):
+        out = io.StringIO()
+        Console(file=out, width=80).print(bench.table(rows))
+        assert out.getvalue().splitlines()[0].split() == headings
+
+
+def test_an_artefact_without_a_dense_baseline_says_why_nothing_is_compared(tmp_path: Path) -> None:
+    gkp("convert", save(small_net(), tmp_path / "m.onnx"), "--target", "onnx", "-o", tmp_path / "alone", expect=0)
+    told = " ".join(gkp("bench", tmp_path / "alone", "--seconds", "0.1", expect=0).err.split())
+    assert "alone holds no dense baseline to compare with: conversions that measure write one" in told
+
+
 def test_rows_without_rivals_have_no_table() -> None:
     assert bench.rival_table([bench.missing_row("net", "ort", 1, 1, "no")]) is None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,11 +16,13 @@ from torch_kit import SHARED
 import gkp
 from gkp.converter.artefact import Artefact
 from gkp.errors import UsageError
+from gkp.options.forms import Strategy
+from gkp.options.targets import TargetName
 
 MODELS = {"example": GROUPED, "tmi-gkp": SHARED / "tmi_gkp/resnet20_cifar10/grouped", "dsp": SHARED / "dsp/resnet20_g4.pt"}
 
 
-def convert(name: str, output: Path, target: str = "onnx", **options: object) -> tuple[Artefact, onnx.ModelProto]:
+def convert(name: str, output: Path, target: TargetName = "onnx", **options: Any) -> tuple[Artefact, onnx.ModelProto]:
     if not MODELS[name].exists():
         pytest.skip(f"the published checkpoint of {name} is not beside the checkout")
     made = gkp.convert(MODELS[name], target=target, output=output, benchmark=False, threads=1, **options)
@@ -57,7 +60,7 @@ def test_every_strategy_verifies_on_every_target(name: str, strategy: str, targe
 
 @pytest.mark.parametrize(("strategy", "groups", "convolutions"), [("fuse", {1: 2, 4: 1}, 3), ("split", {1: 6}, 6),
                                                                   ("dense", {1: 3}, 3)])
-def test_fuse_and_split_write_the_operators_they_name(strategy: str, groups: dict[int, int], convolutions: int,
+def test_fuse_and_split_write_the_operators_they_name(strategy: Strategy, groups: dict[int, int], convolutions: int,
                                                       tmp_path: Path) -> None:
     """groups=4 as one grouped convolution, as four parallel ones, or filled up: all stock ONNX, all the same function."""
     given = small_net(channels=16)

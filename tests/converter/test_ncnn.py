@@ -90,5 +90,5 @@ def test_a_missing_package_is_named(package: str) -> None:
                       "except BackendMissingError as e:\n    print(e.message, '|', e.hint)\n")
     assert outcome.code == 0, outcome.err
     assert package in outcome.out
-    assert "gkp[bench]" in outcome.out
+    assert ".[bench]" in outcome.out
     assert BackendMissingError.exit_code == 4

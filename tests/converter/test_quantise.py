@@ -223,7 +223,7 @@ def test_without_nncf_int8_is_exit_4_before_the_network_is_looked_at(tmp_path: P
     """There is none, and no image."""
     options: Sequence[object] = ("--precision", "int8", "--calibration", "nowhere.npy", "-o", tmp_path / "out", *FAST)
     outcome = blocked_gkp(["nncf"], "convert", tmp_path / "nowhere.onnx", "--target", "onnx", *options)
-    assert_refused(outcome, 4, "calibrating int8 models needs NNCF, which is not installed", 'pip install "gkp[quant]"')
+    assert_refused(outcome, 4, "calibrating int8 models needs NNCF, which is not installed", 'pip install ".[quant]"')
     assert listing(tmp_path) == []
 
 

@@ -49,7 +49,7 @@ class FakeNative(FakeEngine):
 
 class AbsentOpenVino(FakeOpenVino):
     def require(self, precision: str) -> None:
-        raise BackendMissingError("OpenVINO is not installed", 'pip install "gkp[openvino]"')
+        raise BackendMissingError("OpenVINO is not installed", 'pip install ".[openvino]"')
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from gkp.converter.lower.candidates import dense, grouped, split
 from gkp.converter.targets import make_target
 from gkp.errors import BackendMissingError, UsageError
 from gkp.options.convert import convert_options
-from gkp.options.targets import EVERY, TARGETS, OrtOptions
+from gkp.options.targets import EVERY, TARGETS, OrtOptions, TargetName
 
 NAMES = [target.name for target in TARGETS]
 STOCK = [name for name in NAMES if name != "native"]  # those whose artefacts are stock ONNX
@@ -110,7 +110,7 @@ def test_runners_agree_with_onnx_runtime_unoptimised(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["ort", "openvino"])
-def test_a_permutation_before_a_plain_convolution_is_converted_right(name: str, tmp_path: Path) -> None:
+def test_a_permutation_before_a_plain_convolution_is_converted_right(name: TargetName, tmp_path: Path) -> None:
     """OpenVINO 2026.4.1 itself computes this model wrongly (with the inverse permutation); the artefact has no Gather."""
     net = Net(1, 8, 8, 8)
     model = net.model(net.conv3(net.take("x", [3, 0, 5, 7, 1, 2, 6, 4]), 8, 8))

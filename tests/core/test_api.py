@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from cli_kit import DENSE, GROUPED, gkp, save, small_net
+from onnx_kit import Net
 
 import gkp as package
 from gkp.errors import FileError, GkpError, UsageError
+from gkp.options.convert import every_option
+from gkp.options.targets import TargetName
 
 
 @pytest.fixture
@@ -40,7 +46,7 @@ def test_open_takes_a_shape_for_what_is_dynamic(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", ["ort", "openvino", "onnx"])
-def test_three_ways_to_run_give_the_same_bits(target: str, model: Path, tmp_path: Path) -> None:
+def test_three_ways_to_run_give_the_same_bits(target: TargetName, model: Path, tmp_path: Path) -> None:
     made = package.convert(model, target=target, output=tmp_path / "out", benchmark=False, threads=1)
     x = images(1)
     np.save(tmp_path / "x.npy", x)
@@ -65,7 +71,7 @@ def test_float64_and_strided_inputs_are_converted(model: Path, tmp_path: Path) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["ort", "openvino"])
-def test_a_dynamic_batch_takes_any_number_of_samples(target: str, tmp_path: Path) -> None:
+def test_a_dynamic_batch_takes_any_number_of_samples(target: TargetName, tmp_path: Path) -> None:
     made = package.convert(GROUPED, target=target, output=tmp_path / "out", benchmark=False, threads=1, dynamic_batch=True)
     assert made.manifest.inputs[0].shape == ["batch", 3, 32, 32]
     assert made.manifest.outputs[0].shape == ["batch", 10]
@@ -124,11 +130,75 @@ def test_a_module_needs_an_output_and_a_shape(tmp_path: Path) -> None:
     ({"precision": "int8"}, "precision"), ({"strategy": "magic"}, "strategy"), ({"input_shape": (0, 3, 8, 8)}, "shape"),
     ({"threads": 0}, "threads"), ({"threads": -1}, "threads"), ({"opset": 5}, "opset"), ({"input_shape": "1,3"}, "shape"),
 ])
-def test_options_that_make_no_sense_are_usage_errors(options: dict[str, object], words: str, model: Path,
+def test_options_that_make_no_sense_are_usage_errors(options: dict[str, Any], words: str, model: Path,
                                                      tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=words):
         package.convert(model, output=tmp_path / "out", benchmark=False, **options)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("call", [lambda source, **more: package.open(source, **more), package.convert])
+@pytest.mark.parametrize(("source", "more", "words"), [
+    (5, {}, "a model is a path or a torch.nn.Module, not int"), (None, {}, "not NoneType"),
+    ("m.onnx", {"input_shape": 5}, "5 is not an input shape"), ("m.onnx", {"input_shape": {"x": 5}}, "is not an input shape")])
+def test_what_is_no_model_and_no_shape_is_a_usage_error(call: Any, source: Any, more: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        call(source, **more, **({} if call is not package.convert else {"dry_run": True}))
+
+
+def test_trust_is_given_by_true_alone(model: Path, tmp_path: Path) -> None:
+    no: Any = "no"
+    five: Any = 5
+    for call in (lambda: package.open(model, trust_code=no), lambda: package.load(tmp_path, trust_code=no)):
+        with pytest.raises(UsageError, match="trust_code must be True or False, not 'no'"):
+            call()
+    with pytest.raises(UsageError, match="trust_code True or False"):
+        package.convert(model, dry_run=True, trust_code=no)
+    with pytest.raises(UsageError, match="directory must be a path, not int"):
+        package.load(five)
+    with pytest.raises(UsageError, match="arch must be a text, not int"):
+        package.open(model, arch=five)
+
+
+def test_help_and_notebooks_see_every_option_with_its_default() -> None:
+    shown = inspect.signature(package.convert).parameters
+    assert {name: shown[name].default for name in ("target", "output", "precision", "threads", "benchmark", "engine")} == {
+        "target": "ort", "output": None, "precision": "fp32", "threads": None, "benchmark": True, "engine": True}
+    assert {d.name for d in every_option()} | {"source", "target", "input_shape", "arch", "trust_code"} == {*shown}
+    assert shown["precision"].annotation == "Precision"
+
+
+def test_what_is_opened_says_in_one_line_what_it_is(model: Path, tmp_path: Path) -> None:
+    opened = package.open(model)
+    assert repr(opened) == "<gkp.Model onnx: 3 convolutions, 1 branched>"
+    layer = opened.layers["conv_t6"]
+    assert repr(layer) == "<gkp.BranchedConv: 8 -> 8 channels, kernel 3x3, strides (1, 1), 4 branches>"
+    assert repr(layer.branches[0]) == "<gkp.Branch: 2 -> 2 channels>"
+    made = package.convert(model, target="onnx", output=tmp_path / "out", threads=1)
+    assert repr(made) == (f"<gkp.Artefact {tmp_path / 'out'}: onnx, fp32, speed not measured>")
+    with package.load(tmp_path / "out") as loaded:
+        assert repr(loaded) == "<gkp.LoadedModel out: onnx, x float32 [1, 3, 8, 8] -> t22 float32 [1, 5]>"
+        assert [(t.name, t.shape, t.dtype) for t in (*loaded.inputs, *loaded.outputs)] == [
+            ("x", [1, 3, 8, 8], "float32"), (made.manifest.outputs[0].name, [1, 5], "float32")]
+    assert all(isinstance(one, kind) for one, kind in ((opened, package.Model), (made, package.Artefact), (loaded, package.LoadedModel)))
+
+
+def test_a_notebook_shows_the_head_of_the_report_where_it_can_be_drawn(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = package.convert(model, target="onnx", dry_run=True)
+    html = made._repr_html_()
+    assert html is not None
+    assert "Branched convolutions" in html
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    assert made._repr_html_() is None, "then notebooks show repr"
+
+
+def test_an_artefact_with_several_outputs_gives_all_of_them(tmp_path: Path) -> None:
+    net = Net(1, 3, 8, 8)
+    x = net.relu(net.conv3("x", 3, 4))
+    model = net.model(net.conv3(x, 4, 4), net.conv1(x, 4, 2))
+    made = package.convert(save(model, tmp_path / "m.onnx"), target="onnx", output=tmp_path / "out", threads=1)
+    assert {name: y.shape for name, y in made.run(images(1)).items()} == {
+        o.name: (1, c, 8, 8) for o, c in zip(made.manifest.outputs, (4, 2), strict=True)}
 
 
 def test_errors_share_one_root_and_carry_a_hint(tmp_path: Path) -> None:

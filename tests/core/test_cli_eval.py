@@ -133,4 +133,4 @@ def test_folders_need_pillow_and_nothing_else_does(place: Path, tmp_path: Path) 
     np.savez(tmp_path / "x.npz", x=X, y=Y)
     assert blocked_gkp(["PIL"], "eval", place / "made", "--data", tmp_path / "x.npz").code == 0
     outcome = blocked_gkp(["PIL", "torch"], "eval", place / "made", "--data", f"folder:{tmp_path}")
-    assert_refused(outcome, 4, "Pillow, which is not installed", 'pip install "gkp[images]"')
+    assert_refused(outcome, 4, "Pillow, which is not installed", 'pip install ".[images]"')

@@ -18,7 +18,7 @@ def model(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(("missing", "target"), [("onnxruntime", "ort"), ("openvino", "openvino")])
 def test_a_target_without_its_runtime_is_refused(missing: str, target: str, model: Path, tmp_path: Path) -> None:
     outcome = blocked_gkp([missing], "convert", model, "--target", target, "-o", tmp_path / "out", *FAST)
-    assert_refused(outcome, 4, "not installed", f'pip install "gkp[{target}]"')
+    assert_refused(outcome, 4, "not installed", f'pip install ".[{target}]"')
     assert listing(tmp_path) == ["m.onnx"]
 
 
@@ -46,6 +46,13 @@ def test_inspect_needs_no_runtime(model: Path) -> None:
     assert "conv_t6" in outcome.err
 
 
+def test_the_manifest_of_an_artefact_is_shown_by_the_base_install(model: Path, tmp_path: Path) -> None:
+    gkp("convert", model, "-o", tmp_path / "out", "--target", "onnx", *FAST, expect=0)
+    outcome = blocked_gkp(["onnx", "onnx_graphsurgeon", "torch", "onnxruntime", "openvino", "jinja2"], "inspect", tmp_path / "out")
+    assert outcome.code == 0, outcome.err
+    assert "conv_t6" in outcome.err
+
+
 def test_an_artefact_runs_without_the_converters_packages(model: Path, tmp_path: Path) -> None:
     import numpy as np
 
@@ -58,17 +65,17 @@ def test_an_artefact_runs_without_the_converters_packages(model: Path, tmp_path:
 
 def test_a_torch_checkpoint_needs_torch(tmp_path: Path) -> None:
     outcome = blocked_gkp(["torch"], "convert", GROUPED, "--target", "onnx", "-o", tmp_path / "out", *FAST)
-    assert_refused(outcome, 4, "PyTorch, which is not installed", 'pip install "gkp[torch]"')
+    assert_refused(outcome, 4, "PyTorch, which is not installed", 'pip install ".[torch]"')
     assert listing(tmp_path) == []
 
 
 def test_a_report_needs_jinja2_and_says_so_before_the_work(tmp_path: Path) -> None:
     """The model does not exist either."""
     outcome = blocked_gkp(["jinja2"], "convert", tmp_path / "nowhere.pt", "--report", tmp_path / "r.html")
-    assert_refused(outcome, 4, "jinja2", "gkp[report]")
+    assert_refused(outcome, 4, "jinja2", ".[report]")
 
 
 def test_converting_needs_onnx(model: Path, tmp_path: Path) -> None:
     for command in (["convert", model, "-o", tmp_path / "out"], ["inspect", model], ["verify", model, model]):
         outcome: Outcome = blocked_gkp(["onnx", "onnx_graphsurgeon"], *command)
-        assert_refused(outcome, 4, "gkp[convert]")
+        assert_refused(outcome, 4, ".[convert]")

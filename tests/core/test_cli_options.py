@@ -114,6 +114,20 @@ def test_the_help_fits_80_columns(command: tuple[str, ...], monkeypatch: pytest.
     assert "\x1b" not in outcome.out
 
 
+def test_the_help_of_convert_begins_with_what_most_need_and_goes_on_by_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = gkp("convert", "--help", expect=0).out.splitlines()
+    headings = {match[1]: number for number, line in enumerate(lines) if (match := re.search(r"^╭─ (.*?) ─+╮$", line))}
+    assert list(headings) == ["Usual options", "Opening the model", "Precision and accuracy",
+                              "Of --target onnx, ort, openvino and trt", "Of --target ort", "Of --target native", "Of --target trt",
+                              "Arguments"]
+    assert headings["Opening the model"] <= 48, "one screen"
+    usual = "\n".join(lines[:headings["Opening the model"]])
+    for option in ("--target", "--output", "--force", "--precision", "--baseline", "--dynamic-batch", "--threads", "--report", "--help"):
+        assert option in usual, option
+    assert "--hybrid" in "\n".join(lines[headings["Of --target native"]:headings["Of --target trt"]])
+
+
 def test_every_command_is_listed_in_the_help() -> None:
     shown = gkp("--help", expect=0).out
     assert [words[0] for words in commands() if not re.search(rf"^\W*{words[0]}\b", shown, re.MULTILINE)] == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ import pytest
 from cli_kit import gkp
 
 from gkp.errors import UsageError
-from gkp.options.base import declared
-from gkp.options.convert import ConvertOptions, convert_options, every_option
+from gkp.options.base import Declared, declared
+from gkp.options.convert import ConvertKeywords, ConvertOptions, convert_options, every_option
 from gkp.options.forms import FormOptions
-from gkp.options.targets import CPU_NAMES, EVERY, TARGETS, CpuOptions, NativeOptions, OrtOptions
+from gkp.options.targets import CPU_NAMES, EVERY, TARGETS, CpuOptions, NativeOptions, OrtOptions, TargetName
 from gkp.options.trt import TrtOptions
 
 OWN = {name: struct for struct in EVERY for name in (d.name for d in declared(struct))}
@@ -72,6 +73,52 @@ def test_texts_and_values_give_the_same_options(tmp_path: Path) -> None:
 def test_values_that_make_no_sense_are_refused_where_they_are_given(target: str, values: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         convert_options(target, **values)
+
+
+ODD = (object(), 3.5, -1, True, "two", b"x", "", ["x"], ("x", 5), {"a": 1}, {1: "a"}, {"x"})
+
+
+@pytest.mark.parametrize("found", list(every_option()), ids=lambda found: found.name)
+def test_no_value_of_an_option_is_anything_but_taken_or_a_usage_error(found: Declared) -> None:
+    target = next((struct.name for struct in EVERY if found.name in {d.name for d in declared(struct)}), "ort")
+    told: list[str] = []
+    for value in ODD:
+        try:
+            convert_options(target, **{found.name: value})
+        except UsageError as error:
+            told.append(error.message + error.hint)
+    assert told, "an object without meaning is one of them"
+    assert "\n" not in "".join(told)
+
+
+@pytest.mark.parametrize(("values", "words"), [
+    ({"threads": "two"}, "threads must be 1 to 1024, not two"), ({"threads": True}, "threads must be 1 to 1024, not True"),
+    ({"force": "no"}, "force must be True or False, not 'no'"), ({"output": 5}, "output must be a path, not int"),
+    ({"provider": 7}, "provider must be a text, not 7"), ({"layers": 5}, "layers must be names with the forms of them, not 5"),
+    ({"mean": object()}, "--mean needs numbers"), ({"arch": 5}, "arch must be a text"),
+    ({"input_shapes": {"": 5}}, "5 is not an input shape")])
+def test_a_value_of_another_kind_is_told_in_one_line(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words) as caught:
+        convert_options("ort", **values)
+    assert caught.value.hint
+
+
+def test_an_unknown_target_is_answered_with_all_of_them() -> None:
+    with pytest.raises(UsageError, match="unknown target 'orrt'") as caught:
+        convert_options("orrt")
+    assert caught.value.hint == "choose one of: onnx, ort, openvino, native, trt, cpu"
+
+
+def test_the_typed_keywords_are_the_declared_options() -> None:
+    """What type checkers know and what there is: names, and the choices."""
+    typed = typing.get_type_hints(ConvertKeywords)
+    assert {*typed} - {"arch", "trust_code"} == {d.name for d in every_option()} - {"output", "dry_run"}
+    for found in every_option():
+        if found.option.choices:
+            literals = {value for kind in (typed[found.name], *typing.get_args(typed[found.name])) for value in typing.get_args(kind)
+                        if isinstance(value, str)}
+            assert literals == {*found.option.choices}, found.name
+    assert typing.get_args(TargetName) == tuple(struct.name for struct in EVERY)
 
 
 def test_the_texts_of_tensorrt_are_not_read_for_another_target() -> None:

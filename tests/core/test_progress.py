@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
+from cli_kit import FAST, gkp, save, small_net
 
 from gkp import console
 from gkp.progress import Watch, lines, minutes
@@ -73,3 +76,56 @@ def test_without_a_terminal_stderr_gets_lines_unless_quiet(quiet: bool, monkeypa
     out, err = capfd.readouterr()
     assert out == ""
     assert ("measuring 3 models: 50 %" in err) is not quiet
+
+
+# ---- what commands say ------------------------------------------------------------------------------------------------
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float | None]]:
+    """The notes that commands make of their progress."""
+    found: list[tuple[str, float | None]] = []
+    monkeypatch.setattr(Watch, "note", lambda self, text, share: found.append((text, share)))
+    return found
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return save(small_net(), tmp_path / "net.onnx")
+
+
+def test_a_conversion_tells_what_it_does_from_the_file_on(model: Path, tmp_path: Path, told: list[tuple[str, float | None]]) -> None:
+    gkp("convert", model, "--target", "ort", "-o", tmp_path / "out", *FAST, expect=0)
+    texts = list(dict.fromkeys(text for text, _ in told))
+    assert texts[:4] == ["opening net.onnx", "reading net.onnx", "checking the ONNX model", "finding the branches"]
+    assert "verifying against the checkpoint" in texts
+    shares = [share for text, share in told if text.startswith("comparing with the ONNX model as given")]
+    assert shares == sorted(s for s in shares if s is not None)
+    assert len(shares) > 2
+
+
+def test_running_comparing_and_measuring_tell_what_they_do(model: Path, tmp_path: Path,
+                                                           told: list[tuple[str, float | None]]) -> None:
+    gkp("convert", model, "--target", "ort", "-o", tmp_path / "out", *FAST, expect=0)
+    np.save(tmp_path / "x.npy", np.zeros((1, 3, 8, 8), np.float32))
+    said = {}
+    for name, words in {"run": ["run", tmp_path / "out", "--input", tmp_path / "x.npy"], "verify": ["verify", model, tmp_path / "out"],
+                        "bench": ["bench", tmp_path / "out", "--seconds", "0.1"]}.items():
+        told.clear()
+        gkp(*words, expect=0)
+        said[name] = list(told)
+    assert [text for text, _ in said["run"]] == ["opening out", "running it"]
+    assert [text for text, _ in said["verify"]][:4] == ["opening net.onnx", "reading net.onnx", "checking the ONNX model", "opening out"]
+    assert [share for text, share in said["verify"] if text.startswith("comparing")][:2] == [0.0, pytest.approx(1 / 4)]
+    shares = [share for text, share in said["bench"] if text == "out, batch 1"]
+    assert shares[0] == 0.0
+    assert shares[-1] == 1.0
+    assert len(shares) >= 6, "five times within a measurement, so that there is a time left"
+
+
+def test_a_torchscript_archive_tells_of_its_check_and_its_export(tmp_path: Path, told: list[tuple[str, float | None]]) -> None:
+    torch = pytest.importorskip("torch")
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()).eval()
+    torch.jit.trace(module, torch.zeros(1, 3, 8, 8)).save(str(tmp_path / "net.pt"))
+    gkp("inspect", tmp_path / "net.pt", "--input-shape", "1,3,8,8", expect=0)
+    assert list(dict.fromkeys(text for text, _ in told))[:5] == [
+        "opening net.pt", "checking what the TorchScript code does", "loading the TorchScript module",
+        "exporting the PyTorch module to ONNX", "finding the branches"]

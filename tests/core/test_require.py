@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
+from gkp._version import __version__
 from gkp.errors import BackendMissingError
 from gkp.require import absent, install, require
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -34,11 +38,24 @@ def test_what_is_here_is_imported() -> None:
 
 @pytest.mark.parametrize("module", ["nothing_of_that_name", "nothing_of_that_name.inside"])
 def test_what_is_not_installed_is_said_with_the_extra_that_brings_it(module: str) -> None:
-    hint = 'pip install "gkp[some]"'
+    hint = install("some")
     assert refused(module, "some") == ("nothing_of_that_name is not installed", hint)
     assert refused(module, "some", "planning") == ("planning needs nothing_of_that_name, which is not installed", hint)
     assert refused(module, "some", note="on every node") == ("nothing_of_that_name is not installed", f"{hint} on every node")
-    assert install("some") == hint
+
+
+def test_hints_name_the_checkout_and_the_wheel_and_no_index() -> None:
+    """No index has a package of gkp's; one of that name would be somebody else's."""
+    hint = install("ort,report")
+    assert 'pip install ".[ort,report]" in the checkout of gkp' in hint
+    assert f'"gkp-{__version__}-py3-none-any.whl[ort,report]"' in hint
+    assert 'install "gkp[' not in hint
+
+
+def test_only_one_file_says_how_extras_are_installed() -> None:
+    saying = [str(file.relative_to(ROOT)) for folder in ("core", "converter", "runtime", "edge", "pruning", "report", "benchmarks")
+              for file in sorted((ROOT / folder).rglob("*.py")) if re.search(r'pip install "(gkp|\.)\[', file.read_text())]
+    assert saying == ["core/require.py"]
 
 
 @pytest.mark.parametrize(("module", "name"), [("yaml", "PyYAML"), ("scipy.optimize", "SciPy"), ("google.protobuf", "protobuf"),
@@ -56,7 +73,7 @@ def test_a_package_that_is_here_and_does_not_work_says_why(code: str, why: str, 
     package.write_text(code)
     message, hint = refused("broken_here", "some", "a test")
     assert message == f"a test needs broken_here, which does not work here: {why}"
-    assert hint == 'pip install "gkp[some]"'
+    assert hint == install("some")
 
 
 def test_the_error_can_be_had_without_an_import() -> None:

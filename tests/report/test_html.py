@@ -15,9 +15,10 @@ import msgspec
 import pytest
 
 from gkp.errors import BackendMissingError, FileError
-from gkp.manifest import Layer, Macs, Manifest, Ratio, Rival, Timing, Tried
+from gkp.manifest import Layer, Left, Macs, Manifest, Ratio, Rival, Timing, Tried
 from gkp.report import html as report
 from gkp.report import wording
+from gkp.require import install
 
 pytest.importorskip("jinja2", reason="needs the report extra")
 Make = Callable[..., Manifest]
@@ -196,8 +197,45 @@ def test_without_jinja2_the_error_names_the_extra(tmp_path: Path, make_manifest:
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(BackendMissingError) as caught:
         report.write_html(make_manifest(), tmp_path / "report.html")
-    assert caught.value.hint == 'pip install "gkp[report]"'
+    assert caught.value.hint == install("report")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_tile_counts_the_layers_that_the_table_shows_with_branches(make_manifest: Make, make_layer: MakeLayer) -> None:
+    """What only moves channels is a layer there, and no convolution."""
+    layers = [make_layer(n) for n in range(3)] + [make_layer(n, branches=1, chosen="dense") for n in range(3, 5)]
+    told = ("3 of 5 convolutions; 3 not", "3 of 5 convolutions, 1 more only moves channels; 3 not")
+    for moving, words in zip(([], [make_layer(9, macs_kept=0, chosen="dense")]), told, strict=True):
+        text = Page(report.render_html(make_manifest(layers=[*layers, *moving]))).text
+        assert f"Branched convolutions {words} written as dense" in text
+
+
+def test_steps_that_stay_are_one_line_with_their_names_inside(make_manifest: Make) -> None:
+    found = make_manifest(left=[Left(name=f"dw{n}", reason="depthwise") for n in range(20)])
+    page = Page(report.render_html(found))
+    assert page.text.count("depthwise") == 1
+    assert "20 steps stay as given (the first is dw0): depthwise" in page.text
+    assert "dw19" in page.text
+
+
+def test_the_head_for_notebooks_is_that_of_the_page_and_styles_nothing_else(make_manifest: Make, make_unmeasured: Make) -> None:
+    for found in (make_manifest(), make_unmeasured()):
+        html = report.render_notebook(found)
+        head = Page(html)
+        assert head.text in Page(report.render_html(found)).text
+        assert wording.headline(found) in head.text
+        assert not {"html", "body", "h1", "h2"} & {*head.tags}, "headings of a notebook are the user's"
+        style = html[html.index("<style>") + len("<style>"):html.index("</style>")]
+        assert {rule.split()[0] for rule in re.findall(r"^([^{]+)\{", style, re.MULTILINE)} == {".gkp-report"}
+
+
+def test_hostile_names_are_text_in_a_notebook(hostile_manifest: Manifest) -> None:
+    html = report.render_notebook(hostile_manifest)
+    page = Page(html)
+    assert "<script>alert(1)</script>[red]x[/red]" in page.text
+    assert not re.search(r"<script|https?://|@import|url\(", html, re.IGNORECASE)
+    assert not [name for name, _ in page.attributes if name != "class"]
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", html)
 
 
 def test_a_browser_draws_the_page(tmp_path: Path, make_manifest: Make) -> None:

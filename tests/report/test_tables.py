@@ -19,11 +19,14 @@ from gkp.manifest import (
     CandidateTime,
     Latencies,
     Layer,
+    Left,
+    Macs,
     Manifest,
     Measurement,
     Ratio,
     Rival,
     Timing,
+    Tried,
     Verification,
 )
 from gkp.report import tables, wording
@@ -127,6 +130,44 @@ def test_facts_are_shown(make_manifest: Make) -> None:
     assert "dense twin: every branched convolution at full size" in text
 
 
+def steps(reason: str, *names: str) -> list[Left]:
+    return [Left(name=name, reason=reason) for name in names]
+
+
+def test_steps_that_stay_for_one_reason_are_one_line_and_each_its_own_with_verbose(make_manifest: Make) -> None:
+    apart = "its channels come from 2 tensors"
+    found = make_manifest(notes=[], left=[*steps("depthwise", *(f"dw{n}" for n in range(20))), *steps(f"Concat: {apart}", "c1", "c2"),
+                                          *steps(f"Slice: {apart}", "s1"), *steps("auto_pad", "odd")])
+    short, full = (draw(tables.conversion_table(found, verbose)) for verbose in (False, True))
+    assert short.count("Note") == 3
+    assert "20 steps stay as given (the first is dw0): depthwise" in squeezed(short)
+    assert f"3 steps stay as given (2 Concat, 1 Slice, the first is c1): {apart}" in squeezed(short)
+    assert "odd stays as given: auto_pad" in squeezed(short)
+    assert full.count("Note") == 24
+    assert f"c2 stays as given: Concat, {apart}" in squeezed(full)
+
+
+def test_what_is_long_is_for_verbose(make_manifest: Make) -> None:
+    counts = {f"Op{n}": n + 1 for n in range(9)}
+    found = make_manifest(operators={"before": counts, "after": {}})
+    short, full = (squeezed(draw(tables.conversion_table(found, verbose))) for verbose in (False, True))
+    assert "all 45 -> 0, Op8 9 -> 0, Op7 8 -> 0, Op6 7 -> 0 and 6 more" in short
+    assert "Op0 1 -> 0" in full
+    for words in ("compared with the opened checkpoint", "no compiler can exploit them"):
+        assert (words in short, words in full) == (False, True)
+
+
+def test_what_is_unchanged_says_so_and_repeats_no_number(make_manifest: Make) -> None:
+    macs, counts = Macs(dense=10**7, kept=10**7, executed=10**7), {"Conv": 5, "Relu": 4}
+    found = make_manifest(unchanged=True, macs=macs, operators={"before": counts, "after": counts})
+    text = squeezed(draw(tables.conversion_table(found)))
+    assert text.startswith("written unchanged: operators and weights are those of the model as given; ")
+    assert "MACs 10.0 M (one image)" in text
+    assert "Operators all 9 as before" in text
+    assert wording.headline(make_manifest(unchanged=True, files={})).startswith("unchanged: ")
+    assert "unchanged" not in wording.headline(make_manifest())
+
+
 def test_what_was_not_measured_says_so_in_few_words(make_unmeasured: Make) -> None:
     text = draw(tables.conversion_table(make_unmeasured()))
     assert text.startswith("speed not measured")
@@ -190,26 +231,47 @@ def test_without_a_dense_ancestor_the_rivals_run_the_model_as_given(make_manifes
 
 
 def test_layer_table_shows_branches_and_their_inputs(make_manifest: Make) -> None:
-    text = draw(tables.layer_table(make_manifest(), verbose=False))
+    text = draw(tables.layer_table(make_manifest()))
     assert re.search(r"layer1\.0\.conv1 +16>16 +8 x 9 +2\.36 +1\.33 +native", text)
     assert "3 x 4-7" in text
-    assert len(text.splitlines()) == 2 + 4 + 1
+    table, _, reasons = text.partition("\n\n")
+    assert len(table.splitlines()) == 2 + 4 + 1
+    assert "1: 1.31x the whole model against dense in this layer" in reasons
 
 
 def test_a_wide_terminal_gets_more_columns(make_manifest: Make) -> None:
-    header = draw(tables.layer_table(make_manifest(), verbose=False), 140).splitlines()[0].split()
+    header = draw(tables.layer_table(make_manifest()), 140).splitlines()[0].split()
     assert header == ["layer", "channels", "branches", "inputs", "overlap", "dense", "kept", "run", "form", "why"]
 
 
-def test_verbose_gives_reasons_in_full(make_manifest: Make, make_layer: MakeLayer) -> None:
+def test_reasons_stand_below_the_table_in_full_and_once(make_manifest: Make, make_layer: MakeLayer) -> None:
     reason = "the longest reason: " + " ".join(f"word{n}" for n in range(30))
-    found = make_manifest(layers=[make_layer(reason=reason)])
-    assert "word29" in draw(tables.layer_table(found, verbose=True))
-    assert "word29" not in draw(tables.layer_table(found, verbose=False))
+    found = make_manifest(layers=[make_layer(0, reason=reason), make_layer(8, reason="another"), make_layer(1, reason=reason)])
+    text = draw(tables.layer_table(found))
+    rows = [line.split() for line in text.splitlines() if line.startswith("layer") and line.split()[-1].isdigit()]
+    assert [row[-1] for row in rows] == ["1", "2", "1"]
+    assert squeezed(text).count(reason) == 1
+    assert re.search(r"^2: another$", text, re.MULTILINE) or "2: another" in squeezed(text)
 
 
 def test_a_model_without_branches_is_not_an_empty_table(make_manifest: Make) -> None:
-    assert "no branched convolution" in draw(tables.layer_table(make_manifest(layers=[]), verbose=False))
+    assert "no branched convolution" in draw(tables.layer_table(make_manifest(layers=[])))
+
+
+def test_precisions_that_were_tried_have_the_columns_that_hold_anything() -> None:
+    rows = [Tried(target="ort", precision="fp32", taken=True, reason="r"), Tried(target="ort", precision="int8", reason="s")]
+    assert draw(tables.tried_table(rows)).splitlines()[0].split() == ["precision", "why"]
+    rows.append(Tried(target="ort", precision="fp16", correct=9, total=10, reason="t"))
+    text = draw(tables.tried_table(rows))
+    assert text.splitlines()[0].split() == ["precision", "accuracy", "why"]
+    assert text.count("not measured") == 2
+
+
+def test_candidates_that_were_only_estimated_have_no_column_of_what_was_not_measured(make_layer: MakeLayer) -> None:
+    candidates = [CandidateTime(name=name, macs_executed=10**6, estimated_ms=0.5) for name in ("dense", "split-2", "native")]
+    text = draw(tables.candidates_table(make_layer(candidates=candidates)))
+    assert "not measured" not in text
+    assert text.count("0.500 ms (estimated)") == 3
 
 
 def test_candidates_show_measured_estimated_and_unmeasured(make_layer: MakeLayer) -> None:
@@ -233,22 +295,22 @@ def test_nothing_is_wider_than_the_terminal(width: int, make_manifest: Make, mak
                                            chosen="grouped-32-padded", branches=512, inputs_per_branch=[100, 2048],
                                            macs_dense=10**11) for n in range(120)])
     for found in (make_manifest(), make_unmeasured(), hostile_manifest, big):
-        for renderable in (tables.conversion_table(found), tables.layer_table(found, False),
-                           tables.layer_table(found, True), *(tables.candidates_table(n) for n in found.layers[:2])):
+        for renderable in (tables.conversion_table(found), tables.conversion_table(found, verbose=True),
+                           tables.layer_table(found), *(tables.candidates_table(n) for n in found.layers[:2])):
             assert max(cell_len(line) for line in draw(renderable, width).splitlines()) <= width
 
 
 def test_80_columns_keep_every_number_of_a_layer(make_manifest: Make, make_layer: MakeLayer) -> None:
     found = make_manifest(layers=[make_layer(name="x" * 300, channels=(2048, 1024), branches=512, macs_dense=10**10,
                                              inputs_per_branch=[100, 2048], chosen="grouped-32-padded")])
-    row = draw(tables.layer_table(found, verbose=False)).splitlines()[2]
+    row = draw(tables.layer_table(found)).splitlines()[2]
     assert "2048>1024" in row
     assert "512 x 100-2048" in row
     assert "10,000" in row
 
 
 def test_hostile_names_are_text_to_the_terminal(hostile_manifest: Manifest) -> None:
-    for renderable in (tables.conversion_table(hostile_manifest), tables.layer_table(hostile_manifest, True),
+    for renderable in (tables.conversion_table(hostile_manifest), tables.layer_table(hostile_manifest),
                        tables.candidates_table(hostile_manifest.layers[0])):
         coloured = draw(renderable, 160, colour=True)
         assert "[red]x[/red]" in squeezed(draw(renderable, 400))

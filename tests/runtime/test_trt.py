@@ -14,6 +14,7 @@ from trt_kit import X, described
 
 from gkp.errors import BackendMissingError, FileError, GkpError, UnsafeFileError, UsageError
 from gkp.manifest import EngineTensor
+from gkp.require import install
 from gkp.runtime import trt
 from gkp.runtime.cuda import ask_driver
 from gkp.runtime.trt import TrtRunner, check_feed, engine_for
@@ -68,7 +69,7 @@ def test_without_a_gpu_the_error_says_what_was_built_and_for_which() -> None:
     for words in ("no NVIDIA GPU", "engine.sm75.trt", "engine.sm86+sm120.trt", "tensorrt_rtx 1.7.1.116", "7.5 (Turing)",
                   "8.6 (Ampere), 12.0 (Blackwell)"):
         assert words in caught.value.message
-    assert 'pip install "gkp[trt-rtx]"' in caught.value.hint
+    assert 'pip install ".[trt-rtx]"' in caught.value.hint
 
 
 def test_a_gpu_that_no_engine_was_built_for_is_named_beside_those_that_were() -> None:
@@ -139,7 +140,7 @@ def test_a_missing_package_says_what_to_install() -> None:
         pytest.skip("the classic package is installed here")
     with pytest.raises(BackendMissingError, match="tensorrt is not installed") as caught:
         TrtRunner(b"", described(package="tensorrt"))
-    assert caught.value.hint == 'pip install "gkp[trt]"'
+    assert caught.value.hint == install("trt")
 
 
 @pytest.mark.usefixtures("_gpu")

@@ -12,6 +12,7 @@ import pytest
 from cli_kit import blocked
 
 from gkp.errors import BackendMissingError
+from gkp.require import install
 from gkp.runtime.trt_package import PACKAGES, is_installed, listening, trt_package
 
 SWITCH = "POLYGRAPHY_USE_TENSORRT_RTX"
@@ -20,7 +21,7 @@ SWITCH = "POLYGRAPHY_USE_TENSORRT_RTX"
 @pytest.fixture(scope="module", autouse=True)
 def _needs_rtx() -> None:
     if not is_installed("tensorrt_rtx"):
-        pytest.skip('tensorrt_rtx is not installed: pip install "gkp[trt-rtx]"')
+        pytest.skip('tensorrt_rtx is not installed: pip install ".[trt-rtx]"')
 
 
 def python(body: str, path: Path | None = None, **env: str) -> str:
@@ -90,21 +91,21 @@ def test_a_package_that_does_not_work_says_why(code: str, tmp_path: Path) -> Non
     told = python(ASK.format(names=["tensorrt"]), fake_classic(tmp_path, code))
     assert told.startswith("BackendMissingError 4 tensorrt does not work here: ")
     assert "libnvinfer.so.10" in told
-    assert 'pip install "gkp[trt]"' in told
+    assert 'pip install ".[trt]"' in told
 
 
 def test_a_folder_of_that_name_is_no_package(tmp_path: Path) -> None:
     (tmp_path / "tensorrt").mkdir()
     told = python(ASK.format(names=["tensorrt"]), tmp_path)
     if not is_installed("tensorrt"):
-        assert told == 'BackendMissingError 4 tensorrt is not installed | pip install "gkp[trt]"'
+        assert told == f"BackendMissingError 4 tensorrt is not installed | {install('trt')}"
 
 
 @pytest.mark.parametrize(("module", "words"), [("tensorrt_rtx", "tensorrt_rtx"), ("polygraphy", "Polygraphy is not installed")])
 def test_what_is_not_installed_is_named(module: str, words: str) -> None:
     outcome = blocked([module], ASK.format(names=["tensorrt_rtx"]))
     assert words in outcome.out
-    assert 'pip install "gkp[trt-rtx]"' in outcome.out
+    assert 'pip install ".[trt-rtx]"' in outcome.out
 
 
 def test_neither_torch_nor_onnx_is_imported() -> None:

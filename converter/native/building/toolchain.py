@@ -27,6 +27,7 @@ from typing import IO
 from gkp.converter.native.kernels.cpu import CPUS, Cpu
 from gkp.errors import BackendMissingError, FileError
 from gkp.files import private_folder
+from gkp.require import install
 from gkp.runtime.environment import vector_floats
 
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-fvisibility=hidden", "-fno-exceptions",
@@ -83,7 +84,7 @@ def find(cpu: Cpu | None = None) -> Toolchain:
         found = _probe(command)
         if found is not None and _major(found) >= _OLDEST.get(found.kind, 0):
             return found
-    raise BackendMissingError(f"there is no C++ compiler for {machine(cpu)} here", 'pip install "gkp[native]"')
+    raise BackendMissingError(f"there is no C++ compiler for {machine(cpu)} here", install("native"))
 
 
 def host_cpu() -> Cpu:

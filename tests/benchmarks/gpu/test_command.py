@@ -28,7 +28,7 @@ def test_without_a_gpu_it_is_one_line_and_exit_code_4(options: tuple[str, ...], 
 
 
 def test_without_pytorch_it_is_one_line_and_exit_code_4() -> None:
-    assert_refused(blocked_gkp(("torch",), "bench", "--suite", "gpu"), 4, "PyTorch", "gkp[torch]")
+    assert_refused(blocked_gkp(("torch",), "bench", "--suite", "gpu"), 4, "PyTorch", ".[torch]")
 
 
 @pytest.mark.parametrize("options", [(), ("--suite", "gpu", "--calibrate", "trt"), ("--suite", "gpu", "model.ort"),
@@ -58,8 +58,8 @@ def test_make_calls_the_script_with_any_python_and_installs_nothing() -> None:
     assert done.stdout == "some-python tools/bench_gpu.py out.json\n"
 
 
-@pytest.mark.parametrize(("absent", "words"), [("torch", ("measuring a GPU needs PyTorch", "gkp[torch]")),
-                                               ("onnx", ("needs onnx", "gkp[convert]"))])
+@pytest.mark.parametrize(("absent", "words"), [("torch", ("measuring a GPU needs PyTorch", ".[torch]")),
+                                               ("onnx", ("needs onnx", ".[convert]"))])
 def test_the_script_says_in_one_line_what_is_absent(absent: str, words: tuple[str, str], tmp_path: Path) -> None:
     outcome = blocked((absent,), f"import sys\nsys.path.insert(0, {str(TOOL.parent)!r})\nimport bench_gpu\n"
                       f"sys.exit(bench_gpu.main([{str(tmp_path / 'x.json')!r}]))\n")

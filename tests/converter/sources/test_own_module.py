@@ -101,13 +101,13 @@ def test_a_classifier_can_be_a_convolution(tmp_path: Path, calls: list[dict[str,
 
 @pytest.mark.parametrize("name", ["fixed", "stubborn"])
 def test_who_cannot_be_told_the_number_does_not_fit(tmp_path: Path, calls: list[dict[str, Any]], name: str) -> None:
-    with pytest.raises(UsageError, match=r"size mismatch for head\.weight"):
+    with pytest.raises(UsageError, match=r"head\.weight has shape \[7, 8\], in the module \[5, 8\]"):
         opened(tmp_path, net(7).state_dict(), f"timm.models:{name}")
 
 
 def test_other_widths_are_no_number_of_classes(tmp_path: Path, calls: list[dict[str, Any]]) -> None:
     state = net(7).state_dict()
-    with pytest.raises(UsageError, match="size mismatch"):
+    with pytest.raises(UsageError, match=r"features\.1\.bias has shape \[9\], in the module \[8\]"):
         opened(tmp_path, {**state, "features.1.bias": torch.ones(9)}, "timm.models:small_net")
     assert calls == [{}]
 
@@ -136,8 +136,19 @@ def test_a_prefix_of_some_names_stays(tmp_path: Path, calls: list[dict[str, Any]
     """Names that would collide without it, and names of another module beside the network."""
     state = {f"model.{name}": tensor for name, tensor in net().state_dict().items()}
     for more in ({"head.weight": torch.ones(5, 8)}, {"loss.weight": torch.ones(5)}):
-        with pytest.raises(UsageError, match=r"does not fit .* Missing key"):
+        with pytest.raises(UsageError, match=r"does not fit .* it lacks features\.0\.weight and \d more"):
             opened(tmp_path, {**state, **more}, "timm.models:small_net")
+
+
+def test_what_does_not_fit_is_told_by_whole_names_and_numbers(tmp_path: Path, calls: list[dict[str, Any]]) -> None:
+    state, long = net().state_dict(), f"extra.{'part_' * 20}weight"
+    given = {name: tensor for name, tensor in state.items() if not name.startswith("features.1.")}
+    given |= {long: torch.ones(1), "more.weight": torch.ones(2), "features.0.weight": torch.ones(8, 3, 5, 5)}
+    with pytest.raises(UsageError, match="does not fit") as caught:
+        opened(tmp_path, given, "timm.models:fixed")
+    assert caught.value.message == (
+        f"the state dict does not fit the module of --arch timm.models:fixed: it lacks features.1.weight and 3 more; the module has no "
+        f"{long} and 1 more; features.0.weight has shape [8, 3, 5, 5], in the module [8, 3, 3, 3]")
 
 
 def test_another_prefix_is_another_network(tmp_path: Path, calls: list[dict[str, Any]]) -> None:

@@ -69,7 +69,7 @@ def test_pruning_can_begin_with_one(tmp_path: Path) -> None:
 def test_without_the_package_it_is_said_what_to_install(tmp_path: Path) -> None:
     save_file({"conv.weight": torch.ones(2)}, tmp_path / "x.safetensors")
     outcome = blocked_gkp(["safetensors"], "inspect", tmp_path / "x.safetensors")
-    assert_refused(outcome, 4, "safetensors, which is not installed", 'pip install "gkp[torch]"')
+    assert_refused(outcome, 4, "safetensors, which is not installed", 'pip install ".[torch]"')
 
 
 # ---- arrays ----------------------------------------------------------------------------------------------------------

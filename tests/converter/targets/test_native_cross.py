@@ -20,6 +20,7 @@ import gkp
 from gkp import manifest
 from gkp.converter.native.building.toolchain import environment
 from gkp.errors import BackendMissingError
+from gkp.options.targets import CpuName
 from gkp.runtime.environment import vector_floats
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the tests cross-compile from x86-64 to 64-bit ARM")
@@ -85,7 +86,7 @@ def test_a_c_program_runs_it_on_an_emulated_processor(arm: Path, given: onnx.Mod
 
 
 @pytest.mark.parametrize(("cpu", "lanes"), [("x86-64-v3", 8), ("x86-64-v4", 16)])
-def test_the_families_of_this_processor(cpu: str, lanes: int, given: onnx.ModelProto, tmp_path: Path) -> None:
+def test_the_families_of_this_processor(cpu: CpuName, lanes: int, given: onnx.ModelProto, tmp_path: Path) -> None:
     """Where the processor has the instructions the artefact runs; where not, it says so."""
     made: Any = gkp.convert(save(given, tmp_path / "m.onnx"), target="native", output=tmp_path / "out", threads=1, cpu=cpu,
                             benchmark=False)

@@ -278,5 +278,5 @@ def test_without_either_package_the_onnx_file_comes_out_with_exit_4(tmp_path: Pa
     assert done.code == 4, done.err
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"model.onnx", "manifest.json"}
     assert "TensorRT is not installed" in done.err
-    assert "gkp[trt-rtx]" in done.err
+    assert ".[trt-rtx]" in done.err
     assert "tensorrt_rtx --onnx=model.onnx" in " ".join(done.err.split())

@@ -35,14 +35,14 @@ def test_an_unknown_backend_is_a_usage_error() -> None:
 def test_with_neither_package_both_extras_are_named() -> None:
     text = said("sys.modules['tensorrt'] = sys.modules['tensorrt_rtx'] = None\nattempt(find_backend)")
     assert "BackendMissingError 4 TensorRT is not installed" in text
-    assert "gkp[trt-rtx]" in text
-    assert "gkp[trt]" in text
+    assert ".[trt-rtx]" in text
+    assert ".[trt]" in text
 
 
 def test_a_named_package_that_is_missing_is_named_with_its_extra() -> None:
     text = said("sys.modules['tensorrt_rtx'] = None\nattempt(find_backend, 'tensorrt_rtx')")
     assert "BackendMissingError 4 tensorrt_rtx is not installed" in text
-    assert 'pip install "gkp[trt-rtx]"' in text
+    assert 'pip install ".[trt-rtx]"' in text
 
 
 def test_polygraphy_missing_is_said() -> None:

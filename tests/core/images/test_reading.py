@@ -17,6 +17,7 @@ from gkp.converter.sources._torchfile import read_pickle_file
 from gkp.errors import FileError, GkpError, UnsafeFileError, UsageError
 from gkp.images.normalisation import CIFAR10, IMAGENET, cifar10_of, numbers
 from gkp.images.reading import open_images, read_samples
+from gkp.require import install
 
 CIFAR = (3, 32, 32)
 
@@ -118,7 +119,7 @@ def test_reading_needs_no_torch_and_only_folders_need_pillow(tmp_path: Path) -> 
     done = blocked(["torch", "onnx", "PIL"], body)
     assert done.code == 0, done.err
     assert done.out.splitlines() == ["(3, 3, 32, 32)", 'reading image folders needs Pillow, which is not installed '
-                                     'pip install "gkp[images]"']
+                                     + install("images")]
 
 
 # ---- what is refused ------------------------------------------------------------------------------------------------

@@ -178,7 +178,7 @@ print(serving.stop(), [n for n in sys.modules if n.startswith(("gkp.converter", 
 def test_a_missing_package_is_said_in_words(pair: kit.Pair, missing: str) -> None:
     outcome = blocked_gkp([missing], "serve", pair.directory / "device_1", "--listen", "127.0.0.1:0", "--insecure")
     assert outcome.code == 4
-    assert "gkp[edge]" in outcome.err
+    assert ".[edge]" in outcome.err
 
 
 def test_garbage_on_the_port_does_not_end_a_worker(pair: kit.Pair) -> None:

@@ -169,6 +169,18 @@ def test_what_cannot_be_divided_is_whole_on_one_device_and_the_notes_say_so() ->
     assert_computes(made, model)
 
 
+def test_steps_that_cannot_be_divided_alike_are_one_note() -> None:
+    net = Net(1, 4, 8, 8)
+    x = net.relu(net.conv3("x", 4, 4))
+    for _ in range(3):
+        x = net.relu(net.op("Transpose", x, perm=[0, 1, 3, 2]))
+    graph = prepare(net.model(net.conv3(x, 4, 4)))
+    rows = NodePlacement((1, 0), rows=((0, 4), (4, 8)))
+    made = draft(graph, "spatial", {n.name: rows for n in graph.nodes}, devices(2), LINK)
+    (note,) = [n for n in made.plan.notes if "Transpose" in n]
+    assert note.startswith("3 steps, such as ")
+
+
 @pytest.mark.parametrize(("placement", "message"), [
     (NodePlacement(()), "name each device once"), (NodePlacement((0, 0)), "name each device once"),
     (NodePlacement((5,)), "there are 2"), (NodePlacement((0, 1), ((0, 1), (2,))), "nobody computes"),

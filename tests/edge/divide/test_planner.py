@@ -226,6 +226,10 @@ def test_split_writes_plan_picture_and_a_folder_per_device(tmp_path: Path) -> No
     assert {p.mode for p in made.rejected} >= {"local", "replicas", "branch"}
     assert "warning: spatial loses against one device" in done.err
     assert "local: better by latency, but not chosen" not in done.err  # that is for -v
+    hidden = [note for note in made.notes if not note.startswith(("warning: ", "do not split", "does not fit", "idle: ", "verified"))]
+    assert hidden
+    assert f"({len(hidden)} more note{'s' * (len(hidden) > 1)} with -v)" in done.err
+    assert " ".join(hidden[0].split()[:5]) not in " ".join(done.err.split())
     assert (tmp_path / "out" / "plan.html").read_text().startswith("<!DOCTYPE html>")
     assert sorted(p.name for p in (tmp_path / "out").glob("device_*")) == ["device_0", "device_1", "device_2"]
 

@@ -171,7 +171,7 @@ def test_a_node_without_gkp_is_an_error_that_says_what_to_install(made: kit.Spli
         "            raise ModuleNotFoundError(\"No module named 'gkp'\", name='gkp')\nsys.meta_path.insert(0, Block())\n")
     with ray_kit.ray_cluster(["gkp:d0", "gkp:d1"], also={"PYTHONPATH": str(tmp_path)}) as ray:
         said = ray_kit.refused(made.directory, ray.address, keys, tmp_path, ray.environment)
-    assert_refused(said, 4, "No module named 'gkp'", 'pip install "gkp[ray]==')
+    assert_refused(said, 4, "No module named 'gkp'", 'pip install ".[ray]')
 
 
 def test_a_folder_that_was_changed_is_refused_by_its_worker(ray: RayCluster, tmp_path: Path) -> None:

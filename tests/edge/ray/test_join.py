@@ -120,7 +120,7 @@ def _up(split: Path, keys: Path, output: Path) -> list[object]:
 
 
 def test_without_ray_the_extra_is_named(made: kit.Split, keys: Path, tmp_path: Path) -> None:
-    assert_refused(blocked_gkp(["ray"], *_up(made.directory, keys, tmp_path / "c.yaml")), 4, "Ray is not installed", "gkp[ray]")
+    assert_refused(blocked_gkp(["ray"], *_up(made.directory, keys, tmp_path / "c.yaml")), 4, "Ray is not installed", ".[ray]")
 
 
 def test_a_cluster_file_that_was_written_by_hand_is_left_alone(made: kit.Split, keys: Path, tmp_path: Path) -> None:

@@ -204,7 +204,7 @@ def test_what_is_no_split_model_is_said(tmp_path: Path) -> None:
 
 def test_without_cryptography_it_says_what_to_install(split: Path, tmp_path: Path) -> None:
     outcome = blocked_gkp(["cryptography"], "edge", "keys", split, "-o", tmp_path / "keys")
-    assert_refused(outcome, 4, "cryptography", "gkp[edge]")
+    assert_refused(outcome, 4, "cryptography", ".[edge]")
 
 
 def test_a_device_reads_its_keys_without_cryptography(split: Path, tmp_path: Path) -> None:
