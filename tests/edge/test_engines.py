@@ -11,7 +11,9 @@ from cli_kit import gkp
 from onnx_kit import Net
 from split_kit import LINK, SHARED, aligned_net, devices
 
+from gkp.converter.native.planning.timer import Model
 from gkp.converter.sources import OpenOptions, open_any
+from gkp.converter.targets.native import NativeTarget
 from gkp.edge import profile as profiling
 from gkp.edge.devices import parse_link
 from gkp.edge.local import LocalExecutor
@@ -116,7 +118,9 @@ def test_a_processor_is_named_for_native_kernels_only() -> None:
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the published checkpoints are not here")
-def test_a_published_checkpoint_runs_natively_on_two_devices(tmp_path: Path) -> None:
+def test_a_published_checkpoint_runs_natively_on_two_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With kernels chosen by the model: those above are timed, too."""
+    monkeypatch.setattr(NativeTarget, "timer", lambda *_: Model())
     plan = split(SHARED / "dsp/resnet20_g4.pt", tmp_path / "dsp", options("pipeline"))
     assert suffixes(plan) == {".so"}
     assert {s.device for s in plan.segments} == {0, 1}
