@@ -120,11 +120,11 @@ class BranchedConv:
             shape = (o.size, i.size, *self.kernel_shape)
             if np.shape(b.weight) != shape:
                 raise UsageError(f"weight of branch {number} has shape {np.shape(b.weight)}, expected {shape}")
-        if (number := _repeats(ins, within=True)) is not None:
-            raise UsageError(f"branch {number} reads a channel twice",
+        if (at := _repeats(ins, within=True)) is not None:
+            raise UsageError(f"branch {at} reads a channel twice",
                              "add the weights of repeated reads (BranchedConv.build does)")
-        if (number := _repeats(outs)) is not None:
-            raise UsageError(f"branch {number} writes an output channel that is already written",
+        if (at := _repeats(outs)) is not None:
+            raise UsageError(f"branch {at} writes an output channel that is already written",
                              "the outputs of the branches must be disjoint")
         checked = (Branch(i, o, np.asarray(b.weight)) for b, i, o in zip(self.branches, ins, outs, strict=True))
         object.__setattr__(self, "branches", tuple(checked))
