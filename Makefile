@@ -19,8 +19,8 @@ demo-edge: demo/grouped/manifest.json ## split that model over 2 devices, run th
 demo/grouped/manifest.json:
 	$(MAKE) demo
 
-test: .venv/installed ## every test, in one process per core (at most 4) with one OpenMP thread each
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+test: .venv/installed ## every test, in one process per core (at most 4) with one OpenMP thread each; programs are compiled once
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: .venv/installed ## ruff, mypy and the import contract
 	$(BIN)/ruff check .

@@ -28,6 +28,7 @@ RATES = {
     "bytes": Rate(8, 256 << 20),
     "objects": Rate(1 / 16, 4_000_000),
     "keys": Rate(0, 4096),
+    "elements": Rate(1, 1 << 18),
     "characters": Rate(2, 16 << 20),
     "nodes": Rate(0.001, 20_000),
     "steps": Rate(16, 50_000_000),
@@ -35,6 +36,7 @@ RATES = {
 }
 """bytes: of arrays and buffers that are made beside what the file itself holds in memory; objects: of Python, made from a
 pickle, some 100 bytes each; keys: of dicts and sets, of the kinds whose hashes a file can choose: n that collide cost n^2;
+elements: that containers take over from others (`set(list)`), where an honest file writes every list for one of them only;
 characters: of names; nodes: of graphs, with their inputs and outputs, after functions are expanded (some kB each, and passes
 take time with their square); steps: of loops over what the file says; seconds: of this thread's processor time within
 `Budget.running`."""
@@ -76,6 +78,10 @@ class Budget:
     def keys(self, count: int = 1) -> None:
         """Charge keys that are neither text nor small integers."""
         self._charge("keys", count)
+
+    def elements(self, count: int = 1) -> None:
+        """Charge what a container is about to take over from another one."""
+        self._charge("elements", count)
 
     def characters(self, count: int) -> None:
         """Charge text that is about to be put together: names of submodules, of functions' nodes."""

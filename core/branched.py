@@ -25,6 +25,14 @@ Floats = npt.NDArray[Any]
 
 
 def _index(values: Any, what: str, limit: int) -> Index:
+    index = _one_dimensional(values, what)
+    if index.size and (index.min() < 0 or index.max() >= limit):
+        bad = int(index.min()) if index.min() < 0 else int(index.max())
+        raise UsageError(f"{what} names channel {bad}, but there are {limit} channels (0 to {limit - 1})")
+    return index
+
+
+def _one_dimensional(values: Any, what: str) -> Index:
     try:
         index = np.asarray(values)
         if index.size == 0:
@@ -33,11 +41,29 @@ def _index(values: Any, what: str, limit: int) -> Index:
             raise ValueError
     except (ValueError, TypeError):
         raise UsageError(f"{what} must be a one-dimensional list of channel numbers") from None
-    index = index.astype(np.int64)
-    if index.size and (index.min() < 0 or index.max() >= limit):
-        bad = int(index.min()) if index.min() < 0 else int(index.max())
-        raise UsageError(f"{what} names channel {bad}, but there are {limit} channels (0 to {limit - 1})")
-    return index
+    return index.astype(np.int64)
+
+
+def _indices(lists: Sequence[Any], what: str, limit: int) -> list[Index]:
+    """`_index` of every branch's list; their numbers are looked at all together, because there may be thousands of lists."""
+    found = [_one_dimensional(values, f"{what} of branch {number}") for number, values in enumerate(lists)]
+    every = np.concatenate([np.empty(0, np.int64), *found])
+    if every.size and (every.min() < 0 or every.max() >= limit):
+        for number, index in enumerate(found):
+            _index(index, f"{what} of branch {number}", limit)
+    return found
+
+
+def _repeats(lists: Sequence[Index], within: bool = False) -> int | None:
+    """Which list is the first to hold a number that it or an earlier one (within: itself) holds already."""
+    every = np.concatenate([np.empty(0, np.int64), *lists])
+    owner = np.repeat(np.arange(len(lists)), [index.size for index in lists])
+    order = np.lexsort((owner, every))
+    every, owner = every[order], owner[order]
+    again = every[1:] == every[:-1]
+    if within:
+        again &= owner[1:] == owner[:-1]
+    return int(owner[1:][again].min()) if again.any() else None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -91,21 +117,19 @@ class BranchedConv:
                 raise UsageError(f"{name} has shape {np.shape(array)}, expected ({self.out_channels},)")
         if self.scale is not None and not (np.isfinite(self.scale).all() and (np.asarray(self.scale) > 0).all()):
             raise UsageError("the scales of a quantised convolution are positive numbers")
-        checked, written = [], np.zeros(self.out_channels, dtype=bool)
-        for number, b in enumerate(self.branches):
-            ins = _index(b.in_index, f"in_index of branch {number}", self.in_channels)
-            outs = _index(b.out_index, f"out_index of branch {number}", self.out_channels)
-            shape = (outs.size, ins.size, *self.kernel_shape)
+        ins = _indices([b.in_index for b in self.branches], "in_index", self.in_channels)
+        outs = _indices([b.out_index for b in self.branches], "out_index", self.out_channels)
+        for number, (b, i, o) in enumerate(zip(self.branches, ins, outs, strict=True)):
+            shape = (o.size, i.size, *self.kernel_shape)
             if np.shape(b.weight) != shape:
                 raise UsageError(f"weight of branch {number} has shape {np.shape(b.weight)}, expected {shape}")
-            if np.unique(ins).size != ins.size:
-                raise UsageError(f"branch {number} reads a channel twice",
-                                 "add the weights of repeated reads (BranchedConv.build does)")
-            if written[outs].any() or np.unique(outs).size != outs.size:
-                raise UsageError(f"branch {number} writes an output channel that is already written",
-                                 "the outputs of the branches must be disjoint")
-            written[outs] = True
-            checked.append(Branch(ins, outs, np.asarray(b.weight)))
+        if (at := _repeats(ins, within=True)) is not None:
+            raise UsageError(f"branch {at} reads a channel twice",
+                             "add the weights of repeated reads (BranchedConv.build does)")
+        if (at := _repeats(outs)) is not None:
+            raise UsageError(f"branch {at} writes an output channel that is already written",
+                             "the outputs of the branches must be disjoint")
+        checked = (Branch(i, o, np.asarray(b.weight)) for b, i, o in zip(self.branches, ins, outs, strict=True))
         object.__setattr__(self, "branches", tuple(checked))
 
     def __repr__(self) -> str:
@@ -390,9 +414,9 @@ def _permutation(order: Any, n: int) -> Index:
 
 def _merge_repeats(ins: Index, weight: Floats) -> tuple[Index, Floats]:
     """Sorted distinct inputs; the weights of repeated reads are added."""
-    distinct, inverse = np.unique(ins, return_inverse=True)
-    if distinct.size == ins.size and np.array_equal(distinct, ins):
+    if (ins[1:] > ins[:-1]).all():
         return ins, weight
+    distinct, inverse = np.unique(ins, return_inverse=True)
     summed = np.zeros((weight.shape[0], distinct.size, *weight.shape[2:]), weight.dtype)
     for place, target in enumerate(inverse.ravel()):
         summed[:, target] += weight[:, place]

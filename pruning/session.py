@@ -61,6 +61,7 @@ class Session:
         The result holds tensors, numbers, strings, None, lists and dicts (no numpy arrays); tensors come back on the CPU.
         """
         found = self._folder.read(name)
+        self._accelerator.wait_for_everyone()  # all have looked before one writes: they agree on what is left to do
         if found is None:
             found = plain(make())
             self._folder.write(name, found)

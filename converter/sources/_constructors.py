@@ -69,8 +69,13 @@ def _one(args: tuple[Any, ...], kinds: tuple[type, ...], default: Any) -> Any:
 
 def _elements(args: tuple[Any, ...], budget: Budget) -> Iterable[Any]:
     values = _one(args, (list, tuple, set, frozenset, dict), ())
-    budget.bytes(_ELEMENT * len(values))
+    _copied(len(values), budget)
     return values  # type: ignore[no-any-return]
+
+
+def _copied(count: int, budget: Budget) -> None:
+    budget.elements(count)
+    budget.bytes(_ELEMENT * count)
 
 
 def _list(args: tuple[Any, ...], budget: Budget) -> list[Any]:
@@ -91,7 +96,7 @@ def _frozenset(args: tuple[Any, ...], budget: Budget) -> frozenset[Any]:
 
 def _dict(args: tuple[Any, ...], budget: Budget) -> dict[Any, Any]:
     source = _one(args, (dict, list, tuple), ())
-    budget.bytes(_ELEMENT * len(source))
+    _copied(len(source), budget)
     if isinstance(source, dict):
         return dict(source)
     if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in source):

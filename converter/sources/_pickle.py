@@ -15,8 +15,10 @@ Semantics of the opcodes: the documentation in CPython's Lib/pickletools.py.
 from __future__ import annotations
 
 import io
+import itertools
 import pickletools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from gkp.converter.budget import Budget
@@ -29,7 +31,6 @@ from ._records import key as hashable
 
 PersistentLoad = Callable[[Any], Any]
 
-_OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
 _DECIMAL = frozenset({"INT", "LONG", "FLOAT", "PUT", "GET"})
 _MAX_DIGITS = 700
 _MAX_BITS = 2048
@@ -66,26 +67,6 @@ def load_stream(stream: io.BytesIO, budget: Budget, persistent_load: PersistentL
     return root
 
 
-def _opcodes(stream: io.BytesIO) -> Iterator[tuple[str, Any]]:
-    """(name, argument) of each opcode, as pickletools reads them; but numbers are as short as honest ones: in text their
-    conversion takes quadratic time."""
-    while True:
-        code = stream.read(1)
-        opcode = _OPCODES.get(code.decode("latin-1"))
-        if opcode is None:
-            raise corrupt("it has no end" if not code else "it has an unknown opcode")
-        source = stream
-        if opcode.name in _DECIMAL:
-            line = stream.readline(_MAX_DIGITS)
-            source = io.BytesIO(line)
-        argument = None if opcode.arg is None else opcode.arg.reader(source)
-        if isinstance(argument, int) and argument.bit_length() > _MAX_BITS:
-            raise corrupt("an integer in it is too large")
-        yield opcode.name, argument
-        if opcode.name == "STOP":
-            return
-
-
 class _Machine:
     def __init__(self, budget: Budget, persistent_load: PersistentLoad | None) -> None:
         self.budget = budget
@@ -96,19 +77,31 @@ class _Machine:
         self.remembered = 0
 
     def run(self, stream: io.BytesIO) -> Any:
-        for count, (name, argument) in enumerate(_opcodes(stream)):
-            handler = _HANDLERS.get(name)
-            if handler is None:
-                raise UnsafeFileError(f"pickle uses the opcode {name}", UNSAFE_HINT)
+        for count in itertools.count():
+            code = stream.read(1)
+            opcode = _OPCODES.get(code)
+            if opcode is None:
+                raise corrupt("it has no end" if not code else "it has an unknown opcode")
+            argument = opcode.read(stream) if opcode.read else None
+            if isinstance(argument, int):
+                self.check_integer(opcode, argument, count)
+            if opcode.handle is None:
+                raise UnsafeFileError(f"pickle uses the opcode {opcode.name}", UNSAFE_HINT)
             self.budget.objects()
             if not count % _CLOCK:
                 self.budget.steps(_CLOCK)
-            if name.endswith("PUT") and argument > count:
-                raise corrupt(f"it remembers an object under the number {argument} after {count} operations")
-            handler(self, argument)
+            opcode.handle(self, argument)
+            if opcode is _STOP:
+                break
         if len(self.stack) != 1 or self.below:
             raise corrupt("it ends with the wrong number of objects")
         return self.stack.pop()
+
+    def check_integer(self, opcode: _Opcode, argument: int, count: int) -> None:
+        if argument.bit_length() > _MAX_BITS:
+            raise corrupt("an integer in it is too large")
+        if opcode.handle is _put and argument > count:
+            raise corrupt(f"it remembers an object under the number {argument} after {count} operations")
 
     def pop_mark(self) -> list[Any]:
         items = self.stack
@@ -196,6 +189,15 @@ class _Machine:
 _Handler = Callable[[_Machine, Any], None]
 
 
+@dataclass(frozen=True, slots=True)
+class _Opcode:
+    """read: its argument, as pickletools does, where it has one; handle: None where it is refused."""
+
+    name: str
+    read: Callable[[io.BytesIO], Any] | None
+    handle: _Handler | None
+
+
 def _push(m: _Machine, argument: Any) -> None:
     m.stack.append(argument)
 
@@ -262,9 +264,8 @@ def _frozenset(m: _Machine, argument: Any) -> None:
 
 
 def _append(m: _Machine, argument: Any) -> None:
-    target, value = m.pop(2)
-    m.extend(target, [value])
-    m.stack.append(target)
+    value = m.stack.pop()
+    m.extend(m.stack[-1], [value])
 
 
 def _appends(m: _Machine, argument: Any) -> None:
@@ -413,3 +414,16 @@ _HANDLERS: dict[str, _Handler] = {
     "PERSID": _persistent,
     "BINPERSID": _persistent_on_stack,
 }
+
+
+def _reader(opcode: pickletools.OpcodeInfo) -> Callable[[io.BytesIO], Any] | None:
+    """Numbers are as short as honest ones: in text their conversion takes quadratic time."""
+    if opcode.arg is None:
+        return None
+    read = opcode.arg.reader
+    return (lambda stream: read(io.BytesIO(stream.readline(_MAX_DIGITS)))) if opcode.name in _DECIMAL else read
+
+
+_OPCODES = {opcode.code.encode("latin-1"): _Opcode(opcode.name, _reader(opcode), _HANDLERS.get(opcode.name))
+            for opcode in pickletools.opcodes}
+_STOP = _OPCODES[b"."]

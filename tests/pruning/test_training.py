@@ -319,7 +319,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_epochs_before(tmp_p
 
 # ---- mixed precision and several processes: one setting per process of Python ---------------------------------------
 SCRIPT = """
-import sys
+import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from prune_kit import data, network, session
@@ -338,6 +338,7 @@ if main:
 run = Session(arch=prune_kit.RESNET8, baseline=network(), data=data(48, 10), folder=folder, accelerator=accelerator)
 dtypes = []
 run.baseline.classifier.register_forward_hook(lambda m, i, o: dtypes.append(o.dtype))
+time.sleep(0 if main else 1)  # the others come when the first one would be done
 found = run.once("phase", lambda: {"x": torch.rand(3)})
 accuracy = run.train("t", run.baseline, Recipe(2, 0.05, batch_size=16))
 run.save("finetuned", run.baseline)
@@ -351,7 +352,7 @@ def trained(folder: Path, mixed: str = "no", processes: int = 1) -> list[list[st
     """What each process prints."""
     script = folder / "script.py"
     script.write_text(SCRIPT)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "29563"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     done = subprocess.run([*(launch if processes > 1 else [sys.executable]), str(script), str(HELPERS), str(folder / "out"), mixed],
                           capture_output=True, text=True, check=False, timeout=110,
                           env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"})

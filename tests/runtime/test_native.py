@@ -55,9 +55,11 @@ def two_ports(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """[8] -> 3 * x, after some tenths of a second."""
+    """[8] -> 3 * x, after half a second."""
     kernel = scale_kernel(8, 3.0)
-    waiting = kernel.source.replace("  (void)r, (void)data;", "  for (volatile long i = 0; i < 2000000000; i = i + 1) {}")
+    waiting = "#include <time.h>\n" + kernel.source.replace(
+        "  (void)r, (void)data;", "  const timespec half = {0, 500000000};\n  nanosleep(&half, nullptr);")
+    assert waiting.count("nanosleep") == 1
     calls = (Call(Kernel(waiting, kernel.data), Place("input", 0), None, Place("output", 0)),)
     return built(Plan(CPU, calls, 0, (Port("x", 0, (8,)),), (Port("y", 1, (8,)),)), tmp_path_factory.mktemp("slow"))
 

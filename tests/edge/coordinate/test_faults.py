@@ -287,7 +287,7 @@ def _trouble(them: kit.Workers, rng: random.Random, ended: threading.Event) -> N
             them.await_ready(device)
         elif fault == "stop":
             them.signal(device, kit.STOP)
-            ended.wait(rng.uniform(0.05, 1))
+            ended.wait(rng.uniform(0.05, 0.5))
             them.signal(device, kit.CONTINUE)
         elif fault == "flip":
             relay.flip(b"\x00\x00", rng.randint(1, 3))  # somewhere, in frames and headers too
@@ -295,7 +295,7 @@ def _trouble(them: kit.Workers, rng: random.Random, ended: threading.Event) -> N
             relay.flip(b"", 0)
         else:
             relay.cut() if fault == "cut" else relay.hold(backward=fault == "hold")
-            ended.wait(rng.uniform(0.05, 1))
+            ended.wait(rng.uniform(0.05, 0.5))
             relay.mend()
         ended.wait(rng.uniform(0, 0.3))
 

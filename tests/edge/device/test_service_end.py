@@ -54,19 +54,26 @@ from gkp.edge.device.serve import ServeOptions, serve
 
 folder, steps = Path(sys.argv[1]), int(sys.argv[2])
 for step in range(steps):
-    seen = 0
+    seen, sent = 0, threading.Lock()
+    def send(sent=sent):
+        if sent.acquire(blocking=False):  # one signal for each step: a second one ends the process
+            os.kill(os.getpid(), signal.SIGTERM)
+    late = threading.Timer(1.0, send)  # where it waits before it has come to this step
     def trace(frame, event, argument):
         global seen
         seen += 1
         if seen == step + 1:
             sys.settrace(None)
-            os.kill(os.getpid(), signal.SIGTERM)
+            send()
         return trace
     def ready(serving):
         sys.settrace(trace)
         sys._getframe(1).f_trace = trace
-        threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGTERM) if seen <= step else None).start()
+        late.start()
     drained = serve(ServeOptions([folder], "127.0.0.1:0", None, {}, threads=1, grace=0.5), ready)
+    sys.settrace(None)
+    late.cancel()
+    late.join()
     print(step, drained, seen, flush=True)
 """
 

@@ -11,7 +11,9 @@ from cli_kit import gkp
 from onnx_kit import Net
 from split_kit import LINK, SHARED, aligned_net, devices
 
+from gkp.converter.native.planning.timer import Model
 from gkp.converter.sources import OpenOptions, open_any
+from gkp.converter.targets.native import NativeTarget
 from gkp.edge.device.in_process import InProcessExecutor
 from gkp.edge.divide.planner import SplitOptions, split
 from gkp.edge.forecast import profile as profiling
@@ -37,6 +39,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Path]:
     out = tmp_path_factory.mktemp("native") / "split"
     return split(model, out, options("branch")), out
+
+
+@pytest.fixture
+def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels are chosen by the model: those of `made` are timed."""
+    monkeypatch.setattr(NativeTarget, "timer", lambda *_: Model())
 
 
 def suffixes(plan: Plan) -> set[str]:
@@ -86,7 +94,7 @@ def test_measured_times_of_native_segments_are_theirs_alone(made: tuple[Plan, Pa
     assert not {profiling.signature(stock.values, s) for s in stock.segments} & set(found.entries)
 
 
-def test_rows_are_put_together_by_native_kernels(model: Path, tmp_path: Path) -> None:
+def test_rows_are_put_together_by_native_kernels(model: Path, tmp_path: Path, untimed: None) -> None:
     plan = split(model, tmp_path / "rows", options("spatial"))
     assert suffixes(plan) == {".so"}
     x = np.random.default_rng(4).standard_normal((1, 3, 8, 8)).astype(np.float32)
@@ -116,7 +124,7 @@ def test_a_processor_is_named_for_native_kernels_only() -> None:
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the published checkpoints are not here")
-def test_a_published_checkpoint_runs_natively_on_two_devices(tmp_path: Path) -> None:
+def test_a_published_checkpoint_runs_natively_on_two_devices(tmp_path: Path, untimed: None) -> None:
     plan = split(SHARED / "dsp/resnet20_g4.pt", tmp_path / "dsp", options("pipeline"))
     assert suffixes(plan) == {".so"}
     assert {s.device for s in plan.segments} == {0, 1}

@@ -6,7 +6,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <new>
 
 #include "pool.h"
@@ -67,8 +66,8 @@ struct gkp_model {
   Pool pool;
   char* memory = nullptr;  // of all arenas
   const pid_t process = getpid();
-  std::atomic<bool> busy{false};
-  std::atomic<const char*> error{""};
+  Atomic<bool> busy{false};
+  Atomic<const char*> error{""};
 };
 
 namespace {
@@ -78,7 +77,7 @@ struct Job {
   long batch;
   const float* const* inputs;
   float* const* outputs;
-  std::atomic<long> next{0};  // first image that no thread has taken
+  Atomic<long> next{0};  // first image that no thread has taken
 
   const void* source(const Place& place, long image, char* memory) const {
     if (place.where != Where::input) return target(place, image, memory);

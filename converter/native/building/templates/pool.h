@@ -8,7 +8,20 @@
 #include <stdlib.h>
 #include <time.h>
 
-#include <atomic>
+// std::atomic, without a header that takes longer to compile than all the rest.
+template <typename T>
+class Atomic {
+ public:
+  constexpr explicit Atomic(T value) : value_(value) {}
+  T load() const { return __atomic_load_n(&value_, __ATOMIC_SEQ_CST); }
+  T load_acquire() const { return __atomic_load_n(&value_, __ATOMIC_ACQUIRE); }
+  void store(T value) { __atomic_store_n(&value_, value, __ATOMIC_SEQ_CST); }
+  T exchange(T value) { return __atomic_exchange_n(&value_, value, __ATOMIC_SEQ_CST); }
+  T fetch_add(T more) { return __atomic_fetch_add(&value_, more, __ATOMIC_SEQ_CST); }
+
+ private:
+  T value_;
+};
 
 // Counts turns; threads wait until a turn is over.
 class Signal {
@@ -25,7 +38,7 @@ class Signal {
     pthread_mutex_destroy(&mutex_);
   }
 
-  unsigned turn() const { return turn_.load(std::memory_order_acquire); }
+  unsigned turn() const { return turn_.load_acquire(); }
 
   void next() {
     turn_.fetch_add(1);
@@ -40,7 +53,7 @@ class Signal {
     pthread_mutex_lock(&mutex_);
     sleepers_.fetch_add(1);
     while (turn_.load() == seen) pthread_cond_wait(&ended_, &mutex_);
-    sleepers_.fetch_sub(1);
+    sleepers_.fetch_add(-1);
     pthread_mutex_unlock(&mutex_);
   }
 
@@ -74,8 +87,8 @@ class Signal {
 #endif
   }
 
-  alignas(64) std::atomic<unsigned> turn_{0};
-  std::atomic<int> sleepers_{0};
+  alignas(64) Atomic<unsigned> turn_{0};
+  Atomic<int> sleepers_{0};
   pthread_mutex_t mutex_;
   pthread_cond_t ended_;
 };
@@ -167,5 +180,5 @@ class Pool {
   void* context_ = nullptr;
   bool stop_ = false;
   Signal start_, met_;
-  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) Atomic<int> arrived_{0};
 };
