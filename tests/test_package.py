@@ -77,7 +77,7 @@ def test_the_wheel_works_alone_and_with_onnx_runtime(built: Path, tmp_path: Path
     """First with nothing but what the base install brings, then with the extra `ort` in the same environment."""
     files = tmp_path / "files"
     files.mkdir()
-    check_package.make_files(files)
+    check_package.make_files(files, ("base", "ort"))
     for extra in ("base", "ort"):
         assert check_package.check(wheel_of(built), extra, files, tmp_path / "environment").failure == ""
     there = {path.name.partition("-")[0] for path in (tmp_path / "environment").glob("lib/python*/site-packages/*.dist-info")}

@@ -8,15 +8,21 @@ What the commands work on is made by this Python, in which gkp must be installed
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import gkp
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "examples" / "resnet20_cifar10"
@@ -52,7 +58,8 @@ CASES = {
     "report": Case((f"{_CONVERT} --target onnx -o out.onnx --report page.html",), others=("convert",)),
     "worker": Case(("gkp serve two/device_0 --insecure --listen 127.0.0.1:0 --threads 1 --json -",), serves=True),
     "edge": Case(("gkp split model.onnx --devices 2 --mode spatial -o parts -q", "gkp run parts --local --input x.npy -q")),
-    "ray": Case(("ray --version", "gkp edge up --help")),
+    "ray": Case(("python -c 'import ray; ray.init(num_cpus=1, include_dashboard=False); print(ray.nodes())'",
+                 "gkp edge up --help")),
     "docs": Case((f"python -m sphinx -q -W -c {ROOT}/docs {ROOT} site",)),
 }
 
@@ -66,25 +73,27 @@ class Outcome:
     running: float
 
 
-def make_files(folder: Path) -> None:
-    """What the commands work on: the example as checkpoints, as ONNX, compiled, and split; an input; images in folders.
-    CalledProcessError when the gkp that is installed here cannot make them."""
-    import numpy as np
-    from PIL import Image
-
+def make_files(folder: Path, extras: Iterable[str]) -> None:
+    """What the commands of these extras work on: the example as checkpoints, as ONNX, compiled, and split; an input; images
+    in folders. GkpError or CalledProcessError when the gkp that is installed here cannot make them."""
+    words = " ".join(command for extra in extras for command in CASES[extra].commands)
     for name in ("grouped.pt", "dense.pt"):
         shutil.copy(EXAMPLE / name, folder)
     numbers = np.random.default_rng(0)
     np.save(folder / "x.npy", numbers.standard_normal((1, 3, 32, 32)).astype(np.float32))
-    for label in range(10):
-        place = folder / "pictures" / f"class_{label}"
-        place.mkdir(parents=True)
-        Image.fromarray(numbers.integers(0, 256, (32, 32, 3), np.uint8)).save(place / "one.png")
-    for words in ("convert grouped.pt --target onnx -o as_onnx -q",
-                  "convert grouped.pt --target native --no-benchmark --threads 1 -o model.native -q",
-                  "split grouped.pt --devices 2 --mode replicas -o two -q"):
-        subprocess.run([sys.executable, "-m", "gkp.entry", *words.split()], cwd=folder, check=True)
-    shutil.copy(folder / "as_onnx" / "model.onnx", folder)
+    if "model.onnx" in words:
+        gkp.convert(folder / "grouped.pt", "onnx", folder / "as_onnx")
+        shutil.copy(folder / "as_onnx" / "model.onnx", folder)
+    if "model.native" in words:
+        gkp.convert(folder / "grouped.pt", "native", folder / "model.native", benchmark=False, threads=1)
+    if "two/" in words:
+        split = "split grouped.pt --devices 2 --mode replicas -o two -q"
+        subprocess.run([sys.executable, "-m", "gkp.entry", *split.split()], cwd=folder, check=True)
+    if "pictures" in words:
+        for label in range(10):
+            place = folder / "pictures" / f"class_{label}"
+            place.mkdir(parents=True)
+            Image.fromarray(numbers.integers(0, 256, (32, 32, 3), np.uint8)).save(place / "one.png")
 
 
 def check(wheel: Path, extra: str, files: Path, environment: Path) -> Outcome:
@@ -108,14 +117,14 @@ def _install(what: str, environment: Path) -> subprocess.CompletedProcess[str]:
     if not environment.exists():
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
     python, constraints = environment / "bin" / "python", ROOT / "constraints.txt"
-    words = ["--python", str(python), "install", "--quiet", "--constraint", str(constraints)]
+    words = ["--python", str(python), "install", "--quiet", "--no-compile", "--constraint", str(constraints)]
     return subprocess.run([sys.executable, "-m", "pip", *words, what], capture_output=True, text=True, check=False,
                           timeout=_TIMEOUT_S)
 
 
 def _run(words: str, place: Path, environment: Path, serves: bool) -> str:
     """What a failed command printed; "" when it ended with 0. serves: it is ended as soon as it has printed a line."""
-    program, *arguments = words.split()
+    program, *arguments = shlex.split(words)
     env = {**os.environ, "PATH": f"{environment / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([str(environment / "bin" / program), *arguments], cwd=place, env=env, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -141,7 +150,7 @@ def main(arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as name:
         files = Path(name) / "files"
         files.mkdir()
-        make_files(files)
+        make_files(files, asked or CASES)
         for extra in asked or CASES:
             if CASES[extra].gpu and not Path("/proc/driver/nvidia").exists():
                 print(f"{extra}: not here: it needs an NVIDIA GPU", flush=True)

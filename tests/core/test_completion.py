@@ -47,6 +47,6 @@ def test_the_other_shells_get_a_script_of_theirs(shell: str, name: str) -> None:
     variable = f"_{name.upper().replace('-', '_')}_COMPLETE"
     assert f"{variable}={shell}_source {name}" in documented(shell)
     if name == "gkp":
-        script = program(env={variable: f"{shell}_source"})
+        script = program(env={variable: f"{shell}_source"}, cwd=ROOT)
         assert script.code == 0
         assert f"{variable}={shell}_complete" in script.out
