@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 EXAMPLE := examples/resnet20_cifar10
+SITE ?= build/site
 
-.PHONY: demo demo-edge test lint fuzz soak bench bench-gpu clean
+.PHONY: demo demo-edge test lint fuzz soak bench bench-gpu docs wheel clean
 
 demo: .venv/installed ## convert a trained model, print the table, write demo/report.html
 	mkdir -p demo
@@ -39,10 +40,17 @@ bench: .venv/installed ## the standard suite; CHECKPOINTS=DIR adds the published
 bench-gpu: ## the GPU suite, by a PYTHON with gkp[torch,gpu,trt]; under 8 minutes; JSON=FILE
 	$(PYTHON) tools/bench_gpu.py $(or $(JSON),bench-gpu.json)
 
-.venv/installed: setup.cfg pyproject.toml constraints.txt
+docs: .venv/installed ## the documentation site; warnings are errors; SITE=DIR
+	$(BIN)/python -m sphinx -q -W --keep-going -E -d $(SITE)/.doctrees -c docs . $(SITE)
+
+wheel: .venv/installed ## sdist, and the wheel built from it, in dist/
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist
+
+.venv/installed: setup.cfg setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
 clean:
-	rm -rf .venv demo build *.egg-info
+	rm -rf .venv demo build dist *.egg-info

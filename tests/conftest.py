@@ -1,4 +1,5 @@
-"""Makes tests/helpers importable: pytest's importlib mode leaves sys.path alone. And no test touches the user's key or cache."""
+"""Makes tests/helpers and tools importable: pytest's importlib mode leaves sys.path alone. And no test touches
+the user's key or cache."""
 
 import gc
 import os
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent / "helpers"))
+sys.path[:0] = [str(Path(__file__).parent / "helpers"), str(Path(__file__).parents[1] / "tools")]
 
 
 def pytest_configure() -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import configparser
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from layout import packages
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -42,13 +42,9 @@ def _listed(kind: str) -> list[str]:
 
 
 def _product() -> list[str]:
-    """Every Python file of the packages in setup.cfg, as a path from the root, but for benchmarks/: what is measured is
-    chosen there."""
-    config = configparser.ConfigParser()
-    config.read(ROOT / "setup.cfg")
-    folders = [line.partition("=")[2].strip() for line in config["options"]["package_dir"].strip().splitlines()]
-    return sorted(str(file.relative_to(ROOT)) for folder in folders for file in (ROOT / folder).glob("*.py")
-                  if not folder.startswith("benchmarks"))
+    """Every Python file of the packages, as a path from the root, but for benchmarks/: what is measured is chosen there."""
+    return sorted(str(file.relative_to(ROOT)) for name, folder in packages().items() for file in folder.glob("*.py")
+                  if not name.startswith("gkp.benchmarks"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -69,9 +65,6 @@ def test_no_other_file_of_the_product_names_the_part(kind: str) -> None:
 
 
 def test_the_map_shows_every_folder_and_no_other() -> None:
-    config = configparser.ConfigParser()
-    config.read(ROOT / "setup.cfg")
-    packages = {line.partition("=")[2].strip() for line in config["options"]["package_dir"].strip().splitlines()}
     section = re.search(r"^## Where things are\n+```\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
     assert section is not None
     shown: set[str] = set()
@@ -79,4 +72,4 @@ def test_the_map_shows_every_folder_and_no_other() -> None:
     for indent, name in re.findall(r"^( *)(\w+)/ ", section[1], re.MULTILINE):
         path = [*path[:len(indent) // 2], name]
         shown.add("/".join(path))
-    assert shown == packages | set(OUTSIDE)
+    assert shown == {str(folder.relative_to(ROOT)) for folder in packages().values()} | set(OUTSIDE)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import configparser
-from pathlib import Path
-
 import pytest
 from cli_kit import blocked, commands
+from layout import packages
 
-ROOT = Path(__file__).resolve().parents[1]
 RUNTIMES = ("onnxruntime", "openvino", "ncnn", "pnnx")
 CONVERT = ("onnx", "onnx_graphsurgeon", "google")
 PRUNE = ("accelerate", "mtkahypar", "sklearn", "scipy")
@@ -38,14 +35,6 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "gkp.pruning": ("torch",),
     "gkp.pruning.methods": ("torch", "scipy", "sklearn"),
 }
-
-
-def packages() -> dict[str, Path]:
-    """Package -> its folder, from setup.cfg."""
-    config = configparser.ConfigParser()
-    config.read(ROOT / "setup.cfg")
-    lines = config["options"]["package_dir"].strip().splitlines()
-    return {name.strip(): ROOT / folder.strip() for name, folder in (line.split("=") for line in lines)}
 
 
 def modules(package: str) -> list[str]:

@@ -10,7 +10,6 @@ usage: check_types.py
 
 from __future__ import annotations
 
-import configparser
 import os
 import re
 import shutil
@@ -18,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from layout import packages
 
 ROOT = Path(__file__).resolve().parents[1]
 # Tests hand over wrong values on purpose and look into results that the next line would fail on: what remains checked are
@@ -34,15 +35,12 @@ disable_error_code = ["arg-type", "comparison-overlap", "func-returns-value", "n
 
 
 def build(target: Path) -> int:
-    """Copy the packages of setup.cfg below `target`; the number of modules."""
-    config = configparser.ConfigParser()
-    config.read(ROOT / "setup.cfg")
+    """Copy the packages below `target`; the number of modules."""
     count = 0
-    for line in config["options"]["package_dir"].strip().splitlines():
-        package, folder = (part.strip() for part in line.split("="))
+    for package, folder in packages().items():
         destination = target / package.replace(".", "/")
         destination.mkdir(parents=True, exist_ok=True)
-        for file in [*(ROOT / folder).glob("*.py"), *(ROOT / folder).glob("py.typed")]:
+        for file in [*folder.glob("*.py"), *folder.glob("py.typed")]:
             shutil.copy(file, destination / file.name)
             count += file.suffix == ".py"
     return count

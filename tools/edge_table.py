@@ -1,6 +1,7 @@
-"""Write docs/benchmarks/edge.json and the tables of docs/benchmarks/edge.md from what `gkp bench --suite edge --json` wrote.
+"""Writes docs/benchmarks/data/edge.json, the page with every row beside it (edge.md), and the summary in
+docs/benchmarks/edge.md, from what `gkp bench --suite edge --json` wrote.
 
-usage: edge_table.py [RAW.json]     (without it: the tables from docs/benchmarks/edge.json)
+usage: edge_table.py [RAW.json]     (without it: the pages from docs/benchmarks/data/edge.json)
 """
 
 from __future__ import annotations
@@ -13,11 +14,19 @@ from typing import Any
 
 from gkp.benchmarks.edge.rows import WHAT
 
-FOLDER = Path(__file__).resolve().parents[1] / "docs" / "benchmarks"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "edge.md"
+RESULTS, ROWS = PAGE.parent / "data" / "edge.json", PAGE.parent / "data" / "edge.md"
 START, END = "<!-- figures: written by tools/edge_table.py -->", "<!-- /figures -->"
 HEAD = ("| | ms | CPU ms | pruning | distribution (95 %) | per s | messages | payload | predicted, ms "
         "| predicted / measured |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
 MODES = ("replicas", "branch", "spatial", "pipeline")
+DIVIDING = ("branch", "spatial", "pipeline", "hybrid")
+SUMMARY = ("| network | devices, link | one device, ms | pruning | best way of dividing one request "
+           "| replicas: requests a second | `auto` takes |\n|---|---|---:|---:|---:|---:|---|")
+_INTRO = """# Edge figures: every row
+
+Written by `tools/edge_table.py` from [edge.json](edge.json). [What follows from it, and what the columns are](../edge.md).
+"""
 
 
 def small(value: Any) -> Any:
@@ -85,39 +94,75 @@ def scaling(found: dict[str, Any]) -> Iterator[str]:
                 f"{number(p['latency_ms'])} / {number(p['per_second'])}" if "latency_ms" in p else "" for p in points) + " |"
 
 
-def tables(found: dict[str, Any]) -> str:
-    """The generated part of edge.md."""
-    parts = []
+def summary(found: dict[str, Any]) -> str:
+    """The generated part of edge.md: a row for each network and link; in how many rows the plan and the prediction held."""
+    return "\n".join([SUMMARY, *(_best(group) for group in found["groups"]), "", *_held(found), "", _conditions(found)])
+
+
+def _best(group: dict[str, Any]) -> str:
+    mine = {row["what"]: row for row in group["rows"] if "missing" not in row}
+    alone, replicas, auto = mine.get("grouped", {}), mine.get("replicas", {}), mine.get("auto", {})
+    divided = [row for what in DIVIDING if "distribution_gain" in (row := mine.get(what, {})) and "refused" not in row]
+    best = max(divided, key=lambda row: row["distribution_gain"]["value"], default=None)
+    cells = [group["case"], f"{group['devices']}, {group['link']}", number(alone["ms"]["median"]) if alone else "",
+             f"{alone['pruning_gain']['value']:.2f}x" if "pruning_gain" in alone else "",
+             "none" if best is None else f"{WHAT[best['what']]} {interval(best['distribution_gain'])}",
+             f"{replicas['rate']['gain']['value']:.2f}x" if "gain" in replicas.get("rate", {}) else "",
+             WHAT[auto.get("same_as", "auto")] if auto else ""]
+    return f"| {' | '.join(cells)} |"
+
+
+def _held(found: dict[str, Any]) -> Iterator[str]:
+    every = [row for group in found["groups"] for row in group["rows"]]
+    equal = [row["payload"]["equal"] for row in every if "payload" in row]
+    within = [row["predicted"]["within"] for row in every if "within" in row.get("predicted", {})]
+    yield f"- Bytes counted between devices are the plan's, to the byte, in {sum(equal)} of {len(equal)} rows."
+    yield f"- Predictions are within 20 % of the wall clock in {sum(within)} of {len(within)} rows."
     for link in found["links"]:
         if "alpha_ms" in link:
             stated = f" (stated: {link['stated']})" if "stated" in link else ""
-            parts.append(f"- {link['link']}{stated}: a message takes {number(link['alpha_ms'])} ms + "
-                         f"{number(link['beta_ns_per_byte'])} ms/MB, {number(link.get('cpu_ms'))} ms of the processors at "
-                         f"both ends; fit within {link['residual']:.0%}; emulator: {link['emulator']}")
+            yield (f"- {link['link']}{stated}: a message takes {number(link['alpha_ms'])} ms + "
+                   f"{number(link['beta_ns_per_byte'])} ms/MB, {number(link.get('cpu_ms'))} ms of the processors at "
+                   f"both ends; fit within {link['residual']:.0%}; emulator: {link['emulator']}.")
+
+
+def _conditions(found: dict[str, Any]) -> str:
+    environment = found["environment"]
+    return (f"{environment['cpu']}, cores {found['cores']}, one thread each, {environment['os']}, Python "
+            f"{environment['python']}; {found['seconds']:.0f} s in all.")
+
+
+def tables(found: dict[str, Any]) -> str:
+    """The page with every row."""
+    parts = [_INTRO]
     for group in found["groups"]:
         load = group["machine"]["load_average"]
-        parts.append(f"\n### {group['case']}, {group['devices']} devices, {group['link']}\n\n{HEAD}")
+        parts.append(f"## {group['case']}, {group['devices']} devices, {group['link']}\n\n{HEAD}")
         parts += rows(group)
         taken = next((name(row) for row in group["rows"] if row["what"] == "auto"), "not asked")
-        parts.append(f"\n`auto`: {group['decision'][0] if group['decision'] else taken} (load {load[0]} to {load[1]})")
-    parts.append("\n## More devices than this machine has: predicted by simulation, ms for a request / requests a second")
-    parts += scaling(found)
-    environment = found["environment"]
-    parts.append(f"\n{environment['cpu']}, cores {found['cores']}, one thread each, {environment['os']}, Python "
-                 f"{environment['python']}; {found['seconds']:.0f} s in all.")
-    return "\n".join(parts)
+        parts.append(f"\n`auto`: {group['decision'][0] if group['decision'] else taken} (load {load[0]} to {load[1]})\n")
+    parts.append("## More devices than this machine has\n\n"
+                 "Predicted by simulation: milliseconds for a request / requests a second.")
+    return "\n".join([*parts, *scaling(found), ""])
+
+
+def updated(page: str, text: str) -> str:
+    """A page with what is between its two markers replaced. ValueError when a marker is missing."""
+    before, start, rest = page.partition(START)
+    _, end, after = rest.partition(END)
+    if not start or not end:
+        raise ValueError(f"the page lacks {START} or {END}")
+    return f"{before}{START}\n{text}\n{END}{after}"
 
 
 def main() -> int:
     """See the module."""
-    target = FOLDER / "edge.json"
     if len(sys.argv) > 1:
         raw = small(json.loads(Path(sys.argv[1]).read_text()))
-        target.write_text(json.dumps(raw, separators=(",", ":")).replace('},{"case"', '},\n{"case"') + "\n")
-    page = FOLDER / "edge.md"
-    text = page.read_text()
-    before, rest = text.split(START)
-    page.write_text(f"{before}{START}\n{tables(json.loads(target.read_text()))}\n{END}{rest.split(END)[1]}")
+        RESULTS.write_text(json.dumps(raw, separators=(",", ":")).replace('},{"case"', '},\n{"case"') + "\n")
+    found = json.loads(RESULTS.read_text(encoding="utf-8"))
+    ROWS.write_text(tables(found), encoding="utf-8")
+    PAGE.write_text(updated(PAGE.read_text(encoding="utf-8"), summary(found)), encoding="utf-8")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Writes docs/benchmarks/pruning.json from runs of `gkp prune`, and the table of docs/benchmarks/pruning.md from it.
+"""Writes docs/benchmarks/data/pruning.json from runs of `gkp prune`, and the table of docs/benchmarks/pruning.md from it.
 
 usage: python tools/pruning_table.py [RUN ...]
 
@@ -28,7 +28,7 @@ from gkp.structs import read_json
 from gkp.text import clean
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "docs" / "benchmarks" / "pruning.json"
+RESULTS = ROOT / "docs" / "benchmarks" / "data" / "pruning.json"
 PAGE = ROOT / "docs" / "benchmarks" / "pruning.md"
 START, END = "<!-- results: written by tools/pruning_table.py -->", "<!-- /results -->"
 BATCHES = (1, 64)
@@ -190,8 +190,9 @@ def encode(results: Results) -> bytes:
 
 
 def section(results: Results) -> str:
-    """The table, what it was measured on and the commands, as Markdown. A method without a run has a row of its own."""
-    lines = [_line(_HEADINGS), _line(["---"] * 3 + ["---:"] * 5 + ["---"] + ["---:"] * 3)]
+    """What follows, the table, what it was measured on, the commands, as Markdown. A method without a run has a row of its
+    own."""
+    lines = [*_conclusion(results.runs), _line(_HEADINGS), _line(["---"] * 3 + ["---:"] * 5 + ["---"] + ["---:"] * 3)]
     for method in METHODS:
         runs = [run for run in results.runs if run.method == method.name]
         nothing = [f"`{method.name}`", *[NOT_MEASURED] * (len(_HEADINGS) - 1)]
@@ -201,6 +202,21 @@ def section(results: Results) -> str:
     if results.runs:
         lines += ["", "```text", *_commands(results.runs), "```"]
     return "\n".join(lines)
+
+
+def _conclusion(runs: Iterable[Run]) -> Iterator[str]:
+    """A sentence and the empty line behind it; nothing where nothing was measured."""
+    speedups = [speed.speedup.value for run in runs if run.conversion is not None for speed in run.conversion.speeds
+                if speed.speedup is not None]
+    reached = {name: [stage.accuracy for run in runs if (stage := run.stages.get(name)) and stage.accuracy is not None]
+               for name in ("baseline", "finetuned")}
+    told = [f"run **{times(min(speedups))} to {times(max(speedups))}** as fast as the dense one"] if speedups else []
+    if reached["finetuned"]:
+        dense = f" (the dense one: {max(reached['baseline']):.2%})" if reached["baseline"] else ""
+        lowest, highest = min(reached["finetuned"]), max(reached["finetuned"])
+        told.append(f"get {lowest:.2%} to {highest:.2%} of the test images right{dense}")
+    if told:
+        yield from (f"The pruned networks {' and '.join(told)}.", "")
 
 
 def updated(page: str, text: str) -> str:

@@ -1,5 +1,5 @@
-"""Writes the benchmark tables of README.md and docs/measuring.md from docs/benchmarks/cpu.json and, for other processors,
-docs/benchmarks/cpu-NAME.json (the first table only), which `gkp bench --suite cpu --json` wrote.
+"""Writes the benchmark tables of README.md and docs/benchmarks/cpu.md from docs/benchmarks/data/cpu.json and, for other
+processors, cpu-NAME.json beside it (the first table only), which `gkp bench --suite cpu --json` wrote.
 
 usage: python tools/update_readme.py
 """
@@ -20,9 +20,9 @@ from gkp.report.wording import ENGINES, interval, milliseconds, times
 from gkp.text import clean
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "docs" / "benchmarks" / "cpu.json"
+RESULTS = ROOT / "docs" / "benchmarks" / "data" / "cpu.json"
 README = ROOT / "README.md"
-DETAILS = ROOT / "docs" / "measuring.md"
+DETAILS = ROOT / "docs" / "benchmarks" / "cpu.md"
 START, END = "<!-- benchmarks: written by tools/update_readme.py -->", "<!-- /benchmarks -->"
 _HEADINGS = ("model", "target", "batch", "dense, ms", "as given", "converted (95 % interval)", "theoretical")
 _STOCK = ("ort", "openvino", "ncnn")
@@ -209,12 +209,35 @@ def _scaling(results: Bench) -> str:
     return f"{min(threads)} threads over one, native, batch 64: {', '.join(told)}." if told else ""
 
 
+def _conclusions(results: Bench) -> Iterator[str]:
+    """What follows from the tables, each as an item of a list."""
+    if found := standings(results):
+        yield f"- {_lost(found)}"
+    kernels = [row.vs_fastest.value for comparison in results.engines for row in comparison.rows
+               if (row.engine, row.model, row.precision) == ("native", "pruned", "fp32") and row.vs_fastest is not None]
+    if kernels:
+        yield (f"- The pruned networks in native kernels are {_range(kernels)} as fast as the dense ones in the fastest "
+               "stock engine (float32).")
+    for target in dict.fromkeys(row.target for row in results.rows if row.target != "native"):
+        mine = [row for row in results.rows if row.target == target and row.speedup is not None]
+        given = [row.dense_ms.median / row.as_is_ms.median for row in mine if row.dense_ms and row.as_is_ms]
+        if mine and given:
+            yield (f"- On {ENGINES[target]} alone they reach {_range([row.speedup.value for row in mine if row.speedup])} "
+                   f"of the dense speed there; as published, without gkp, {_range(given)}.")
+    yield from (f"- {sentence}" for sentence in (_pruning(results.engines), _scaling(results)) if sentence)
+
+
+def _range(values: Sequence[float]) -> str:
+    """`1.36x to 2.86x`."""
+    return f"{times(min(values))} to {times(max(values))}"
+
+
 def details(results: Bench) -> str:
-    """Every engine in float32, what the stock targets gave, and what the layers and two threads of the native kernels reach,
-    as Markdown."""
+    """As Markdown: what follows, then the tables: every engine in float32, what the stock targets gave, and what the layers
+    of the native kernels reach."""
     conversions = _conversions(results) if results.engines else ()
-    sentence = _scaling(results)
-    return "\n".join([*_engines(results), *conversions, *_layers(results.layers), *([sentence] if sentence else [])])
+    tables = "\n".join([*_engines(results), *conversions, *_layers(results.layers)]).rstrip("\n")
+    return "\n".join([*_conclusions(results), "", _conditions(results), "", "## Every row", "", tables])
 
 
 def updated(page: str, text: str) -> str:

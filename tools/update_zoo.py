@@ -1,4 +1,4 @@
-"""Writes docs/benchmarks/zoo.md from docs/benchmarks/zoo.json, which `gkp bench --suite zoo --models DIR --json` wrote.
+"""Writes docs/benchmarks/zoo.md from docs/benchmarks/data/zoo.json, which `gkp bench --suite zoo --models DIR --json` wrote.
 
 usage: python tools/update_zoo.py
 """
@@ -18,7 +18,7 @@ from gkp.report.wording import ENGINES, NOT_MEASURED, interval, milliseconds, ti
 from gkp.text import clean
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "docs" / "benchmarks" / "zoo.json"
+RESULTS = ROOT / "docs" / "benchmarks" / "data" / "zoo.json"
 PAGE = ROOT / "docs" / "benchmarks" / "zoo.md"
 STOCK = ("ort", "openvino", "ncnn")
 PACKAGES = ("onnxruntime", "openvino", "ncnn", "ziglang", "torch")
@@ -43,7 +43,7 @@ def page(found: ZooBench) -> str:
     """The whole page, as Markdown: what follows first, then where it was measured, then the table."""
     return "\n".join([_INTRO, *(f"- {_plain(line)}" for line in sentences(conclude(found))), "", _conditions(found), "",
                       *_table(found), "", *_missing(found), "This page is written by `tools/update_zoo.py` from "
-                      "[zoo.json](zoo.json).", ""])
+                      "[zoo.json](data/zoo.json).", ""])
 
 
 def _table(found: ZooBench) -> Iterator[str]:
