@@ -177,7 +177,7 @@ def test_steps_that_cannot_be_divided_alike_are_one_note() -> None:
     graph = prepare(net.model(net.conv3(x, 4, 4)))
     rows = NodePlacement((1, 0), rows=((0, 4), (4, 8)))
     made = draft(graph, "spatial", {n.name: rows for n in graph.nodes}, devices(2), LINK)
-    (note,) = [n for n in made.plan.notes if "Transpose" in n]
+    (note,) = [n for n in made.notes if "Transpose" in n]
     assert note.startswith("3 steps, such as ")
 
 

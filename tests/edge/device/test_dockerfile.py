@@ -14,7 +14,7 @@ import pytest
 from cli_kit import ROOT, entry_point
 
 from gkp import __version__
-from gkp.edge.keys import make_keys
+from gkp.edge.wire.keys import make_keys
 
 FILE = ROOT / "examples" / "edge" / "Dockerfile"
 
