@@ -74,7 +74,7 @@ def test_a_missing_runtime_says_how_to_get_it(module: str, call: str, extra: str
             f"try:\n    {call}()\nexcept BackendMissingError as e:\n    print(e.message, '|', e.hint)\n")
     outcome = blocked([module], body)
     assert "is not installed" in outcome.out
-    assert f"gkp[{extra}]" in outcome.out
+    assert f".[{extra}]" in outcome.out
 
 
 @pytest.mark.parametrize("order", ["", "[::-1]"])
