@@ -183,6 +183,19 @@ def test_the_tool_writes_one_row_per_measurement_and_keeps_the_rest() -> None:
     assert f"\n{tool.details(results)}".count("\n| ") >= len(results.engines) + 2 + len(stock) + 2
 
 
+def test_the_page_of_cpu_figures_begins_with_what_follows_from_them() -> None:
+    tool = _tool()
+    results = tool.read()
+    first, _, rows = tool.details(results).partition("\n## Every row\n")
+    assert "| model | batch |" in rows
+    ratios = sorted(row.vs_fastest.value for found in results.engines for row in found.rows
+                    if (row.engine, row.model, row.precision) == ("native", "pruned", "fp32"))
+    assert f"in native kernels are {ratios[0]:.2f}x to {ratios[-1]:.2f}x as fast as the dense ones" in first
+    ort = sorted(row.speedup.value for row in results.rows if row.target == "ort")
+    assert f"On ONNX Runtime alone they reach {ort[0]:.2f}x to {ort[-1]:.2f}x of the dense speed there" in first
+    assert all(line.startswith("- ") for line in first.splitlines()[:4])
+
+
 def test_the_tool_refuses_a_readme_without_its_markers() -> None:
     tool = _tool()
     with pytest.raises(ValueError, match="lacks"):

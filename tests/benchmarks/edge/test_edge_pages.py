@@ -8,6 +8,8 @@ from typing import Any
 import edge_table
 import pytest
 
+from gkp.benchmarks.edge.rows import WHAT
+
 RESULTS: dict[str, Any] = json.loads(edge_table.RESULTS.read_text(encoding="utf-8"))
 
 
@@ -47,7 +49,7 @@ def test_the_summary_takes_the_best_way_of_dividing_and_counts_what_held() -> No
         row("spatial", distribution_gain=ratio(0.9), payload={"equal": False}, predicted=bad),
         row("pipeline", distribution_gain=ratio(3.0), refused="more than working at once can bring"),
         {"what": "hybrid", "missing": "not asked"}, row("auto", same_as="runtime")))
-    said = edge_table.WHAT
+    said = WHAT
     assert f"| net | 2, 1gbe | 2 | 1.50x | {said['spatial']} 0.90x (0.80 to 1.00) | 1.40x | {said['runtime']} |" in text
     assert "in 2 of 3 rows" in text, "bytes"
     assert text.count("in 2 of 3 rows") == 2, "predictions"
