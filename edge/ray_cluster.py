@@ -78,8 +78,8 @@ def up(options: UpOptions, say: Say) -> None:
         if not encrypted() and fleet.hosts != {ray.util.get_node_ip_address()}:
             say("note: Ray's connections are not encrypted (RAY_USE_TLS): token, folders and keys travel as they are")
         limit = max(map(message_limit, plans.values()))
-        connections = {n: Connection(address, n, coordinator, limit) for n, address in fleet.addresses.items()}
         hashes = {name: [part.plan.hash for part in parts[name]] for name in parts}
+        connections = {n: Connection(address, n, coordinator, limit, hashes[n]) for n, address in fleet.addresses.items()}
         with Supervisor(connections, hashes, revive=fleet.revive) as supervisor, \
                 fleet.closing():  # before the supervisor waits for its threads, which may wait for a worker
             _await_all(supervisor, fleet)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
 
 from gkp.edge.client import Pending
 from gkp.edge.flow import Flow
-from gkp.edge.oip import Parameter, Refusal
+from gkp.edge.oip import Refusal
 from gkp.edge.served import Shard
+from gkp.edge.wire.frames import Parameter
 from gkp.types import Array
 
 Key = tuple[str, str]
@@ -32,8 +34,8 @@ class Event(msgspec.Struct, frozen=True):
 @dataclass(eq=False)
 class Request:
     """deadline: of time.monotonic; number: in the order of opening; flow: None when it failed; opened: of
-    time.monotonic, when its first message came; finished: set when it is done, or failed; seen: values that came; sends:
-    under way."""
+    time.monotonic, when its first message came; finished: set when it is done, or failed, and then done is called; seen:
+    values that came; sends: under way."""
 
     shard: Shard
     id: str
@@ -42,6 +44,7 @@ class Request:
     number: int
     flow: Flow | None
     segments_left: int
+    done: Callable[[Request], None] | None = None
     opened: float = field(default_factory=time.monotonic)
     sends_left: int = 0
     failure: Refusal | None = None
