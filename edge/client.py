@@ -111,6 +111,7 @@ class Connection:
         self._max, self._plans = max_bytes, list(plans)
         self._loop, self._own = loop or Loop(f"gkp-stream-{name}"), loop is None
         self._lock = threading.Lock()
+        self._order = threading.Lock()  # calls are sent in the order of their numbers; taken before the other one
         self._stream: Stream | None = None  # that was welcomed
         self._dialing: socket.socket | None = None
         self._dialer: threading.Thread | None = None
@@ -164,11 +165,12 @@ class Connection:
 
     # ---- calls ------------------------------------------------------------------------------------------------------
     def _started(self, pending: Pending) -> Pending:
-        with self._lock:
-            stream = self._placed(pending)
-        if stream is not None:
-            self._send(stream, pending)
-        elif self._closed:
+        with self._order:
+            with self._lock:
+                stream = self._placed(pending)
+            if stream is not None:
+                self._send(stream, pending)
+        if stream is None and self._closed:
             pending.failed(RemoteError("CANCELLED", "", None, f"{self.name}: the connection was closed"))
         return pending
 
@@ -325,17 +327,18 @@ class Connection:
                 raise OSError("the connection was closed")
 
     def _welcomed(self, stream: Stream) -> None:
-        with self._lock:
-            if self._closed or self._stream is not None:
-                stream.lose("closed")
-                return
-            self._stream = stream
-            waiting, self._waiting = self._waiting, []
+        with self._order:
+            with self._lock:
+                if self._closed or self._stream is not None:
+                    stream.lose("closed")
+                    return
+                self._stream = stream
+                waiting, self._waiting = self._waiting, []
+                for pending in waiting:
+                    self._placed(pending)
             for pending in waiting:
-                self._placed(pending)
+                self._send(stream, pending)
         self._outcome.set()
-        for pending in waiting:
-            self._send(stream, pending)
         self._tell(True)
 
     def _tell(self, connected: bool) -> None:
