@@ -18,8 +18,8 @@ def run_split(screen: Screen, directory: Path, x: Any, profile: bool,
                **where: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """(outputs by name, what else goes into the JSON: "devices", and with profile "profile")."""
     from gkp.edge import Cluster
-    from gkp.edge import trace as tracing
-    from gkp.edge.words import predicted_words
+    from gkp.edge.coordinate import trace as tracing
+    from gkp.edge.plan.describe import predicted_text
 
     if isinstance(x, dict):
         if len(x) != 1:
@@ -33,7 +33,7 @@ def run_split(screen: Screen, directory: Path, x: Any, profile: bool,
             for table in tracing.tables(trace, every_step=screen.verbose):
                 screen.show(table)
             if opened.plan.predicted is not None:
-                screen.say(predicted_words(opened.plan))
+                screen.say(predicted_text(opened.plan))
             said["profile"] = trace
         else:
             y = opened.run(x)
@@ -47,12 +47,12 @@ def run_split(screen: Screen, directory: Path, x: Any, profile: bool,
 def split(screen: Screen, *, model: Path, output: Path | None, devices: str, link: str, profiles: tuple[str, ...],
           input_shape: tuple[str, ...], arch: str | None, trust_code: bool, json_to: str | None, **options: Any) -> None:
     from gkp.converter.sources import OpenOptions
-    from gkp.edge.devices import parse_devices, parse_link
-    from gkp.edge.planner import SplitOptions
-    from gkp.edge.planner import split as run
-    from gkp.edge.profile import parse_profiles
-    from gkp.edge.report import FILE_NAME, modes_table
-    from gkp.edge.words import reasons
+    from gkp.edge.divide.planner import SplitOptions
+    from gkp.edge.divide.planner import split as run
+    from gkp.edge.forecast.profile import parse_profiles
+    from gkp.edge.forecast.report import FILE_NAME, modes_table
+    from gkp.edge.plan.describe import reasons
+    from gkp.edge.plan.devices import parse_devices, parse_link
 
     asked = SplitOptions(parse_devices(devices), parse_link(link), profiles=parse_profiles(profiles),
                          opening=OpenOptions(parse_shapes(input_shape), arch, trust_code), **options)
@@ -67,13 +67,13 @@ def split(screen: Screen, *, model: Path, output: Path | None, devices: str, lin
     trust = " --trust-code" if any(s.file.endswith(".so") for s in plan.segments) else ""
     screen.say(f"\nwritten: {out}   (picture: {out / FILE_NAME})")
     screen.say(f"try: gkp run {out} --local{trust} --input FILE.npy", wrap=False)
-    screen.json(json_to, msgspec.json.format(msgspec.json.encode(plan, order="deterministic"), indent=1) + b"\n")
+    screen.json(json_to, plan.encode() + b"\n")
 
 
 def edge_profile(screen: Screen, *, source: Path, devices: str | None, link: str, seconds: float, output: Path | None,
                  input_shape: tuple[str, ...], arch: str | None, trust_code: bool, json_to: str | None, target: str,
                  cpu: str) -> None:
-    from gkp.edge import profile as profiling
+    from gkp.edge.forecast import profile as profiling
 
     out = output or (source / profiling.FILE_NAME if source.is_dir() else Path(profiling.FILE_NAME))
     check_writable(out)
@@ -84,8 +84,8 @@ def edge_profile(screen: Screen, *, source: Path, devices: str | None, link: str
             found = profiling.measure(profiling.folder_jobs(source, trust_code), seconds, progress)
         else:
             from gkp.converter.sources import OpenOptions
-            from gkp.edge.devices import parse_devices, parse_link
-            from gkp.edge.planner import SplitOptions, measure_modes
+            from gkp.edge.divide.planner import SplitOptions, measure_modes
+            from gkp.edge.plan.devices import parse_devices, parse_link
 
             if devices is None:
                 raise UsageError(f"{source} is a model: for which devices?", "e.g. --devices 4, or a folder of gkp split")
@@ -105,10 +105,10 @@ def edge_profile(screen: Screen, *, source: Path, devices: str | None, link: str
 
 def serve(screen: Screen, *, folders: tuple[Path, ...], keys: Path | None, insecure: bool, peers: tuple[str, ...],
           json_to: str | None, **options: Any) -> None:
-    from gkp.edge.identity import require_grpc
+    from gkp.edge.wire.identity import require_grpc
 
     require_grpc()
-    from gkp.edge import serve as serving
+    from gkp.edge.device import serve as serving
 
     serving.check_keys_given(keys, insecure)
 
@@ -124,8 +124,8 @@ def serve(screen: Screen, *, folders: tuple[Path, ...], keys: Path | None, insec
 
 
 def edge_keys(screen: Screen, *, directories: tuple[Path, ...], output: Path, days: int) -> None:
-    from gkp.edge.keys import make_keys
-    from gkp.edge.plan import read_plan
+    from gkp.edge.plan.schema import read_plan
+    from gkp.edge.wire.keys import make_keys
 
     for folder in make_keys([read_plan(directory) for directory in directories], output, days):
         screen.say(f"written: {folder}")
@@ -134,10 +134,10 @@ def edge_keys(screen: Screen, *, directories: tuple[Path, ...], output: Path, da
 
 def edge_up(screen: Screen, *, directories: tuple[Path, ...], address: str, keys: Path, output: Path,
             threads: int | None) -> None:
-    from gkp.edge.identity import require_grpc
+    from gkp.edge.wire.identity import require_grpc
 
     require_grpc()
-    from gkp.edge import ray_cluster
+    from gkp.edge.ray import cluster as ray_cluster
 
     check_writable(output)
     ray_cluster.up(ray_cluster.UpOptions(directories, address, keys, output, threads), screen.say)

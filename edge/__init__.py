@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gkp.edge.cluster import Cluster
+    from gkp.edge.coordinate.cluster import Cluster
 
 __all__ = ["Cluster"]
 
@@ -18,9 +18,9 @@ def __getattr__(name: str) -> Any:
     """Import on first use: a plan can be read without gRPC."""
     if name != "Cluster":
         raise AttributeError(f"module 'gkp.edge' has no attribute {name!r}")
-    from gkp.edge.identity import require_grpc
+    from gkp.edge.wire.identity import require_grpc
 
     require_grpc()
-    from gkp.edge.cluster import Cluster
+    from gkp.edge.coordinate.cluster import Cluster
 
     return Cluster

@@ -24,7 +24,12 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "gkp.benchmarks": CONVERT,
     "gkp.benchmarks.gpu": ("torch", *CONVERT),
     "gkp.benchmarks.edge": ("grpc", *CONVERT),
-    "gkp.edge": ("grpc", *CONVERT),  # what a device needs of it: tests/edge/test_service_process.py
+    "gkp.edge": (),  # what a device needs of it: tests/edge/device/test_service_process.py
+    "gkp.edge.wire": ("grpc", "google"),
+    "gkp.edge.device": ("grpc", "google"),
+    "gkp.edge.coordinate": ("grpc", "google"),
+    "gkp.edge.ray": ("grpc", "google"),
+    "gkp.edge.divide": CONVERT,
     "gkp.converter": CONVERT,
     "gkp.converter.lower": CONVERT,
     "gkp.converter.passes": CONVERT,

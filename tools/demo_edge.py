@@ -19,8 +19,8 @@ from rich.console import Console
 
 import gkp
 from gkp.edge import Cluster
-from gkp.edge import trace as tracing
-from gkp.edge.plan import COORDINATOR
+from gkp.edge.coordinate import trace as tracing
+from gkp.edge.plan.schema import COORDINATOR
 
 IMAGES = 20
 

@@ -20,11 +20,11 @@ from gkp.benchmarks.cases import Case, edge_cases
 from gkp.benchmarks.kit import apart
 from gkp.converter.sources import GroupedModel, OpenOptions, open_any
 from gkp.edge import Cluster
-from gkp.edge.devices import parse_devices, parse_link
-from gkp.edge.plan import COORDINATOR, MODES
-from gkp.edge.planner import Planner, SplitOptions
-from gkp.edge.prepare import prepare
-from gkp.edge.split import TOLERANCE, write
+from gkp.edge.divide.planner import Planner, SplitOptions
+from gkp.edge.divide.prepare import prepare
+from gkp.edge.divide.write import TOLERANCE, write
+from gkp.edge.plan.devices import parse_devices, parse_link
+from gkp.edge.plan.schema import COORDINATOR, MODES
 
 
 def row(opened: GroupedModel, graph: Any, mode: str, devices: int) -> tuple[bool, str]:
@@ -34,8 +34,8 @@ def row(opened: GroupedModel, graph: Any, mode: str, devices: int) -> tuple[bool
     x = np.random.default_rng(7).standard_normal(shape).astype(np.float32)
     want = np.asarray(opened.reference({given.name: x})[0])
     with tempfile.TemporaryDirectory() as folder:
-        made, _ = Planner(graph, SplitOptions(parse_devices(str(devices)), parse_link("1gbe"), mode=mode)).plan()
-        plan = write(opened, made, Path(folder) / "split")
+        planned = Planner(graph, SplitOptions(parse_devices(str(devices)), parse_link("1gbe"), mode=mode)).plan()
+        plan = write(opened, *planned, Path(folder) / "split")
         with Cluster(Path(folder) / "split", local=True, fallback=False, threads=1, deadline=120) as cluster:
             y, trace = cluster.trace(x)
     between = [t for t in plan.transfers if COORDINATOR not in (t.source, t.target)]

@@ -23,11 +23,11 @@ from gkp import manifest
 from gkp.benchmarks.edge.counters import Counters, cpu_ms
 from gkp.benchmarks.edge.job import Alone, Counted, Job, Line, Outcome, Taken
 from gkp.benchmarks.kit import apart
-from gkp.edge.cluster import Cluster
-from gkp.edge.local import LocalExecutor
-from gkp.edge.plan import read_plan
-from gkp.edge.segment_file import NATIVE
-from gkp.edge.trace import Trace
+from gkp.edge.coordinate.cluster import Cluster
+from gkp.edge.coordinate.trace import Trace
+from gkp.edge.device.in_process import InProcessExecutor
+from gkp.edge.device.segment_file import NATIVE
+from gkp.edge.plan.schema import read_plan
 from gkp.errors import GkpError
 from gkp.runtime.load import open_runner
 from gkp.runtime.native import NativeRunner
@@ -75,7 +75,7 @@ class _Session:
     def _alone(self, entry: Alone) -> Call:
         path = Path(entry.path)
         if entry.kind == "shards":
-            executor = self.open.enter_context(closing(LocalExecutor.open(read_plan(path), path, trust_code=True)))
+            executor = self.open.enter_context(closing(InProcessExecutor.open(read_plan(path), path, trust_code=True)))
             return lambda: executor.run(self.x)
         runner = self.open.enter_context(closing(_runner(entry.kind, path)))
         feeds = {runner.inputs[0]: self.x}

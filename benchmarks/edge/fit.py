@@ -13,16 +13,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from gkp import manifest
 from gkp.benchmarks.edge.job import Taken
-from gkp.edge.devices import parse_devices
-from gkp.edge.plan import COORDINATOR, FILE_NAME, Link, Plan, Segment, Transfer, Value, device_folder
-from gkp.edge.split import DEVICE_FILE
+from gkp.edge.plan.devices import parse_devices
+from gkp.edge.plan.schema import COORDINATOR, Link, Plan, Segment, Transfer, Value, device_folder, write_plan
 
 SIZES = (1_000, 16_000, 128_000, 1_000_000)
 HOPS = (2, 10)
@@ -129,13 +127,7 @@ def _write(folder: Path, size: int, hops: int, devices: int) -> Plan:
     plan = Plan(mode="pipeline", objective="latency", model="chain", model_sha256=None, devices=parse_devices(str(devices)),
                 link=_ANY, input="v0", output=f"v{hops + 1}", values=values, segments=segments, transfers=transfers,
                 layouts={}, files=files, predicted=None, rejected=[], notes=[])
-    text = msgspec.json.encode(plan, order="deterministic")
-    (folder / FILE_NAME).write_bytes(text)
-    for device in range(devices):
-        mine = device_folder(folder, device)
-        mine.mkdir(exist_ok=True)
-        (mine / FILE_NAME).write_bytes(text)
-        (mine / DEVICE_FILE).write_bytes(msgspec.json.encode({"schema_version": 1, "device": device, "plan": plan.hash}))
+    write_plan(plan, folder)
     return plan
 
 

@@ -17,7 +17,7 @@ from gkp.benchmarks.edge.job import Alone, Counter, Job, Line, Outcome, Route
 from gkp.benchmarks.edge.net import Net, end_process
 from gkp.benchmarks.edge.quota import Quota
 from gkp.benchmarks.edge.workers import Workers
-from gkp.edge.plan import Link, Plan
+from gkp.edge.plan.schema import Link, Plan
 from gkp.errors import BackendMissingError, GkpError
 from gkp.types import Progress
 

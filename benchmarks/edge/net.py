@@ -17,7 +17,7 @@ from types import TracebackType
 from gkp.benchmarks.edge import relay
 from gkp.benchmarks.edge.counters import WORD
 from gkp.benchmarks.edge.netns import Namespaces, command, ip, unavailable
-from gkp.edge.plan import Link
+from gkp.edge.plan.schema import Link
 from gkp.errors import BackendMissingError
 
 PORT = 7000

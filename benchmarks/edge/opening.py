@@ -15,7 +15,7 @@ from gkp.benchmarks.edge.job import Alone
 from gkp.benchmarks.engines import make_pair
 from gkp.converter.graph import Graph
 from gkp.converter.sources import GroupedModel, OpenOptions, open_any
-from gkp.edge.prepare import prepare
+from gkp.edge.divide.prepare import prepare
 from gkp.errors import GkpError
 from gkp.runtime.environment import version
 from gkp.types import Progress

@@ -10,14 +10,14 @@ import msgspec
 from gkp.benchmarks.edge.opening import Opened
 from gkp.converter.graph import Graph
 from gkp.converter.sources import GroupedModel
-from gkp.edge.decide import candidate
-from gkp.edge.decide import decide as choose
-from gkp.edge.devices import parse_devices
-from gkp.edge.plan import Link, Plan
-from gkp.edge.planner import Planner, SplitOptions
-from gkp.edge.profile import Profile, Profiles, folder_jobs, measure
-from gkp.edge.segment_file import NATIVE
-from gkp.edge.split import write
+from gkp.edge.device.segment_file import NATIVE
+from gkp.edge.divide.decide import candidate
+from gkp.edge.divide.decide import decide as choose
+from gkp.edge.divide.planner import Planner, SplitOptions
+from gkp.edge.divide.write import write
+from gkp.edge.forecast.profile import Profile, Profiles, folder_jobs, measure
+from gkp.edge.plan.devices import parse_devices
+from gkp.edge.plan.schema import Link, Plan
 from gkp.errors import GkpError
 from gkp.types import Progress
 
@@ -74,12 +74,12 @@ def _split(made: Splits, name: str, model: GroupedModel, graph: Graph, mode: str
            native: bool) -> None:
     options = SplitOptions(parse_devices(str(made.devices)), link, mode=mode)
     try:
-        planner = Planner(graph, options, name)
-        found, _ = planner.plan()
-        if native and len({id(piece.graph) for piece in found.pieces}) <= _COMPILED:
-            planner = Planner(graph, replace(options, target="native"), name)
-            found, _ = planner.plan()
-        made.by_mode[name] = Split(folder, write(model, found, folder, engine=planner.engine))
+        planner = Planner(graph, options)
+        found, decision = planner.plan()
+        if native and len({id(subgraph.graph) for subgraph in found.subgraphs}) <= _COMPILED:
+            planner = Planner(graph, replace(options, target="native"), network=planner.whole)
+            found, decision = planner.plan()
+        made.by_mode[name] = Split(folder, write(model, found, decision, folder, model=name, engine=planner.engine))
     except GkpError as e:
         made.missing[name] = e.message
 
@@ -99,7 +99,7 @@ def in_phase(splits: Splits, now_ms: float | None, each_ms: float) -> Profiles:
     """The times of segments as they were while the one of mode local took now_ms (the speed of a shared machine drifts), and
     each_ms more: what a worker spends on any segment."""
     local, profile = splits.by_mode.get("local"), splits.profile
-    before = None if local is None else splits.profiles.ms(local.plan, local.plan.segments[0])
+    before = None if local is None else splits.profiles.ms(local.plan.values, local.plan.segments[0], local.plan.devices[0])
     if profile is None or before is None or now_ms is None:
         return splits.profiles
     entries = {key: msgspec.structs.replace(e, ms=e.ms * now_ms / before + each_ms) for key, e in profile.entries.items()}

@@ -45,8 +45,8 @@ class Wire(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Predicted(msgspec.Struct, frozen=True, kw_only=True):
-    """By gkp.edge.predict, from the segments' times and the fitted link. ratio: predicted / measured time of one request;
-    within: is it in 1 +- TOLERANCE."""
+    """By gkp.edge.forecast.predict, from the segments' times and the fitted link. ratio: predicted / measured time of one
+    request; within: is it in 1 +- TOLERANCE."""
 
     critical_path_ms: float
     period_ms: float

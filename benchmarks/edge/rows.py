@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from gkp.benchmarks.edge.job import Counted, Outcome, Taken
 from gkp.benchmarks.edge.results import EdgeRow, Payload, Predicted, Rate, Wire
-from gkp.edge.plan import COORDINATOR, Plan
-from gkp.edge.predict import predict
-from gkp.edge.profile import Profiles
-from gkp.edge.split import TOLERANCE
+from gkp.edge.divide.write import TOLERANCE
+from gkp.edge.forecast.predict import predict
+from gkp.edge.forecast.profile import Profiles
+from gkp.edge.plan.schema import COORDINATOR, Plan
 from gkp.errors import GkpError
 from gkp.manifest import Ratio
 from gkp.runtime.measure import ratio, timing
@@ -61,7 +61,7 @@ def row(entry: Subject, outcome: Outcome, context: Context, linked: Plan | None)
     """One row. linked: the entry's plan on the fitted link, to be predicted."""
     taken = outcome.taken.get(entry.name, Taken(failed="it was not measured"))
     base, dense = (outcome.taken.get(context.best.get(network, ""), Taken()).ms for network in (entry.network, DENSE))
-    busy = 1 if entry.plan is None or not entry.wall else len(_busy(entry.plan))
+    busy = 1 if entry.plan is None or not entry.wall else len(entry.plan.busy_devices)
     refused: list[str] = []
     against = _ratio(base, taken.ms) if entry.name != context.best.get(entry.network) else None
     gain = honest(against, busy, context.cores, context.dilation, refused) if busy > 1 else None
@@ -113,10 +113,6 @@ def payload_of(counted: Counted, plan: Plan) -> Payload:
                    hops=[(*ends, *total) for ends, total in sorted(totals.items())] if equal else None)
 
 
-def _busy(plan: Plan) -> set[int]:
-    return {s.device for s in plan.segments}
-
-
 def _ratio(reference: Sequence[float], other: Sequence[float]) -> Ratio | None:
     return ratio(reference, other) if reference and other else None
 
@@ -141,9 +137,7 @@ def _rate(entry: Subject, taken: Taken, busy: int, context: Context, refused: li
 def _wire(entry: Subject, taken: Taken, outcome: Outcome) -> Wire | None:
     if taken.wire is None or entry.plan is None:
         return None
-    payload = sum(t.bytes for t in entry.plan.transfers)
-    if entry.plan.mode == "replicas":
-        payload //= max(1, len(_busy(entry.plan)))  # a request goes to one of them
+    payload = sum(t.bytes for t in entry.plan.transfers) // len(entry.plan.replicas)  # a request goes to one of them
     return Wire(bytes=taken.wire[0], payload_bytes=payload, framing=taken.wire[0] / max(1, payload),
                 between_devices=taken.wire[1], idle_bytes_per_second=outcome.idle or 0.0)
 

@@ -9,15 +9,13 @@ import msgspec
 
 from gkp.benchmarks.edge.opening import Opened
 from gkp.benchmarks.edge.results import EdgeRow, ScalePoint
-from gkp.edge.alone import Forms, best_forms, in_forms
-from gkp.edge.costs import estimate, with_cost
-from gkp.edge.devices import parse_devices
-from gkp.edge.modes import assign
-from gkp.edge.plan import COORDINATOR, Link, Plan
-from gkp.edge.predict import period_ms
-from gkp.edge.profile import Profiles, plan_times
-from gkp.edge.simulate import simulate
-from gkp.edge.split import draft
+from gkp.edge.divide.planner import Planner, SplitOptions
+from gkp.edge.divide.single_device import OneDevice
+from gkp.edge.forecast.predict import period_ms
+from gkp.edge.forecast.profile import Profiles, plan_times
+from gkp.edge.forecast.simulate import simulate
+from gkp.edge.plan.devices import parse_devices
+from gkp.edge.plan.schema import COORDINATOR, Link, SplitModel
 from gkp.errors import GkpError
 from gkp.types import Progress
 
@@ -25,6 +23,7 @@ DEVICES = (2, 4, 8, 16, 32, 64, 128, 256)
 MODES = ("replicas", "branch", "spatial", "pipeline")
 _MOST_MESSAGES = 600
 """Of a plan; the next one, over twice the devices, would have several times as many."""
+_ANY = Link(name="any", bandwidth=1e9, rtt=0.0)
 _EVENTS = 6000
 """Messages to simulate for a rate."""
 
@@ -46,57 +45,36 @@ def scale(opened: Opened, links: Mapping[str, Link], profiles: Profiles, measure
     return found
 
 
-def _plans(opened: Opened, mode: str) -> Iterator[tuple[int, Plan | str]]:
+def _plans(opened: Opened, mode: str) -> Iterator[tuple[int, SplitModel | str]]:
     """(devices, the plan or why there is none)."""
-    forms: Forms = {}
-    stop: str | None = None
+    network, stop = OneDevice(opened.graph), None
     for devices in DEVICES:
         if stop is not None:
             yield devices, stop
             continue
         try:
-            plan, forms = drafted(opened, mode, devices, forms)
+            plan = drafted(network, mode, devices)
         except GkpError as e:
             yield devices, e.message
             continue
         yield devices, plan
-        busy = len({s.device for s in plan.segments})
+        busy = len(plan.busy_devices)
         if busy < devices:
             stop = f"no more than {busy} devices have anything to do"
-        elif len(plan.transfers) > _MOST_MESSAGES and mode != "replicas":
+        elif len(plan.transfers) > _MOST_MESSAGES and len(plan.replicas) == 1:
             stop = f"not simulated: over {devices} devices a request is {len(plan.transfers):,} messages already"
 
 
-def drafted(opened: Opened, mode: str, devices: int, forms: Forms) -> tuple[Plan, Forms]:
-    """A plan with estimated times, the way gkp split makes it for equal devices; and the best forms of whole layers, which
-    are found when none are given."""
-    nowhere = Link(name="none", bandwidth=1e9, rtt=0.0)
-    first = 1 if mode == "replicas" else devices  # the others are the same
-    assignment = assign(mode, opened.graph, first)
-    made = draft(opened.graph, mode, assignment, parse_devices(str(first)), nowhere)
-    if not forms:
-        whole = draft(opened.graph, "local", assign("local", opened.graph, 1), parse_devices("1"), nowhere)
-        forms = best_forms(whole.pieces[0])
-    undivided = {name: form for name, form in forms.items() if assignment[name].kind != "channels"}
-    segments = [with_cost(s, estimate(in_forms(p, undivided).lowered()))
-                for s, p in zip(made.plan.segments, made.pieces, strict=True)]
-    plan = msgspec.structs.replace(made.plan, segments=segments)
-    return (replicated(plan, devices) if mode == "replicas" else plan), forms
+def drafted(network: OneDevice, mode: str, devices: int) -> SplitModel:
+    """A plan with estimated times, the way gkp split makes it for equal devices."""
+    options = SplitOptions(parse_devices(str(devices)), _ANY, mode=mode)
+    return Planner(network.graph, options, network=network).best(mode).draft.plan
 
 
-def replicated(plan: Plan, devices: int) -> Plan:
-    """One replica's plan, on many devices."""
-    (segment,) = plan.segments
-    segments = [msgspec.structs.replace(segment, index=k, device=k) for k in range(devices)]
-    transfers = [msgspec.structs.replace(t, **({"target": k} if t.source == COORDINATOR else {"source": k}))
-                 for k in range(devices) for t in plan.transfers]
-    return msgspec.structs.replace(plan, devices=parse_devices(str(devices)), segments=segments, transfers=transfers)
-
-
-def _point(case: str, link: str, plan: Plan, profiles: Profiles, measured: Sequence[EdgeRow]) -> ScalePoint:
+def _point(case: str, link: str, plan: SplitModel, profiles: Profiles, measured: Sequence[EdgeRow]) -> ScalePoint:
     try:
         times, based_on = plan_times(plan, profiles)
-        latency = max(simulate(plan, times, replica=_first(plan)).finished)
+        latency = max(simulate(plan, times, replica=0).finished)
         rate = per_second(plan, times)
     except GkpError as e:
         return ScalePoint(case=case, link=link, mode=plan.mode, devices=len(plan.devices), missing=e.message)
@@ -107,22 +85,18 @@ def _point(case: str, link: str, plan: Plan, profiles: Profiles, measured: Seque
                       measured_per_second=row.rate.per_second.median if row and row.rate else None)
 
 
-def _moves_the_same(row: EdgeRow, plan: Plan) -> bool:
+def _moves_the_same(row: EdgeRow, plan: SplitModel) -> bool:
     """gkp split may cut a pipeline elsewhere, as the link asks: then it is another plan."""
     between = [t.bytes for t in plan.transfers if COORDINATOR not in (t.source, t.target)]
     return row.payload is not None and (row.payload.plan_messages, row.payload.plan_bytes) == (len(between), sum(between))
 
 
-def _first(plan: Plan) -> int | None:
-    return 0 if plan.mode == "replicas" else None
-
-
-def per_second(plan: Plan, times: Sequence[float]) -> float:
+def per_second(plan: SplitModel, times: Sequence[float]) -> float:
     """Requests a second in the long run: they come as fast as the busiest resource alone would take them, and end as much
     later than one that is alone as they were too many. Where that would be too long to simulate, the busiest resource's."""
-    replicas, period = plan.mode == "replicas", period_ms(plan, times)
-    requests = 8 * len(plan.segments) if replicas else min(40, _EVENTS // max(1, len(plan.transfers)))
+    count, period = len(plan.replicas), period_ms(plan, times)
+    requests = 8 * count if count > 1 else min(40, _EVENTS // max(1, len(plan.transfers)))
     if requests < 8 or period <= 0:
         return 1e3 / max(period, 1e-9)
     last = max(simulate(plan, times, requests=requests, interval_ms=period).finished)
-    return 1e3 * (requests - 1) / (last - max(simulate(plan, times, replica=_first(plan)).finished))
+    return 1e3 * (requests - 1) / (last - max(simulate(plan, times, replica=0).finished))

@@ -27,8 +27,8 @@ from gkp.benchmarks.edge.quota import groups_folder
 from gkp.benchmarks.edge.results import EdgeBench, EdgeRow, Group, LinkFit, ScalePoint
 from gkp.benchmarks.edge.rows import DENSE, GROUPED, WHAT, Context, Subject, row
 from gkp.benchmarks.edge.scaling import scale
-from gkp.edge.devices import parse_link
-from gkp.edge.plan import Device, Link, Plan, device_folder
+from gkp.edge.plan.devices import parse_link
+from gkp.edge.plan.schema import Device, Link, Plan, device_folder
 from gkp.errors import BackendMissingError, GkpError
 from gkp.runtime.environment import fingerprint
 from gkp.runtime.measure import fastest
@@ -59,7 +59,7 @@ class Settings:
 def run_edge(settings: Settings, report: Progress) -> EdgeBench:
     """Everything. BackendMissingError where processes cannot be pinned to cores or gRPC is not installed; what else is
     missing is a row that says so."""
-    from gkp.edge.identity import require_grpc
+    from gkp.edge.wire.identity import require_grpc
 
     require_grpc()
     if not hasattr(os, "sched_getaffinity"):

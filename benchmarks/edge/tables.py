@@ -11,7 +11,7 @@ from rich.text import Text
 
 from gkp.benchmarks.edge.results import EdgeBench, EdgeRow, Group, LinkFit, ScalePoint
 from gkp.benchmarks.edge.rows import WHAT, WITHIN
-from gkp.edge.words import per_second, size
+from gkp.edge.plan.describe import per_second, size
 from gkp.manifest import Ratio
 from gkp.report.kit import left, missing_lines, ratio_text, right, table
 from gkp.report.wording import FASTER_NOTE, NOT_MEASURED, interval, milliseconds, shorten, times

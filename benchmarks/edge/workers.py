@@ -17,8 +17,8 @@ import msgspec
 
 from gkp.benchmarks.edge.net import Net
 from gkp.benchmarks.edge.quota import Quota
-from gkp.edge.keys import make_keys
-from gkp.edge.plan import Plan, device_folder
+from gkp.edge.plan.schema import Plan, device_folder
+from gkp.edge.wire.keys import make_keys
 from gkp.errors import GkpError
 
 _START_S = 180.0
@@ -67,9 +67,9 @@ class Workers:
                   if t.source == k and t.target >= 0}
         peers = [f"--peer={other}={address}" for other, address in self._addresses.items()
                  if other != name and (other in wanted or other in known)]
-        words = [*self._net.workers[k].prefix, sys.executable, "-m", "gkp.edge.child", "serve", *map(str, mine), "--listen",
-                 self._net.workers[k].address, "--keys", str(self._work / "keys" / name), "--threads", "1", "--queue", "64",
-                 "--grace", "1", "--json", "-", *peers]
+        words = [*self._net.workers[k].prefix, sys.executable, "-m", "gkp.edge.device.child", "serve", *map(str, mine),
+                 "--listen", self._net.workers[k].address, "--keys", str(self._work / "keys" / name), "--threads", "1",
+                 "--queue", "64", "--grace", "1", "--json", "-", *peers]
         with (self._work / f"worker_{k}.log").open("wb") as errors:
             process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
                                        start_new_session=True)

@@ -1,1 +1,1 @@
-"""What travels between coordinator and workers, and how."""
+"""Between processes: who is who (certificates), what a message holds, and connections."""

@@ -38,6 +38,10 @@ class Door:
         self._shaking: dict[_Guest, None] = {}
         self._passed: set[_Passage] = set()
 
+    def __len__(self) -> int:
+        """Connections that nothing is known of yet."""
+        return len(self._shaking)
+
     def open(self) -> None:
         """Let connections in. From any thread."""
         self._listener.setblocking(False)

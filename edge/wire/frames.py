@@ -19,7 +19,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from gkp.edge.plan import COORDINATOR
+from gkp.edge.plan.schema import COORDINATOR
 from gkp.edge.wire.checksum import checksum
 from gkp.types import Array
 

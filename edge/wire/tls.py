@@ -10,9 +10,9 @@ import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gkp.edge import identity
-from gkp.edge.identity import Identity, Keys
+from gkp.edge.wire import identity
 from gkp.edge.wire.frames import ALPN
+from gkp.edge.wire.identity import Identity, Keys
 
 _CHUNK = 128 << 10
 """Bytes that are encrypted before they are sent."""

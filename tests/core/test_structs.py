@@ -53,6 +53,8 @@ def test_what_is_no_such_json_is_said_with_the_file_and_what_to_do(data: bytes, 
 def test_another_version_is_named(tmp_path: Path) -> None:
     (tmp_path / "t.json").write_bytes(b'{"schema_version": 2}')
     assert "schema version 2, this gkp reads 1" in refused(tmp_path / "t.json").message
+    (tmp_path / "t.json").write_bytes(b'{"schema_version": 2, "name": 5}')  # said before what follows from it
+    assert "schema version 2, this gkp reads 1" in refused(tmp_path / "t.json").message
 
 
 def test_a_file_that_is_not_there_is_said_in_the_callers_words(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import worker_kit as kit
 from oip_kit import Front
 
-from gkp.edge.client import Connection
+from gkp.edge.wire.client import Connection
 
 
 @pytest.fixture(scope="module")

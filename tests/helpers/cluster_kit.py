@@ -17,13 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from gkp.edge.keys import make_keys
-from gkp.edge.plan import COORDINATOR, Device, Link, Plan, Segment, Transfer, Value, device_folder
+from gkp.edge.plan.schema import COORDINATOR, Device, Link, Plan, Segment, Transfer, Value, device_folder, write_plan
+from gkp.edge.wire.keys import make_keys
 
 SHAPE = (1, 3, 8, 8)
 CLASSES = 5
@@ -175,9 +174,7 @@ def _write(directory: Path, mode: str, devices: int, pieces: list[_Piece], shape
         folder = device_folder(directory, p.device)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"segment_{i}.onnx").write_bytes(model)
-        (folder / "manifest.json").write_text(json.dumps({"schema_version": 1, "device": p.device, "plan": plan.hash}))
-        (folder / "plan.json").write_bytes(msgspec.json.encode(plan))
-    (directory / "plan.json").write_bytes(msgspec.json.encode(plan))
+    write_plan(plan, directory)
     return plan
 
 
@@ -231,7 +228,7 @@ class Workers:
         name = self.split.plan.devices[device].name
         folders = [str(device_folder(s.directory, k)) for s in (self.split, *self.also)
                    for k, d in enumerate(s.plan.devices) if d.name == name]
-        program = self.programs.get(device, "") + "\nfrom gkp.edge import child\nchild.main()"
+        program = self.programs.get(device, "") + "\nfrom gkp.edge.device import child\nchild.main()"
         command = [sys.executable, "-c", program, "serve", *folders, "--listen", f"unix:{self.socket(device)}",
                    "--queue", str(self.queue), "--threads", "1", "--json", "-",
                    *([f"--keys={self.folder / 'keys' / name}"] if self.keys else ["--insecure"]),
@@ -286,7 +283,7 @@ def workers(made: Split, folder: Path, *, links: Sequence[tuple[int, int]] = (),
 _GATE = """
 import time
 from pathlib import Path
-from gkp.edge.served import Shard
+from gkp.edge.device.shard import Shard
 whole, closed, inside = Shard.run, Path({closed!r}), Path({inside!r})
 def run(shard, index, feeds):
     if closed.exists():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from gkp.edge.plan import COORDINATOR, Device, Link, Plan, Segment, Transfer, Value
+from gkp.edge.plan.schema import COORDINATOR, Device, Link, Plan, Segment, Transfer, Value
 
 LINK = Link(name="by-hand", bandwidth=1e6, rtt=2e-3, overhead=1e-3)
 """A message of 1,000 bytes holds its directions for 2 ms, and is there 1 ms later."""

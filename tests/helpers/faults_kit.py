@@ -9,7 +9,7 @@ import time
 import cluster_kit as kit
 
 from gkp.edge import Cluster
-from gkp.edge.failures import ClusterError
+from gkp.edge.coordinate.failures import ClusterError
 
 
 def slack(seconds: float = 1.5) -> float:

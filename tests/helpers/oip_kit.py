@@ -11,9 +11,9 @@ from typing import Any
 import grpc
 import numpy as np
 
-from gkp.edge import oip
-from gkp.edge.client import RemoteError, Reply
-from gkp.edge.oip import DATATYPES, DEVICE_KEY, ERROR_KEY, MESSAGES, MODEL, SERVICE
+from gkp.edge.wire import oip
+from gkp.edge.wire.client import RemoteError, Reply
+from gkp.edge.wire.oip import DATATYPES, DEVICE_KEY, ERROR_KEY, MESSAGES, MODEL, SERVICE
 
 INFER = f"/{SERVICE}/ModelInfer"
 

@@ -14,7 +14,7 @@ import pytest
 import worker_kit as kit
 from oip_kit import INFER, credentials
 
-from gkp.edge.client import Call, Connection, Pending, RemoteError
+from gkp.edge.wire.client import Call, Connection, Pending, RemoteError
 
 
 def new() -> str:

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 from net_blocks import classifier
@@ -15,16 +16,19 @@ from onnx_kit import Net, assert_close, feeds_of, run_ort
 
 from gkp.branched import BranchedConv
 from gkp.converter.graph import Graph, Node
-from gkp.converter.sources import OpenOptions, open_any
-from gkp.edge.local import LocalExecutor
-from gkp.edge.modes import assign
-from gkp.edge.partial import is_mean
-from gkp.edge.placement import NodePlacement
-from gkp.edge.plan import COORDINATOR, Device, Link, Plan
-from gkp.edge.prepare import prepare
-from gkp.edge.regions import whole
-from gkp.edge.shard import shardable
-from gkp.edge.split import TOLERANCE, Draft, check_folder, draft, write
+from gkp.converter.sources import GroupedModel, OpenOptions, open_any
+from gkp.edge.device.in_process import InProcessExecutor
+from gkp.edge.divide.chain import blocks, pipelines
+from gkp.edge.divide.decide import candidate, decide
+from gkp.edge.divide.draft import Draft, draft
+from gkp.edge.divide.modes import assign, checked
+from gkp.edge.divide.partial_means import is_mean
+from gkp.edge.divide.partition import shardable
+from gkp.edge.divide.placement import Assignment, NodePlacement
+from gkp.edge.divide.prepare import prepare
+from gkp.edge.divide.tiles import whole
+from gkp.edge.divide.write import TOLERANCE, check_folder, write
+from gkp.edge.plan.schema import COORDINATOR, Device, Link, Plan
 from gkp.manifest import sha256
 from gkp.runtime.runners import OrtRunner
 from gkp.text import clean
@@ -41,22 +45,36 @@ def devices(n: int) -> list[Device]:
 def drafted(model: onnx.ModelProto, mode: str, n: int, shares: Sequence[float] | None = None) -> Draft:
     """The model split over n devices in a mode."""
     graph = prepare(model)
-    return draft(graph, mode, assign(mode, graph, n, shares), devices(n), LINK)
+    return draft(graph, mode, placed(mode, graph, n, shares), devices(n), LINK)
+
+
+def placed(mode: str, graph: Graph, n: int, shares: Sequence[float] | None = None) -> Assignment:
+    """Who computes what in a mode, unplanned. Pipelines are cut where messages cost nothing."""
+    if mode != "pipeline":
+        return assign(mode, graph, n, shares)
+    given = checked(n, shares)
+    speeds = [Device(name=f"device-{k}", speed=s or 1e-6) for k, s in enumerate(given)]
+    return pipelines(blocks(graph), {}, speeds, msgspec.structs.replace(LINK, bandwidth=1e15, overhead=0.0), given)[0]
+
+
+def written(opened: GroupedModel, made: Draft, out: Path, **options: Any) -> Plan:
+    """Written and verified, the only candidate of its mode."""
+    return write(opened, made, decide([candidate(made.plan)], "latency", made.plan.mode), out, **options)
 
 
 def split_model(source: Path, devices: Sequence[Device], link: Link, out: Path, mode: str = "local", options: OpenOptions | None = None,
                 force: bool = False) -> Plan:
-    """Open a model, split it in a mode as gkp.edge.modes does, unplanned, and write it."""
+    """Open a model, split it in a mode, unplanned, and write it."""
     check_folder(out, force)
     opened = open_any(source, options or OpenOptions())
     graph = prepare(opened.model)
-    made = draft(graph, mode, assign(mode, graph, len(devices)), devices, link, model=clean(source.name), sha256=sha256(source))
-    return write(opened, made, out, force=force)
+    made = draft(graph, mode, placed(mode, graph, len(devices)), devices, link)
+    return written(opened, made, out, model=clean(source.name), sha256=sha256(source), force=force)
 
 
-def executor(made: Draft) -> LocalExecutor:
+def executor(made: Draft) -> InProcessExecutor:
     models = {s.index: model for s, model in zip(made.plan.segments, made.models, strict=True)}
-    return LocalExecutor(made.plan, lambda s: OrtRunner(models[s.index].SerializeToString(), 1))
+    return InProcessExecutor(made.plan, lambda s: OrtRunner(models[s.index].SerializeToString(), 1))
 
 
 def assert_computes(made: Draft, model: onnx.ModelProto, where: str = "") -> None:
@@ -69,10 +87,10 @@ def assert_computes(made: Draft, model: onnx.ModelProto, where: str = "") -> Non
     (x,) = feeds.values()
     want = run_ort(model, feeds)[0]
     run = executor(made)
-    takers = sorted({s.device for s in made.plan.segments}) if made.plan.mode == "replicas" else [None]
-    for device in takers:
-        assert_close([run.run(x, device)], [want], f"{where} {made.plan.mode} {device}", TOLERANCE)
-        expected = [t for t in made.plan.transfers if device is None or device in (t.source, t.target)]
+    assert (len(made.plan.replicas) > 1) == (made.plan.mode == "replicas" and len({s.device for s in made.plan.segments}) > 1)
+    for replica, group in enumerate(made.plan.replicas):
+        assert_close([run.run(x, replica)], [want], f"{where} {made.plan.mode} {group}", TOLERANCE)
+        expected = [t for t in made.plan.transfers if {t.source, t.target} & set(group)]
         key = lambda t: (t.value, t.source, t.target)  # noqa: E731
         assert sorted(run.moved, key=key) == sorted(expected, key=key)
     run.close()
@@ -137,16 +155,16 @@ def _random_placement(node: Node, n: int, rng: np.random.Generator) -> NodePlace
         return NodePlacement(order[:1])
     if kind == "copies":
         return NodePlacement(order[:2])
-    region = whole(node.inputs[0] if kind == "rows" and is_mean(node) else node.outputs[0])
+    tile = whole(node.inputs[0] if kind == "rows" and is_mean(node) else node.outputs[0])
     extra = rng.random() < 0.3 and not is_mean(node)
     if kind == "channels":
         order = (*order, *rng.choice(order, rng.integers(0, 3)).tolist())
-        owner = rng.integers(0, len(order), len(region.channels))
+        owner = rng.integers(0, len(order), len(tile.channels))
         lists = [set(np.flatnonzero(owner == k).tolist()) for k in range(len(order))]
         if extra and len(set(order)) == len(order):
-            lists[0] |= set(rng.permutation(len(region.channels))[:2].tolist())
+            lists[0] |= set(rng.permutation(len(tile.channels))[:2].tolist())
         return NodePlacement(order, tuple(tuple(sorted(c)) for c in lists))
-    height = region.rows[1]
+    height = tile.rows[1]
     cuts = [0, *np.sort(rng.integers(0, height + 1, len(order) - 1)).tolist(), height]
     rows = list(pairwise(cuts))
     if extra and rows[0][1] < height:

@@ -16,16 +16,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import msgspec
 import numpy as np
 from cli_kit import entry_point
 from oip_kit import Front
 from onnx import TensorProto, helper
 
-from gkp.edge import keys as keys_module
-from gkp.edge.client import Call, Connection, message_limit
-from gkp.edge.identity import Keys, read_keys
-from gkp.edge.plan import COORDINATOR, Device, Link, Plan, Segment, Transfer, Value, device_folder
+from gkp.edge.plan.schema import COORDINATOR, Device, Link, Plan, Segment, Transfer, Value, device_folder, write_plan
+from gkp.edge.wire import keys as keys_module
+from gkp.edge.wire.client import Call, Connection, message_limit
+from gkp.edge.wire.identity import Keys, read_keys
 
 SHAPE = (1, 4, 8, 8)
 BYTES = 4 * 4 * 8 * 8
@@ -64,13 +63,11 @@ def write_split(directory: Path, wire: str = "float32", names: tuple[str, str] =
                            "1": {"segment_1.onnx": hashlib.sha256(add).hexdigest()}},
         predicted=None, rejected=[], notes=[note], wire=wire)
     directory.mkdir()
-    (directory / "plan.json").write_bytes(msgspec.json.encode(plan))
     for index, model in enumerate((double, add)):
         folder = device_folder(directory, index)
         folder.mkdir()
         (folder / f"segment_{index}.onnx").write_bytes(model)
-        (folder / "plan.json").write_bytes(msgspec.json.encode(plan))
-        (folder / "manifest.json").write_bytes(msgspec.json.encode({"schema_version": 1, "device": index, "plan": plan.hash}))
+    write_plan(plan, directory)
     return plan
 
 

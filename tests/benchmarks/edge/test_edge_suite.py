@@ -19,9 +19,10 @@ from gkp.benchmarks.edge.coordinator import rate
 from gkp.benchmarks.edge.results import EdgeBench
 from gkp.benchmarks.edge.rows import WHAT
 from gkp.benchmarks.networks import aligned
-from gkp.edge.devices import parse_link
-from gkp.edge.predict import period_ms
-from gkp.edge.profile import Profiles, plan_times
+from gkp.edge.divide.single_device import OneDevice
+from gkp.edge.forecast.predict import period_ms
+from gkp.edge.forecast.profile import Profiles, plan_times
+from gkp.edge.plan.devices import parse_link
 from gkp.errors import UsageError
 
 MISSING = netns.unavailable()
@@ -114,7 +115,7 @@ def test_scaling_is_predicted_for_all_numbers_of_devices_or_says_why(tmp_path: P
 def test_no_rate_is_above_that_of_the_busiest_resource(mode: str, tmp_path: Path) -> None:
     opened = opening.Opener(tmp_path, lambda text, share: None).open(Case("tiny", tiny(tmp_path).source, targets=()), 0)
     for devices in (2, 3, 8):
-        plan, _ = scaling.drafted(opened, mode, devices, {})
+        plan = scaling.drafted(OneDevice(opened.graph), mode, devices)
         assert {s.device for s in plan.segments} <= set(range(len(plan.devices)))
         assert len(plan.devices) == devices
         for name in ("1gbe", "wifi"):

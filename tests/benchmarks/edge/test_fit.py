@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from gkp.benchmarks.edge import fit
 from gkp.benchmarks.edge.job import Counted, Taken
-from gkp.edge.local import LocalExecutor
-from gkp.edge.plan import COORDINATOR
+from gkp.edge.device.in_process import InProcessExecutor
+from gkp.edge.plan.schema import COORDINATOR
 
 ALPHA, BETA = st.floats(0.01, 20), st.floats(0.01, 500)
 
@@ -83,7 +83,7 @@ def test_the_chains_are_plans_that_run_and_send_what_their_names_say(tmp_path: P
         between = [t.bytes for t in plan.transfers if COORDINATOR not in (t.source, t.target)]
         assert fit.chain_name(between[0], len(between)) == folder.name
         assert len(set(between)) == 1
-        executor = LocalExecutor.open(plan, folder)
+        executor = InProcessExecutor.open(plan, folder)
         sign = (-1) ** (len(between) - 1)
         assert executor.run(np.full((1, 1), 2.0, np.float32)).item() == 2.0 * sign
         assert [t.bytes for t in executor.moved] == [t.bytes for t in plan.transfers]

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from gkp.benchmarks.edge import group, net, netns, quota, relay
 from gkp.benchmarks.edge.counters import WORD, cpu_ms
-from gkp.edge.devices import parse_link
-from gkp.edge.plan import Link
+from gkp.edge.plan.devices import parse_link
+from gkp.edge.plan.schema import Link
 from gkp.errors import BackendMissingError
 
 MISSING = netns.unavailable()

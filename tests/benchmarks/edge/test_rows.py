@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from gkp.benchmarks.edge.job import Counted, Outcome, Taken
 from gkp.benchmarks.edge.results import EdgeRow
 from gkp.benchmarks.edge.rows import DENSE, GROUPED, Context, Subject, honest, payload_of, row
-from gkp.edge.plan import COORDINATOR, Plan
-from gkp.edge.profile import Profiles
+from gkp.edge.forecast.profile import Profiles
+from gkp.edge.plan.schema import COORDINATOR, Plan
 from gkp.manifest import Ratio
 
 DENSE_MS, GROUPED_MS = [40.0] * 9, [20.0] * 9

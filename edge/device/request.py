@@ -1,0 +1,73 @@
+"""What a worker keeps of a request while it is open. Changed by the worker only, under its lock."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from gkp.edge.device.dataflow import Dataflow
+from gkp.edge.device.shard import Shard
+from gkp.edge.wire.client import Pending
+from gkp.edge.wire.frames import Parameter
+from gkp.edge.wire.oip import Refusal
+from gkp.types import Array
+
+Key = tuple[str, str]
+"""(plan, request id)"""
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One step of a request on this device. what: segment, send or receive; peer: device index; start_ms: since the request
+    was opened here."""
+
+    what: str
+    name: str
+    peer: int | None
+    start_ms: float
+    ms: float
+
+
+@dataclass(eq=False)
+class Request:
+    """deadline: of time.monotonic; number: in the order of opening; flow: None when it failed; opened: of
+    time.monotonic, when its first message came; finished: set when it is done, or failed, and then done is called; seen:
+    values that came; sends: under way."""
+
+    shard: Shard
+    id: str
+    attempt: int
+    deadline: float
+    number: int
+    flow: Dataflow | None
+    segments_left: int
+    done: Callable[[Request], None] | None = None
+    opened: float = field(default_factory=time.monotonic)
+    sends_left: int = 0
+    failure: Refusal | None = None
+    finished: threading.Event = field(default_factory=threading.Event)
+    output: dict[str, Array] = field(default_factory=dict)
+    seen: set[str] = field(default_factory=set)
+    sends: set[Pending] = field(default_factory=set)
+    events: list[Event] = field(default_factory=list)
+    counters: dict[str, Parameter] = field(default_factory=lambda: {
+        "sent_bytes": 0, "sent_messages": 0, "received_bytes": 0, "received_messages": 0, "compute_ms": 0.0})
+
+    @property
+    def key(self) -> Key:
+        return self.shard.hash, self.id
+
+    @property
+    def left(self) -> float:
+        """Seconds until its deadline."""
+        return max(0.0, self.deadline - time.monotonic())
+
+    def count(self, **more: float) -> None:
+        for name, amount in more.items():
+            self.counters[name] = self.counters[name] + amount  # type: ignore[operator]
+
+    def note(self, what: str, name: str, peer: int | None, start: float, end: float) -> None:
+        self.events.append(Event(what, name, peer, round((start - self.opened) * 1e3, 4), round((end - start) * 1e3, 4)))
