@@ -14,6 +14,7 @@ from gkp.edge.device.shard import Shard
 from gkp.edge.wire.client import Pending
 from gkp.edge.wire.frames import Parameter
 from gkp.edge.wire.oip import Refusal
+from gkp.errors import GkpError
 from gkp.types import Array
 
 Key = tuple[str, str]
@@ -71,3 +72,19 @@ class Request:
 
     def note(self, what: str, name: str, peer: int | None, start: float, end: float) -> None:
         self.events.append(Event(what, name, peer, round((start - self.opened) * 1e3, 4), round((end - start) * 1e3, 4)))
+
+
+def compute_failed(shard: Shard, index: int, error: Exception) -> Refusal:
+    """INTERNAL: a segment failed, of which nobody is told more than a GkpError says."""
+    said = error.message if isinstance(error, GkpError) else type(error).__name__
+    return Refusal("INTERNAL", "compute", f"segment {index} failed: {said}", shard.device)
+
+
+def already(request: str, attempt: int) -> Refusal:
+    """ALREADY_EXISTS: this attempt was asked for before."""
+    return Refusal("ALREADY_EXISTS", "request", f"request {request} had its run call, attempt {attempt}")
+
+
+def superseded(request: str) -> Refusal:
+    """ABORTED: by a newer attempt."""
+    return Refusal("ABORTED", "superseded", f"a newer attempt of request {request} came")

@@ -149,7 +149,7 @@ def serve(options: ServeOptions, ready: Callable[[Serving], None]) -> bool:
 @contextmanager
 def _signals() -> Iterator[int]:
     """A descriptor that holds a byte for every signal. Not an Event, which can miss one for ever: the system may give a
-    signal to one of gRPC's threads, and then nothing wakes the main one, where handlers run; and when wait() is just being
+    signal to another thread, and then nothing wakes the main one, where handlers run; and when wait() is just being
     entered it holds the lock that set() in the handler wants."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)

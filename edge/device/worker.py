@@ -24,13 +24,12 @@ import numpy as np
 
 from gkp.edge.device import early
 from gkp.edge.device.dataflow import Dataflow, Done
-from gkp.edge.device.request import Key, Request
+from gkp.edge.device.request import Key, Request, already, compute_failed, superseded
 from gkp.edge.device.shard import Shard
 from gkp.edge.plan.schema import COORDINATOR, Segment
 from gkp.edge.wire.client import Call, Connection, Pending, RemoteError
 from gkp.edge.wire.frames import Parameter
 from gkp.edge.wire.oip import Refusal, check_finite
-from gkp.errors import GkpError
 from gkp.types import Array
 
 QUEUE = 16
@@ -72,9 +71,9 @@ class Worker:
             older = self._open.get(key)
             newest = max(self._closed.get(key, 0), older.attempt if older else 0)
             if attempt <= newest:
-                raise _already(request, attempt) if attempt == newest else _superseded(request)
+                raise already(request, attempt) if attempt == newest else superseded(request)
             if older is not None:
-                self._drop(older, _superseded(request))
+                self._drop(older, superseded(request))
                 self._forget(older)
             arrived = self._early.take((*key, attempt))
             self._check_room(known=bool(arrived))
@@ -136,7 +135,7 @@ class Worker:
                 try:
                     found.outputs = shard.run(index, feeds)
                 except Exception as e:
-                    found.failure = _failed(shard, index, e)
+                    found.failure = compute_failed(shard, index, e)
                 found.ms = (time.perf_counter() - start) * 1e3
             with self._lock:  # not before: its inputs are in memory until here
                 self._probes.discard(found)
@@ -321,7 +320,7 @@ class Worker:
         except Refusal as e:
             self.fail(request, Refusal(e.status, e.error, e.message, shard.device))
         except Exception as e:
-            self.fail(request, _failed(shard, segment.index, e))
+            self.fail(request, compute_failed(shard, segment.index, e))
 
     def _computed(self, request: Request, segment: Segment, outputs: Sequence[Array], start: float,
                   end: float) -> list[tuple[str, Array, int]]:
@@ -395,16 +394,3 @@ class _Probe:
         self.outputs: list[Array] = []
         self.ms, self.cancelled, self.done = 0.0, False, threading.Event()
         self.failure: Refusal | None = None
-
-
-def _failed(shard: Shard, index: int, error: Exception) -> Refusal:
-    said = error.message if isinstance(error, GkpError) else type(error).__name__
-    return Refusal("INTERNAL", "compute", f"segment {index} failed: {said}", shard.device)
-
-
-def _already(request: str, attempt: int) -> Refusal:
-    return Refusal("ALREADY_EXISTS", "request", f"request {request} had its run call, attempt {attempt}")
-
-
-def _superseded(request: str) -> Refusal:
-    return Refusal("ABORTED", "superseded", f"a newer attempt of request {request} came")

@@ -12,15 +12,21 @@ _SMALL = 32 << 10
 """Bytes of what is not worth keeping: the allocator is as fast, without new pages."""
 _KEPT = 16
 """Buffers of each size, at most."""
-_UNUSED = 3
-"""References to a buffer that nobody has: the list's, the loop variable's, and the count's own."""
+
+
+def _references(buffers: list[Array]) -> list[int]:
+    return [sys.getrefcount(buffer) for buffer in buffers]
+
+
+_UNUSED = _references([np.empty(1, np.uint8)])[0]
+"""Of a buffer that only a list refers to: Python's versions count the call differently."""
 
 
 class Buffers:
-    """For one thread, the loop's; what was lent may go anywhere. most: bytes that are kept."""
+    """For one thread, the loop's; what was lent may go anywhere. most: bytes that are kept; kept: now."""
 
     def __init__(self, most: int = 64 << 20) -> None:
-        self._most, self._bytes = most, 0
+        self._most, self.kept = most, 0
         self._kept: dict[int, list[Array]] = {}
 
     def lend(self, size: int) -> Array:
@@ -29,11 +35,11 @@ class Buffers:
         if size < _SMALL:
             return np.empty(size, np.uint8)
         mine = self._kept.setdefault(size, [])
-        for buffer in mine:
-            if sys.getrefcount(buffer) == _UNUSED:
-                return buffer
+        for at, count in enumerate(_references(mine)):
+            if count == _UNUSED:
+                return mine[at]
         made = np.empty(size, np.uint8)
-        if len(mine) < _KEPT and self._bytes + size <= self._most:
+        if len(mine) < _KEPT and self.kept + size <= self._most:
             mine.append(made)
-            self._bytes += size
+            self.kept += size
         return made

@@ -7,90 +7,32 @@ import itertools
 import socket
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, InvalidStateError
-from concurrent.futures import TimeoutError as NotInTime
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from math import prod
 
 import numpy as np
 
-from gkp.edge.plan.schema import COORDINATOR, Plan
+from gkp.edge.plan.schema import COORDINATOR
 from gkp.edge.wire import frames, identity
+from gkp.edge.wire.calls import Call, Pending, RemoteError, Reply, message_limit, reply_of
 from gkp.edge.wire.dial import dial
-from gkp.edge.wire.frames import Answer, Cancel, Failure, FrameError, Head, Hello, Parameter, Ready, Run, Value, Welcome
+from gkp.edge.wire.frames import Answer, Cancel, Failure, FrameError, Head, Hello, Welcome
 from gkp.edge.wire.identity import Keys
 from gkp.edge.wire.loop import Loop
 from gkp.edge.wire.oip import DATATYPES, MAX_AXES
 from gkp.edge.wire.streams import KEEPALIVE_S, KEEPALIVE_TIMEOUT_S, Stream, StreamLostError, words
 from gkp.edge.wire.tls import client_context
-from gkp.errors import GkpError, UsageError
+from gkp.errors import UsageError
 from gkp.text import one_line
 from gkp.types import Array
 
 __all__ = ["KEEPALIVE_S", "Call", "Connection", "Pending", "RemoteError", "Reply", "message_limit"]
 
-RECONNECT_S = 1.0
-"""How long a value waits for a connection that is not there: the other worker may have just been started again."""
-_SLOWEST = 1e6
-"""Bytes per second, that a value may take besides."""
 _PAUSES_S = (0.1, 0.5)
 """Between attempts to connect: the first, and the longest."""
 _HANDSHAKE_S = KEEPALIVE_S + KEEPALIVE_TIMEOUT_S
 """For all handshakes of a connection: several round trips, and much arithmetic for a small board."""
-MAX_MESSAGE = 1 << 30
-_HEADERS, _PER_TENSOR, _PER_STEP = 64 << 10, 128, 128
-"""Bytes of a message besides its arrays: in all, for each of them (name, shape, checksum), for each step of `timing`."""
-
-
-class RemoteError(GkpError):
-    """A worker answered with an error, or cannot be reached. status: name of gRPC's code; error: the protocol's word
-    ("full", "peer", ...), "" when it comes from the connection and not from a worker; device: index of the device at
-    fault."""
-
-    def __init__(self, status: str, error: str, device: int | None, message: str, hint: str = "") -> None:
-        super().__init__(message, hint)
-        self.status, self.error, self.device = status, error, device
-
-
-@dataclass(frozen=True)
-class Call:
-    """A request for one device, or (source: a device) one value for it. plan: its hash; request: an id that is never used
-    again; attempt: from 1; source: index of the sending device; values: arrays by name, each of a dtype in DATATYPES;
-    wanted: names of outputs; profile: answer with timings."""
-
-    plan: str
-    request: str
-    attempt: int = 1
-    source: int = COORDINATOR
-    values: Mapping[str, Array] = field(default_factory=dict)
-    wanted: tuple[str, ...] = ()
-    profile: bool = False
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What a call brought: arrays (read-only) and parameters by name."""
-
-    values: dict[str, Array]
-    parameters: dict[str, Parameter]
-
-
-def message_limit(plan: Plan) -> int:
-    """Bytes of the largest message that the plan needs, headers included: what a worker accepts at most. UsageError when
-    gRPC cannot carry it."""
-    sizes = {value.name: value.bytes + _PER_TENSOR for value in plan.values}
-    entering = [sum(sizes[t.value] for t in plan.transfers if t.source == COORDINATOR and t.target == d)
-                for d in range(len(plan.devices))]
-    ports = [sum(sizes[name] for name in names) for s in plan.segments for names in (s.inputs, s.outputs)]
-    steps = Counter([s.device for s in plan.segments] + [d for t in plan.transfers for d in (t.source, t.target)])
-    largest = max([*sizes.values(), *entering, *ports], default=0) + _PER_STEP * max(steps.values(), default=0)
-    if largest > MAX_MESSAGE - _HEADERS:
-        raise UsageError(f"the plan moves {largest >> 20} MiB in one message; at most {MAX_MESSAGE >> 20} MiB can be sent",
-                         "split for a smaller batch")
-    return largest + _HEADERS
 
 
 class Connection:
@@ -125,7 +67,7 @@ class Connection:
 
     def ready(self, plan: str, timeout: float) -> bool:
         """Does it serve the plan with this hash, with everything loaded? RemoteError when it does not answer."""
-        return bool(self._started(Pending(self, None, plan, timeout)).result().parameters.get("ready"))
+        return bool(self._started(Pending(self.name, None, plan, timeout, self._give_up)).result().parameters.get("ready"))
 
     def infer(self, call: Call, timeout: float) -> Reply:
         """Send it and wait for the answer, `timeout` seconds at most. RemoteError when there is none, or an error."""
@@ -134,7 +76,7 @@ class Connection:
     def start(self, call: Call, timeout: float) -> Pending:
         """Send it; the deadline is `timeout` seconds from now. A device's value whose bytes arrived broken is sent once
         more, and so is one (which may arrive twice) that found no connection, if there is one within RECONNECT_S."""
-        return self._started(Pending(self, call, call.plan, timeout))
+        return self._started(Pending(self.name, call, call.plan, timeout, self._give_up))
 
     def watch(self, callback: Callable[[bool], None]) -> None:
         """Connect, stay connected, and call with True or False whenever the connection is there or lost (from another
@@ -189,7 +131,7 @@ class Connection:
             for head, body in pending.frames():
                 stream.send(head, body)
 
-    def give_up(self, pending: Pending) -> None:
+    def _give_up(self, pending: Pending) -> None:
         """Nobody waits for it any more. The worker drops the request."""
         with self._lock:
             with suppress(ValueError):
@@ -203,13 +145,14 @@ class Connection:
 
     def _tick(self, now: float) -> None:
         with self._lock:
+            self._dial()
             pendings = [*self._calls.values(), *self._waiting]
             late = [p for p in self._waiting if now > p.connected_by] if self._stream is None else []
         for pending in pendings:
             if now > pending.deadline:
                 pending.expire()
             elif pending in late:
-                self.give_up(pending)
+                self._give_up(pending)
                 pending.failed(self._error)
 
     # ---- the stream's frames: in the loop's thread ------------------------------------------------------------------
@@ -240,7 +183,7 @@ class Connection:
                 self._refused(pending, RemoteError("DATA_LOSS", "checksum", None,
                                                    f"{self.name}: the bytes of an answer changed on their way"))
             else:
-                pending.answered(_reply(head, body))
+                pending.answered(reply_of(head, body))
         else:
             raise FrameError(f"a {type(head).__name__.lower()} is not for a client")
 
@@ -273,8 +216,12 @@ class Connection:
     def _dial(self) -> None:
         """With the lock held: connect, unless that is under way or nobody needs it."""
         if self._dialer is None and self._stream is None and self._wanted():
-            self._dialer = threading.Thread(target=self._connect, name=f"gkp-dial-{self.name}", daemon=True)
-            self._dialer.start()
+            dialer = threading.Thread(target=self._connect, name=f"gkp-dial-{self.name}", daemon=True)
+            try:
+                dialer.start()
+            except RuntimeError:  # no more threads now: at the next tick
+                return
+            self._dialer = dialer
 
     def _wanted(self) -> bool:
         return bool(self._watchers or self._waiting) and not self._closed
@@ -302,7 +249,7 @@ class Connection:
         end = time.monotonic() + _HANDSHAKE_S
         try:
             sock, codec = dial(self.address, self.name, self._context, _HANDSHAKE_S, self._began)
-        except (OSError, ValueError) as e:  # ssl.SSLError is an OSError
+        except Exception as e:  # whatever it is: a thread that ended would leave it unconnected for ever
             self._error = self._unreachable(words(e))
             return False
         self._error = self._unreachable("it does not speak to us")
@@ -356,73 +303,3 @@ class Connection:
                            f"{status.lower().replace('_', ' ')}: {one_line(said.message)}")
 
 
-def _reply(head: Answer, body: Array | None) -> Reply:
-    if body is None:
-        return Reply({}, head.parameters)
-    return Reply({head.name: frames.array_of(body, head.dtype, head.shape)}, head.parameters)
-
-
-class Pending:
-    """An answer that is awaited. call: None to ask whether the plan is served."""
-
-    def __init__(self, connection: Connection, call: Call | None, plan: str, timeout: float) -> None:
-        self._connection, self.call, self._plan = connection, call, plan
-        self._future: Future[Reply] = Future()
-        now = time.monotonic()
-        self.number, self.deadline, self._first = 0, now + timeout, True
-        self.is_value = call is not None and call.source != COORDINATOR
-        bodies = {} if call is None else {name: frames.body_of(value) for name, value in call.values.items()}
-        self._bodies = bodies
-        self.connected_by = now + RECONNECT_S + sum(map(len, bodies.values())) / _SLOWEST if self.is_value else self.deadline
-
-    def frames(self) -> list[tuple[Head, memoryview | None]]:
-        """What is sent for it."""
-        call, left = self.call, max(1e-3, self.deadline - time.monotonic())
-        if call is None:
-            return [(Ready(self.number, self._plan), None)]
-        found: list[tuple[Head, memoryview | None]] = []
-        if not self.is_value:
-            found = [(Run(self.number, call.plan, call.request, call.attempt, left, list(call.wanted), call.profile), None)]
-        found += [(Value(self.number, call.plan, call.request, call.attempt, name, call.source, left), body)
-                  for name, body in self._bodies.items()]
-        return found
-
-    def result(self) -> Reply:
-        """Wait for it: at most until the deadline of the call. RemoteError."""
-        try:
-            return self._future.result(max(0.0, self.deadline - time.monotonic()))
-        except NotInTime:
-            self.expire()
-            return self._future.result()
-
-    def cancel(self) -> None:
-        """The worker drops the request; result() raises RemoteError (CANCELLED) unless the answer was there before."""
-        self.failed(RemoteError("CANCELLED", "", None, f"{self._connection.name}: the call was cancelled"), tell=True)
-
-    def expire(self) -> None:
-        """The deadline has passed."""
-        self.failed(RemoteError("DEADLINE_EXCEEDED", "", None, f"{self._connection.name}: no answer until the deadline"),
-                    tell=True)
-
-    def done(self) -> bool:
-        return self._future.done()
-
-    def add_done_callback(self, callback: Callable[[Pending], None]) -> None:
-        """Called once, from another thread, or at once when it is done."""
-        self._future.add_done_callback(lambda _: callback(self))
-
-    def sent_again(self) -> bool:
-        """May it be sent again? A value may, once."""
-        first, self._first = self._first, False
-        return self.is_value and first and time.monotonic() < self.connected_by
-
-    def answered(self, reply: Reply) -> None:
-        with suppress(InvalidStateError):  # it was given up
-            self._future.set_result(reply)
-
-    def failed(self, error: RemoteError, tell: bool = False) -> None:
-        """tell: the worker, too."""
-        if tell and not self._future.done():
-            self._connection.give_up(self)
-        with suppress(InvalidStateError):
-            self._future.set_exception(error)

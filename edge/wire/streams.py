@@ -205,8 +205,7 @@ class Stream:
         except BlockingIOError:
             return
         if not count:
-            raise StreamLostError("it closed the connection" if self._step == self._prelude and not self._filled
-                                  else "it closed the connection in the middle of a frame")
+            raise self._closed()
         self._heard, self._asked = time.monotonic(), 0.0
         self._empty += count
         with self._lock:
@@ -231,7 +230,11 @@ class Stream:
             if not self._want:
                 self._step()
         if self._codec.ended and not self._gone:
-            raise StreamLostError("it closed the connection")
+            raise self._closed()
+
+    def _closed(self) -> StreamLostError:
+        between = self._step == self._prelude and not self._filled
+        return StreamLostError(f"it closed the connection{'' if between else ' in the middle of a frame'}")
 
     def _expect(self, want: memoryview, step: Callable[[], None]) -> None:
         """step() when `want` is full."""
