@@ -169,7 +169,8 @@ class Worker:
                 sender = shard.plan.devices[source].name
                 if found is None and not self._early.holds(sender, (*key, attempt)):
                     self._check_room()
-                self._lock.notify_all()  # for its deadline
+                if not self._early:
+                    self._lock.notify_all()  # for its deadline, from now on
                 return self._early.keep(sender, (*key, attempt), came, deadline)
             if found.attempt > attempt or found.flow is None:
                 return "late"

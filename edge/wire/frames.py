@@ -177,7 +177,7 @@ def body_of(array: Array) -> memoryview:
 
 def array_of(body: Array, dtype: str, shape: Sequence[int]) -> Array:
     """The array that a body is, read-only. body: uint8, as many as dtype and shape say."""
-    found = body.view(np.dtype(dtype).newbyteorder("<")).reshape(shape)
+    found: Array = body.view(np.dtype(dtype).newbyteorder("<")).reshape(shape)
     found.flags.writeable = False
     return found
 

@@ -72,6 +72,8 @@ class Stream:
         self._asked = 0.0
         self._empty = 0
         self._head: Head = Alive()
+        self._want: memoryview
+        self._step: Callable[[], None]
         self._expect(memoryview(bytearray(frames.PRELUDE)), self._prelude)
 
     @property

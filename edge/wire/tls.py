@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from gkp.edge.wire import identity
 from gkp.edge.wire.frames import ALPN
@@ -73,8 +74,8 @@ class Tls:
             return False
         if self._tls.selected_alpn_protocol() != ALPN:
             raise ssl.SSLError("the other end does not speak this protocol")
-        names = (self._tls.getpeercert() or {}).get("subjectAltName", ())
-        self.who = identity.identity_of(str(text) for kind, text in names if kind == "URI")
+        certificate: Mapping[str, Any] = self._tls.getpeercert() or {}
+        self.who = identity.identity_of(text for kind, text in certificate.get("subjectAltName", ()) if kind == "URI")
         return True
 
     def put(self, raw: memoryview) -> None:
@@ -85,7 +86,7 @@ class Tls:
         """How many bytes of what the peer says are in `into` now; 0: no more came, or it ended (`ended`). ssl.SSLError when
         they are not the peer's."""
         try:
-            count = self._tls.read(len(into), into)  # type: ignore[arg-type]
+            count = self._tls.read(len(into), into)
         except ssl.SSLWantReadError:
             return 0
         self.ended = not count

@@ -21,11 +21,12 @@ from oip_kit import INFER, write_call
 from oip_kit import Call as OipCall
 from stream_kit import FakeWorker
 
+from gkp.edge.device import service, worker
 from gkp.edge.device.server import Server
 from gkp.edge.device.shard import Shard, check_plan
 from gkp.edge.device.worker import Request, Worker  # type: ignore[attr-defined]
 from gkp.edge.plan.schema import Plan
-from gkp.edge.wire import oip, service, worker
+from gkp.edge.wire import oip
 from gkp.edge.wire.client import Call, Pending, RemoteError, message_limit
 from gkp.edge.wire.identity import Keys
 from gkp.edge.wire.loop import Loop

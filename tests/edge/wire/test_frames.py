@@ -81,7 +81,7 @@ def test_small_bodies_have_the_crc32_of_all_bytes() -> None:
 
 
 def test_the_same_bytes_with_another_head_are_another_frame() -> None:
-    one, two = (_bytes(msgspec.structs.replace(HEADS[3], attempt=k), np.arange(50, dtype=np.uint8)) for k in (1, 2))  # type: ignore[type-var]
+    one, two = (_bytes(msgspec.structs.replace(HEADS[3], attempt=k), np.arange(50, dtype=np.uint8)) for k in (1, 2))
     assert one[-4:] != two[-4:]
 
 
