@@ -102,7 +102,7 @@ class Peer:
         self.stream, self._who = stream, stream.who
 
     # ---- frames -----------------------------------------------------------------------------------------------------
-    def body(self, stream: Stream, head: Head, size: int) -> Array | None:
+    def wants(self, stream: Stream, head: Head, size: int) -> bool:
         """Only what the plan says that comes next gets memory."""
         if not isinstance(head, Value) or not self._greeted:
             raise FrameError(f"a {type(head).__name__.lower()} has no body")
@@ -110,9 +110,9 @@ class Peer:
             self._spec = self._expected(head, size)
         except Refusal as e:
             self._refusal = e
-            return None
+            return False
         self._late = head.source == COORDINATOR and head.call not in self._calls  # or was never asked for
-        return None if self._late else self._plane.loop.buffers.lend(size)
+        return not self._late
 
     def frame(self, stream: Stream, head: Head, body: Array | None, whole: bool) -> None:
         if isinstance(head, Hello) and not self._greeted:

@@ -31,6 +31,8 @@ __all__ = ["KEEPALIVE_S", "Call", "Connection", "Pending", "RemoteError", "Reply
 
 _PAUSES_S = (0.1, 0.5)
 """Between attempts to connect: the first, and the longest."""
+_MAX_HEAD = 16 << 20
+"""Bytes of an answer's head, with the timing of all its steps."""
 _HANDSHAKE_S = KEEPALIVE_S + KEEPALIVE_TIMEOUT_S
 """For all handshakes of a connection: several round trips, and much arithmetic for a small board."""
 
@@ -156,16 +158,14 @@ class Connection:
                 pending.failed(self._error)
 
     # ---- the stream's frames: in the loop's thread ------------------------------------------------------------------
-    def body(self, stream: Stream, head: Head, size: int) -> Array | None:
+    def wants(self, stream: Stream, head: Head, size: int) -> bool:
         """An answer's array, if anybody waits for it."""
         if not isinstance(head, Answer):
             raise FrameError(f"a {type(head).__name__.lower()} has no body")
-        if head.call not in self._calls:
-            return None
         sizes = prod(head.shape) * np.dtype(head.dtype).itemsize if head.dtype in DATATYPES else -1
         if len(head.shape) > MAX_AXES or any(d < 0 for d in head.shape) or sizes != size:
             raise FrameError("an answer's bytes are not what it says")
-        return self._loop.buffers.lend(size)
+        return head.call in self._calls
 
     def frame(self, stream: Stream, head: Head, body: Array | None, whole: bool) -> None:
         if isinstance(head, Welcome):
@@ -253,7 +253,7 @@ class Connection:
             self._error = self._unreachable(words(e))
             return False
         self._error = self._unreachable("it does not speak to us")
-        stream = Stream(self._loop, sock, codec, self, self._max, self._max)
+        stream = Stream(self._loop, sock, codec, self, min(self._max, _MAX_HEAD), self._max)
         stream.start()
         with suppress(StreamLostError):
             stream.send(Hello(list(frames.VERSIONS), self._plans))

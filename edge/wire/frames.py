@@ -34,8 +34,8 @@ MAX_HEAD = 64 << 10
 _PRELUDE, _CRC = struct.Struct("<B3xIQI"), struct.Struct("<I")
 PRELUDE = _PRELUDE.size + _CRC.size
 TRAILER = _CRC.size
-_CHUNK = 128 << 10
-"""Of a body, that is encrypted and sent at once."""
+_SMALL, _CHUNK = 8 << 10, 128 << 10
+"""Bytes of a body: that travels with its head, in one piece; that are encrypted and sent at once, of a larger one."""
 
 Parameter = bool | int | float | str
 
@@ -161,9 +161,11 @@ def pieces(head: Head, body: memoryview | None = None, kind: Kind | None = None)
     size = 0 if body is None else len(body)
     crc = zlib.crc32(said)
     start = _PRELUDE.pack(kind or _KINDS[type(head)], len(said), size, crc)
-    yield b"".join((start, _CRC.pack(zlib.crc32(start)), said))
-    if body is None or not size:
+    begin = (start, _CRC.pack(zlib.crc32(start)), said)
+    if body is None or size <= _SMALL:
+        yield b"".join(begin if body is None or not size else (*begin, body, _CRC.pack(checksum(body, crc))))
         return
+    yield b"".join(begin)
     for at in range(0, size, _CHUNK):
         yield body[at:at + _CHUNK]
     yield _CRC.pack(checksum(body, crc))  # last, while the bytes travel

@@ -17,8 +17,9 @@ from socket import socket
 from typing import Protocol
 
 from gkp.edge.wire import frames
-from gkp.edge.wire.frames import Alive, FrameError, Head, Kind, Prelude
+from gkp.edge.wire.frames import Alive, FrameError, Head, Kind
 from gkp.edge.wire.loop import READ, WRITE, Loop
+from gkp.edge.wire.reader import FrameReader
 from gkp.edge.wire.tls import Codec
 from gkp.types import Array
 
@@ -37,11 +38,11 @@ class StreamLostError(Exception):
 class Receiver(Protocol):
     """Who a stream's frames are for. Called in the loop's thread; FrameError ends the stream."""
 
-    def body(self, stream: Stream, head: Head, size: int) -> Array | None:
-        """A frame begins: where its body goes, uint8 [size]. None: it is skipped."""
+    def wants(self, stream: Stream, head: Head, size: int) -> bool:
+        """A frame with a body of so many bytes begins. Is it to be kept? If not, it is read and forgotten."""
 
     def frame(self, stream: Stream, head: Head, body: Array | None, whole: bool) -> None:
-        """A frame is there. body: what body() gave; whole: its checksum is right."""
+        """A frame is there. body: uint8, None when there is none, or it was not wanted; whole: it is what was sent."""
 
     def lost(self, stream: Stream, reason: str) -> None:
         """The connection is gone, once."""
@@ -63,7 +64,7 @@ class Stream:
                  waiting: int | None = None) -> None:
         self.who = codec.who
         self._loop, self._sock, self._codec, self._receiver = loop, sock, codec, receiver
-        self._max_head, self._max_body, self._waiting = max_head, max_body, waiting
+        self._waiting = waiting
         self._lock = threading.Lock()  # of the codec, and of what waits
         self._out: deque[_Outgoing] = deque()
         self._raw = memoryview(b"")
@@ -71,10 +72,7 @@ class Stream:
         self._heard = self._moved = time.monotonic()
         self._asked = 0.0
         self._empty = 0
-        self._head: Head = Alive()
-        self._want: memoryview
-        self._step: Callable[[], None]
-        self._expect(memoryview(bytearray(frames.PRELUDE)), self._prelude)
+        self._reader = FrameReader(max_head, max_body, loop.buffers, self._wants, self._arrived)
 
     @property
     def idle(self) -> bool:
@@ -221,68 +219,26 @@ class Stream:
 
     def _pump(self) -> None:
         """Take what came apart into frames."""
+        reader = self._reader
         while not self._gone:
-            want = self._want
             with self._lock:
-                count = self._codec.take(want)
+                count = self._codec.take(reader.want)
             if not count:
                 break
-            self._empty, self._filled = 0, True
-            self._want = want[count:]
-            if not self._want:
-                self._step()
+            self._empty = 0
+            reader.filled(count)
         if self._codec.ended and not self._gone:
             raise self._closed()
 
     def _closed(self) -> StreamLostError:
-        between = self._step == self._prelude and not self._filled
-        return StreamLostError(f"it closed the connection{'' if between else ' in the middle of a frame'}")
+        return StreamLostError(f"it closed the connection{'' if self._reader.between else ' in the middle of a frame'}")
 
-    def _expect(self, want: memoryview, step: Callable[[], None]) -> None:
-        """step() when `want` is full."""
-        self._whole = self._want = want
-        self._step, self._filled = step, False
+    def _wants(self, head: Head, size: int) -> bool:
+        return not self._gone and self._receiver.wants(self, head, size)
 
-    def _prelude(self) -> None:
-        self._came: Prelude = frames.read_prelude(self._whole)
-        if not 0 < self._came.head <= self._max_head:
-            raise FrameError(f"a head of {self._came.head} bytes, {self._max_head} at most")
-        if self._came.body > self._max_body:
-            raise FrameError(f"a body of {self._came.body} bytes, {self._max_body} at most")
-        self._expect(memoryview(bytearray(self._came.head)), self._said)
-
-    def _said(self) -> None:
-        self._head = frames.read_head(self._came, self._whole)
-        if not self._came.body:
-            self._arrived(None, True)
+    def _arrived(self, kind: Kind, head: Head, body: Array | None, whole: bool) -> None:
+        if self._gone:
             return
-        self._left = self._came.body
-        self._body = self._receiver.body(self, self._head, self._came.body)
-        if not self._gone:
-            self._fill_body()
-
-    def _fill_body(self) -> None:
-        if self._body is not None:
-            self._left = 0
-            self._expect(memoryview(self._body), self._filling)  # type: ignore[arg-type]
-        else:  # read and forgotten, some at a time
-            size = min(self._left, len(_nowhere))
-            self._left -= size
-            self._expect(_nowhere[:size], self._filling)
-
-    def _filling(self) -> None:
-        if self._left:
-            self._fill_body()
-        else:
-            self._expect(memoryview(bytearray(frames.TRAILER)), self._trailer)
-
-    def _trailer(self) -> None:
-        body, self._body = self._body, None
-        self._arrived(body, body is not None and frames.is_whole(self._came, memoryview(body), self._whole))  # type: ignore[arg-type]
-
-    def _arrived(self, body: Array | None, whole: bool) -> None:
-        kind, head = self._came.kind, self._head
-        self._expect(memoryview(bytearray(frames.PRELUDE)), self._prelude)
         if kind is Kind.PING:
             self.send(Alive(), kind=Kind.PONG)
         elif kind is not Kind.PONG:
@@ -298,9 +254,6 @@ class Stream:
             self._asked = now
             with suppress(StreamLostError):
                 self.send(Alive(), kind=Kind.PING)
-
-
-_nowhere = memoryview(bytearray(64 << 10))
 
 
 def words(error: Exception) -> str:

@@ -21,8 +21,8 @@ FLIP = """
 from pathlib import Path
 from gkp.edge.device import data_plane
 from gkp.edge.wire import frames
-begins, compares, left, coming = data_plane.Peer.body, frames.is_whole, Path({left!r}), []
-def body(peer, stream, head, size):
+begins, compares, left, coming = data_plane.Peer.wants, frames.is_whole, Path({left!r}), []
+def wants(peer, stream, head, size):
     coming[:] = [head]
     return begins(peer, stream, head, size)
 def is_whole(prelude, data, trailer):
@@ -30,7 +30,7 @@ def is_whole(prelude, data, trailer):
         left.write_bytes(left.read_bytes()[1:])
         data[len(data) // 2] ^= 4
     return compares(prelude, data, trailer)
-data_plane.Peer.body, frames.is_whole = body, is_whole
+data_plane.Peer.wants, frames.is_whole = wants, is_whole
 """
 
 

@@ -62,7 +62,7 @@ def test_up_to_three_changed_words_are_found_wherever_they_are(data: st.DataObje
     total = 0
     for place in places:  # each by as much as the one before, the other way round: what is most likely to cancel
         delta = data.draw(st.integers(1, 2**64 - 1)) if not total else 2**64 - total
-        words[place] += np.uint64(delta)
+        words[place:place + 1] += np.uint64(delta)
         total = delta
     assert checksum(memoryview(words.view(np.uint8)), 7) != checksum(memoryview(body), 7)
 

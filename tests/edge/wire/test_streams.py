@@ -47,8 +47,8 @@ class Echo:
         self.reasons: list[str] = []
         self.frames = 0
 
-    def body(self, stream: Stream, head: Head, size: int) -> Any:
-        return np.empty(size, np.uint8)
+    def wants(self, stream: Stream, head: Head, size: int) -> bool:
+        return True
 
     def frame(self, stream: Stream, head: Head, body: Any, whole: bool) -> None:
         self.frames += 1
@@ -102,8 +102,8 @@ class Client:
         self.stream = Stream(self.loop, sock, codec, self, 1 << 16, MAX_BODY)
         self.stream.start()
 
-    def body(self, stream: Stream, head: Head, size: int) -> Any:
-        return np.empty(size, np.uint8)
+    def wants(self, stream: Stream, head: Head, size: int) -> bool:
+        return True
 
     def frame(self, stream: Stream, head: Head, body: Any, whole: bool) -> None:
         assert isinstance(head, Answer)
