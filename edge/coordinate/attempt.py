@@ -53,9 +53,9 @@ def attempt(route: Route, connections: Mapping[str, Connection], x: Array, reque
     pending: dict[int, Pending] = {}
     done = False
     try:
-        parts = entering(route.plan, x)
+        inputs = entering(route.plan, x)
         for device in route.devices:
-            pending[device] = _start(route, device, connections, parts, request)
+            pending[device] = _start(route, device, connections, inputs, request)
             pending[device].add_done_callback(partial(_arrived, arrived, device))
         replies: dict[int, Reply] = {}
         output: Array | None = None
@@ -74,11 +74,11 @@ def attempt(route: Route, connections: Mapping[str, Connection], x: Array, reque
                 call.cancel()
 
 
-def _start(route: Route, device: int, connections: Mapping[str, Connection], parts: Mapping[str, Array],
+def _start(route: Route, device: int, connections: Mapping[str, Connection], inputs: Mapping[str, Array],
            request: Request) -> Pending:
     plan = route.plan
     call = Call(plan=route.hash, request=request.id, attempt=request.number, profile=request.profile,
-                values={name: parts[name] for name in route.reads(device)},
+                values={name: inputs[name] for name in route.reads(device)},
                 wanted=(plan.output,) if device == route.output else ())
     try:
         return connections[plan.devices[device].name].start(call, request.left)

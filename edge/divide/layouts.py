@@ -15,7 +15,7 @@ from gkp.converter import node as branched_node
 from gkp.converter.graph import Node, Tensor, is_branched, producer
 from gkp.edge.divide.chain import element_bytes, part_ms
 from gkp.edge.divide.partial_means import is_mean
-from gkp.edge.divide.placement import Assignment, NodePlacement, parts_of
+from gkp.edge.divide.placement import Assignment, NodePlacement, tiles_of
 from gkp.edge.divide.rules import Rule, rule_of
 from gkp.edge.divide.tiles import Tile, cover, union, whole, without
 from gkp.edge.forecast.simulate import message_ms
@@ -87,7 +87,7 @@ class Costs:
         if key not in self._made:
             placement = self.ways[way][node.name]
             self._made[key] = ([(placement.devices[0], whole(node.outputs[0]))] if _by_input_rows(node, placement)
-                               else parts_of(node, placement, len(self.devices)))
+                               else tiles_of(node, placement, len(self.devices)))
         return self._made[key]
 
     def _needs(self, node: Node, way: str) -> list[tuple[int, Tensor, Tile]]:

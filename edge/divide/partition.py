@@ -17,7 +17,7 @@ from gkp.converter.graph import Graph, Node, Tensor, producer
 from gkp.converter.operators import HEAVY
 from gkp.edge.divide.builder import part_shape
 from gkp.edge.divide.partial_means import add_partial_means, is_mean
-from gkp.edge.divide.placement import Assignment, NodePlacement, lanes_of, parts_of
+from gkp.edge.divide.placement import Assignment, NodePlacement, lanes_of, tiles_of
 from gkp.edge.divide.rules import ROWS, Rule, rule_of
 from gkp.edge.divide.tiles import Tile, cover, union, whole, without
 from gkp.edge.plan.schema import COORDINATOR, Layout, Transfer, Value
@@ -191,7 +191,7 @@ class _Partitioning:
         assert gather is not None
         node.outputs.append(inner)
         self.graph.rename(gather, "gather")
-        most = max(parts_of(node, placement, self.count), key=lambda part: part[1].size)
+        most = max(tiles_of(node, placement, self.count), key=lambda part: part[1].size)
         self.assignment[gather.name] = NodePlacement((most[0],))
         self.graph.cleanup()
 

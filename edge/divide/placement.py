@@ -42,7 +42,7 @@ class NodePlacement:
 Assignment = Mapping[str, NodePlacement]
 
 
-def parts_of(node: Node, placement: NodePlacement, count: int) -> list[tuple[int, Tile]]:
+def tiles_of(node: Node, placement: NodePlacement, count: int) -> list[tuple[int, Tile]]:
     """(device, part of the output) of a node, a device's lanes together; devices with nothing to do are left out.
     UsageError when a part is missing, a device does not exist, or two lanes of a device overlap."""
     merged: dict[int, Tile] = {}
@@ -55,7 +55,7 @@ def parts_of(node: Node, placement: NodePlacement, count: int) -> list[tuple[int
 
 def lanes_of(node: Node, placement: NodePlacement, count: int) -> list[tuple[int, Tile]]:
     """(lane, part of the output) of a node: `lane % count` is the device, `lane // count` says which of its parts. Errors
-    like `parts_of`."""
+    like `tiles_of`."""
     where = f"placement of {clean(node.name)}"
     if not placement.devices or (len(set(placement.devices)) < len(placement.devices) and not placement.channels):
         raise UsageError(f"{where}: devices {list(placement.devices)}", "name each device once")

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gkp.branched import BranchedConv
-from gkp.converter.native.kernels import channel, pixel
+from gkp.converter.native.kernels import channel, groups, pixel
 from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.emit import fill, share, unit
 from gkp.converter.native.kernels.kernel import Kernel, activation
@@ -84,7 +84,13 @@ def tiles_ways(step: Conv, source: Layout, target: Layout, residual: Layout | No
             plan = tiles(step, m, source, target, cpu)
             yield from _ways(step, plan, partial(tiles_in, step, plan, source, cpu),
                              partial(tiles_out, step, plan, target, residual, cpu),
-                             source, target, cpu, f"winograd {m}x{m}", "", channel.ways)
+                             source, target, cpu, f"winograd {m}x{m}", "", _products)
+
+
+def _products(step: Conv, source: Layout, target: Layout, residual: Layout | None, cpu: Cpu, most: int) -> Iterator[Way]:
+    """Between the transforms of tiles."""
+    yield from channel.ways(step, source, target, residual, cpu, most)
+    yield from groups.ways(step, source, target, residual, cpu, most)
 
 
 def _ways(step: Conv, plan: Rows | Tiles, first: Callable[[], Kernel], last: Callable[[], Kernel], source: Layout,
@@ -92,7 +98,8 @@ def _ways(step: Conv, plan: Rows | Tiles, first: Callable[[], Kernel], last: Cal
     before = transform(first, source, None, plan.source, plan.source, f"{label} in", cpu)
     after = transform(last, plan.target, target, target, plan.target, f"{label} out", cpu)
     for way in inner(plan.step, plan.source, plan.target, None, cpu, most=6):
-        yield replace(way, layer=f"{layer_name(step)} {label}", sort=f"{label} {variant}", before=before, after=after)
+        yield replace(way, layer=f"{layer_name(step)} {label}", sort=f"{label} {variant}{way.sort}", before=before,
+                      after=after)
 
 
 # ---- rows -------------------------------------------------------------------------------------------------------

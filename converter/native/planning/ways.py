@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from gkp.converter.native.kernels import channel, pixel, polyphase, winograd
+from gkp.converter.native.kernels import channel, groups, pixel, polyphase, winograd
 from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.way import Family, Kinds, Way
 from gkp.converter.native.planning.geometry import Geometry
 from gkp.converter.native.planning.timer import Timer
 from gkp.converter.native.program import Conv, Program
 
-FAMILIES: tuple[Family, ...] = (pixel.ways, polyphase.ways, channel.ways, winograd.rows_ways, winograd.tiles_ways)
+FAMILIES: tuple[Family, ...] = (pixel.ways, polyphase.ways, channel.ways, groups.ways, winograd.rows_ways,
+                                winograd.tiles_ways)
 """Of equally fast ways the first one is taken."""
 _HOPELESS = 3.0
 """A sort is not tried at all if its best way takes more than so many times the cycles of the pair's best, by the model."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from math import gcd
 
 import numpy as np
 
@@ -13,9 +15,8 @@ from gkp.converter.native.kernels.layout import Layout
 from gkp.converter.native.program import Depthwise
 
 _UNROLLED = 49  # most taps that are written out one by one
-_CACHED = 256 << 10
-"""Bytes of a channels-last source that stay in the caches while a few channels at a time pass over it; of a larger one all
-channels of a row are computed before the next row."""
+_LINE, _SETS, _WAYS = 64, 64, 8
+"""Of a first-level cache of 32 kB."""
 
 
 def depthwise(step: Depthwise, source: Layout, target: Layout, residual: Layout | None, cpu: Cpu) -> Kernel:
@@ -209,26 +210,41 @@ class _Writer:
 
         unrolled = len(self.taps) <= _UNROLLED
         width = 4 if value.width >= 4 and unrolled and self.multiplier == 1 else 1
-        by_row = self.source.bytes > _CACHED
 
-        def piece(f: str, n: int) -> str:
-            columns = "int column = 0;\n"
+        def columns(piece: Callable[[int], str]) -> str:
+            """piece(n) for n pixels of a row at a time."""
+            text = "int column = 0;\n"
             if width > 1:
-                columns += block(f"for (; column + {width} <= {value.width}; column += {width})",
-                                 self._pixels(f, n, width, padded))
+                text += block(f"for (; column + {width} <= {value.width}; column += {width})", piece(width))
             if value.width % width or width == 1:
-                columns += block(f"for (; column < {value.width}; ++column)", self._pixels(f, n, 1, padded))
-            return fill('''
+                text += block(f"for (; column < {value.width}; ++column)", piece(1))
+            return text
+
+        def channels(pixels: Callable[[str, int], str]) -> str:
+            """pixels(f, n) for n channels from f at a time, their weights at hand."""
+            return chunks(value.channels, lanes, lambda f, n: fill('''
                 const float* w = @w@;
                 const V bias = load(w);
                 $if unrolled: const V @taps@;
                 @pixels@
-            ''', w=at("weights", 0, (f, 1)), unrolled=unrolled,
-                        pixels=columns if by_row else loop("row", "begin", "end", columns),
-                        taps=", ".join(f"w{k} = load(w + {(k + 1) * padded})" for k in range(len(self.taps))))
+            ''', w=at("weights", 0, (f, 1)), unrolled=unrolled, pixels=pixels(f, n),
+                taps=", ".join(f"w{k} = load(w + {(k + 1) * padded})" for k in range(len(self.taps)))), "f")
+
         text = "const float* weights = reinterpret_cast<const float*>(data);\n" + share(value.height)
-        body = chunks(value.channels, lanes, piece, "f")
-        return kernel(text + (loop("row", "begin", "end", body) if by_row else body), data.tobytes())
+        if not self._stays_near():
+            body = columns(lambda width: channels(lambda f, n: self._pixels(f, n, width, padded)))
+            return kernel(text + loop("row", "begin", "end", body), data.tobytes())
+        body = channels(lambda f, n: loop("row", "begin", "end", columns(lambda width: self._pixels(f, n, width, padded))))
+        return kernel(text + body, data.tobytes())
+
+    def _stays_near(self) -> bool:
+        """Do the rows of one window stay in the first-level cache while one vector of channels passes over them? Every pixel
+        takes a line of its own there, and lines a power of two apart compete for the same places. If not, all channels of a
+        few pixels are computed before the next pixels: the source is read as it lies."""
+        s = self.source
+        apart = -(-s.column * s.value.dtype.bytes // _LINE)
+        rows = int(self.step.weight.shape[1])
+        return rows * (s.row // s.column) <= _SETS // gcd(_SETS, apart) * _WAYS * 2 // 3
 
     def _cell(self, address: str, f: str, n: int) -> str:
         """The statement that loads n channels of a pixel as v."""

@@ -35,6 +35,7 @@ FEATURES: dict[str, Callable[[Chain], bool]] = {
     "polyphase": lambda c: len(c.kernels) == 2,
     "planes to channels last": lambda c: "planar to last" in c.label,
     "channels last": lambda c: "last to last" in c.label,
+    "several branches in a vector": lambda c: "groups " in c.label,
     "regions": lambda c: " in regions" in c.label,
     "residuals": lambda c: c.residual is not None,
     "input first": lambda c: "by tile" in c.label,
@@ -75,6 +76,11 @@ def dense(rng: Rng, ins: int, outs: int, kernel: tuple[int, int] = (3, 3)) -> Br
     return form(rng, ins, outs, [(range(ins), range(outs))], kernel)
 
 
+def groups(rng: Rng, count: int, ins: int, outs: int, kernel: tuple[int, int] = (3, 3)) -> BranchedConv:
+    return form(rng, count * ins, count * outs, [(range(n * ins, (n + 1) * ins), range(n * outs, (n + 1) * outs))
+                                                 for n in range(count)], kernel)
+
+
 def zero_all(weight: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> None:
     weight[:] = 0
 
@@ -111,6 +117,16 @@ def corners(rng: Rng, lanes: int) -> dict[str, tuple[BranchedConv, tuple[int, in
         "outputs that begin within a vector": (form(rng, 9, 3 * lanes, [(range(9), range(3, 3 + lanes)), ([0, 8], [0, 1])]), (5, 6)),
         "outputs that end within a vector": (form(rng, 9, 2 * lanes, [([0, 8], range(lanes + 1, 2 * lanes)), (range(9), range(lanes + 1))]),
                                              (5, 6)),
+        "narrow groups": (groups(rng, 6, 4, 4), (7, 9)),
+        "narrow groups that fill no last vector": (groups(rng, 5, 2, 2), (5, 4)),
+        "narrow groups of a large window": (groups(rng, 2 * lanes, 1, 1, (5, 7)), (6, 5)),
+        "narrow groups, 1x1": (groups(rng, 4 * lanes, 2, 2, (1, 1)), (6, 7)),
+        "narrow groups that widen": (groups(rng, 2 * lanes, 1, 2), (6, 7)),
+        "narrow groups that overlap": (form(rng, lanes, lanes, [(range(n, n + 3), [n, lanes - 1 - n]) for n in range(lanes // 2)]),
+                                       (6, 7)),
+        "narrow groups in two orders": (form(rng, 2 * lanes, 2 * lanes, [
+            *(([2 * n + 1, 2 * n], [2 * n, 2 * n + 1]) for n in range(lanes // 2)),
+            *(([lanes + 2 * n, lanes + 2 * n + 1], [lanes + 2 * n, lanes + 2 * n + 1]) for n in range(lanes // 2))]), (6, 7)),
         "pads on one side": (form(rng, 5, 6, [(range(5), range(6))], pads=(2, 0, 0, 2)), (9, 2 * lanes)),
         "no pads": (form(rng, 5, 6, [(range(5), range(6))], pads=(0, 0, 0, 0)), (9, lanes + 2)),
         "a dilation as wide as the plane": (form(rng, 5, 6, [(range(5), range(6))], dilations=(4, 6)), (5, 7)),

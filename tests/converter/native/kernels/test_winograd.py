@@ -62,6 +62,7 @@ FEATURES: dict[str, Callable[[Chain], bool]] = {
     **{f"winograd {m}x{m}": lambda c, m=m: f"winograd {m}x{m}, " in c.label for m in (2, 4)},  # type: ignore[misc]
     "rows shorter than a vector": lambda c: "planar" in c.label and c.layouts[-1].value.width < 16 and "Row" in c.kernels[0].source,
     "residuals": lambda c: c.residual is not None,
+    "several branches in a vector": lambda c: "groups " in c.label,
     "tiles beyond the plane": lambda c: "4x4" in c.label and c.layouts[-1].value.width % 4 != 0,
     "spare lanes in the source": lambda c: not c.layouts[0].planar and c.layouts[0].padded > c.layouts[0].value.channels,
 }
@@ -84,8 +85,11 @@ def uses_winograd(way: Way) -> bool:
 @pytest.mark.parametrize("cpu", cpus())
 def test_every_way_of_winograd(cpu: Cpu) -> None:
     rng, cases = np.random.default_rng(cpu.lanes), list[Chain]()
-    for _ in range(30):
-        conv, plane = windows(rng, cpu.lanes)
+    pairs = [(np.array([2 * n, 2 * n + 1]),) * 2 for n in range(cpu.lanes)]
+    narrow = BranchedConv.build(2 * cpu.lanes, 2 * cpu.lanes, [(*p, rng.standard_normal((2, 2, 3, 3)).astype(np.float32)) for p in pairs],
+                                kernel_shape=(3, 3), pads=(1, 1, 1, 1))
+    cases += chains(rng, narrow, (9, 11), cpu, lambda way: uses_winograd(way) and "groups " in way.name, most=2)
+    for conv, plane in (windows(rng, cpu.lanes) for _ in range(32)):
         if min(plane) > 0:
             cases += chains(rng, conv, plane, cpu, uses_winograd, most=2)
     assert [name for name, met in FEATURES.items() if not any(map(met, cases))

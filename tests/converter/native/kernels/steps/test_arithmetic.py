@@ -229,7 +229,7 @@ def test_values_are_right_and_nothing_else_is_touched(make: Callable[[Rng, Cpu],
 
 
 @pytest.mark.parametrize("cpu", cpus())
-def test_large_planes_are_computed_row_by_row(cpu: Cpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if every plane were large."""
-    monkeypatch.setattr(import_module("gkp.converter.native.kernels.steps.depthwise"), "_CACHED", 0)
+def test_planes_that_do_not_stay_near_are_computed_pixel_by_pixel(cpu: Cpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if there were no cache."""
+    monkeypatch.setattr(import_module("gkp.converter.native.kernels.steps.depthwise"), "_WAYS", 0)
     test_values_are_right_and_nothing_else_is_touched(depthwise_case, cpu)
