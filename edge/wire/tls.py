@@ -85,6 +85,8 @@ class Tls:
     def take(self, into: memoryview) -> int:
         """How many bytes of what the peer says are in `into` now; 0: no more came, or it ended (`ended`). ssl.SSLError when
         they are not the peer's."""
+        if not self._in.pending and not self._tls.pending():
+            return 0  # sooner than by an exception
         try:
             count = self._tls.read(len(into), into)
         except ssl.SSLWantReadError:
