@@ -25,7 +25,7 @@ _MAX_FILE = 256 * 1024
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253}):([0-9]{1,5})", re.ASCII)
 
-OVERHEAD, CPU, ANSWER = 3.1e-4, 4.4e-4, 2.8e-4
+OVERHEAD, CPU, ANSWER = 3e-4, 4.3e-4, 2.7e-4
 """Seconds: what a message of a worker (a frame on a stream, mutual TLS) takes and costs on one core of a server: see
 docs/tasks/split.md for how it was measured."""
 LINKS: tuple[Link, ...] = (
