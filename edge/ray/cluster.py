@@ -95,7 +95,7 @@ class RayWorkers:
 
     def __init__(self, ray: Any, options: UpOptions, folders: Mapping[str, Sequence[DeviceFolder]],
                  keys: Mapping[str, Keys]) -> None:
-        self._ray, self._folders, self._keys, self._threads = ray, folders, keys, options.threads
+        self._ray, self._device_folders, self._keys, self._threads = ray, folders, keys, options.threads
         self._closed = threading.Event()
         self._reasons: dict[str, str] = {}
         _check_nodes(ray, options.address, list(folders))
@@ -190,7 +190,7 @@ class RayWorkers:
         return place
 
     def _start(self, name: str) -> Any:
-        known = {device.name for folder in self._folders[name] for device in folder.plan.devices} - {name}
+        known = {device.name for folder in self._device_folders[name] for device in folder.plan.devices} - {name}
         peers = {other: address for other, address in self.addresses.items() if other in known}
         return self._actors[name].start.remote(WorkerSpec(name, self._places[name], self._keys[name], peers, self._threads),
                                                self._folders[name])
