@@ -49,11 +49,10 @@ class Receiver(Protocol):
 
 
 class _Outgoing:
-    """A frame that waits. call: that it belongs to, 0: none; last: the stream ends after it; sent: called, with the stream's
-    lock held, when the socket has it."""
+    """A frame that waits. call: that it belongs to, 0: none; last: the stream ends after it."""
 
-    def __init__(self, call: int, parts: Iterator[memoryview | bytes], last: bool, sent: Callable[[], None] | None) -> None:
-        self.call, self.parts, self.last, self.sent, self.begun = call, parts, last, sent, False
+    def __init__(self, call: int, parts: Iterator[memoryview | bytes], last: bool) -> None:
+        self.call, self.parts, self.last, self.begun = call, parts, last, False
 
 
 class Stream:
@@ -84,17 +83,16 @@ class Stream:
         self._loop.call(self._begin)
 
     # ---- sending: from any thread -----------------------------------------------------------------------------------
-    def send(self, head: Head, body: memoryview | None = None, *, kind: Kind | None = None, last: bool = False,
-             sent: Callable[[], None] | None = None) -> None:
+    def send(self, head: Head, body: memoryview | None = None, *, kind: Kind | None = None,
+             last: bool = False) -> None:
         """Send a frame after those that wait. body: bytes that do not change until the answer is there. last: end the stream
-        after it; sent: called, when the socket has taken it all. StreamLostError when the connection is gone; when it is
-        lost later, the receiver hears of it."""
+        after it. StreamLostError when the connection is gone; when it is lost later, the receiver hears of it."""
         with self._lock:
             if self._gone:
                 raise StreamLostError(self._gone)
             if not self._out:
                 self._moved = time.monotonic()
-            self._out.append(_Outgoing(getattr(head, "call", 0), frames.pieces(head, body, kind), last, sent))
+            self._out.append(_Outgoing(getattr(head, "call", 0), frames.pieces(head, body, kind), last))
             if self._blocked:
                 return
             self._flush()
@@ -136,8 +134,6 @@ class Stream:
             part = next(frame.parts, None)
             if part is None:
                 self._out.popleft()
-                if frame.sent is not None:
-                    frame.sent()
                 if frame.last:
                     self._out.clear()
                     self._loop.call(partial(self.lose, "it was told to go"))

@@ -108,7 +108,7 @@ Codec = Plain | Tls
 
 
 def client_context(keys: Keys) -> ssl.SSLContext:
-    """Insists on a worker's certificate of the same authority. FileError when the keys make no sense."""
+    """Insists on a worker's certificate of the same authority. keys: that read_keys has checked."""
     return _context(ssl.PROTOCOL_TLS_CLIENT, keys)
 
 

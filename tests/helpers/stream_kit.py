@@ -3,7 +3,6 @@ what it is told to."""
 
 from __future__ import annotations
 
-import os
 import socket
 import ssl
 import threading
@@ -212,11 +211,6 @@ def _pump(source: socket.socket, target: socket.socket) -> None:
             target.sendall(data)
     for sock in (source, target):
         sock.close()
-
-
-def descriptors_of(pid: int) -> int:
-    """Open in a process, now."""
-    return len(os.listdir(f"/proc/{pid}/fd"))
 
 
 def all_of(found: Sequence[Any]) -> None:
