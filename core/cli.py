@@ -305,7 +305,8 @@ def split(**options: Any) -> None:
 def serve(**options: Any) -> None:
     """Serve this device's part of a split model (DIR/device_0, ...) to the coordinator and the other devices.
 
-    It speaks the Open Inference Protocol over gRPC with mTLS, and ends after SIGTERM once the open requests are answered.
+    Everybody has a certificate (mutual TLS). It speaks the Open Inference Protocol besides, and ends after SIGTERM once the
+    open requests are answered.
 
     Example: gkp serve split/device_0 --listen 0.0.0.0:7000 --keys keys/kitchen
     """

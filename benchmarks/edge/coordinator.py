@@ -70,7 +70,7 @@ class _Session:
             except GkpError as e:
                 self.failed[name] = e.message
         if self.job.core is not None:
-            os.sched_setaffinity(0, {self.job.core})  # this thread; gRPC's are already there, and free
+            os.sched_setaffinity(0, {self.job.core})  # this thread; those of the streams are already there, and free
 
     def _alone(self, entry: Alone) -> Call:
         path = Path(entry.path)

@@ -63,9 +63,9 @@ def straight_line(points: Sequence[tuple[int, float]]) -> Fitted:
     return Fitted(alpha, beta * 1e6, float(np.abs((alpha + beta * sizes) / times - 1).max()))
 
 
-def write_chains(folder: Path, devices: int) -> dict[Path, Plan]:
+def write_chains(folder: Path, devices: int, sizes: Sequence[int] = SIZES) -> dict[Path, Plan]:
     """The models, by folder: their names are those of chain_name."""
-    return {path: _write(path, size, hops, devices) for size in SIZES for hops in HOPS
+    return {path: _write(path, size, hops, devices) for size in sizes for hops in HOPS
             for path in [folder / chain_name(size, hops)]}
 
 

@@ -17,7 +17,7 @@ from gkp.edge.wire.client import Call, Connection, Pending, RemoteError, Reply
 from gkp.types import Array
 
 _SLACK_S = 0.25
-"""gRPC ends every call at its deadline. If it should not, we do, this much later."""
+"""A connection ends every call at its deadline. If it should not, we do, this much later."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from gkp.edge.device.shard import check_plan
 from gkp.edge.plan.schema import Plan, read_plan
 from gkp.edge.wire.client import KEEPALIVE_S, Connection, message_limit
 from gkp.edge.wire.identity import Keys, read_keys
+from gkp.edge.wire.loop import Loop
 from gkp.errors import UnsafeFileError, UsageError
 from gkp.manifest import Tensor
 from gkp.runtime.load import check_input
@@ -157,8 +158,10 @@ class Cluster:
             self._local_workers = self._open.enter_context(LocalWorkers(self.directory, self.plan, threads))
             keys, addresses = self._local_workers.keys, self._local_workers.addresses
         routes = [route for tier, plan in enumerate(plans) for route in routes_of(plan, tier)]
-        connections = _connections(routes, addresses, keys)
-        hashes = {name: [r.hash for r in routes if name in r.names] for name in connections}
+        hashes = {name: list(dict.fromkeys(r.hash for r in routes if name in r.names)) for r in routes for name in r.names}
+        loop = Loop("gkp-streams")
+        self._open.callback(loop.close)
+        connections = _connections(routes, addresses, keys, hashes, loop)
         revive = None if self._local_workers is None else self._local_workers.revive
         supervisor = self._open.enter_context(Supervisor(connections, hashes, revive=revive))
         self._backend = Backend(connections, supervisor, Routes(routes, supervisor), here, InFlight(self._in_flight))
@@ -204,7 +207,8 @@ def _plan(directory: Path) -> Plan:
     return plan
 
 
-def _connections(routes: Sequence[Route], addresses: Mapping[str, str], keys: Keys | None) -> dict[str, Connection]:
+def _connections(routes: Sequence[Route], addresses: Mapping[str, str], keys: Keys | None,
+                 plans: Mapping[str, Sequence[str]], loop: Loop) -> dict[str, Connection]:
     """A connection, by name, to every device that takes part in a route."""
     limit = max(message_limit(route.plan) for route in routes)
     found: dict[str, Connection] = {}
@@ -213,5 +217,5 @@ def _connections(routes: Sequence[Route], addresses: Mapping[str, str], keys: Ke
             address = addresses.get(device.name, device.address)
             if address is None:
                 raise UsageError(f"there is no address for device {device.name}", "add it to the cluster file")
-            found[device.name] = Connection(address, device.name, keys, limit)
+            found[device.name] = Connection(address, device.name, keys, limit, plans[device.name], loop)
     return found

@@ -23,7 +23,7 @@ _PAUSES_S = (0.005, 0.2)
 _SECOND_LOOK_S = 0.05
 """How long devices may take to say that they are there after all, before they are left out."""
 _RECONNECT_S = 1.2
-"""How long two devices that are both there may take to find each other again: gRPC tries once a second at least. After a
+"""How long two devices that are both there may take to find each other again: they try twice a second. After a
 restart the coordinator may see a device before its peers do."""
 
 

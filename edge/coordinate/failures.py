@@ -53,7 +53,7 @@ class Verdict(Enum):
 
 
 def verdict(error: RemoteError) -> Verdict:
-    """What an error means, by its status and the worker's own word. A status without such a word is gRPC's."""
+    """What an error means, by its status and the worker's own word. A status without such a word is the connection's."""
     status, said = error.status, error.error
     if status == "UNAVAILABLE":
         return Verdict.PEER if said == "peer" else Verdict.LOST

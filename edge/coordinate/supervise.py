@@ -157,8 +157,6 @@ class Supervisor:
             if e.status == "RESOURCE_EXHAUSTED":  # it answers that it is too busy to answer
                 return watched.state
             serving, reason = set(), e.message
-        except ValueError:  # what gRPC says of a connection that was closed before
-            serving, reason = set(), "the connection is closed"
         return DeviceState(frozenset(serving), "" if serving else reason)
 
     def _set(self, name: str, state: DeviceState) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -11,7 +12,9 @@ import msgspec
 from gkp.edge.device.dataflow import Dataflow
 from gkp.edge.device.shard import Shard
 from gkp.edge.wire.client import Pending
-from gkp.edge.wire.oip import Parameter, Refusal
+from gkp.edge.wire.frames import Parameter
+from gkp.edge.wire.oip import Refusal
+from gkp.errors import GkpError
 from gkp.types import Array
 
 Key = tuple[str, str]
@@ -32,8 +35,8 @@ class Event(msgspec.Struct, frozen=True):
 @dataclass(eq=False)
 class Request:
     """deadline: of time.monotonic; number: in the order of opening; flow: None when it failed; opened: of
-    time.monotonic, when its first message came; finished: set when it is done, or failed; seen: values that came; sends:
-    under way."""
+    time.monotonic, when its first message came; finished: set when it is done, or failed, and then done is called; seen:
+    values that came; sends: under way."""
 
     shard: Shard
     id: str
@@ -42,6 +45,7 @@ class Request:
     number: int
     flow: Dataflow | None
     segments_left: int
+    done: Callable[[Request], None] | None = None
     opened: float = field(default_factory=time.monotonic)
     sends_left: int = 0
     failure: Refusal | None = None
@@ -68,3 +72,19 @@ class Request:
 
     def note(self, what: str, name: str, peer: int | None, start: float, end: float) -> None:
         self.events.append(Event(what, name, peer, round((start - self.opened) * 1e3, 4), round((end - start) * 1e3, 4)))
+
+
+def compute_failed(shard: Shard, index: int, error: Exception) -> Refusal:
+    """INTERNAL: a segment failed, of which nobody is told more than a GkpError says."""
+    said = error.message if isinstance(error, GkpError) else type(error).__name__
+    return Refusal("INTERNAL", "compute", f"segment {index} failed: {said}", shard.device)
+
+
+def already(request: str, attempt: int) -> Refusal:
+    """ALREADY_EXISTS: this attempt was asked for before."""
+    return Refusal("ALREADY_EXISTS", "request", f"request {request} had its run call, attempt {attempt}")
+
+
+def superseded(request: str) -> Refusal:
+    """ABORTED: by a newer attempt."""
+    return Refusal("ABORTED", "superseded", f"a newer attempt of request {request} came")

@@ -12,11 +12,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from gkp.edge.device.service import Server
+from gkp.edge.device.server import Server
 from gkp.edge.device.shard import Shard, open_shard
 from gkp.edge.device.worker import QUEUE, Worker
 from gkp.edge.wire.client import Connection, message_limit
 from gkp.edge.wire.identity import Keys, check_address, read_keys
+from gkp.edge.wire.loop import Loop
 from gkp.errors import UnsafeFileError, UsageError
 from gkp.interrupt import INTERRUPTED
 from gkp.runtime.environment import physical_cores
@@ -55,11 +56,12 @@ class Serving:
             raise UsageError("two folders are of the same plan", "one worker is one device")
         self.name = _only_name(shards, keys, options.keys)
         limit = max(message_limit(shard.plan) for shard in shards)
-        self._connections = _connect(shards, options.peers, keys, limit)
+        self._loop = Loop("gkp-streams")
+        self._connections = _connect(shards, options.peers, keys, limit, self._loop)
         self._worker = Worker(shards, self._connections, options.queue)
         self._grace = options.grace
         try:
-            self._server = Server(self._worker, options.listen, keys, options.queue, limit)
+            self._server = Server(self._worker, options.listen, keys, self._loop, options.queue, limit)
         except BaseException:
             self._close()
             raise
@@ -80,6 +82,7 @@ class Serving:
         self._worker.close(_CLOSE_S)
         for connection in self._connections.values():
             connection.close()
+        self._loop.close()
 
 
 def _only_name(shards: Sequence[Shard], keys: Keys | None, folder: Path | None) -> str:
@@ -94,7 +97,8 @@ def _only_name(shards: Sequence[Shard], keys: Keys | None, folder: Path | None) 
     return name
 
 
-def _connect(shards: Sequence[Shard], peers: Mapping[str, str], keys: Keys | None, limit: int) -> dict[str, Connection]:
+def _connect(shards: Sequence[Shard], peers: Mapping[str, str], keys: Keys | None, limit: int,
+             loop: Loop) -> dict[str, Connection]:
     """Connections to all devices that a shard sends to. The addresses are the owner's (options, plan), never a message's."""
     known = {d.name: d.address for shard in shards for d in shard.plan.devices}
     if strange := next((name for name in peers if name not in known), None):
@@ -103,7 +107,9 @@ def _connect(shards: Sequence[Shard], peers: Mapping[str, str], keys: Keys | Non
     for name, address in wanted.items():
         if address is None:
             raise UsageError(f"the plan has no address of device {name}", f"--peer {name}=HOST:PORT")
-    return {name: Connection(address, name, keys, limit) for name, address in wanted.items() if address is not None}
+    plans = {name: [shard.hash for shard in shards if name in shard.peers.values()] for name in wanted}
+    return {name: Connection(address, name, keys, limit, plans[name], loop) for name, address in wanted.items()
+            if address is not None}
 
 
 def serve(options: ServeOptions, ready: Callable[[Serving], None]) -> bool:
@@ -143,7 +149,7 @@ def serve(options: ServeOptions, ready: Callable[[Serving], None]) -> bool:
 @contextmanager
 def _signals() -> Iterator[int]:
     """A descriptor that holds a byte for every signal. Not an Event, which can miss one for ever: the system may give a
-    signal to one of gRPC's threads, and then nothing wakes the main one, where handlers run; and when wait() is just being
+    signal to another thread, and then nothing wakes the main one, where handlers run; and when wait() is just being
     entered it holds the lock that set() in the handler wants."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)

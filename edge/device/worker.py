@@ -14,8 +14,9 @@ import itertools
 import math
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import msgspec
@@ -23,12 +24,12 @@ import numpy as np
 
 from gkp.edge.device import early
 from gkp.edge.device.dataflow import Dataflow, Done
-from gkp.edge.device.request import Key, Request
+from gkp.edge.device.request import Key, Request, already, compute_failed, superseded
 from gkp.edge.device.shard import Shard
 from gkp.edge.plan.schema import COORDINATOR, Segment
-from gkp.edge.wire.client import Connection, Pending, RemoteError
-from gkp.edge.wire.oip import Call, Parameter, Refusal, check_finite
-from gkp.errors import GkpError
+from gkp.edge.wire.client import Call, Connection, Pending, RemoteError
+from gkp.edge.wire.frames import Parameter
+from gkp.edge.wire.oip import Refusal, check_finite
 from gkp.types import Array
 
 QUEUE = 16
@@ -47,6 +48,7 @@ class Worker:
         self.shards = {shard.hash: shard for shard in shards}
         self._peers, self._limit = peers, queue
         self._lock = threading.Condition()
+        self._later: deque[Callable[[], object]] = deque()  # to do without the lock
         self._open: dict[Key, Request] = {}
         self._early = early.EarlyValues(queue)
         self._closed: OrderedDict[Key, int] = OrderedDict()  # the highest attempt
@@ -59,23 +61,25 @@ class Worker:
         self._thread.start()
 
     # ---- what the coordinator asks --------------------------------------------------------------------------------
-    def begin(self, shard: Shard, request: str, attempt: int, values: Mapping[str, Array], deadline: float) -> Request:
-        """A run call: open the request, and take up what devices sent for it before. deadline: of time.monotonic. Refusal
-        when the queue is full, the worker drains, the attempt is old, or had its run call before."""
-        with self._lock:
+    def begin(self, shard: Shard, request: str, attempt: int, values: Mapping[str, Array], deadline: float,
+              done: Callable[[Request], None] | None = None) -> Request:
+        """A run call: open the request, and take up what devices sent for it before. deadline: of time.monotonic; done:
+        called once, from any thread, when it has ended. Refusal when the queue is full, the worker drains, the attempt is
+        old, or had its run call before."""
+        with self._book():
             key = (shard.hash, request)
             older = self._open.get(key)
             newest = max(self._closed.get(key, 0), older.attempt if older else 0)
             if attempt <= newest:
-                raise _already(request, attempt) if attempt == newest else _superseded(request)
+                raise already(request, attempt) if attempt == newest else superseded(request)
             if older is not None:
-                self._drop(older, _superseded(request))
+                self._drop(older, superseded(request))
                 self._forget(older)
             arrived = self._early.take((*key, attempt))
             self._check_room(known=bool(arrived))
             flow = Dataflow(shard.plan, shard.device, shard.view)
             made = Request(shard, request, attempt, deadline, next(self._numbers), flow, len(shard.segments),
-                           opened=min([v.at for v in arrived], default=time.monotonic()))
+                           done, opened=min([v.at for v in arrived], default=time.monotonic()))
             self._open[key] = made
             for value in arrived:
                 self._receive(made, value)
@@ -84,10 +88,23 @@ class Worker:
             self._check_finished(made)
         return made
 
+    def give(self, request: Request, value: str, array: Array) -> None:
+        """A value that the coordinator sends after the run call. One that comes twice, or too late, is dropped."""
+        with self._book():
+            if request.flow is not None and value not in request.seen:
+                self._give(request, value, array)
+
     def wait(self, request: Request, profile: bool) -> tuple[dict[str, Array], dict[str, Parameter]]:
-        """The answer of a run call: the plan's output if it is made here, and counters. Refusal when the request failed."""
+        """Until the request has ended, or its deadline; then its outcome."""
         request.finished.wait(request.left)
-        self._end(request, Refusal("DEADLINE_EXCEEDED", "deadline", f"request {request.id} was not done in time"))
+        self.expire(request)
+        return self.outcome(request, profile)
+
+    def outcome(self, request: Request, profile: bool) -> tuple[dict[str, Array], dict[str, Parameter]]:
+        """The answer of a run call that has ended: the plan's output if it is made here, and counters. Refusal when the
+        request failed."""
+        with self._book():
+            self._forget(request)
         if request.failure is not None:
             raise request.failure
         parameters = dict(request.counters)
@@ -99,6 +116,15 @@ class Worker:
         """The coordinator gave up, or is gone. Nothing happens to a request that is answered."""
         self._end(request, Refusal("CANCELLED", "cancelled", f"request {request.id} was cancelled"))
 
+    def expire(self, request: Request) -> None:
+        """Its deadline has passed."""
+        self._end(request, Refusal("DEADLINE_EXCEEDED", "deadline", f"request {request.id} was not done in time"))
+
+    def fail(self, request: Request, failure: Refusal) -> None:
+        """End it with an error, unless it ended before."""
+        with self._book():
+            self._drop(request, failure)
+
     def compute(self, shard: Shard, index: int, feeds: Mapping[str, Array], deadline: float) -> tuple[list[Array], float]:
         """One segment by itself: outputs, and milliseconds. Refusal as for begin and wait."""
         found = _Probe()
@@ -109,7 +135,7 @@ class Worker:
                 try:
                     found.outputs = shard.run(index, feeds)
                 except Exception as e:
-                    found.failure = _failed(shard, index, e)
+                    found.failure = compute_failed(shard, index, e)
                 found.ms = (time.perf_counter() - start) * 1e3
             with self._lock:  # not before: its inputs are in memory until here
                 self._probes.discard(found)
@@ -132,16 +158,19 @@ class Worker:
         """A value from another device: "new", "duplicate" or "late". It may be kept for a run call that has not come yet;
         Refusal when there is no room for that."""
         came = early.Value(value, source, array.astype(shard.spec(value).dtype, copy=False), time.monotonic())
-        with self._lock:
+        with self._book():
             key = (shard.hash, request)
             found = self._open.get(key)
+            if found is not None and found.deadline < came.at:
+                return "late"
             if found is None or found.attempt < attempt:
                 if attempt <= self._closed.get(key, 0):
                     return "late"
                 sender = shard.plan.devices[source].name
                 if found is None and not self._early.holds(sender, (*key, attempt)):
                     self._check_room()
-                self._lock.notify_all()  # for its deadline
+                if not self._early:
+                    self._lock.notify_all()  # for its deadline, from now on
                 return self._early.keep(sender, (*key, attempt), came, deadline)
             if found.attempt > attempt or found.flow is None:
                 return "late"
@@ -179,6 +208,20 @@ class Worker:
         for shard in self.shards.values() if not self._thread.is_alive() else ():
             shard.close()
 
+    @contextmanager
+    def _book(self) -> Iterator[None]:
+        """The lock; after it, whoever waits for what happened is told."""
+        try:
+            with self._lock:
+                yield
+        finally:
+            while self._later:
+                try:
+                    work = self._later.popleft()
+                except IndexError:  # another thread took it
+                    break
+                work()
+
     # ---- the book; all of it with the lock held -------------------------------------------------------------------
     def _check_room(self, known: bool = False) -> None:
         """Refusal when nothing more can be opened. known: values that came before keep a request welcome while the worker
@@ -207,8 +250,13 @@ class Worker:
         self._lock.notify_all()
 
     def _check_finished(self, request: Request) -> None:
-        if not request.segments_left and not request.sends_left:
+        if not request.segments_left and not request.sends_left and not request.finished.is_set():
             request.finished.set()
+            self._tell(request)
+
+    def _tell(self, request: Request) -> None:
+        if request.done is not None:
+            self._later.append(partial(request.done, request))
 
     def _drop(self, request: Request, failure: Refusal) -> None:
         """Fail the request, unless it ended before."""
@@ -216,9 +264,9 @@ class Worker:
             return
         request.failure, request.flow = failure, None
         request.finished.set()
-        for pending in request.sends:
-            pending.cancel()
+        self._later.extend(pending.cancel for pending in request.sends)
         request.sends.clear()
+        self._tell(request)
         self._jobs = [job for job in self._jobs if job[0] != request.number]
         heapq.heapify(self._jobs)
 
@@ -232,7 +280,7 @@ class Worker:
         self._lock.notify_all()
 
     def _end(self, request: Request, failure: Refusal) -> None:
-        with self._lock:
+        with self._book():
             self._drop(request, failure)
             self._forget(request)
 
@@ -271,14 +319,14 @@ class Worker:
             for name, array, target in self._computed(request, segment, outputs, start, end):
                 self._send(request, name, array, target)
         except Refusal as e:
-            self._fail(request, Refusal(e.status, e.error, e.message, shard.device))
+            self.fail(request, Refusal(e.status, e.error, e.message, shard.device))
         except Exception as e:
-            self._fail(request, _failed(shard, segment.index, e))
+            self.fail(request, compute_failed(shard, segment.index, e))
 
     def _computed(self, request: Request, segment: Segment, outputs: Sequence[Array], start: float,
                   end: float) -> list[tuple[str, Array, int]]:
         """What the outputs set going here; (value, array, device) for every message."""
-        with self._lock:
+        with self._book():
             if request.flow is None:
                 return []
             request.note("segment", f"segment_{segment.index}", None, start, end)
@@ -312,13 +360,14 @@ class Worker:
         try:
             pending = self._peers[shard.plan.devices[target].name].start(call, request.left)
         except Exception as e:  # the connection is closed: the worker stops
-            self._fail(request, Refusal("UNAVAILABLE", "peer", f"cannot send to device {target}: {e}", target))
+            self.fail(request, Refusal("UNAVAILABLE", "peer", f"cannot send to device {target}: {e}", target))
             return
         with self._lock:
-            if request.flow is None:
-                pending.cancel()
-                return
-            request.sends.add(pending)
+            if (dropped := request.flow is None) is False:
+                request.sends.add(pending)
+        if dropped:
+            pending.cancel()
+            return
         pending.add_done_callback(partial(self._sent, request, name, target, spec.bytes, start))
 
     def _sent(self, request: Request, name: str, target: int, size: int, start: float, pending: Pending) -> None:
@@ -326,21 +375,17 @@ class Worker:
             pending.result()
         except RemoteError as e:
             error = e.error or _NO_WORDS.get(e.status, "peer")
-            self._fail(request, Refusal(e.status, error, f"sending {name} to {e.message}", target))
+            self.fail(request, Refusal(e.status, error, f"sending {name} to {e.message}", target))
             return
         except Exception as e:
-            self._fail(request, Refusal("INTERNAL", "compute", f"sending {name}: {type(e).__name__}", target))
+            self.fail(request, Refusal("INTERNAL", "compute", f"sending {name}: {type(e).__name__}", target))
             return
-        with self._lock:
+        with self._book():
             request.sends.discard(pending)
             request.sends_left -= 1
             request.note("send", name, target, start, time.monotonic())
             request.count(sent_bytes=size, sent_messages=1)
             self._check_finished(request)
-
-    def _fail(self, request: Request, failure: Refusal) -> None:
-        with self._lock:
-            self._drop(request, failure)
 
 
 class _Probe:
@@ -350,16 +395,3 @@ class _Probe:
         self.outputs: list[Array] = []
         self.ms, self.cancelled, self.done = 0.0, False, threading.Event()
         self.failure: Refusal | None = None
-
-
-def _failed(shard: Shard, index: int, error: Exception) -> Refusal:
-    said = error.message if isinstance(error, GkpError) else type(error).__name__
-    return Refusal("INTERNAL", "compute", f"segment {index} failed: {said}", shard.device)
-
-
-def _already(request: str, attempt: int) -> Refusal:
-    return Refusal("ALREADY_EXISTS", "request", f"request {request} had its run call, attempt {attempt}")
-
-
-def _superseded(request: str) -> Refusal:
-    return Refusal("ABORTED", "superseded", f"a newer attempt of request {request} came")

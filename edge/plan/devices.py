@@ -25,13 +25,13 @@ _MAX_FILE = 256 * 1024
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253}):([0-9]{1,5})", re.ASCII)
 
-OVERHEAD, CPU, ANSWER = 5.5e-4, 7.5e-4, 5e-4
-"""Seconds: what a message of a worker (gRPC with mTLS, in Python) takes and costs on one core of a server: measured, see
-docs/benchmarks/edge.md."""
+OVERHEAD, CPU, ANSWER = 3e-4, 4.3e-4, 2.7e-4
+"""Seconds: what a message of a worker (a frame on a stream, mutual TLS) takes and costs on one core of a server: see
+docs/tasks/split.md for how it was measured."""
 LINKS: tuple[Link, ...] = (
     Link(name="1gbe", bandwidth=117e6, rtt=2e-4, overhead=OVERHEAD, cpu=CPU, answer=ANSWER),
     Link(name="wifi", bandwidth=6.25e6, rtt=3e-3, overhead=OVERHEAD, cpu=CPU, answer=ANSWER, shared=True),
-    Link(name="loopback", bandwidth=440e6, rtt=3e-5, overhead=OVERHEAD, cpu=CPU, answer=ANSWER),
+    Link(name="loopback", bandwidth=750e6, rtt=3e-5, overhead=OVERHEAD, cpu=CPU, answer=ANSWER),
 )
 """1gbe: switched, what TCP leaves of a gigabit; wifi: 50 Mbit/s that all devices share; loopback: processes of one machine,
 whose bandwidth is what encryption and copies leave."""

@@ -79,8 +79,8 @@ def up(options: UpOptions, say: Say) -> None:
         if not encrypted() and workers.hosts != {ray.util.get_node_ip_address()}:
             say("note: Ray's connections are not encrypted (RAY_USE_TLS): token, folders and keys travel as they are")
         limit = max(map(message_limit, plans.values()))
-        connections = {n: Connection(address, n, coordinator, limit) for n, address in workers.addresses.items()}
         hashes = {name: [folder.plan.hash for folder in folders[name]] for name in folders}
+        connections = {n: Connection(address, n, coordinator, limit, hashes[n]) for n, address in workers.addresses.items()}
         with Supervisor(connections, hashes, revive=workers.revive) as supervisor, \
                 workers.closing():  # before the supervisor waits for its threads, which may wait for a worker
             _await_all(supervisor, workers)

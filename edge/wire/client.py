@@ -1,230 +1,305 @@
-"""One connection to one worker: used by the coordinator, and by workers to send values to each other."""
+"""One connection to one worker: used by the coordinator, and by workers to send values to each other. Frames over a stream
+(gkp.edge.wire), that is opened again when it is lost."""
 
 from __future__ import annotations
 
+import itertools
+import socket
+import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from math import prod
 
-import grpc
+import numpy as np
 
-from gkp.edge.plan.schema import COORDINATOR, Plan
-from gkp.edge.wire import identity
+from gkp.edge.plan.schema import COORDINATOR
+from gkp.edge.wire import frames, identity
+from gkp.edge.wire.calls import Call, Pending, RemoteError, Reply, message_limit, reply_of
+from gkp.edge.wire.dial import dial
+from gkp.edge.wire.frames import Answer, Cancel, Failure, FrameError, Head, Hello, Welcome
 from gkp.edge.wire.identity import Keys
-from gkp.edge.wire.oip import MESSAGES, METHODS, MODEL, SERVICE, Call, Refusal, Reply, read_reply, write_call
-from gkp.errors import GkpError, UsageError
+from gkp.edge.wire.loop import Loop
+from gkp.edge.wire.oip import DATATYPES, MAX_AXES
+from gkp.edge.wire.streams import KEEPALIVE_S, KEEPALIVE_TIMEOUT_S, Stream, StreamLostError, words
+from gkp.edge.wire.tls import client_context
+from gkp.errors import UsageError
 from gkp.text import one_line
+from gkp.types import Array
 
-__all__ = ["KEEPALIVE_S", "Call", "Connection", "Pending", "RemoteError", "Reply", "ServerMetadata", "message_limit"]
+__all__ = ["KEEPALIVE_S", "Call", "Connection", "Pending", "RemoteError", "Reply", "message_limit"]
 
-KEEPALIVE_S = 2.0
-"""A connection is asked for a sign of life this often, from both ends, also while nothing is sent."""
-KEEPALIVE_TIMEOUT_S = 1.5
-RECONNECT_S = 1.0
-"""How long a value waits for a connection that is not there: the other worker may have just been started again."""
-_SLOWEST = 1e6
-"""Bytes per second, that a value may take besides."""
-MAX_MESSAGE = 1 << 30
-_HEADERS, _PER_TENSOR, _PER_STEP = 64 << 10, 128, 128
-"""Bytes of a message besides its arrays: in all, for each of them (name, shape, checksum), for each step of `timing`."""
-ERROR_KEY, DEVICE_KEY = "gkp-error", "gkp-device"
-"""Trailing metadata of an error: what it is in the protocol, and the index of the device at fault."""
-
-
-class RemoteError(GkpError):
-    """A worker answered with an error, or cannot be reached. status: name of gRPC's code; error: the protocol's word
-    ("full", "peer", ...), "" when it comes from gRPC and not from a worker; device: index of the device at fault."""
-
-    def __init__(self, status: str, error: str, device: int | None, message: str, hint: str = "") -> None:
-        super().__init__(message, hint)
-        self.status, self.error, self.device = status, error, device
-
-
-@dataclass(frozen=True)
-class ServerMetadata:
-    """name "gkp"; version of the package; extensions: of the protocol."""
-
-    name: str
-    version: str
-    extensions: tuple[str, ...]
-
-
-def message_limit(plan: Plan) -> int:
-    """Bytes of the largest message that the plan needs, headers included: what a worker accepts at most. UsageError when
-    gRPC cannot carry it."""
-    sizes = {value.name: value.bytes + _PER_TENSOR for value in plan.values}
-    entering = [sum(sizes[t.value] for t in plan.transfers if t.source == COORDINATOR and t.target == d)
-                for d in range(len(plan.devices))]
-    ports = [sum(sizes[name] for name in names) for s in plan.segments for names in (s.inputs, s.outputs)]
-    steps = Counter([s.device for s in plan.segments] + [d for t in plan.transfers for d in (t.source, t.target)])
-    largest = max([*sizes.values(), *entering, *ports], default=0) + _PER_STEP * max(steps.values(), default=0)
-    if largest > MAX_MESSAGE - _HEADERS:
-        raise UsageError(f"the plan moves {largest >> 20} MiB in one message; at most {MAX_MESSAGE >> 20} MiB can be sent",
-                         "split for a smaller batch")
-    return largest + _HEADERS
-
-
-def channel_options(max_bytes: int) -> list[tuple[str, Any]]:
-    """gRPC's options for both ends of a connection: limits, signs of life, quick reconnection. Newer gRPC waits ping_timeout
-    for the answer to a sign of life (a minute, unless told), older ones keepalive_timeout. All handshakes of a connection,
-    several round trips and much arithmetic for a small board, may take min_reconnect_backoff."""
-    interval, timeout = int(KEEPALIVE_S * 1000), int(KEEPALIVE_TIMEOUT_S * 1000)
-    return [("grpc.max_receive_message_length", max_bytes), ("grpc.max_send_message_length", max_bytes),
-            ("grpc.max_metadata_size", 8 << 10),
-            ("grpc.keepalive_time_ms", interval), ("grpc.keepalive_timeout_ms", timeout),
-            ("grpc.http2.ping_timeout_ms", timeout), ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.http2.max_pings_without_data", 0), ("grpc.http2.max_ping_strikes", 0),
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", interval // 2),
-            ("grpc.initial_reconnect_backoff_ms", 100), ("grpc.min_reconnect_backoff_ms", interval + timeout),
-            ("grpc.max_reconnect_backoff_ms", 500), ("grpc.enable_retries", 0), ("grpc.enable_http_proxy", 0),
-            ("grpc.use_local_subchannel_pool", 1)]
+_PAUSES_S = (0.1, 0.5)
+"""Between attempts to connect: the first, and the longest."""
+_MAX_HEAD = 16 << 20
+"""Bytes of an answer's head, with the timing of all its steps."""
+_HANDSHAKE_S = KEEPALIVE_S + KEEPALIVE_TIMEOUT_S
+"""For all handshakes of a connection: several round trips, and much arithmetic for a small board."""
 
 
 class Connection:
     """A connection to the worker of the device `name` at `address` ("host:port" or "unix:path"), opened when first used and
-    again when it is lost. keys: the own ones; None: plaintext, to loopback addresses only. max_bytes: the plan's limit.
+    again when it is lost. keys: the own ones; None: plaintext, to loopback addresses only. max_bytes: the plan's limit;
+    plans: hashes that it is for; loop: that receives for it, None: one of its own.
 
     Whatever the address leads to must hold the certificate of that device. Safe to use from several threads."""
 
-    def __init__(self, address: str, name: str, keys: Keys | None, max_bytes: int) -> None:
+    def __init__(self, address: str, name: str, keys: Keys | None, max_bytes: int, plans: Sequence[str] = (),
+                 loop: Loop | None = None) -> None:
         self.address, self.name = identity.check_address(address), name
-        options = channel_options(max_bytes)
-        if keys is None:
-            if not identity.is_local(address):
-                raise UsageError(f"without keys nothing is sent to another machine ({name} at {address})",
-                                 "make keys with gkp edge keys")
-            self._channel = grpc.insecure_channel(address, options)
-        else:
-            credentials = grpc.ssl_channel_credentials(keys.ca, keys.key, keys.certificate)
-            options.append(("grpc.ssl_target_name_override", identity.server_name(name)))
-            self._channel = grpc.secure_channel(address, credentials, options)
-        self._methods = {m: self._channel.unary_unary(f"/{SERVICE}/{m}", MESSAGES[f"{m}Request"].SerializeToString,
-                                                      MESSAGES[f"{m}Response"].FromString) for m in METHODS}
-
-    def live(self, timeout: float) -> bool:
-        """Does a worker answer?"""
-        return bool(self._ask("ServerLive", timeout).live)
+        if keys is None and not identity.is_local(address):
+            raise UsageError(f"without keys nothing is sent to another machine ({name} at {address})",
+                             "make keys with gkp edge keys")
+        self._context = None if keys is None else client_context(keys)
+        self._max, self._plans = max_bytes, list(plans)
+        self._loop, self._own = loop or Loop(f"gkp-stream-{name}"), loop is None
+        self._lock = threading.Lock()
+        self._order = threading.Lock()  # calls are sent in the order of their numbers; taken before the other one
+        self._stream: Stream | None = None  # that was welcomed
+        self._dialing: socket.socket | None = None
+        self._dialer: threading.Thread | None = None
+        self._outcome = threading.Event()  # of the stream that is being opened
+        self._calls: dict[int, Pending] = {}
+        self._waiting: list[Pending] = []
+        self._numbers = itertools.count(1)
+        self._watchers: list[Callable[[bool], None]] = []
+        self._closed = False
+        self._error = self._unreachable("it was not connected yet")
+        self._loop.call(lambda: self._loop.ticking.append(self._tick))
 
     def ready(self, plan: str, timeout: float) -> bool:
         """Does it serve the plan with this hash, with everything loaded? RemoteError when it does not answer."""
-        return bool(self._ask("ModelReady", timeout, name=MODEL, version=plan).ready)
-
-    def metadata(self, timeout: float) -> ServerMetadata:
-        """RemoteError when it does not answer."""
-        found = self._ask("ServerMetadata", timeout)
-        return ServerMetadata(found.name, found.version, tuple(found.extensions))
+        return bool(self._started(Pending(self.name, None, plan, timeout, self._give_up)).result().parameters.get("ready"))
 
     def infer(self, call: Call, timeout: float) -> Reply:
         """Send it and wait for the answer, `timeout` seconds at most. RemoteError when there is none, or an error."""
         return self.start(call, timeout).result()
 
     def start(self, call: Call, timeout: float) -> Pending:
-        """Send it; the deadline is `timeout` seconds from now. A call whose bytes arrived broken is sent once more, and
-        so is a device's value (which may arrive twice) that found no connection, if there is one within RECONNECT_S."""
-        return Pending(self, self._methods["ModelInfer"], call, timeout)
+        """Send it; the deadline is `timeout` seconds from now. A device's value whose bytes arrived broken is sent once
+        more, and so is one (which may arrive twice) that found no connection, if there is one within RECONNECT_S."""
+        return self._started(Pending(self.name, call, call.plan, timeout, self._give_up))
 
     def watch(self, callback: Callable[[bool], None]) -> None:
-        """Connect, stay connected, and call with True or False whenever the connection is there or lost (from a thread of
-        gRPC's). An idle connection is watched by its keepalive."""
-        def changed(state: Any) -> None:
-            if state == grpc.ChannelConnectivity.READY:
-                callback(True)
-            elif state in (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN):
-                callback(False)
-
-        self._channel.subscribe(changed, try_to_connect=True)
+        """Connect, stay connected, and call with True or False whenever the connection is there or lost (from another
+        thread). An idle connection is watched by its keepalive."""
+        with self._lock:
+            self._watchers.append(callback)
+            self._dial()
 
     def close(self) -> None:
         """Calls that are under way fail with CANCELLED."""
-        self._channel.close()
+        with self._lock:
+            self._closed = True
+            left, self._calls, self._waiting = [*self._calls.values(), *self._waiting], {}, []
+            stream, dialing = self._stream, self._dialing
+            self._stream = None
+        for pending in left:
+            pending.failed(RemoteError("CANCELLED", "", None, f"{self.name}: the connection was closed"))
+        if stream is not None:
+            stream.lose("closed")
+        if dialing is not None:
+            with suppress(OSError):
+                dialing.shutdown(socket.SHUT_RDWR)
+        self._outcome.set()
+        self._loop.call(lambda: self._loop.ticking.remove(self._tick))
+        if self._own:
+            self._loop.close()
 
-    def _ask(self, method: str, timeout: float, **fields: str) -> Any:
-        try:
-            return self._methods[method](MESSAGES[f"{method}Request"](**fields), timeout=timeout)
-        except grpc.RpcError as e:
-            raise remote_error(e, self) from None
+    # ---- calls ------------------------------------------------------------------------------------------------------
+    def _started(self, pending: Pending) -> Pending:
+        with self._order:
+            with self._lock:
+                stream = self._placed(pending)
+            if stream is not None:
+                self._send(stream, pending)
+        if stream is None and self._closed:
+            pending.failed(RemoteError("CANCELLED", "", None, f"{self.name}: the connection was closed"))
+        return pending
 
+    def _placed(self, pending: Pending) -> Stream | None:
+        """With the lock held: give it a number on the stream, or let it wait for one."""
+        stream = None if self._closed else self._stream
+        if stream is not None:
+            pending.number = next(self._numbers)
+            self._calls[pending.number] = pending
+        elif not self._closed:
+            self._waiting.append(pending)
+            self._dial()
+        return stream
 
-class Pending:
-    """An answer that is awaited."""
+    def _send(self, stream: Stream, pending: Pending) -> None:
+        with suppress(StreamLostError):  # lost() comes, or came before: then it is told so there
+            for head, body in pending.frames():
+                stream.send(head, body)
 
-    def __init__(self, connection: Connection, method: Any, call: Call, timeout: float) -> None:
-        self._connection, self._method, self._call = connection, method, call
-        self._message, self._deadline = write_call(call), time.monotonic() + timeout
-        self._future: Future[Reply] = Future()
-        self._started, self._cancelled, self._first = time.monotonic(), False, True
-        self._unreachable: RemoteError | None = None
-        self._send(self._deadline)
+    def _give_up(self, pending: Pending) -> None:
+        """Nobody waits for it any more. The worker drops the request."""
+        with self._lock:
+            with suppress(ValueError):
+                self._waiting.remove(pending)
+            stream = self._stream if self._calls.pop(pending.number, None) is not None else None
+        if stream is not None:
+            stream.forget(pending.number)
+            if pending.call is not None and pending.call.source == COORDINATOR:
+                with suppress(StreamLostError):
+                    stream.send(Cancel(pending.number))
 
-    def result(self) -> Reply:
-        """Wait for it: at most until the deadline of the call. RemoteError."""
-        return self._future.result()
+    def _tick(self, now: float) -> None:
+        with self._lock:
+            self._dial()
+            pendings = [*self._calls.values(), *self._waiting]
+            late = [p for p in self._waiting if now > p.connected_by] if self._stream is None else []
+        for pending in pendings:
+            if now > pending.deadline:
+                pending.expire()
+            elif pending in late:
+                self._give_up(pending)
+                pending.failed(self._error)
 
-    def cancel(self) -> None:
-        """The worker drops the request; result() raises RemoteError (CANCELLED) unless the answer was there before."""
-        self._cancelled = True
-        self._rpc.cancel()
+    # ---- the stream's frames: in the loop's thread ------------------------------------------------------------------
+    def wants(self, stream: Stream, head: Head, size: int) -> bool:
+        """An answer's array, if anybody waits for it."""
+        if not isinstance(head, Answer):
+            raise FrameError(f"a {type(head).__name__.lower()} has no body")
+        sizes = prod(head.shape) * np.dtype(head.dtype).itemsize if head.dtype in DATATYPES else -1
+        if len(head.shape) > MAX_AXES or any(d < 0 for d in head.shape) or sizes != size:
+            raise FrameError("an answer's bytes are not what it says")
+        return head.call in self._calls
 
-    def done(self) -> bool:
-        return self._future.done()
-
-    def add_done_callback(self, callback: Callable[[Pending], None]) -> None:
-        """Called once, from a thread of gRPC's, or at once when it is done."""
-        self._future.add_done_callback(lambda _: callback(self))
-
-    def _send(self, until: float, wait: bool = False) -> None:
-        left = max(0.0, until - time.monotonic())
-        self._rpc = self._method.future(self._message, timeout=left, wait_for_ready=wait)
-        self._rpc.add_done_callback(self._finished)
-
-    def _finished(self, rpc: Any) -> None:
-        try:
-            if rpc.code() == grpc.StatusCode.OK:
-                self._future.set_result(read_reply(self._call, rpc.result()))
+    def frame(self, stream: Stream, head: Head, body: Array | None, whole: bool) -> None:
+        if isinstance(head, Welcome):
+            self._welcomed(stream)
+        elif isinstance(head, Failure) and not head.call:
+            self._error = self._remote(head)
+        elif isinstance(head, Answer | Failure):
+            with self._lock:
+                pending = self._calls.pop(head.call, None)
+            if pending is None:
                 return
-            error: BaseException = remote_error(rpc, self._connection)
-        except Refusal as e:
-            error = RemoteError(e.status, e.error, None, f"{self._connection.name}: {e.message}")
-        except Exception as e:
-            error = e
-        try:
-            again = self._first and not self._cancelled and self._sent_again(rpc, error)
-        except ValueError:  # the connection was closed meanwhile
-            again = False
-        if not again:
-            wordless = isinstance(error, RemoteError) and not error.error
-            self._message = None
-            self._future.set_exception(self._unreachable if self._unreachable and wordless else error)
-
-    def _sent_again(self, rpc: Any, error: BaseException) -> bool:
-        """Once, where that can help."""
-        self._first = False  # DATA_LOSS with a device: the request is open, and bytes on their way to that one changed
-        now = time.monotonic()
-        if rpc.code() == grpc.StatusCode.DATA_LOSS and isinstance(error, RemoteError) and error.device is None:
-            self._send(self._deadline)
-        elif isinstance(error, RemoteError) and error.status == "UNAVAILABLE" and not error.error \
-                and self._call.source != COORDINATOR and now - self._started < RECONNECT_S:
-            self._unreachable = error
-            transfer = sum(value.nbytes for value in self._call.values.values()) / _SLOWEST
-            self._send(min(self._deadline, now + RECONNECT_S + transfer), wait=True)
+            if isinstance(head, Failure):
+                self._refused(pending, self._remote(head))
+            elif body is not None and not whole:
+                self._refused(pending, RemoteError("DATA_LOSS", "checksum", None,
+                                                   f"{self.name}: the bytes of an answer changed on their way"))
+            else:
+                pending.answered(reply_of(head, body))
         else:
+            raise FrameError(f"a {type(head).__name__.lower()} is not for a client")
+
+    def _refused(self, pending: Pending, error: RemoteError) -> None:
+        """A value that arrived broken is sent once more. (With a device: bytes on their way to that one changed.)"""
+        if error.status == "DATA_LOSS" and error.device is None and pending.sent_again():
+            self._started(pending)
+        else:
+            pending.failed(error)
+
+    def lost(self, stream: Stream, reason: str) -> None:
+        with self._lock:
+            if self._stream is not stream:  # it was never welcomed
+                if not self._error.error:
+                    self._error = self._unreachable(reason)
+                self._outcome.set()
+                return
+            self._stream = None
+            self._error = self._unreachable(reason)
+            left, self._calls = list(self._calls.values()), {}
+            again = [p for p in left if p.is_value and p.sent_again()]
+            self._waiting += again
+            self._dial()
+        for pending in left:
+            if pending not in again:
+                pending.failed(self._error)
+        self._tell(False)
+
+    # ---- connecting -------------------------------------------------------------------------------------------------
+    def _dial(self) -> None:
+        """With the lock held: connect, unless that is under way or nobody needs it."""
+        if self._dialer is None and self._stream is None and self._wanted():
+            dialer = threading.Thread(target=self._connect, name=f"gkp-dial-{self.name}", daemon=True)
+            try:
+                dialer.start()
+            except RuntimeError:  # no more threads now: at the next tick
+                return
+            self._dialer = dialer
+
+    def _wanted(self) -> bool:
+        return bool(self._watchers or self._waiting) and not self._closed
+
+    def _connect(self) -> None:
+        """In a thread of its own, until there is a stream or nobody needs one."""
+        pause = _PAUSES_S[0]
+        while not self._try():
+            with self._lock:
+                failed = [p for p in self._waiting if not p.is_value]
+                self._waiting = [p for p in self._waiting if p.is_value]
+            for pending in failed:
+                pending.failed(self._error)
+            self._tell(False)
+            time.sleep(pause)
+            pause = min(2 * pause, _PAUSES_S[1])
+            with self._lock:
+                if not self._wanted():
+                    self._dialer = None
+                    return
+
+    def _try(self) -> bool:
+        """Is there a stream now?"""
+        self._outcome.clear()
+        end = time.monotonic() + _HANDSHAKE_S
+        try:
+            sock, codec = dial(self.address, self.name, self._context, _HANDSHAKE_S, self._began)
+        except Exception as e:  # whatever it is: a thread that ended would leave it unconnected for ever
+            self._error = self._unreachable(words(e))
             return False
-        if self._cancelled:  # meanwhile
-            self._rpc.cancel()
-        return True
+        self._error = self._unreachable("it does not speak to us")
+        stream = Stream(self._loop, sock, codec, self, min(self._max, _MAX_HEAD), self._max)
+        stream.start()
+        with suppress(StreamLostError):
+            stream.send(Hello(list(frames.VERSIONS), self._plans))
+        self._outcome.wait(max(0.0, end - time.monotonic()))
+        with self._lock:
+            self._dialing = None
+            if self._stream is not None or self._closed:
+                self._dialer = None
+                return True
+        stream.lose("it does not speak to us")
+        return False
+
+    def _began(self, sock: socket.socket) -> None:
+        with self._lock:
+            self._dialing = sock
+            if self._closed:
+                raise OSError("the connection was closed")
+
+    def _welcomed(self, stream: Stream) -> None:
+        with self._order:
+            with self._lock:
+                if self._closed or self._stream is not None:
+                    stream.lose("closed")
+                    return
+                self._stream = stream
+                waiting, self._waiting = self._waiting, []
+                for pending in waiting:
+                    self._placed(pending)
+            for pending in waiting:
+                self._send(stream, pending)
+        self._outcome.set()
+        self._tell(True)
+
+    def _tell(self, connected: bool) -> None:
+        for callback in list(self._watchers):
+            callback(connected)
+
+    # ---- words ------------------------------------------------------------------------------------------------------
+    def _unreachable(self, reason: str) -> RemoteError:
+        return RemoteError("UNAVAILABLE", "", None, f"{self.name} ({self.address}): unavailable: {one_line(reason)}",
+                           "is its worker running, and do both have keys of the same authority?")
+
+    def _remote(self, said: Failure) -> RemoteError:
+        device = said.device if said.device is not None and 0 <= said.device < 10_000 else None
+        status = said.status[:40]
+        return RemoteError(status, said.error[:40], device, f"{self.name} ({self.address}): "
+                           f"{status.lower().replace('_', ' ')}: {one_line(said.message)}")
 
 
-def remote_error(error: Any, connection: Connection) -> RemoteError:
-    """What gRPC reports, in the protocol's words."""
-    trailing: Mapping[str, str] = {k: v for k, v in error.trailing_metadata() or () if isinstance(v, str)}
-    status = error.code().name
-    said = one_line(error.details() or "")
-    device = trailing.get(DEVICE_KEY, "")
-    hint = ""
-    if status == "UNAVAILABLE" and ERROR_KEY not in trailing:
-        hint = "is its worker running, and do both have keys of the same authority?"
-    return RemoteError(status, trailing.get(ERROR_KEY, ""), int(device) if device.isdigit() and len(device) < 5 else None,
-                       f"{connection.name} ({connection.address}): {status.lower().replace('_', ' ')}: {said}", hint)

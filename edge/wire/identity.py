@@ -2,8 +2,9 @@
 
 A certificate carries its role as a URI, "gkp://coordinator" or "gkp://worker/<device name>", and one URI "gkp://plan/<hash>"
 for every plan that it is valid for. That is how a plan is signed: the authority put its hash into every certificate, and a
-message about another plan is refused. gRPC (BoringSSL) checks chain, dates, key usage and a worker's name on every
-connection; the own certificate is checked by a handshake with itself, so that Python's ssl is enough on a device.
+message about another plan is refused. TLS (OpenSSL; BoringSSL at the front door) checks chain, dates, key usage and a
+worker's name on every connection; the own certificate is checked by a handshake with itself, so that Python's ssl is enough
+on a device.
 """
 
 from __future__ import annotations

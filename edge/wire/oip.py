@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import resources
 from math import prod
 from typing import Any
@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
-from gkp.edge.plan.schema import COORDINATOR
+from gkp.edge.wire.frames import Parameter
 from gkp.errors import GkpError
 from gkp.types import Array
 
-Parameter = bool | int | float | str
 SERVICE = "inference.GRPCInferenceService"
 METHODS = ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer")
 MODEL = "gkp"
@@ -34,6 +33,8 @@ _NUMPY = {theirs: np.dtype(ours).newbyteorder("<") for ours, theirs in DATATYPES
 _TYPED = {"FP32": "fp32_contents", "INT64": "int64_contents", "UINT8": "uint_contents"}
 _REQUEST = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 _CRC = "crc32"
+ERROR_KEY, DEVICE_KEY = "gkp-error", "gkp-device"
+"""Trailing metadata of an error: what it is in the protocol, and the index of the device at fault."""
 
 
 def _messages() -> dict[str, Any]:
@@ -72,30 +73,6 @@ class Spec:
 
 
 @dataclass(frozen=True)
-class Call:
-    """A ModelInfer request. plan: its hash; request: an id that is never used again; attempt: from 1; source: index of the
-    sending device; values: arrays by name, each of a dtype in DATATYPES; wanted: names of outputs; profile: answer with
-    timings; model: MODEL or "segment_<k>"."""
-
-    plan: str
-    request: str
-    attempt: int = 1
-    source: int = COORDINATOR
-    values: Mapping[str, Array] = field(default_factory=dict)
-    wanted: tuple[str, ...] = ()
-    profile: bool = False
-    model: str = MODEL
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What a call brought: arrays (read-only) and parameters by name."""
-
-    values: dict[str, Array]
-    parameters: dict[str, Parameter]
-
-
-@dataclass(frozen=True)
 class Asked:
     """A request as it arrived: its tensors are not looked at yet. request: "" when the client gave none."""
 
@@ -103,7 +80,6 @@ class Asked:
     plan: str
     request: str
     attempt: int
-    source: int
     profile: bool
     wanted: tuple[str, ...]
     message: Any
@@ -125,9 +101,8 @@ def _put(tensors: Any, raws: Any, values: Mapping[str, Array], plan: str, reques
         raws.append(raw)
 
 
-def _array(tensor: Any, raw: bytes | None, key: tuple[str, str, int], must: bool) -> Array:
-    """One tensor as a read-only array. Refusal when its length is not what dtype and shape say, or its checksum differs
-    (must: or is missing)."""
+def _array(tensor: Any, raw: bytes | None, key: tuple[str, str, int]) -> Array:
+    """One tensor as a read-only array. Refusal when its length is not what dtype and shape say, or its checksum differs."""
     datatype, shape = tensor.datatype, tuple(tensor.shape)
     if datatype not in _NUMPY:
         raise bad_tensor(f"tensor {shown(tensor.name)} has datatype {shown(datatype)}")
@@ -143,17 +118,15 @@ def _array(tensor: Any, raw: bytes | None, key: tuple[str, str, int], must: bool
     if len(raw) != prod(shape) * _NUMPY[datatype].itemsize:
         raise bad_tensor(f"tensor {shown(tensor.name)} has {len(raw)} bytes, its shape says "
                          f"{prod(shape) * _NUMPY[datatype].itemsize}")
-    if _CRC in tensor.parameters:
-        if tensor.parameters[_CRC].int64_param != checksum(raw, *key, tensor.name, datatype, shape):
-            raise Refusal("DATA_LOSS", "checksum", f"the bytes of tensor {shown(tensor.name)} changed on their way")
-    elif must:
-        raise bad_tensor(f"tensor {shown(tensor.name)} has no checksum")
+    crc = tensor.parameters[_CRC].int64_param if _CRC in tensor.parameters else None
+    if crc not in (None, checksum(raw, *key, tensor.name, datatype, shape)):
+        raise Refusal("DATA_LOSS", "checksum", f"the bytes of tensor {shown(tensor.name)} changed on their way")
     return np.frombuffer(raw, _NUMPY[datatype]).reshape(shape)
 
 
-def read_tensors(asked: Asked, specs: Sequence[Spec], must: bool) -> dict[str, Array]:
-    """The request's tensors: exactly those of the specs, in any order. must: each carries a checksum. Refusal (DATA_LOSS
-    for a wrong checksum, else INVALID_ARGUMENT) otherwise, or when a number in them is NaN or infinite."""
+def read_tensors(asked: Asked, specs: Sequence[Spec]) -> dict[str, Array]:
+    """The request's tensors: exactly those of the specs, in any order. Refusal (DATA_LOSS for a wrong checksum, else
+    INVALID_ARGUMENT) otherwise, or when a number in them is NaN or infinite."""
     tensors, raws = asked.message.inputs, asked.message.raw_input_contents
     wanted = {spec.name: spec for spec in specs}
     if len(tensors) != len(wanted) or {t.name for t in tensors} != set(wanted):
@@ -165,7 +138,7 @@ def read_tensors(asked: Asked, specs: Sequence[Spec], must: bool) -> dict[str, A
         if tensor.datatype != DATATYPES[spec.dtype] or tuple(tensor.shape) != spec.shape:
             raise bad_tensor(f"tensor {spec.name} must be {DATATYPES[spec.dtype]} {list(spec.shape)}")
     key = (asked.plan, asked.request, asked.attempt)
-    arrays = {t.name: _array(t, raws[k] if raws else None, key, must) for k, t in enumerate(tensors)}
+    arrays = {t.name: _array(t, raws[k] if raws else None, key) for k, t in enumerate(tensors)}
     for name, array in arrays.items():
         check_finite(name, array)
     return arrays
@@ -186,30 +159,15 @@ def parse(name: str, data: bytes) -> Any:
         raise bad_tensor(f"this is no {name}") from None
 
 
-def write_call(call: Call) -> Any:
-    """The ModelInferRequest."""
-    made = MESSAGES["ModelInferRequest"](model_name=call.model, model_version=call.plan, id=call.request)
-    made.parameters["attempt"].int64_param = call.attempt
-    if call.source != COORDINATOR:
-        made.parameters["source"].int64_param = call.source
-    if call.profile:
-        made.parameters["profile"].bool_param = True
-    for name in call.wanted:
-        made.outputs.add(name=name)
-    _put(made.inputs, made.raw_input_contents, call.values, call.plan, call.request, call.attempt)
-    return made
-
-
 def read_call(data: bytes) -> Asked:
     """Refusal when the bytes are no ModelInferRequest, or its id or parameters make no sense."""
     asked = parse("ModelInferRequest", data)
     if asked.id and not _REQUEST.fullmatch(asked.id):
         raise bad_tensor("a request id has 1 to 64 letters, digits, dots, dashes and underscores")
     attempt = _parameter(asked, "attempt", "int64_param", 1)
-    source = _parameter(asked, "source", "int64_param", COORDINATOR)
     if not 1 <= attempt <= MAX_ATTEMPT:
         raise bad_tensor(f"attempt {attempt} is not between 1 and {MAX_ATTEMPT}")
-    return Asked(asked.model_name, asked.model_version, asked.id, attempt, source,
+    return Asked(asked.model_name, asked.model_version, asked.id, attempt,
                  _parameter(asked, "profile", "bool_param", False), tuple(o.name for o in asked.outputs), asked)
 
 
@@ -229,19 +187,6 @@ def write_reply(asked: Asked, values: Mapping[str, Array], parameters: Mapping[s
         setattr(made.parameters[name], kind, value)
     _put(made.outputs, made.raw_output_contents, values, asked.plan, asked.request, asked.attempt)
     return made
-
-
-def read_reply(call: Call, reply: Any) -> Reply:
-    """Refusal when the response is not of this call, or its tensors are broken; each must carry a checksum."""
-    if (reply.model_name, reply.model_version, reply.id) != (call.model, call.plan, call.request):
-        raise bad_tensor("the response belongs to another request")
-    if len(reply.outputs) != len(reply.raw_output_contents):
-        raise bad_tensor("the response's tensors and their contents differ in number")
-    key = (call.plan, call.request, call.attempt)
-    values = {t.name: _array(t, raw, key, True) for t, raw in zip(reply.outputs, reply.raw_output_contents, strict=True)}
-    parameters = {name: getattr(p, kind) for name, p in reply.parameters.items()
-                  if (kind := p.WhichOneof("parameter_choice")) is not None}
-    return Reply(values, parameters)
 
 
 def bad_tensor(text: str) -> Refusal:

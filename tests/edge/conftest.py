@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import worker_kit as kit
+from oip_kit import Front
 
 from gkp.edge.wire.client import Connection
 
@@ -31,10 +32,15 @@ def right(pair: kit.Pair) -> Iterator[Connection]:
 
 
 @pytest.fixture
+def front(pair: kit.Pair) -> Iterator[Front]:
+    """The coordinator's client at the right worker's front door."""
+    with pair.front("right") as made:
+        yield made
+
+
+@pytest.fixture
 def from_left(pair: kit.Pair) -> Iterator[Connection]:
     """The left worker's connection to the right one."""
     connection = pair.connect("right", role="left")
     yield connection
     connection.close()
-
-

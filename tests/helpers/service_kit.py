@@ -12,11 +12,9 @@ from typing import Any
 import grpc
 import pytest
 import worker_kit as kit
+from oip_kit import INFER, credentials
 
-from gkp.edge.wire import oip
-from gkp.edge.wire.client import Connection, Pending, RemoteError
-
-INFER = f"/{oip.SERVICE}/ModelInfer"
+from gkp.edge.wire.client import Call, Connection, Pending, RemoteError
 
 
 def new() -> str:
@@ -66,7 +64,7 @@ def until(holds: Callable[[], bool], seconds: float = 40) -> None:
         time.sleep(0.02)
 
 
-def opened(connection: Connection, call: oip.Call, timeout: float) -> Pending:
+def opened(connection: Connection, call: Call, timeout: float) -> Pending:
     """A run call that the worker has opened: of two of the same attempt, the one that was not refused for the other."""
     both = [connection.start(call, timeout) for _ in range(2)]
     until(lambda: any(pending.done() for pending in both))
@@ -83,8 +81,8 @@ class Begun:
         self.calls = []
         options = [("grpc.ssl_target_name_override", "right.worker.gkp"), ("grpc.use_local_subchannel_pool", 1)]
         for _ in range(connections):
-            credentials = grpc.ssl_channel_credentials(**kit.credentials(pair.keys_folder / role))
-            channel = self._open.enter_context(grpc.secure_channel(pair.right.address, credentials, options))
+            said = grpc.ssl_channel_credentials(**credentials(pair.keys_folder / role))
+            channel = self._open.enter_context(grpc.secure_channel(pair.right.address, said, options))
             self.calls += [channel.stream_unary(INFER).future(self._nothing(), timeout=600) for _ in range(count)]
 
     def _nothing(self) -> Iterator[bytes]:
@@ -107,11 +105,8 @@ class Begun:
 
 def raw_answer(pair: kit.Pair, device: str, data: bytes, role: str = "coordinator", timeout: float = 5) -> bytes:
     """ModelInfer with these bytes, whatever they are."""
-    served = pair.left if device == "left" else pair.right
-    credentials = grpc.ssl_channel_credentials(**kit.credentials(pair.keys_folder / role))
-    options = [("grpc.ssl_target_name_override", f"{device}.worker.gkp"), ("grpc.max_send_message_length", -1)]
-    with grpc.secure_channel(served.address, credentials, options) as channel:
-        answer: bytes = channel.unary_unary(INFER)(data, timeout=timeout)
+    with pair.front(device, role) as front:
+        answer: bytes = front.channel.unary_unary(INFER)(data, timeout=timeout)
     return answer
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from cli_kit import entry_point
+from oip_kit import Front
 from onnx import TensorProto, helper
 
 from gkp.edge.plan.schema import COORDINATOR, Device, Link, Plan, Segment, Transfer, Value, device_folder, write_plan
@@ -153,7 +154,12 @@ class Pair:
     def connect(self, device: str, role: str = "coordinator", name: str | None = None) -> Connection:
         """To a device, as a role."""
         served = self.left if device == "left" else self.right
-        return Connection(served.address, name or device, self.keys(role), self.limit)
+        return Connection(served.address, name or device, self.keys(role), self.limit, [self.hash])
+
+    def front(self, device: str, role: str = "coordinator") -> Front:
+        """The front door of a device, as a role."""
+        served = self.left if device == "left" else self.right
+        return Front(served.address, device, self.keys_folder / role)
 
     def value(self, request: str, array: Any, attempt: int = 1, **changes: Any) -> Call:
         """What "left" sends to "right"."""
@@ -170,11 +176,3 @@ class Pair:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         for served in (self.left, self.right):
             served.__exit__(kind, error, tb)
-
-
-def credentials(folder: Path) -> dict[str, bytes]:
-    """root_certificates, private_key and certificate_chain of a role's folder, as gRPC calls them; nothing is checked."""
-    return {"root_certificates": (folder / "ca.pem").read_bytes(), "private_key": (folder / "key.pem").read_bytes(),
-            "certificate_chain": (folder / "cert.pem").read_bytes()}
-
-

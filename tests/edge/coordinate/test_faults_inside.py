@@ -19,17 +19,18 @@ from gkp.edge.coordinate.failures import ClusterError, CorruptDataError, Deadlin
 
 FLIP = """
 from pathlib import Path
-from gkp.edge.wire import oip
-whole = oip.parse
-def parse(name, data):
-    message, left = whole(name, data), Path({left!r})
-    if getattr(message, "raw_input_contents", None) and ("source" in message.parameters) == {source} and left.stat().st_size:
+from gkp.edge.device import data_plane
+from gkp.edge.wire import frames
+begins, compares, left, coming = data_plane.Peer.wants, frames.is_whole, Path({left!r}), []
+def wants(peer, stream, head, size):
+    coming[:] = [head]
+    return begins(peer, stream, head, size)
+def is_whole(prelude, data, trailer):
+    if (coming[0].source >= 0) == {source} and left.stat().st_size:
         left.write_bytes(left.read_bytes()[1:])
-        raw = bytearray(message.raw_input_contents[0])
-        raw[len(raw) // 2] ^= 4
-        message.raw_input_contents[0] = bytes(raw)
-    return message
-oip.parse = parse
+        data[len(data) // 2] ^= 4
+    return compares(prelude, data, trailer)
+data_plane.Peer.wants, frames.is_whole = wants, is_whole
 """
 
 

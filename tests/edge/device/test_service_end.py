@@ -104,7 +104,7 @@ def test_a_worker_ends_while_its_peer_hangs_in_a_request(tmp_path: Path) -> None
 
 def test_a_worker_ends_while_calls_that_are_begun_wait_for_their_message(tmp_path: Path) -> None:
     with kit.Pair(tmp_path, "--grace", 1, sockets=True) as pair, Begun(pair, "left", connections=2, count=20) as begun:
-        until(lambda: begun.refused == 8)  # the others are in their threads
+        until(lambda: begun.refused == 24)  # the others are in their threads
         assert pair.right.end(SOON_S) == 0, pair.right.errors()
 
 

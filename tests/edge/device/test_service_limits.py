@@ -11,31 +11,43 @@ import pytest
 import worker_kit as kit
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from oip_kit import Call as OipCall
+from oip_kit import Front, write_call
 from service_kit import answer, fill, new, opened, raw_status, refused, status_of, until
 
-from gkp.edge.wire import oip
 from gkp.edge.wire.client import Connection, RemoteError
 
 
 # ---- what arrives ---------------------------------------------------------------------------------------------------
-def test_wrong_plans_and_models_are_refused_before_anything_is_computed(pair: kit.Pair, right: Connection) -> None:
+def test_wrong_plans_and_models_are_refused_before_anything_is_computed(pair: kit.Pair, right: Connection, front: Front) -> None:
     refused(lambda: right.infer(pair.call(new(), plan="0" * 64), 5), "NOT_FOUND", "plan")
-    refused(lambda: right.infer(pair.call(new(), model="segment_0"), 5), "NOT_FOUND", "model")
-    refused(lambda: right.infer(pair.call(new(), model="../segment_1"), 5), "NOT_FOUND", "model")
+    refused(lambda: front.infer(OipCall("0" * 64, new()), 5), "NOT_FOUND", "plan")
+    for model in ("segment_0", "../segment_1"):
+        refused(lambda m=model: front.infer(OipCall(pair.hash, new(), model=m), 5), "NOT_FOUND", "model")  # type: ignore[misc]
     assert not right.ready("0" * 64, 5)
+    assert not front.ready("0" * 64, 5)
 
 
-@pytest.mark.parametrize("change", [
-    {"values": {}}, {"values": {"v1": kit.example()}}, {"values": {"v0": kit.example(), "v1": kit.example()}},
+CHANGES: list[dict[str, Any]] = [
+    {"values": {"v1": kit.example()}}, {"values": {"v0": kit.example(), "v1": kit.example()}},
     {"values": {"v0": kit.example().astype(np.float16)}}, {"values": {"v0": kit.example()[:, :2]}},
-    {"values": {"v0": kit.example().reshape(1, 8, 4, 8)}}, {"wanted": ("v1",)}, {"wanted": ("nothing",)},
-    {"attempt": 0}, {"attempt": -1}, {"attempt": 2**31}, {"request": "a b"}, {"request": "x" * 65}, {"request": "../x"}], ids=str)
+    {"wanted": ("v1",)}, {"wanted": ("nothing",)}, {"attempt": 0}, {"attempt": -1}, {"attempt": 2**31}, {"request": "a b"},
+    {"request": "x" * 65}, {"request": "../x"}]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=str)
 def test_requests_that_are_not_the_plans_are_refused(pair: kit.Pair, right: Connection, change: dict[str, Any]) -> None:
     refused(lambda: right.infer(pair.call(**{"request": new(), **change}), 5), "INVALID_ARGUMENT", "tensor")
 
 
+@pytest.mark.parametrize("change", [*CHANGES, {"values": {}}, {"values": {"v0": kit.example().reshape(1, 8, 4, 8)}}], ids=str)
+def test_requests_that_are_not_the_plans_are_refused_at_the_front_door(pair: kit.Pair, front: Front, change: dict[str, Any]) -> None:
+    said = {"request": new(), "values": {"v0": kit.example()}, **change}
+    refused(lambda: front.infer(OipCall(pair.hash, **said), 5), "INVALID_ARGUMENT", "tensor")
+
+
 def _tampered(pair: kit.Pair, change: Callable[[Any], None]) -> bytes:
-    message = oip.write_call(pair.call(new(), model="segment_0"))
+    message = write_call(OipCall(pair.hash, new(), values={"v0": kit.example()}, model="segment_0"))
     change(message)
     data: bytes = message.SerializeToString()
     return data
@@ -74,7 +86,7 @@ def test_bytes_that_are_no_message_are_refused(pair: kit.Pair, data: bytes) -> N
 
 
 def test_an_oversized_message_is_refused_and_takes_no_memory(pair: kit.Pair, left: Connection, right: Connection) -> None:
-    message = oip.write_call(pair.call(new()))
+    message = write_call(OipCall(pair.hash, new(), values={"v0": kit.example()}))
     message.raw_input_contents[0] = bytes(64 << 20)
     data = message.SerializeToString()
     before = pair.left.resident()
@@ -101,24 +113,17 @@ def test_an_answer_that_is_not_finite_is_an_error_of_the_device_that_made_it(pai
 
 @pytest.mark.parametrize("at", [0, 500, kit.BYTES - 1])
 def test_a_flipped_byte_is_found_by_the_checksum(pair: kit.Pair, at: int) -> None:
-    for device, call, role in (("left", pair.call(new()), "coordinator"), ("right", pair.value(new(), kit.example()), "left")):
-        message = oip.write_call(call)
-        raw = bytearray(message.raw_input_contents[0])
-        raw[at] ^= 0x10
-        message.raw_input_contents[0] = bytes(raw)
-        assert raw_status(pair, device, message.SerializeToString(), role) == ("DATA_LOSS", "checksum")
+    message = write_call(OipCall(pair.hash, new(), values={"v0": kit.example()}))
+    raw = bytearray(message.raw_input_contents[0])
+    raw[at] ^= 0x10
+    message.raw_input_contents[0] = bytes(raw)
+    assert raw_status(pair, "left", message.SerializeToString()) == ("DATA_LOSS", "checksum")
 
 
 def test_the_bytes_of_another_attempt_do_not_pass(pair: kit.Pair) -> None:
-    message = oip.write_call(pair.value(new(), kit.example(), attempt=1))
+    message = write_call(OipCall(pair.hash, new(), values={"v0": kit.example()}))
     message.parameters["attempt"].int64_param = 2
-    assert raw_status(pair, "right", message.SerializeToString(), "left") == ("DATA_LOSS", "checksum")
-
-
-def test_a_value_without_checksum_is_refused(pair: kit.Pair) -> None:
-    message = oip.write_call(pair.value(new(), kit.example()))
-    del message.inputs[0].parameters["crc32"]
-    assert raw_status(pair, "right", message.SerializeToString(), "left") == ("INVALID_ARGUMENT", "tensor")
+    assert raw_status(pair, "right", message.SerializeToString()) == ("DATA_LOSS", "checksum")
 
 
 # ---- duplicates, attempts, deadlines, limits ------------------------------------------------------------------------
@@ -161,11 +166,12 @@ def test_values_whose_run_call_never_comes_are_let_go(pair: kit.Pair, left: Conn
     answer(pair, left, right, kit.example())
 
 
-def test_a_full_queue_is_refused_and_recovers(pair: kit.Pair, right: Connection, from_left: Connection) -> None:
+def test_a_full_queue_is_refused_and_recovers(pair: kit.Pair, right: Connection, from_left: Connection, front: Front) -> None:
     waiting = fill(pair, right)
     refused(lambda: right.infer(pair.call(new()), 5), "RESOURCE_EXHAUSTED", "full")
-    refused(lambda: right.infer(pair.call(new(), model="segment_1", values={"v0": kit.example(), "v1": kit.example()}), 5),
-            "RESOURCE_EXHAUSTED", "full")
+    for model, values in (("segment_1", ("v0", "v1")), ("gkp", ("v0",))):
+        asked = OipCall(pair.hash, new(), values={name: kit.example() for name in values}, model=model)
+        refused(lambda a=asked: front.infer(a, 5), "RESOURCE_EXHAUSTED", "full")  # type: ignore[misc]
     for request, pending in waiting.items():
         assert from_left.infer(pair.value(request, 2 * kit.example()), 5).parameters["accepted"] == "new"
         np.testing.assert_allclose(pending.result().values["v2"], kit.expected(kit.example()), atol=1e-5)

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import worker_kit as kit
 from cli_kit import blocked, blocked_gkp, gkp, program
+from oip_kit import Call, Front
 from service_kit import answer, new, opened, refused, status_of, until
 
 from gkp.edge.plan.schema import write_plan
 from gkp.edge.wire import keys as keys_module
-from gkp.edge.wire.client import Call, Connection, RemoteError
+from gkp.edge.wire.client import Connection, RemoteError
 from gkp.edge.wire.identity import read_keys
 
 
@@ -59,13 +60,13 @@ def test_a_killed_worker_is_an_error_at_once_and_a_stopped_one_within_two_keepal
         refused(waiting.result, "UNAVAILABLE")
         assert time.monotonic() - start < 1
         refused(lambda: left.infer(pair.call(new()), 20), "UNAVAILABLE", "peer", kit.RIGHT)
-        assert left.live(5)
+        assert left.ready(pair.hash, 5)
         pair.left.process.send_signal(signal.SIGSTOP)
         start = time.monotonic()
         refused(lambda: left.infer(pair.call(new()), 60), "UNAVAILABLE")
         assert time.monotonic() - start < 4.0
         pair.left.process.send_signal(signal.SIGCONT)
-        until(lambda: status_of(lambda: left.live(5)) == "OK")
+        until(lambda: status_of(lambda: left.ready(pair.hash, 5)) == "OK")
 
 
 def test_a_stopped_peer_is_noticed_by_the_worker_that_sends_to_it(tmp_path: Path) -> None:
@@ -140,12 +141,16 @@ def test_one_worker_serves_several_plans(tmp_path: Path) -> None:
     keys_module.make_keys([first, second], tmp_path / "keys")
     with kit.Served(tmp_path / "a" / "device_1", tmp_path / "b" / "device_1", "--keys", tmp_path / "keys" / "right") as served:
         connection = Connection(served.address, "right", read_keys(tmp_path / "keys" / "coordinator"), 1 << 20)
+        front = Front(served.address, "right", tmp_path / "keys" / "coordinator")
         assert served.said["plans"] == {first.hash: 1, second.hash: 1}
         for plan in (first, second):
             values = {"v0": kit.example(), "v1": 2 * kit.example()}
-            found = connection.infer(Call(plan.hash, new(), model="segment_1", values=values), 10)
+            found = front.infer(Call(plan.hash, new(), model="segment_1", values=values), 10)
             np.testing.assert_allclose(found.values["v2"], kit.expected(kit.example()), atol=1e-5)
-        refused(lambda: connection.infer(Call("", new(), model="segment_1"), 5), "NOT_FOUND", "plan")
+            assert connection.ready(plan.hash, 5)
+        refused(lambda: front.infer(Call("", new(), model="segment_1"), 5), "NOT_FOUND", "plan")
+        connection.close()
+        front.close()
 
 
 # ---- what a device needs --------------------------------------------------------------------------------------------
@@ -166,12 +171,15 @@ serving = Serving(ServeOptions([split / "device_1"], "127.0.0.1:0", keys / "righ
 plan = read_plan(split)
 connection = Connection(serving.address, "right", read_keys(keys / "coordinator"), message_limit(plan))
 x = np.ones({kit.SHAPE}, np.float32)
-print(connection.infer(Call(plan.hash, "r", model="segment_1", values={{"v0": x, "v1": x}}), 10).values["v2"].sum())
+from_left = Connection(serving.address, "right", read_keys(keys / "left"), message_limit(plan))
+print(from_left.infer(Call(plan.hash, "r", source=0, values={{"v1": x}}), 10).parameters["accepted"])
+print(connection.infer(Call(plan.hash, "r", values={{"v0": x}}), 10).values["v2"].sum())
 connection.close()
+from_left.close()
 print(serving.stop(), [n for n in sys.modules if n.startswith(("gkp.converter", "gkp.pruning", "gkp.benchmarks"))])
 """
     outcome = blocked(NOT_ON_A_DEVICE, body)
-    assert (outcome.code, outcome.out.split("\n")[:2]) == (0, [str(2.0 * kit.BYTES / 4), "True []"]), outcome.err
+    assert (outcome.code, outcome.out.split("\n")[:3]) == (0, ["new", str(2.0 * kit.BYTES / 4), "True []"]), outcome.err
 
 
 @pytest.mark.parametrize("missing", ["grpc", "google"])
@@ -187,8 +195,10 @@ def test_garbage_on_the_port_does_not_end_a_worker(pair: kit.Pair) -> None:
         with socket.create_connection((host, int(port)), 5) as s:
             s.sendall(data)
     connection = pair.connect("right")
-    assert connection.live(5)
+    assert connection.ready(pair.hash, 5)
     connection.close()
+    with pair.front("right") as front:
+        assert front.live(5)
 
 
 def test_a_native_library_is_not_opened_without_keys_that_vouch_for_it(pair: kit.Pair, tmp_path: Path) -> None:

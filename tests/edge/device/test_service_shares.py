@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import worker_kit as kit
+from oip_kit import Call, Front
 from service_kit import Begun, answer, fill, new, refused, status_of, until
 
 from gkp.edge.wire.client import Connection
@@ -29,15 +30,15 @@ def open_values(pair: kit.Pair, from_left: Connection) -> Iterator[list[str]]:
 
 
 def test_a_device_cannot_fill_a_workers_queue(pair: kit.Pair, open_values: list[str], left: Connection, right: Connection,
-                                              from_left: Connection) -> None:
+                                              from_left: Connection, front: Front) -> None:
     refused(lambda: from_left.infer(pair.value(new(), kit.example()), 600), "RESOURCE_EXHAUSTED", "full")
     waiting = fill(pair, right)  # all of the coordinator's share is there
     assert len(waiting) == QUEUE
     for pending in waiting.values():
         pending.cancel()
     feeds = {"v0": kit.example(), "v1": 2 * kit.example()}
-    until(lambda: status_of(lambda: right.infer(pair.call(new(), model="segment_1", values=feeds), 10)) == "OK")
-    assert left.live(5)
+    until(lambda: status_of(lambda: front.infer(Call(pair.hash, new(), values=feeds, model="segment_1"), 10)) == "OK")
+    assert left.ready(pair.hash, 5)
     assert right.ready(pair.hash, 5)
 
 
@@ -67,14 +68,12 @@ def test_a_device_cannot_end_the_coordinators_request_with_a_newer_attempt(pair:
 
 @pytest.mark.parametrize("role", ["left", "right"])  # a device that sends here, and one that does not
 def test_calls_that_are_begun_and_never_finished_keep_nobody_else_out(pair: kit.Pair, left: Connection, right: Connection,
-                                                                      role: str) -> None:
+                                                                      front: Front, role: str) -> None:
     with Begun(pair, role, connections=6, count=12) as begun:
-        share = 32 if role == "left" else 16
-        until(lambda: begun.refused == len(begun.calls) - share)
+        until(lambda: begun.refused == len(begun.calls) - 16)
         with ThreadPoolExecutor(QUEUE) as callers:  # of the coordinator
-            assert all(callers.map(lambda _: right.live(10), range(4 * QUEUE)))
+            assert all(callers.map(lambda _: front.live(10), range(4 * QUEUE)))
         feeds = {"v0": kit.example(), "v1": 2 * kit.example()}
-        right.infer(pair.call(new(), model="segment_1", values=feeds), 10)
-        if role == "right":
-            np.testing.assert_allclose(answer(pair, left, right, kit.example()), kit.expected(kit.example()), atol=1e-5)
+        front.infer(Call(pair.hash, new(), values=feeds, model="segment_1"), 10)
+        np.testing.assert_allclose(answer(pair, left, right, kit.example()), kit.expected(kit.example()), atol=1e-5)
     until(lambda: status_of(lambda: answer(pair, left, right, kit.example())) == "OK")

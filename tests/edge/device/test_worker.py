@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,19 @@ import msgspec
 import numpy as np
 import pytest
 import worker_kit as kit
+from oip_kit import INFER, write_call
+from oip_kit import Call as OipCall
+from stream_kit import FakeWorker
 
 from gkp.edge.device import service, worker
+from gkp.edge.device.server import Server
 from gkp.edge.device.shard import Shard, check_plan
 from gkp.edge.device.worker import Request, Worker  # type: ignore[attr-defined]
 from gkp.edge.plan.schema import Plan
 from gkp.edge.wire import oip
-from gkp.edge.wire.client import DEVICE_KEY, ERROR_KEY, Call, Connection, Pending, RemoteError, message_limit
+from gkp.edge.wire.client import Call, Pending, RemoteError, message_limit
+from gkp.edge.wire.identity import Keys
+from gkp.edge.wire.loop import Loop
 from gkp.edge.wire.oip import Refusal
 from gkp.errors import FileError
 
@@ -50,40 +57,6 @@ class FakeRunner:
         pass
 
 
-class Peer:
-    """A device that answers values with what it is told to."""
-
-    def __init__(self, *answers: str, address: str | None = None, start: bool = True) -> None:
-        self.answers, self.calls = list(answers), 0
-        self._address = address
-        self._server = grpc.server(ThreadPoolExecutor(2))
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(
-            oip.SERVICE, {"ModelInfer": grpc.unary_unary_rpc_method_handler(self._infer)}),))
-        if start:
-            self.start()
-        self.connection = Connection(address or f"127.0.0.1:{self.port}", "right", None, 1 << 20)
-
-    def start(self) -> None:
-        self.port = self._server.add_insecure_port(self._address or "127.0.0.1:0")
-        self._server.start()
-
-    def _infer(self, data: bytes, context: Any) -> bytes:
-        self.calls += 1
-        answer = self.answers.pop(0) if self.answers else "OK"
-        if answer == "hang":
-            time.sleep(3)
-        elif answer != "OK":
-            status, _, device = answer.partition(" ")
-            context.set_trailing_metadata(((ERROR_KEY, "checksum"), *([(DEVICE_KEY, device)] if device else [])))
-            context.abort(grpc.StatusCode[status], "as told")
-        found: bytes = oip.write_reply(oip.read_call(data), {}, {"accepted": "new"}).SerializeToString()
-        return found
-
-    def close(self) -> None:
-        self.connection.close()
-        self._server.stop(0).wait()
-
-
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
     return kit.write_split(tmp_path / "split")
@@ -104,6 +77,17 @@ def book(right: Shard) -> Iterator[Worker]:
     made = Worker([right], {}, queue=3)
     yield made
     made.close()
+
+
+@contextmanager
+def served(book: Worker, keys: Keys | None = None) -> Iterator[Server]:
+    """The book behind a server."""
+    loop = Loop("test")
+    server = Server(book, "127.0.0.1:0", keys, loop, 3, 1 << 20)
+    server.start()
+    yield server
+    server.stop(0)
+    loop.close()
 
 
 def soon(seconds: float = 20) -> float:
@@ -315,27 +299,21 @@ def test_closing_ends_what_is_open(right: Shard) -> None:
 
 def test_a_client_that_names_no_deadline_gets_the_workers(book: Worker, right: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "DEADLINE_S", 0.3)
-    server = service.Server(book, "127.0.0.1:0", None, 3, 1 << 20)
-    server.start()
-    call = oip.write_call(oip.Call(right.hash, "r", values={"v0": kit.example()})).SerializeToString()
-    with grpc.insecure_channel(server.address) as channel:
-        answer = channel.unary_unary(f"/{oip.SERVICE}/ModelInfer").future(call)
+    call = write_call(OipCall(right.hash, "r", values={"v0": kit.example()})).SerializeToString()
+    with served(book) as server, grpc.insecure_channel(server.address) as channel:
+        answer = channel.unary_unary(INFER).future(call)
         assert answer.exception(20).code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    server.stop(0)
 
 
 def test_refused_calls_leave_nothing_on_their_connection(book: Worker, right: Shard) -> None:
-    server = service.Server(book, "127.0.0.1:0", None, 3, 1 << 20)
-    server.start()
-    call = oip.write_call(oip.Call("another plan", "r", values={"v0": kit.example()})).SerializeToString()
+    call = write_call(OipCall("another plan", "r", values={"v0": kit.example()})).SerializeToString()
     gc.disable()  # a connection has so many streams, and one that is kept until the next collection may be the last
     try:
-        with grpc.insecure_channel(server.address) as channel:
-            ask = channel.unary_unary(f"/{oip.SERVICE}/ModelInfer")
+        with served(book) as server, grpc.insecure_channel(server.address) as channel:
+            ask = channel.unary_unary(INFER)
             assert {ask.future(call).exception(20).code() for _ in range(200)} == {grpc.StatusCode.NOT_FOUND}
     finally:
         gc.enable()
-    server.stop(0)
 
 
 def test_segments_by_themselves_end_at_their_deadline(book: Worker, right: Shard, runner: FakeRunner) -> None:
@@ -397,10 +375,10 @@ def test_what_is_given_up_while_the_processor_is_busy_does_not_pile_up(book: Wor
 
 
 # ---- sending --------------------------------------------------------------------------------------------------------
-def send(plan: Plan, *answers: str, deadline: float = 20) -> tuple[Any, Peer]:
+def send(plan: Plan, *answers: str, deadline: float = 20) -> tuple[Any, FakeWorker]:
     """One request on the left device, whose peer answers like this: (counters or refusal, peer)."""
     shard = Shard(plan, plan.hash, kit.LEFT, {0: FakeRunner(["v0"], lambda x: x + x)})  # type: ignore[dict-item]
-    peer = Peer(*answers)
+    peer = FakeWorker(*answers)
     book = Worker([shard], {"right": peer.connection})
     try:
         request = book.begin(shard, "r", 1, {"v0": kit.example()}, soon(deadline))
@@ -421,9 +399,9 @@ def test_a_value_that_arrived_broken_is_sent_once_more(plan: Plan) -> None:
 
 
 def test_bytes_that_broke_further_on_are_not_sent_again_from_here(plan: Plan) -> None:
-    peer = Peer("DATA_LOSS 1")
+    peer = FakeWorker("DATA_LOSS 1")
     with pytest.raises(RemoteError) as said:
-        peer.connection.infer(Call(plan.hash, "r", values={"v0": kit.example()}), 5)
+        peer.connection.infer(Call(plan.hash, "r", source=0, values={"v0": kit.example()}), 5)
     assert (said.value.status, said.value.device, peer.calls) == ("DATA_LOSS", 1, 1)
     peer.close()
 
@@ -434,7 +412,7 @@ def test_an_answer_with_all_its_steps_is_within_the_limit_of_a_message(plan: Pla
     for k in range(3000):
         request.note("segment", f"segment_{k}", None, 100.0, 700.123456)
     counters = {**request.counters, "timing": msgspec.json.encode(request.events).decode()}
-    asked = oip.read_call(oip.write_call(Call(plan.hash, request.id)).SerializeToString())
+    asked = oip.read_call(write_call(OipCall(plan.hash, request.id)).SerializeToString())
     size = oip.write_reply(asked, {"v2": kit.example()}, counters).ByteSize()
     assert 128 << 10 < size < message_limit(many)
 
@@ -454,7 +432,7 @@ def test_a_peer_that_hangs_ends_at_the_deadline(plan: Plan) -> None:
 
 def test_a_value_waits_a_moment_for_a_peer_that_is_being_started(plan: Plan, tmp_path: Path) -> None:
     shard = Shard(plan, plan.hash, kit.LEFT, {0: FakeRunner(["v0"], lambda x: x + x)})  # type: ignore[dict-item]
-    peer = Peer(address=f"unix:{tmp_path / 'peer.sock'}", start=False)
+    peer = FakeWorker(address=f"unix:{tmp_path / 'peer.sock'}", start=False)
     book = Worker([shard], {"right": peer.connection})
     start = time.monotonic()
     assert failure(lambda: book.wait(book.begin(shard, "never", 1, {"v0": kit.example()}, soon()), False)) == ("UNAVAILABLE", "peer", kit.RIGHT)
@@ -468,8 +446,8 @@ def test_a_value_waits_a_moment_for_a_peer_that_is_being_started(plan: Plan, tmp
 
 
 def test_closing_a_connection_ends_what_is_under_way(plan: Plan) -> None:
-    peer = Peer("hang", "hang")
-    pending = [peer.connection.start(oip.Call(plan.hash, "r", source=s, values={"v0": kit.example()}), 20) for s in (-1, 0)]
+    peer = FakeWorker("hang", "hang")
+    pending = [peer.connection.start(Call(plan.hash, "r", source=s, values={"v0": kit.example()}), 20) for s in (-1, 0)]
     peer.connection.close()
     for waiting in pending:
         with pytest.raises(RemoteError):
@@ -478,8 +456,8 @@ def test_closing_a_connection_ends_what_is_under_way(plan: Plan) -> None:
 
 
 def test_a_cancelled_answer_is_an_error_and_not_a_hang(plan: Plan) -> None:
-    peer = Peer("hang")
-    pending: Pending = peer.connection.start(oip.Call(plan.hash, "r", values={"v0": kit.example()}), 20)
+    peer = FakeWorker("hang")
+    pending: Pending = peer.connection.start(Call(plan.hash, "r", values={"v0": kit.example()}), 20)
     pending.cancel()
     with pytest.raises(RemoteError) as caught:
         pending.result()
