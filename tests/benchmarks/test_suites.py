@@ -205,7 +205,8 @@ def test_the_readme_says_what_accuracy_was_measured_on() -> None:
 
 def test_every_engine_in_float32_and_every_stock_target_are_on_the_page_of_measuring() -> None:
     text = _tool().details(results())
-    cells = [c.strip() for c in text.splitlines()[2].split("|")[1:-1]]
+    rows = text.partition("## Every row")[2].strip()
+    cells = [c.strip() for c in rows.splitlines()[2].split("|")[1:-1]]
     assert cells == ["ResNet-50 block-diagonal 3x3, 8 groups", "64", "2,403", "**2,331**", "not measured", "2,500 (0.93x)",
                      "1,502", "**1.60x** (1.59 to 1.61)", "**1.55x** (1.54 to 1.56)", "1.66x"]
     assert "77 % (70 %)" in text
@@ -221,7 +222,7 @@ def test_the_readme_of_artefacts_has_the_conversions_only() -> None:
     text = _tool().section(results(engines=[], layers=[], scaling=[]))
     assert text.startswith("| model | target |")
     assert "| native |" in text
-    assert _tool().details(results(engines=[], layers=[], scaling=[])) == ""
+    assert "|" not in _tool().details(results(engines=[], layers=[], scaling=[])), "no table twice"
 
 
 # ---- the whole suite, on a small model ------------------------------------------------------------------------------
