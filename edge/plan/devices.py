@@ -22,6 +22,8 @@ from gkp.text import one_line
 
 MAX_DEVICES = 256
 _MAX_FILE = 256 * 1024
+_COLLECTIONS = 4 * MAX_DEVICES
+"""Lists and mappings in a file, at most."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253}):([0-9]{1,5})", re.ASCII)
 
@@ -84,8 +86,7 @@ def load_yaml(path: Path) -> Any:
             data = f.read(_MAX_FILE + 1)
         if len(data) > _MAX_FILE:
             raise FileError(f"{path} is larger than {_MAX_FILE // 1024} KiB", "it cannot be an inventory")
-        if any(isinstance(t, yaml.AliasToken | yaml.AnchorToken) for t in yaml.scan(data)):
-            raise FileError(f"{path} uses YAML anchors", "write every entry out")
+        _check_tokens(yaml, data, path)
         return yaml.safe_load(data)
     except FileNotFoundError:
         raise FileError(f"no such file: {path}", "give a number of devices, or a devices.yaml") from None
@@ -93,6 +94,19 @@ def load_yaml(path: Path) -> Any:
         raise FileError(f"{path} cannot be read: {e.strerror}", "check its permissions") from e
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as e:
         raise FileError(f"{path} is not YAML: {one_line(e, 160)}", "see docs/tasks/split.md") from e
+
+
+def _check_tokens(yaml: Any, data: bytes, path: Path) -> None:
+    """No anchors, and not so many lists and mappings that nested ones, whose time grows by the square, keep the reader."""
+    starts = yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken, yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken
+    count = 0
+    for token in yaml.scan(data):
+        if isinstance(token, yaml.AliasToken | yaml.AnchorToken):
+            raise FileError(f"{path} uses YAML anchors", "write every entry out")
+        count += isinstance(token, starts)
+        if count > _COLLECTIONS:
+            raise FileError(f"{path} has more than {_COLLECTIONS} lists and mappings", "it cannot be an inventory")
+
 
 
 def _device(entry: _DeviceEntry, path: Path) -> Device:

@@ -66,7 +66,7 @@ def test_two_devices_of_one_name_or_address_are_refused(tmp_path: Path) -> None:
     ("", UsageError), ("devices: []\n", UsageError), ("devices: {a: 1}\n", UsageError), ("[1, 2]\n", UsageError),
     ("devices: [\n", FileError), ("\x00\x01", FileError), ("a: &x [1]\nb: *x\n", FileError),
     ("devices: !!python/object/apply:os.system ['true']\n", FileError), ("x: '" + "y" * 300_000 + "'\n", FileError),
-    ("devices:\n" + "  - {name: a}\n" * 300, UsageError), ("[" * 5000, FileError),
+    ("devices:\n" + "  - {name: a}\n" * 300, UsageError), ("[" * 5000, FileError), ("[" * 200_000, FileError),
 ])
 def test_a_file_that_is_no_inventory_is_refused(tmp_path: Path, text: str, error: type[GkpError]) -> None:
     with pytest.raises(error):
