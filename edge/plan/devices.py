@@ -98,7 +98,8 @@ def load_yaml(path: Path) -> Any:
 
 def _check_tokens(yaml: Any, data: bytes, path: Path) -> None:
     """No anchors, and not so many lists and mappings that nested ones, whose time grows by the square, keep the reader."""
-    starts = yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken, yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken
+    starts = (yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken, yaml.BlockSequenceStartToken,
+              yaml.BlockMappingStartToken)
     count = 0
     for token in yaml.scan(data):
         if isinstance(token, yaml.AliasToken | yaml.AnchorToken):
