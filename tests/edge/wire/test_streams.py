@@ -207,6 +207,7 @@ def test_half_a_frame_and_then_silence_ends_within_the_keepalive(server: Server,
     with raw(server, keys) as peer:
         peer.send(kit.framed(Ready(1, "p"), np.zeros(50_000, np.uint8))[:1000])
         assert peer.ends(SOON_S)
+    until(lambda: server.echo.reasons)
     assert server.echo.reasons == ["it gives no sign of life"]
 
 
