@@ -49,7 +49,7 @@ CASES = {
     "gpu": Case((f"{_CONVERT} --target ort --provider cuda -o out.ort", "gkp run out.ort --input x.npy -q"), gpu=True),
     "openvino": Case((f"{_CONVERT} --target openvino -o out.openvino", "gkp run out.openvino --input x.npy -q")),
     "trt": Case((f"{_CONVERT} --target trt --backend tensorrt -o out.trt",), gpu=True),
-    "trt-rtx": Case((f"{_CONVERT} --target trt --backend tensorrt-rtx --compute-capability 86 -o out.trt",)),
+    "trt-rtx": Case((f"{_CONVERT} --target trt --backend tensorrt_rtx --compute-capability 86 -o out.trt",)),
     "native": Case((f"{_CONVERT} --target native -o out.native", "gkp run out.native --input x.npy -q")),
     "quant": Case((f"{_CONVERT} --target ort --precision int8 --calibration random --calibration-images 8 -o int8.ort",)),
     "images": Case((f"{_CONVERT} --target ort -o out.ort", "gkp eval out.ort --data folder:pictures -q"), others=("ort",)),
