@@ -61,13 +61,24 @@ def zero_at_zero(function: Function) -> bool:
 
 
 @dataclass(frozen=True)
+class Grid:
+    """What the integers of a value stand for: q for (q - zero) * scale. scale: of float32; zero: 0 to 255. Integers lie in
+    memory as uint8, whatever the model says: int8 with a zero point z is uint8 with z + 128."""
+
+    scale: float
+    zero: int
+
+
+@dataclass(frozen=True)
 class Value:
-    """The shape of a value and the type of its elements; its number is its position in Program.values."""
+    """The shape of a value and the type of its elements; its number is its position in Program.values. grid: of integers;
+    None for those that stand for themselves."""
 
     channels: int
     height: int
     width: int
     dtype: DType = FLOAT32
+    grid: Grid | None = None
 
     @property
     def pixels(self) -> int:
@@ -87,7 +98,11 @@ class Conv:
     """target = final(activation(conv(source)) + residual). conv.kernel_shape has two axes (1-D: 1 and K).
 
     residual: a value of the target's shape, or None (then `final` is NONE). A fully connected layer is a 1x1
-    convolution of a 1x1 plane."""
+    convolution of a 1x1 plane.
+
+    Over a source with a grid (conv.scale is given then) the sum is one of integers: of (q - zero) * weight / scale, and of
+    the bias in steps of source scale * conv.scale, in int32, exactly; then float32, times that step. The residual may have a
+    grid, and so may the target: the result is rounded to it, half to even, and saturated. In pads stands the zero point."""
 
     source: int
     target: int
@@ -282,6 +297,22 @@ class Map:
     source: int
     target: int
     function: str
+
+
+@dataclass(frozen=True)
+class Quantise:
+    """The target, which has a grid, is the source rounded to it, half to even, and saturated (ONNX QuantizeLinear)."""
+
+    source: int
+    target: int
+
+
+@dataclass(frozen=True)
+class Dequantise:
+    """target, of float32, is what the source's integers stand for (ONNX DequantizeLinear)."""
+
+    source: int
+    target: int
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,12 @@ from dataclasses import dataclass
 
 VECTORS = "vectors"
 """Multiply-adds on vectors of float32: every processor that is compiled for has them."""
+VNNI = "vnni"
+"""AVX512-VNNI: sums of four products of uint8 and int8, into 16 sums of int32."""
+BF16 = "bf16"
+"""AVX512-BF16: sums of two products of bfloat16, into 16 sums of float32."""
+PERMUTE = "permute"
+"""AVX512-VBMI: any 64 of 128 bytes in one instruction."""
 
 
 @dataclass(frozen=True)

@@ -70,9 +70,20 @@ def planar(value: Value, halo: Halo = (0, 0, 0, 0), lanes: int = 16, pitch: int 
                   value.channels)
 
 
+BYTES = 16
+"""Channels of integers are padded to a multiple of so many: what one vector of 16 sums is stored as."""
+
+
+def integers(value: Value, halo: Halo = (0, 0, 0, 0)) -> Layout:
+    """Channels last, of a value with a grid. The halo holds its zero point; what lies where no channel is has no meaning,
+    but is initialised. 128 bytes may be read past the last element."""
+    return channels_last(value, halo, BYTES)
+
+
 def channels_last(value: Value, halo: Halo = (0, 0, 0, 0), lanes: int = 16) -> Layout:
     """All channels of a pixel side by side, padded to whole vectors. Lanes that hold no channel are zero."""
     top, left, bottom, right = halo
     padded = -(-value.channels // lanes) * lanes
     row = padded * (value.width + left + right)
-    return Layout(value, 1, row, padded, top * row + left * padded, row * (value.height + top + bottom) + 2 * lanes, padded)
+    slack = 2 * lanes if value.grid is None else 8 * lanes
+    return Layout(value, 1, row, padded, top * row + left * padded, row * (value.height + top + bottom) + slack, padded)
