@@ -29,15 +29,25 @@ _FUNCTIONS = '''
       return c;
     #endif
     }
-    // v: from -zero to 255 - zero. 1.5 * 2^23 + v rounds v to an integer, half to even, held in the low bits.
+    // v, not below -zero, half to even, and saturated.
     static inline void put(unsigned char* p, V v, int zero) {
-      const Bytes b = __builtin_convertvector((I)(v + 12582912.0f) + zero, Bytes);
+      Bytes b;
+    #if defined(__AVX512F__)
+      I rounded;  // of what is too large, the largest unsigned number
+      asm("vcvtps2dq %1, %0" : "=v"(rounded) : "v"(v));
+      rounded += zero;
+      asm("vpmovusdb %1, %0" : "=v"(b) : "v"(rounded));
+    #else
+      v = minimum(v, splat(static_cast<float>(255 - zero)));
+      // 1.5 * 2^23 + v is v as an integer, held in the low bits
+      b = __builtin_convertvector((I)(v + 12582912.0f) + zero, Bytes);
+    #endif
       __builtin_memcpy(p, &b, LANES);
     }
 '''
 
 
-def fits(step: Conv, target: Layout, residual: Layout | None) -> bool:
+def fits(target: Layout, residual: Layout | None) -> bool:
     """Whole vectors of what both layouts hold of a pixel."""
     return all(at.channel == 1 and at.block is None for at in (target, residual) if at)
 
