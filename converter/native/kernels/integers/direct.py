@@ -17,8 +17,8 @@ from gkp.converter.native.dtypes import FLOAT32, UINT8
 from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.emit import fill, unit
 from gkp.converter.native.kernels.integers import store
-from gkp.converter.native.kernels.integers.dots import DOTS, Dot
-from gkp.converter.native.kernels.integers.panels import QUAD, Panel, packed, panels
+from gkp.converter.native.kernels.integers.dots import DOTS, PICK_64, Dot
+from gkp.converter.native.kernels.integers.panels import QUAD, Panel, joined, packed, panels, row_bytes
 from gkp.converter.native.kernels.integers.scales import constants, scales
 from gkp.converter.native.kernels.integers.tiles import Tile, cycles, executed, groups, places, shapes, tiles
 from gkp.converter.native.kernels.jobs import Words
@@ -33,19 +33,22 @@ _Items = list[tuple[int, int, npt.NDArray[np.int8]]]
 
 def ways(step: Conv, source: Layout, target: Layout, residual: Layout | None, cpu: Cpu, most: int = 6) -> Iterator[Way]:
     """The family, for sources with a grid: the `most` best tiles of each sort by the model."""
-    dots = {dot.window: dot for dot in DOTS if dot.runs_on(cpu) and _worth(dot, step)}
-    if source.value.grid is None or step.conv.scale is None or target.channel != 1 or not store.fits(step, target, residual):
+    if source.value.grid is None or step.conv.scale is None or not store.fits(target, residual):
         return
-    plane = _plane(step, source, target, residual)
-    for tile in tiles(step, source.value, target.value, plane, tuple(dots), cpu, most):
-        recipe = Recipe(partial(_draft, step, tile, source, target, residual, cpu), dots[tile.window].needs)
-        trial = Trial(recipe, source, residual, target, cycles(step, tile, source.value, plane, cpu))
-        yield Way(layer_name(step), tile.label, trial, executed(step, tile, target.value, cpu), tile.sort)
+    plane, whole = _plane(step, source, target, residual), step.conv
+    forms = [(dot, whole, False) for dot in DOTS if _worth(dot, whole.in_channels)]
+    if whole.kernel_shape[1] > 1 and row_bytes(whole, source.padded) <= PICK_64.window:
+        forms.append((PICK_64, joined(whole, source.padded), True))
+    for dot, conv, is_joined in forms:
+        for tile in tiles(conv, plane, dot.window, is_joined, cpu, most) if dot.runs_on(cpu) else []:
+            recipe = Recipe(partial(_draft, step, tile, source, target, residual, cpu), dot.needs)
+            trial = Trial(recipe, source, residual, target, cycles(conv, tile, plane, cpu))
+            yield Way(layer_name(step), tile.label, trial, executed(conv, tile, target.value.pixels, cpu), tile.sort)
 
 
-def _worth(dot: Dot, step: Conv) -> bool:
+def _worth(dot: Dot, channels: int) -> bool:
     """The wider window only where the narrower one does not hold a pixel."""
-    return dot.window == 0 or (dot.window > 64) == (step.conv.in_channels > 64)
+    return dot.window == 0 or (dot.window > PICK_64.window) == (channels > PICK_64.window)
 
 
 def _plane(step: Conv, source: Layout, target: Layout, residual: Layout | None) -> tuple[int, int]:
@@ -116,10 +119,10 @@ def _draft(step: Conv, tile: Tile, source: Layout, target: Layout, residual: Lay
 class _Writer:
     def __init__(self, step: Conv, tile: Tile, source: Layout, target: Layout, residual: Layout | None, cpu: Cpu) -> None:
         self.step, self.tile, self.source, self.target, self.residual = step, tile, source, target, residual
-        self.lanes, self.conv = cpu.lanes, step.conv
+        self.lanes, self.conv = cpu.lanes, joined(step.conv, source.padded) if tile.joined else step.conv
         self.plane = _plane(step, source, target, residual)
         self.dot = next(d for d in DOTS if d.window == tile.window)
-        self.panels = panels(step.conv, tile.vectors, cpu.lanes, tile.window)
+        self.panels = panels(self.conv, tile.vectors, cpu.lanes, tile.window)
         self.scales = scales(step, source.value, target.value, residual.value if residual else None)
         self.store = store.Store(step, self.scales, target, residual, cpu.lanes)
 
@@ -161,7 +164,7 @@ class _Writer:
 
     # ---- source -----------------------------------------------------------------------------------------------------
     def _source(self) -> str:
-        sizes, cut, c = sorted({p.vectors for p in self.panels}), shapes(self.tile, self.plane), self.conv
+        sizes, cut, c = sorted({p.vectors for p in self.panels}), shapes(self.tile, self.plane), self.step.conv
         head = fill(_HEAD, kh=c.kernel_shape[0], kw=c.kernel_shape[1], conv=c, v=self.target.value, tile=self.tile,
                     dot=fill(self.dot.code), store=self.store.functions(),
                     functions="\n".join(self._tile(n, *shape) for shape in cut for n in sizes))

@@ -10,13 +10,13 @@ not, need not be known here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
-from gkp.branched import BranchedConv
+from gkp.branched import Branch, BranchedConv
 from gkp.converter.native.kernels.integers.scales import weights
 from gkp.converter.native.kernels.jobs import cuts
 
@@ -37,6 +37,23 @@ class Panel:
     @property
     def items(self) -> int:
         return len(self.starts)
+
+
+@lru_cache(maxsize=64)
+def joined(conv: BranchedConv, pixel: int) -> BranchedConv:
+    """The convolution whose window is a column: the pixels of a row of the window are one pixel of more channels, `pixel`
+    of them from one to the next. A branch of 9 channels then fills 7 items for a row of 3 taps, not 9."""
+    (kh, kw), (dy, dx), dense = conv.kernel_shape, conv.dilations, conv.to_dense()
+    weight = np.zeros((conv.out_channels, row_bytes(conv, pixel), kh, 1), np.float32)
+    for k in range(kw):
+        weight[:, k * dx * pixel:k * dx * pixel + conv.in_channels, :, 0] = dense[:, :, :, k]
+    every = Branch(np.arange(weight.shape[1]), np.arange(conv.out_channels), weight)
+    return replace(conv, in_channels=weight.shape[1], branches=(every,), kernel_shape=(kh, 1), dilations=(dy, 1))
+
+
+def row_bytes(conv: BranchedConv, pixel: int) -> int:
+    """From the first to the last channel of a row of the window."""
+    return (conv.kernel_shape[1] - 1) * conv.dilations[1] * pixel + conv.in_channels
 
 
 @lru_cache(maxsize=256)

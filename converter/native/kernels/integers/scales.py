@@ -59,15 +59,17 @@ class Onto:
         return f"relu({value})" if bounds == (0.0, inf) else f"clip({value}, {literal(low)}, {literal(high)})"
 
     def saturated(self, last: Function, value: str) -> str:
-        """C++: the last function, the last factor and the clamp, which are one clamp where they can be."""
+        """C++: the last function, the last factor and the clamp, one clamp where they can be; values that are too large are
+        left to store.put."""
         assert self.grid is not None
-        ends = -self.grid.zero, HIGHEST - self.grid.zero
+        ends = float(-self.grid.zero), float(HIGHEST - self.grid.zero)
         bounds = self.bounds(last) if self.step == 1 else None
         if bounds is None:
-            stepped = self.function(last, value) + ("" if self.step == 1 else f" * {literal(self.step)}")
-            return f"clip({stepped}, {literal(ends[0])}, {literal(ends[1])})"
-        low, high = (literal(float(np.clip(b, *ends))) for b in bounds)
-        return f"clip({value}, {low}, {high})"
+            value = self.function(last, value) + ("" if self.step == 1 else f" * {literal(self.step)}")
+            bounds = -inf, inf
+        low, high = (float(np.clip(b, *ends)) for b in bounds)
+        return (f"maximum({value}, splat({literal(low)}))" if high == ends[1]
+                else f"clip({value}, {literal(low)}, {literal(high)})")
 
 
 @dataclass(frozen=True)

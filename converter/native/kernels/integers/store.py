@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gkp.converter.native.kernels.emit import fill
-from gkp.converter.native.kernels.integers.scales import Scales
+from gkp.converter.native.kernels.integers.scales import HIGHEST, Scales
 from gkp.converter.native.kernels.jobs import Words
 from gkp.converter.native.kernels.kernel import literal
 from gkp.converter.native.kernels.layout import Layout
@@ -32,15 +32,25 @@ _FUNCTIONS = '''
     }
     // Half to even, where |v| is below 2^22.
     static inline V whole(V v) { return (v + 12582912.0f) - 12582912.0f; }
-    // v: from -zero to 255 - zero. 1.5 * 2^23 + v rounds v to an integer, half to even, held in the low bits.
+    // v, not below -zero, half to even, and saturated.
     static inline void put(unsigned char* p, V v, int zero) {
-      const Bytes b = __builtin_convertvector((I)(v + 12582912.0f) + zero, Bytes);
+      Bytes b;
+    #if defined(__AVX512F__)
+      I rounded;  // of what is too large, the largest unsigned number
+      asm("vcvtps2dq %1, %0" : "=v"(rounded) : "v"(v));
+      rounded += zero;
+      asm("vpmovusdb %1, %0" : "=v"(b) : "v"(rounded));
+    #else
+      v = minimum(v, splat(static_cast<float>(255 - zero)));
+      // 1.5 * 2^23 + v is v as an integer, held in the low bits
+      b = __builtin_convertvector((I)(v + 12582912.0f) + zero, Bytes);
+    #endif
       __builtin_memcpy(p, &b, LANES);
     }
 '''
 
 
-def fits(step: Conv, target: Layout, residual: Layout | None) -> bool:
+def fits(target: Layout, residual: Layout | None) -> bool:
     """Whole vectors of what both layouts hold of a pixel."""
     return all(at.channel == 1 and at.block is None for at in (target, residual) if at)
 
@@ -78,7 +88,9 @@ class Store:
         s = self._scales
         value, last = f"__builtin_convertvector({name}, V) * load(factors + {lane})", self._step.activation
         if s.before is not None:
-            value, last = f"whole({s.before.saturated(last, value)}) * {literal(s.back)}", Activation.NONE
+            high = literal(HIGHEST - s.before.grid.zero) if s.before.grid else ""
+            value = f"whole(minimum({s.before.saturated(last, value)}, splat({high}))) * {literal(s.back)}"
+            last = Activation.NONE
         if self._residual is not None:
             there = row * self._residual.row + column * self._residual.column + lane
             read = f"load(r + {there})" if s.residual_zero is None else f"integers(r + {there}, {s.residual_zero})"
