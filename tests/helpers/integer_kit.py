@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from conv_kit import needed_halo, place, random_conv, random_plane
-from kernel_kit import PARTS, compile_kernels
+from kernel_kit import PARTS, check_walls, compile_kernels
 
 from gkp.branched import BranchedConv
 from gkp.converter.native.dtypes import FLOAT32, UINT8
@@ -108,7 +109,7 @@ class Layer:
     r: Array | None
     expected: Array
     quanta: int
-    """By how many steps (of floats: of the last place) a result may be off."""
+    """By how many steps a result may be off; of floats, 1: by what functions may; -1: it is not looked at."""
 
     @property
     def label(self) -> str:
@@ -155,6 +156,14 @@ def _layout(value: Value, halo: Any, lanes: int) -> Layout:
     return channels_last(value, halo, lanes) if value.grid is None else integers(value, halo)
 
 
+def rebuilt(layer: Layer, target: Grid, q: Array) -> Layer:
+    """With another grid of the target, and other integers. No residual."""
+    source, value = layer.source.value, replace(layer.target.value, grid=target)
+    assert source.grid is not None
+    expected = outcome(layer.step, sums(layer.step.conv, q, source.grid), source, value, None, None)
+    return replace(layer, target=replace(layer.target, value=value), q=q, expected=expected)
+
+
 # ---- running --------------------------------------------------------------------------------------------------------
 def layer_ways(layer: Layer, cpu: Cpu, most: int = 6) -> Iterator[Way]:
     return direct.ways(layer.step, layer.source, layer.target, layer.residual, cpu, most)
@@ -195,13 +204,20 @@ def filled(rng: Rng, layout: Layout, values: Array | None) -> Memory:
 
 
 def check_layers(rng: Rng, cases: Sequence[tuple[Layer, Way]], cpu: Cpu, parts: Iterable[int] = PARTS) -> None:
-    """Compiles all of them together; every kernel in every number of parts."""
+    """Compiles all of them together; every kernel in every number of parts, and beside memory that nobody may touch."""
     kernels = [way.trial.recipe.kernel() for _, way in cases]
     sources = {source: n for n, source in enumerate(dict.fromkeys(k.source for k in kernels))}
     functions = compile_kernels([Kernel(_spaced(source, n)) for source, n in sources.items()], cpu)
     for (layer, way), kernel in zip(cases, kernels, strict=True):
         for n in parts:
             _check(rng, layer, kernel, functions[sources[kernel.source]], n, f"{way.name}, {n} parts: {layer.label}")
+    check_walls([(f"{way.name}: {layer.label}", partial(_operands, rng, layer, kernel), functions[sources[kernel.source]])
+                 for (layer, way), kernel in zip(cases, kernels, strict=True)])
+
+
+def _operands(rng: Rng, layer: Layer, kernel: Kernel) -> list[Array]:
+    r = filled(rng, layer.residual, layer.r).flat if layer.residual else np.zeros(4, np.uint8)
+    return [filled(rng, layer.source, layer.q).flat, r, filled(rng, layer.target, None).flat, np.frombuffer(kernel.data, np.uint8)]
 
 
 def _spaced(source: str, number: int) -> str:
@@ -229,6 +245,8 @@ def _check(rng: Rng, layer: Layer, kernel: Kernel, function: Any, parts: int, wh
         spare[where] = False
         assert (flat[spare] == 0).all(), f"{what}: lanes without a channel are not zero"
     got = flat[where]
+    if layer.quanta < 0:
+        return
     if layer.quanta and v.grid is None:
         wrong = ~np.isclose(got, layer.expected, rtol=1e-5, atol=1e-5 * float(np.abs(layer.expected).max()))
     elif layer.quanta:

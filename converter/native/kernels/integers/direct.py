@@ -48,7 +48,7 @@ def ways(step: Conv, source: Layout, target: Layout, residual: Layout | None, cp
 
 def _worth(dot: Dot, channels: int) -> bool:
     """The wider window only where the narrower one does not hold a pixel."""
-    return dot.window == 0 or (dot.window > PICK_64.window) == (channels > PICK_64.window)
+    return dot.window <= PICK_64.window or channels > PICK_64.window
 
 
 def _plane(step: Conv, source: Layout, target: Layout, residual: Layout | None) -> tuple[int, int]:

@@ -86,7 +86,9 @@ def cycles(conv: BranchedConv, tile: Tile, plane: tuple[int, int], cpu: Cpu) -> 
     parts = conv.kernel_shape[0] * conv.kernel_shape[1] // (tile.taps[0] * tile.taps[1])
     count = ceil(plane[0] / tile.rows) * ceil(plane[1] / tile.columns)
     rows, columns = plane[0] / ceil(plane[0] / tile.rows), plane[1] / ceil(plane[1] / tile.columns)
-    reads = len(places(conv, tile, tile.rows, tile.columns)) * rows * columns / (tile.rows * tile.columns)
+    reads = rows * columns
+    for axis, (n, taps) in enumerate(zip((tile.rows, tile.columns), tile.taps, strict=True)):
+        reads *= len({p * conv.strides[axis] + t * conv.dilations[axis] for p in range(n) for t in range(taps)}) / n
     total = 0.0
     for panel in every:
         products = rows * columns * panel.vectors * tile.taps[0] * tile.taps[1]
