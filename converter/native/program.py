@@ -81,6 +81,10 @@ class Value:
     grid: Grid | None = None
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.channels, self.height, self.width
+
+    @property
     def pixels(self) -> int:
         return self.height * self.width
 
@@ -102,7 +106,8 @@ class Conv:
 
     Over a source with a grid (conv.scale is given then) the sum is one of integers: of (q - zero) * weight / scale, and of
     the bias in steps of source scale * conv.scale, in int32, exactly; then float32, times that step. The residual may have a
-    grid, and so may the target: the result is rounded to it, half to even, and saturated. In pads stands the zero point."""
+    grid, and so may the target: the result is rounded to it, half to even, and saturated. In pads stands the zero point.
+    rounded: of such a convolution with a residual, the grid to which activation(conv(source)) is rounded before."""
 
     source: int
     target: int
@@ -111,6 +116,7 @@ class Conv:
     residual: int | None = None
     final: Function = Activation.NONE
     layer: str = ""
+    rounded: Grid | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +124,7 @@ class Depthwise:
     """target = final(activation(conv(source)) + residual), output channel f reads input channel f * C // F only.
 
     weight: float32 [F, kh, kw] with F a multiple of the source's channels C; bias: float32 [F]; strides and dilations
-    (y, x), pads (top, left, bottom, right)."""
+    (y, x), pads (top, left, bottom, right). scale: as that of a BranchedConv. Over a source with a grid: see Conv."""
 
     source: int
     target: int
@@ -131,6 +137,7 @@ class Depthwise:
     residual: int | None = None
     final: Function = Activation.NONE
     layer: str = ""
+    scale: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -301,7 +308,8 @@ class Map:
 
 @dataclass(frozen=True)
 class Quantise:
-    """The target, which has a grid, is the source rounded to it, half to even, and saturated (ONNX QuantizeLinear)."""
+    """The target, which has a grid, is the source rounded to it, half to even, and saturated (ONNX QuantizeLinear). The
+    source may have another grid."""
 
     source: int
     target: int
@@ -325,12 +333,13 @@ class Permute:
 
 
 Step = (Conv | Depthwise | Pool | Binary | ConstantBinary | Affine | Copy | Paste | Interleave | Reshape | Resize | Softmax
-        | Reduce | Normalise | PRelu | Map | Permute)
+        | Reduce | Normalise | PRelu | Map | Permute | Quantise | Dequantise)
 
 
 @dataclass(frozen=True)
 class Port:
-    """An input or output of the network: its name in the model, its value, and its shape without the batch."""
+    """An input or output of the network: its name in the model, its value, its shape without the batch, and the type of
+    the caller's array. An input of uint8 becomes a value of float32: the same numbers."""
 
     name: str
     value: int

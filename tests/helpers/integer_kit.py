@@ -51,11 +51,16 @@ def outcome(step: Conv, acc: Array, source: Value, target: Value, residual: Valu
     """Of the sums: uint8, or float32."""
     assert source.grid is not None
     assert step.conv.scale is not None
-    bounds = [clamp_of(step.activation), clamp_of(step.final)]
-    folds = target.grid is not None and None not in bounds
+    first = clamp_of(step.activation) is not None
+    folds = target.grid is not None and (first or step.rounded is not None) and clamp_of(step.final) is not None
     unit = target.grid.scale if folds and target.grid else 1.0
-    factor = np.float32(source.grid.scale * step.conv.scale.astype(np.float64) / unit)
-    u = _apply(step.activation, acc.astype(np.float32) * factor[:, None, None], unit)
+    before = unit if step.rounded is None else step.rounded.scale if first else 1.0
+    factor = np.float32(source.grid.scale * step.conv.scale.astype(np.float64) / before)
+    u = _apply(step.activation, acc.astype(np.float32) * factor[:, None, None], before)
+    if step.rounded is not None:
+        u = u if first else u * np.float32(1 / step.rounded.scale)
+        zero = step.rounded.zero
+        u = np.rint(np.clip(u, np.float32(-zero), np.float32(255 - zero))) * np.float32(step.rounded.scale / unit)
     if residual is not None:
         assert r is not None
         number = r.astype(np.float32) - np.float32(residual.grid.zero) if residual.grid else r
@@ -140,6 +145,8 @@ def random_layer(rng: Rng, conv: BranchedConv | None = None, plane: tuple[int, i
     other, r = None, None
     if kind != "none":
         step = replace(step, residual=2, final=functions[rng.integers(len(functions))])
+        if rng.integers(2):
+            step = replace(step, rounded=Grid(float(np.float32(spread * rng.choice([0.01, 0.05]))), int(rng.choice([0, 128, 131]))))
         other = replace(target, dtype=FLOAT32, grid=None)
         r = (rng.standard_normal(acc.shape) * spread).astype(np.float32)
         if kind == "integers":

@@ -24,11 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from gkp.converter.native.kernels.cpu import CPUS, Cpu
+from gkp.converter.native.kernels.cpu import BF16, CPUS, PERMUTE, VECTORS, VNNI, Cpu
 from gkp.errors import BackendMissingError, FileError
 from gkp.files import private_folder
 from gkp.require import install
-from gkp.runtime.environment import vector_floats
+from gkp.runtime.environment import cpu_flags, vector_floats
 
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-fvisibility=hidden", "-fno-exceptions",
          "-fno-rtti", "-fno-stack-protector", "-Wno-psabi")
@@ -37,6 +37,8 @@ LIBRARIES = ("-lc", "-lm", "-lpthread")
 ANY_CPU = frozenset({"model.cpp", "weights.S"})
 """Sources that are compiled without the processor's flags: what runs before the processor is known to fit."""
 
+_INSTRUCTIONS = {"avx512_vnni": VNNI, "avx512_bf16": BF16, "avx512vbmi": PERMUTE}
+"""Beside vectors of 16 floats, by the kernel's name of the processor's flag."""
 _OLDEST = {"clang": 16, "gcc": 12}
 _GLIBC = "2.28"  # what zig links against, so that the library opens on boards with an old system
 _DYING = 10.0
@@ -92,8 +94,11 @@ def host_cpu() -> Cpu:
     if platform.machine() == "aarch64":
         return Cpu("host", CPUS["aarch64"].lanes, CPUS["aarch64"].registers, CPUS["aarch64"].flags)
     lanes = vector_floats()
-    wide = ("-mprefer-vector-width=512",) if lanes == 16 else ()
-    return Cpu("host", lanes, 32 if lanes == 16 else 16, ("-march=native", *wide))
+    if lanes < 16:
+        return Cpu("host", lanes, 16, ("-march=native",))
+    here = cpu_flags()
+    more = tuple(name for flag, name in _INSTRUCTIONS.items() if flag in here)
+    return Cpu("host", lanes, 32, ("-march=native", "-mprefer-vector-width=512"), instructions=(VECTORS, *more))
 
 
 def machine(cpu: Cpu | None) -> str:

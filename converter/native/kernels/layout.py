@@ -74,9 +74,13 @@ BYTES = 16
 """Channels of integers are padded to a multiple of so many: what one vector of 16 sums is stored as."""
 
 
+SLACK = 128
+"""Bytes that may be read past the last pixel of integers."""
+
+
 def integers(value: Value, halo: Halo = (0, 0, 0, 0)) -> Layout:
     """Channels last, of a value with a grid. The halo holds its zero point; what lies where no channel is has no meaning,
-    but is initialised. 128 bytes may be read past the last element."""
+    but is initialised."""
     return channels_last(value, halo, BYTES)
 
 
@@ -85,5 +89,5 @@ def channels_last(value: Value, halo: Halo = (0, 0, 0, 0), lanes: int = 16) -> L
     top, left, bottom, right = halo
     padded = -(-value.channels // lanes) * lanes
     row = padded * (value.width + left + right)
-    slack = 2 * lanes if value.grid is None else 8 * lanes
+    slack = 2 * lanes if value.grid is None else SLACK
     return Layout(value, 1, row, padded, top * row + left * padded, row * (value.height + top + bottom) + slack, padded)

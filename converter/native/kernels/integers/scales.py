@@ -2,14 +2,15 @@
 
     u = float32(sum) * factor[f]
     u = activation(u)
+    u = rint(clamp(u * step', -zero', 255 - zero')) * back      where the step says `rounded`
     u = fma(residual, added, u)      the residual as it is, or its integer minus its zero point; one rounding
     u = final(u)
     u = u * step                     where u is not in steps of the target yet
     q = rint(clamp(u, -zero, 255 - zero)) + zero
 
-Functions that only clamp are computed in steps of the target; others, and all functions of a target of floats, in the
-values that the integers stand for. Each line rounds to float32 once. Compilers may fuse a product and a sum, so no product
-is followed by a sum here but within the explicit fma.
+Functions that only clamp are computed in steps of the target (or of what is rounded to before the residual); others, and
+all functions of a target of floats, in the values that the integers stand for. Each line rounds to float32 once. Compilers
+may fuse a product and a sum, so no product is followed by a sum here but within the explicit fma.
 """
 
 from __future__ import annotations
@@ -37,16 +38,12 @@ def clamp(function: Function) -> Bounds | None:
 
 
 @dataclass(frozen=True)
-class Scales:
-    """Of one layer. factor: float32 [F], of a sum; added: of the residual, residual_zero: its zero point (None: it has no
-    grid); step: the last factor (1: none); unit: what a step of u stands for; grid: the target's (None: floats)."""
+class Onto:
+    """Numbers u onto a grid, or none (floats). unit: what a step of u stands for; step: the last factor (1: none)."""
 
-    step: float
-    unit: float
-    factor: npt.NDArray[np.float32]
-    added: float
-    residual_zero: int | None
     grid: Grid | None
+    unit: float
+    step: float
 
     def bounds(self, function: Function) -> Bounds | None:
         """Of a function that only clamps, in steps of u."""
@@ -75,17 +72,38 @@ class Scales:
                 else f"clip({value}, {literal(low)}, {literal(high)})")
 
 
+@dataclass(frozen=True)
+class Scales:
+    """Of one layer. factor: float32 [F], of a sum; added: of the residual, residual_zero: its zero point (None: it has no
+    grid); before: what is rounded to before the residual, back: from there to the target's u; last: to the target."""
+
+    factor: npt.NDArray[np.float32]
+    added: float
+    residual_zero: int | None
+    before: Onto | None
+    back: float
+    last: Onto
+
+
 def scales(step: Conv, source: Value, target: Value, residual: Value | None) -> Scales:
     """Of a convolution over a source with a grid."""
     assert source.grid is not None
     assert step.conv.scale is not None
-    folds = target.grid is not None and clamp(step.activation) is not None and clamp(step.final) is not None
-    unit = target.grid.scale if folds and target.grid else 1.0
-    factor = np.float32(np.float64(source.grid.scale) * np.asarray(step.conv.scale, np.float64) / unit)
+    before = None if step.rounded is None else _onto(step.rounded, step.activation)
+    last = _onto(target.grid, step.final, *(() if before else (step.activation,)))
+    first = before or last
+    factor = np.float32(np.float64(source.grid.scale) * np.asarray(step.conv.scale, np.float64) / first.unit)
     grid = residual.grid if residual else None
-    added = (grid.scale if grid else 1.0) / unit
-    last = 1.0 if target.grid is None or folds else 1.0 / target.grid.scale
-    return Scales(float(np.float32(last)), unit, factor, float(np.float32(added)), grid.zero if grid else None, target.grid)
+    added = (grid.scale if grid else 1.0) / last.unit
+    back = step.rounded.scale / last.unit if step.rounded else 1.0
+    return Scales(factor, float(np.float32(added)), grid.zero if grid else None, before, float(np.float32(back)), last)
+
+
+def _onto(grid: Grid | None, *functions: Function) -> Onto:
+    """The grid, or floats, after these functions."""
+    if grid is not None and all(clamp(function) is not None for function in functions):
+        return Onto(grid, grid.scale, 1.0)
+    return Onto(grid, 1.0, 1.0 if grid is None else float(np.float32(1.0 / grid.scale)))
 
 
 @lru_cache(maxsize=64)

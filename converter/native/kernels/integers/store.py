@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from gkp.converter.native.kernels.emit import fill
-from gkp.converter.native.kernels.integers.scales import Scales
+from gkp.converter.native.kernels.integers.scales import HIGHEST, Scales
 from gkp.converter.native.kernels.jobs import Words
+from gkp.converter.native.kernels.kernel import literal
 from gkp.converter.native.kernels.layout import Layout
-from gkp.converter.native.program import Conv, zero_at_zero
+from gkp.converter.native.program import Activation, Conv, zero_at_zero
 
 _FUNCTIONS = '''
     typedef unsigned char Bytes __attribute__((vector_size(LANES)));
@@ -29,6 +30,8 @@ _FUNCTIONS = '''
       return c;
     #endif
     }
+    // Half to even, where |v| is below 2^22.
+    static inline V whole(V v) { return (v + 12582912.0f) - 12582912.0f; }
     // v, not below -zero, half to even, and saturated.
     static inline void put(unsigned char* p, V v, int zero) {
       Bytes b;
@@ -84,15 +87,19 @@ class Store:
     def _one(self, name: str, row: int, column: int, lane: int, at: int, n: int) -> Iterator[str]:
         s = self._scales
         value, last = f"__builtin_convertvector({name}, V) * load(factors + {lane})", self._step.activation
+        if s.before is not None:
+            high = literal(HIGHEST - s.before.grid.zero) if s.before.grid else ""
+            value = f"whole(minimum({s.before.saturated(last, value)}, splat({high}))) * {literal(s.back)}"
+            last = Activation.NONE
         if self._residual is not None:
             there = row * self._residual.row + column * self._residual.column + lane
             read = f"load(r + {there})" if s.residual_zero is None else f"integers(r + {there}, {s.residual_zero})"
-            value = f"fused({read}, load(factors + {n * self._lanes + lane}), {s.function(last, value)})"
+            value = f"fused({read}, load(factors + {n * self._lanes + lane}), {s.last.function(last, value)})"
             last = self._step.final
-        if s.grid is not None:
-            yield f"put(y + {at}, {s.saturated(last, value)}, {s.grid.zero});"
+        if s.last.grid is not None:
+            yield f"put(y + {at}, {s.last.saturated(last, value)}, {s.last.grid.zero});"
             return
-        value = s.function(last, value)
+        value = s.last.function(last, value)
         if self._masked:
             value = f"keep({value}, constants + {(3 if self._residual else 2) * n * self._lanes + lane})"
         yield f"store(y + {at}, {value});"

@@ -26,6 +26,7 @@ from gkp.converter.native.program import (
     ConstantBinary,
     Copy,
     Depthwise,
+    Dequantise,
     Interleave,
     Map,
     Normalise,
@@ -33,6 +34,7 @@ from gkp.converter.native.program import (
     Permute,
     Pool,
     PRelu,
+    Quantise,
     Reduce,
     Reshape,
     Resize,
@@ -44,7 +46,7 @@ from gkp.converter.native.program import (
 __all__ = ["SimpleStep", "convert", "pack", "space_to_depth", "step_kernel", "unpack"]
 
 SimpleStep = (Depthwise | Pool | Binary | ConstantBinary | Affine | Copy | Paste | Interleave | Reshape | Resize | Softmax
-              | Reduce | Normalise | PRelu | Map | Permute)
+              | Reduce | Normalise | PRelu | Map | Permute | Quantise | Dequantise)
 
 
 def step_kernel(step: SimpleStep, values: Sequence[Value], layouts: Mapping[int, Layout], cpu: Cpu) -> Kernel:
@@ -65,6 +67,8 @@ def step_kernel(step: SimpleStep, values: Sequence[Value], layouts: Mapping[int,
 _KERNELS: Mapping[type[SimpleStep], Callable[[Any, Layout, Layout, Cpu], Kernel]] = {
     Pool: pool, Affine: affine, ConstantBinary: constant_binary, Copy: copy, Paste: paste, Interleave: interleave,
     Resize: resize, Reduce: reduce, Normalise: normalise, PRelu: prelu, Map: map_, Permute: permute,
+    Quantise: lambda step, source, target, cpu: convert(source, target, cpu),
+    Dequantise: lambda step, source, target, cpu: convert(source, target, cpu),
     Reshape: lambda step, source, target, cpu: reshape(source, target, cpu),
     Softmax: lambda step, source, target, cpu: softmax(source, target, cpu),
 }
