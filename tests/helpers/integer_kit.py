@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 from conv_kit import needed_halo, place, random_conv, random_plane
 from kernel_kit import PARTS, check_walls, compile_kernels
 
 from gkp.branched import BranchedConv
 from gkp.converter.native.dtypes import FLOAT32, UINT8
-from gkp.converter.native.kernels.cpu import BF16, PERMUTE, VECTORS, VNNI, Cpu
+from gkp.converter.native.kernels.cpu import AVX_VNNI, BF16, CPUS, MADD, PERMUTE, VECTORS, VNNI, Cpu
 from gkp.converter.native.kernels.integers import direct
 from gkp.converter.native.kernels.kernel import Kernel
 from gkp.converter.native.kernels.layout import Layout, channels_last, integers
@@ -26,7 +27,22 @@ Rng = np.random.Generator
 CLAMPS: tuple[Function, ...] = (Activation.NONE, Activation.RELU, Activation.RELU, Activation.RELU6, Parametric("clip", (-0.5, 1.25)))
 CURVES: tuple[Function, ...] = (Activation.SILU, Activation.HARDSWISH, Parametric("leaky_relu", (0.1,)))
 _POISON, _GUARD = 0x5a, 256
-ZEN4 = Cpu("zen4", 16, 32, ("-march=native", "-mprefer-vector-width=512"), instructions=(VECTORS, VNNI, BF16, PERMUTE))
+_NATIVE = ("-march=native", "-mprefer-vector-width=512")
+ZEN4 = Cpu("zen4", 16, 32, _NATIVE, instructions=(VECTORS, VNNI, BF16, PERMUTE))
+
+
+def processors() -> list[Any]:
+    """Parameters: processors of every kind of instructions that this machine has, the others skipped."""
+    avx2, avx512, vnni = ("avx2",), ("avx512bw", "avx512vl"), ("avx512_vnni", "avx512vl")
+    found = [(ZEN4, (*vnni, "avx512vbmi")),
+             (Cpu("cascade lake", 16, 32, _NATIVE, instructions=(VECTORS, VNNI)), vnni),
+             (Cpu("alder lake", 8, 16, _NATIVE, instructions=(VECTORS, MADD, AVX_VNNI)), vnni),  # the same on vectors of 256 bits
+             (replace(CPUS["x86-64-v4"], instructions=(VECTORS, MADD)), avx512),
+             (replace(CPUS["x86-64-v3"], instructions=(VECTORS, MADD)), avx2),
+             (replace(CPUS["x86-64-v3"], lanes=4, name="plain"), avx2)]
+    return [pytest.param(cpu, id=cpu.name.replace(" ", "-"),
+                         marks=pytest.mark.skipif(not has(*flags), reason=f"this processor lacks one of {', '.join(flags)}"))
+            for cpu, flags in found]
 
 
 def has(*flags: str) -> bool:

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from integer_kit import ZEN4, Layer, check_layers, has, layer_ways, quantised, random_layer, rebuilt
+from integer_kit import ZEN4, Layer, check_layers, has, layer_ways, processors, quantised, random_layer, rebuilt
 
 from gkp.branched import Branch, BranchedConv
 from gkp.converter.native.dtypes import FLOAT32
+from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.way import Way
 from gkp.converter.native.program import Activation, Grid
 
@@ -18,10 +19,10 @@ Rng = np.random.Generator
 needs_vnni = pytest.mark.skipif(not has("avx512_vnni", "avx512vbmi"), reason="this processor has no AVX512-VNNI with VBMI")
 
 
-def some_ways(rng: Rng, layer: Layer, most: int) -> list[tuple[Layer, Way]]:
+def some_ways(rng: Rng, layer: Layer, cpu: Cpu, most: int) -> list[tuple[Layer, Way]]:
     """Of each sort one at random, but of all sorts at most so many."""
     sorts: dict[str, list[Way]] = {}
-    for way in layer_ways(layer, ZEN4):
+    for way in layer_ways(layer, cpu):
         sorts.setdefault(way.sort, []).append(way)
     assert sorts, layer.label
     found = [ways[rng.integers(len(ways))] for ways in sorts.values()]
@@ -68,20 +69,22 @@ def corners(rng: Rng) -> dict[str, tuple[BranchedConv, tuple[int, int]]]:
     }
 
 
-@needs_vnni
-def test_random_layers() -> None:
+@pytest.mark.parametrize("cpu", processors())
+def test_random_layers(cpu: Cpu) -> None:
     rng = np.random.default_rng(3)
-    check_layers(rng, [case for _ in range(40) for case in some_ways(rng, random_layer(rng, curves=True), 2)], ZEN4)
+    layers = [random_layer(rng, lanes=cpu.lanes, curves=True) for _ in range(40 if cpu is ZEN4 else 12)]
+    check_layers(rng, [case for layer in layers for case in some_ways(rng, layer, cpu, 2)], cpu)
 
 
-@needs_vnni
-def test_corners() -> None:
+@pytest.mark.parametrize("cpu", processors())
+def test_corners(cpu: Cpu) -> None:
     rng, cases = np.random.default_rng(4), list[tuple[Layer, Way]]()
     for conv, plane in corners(rng).values():
-        for residual in ("none", "integers"):
-            cases += some_ways(rng, random_layer(rng, conv, plane, residual=residual), 3)
-    check_layers(rng, cases, ZEN4, parts=(1, 3))
-    assert {way.sort for _, way in cases} == {"broadcast", "picked 64", "picked 128", "picked 64 rows"}
+        for residual in ("none", "integers") if cpu is ZEN4 else ("integers",):
+            cases += some_ways(rng, random_layer(rng, conv, plane, cpu.lanes, residual=residual), cpu, 3)
+    check_layers(rng, cases, cpu, parts=(1, 3))
+    if cpu is ZEN4:
+        assert {way.sort for _, way in cases} >= {"broadcast", "picked 64", "picked 128", "picked 64 rows"}
 
 
 @needs_vnni
@@ -97,7 +100,7 @@ def test_sums_that_saturate_at_both_ends() -> None:
     for zero in (0, 100, 255):
         made = rebuilt(layer, Grid(1e-6, zero), np.full_like(layer.q, 255))
         assert set(np.unique(made.expected)) == {0 if made.step.activation is Activation.NONE else zero, 255}
-        cases += some_ways(rng, made, 3)
+        cases += some_ways(rng, made, ZEN4, 3)
     check_layers(rng, cases, ZEN4, parts=(1,))
 
 
@@ -107,7 +110,7 @@ def test_lanes_without_a_channel_are_zero_for_floats() -> None:
     rng, cases = np.random.default_rng(6), list[tuple[Layer, Way]]()
     for function in (Activation.SIGMOID, Activation.RELU):
         layer = random_layer(rng, dense(rng, 8, 19), (4, 4), residual="integers", floats=True)
-        cases += some_ways(rng, replace(layer, step=replace(layer.step, activation=function, final=Activation.NONE), quanta=-1), 3)
+        cases += some_ways(rng, replace(layer, step=replace(layer.step, activation=function, final=Activation.NONE), quanta=-1), ZEN4, 3)
     check_layers(rng, cases, ZEN4, parts=(1, 2))
 
 
