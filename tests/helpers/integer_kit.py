@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from conv_kit import needed_halo, place, random_conv, random_plane
+from emulated_kit import emulated
 from kernel_kit import PARTS, check_walls, compile_kernels
 
 from gkp.branched import BranchedConv
@@ -249,19 +250,32 @@ def _spaced(source: str, number: int) -> str:
     return f"{include}namespace n{number} {{\n{source.removeprefix(include)}\n}}\n"
 
 
+def check_emulated(rng: Rng, cases: Sequence[tuple[Layer, Way]], cpu: Cpu, parts: int) -> None:
+    """On an emulated processor: what the targets hold."""
+    kernels = [way.trial.recipe.kernel() for _, way in cases]
+    operands = [_operands(rng, layer, kernel)[:3] for (layer, _), kernel in zip(cases, kernels, strict=True)]
+    spaced = [Kernel(_spaced(k.source, n), k.data) for n, k in enumerate(kernels)]
+    for (layer, way), given, got in zip(cases, operands, emulated(spaced, operands, cpu, parts), strict=True):
+        _check_target(layer, got, given[2], f"{way.name}: {layer.label}")
+
+
 def _check(rng: Rng, layer: Layer, kernel: Kernel, function: Any, parts: int, what: str) -> None:
     x, y = filled(rng, layer.source, layer.q), filled(rng, layer.target, None)
     r = filled(rng, layer.residual, layer.r) if layer.residual else None
-    data, where = Memory(kernel.data), place(layer.target)
-    kept = np.ones(layer.target.size, bool)
-    v = layer.target.value
-    kept[layer.target.origin + np.arange(v.height)[:, None, None] * layer.target.row
-         + np.arange(v.width)[:, None] * layer.target.column + np.arange(layer.target.padded)] = False
+    data = Memory(kernel.data)
     for part in reversed(range(parts)):
         function(x.address, r.address if r else None, y.address, data.address, part, parts)
     assert all(b.guards_hold for b in (x, y, data, *([r] if r else []))), f"{what}: writes out of bounds"
     assert all((b.flat == b.before).all() for b in (x, data, *([r] if r else []))), f"{what}: overwrites its input"
-    flat, before = (a.view(v.dtype.numpy) for a in (y.flat, y.before))
+    _check_target(layer, y.flat, y.before, what)
+
+
+def _check_target(layer: Layer, after: Array, untouched: Array, what: str) -> None:
+    kept = np.ones(layer.target.size, bool)
+    v, where = layer.target.value, place(layer.target)
+    kept[layer.target.origin + np.arange(v.height)[:, None, None] * layer.target.row
+         + np.arange(v.width)[:, None] * layer.target.column + np.arange(layer.target.padded)] = False
+    flat, before = (a.view(v.dtype.numpy) for a in (after, untouched))
     assert (flat[kept] == before[kept]).all(), f"{what}: writes into the halo"
     if v.grid is None:
         spare = np.ones(flat.size, bool)

@@ -7,11 +7,22 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from integer_kit import ZEN4, Layer, check_layers, has, layer_ways, processors, quantised, random_layer, rebuilt
+from integer_kit import (
+    ZEN4,
+    Layer,
+    check_emulated,
+    check_layers,
+    has,
+    layer_ways,
+    processors,
+    quantised,
+    random_layer,
+    rebuilt,
+)
 
 from gkp.branched import Branch, BranchedConv
 from gkp.converter.native.dtypes import FLOAT32
-from gkp.converter.native.kernels.cpu import Cpu
+from gkp.converter.native.kernels.cpu import CPUS, DOTPROD, I8MM, VECTORS, Cpu
 from gkp.converter.native.kernels.way import Way
 from gkp.converter.native.program import Activation, Grid
 
@@ -72,7 +83,7 @@ def corners(rng: Rng) -> dict[str, tuple[BranchedConv, tuple[int, int]]]:
 @pytest.mark.parametrize("cpu", processors())
 def test_random_layers(cpu: Cpu) -> None:
     rng = np.random.default_rng(3)
-    layers = [random_layer(rng, lanes=cpu.lanes, curves=True) for _ in range(40 if cpu is ZEN4 else 12)]
+    layers = [random_layer(rng, lanes=cpu.lanes, curves=True) for _ in range(32 if cpu is ZEN4 else 10)]
     check_layers(rng, [case for layer in layers for case in some_ways(rng, layer, cpu, 2)], cpu)
 
 
@@ -112,6 +123,16 @@ def test_lanes_without_a_channel_are_zero_for_floats() -> None:
         layer = random_layer(rng, dense(rng, 8, 19), (4, 4), residual="integers", floats=True)
         cases += some_ways(rng, replace(layer, step=replace(layer.step, activation=function, final=Activation.NONE), quanta=-1), ZEN4, 3)
     check_layers(rng, cases, ZEN4, parts=(1, 2))
+
+
+@pytest.mark.parametrize(("features", "needs"), [("", ()), ("+v8.2a+dotprod", (DOTPROD,)), ("+v8.6a+i8mm", (DOTPROD, I8MM))],
+                         ids=["plain", "dotprod", "i8mm"])
+def test_aarch64(features: str, needs: tuple[str, ...]) -> None:
+    rng, arm = np.random.default_rng(8), CPUS["aarch64"]
+    cpu = replace(arm, flags=(f"-mcpu=generic{features.replace('8.', '8_')}",), instructions=(VECTORS, *needs))
+    layers = [*(random_layer(rng, lanes=4) for _ in range(8)), *(random_layer(rng, conv, plane, 4, residual="integers")
+                                                               for conv, plane in corners(rng).values())]
+    check_emulated(rng, [case for layer in layers for case in some_ways(rng, layer, cpu, 2)], cpu, 2)
 
 
 def test_a_source_of_floats_is_left_to_others() -> None:
