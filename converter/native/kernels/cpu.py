@@ -13,6 +13,15 @@ BF16 = "bf16"
 PERMUTE = "permute"
 """AVX512-VBMI: any 64 of 128 bytes in one instruction."""
 
+AVX_VNNI = "avx-vnni"
+"""The same as VNNI on vectors of 256 bits, where there are none of 512."""
+MADD = "madd"
+"""Sums of two products of 16 bits: every x86-64 with AVX2."""
+DOTPROD = "dotprod"
+"""aarch64: sums of four products of int8."""
+I8MM = "i8mm"
+"""aarch64: sums of four products of uint8 and int8."""
+
 
 @dataclass(frozen=True)
 class Cpu:

@@ -113,9 +113,10 @@ def weights(conv: BranchedConv) -> npt.NDArray[np.int8]:
     return np.rint(conv.to_dense() / scale).astype(np.int8)
 
 
-def constants(conv: BranchedConv, grid: Grid) -> npt.NDArray[np.int32]:
-    """[F]: what is added to the sum of q * weight: the bias in its steps, and -zero * weight for all taps."""
+def constants(conv: BranchedConv, grid: Grid, offset: int = 0) -> npt.NDArray[np.int32]:
+    """[F]: what is added to the sum of (q - offset) * weight: the bias in its steps, and (offset - zero) * weight for all
+    taps."""
     unit = np.float64(grid.scale) * np.asarray(conv.scale, np.float64)
     taps = weights(conv).reshape(conv.out_channels, -1).sum(1, dtype=np.int64)
     bias = np.rint(np.asarray(conv.bias, np.float64) / unit).astype(np.int64)
-    return np.asarray(bias - grid.zero * taps, np.int32)
+    return np.asarray(bias + (offset - grid.zero) * taps, np.int32)

@@ -34,19 +34,21 @@ _FUNCTIONS = '''
     static inline V whole(V v) { return (v + 12582912.0f) - 12582912.0f; }
     // v, not below -zero, half to even, and saturated.
     static inline void put(unsigned char* p, V v, int zero) {
-      Bytes b;
-    #if defined(__AVX512F__)
-      I rounded;  // of what is too large, the largest unsigned number
-      asm("vcvtps2dq %1, %0" : "=v"(rounded) : "v"(v));
-      rounded += zero;
-      asm("vpmovusdb %1, %0" : "=v"(b) : "v"(rounded));
-    #else
-      v = minimum(v, splat(static_cast<float>(255 - zero)));
-      // 1.5 * 2^23 + v is v as an integer, held in the low bits
-      b = __builtin_convertvector((I)(v + 12582912.0f) + zero, Bytes);
-    #endif
+      @put@
       __builtin_memcpy(p, &b, LANES);
     }
+'''
+_PUT = '''
+    v = minimum(v, splat(static_cast<float>(255 - zero)));
+    // 1.5 * 2^23 + v is v as an integer, held in the low bits
+    const Bytes b = __builtin_convertvector((I)(v + 12582912.0f) + zero, Bytes);
+'''
+_PUT_512 = '''
+    Bytes b;
+    I rounded;  // of what is too large, the largest unsigned number
+    asm("vcvtps2dq %1, %0" : "=v"(rounded) : "v"(v));
+    rounded += zero;
+    asm("vpmovusdb %1, %0" : "=v"(b) : "v"(rounded));
 '''
 
 
@@ -74,7 +76,7 @@ class Store:
         return at
 
     def functions(self) -> str:
-        return fill(_FUNCTIONS)
+        return fill(_FUNCTIONS, put=fill(_PUT_512 if self._lanes == 16 else _PUT))
 
     def statements(self, n: int, pixels: list[tuple[int, int]]) -> Iterator[str]:
         """C++ that stores the sums a<pixel>_<vector> of a tile."""

@@ -7,7 +7,8 @@ from math import ceil
 
 from gkp.branched import BranchedConv
 from gkp.converter.native.kernels.cpu import Cpu
-from gkp.converter.native.kernels.integers.panels import QUAD, panels
+from gkp.converter.native.kernels.integers.dots import Dot
+from gkp.converter.native.kernels.integers.panels import panels
 from gkp.converter.native.kernels.jobs import cuts
 
 Tap = tuple[int, int]
@@ -23,15 +24,14 @@ _STORE, _PICK, _CALL = 7.0, 0.6, 16.0
 @dataclass(frozen=True)
 class Tile:
     """vectors: of output channels; rows, columns: output pixels. taps: rows and columns of the part of the window that is
-    worked off together: what a pixel of the source gives is used for all of its taps in there. window: bytes from which
-    every lane picks its channels (0: broadcast). joined: a row of the window is one pixel (panels.joined). by_tile: all
-    output channels of some pixels before the next pixels."""
+    worked off together: what a pixel of the source gives is used for all of its taps in there. joined: a row of the window
+    is one pixel (panels.joined). by_tile: all output channels of some pixels before the next pixels."""
 
     vectors: int
     rows: int
     columns: int
     taps: Tap
-    window: int
+    dot: Dot
     joined: bool = False
     by_tile: bool = False
 
@@ -42,12 +42,12 @@ class Tile:
 
     @property
     def sort(self) -> str:
-        return f"picked {self.window}{' rows' if self.joined else ''}" if self.window else "broadcast"
+        return f"{self.dot.name}{' rows' if self.joined else ''}"
 
     @property
     def registers(self) -> int:
         weights = self.taps[0] * self.taps[1] * self.vectors
-        return self.vectors * self.rows * self.columns + weights + (2 if self.window else 1)
+        return self.vectors * self.rows * self.columns + weights + (2 if self.dot.window else 1) + (self.dot.word < 4)
 
 
 def groups(conv: BranchedConv, tile: Tile) -> list[tuple[Tap, list[Tap]]]:
@@ -68,13 +68,13 @@ def places(conv: BranchedConv, tile: Tile, rows: int, columns: int) -> dict[tupl
     return dict(sorted(users.items()))
 
 
-def tiles(conv: BranchedConv, plane: tuple[int, int], window: int, is_joined: bool, cpu: Cpu, most: int) -> list[Tile]:
+def tiles(conv: BranchedConv, plane: tuple[int, int], dot: Dot, is_joined: bool, cpu: Cpu, most: int) -> list[Tile]:
     """The `most` best of one sort, best first. plane: rows and columns of the target as the tiles see them."""
     (kh, kw), found = conv.kernel_shape, set[Tile]()
     for taps in {(1, 1), (1, kw), (kh, kw)}:
         for v in range(1, min(ceil(conv.out_channels / cpu.lanes), _MOST_VECTORS) + 1):
             for rows, columns in _SHAPES:
-                tile = Tile(v, min(rows, plane[0]), min(columns, plane[1]), taps, window, is_joined)
+                tile = Tile(v, min(rows, plane[0]), min(columns, plane[1]), taps, dot, is_joined)
                 if tile.registers <= cpu.registers:
                     found |= {tile, replace(tile, by_tile=True)}
     return sorted(found, key=lambda t: cycles(conv, t, plane, cpu))[:most]
@@ -82,16 +82,18 @@ def tiles(conv: BranchedConv, plane: tuple[int, int], window: int, is_joined: bo
 
 def cycles(conv: BranchedConv, tile: Tile, plane: tuple[int, int], cpu: Cpu) -> float:
     """Of one image, by the model: a product of vectors takes a cycle, and so does a load; shuffles go beside, in part."""
-    every = panels(conv, tile.vectors, cpu.lanes, tile.window)
+    every = panels(conv, tile.vectors, cpu.lanes, tile.dot)
     parts = conv.kernel_shape[0] * conv.kernel_shape[1] // (tile.taps[0] * tile.taps[1])
     count = ceil(plane[0] / tile.rows) * ceil(plane[1] / tile.columns)
     rows, columns = plane[0] / ceil(plane[0] / tile.rows), plane[1] / ceil(plane[1] / tile.columns)
-    reads = len(places(conv, tile, tile.rows, tile.columns)) * rows * columns / (tile.rows * tile.columns)
+    reads = rows * columns
+    for axis, (n, taps) in enumerate(zip((tile.rows, tile.columns), tile.taps, strict=True)):
+        reads *= len({p * conv.strides[axis] + t * conv.dilations[axis] for p in range(n) for t in range(taps)}) / n
     total = 0.0
     for panel in every:
         products = rows * columns * panel.vectors * tile.taps[0] * tile.taps[1]
-        loads = reads * max(1, tile.window // 64) + panel.vectors * tile.taps[0] * tile.taps[1] + 1
-        inner = max(products + (_PICK * reads if tile.window else 0.1 * reads), loads, 4.0)
+        loads = reads * max(1, tile.dot.window // (4 * cpu.lanes)) + panel.vectors * tile.taps[0] * tile.taps[1] + 1
+        inner = max(products + (_PICK * reads if tile.dot.window else 0.1 * reads), loads, 4.0)
         total += count * (inner * parts * panel.items + _STORE * rows * columns * panel.vectors + _CALL)
     few = conv.out_channels * conv.kernel_shape[0] * conv.kernel_shape[1] < plane[0] * plane[1]  # weights, by pixels
     return total * (1.0 if tile.by_tile == few else 1.005)
@@ -108,5 +110,5 @@ def shapes(tile: Tile, plane: tuple[int, int]) -> dict[tuple[int, int], list[tup
 
 def executed(conv: BranchedConv, tile: Tile, pixels: int, cpu: Cpu) -> int:
     """Multiply-accumulates of one image."""
-    vectors = sum(panel.items * panel.vectors for panel in panels(conv, tile.vectors, cpu.lanes, tile.window))
-    return pixels * conv.kernel_shape[0] * conv.kernel_shape[1] * vectors * QUAD * cpu.lanes
+    vectors = sum(panel.items * panel.vectors for panel in panels(conv, tile.vectors, cpu.lanes, tile.dot))
+    return pixels * conv.kernel_shape[0] * conv.kernel_shape[1] * vectors * tile.dot.word * cpu.lanes
