@@ -50,8 +50,9 @@ def saturates_bytes() -> bool:
 
 
 def cpu_flags() -> frozenset[str]:
-    """What the processor has, by the kernel's names (x86-64); empty where there is nothing to read."""
-    return frozenset(_flags(_cpuinfo()))
+    """What the processor has, by the kernel's names; empty where there is nothing to read."""
+    fields = _cpuinfo()
+    return frozenset((*_flags(fields), *fields.get("Features", "").split()))
 
 
 def _cpuinfo() -> dict[str, str]:

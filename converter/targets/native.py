@@ -29,7 +29,7 @@ from gkp.converter.native.artefact import Compiled, Compiler
 from gkp.converter.native.building.roofline import network_roofline
 from gkp.converter.native.building.toolchain import Toolchain, find, host_cpu, machine
 from gkp.converter.native.building.tune import Measured
-from gkp.converter.native.kernels.cpu import CPUS, VNNI, Cpu
+from gkp.converter.native.kernels.cpu import CPUS, Cpu
 from gkp.converter.native.planning.timer import NOMINAL_HERTZ, Model, Timer
 from gkp.converter.native.program import beside
 from gkp.converter.native.reading.frontend import program
@@ -38,7 +38,6 @@ from gkp.converter.native.reading.parts import NATIVE, Part, parts
 from gkp.converter.sources.base import sample_inputs
 from gkp.converter.targets.base import About, Axes, Built, Emitted, Estimate, Feeds, Target
 from gkp.converter.verify import TOLERANCE, WINOGRAD_TOLERANCE
-from gkp.errors import BackendMissingError, UsageError
 from gkp.manifest import Roofline
 from gkp.options.targets import NativeOptions
 from gkp.runtime.hybrid import HybridRunner
@@ -73,14 +72,7 @@ class NativeTarget(Target):
         return self.cpu.lanes
 
     def require(self, precision: str) -> None:
-        """The compiler is looked for when it is needed: `gkp inspect` needs none. UsageError for int8 where there are no
-        kernels for it; BackendMissingError where they do not run here, so that nothing can be verified."""
-        if precision == "int8" and VNNI not in self.cpu.instructions:
-            raise UsageError(f"the native kernels of int8 need AVX512-VNNI, which {self.cpu.name} has not",
-                             "use --precision fp32; or --target openvino or ort, which have int8 for this processor")
-        if precision == "int8" and not self.measurable():
-            raise BackendMissingError(f"int8 kernels for {self.cpu.name} do not run on this machine's processor",
-                                      "convert on a machine with AVX512-VNNI, or use --precision fp32")
+        """The compiler is looked for when it is needed: `gkp inspect` needs none."""
 
     @cached_property
     def tools(self) -> Toolchain:
@@ -95,6 +87,15 @@ class NativeTarget(Target):
         here = host_cpu()
         return machine(self.cpu) == platform.machine() and self.cpu.lanes <= here.lanes \
             and set(self.cpu.instructions) <= set(here.instructions)
+
+    @property
+    def here(self) -> Cpu:
+        """The processor, or one like it that is at hand: vectors of any width compile for any processor."""
+        if self.measurable():
+            return self.cpu
+        host = host_cpu()
+        both = tuple(name for name in self.cpu.instructions if name in host.instructions)
+        return replace(self.cpu, name=f"host ({self.cpu.name})", flags=host.flags, triple=None, instructions=both)
 
     def candidates(self, conv: BranchedConv, plane: Sequence[int]) -> tuple[Candidate, ...]:
         """The branches as they are."""
@@ -126,7 +127,7 @@ class NativeTarget(Target):
             return
         with tempfile.TemporaryDirectory(prefix="gkp-native-") as name:
             whole = beside([fuse(program(graph.copy())) for graph, _ in parts])
-            library = Compiler(self.cpu, self.tools, Model(), self.progress).library(whole, Path(name))
+            library = Compiler(self.here, self.tools, Model(), self.progress).library(whole, Path(name))
             with contextlib.closing(NativeRunner(library, threads)) as runner:
                 arrays = [array for _, feeds in parts for array in feeds.values()]
                 yield from ([y] for y in runner.run(dict(zip(runner.inputs, arrays, strict=True))))
@@ -158,13 +159,9 @@ class NativeBuilt(Built):
 
     @cached_property
     def _here(self) -> Compiled:
-        """So that it runs on this machine, though the kernels be for another processor (vectors of any width compile for any
-        processor)."""
+        """So that it runs on this machine, though the kernels be for another processor."""
         target = self._target
-        if target.measurable():
-            return self.compiled
-        host = replace(target.cpu, name=f"host ({target.cpu.name})", flags=host_cpu().flags, triple=None)
-        return self._compile(host, "here")
+        return self.compiled if target.measurable() else self._compile(target.here, "here")
 
     def _compile(self, cpu: Cpu, name: str) -> Compiled:
         folder = Path(self._folder.name) / name

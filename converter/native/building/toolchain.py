@@ -20,11 +20,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from gkp.converter.native.kernels.cpu import BF16, CPUS, PERMUTE, VECTORS, VNNI, Cpu
+from gkp.converter.native.kernels.cpu import AVX_VNNI, BF16, CPUS, DOTPROD, I8MM, MADD, PERMUTE, VECTORS, VNNI, Cpu
 from gkp.errors import BackendMissingError, FileError
 from gkp.files import private_folder
 from gkp.require import install
@@ -37,8 +37,9 @@ LIBRARIES = ("-lc", "-lm", "-lpthread")
 ANY_CPU = frozenset({"model.cpp", "weights.S"})
 """Sources that are compiled without the processor's flags: what runs before the processor is known to fit."""
 
-_INSTRUCTIONS = {"avx512_vnni": VNNI, "avx512_bf16": BF16, "avx512vbmi": PERMUTE}
-"""Beside vectors of 16 floats, by the kernel's name of the processor's flag."""
+_INSTRUCTIONS = {"avx2": MADD, "avx_vnni": AVX_VNNI, "avx512_vnni": VNNI, "avx512_bf16": BF16, "avx512vbmi": PERMUTE,
+                 "asimddp": DOTPROD, "i8mm": I8MM}
+"""By the kernel's name of the processor's flag."""
 _OLDEST = {"clang": 16, "gcc": 12}
 _GLIBC = "2.28"  # what zig links against, so that the library opens on boards with an old system
 _DYING = 10.0
@@ -91,14 +92,14 @@ def find(cpu: Cpu | None = None) -> Toolchain:
 
 def host_cpu() -> Cpu:
     """The processor of this machine, with everything that it can do."""
-    if platform.machine() == "aarch64":
-        return Cpu("host", CPUS["aarch64"].lanes, CPUS["aarch64"].registers, CPUS["aarch64"].flags)
-    lanes = vector_floats()
-    if lanes < 16:
-        return Cpu("host", lanes, 16, ("-march=native",))
     here = cpu_flags()
     more = tuple(name for flag, name in _INSTRUCTIONS.items() if flag in here)
-    return Cpu("host", lanes, 32, ("-march=native", "-mprefer-vector-width=512"), instructions=(VECTORS, *more))
+    if platform.machine() == "aarch64":
+        name = "aarch64-i8mm" if I8MM in more else "aarch64-dotprod" if DOTPROD in more else "aarch64"
+        return replace(CPUS[name], name="host", triple=None)
+    lanes = vector_floats()
+    wide = ("-mprefer-vector-width=512",) if lanes == 16 else ()
+    return Cpu("host", lanes, 32 if lanes == 16 else 16, ("-march=native", *wide), instructions=(VECTORS, *more))
 
 
 def machine(cpu: Cpu | None) -> str:
@@ -169,8 +170,9 @@ def _major(toolchain: Toolchain) -> int:
 
 def _zig_cpu(flag: str) -> str:
     """zig's name for the processor of an -march flag."""
-    name = flag.removeprefix("-march=").replace("-", "_")
-    return "generic" if name == "armv8_a" else name
+    name, *more = flag.removeprefix("-march=").split("+")
+    known = {"armv8-a": "generic", "armv8.2-a": "generic+v8_2a"}.get(name, name.replace("-", "_"))
+    return "+".join([known, *more])
 
 
 # ---- running --------------------------------------------------------------------------------------------------------

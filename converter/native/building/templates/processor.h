@@ -3,7 +3,8 @@
 
 #include <stddef.h>
 
-// A bit that cpuid must report, and the registers that the operating system must save (bits of XCR0).
+// A bit that cpuid must report, and the registers that the operating system must save (bits of XCR0). On aarch64 a bit of
+// the entry `leaf` of the auxiliary vector.
 struct Feature {
   const char* missing;
   unsigned leaf, subleaf;
@@ -34,6 +35,15 @@ static inline const char* missing_feature() {
     const bool known = __get_cpuid_count(f->leaf, f->subleaf, &words[0], &words[1], &words[2], &words[3]);
     if (!known || !(words[f->word] >> f->bit & 1) || (saved & f->saved) != f->saved) return f->missing;
   }
+  return nullptr;
+}
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
+
+// nullptr, or what is missing here.
+static inline const char* missing_feature() {
+  for (const Feature* f = gkp_features; f->missing != nullptr; ++f)
+    if (!(getauxval(f->leaf) >> f->bit & 1)) return f->missing;
   return nullptr;
 }
 #else
