@@ -29,13 +29,13 @@ from gkp.converter.native.artefact import Compiled, Compiler
 from gkp.converter.native.building.roofline import network_roofline
 from gkp.converter.native.building.toolchain import Toolchain, find, host_cpu, machine
 from gkp.converter.native.building.tune import Measured
-from gkp.converter.native.kernels.cpu import CPUS, VNNI, Cpu
+from gkp.converter.native.kernels.cpu import CPUS, Cpu
 from gkp.converter.native.planning.timer import NOMINAL_HERTZ, Model, Timer
 from gkp.converter.native.reading.parts import NATIVE, Part, parts
 from gkp.converter.sources.base import sample_inputs
 from gkp.converter.targets.base import About, Axes, Built, Emitted, Estimate, Target
 from gkp.converter.verify import TOLERANCE, WINOGRAD_TOLERANCE
-from gkp.errors import BackendMissingError, UsageError
+from gkp.errors import BackendMissingError
 from gkp.manifest import Roofline
 from gkp.options.targets import NativeOptions
 from gkp.runtime.hybrid import HybridRunner
@@ -70,14 +70,11 @@ class NativeTarget(Target):
         return self.cpu.lanes
 
     def require(self, precision: str) -> None:
-        """The compiler is looked for when it is needed: `gkp inspect` needs none. UsageError for int8 where there are no
-        kernels for it; BackendMissingError where they do not run here, so that nothing can be verified."""
-        if precision == "int8" and VNNI not in self.cpu.instructions:
-            raise UsageError(f"the native kernels of int8 need AVX512-VNNI, which {self.cpu.name} has not",
-                             "use --precision fp32; or --target openvino or ort, which have int8 for this processor")
+        """The compiler is looked for when it is needed: `gkp inspect` needs none. BackendMissingError for int8 where its
+        kernels do not run here, so that nothing can be verified."""
         if precision == "int8" and not self.measurable():
             raise BackendMissingError(f"int8 kernels for {self.cpu.name} do not run on this machine's processor",
-                                      "convert on a machine with AVX512-VNNI, or use --precision fp32")
+                                      "convert on a machine that has one, or use --precision fp32")
 
     @cached_property
     def tools(self) -> Toolchain:
