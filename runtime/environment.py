@@ -51,8 +51,7 @@ def saturates_bytes() -> bool:
 
 def cpu_flags() -> frozenset[str]:
     """What the processor has, by the kernel's names; empty where there is nothing to read."""
-    fields = _cpuinfo()
-    return frozenset((*_flags(fields), *fields.get("Features", "").split()))
+    return frozenset(_flags(_cpuinfo()))
 
 
 def _cpuinfo() -> dict[str, str]:
@@ -65,7 +64,7 @@ def _cpuinfo() -> dict[str, str]:
 
 
 def _flags(fields: dict[str, str]) -> list[str]:
-    return fields.get("flags", "").split()
+    return fields.get("flags", fields.get("Features", "")).split()
 
 
 def vector_floats() -> int:
