@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
@@ -14,6 +15,11 @@ from gkp.benchmarks.results import ArtefactRow, Bench
 from gkp.errors import GkpError
 from gkp.runtime.environment import fingerprint
 from gkp.types import Progress
+
+if TYPE_CHECKING:
+    from gkp.benchmarks.adapter import Engines
+    from gkp.converter.graph import Graph
+    from gkp.runtime.runners import Runner
 
 BATCHES = (1, 64)
 
@@ -27,7 +33,7 @@ def run_cpu(checkpoints: Path | None, report: Progress, seconds: float = 1.0, da
     from gkp.benchmarks.adapter import Engines
     from gkp.benchmarks.engines import compare, contenders, make_pair
     from gkp.benchmarks.layers import native_layers, scaling
-    from gkp.benchmarks.precisions import pictures, stock_contenders
+    from gkp.benchmarks.precisions import pictures, precision_contenders
     from gkp.converter.sources import OpenOptions, open_any
 
     cases, engines = cpu_cases(checkpoints), Engines()
@@ -41,19 +47,25 @@ def run_cpu(checkpoints: Path | None, report: Progress, seconds: float = 1.0, da
         found = pictures(case, opened, data, calibration, progress)
         rows = [row for target in CPU_TARGETS for row in _conversion(case, source, target, progress)]
         pair = make_pair(opened, open_any(case.baseline(), options) if case.baseline else None)
-        tried = [*contenders(pair, 1, engines), *stock_contenders(pair, 1, engines, found.calibration)]
+        quantised = cache(found.calibration.graph)
+        tried = [*contenders(pair, 1, engines), *precision_contenders(pair, 1, engines, found.calibration, quantised)]
         made = compare(case.name, pair, tried, BATCHES, 1, seconds=seconds, progress=progress, accuracy=found.accuracy,
                        feeds=found.example(opened))
         progress("native, layers")
         layers = native_layers(case.name, pair.pruned, engines.native)
         progress("native, two threads")
-        out.scaling.append(scaling(case.name, pair.pruned, engines.native))
+        out.scaling.append(scaling(case.name, "fp32", pair.pruned, engines.native))
+        out.scaling.append(scaling(case.name, "int8", pair.pruned, partial(_native_int8, engines, quantised)))
         out.layers.append(layers)
         out.engines.extend(replace(comparison, **found.told) for comparison in made)
         out.rows.extend(rows)
         out.left.remove(case.name)
         keep(out)
     return out
+
+
+def _native_int8(engines: Engines, quantised: Callable[[Graph], Graph], graph: Graph, threads: int) -> Runner:
+    return engines.native(quantised(graph), threads, "int8")
 
 
 def _conversion(case: Case, source: Any, target: str, progress: Progress) -> list[ArtefactRow]:
