@@ -50,7 +50,7 @@ def saturates_bytes() -> bool:
 
 
 def cpu_flags() -> frozenset[str]:
-    """What the processor has, by the kernel's names (x86-64); empty where there is nothing to read."""
+    """What the processor has, by the kernel's names; empty where there is nothing to read."""
     return frozenset(_flags(_cpuinfo()))
 
 
@@ -64,7 +64,7 @@ def _cpuinfo() -> dict[str, str]:
 
 
 def _flags(fields: dict[str, str]) -> list[str]:
-    return fields.get("flags", "").split()
+    return fields.get("flags", fields.get("Features", "")).split()
 
 
 def vector_floats() -> int:

@@ -7,7 +7,8 @@ several threads.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 from math import prod
 from typing import Any
@@ -358,6 +359,26 @@ class Program:
     steps: tuple[Step, ...]
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+
+
+def renamed(step: Step, place: Mapping[int, int]) -> Step:
+    """The step with other value numbers; those not in `place` stay."""
+    names = ("source", "a", "b", "residual", "target")
+    numbers = {name: v for name in names if (v := getattr(step, name, None)) is not None}
+    new: Any = {name: place.get(v, v) for name, v in numbers.items()}
+    return step if new == numbers else replace(step, **new)
+
+
+def beside(programs: Sequence[Program]) -> Program:
+    """Programs that have nothing to do with each other as one; the ports are numbered."""
+    values, steps, inputs, outputs = list[Value](), list[Step](), list[Port](), list[Port]()
+    for n, program in enumerate(programs):
+        place = {v: v + len(values) for v in range(len(program.values))}
+        for ports, own in ((inputs, program.inputs), (outputs, program.outputs)):
+            ports += [replace(port, name=f"{n} {port.name}", value=place[port.value]) for port in own]
+        steps += [renamed(step, place) for step in program.steps]
+        values += program.values
+    return Program(tuple(values), tuple(steps), tuple(inputs), tuple(outputs))
 
 
 def reads(step: Step) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ import platform
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -29,20 +29,23 @@ from gkp.converter.native.artefact import Compiled, Compiler
 from gkp.converter.native.building.roofline import network_roofline
 from gkp.converter.native.building.toolchain import Toolchain, find, host_cpu, machine
 from gkp.converter.native.building.tune import Measured
-from gkp.converter.native.kernels.cpu import CPUS, VNNI, Cpu
+from gkp.converter.native.kernels.cpu import CPUS, Cpu
 from gkp.converter.native.planning.timer import NOMINAL_HERTZ, Model, Timer
+from gkp.converter.native.program import beside
+from gkp.converter.native.reading.frontend import program
+from gkp.converter.native.reading.fuse import fuse
 from gkp.converter.native.reading.parts import NATIVE, Part, parts
 from gkp.converter.sources.base import sample_inputs
-from gkp.converter.targets.base import About, Axes, Built, Emitted, Estimate, Target
+from gkp.converter.targets.base import About, Axes, Built, Emitted, Estimate, Feeds, Target
 from gkp.converter.verify import TOLERANCE, WINOGRAD_TOLERANCE
-from gkp.errors import BackendMissingError, UsageError
+from gkp.errors import BackendMissingError
 from gkp.manifest import Roofline
 from gkp.options.targets import NativeOptions
 from gkp.runtime.hybrid import HybridRunner
 from gkp.runtime.load import DENSE
 from gkp.runtime.native import NativeRunner
 from gkp.text import clean, plural
-from gkp.types import Progress, Run, silent
+from gkp.types import Array, Progress, Run, silent
 
 _SOURCE = "source"
 _RUNS = 15
@@ -70,14 +73,11 @@ class NativeTarget(Target):
         return self.cpu.lanes
 
     def require(self, precision: str) -> None:
-        """The compiler is looked for when it is needed: `gkp inspect` needs none. UsageError for int8 where there are no
-        kernels for it; BackendMissingError where they do not run here, so that nothing can be verified."""
-        if precision == "int8" and VNNI not in self.cpu.instructions:
-            raise UsageError(f"the native kernels of int8 need AVX512-VNNI, which {self.cpu.name} has not",
-                             "use --precision fp32; or --target openvino or ort, which have int8 for this processor")
+        """The compiler is looked for when it is needed: `gkp inspect` needs none. BackendMissingError for int8 where its
+        kernels do not run here, so that nothing can be verified."""
         if precision == "int8" and not self.measurable():
             raise BackendMissingError(f"int8 kernels for {self.cpu.name} do not run on this machine's processor",
-                                      "convert on a machine with AVX512-VNNI, or use --precision fp32")
+                                      "convert on a machine that has one, or use --precision fp32")
 
     @cached_property
     def tools(self) -> Toolchain:
@@ -114,6 +114,19 @@ class NativeTarget(Target):
 
     def build_as_is(self, model: onnx.ModelProto, encoding: Encoding, threads: int) -> NativeBuilt:
         return NativeBuilt(self, Graph(model), False, threads, model)
+
+    def compute(self, parts: Sequence[tuple[Graph, Feeds]], forms: Forms, encoding: Encoding,
+                threads: int) -> Iterator[Sequence[Array]]:
+        """All parts side by side in one library, in the kernels that the model takes for the fastest."""
+        if self.options.hybrid:  # some may have no kernel
+            yield from super().compute(parts, forms, encoding, threads)
+            return
+        with tempfile.TemporaryDirectory(prefix="gkp-native-") as name:
+            whole = beside([fuse(program(graph.copy())) for graph, _ in parts])
+            library = Compiler(self.cpu, self.tools, Model(), self.progress).library(whole, Path(name))
+            with contextlib.closing(NativeRunner(library, threads)) as runner:
+                arrays = [array for _, feeds in parts for array in feeds.values()]
+                yield from ([y] for y in runner.run(dict(zip(runner.inputs, arrays, strict=True))))
 
     def timer(self, cpu: Cpu) -> Timer:
         """By what kernels are chosen."""

@@ -57,7 +57,8 @@ class NativeOptions(TargetOptions):
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "int8")
 
     cpu: str | None = option(None, "The processor to compile for. x86-64-v3 has AVX2, x86-64-v4 AVX-512, "
-                             "x86-64-v4-vnni its sums of bytes too, which int8 needs; aarch64 is 64-bit ARM. Only host uses everything that this machine can do. [default: host]",
+                             "x86-64-v4-vnni its sums of bytes too, which make int8 fast; aarch64 is 64-bit ARM. Only host "
+                             "uses everything that this machine can do. [default: host]",
                              group=_NATIVE, choices=CPU_NAMES)
     keep_source: bool = option(False, "Keep the generated C++ in DIR/source, with a build.sh.", group=_NATIVE)
     hybrid: bool = option(False, "Let ONNX Runtime run the operators that have no kernel, between native segments. "

@@ -36,8 +36,8 @@ class Cpu:
     instructions: tuple[str, ...] = (VECTORS,)
 
 
-CPUS = {"x86-64-v3": Cpu("x86-64-v3", 8, 16, ("-march=x86-64-v3",)),
-        "x86-64-v4": Cpu("x86-64-v4", 16, 32, ("-march=x86-64-v4", "-mprefer-vector-width=512")),
+CPUS = {"x86-64-v3": Cpu("x86-64-v3", 8, 16, ("-march=x86-64-v3",), None, (VECTORS, MADD)),
+        "x86-64-v4": Cpu("x86-64-v4", 16, 32, ("-march=x86-64-v4", "-mprefer-vector-width=512"), None, (VECTORS, MADD)),
         "x86-64-v4-vnni": Cpu("x86-64-v4-vnni", 16, 32, ("-march=x86-64-v4", "-mavx512vnni", "-mavx512vbmi",
-                                                         "-mprefer-vector-width=512"), None, (VECTORS, VNNI, PERMUTE)),
+                                                         "-mprefer-vector-width=512"), None, (VECTORS, MADD, VNNI, PERMUTE)),
         "aarch64": Cpu("aarch64", 4, 32, ("-march=armv8-a",), "aarch64-linux-gnu")}

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -25,6 +24,7 @@ from gkp.converter.native.program import (
     Reshape,
     Step,
     reads,
+    renamed,
 )
 from gkp.converter.native.reading.integers import INTEGERS
 from gkp.converter.native.reading.patterns import PATTERNS
@@ -104,7 +104,7 @@ class _Net:
 
     def rename(self, old: int, new: int) -> None:
         """Whoever reads or writes the value reads or writes the new one."""
-        self.steps = [_renamed(step, {old: new}) for step in self.steps]
+        self.steps = [renamed(step, {old: new}) for step in self.steps]
 
     def drop_dead(self) -> None:
         """Drop the steps that no output needs."""
@@ -124,16 +124,8 @@ class _Net:
         def ports(given: tuple[Port, ...]) -> tuple[Port, ...]:
             return tuple(replace(port, value=place[port.value]) for port in given)
 
-        return Program(tuple(self.values[v] for v in order), tuple(_renamed(s, place) for s in self.steps),
+        return Program(tuple(self.values[v] for v in order), tuple(renamed(s, place) for s in self.steps),
                        ports(self.source.inputs), ports(self.source.outputs))
-
-
-def _renamed(step: Step, place: Mapping[int, int]) -> Step:
-    """The step with other value numbers; those not in `place` stay."""
-    names = ("source", "a", "b", "residual", "target")
-    numbers = {name: v for name in names if (v := getattr(step, name, None)) is not None}
-    new: Any = {name: place.get(v, v) for name, v in numbers.items()}
-    return step if new == numbers else replace(step, **new)
 
 
 # ---- rules: (net, step) -> has it rewritten the step? ------------------------------------------------------------------

@@ -193,6 +193,18 @@ def _sunk(net: Net, step: Step) -> bool:
     return True
 
 
+def _picked(net: Net, step: Step) -> bool:
+    """A copy takes what it picks from one grid to another."""
+    if not isinstance(step, Copy) or not net.private(step.source):
+        return False
+    maker = net.writer(step.source)
+    if not isinstance(maker, Quantise) or not _on_grid(net, maker.source):
+        return False
+    net.swap(step, replace(step, source=maker.source))
+    net.drop_dead()
+    return True
+
+
 def _could_write(net: Net, maker: Step | None) -> bool:
     """Could the step write integers as soon as it reads some?"""
     computes = isinstance(maker, Conv | Pool | _Elementwise)
@@ -224,4 +236,4 @@ def _port(net: Net, value: int) -> Port:
     return next(port for port in net.source.inputs if port.value == value)
 
 
-INTEGERS = (_again, _moved, _reads, _sunk, _writes, _added, _packed, _unpacked)
+INTEGERS = (_again, _moved, _reads, _sunk, _picked, _writes, _added, _packed, _unpacked)
