@@ -101,6 +101,7 @@ def verify(screen: Screen, *, a: Path, b: Path, precision: str | None, calibrati
 def evaluate(screen: Screen, *, model: Path, data: str, mean: str | None, std: str | None, batch: int,
              input_shape: tuple[str, ...], json_to: str | None, arch: str | None, trust_code: bool) -> None:
     from gkp.converter.compare import open_runnable
+    from gkp.converter.pixels import as_pixels
     from gkp.converter.sources import OpenOptions
     from gkp.converter.sources._torchfile import read_pickle_file
     from gkp.images.accuracy import accuracy
@@ -111,14 +112,20 @@ def evaluate(screen: Screen, *, model: Path, data: str, mean: str | None, std: s
     with screen.progress() as progress:
         progress("opening", None)
         opened = open_runnable(model, OpenOptions(parse_shapes(input_shape), arch, trust_code, progress))
-        if len(opened.inputs) != 1 or not opened.dtypes[0].startswith("float"):
+        own = opened.normalisation
+        if len(opened.inputs) != 1 or not (own or opened.dtypes[0].startswith("float")):
             types = ", ".join(map(clean, opened.dtypes))
             raise UsageError(f"the model has {plural(len(opened.inputs), 'input')} of {types}",
                              "gkp eval needs a classifier of images, with one input of floats")
+        if own is not None and (means or stds):
+            raise UsageError("the model takes pixels and normalises them itself", "leave out --mean and --std")
+        if own is not None:
+            means, stds = own.mean, own.std
         progress("looking for images", None)
         images = open_images(data, opened.shapes[0][1:], "test", read_pickle_file, mean=means, std=stds,
                              system=opened.system)
-        found = accuracy(opened.run, opened.inputs[0], images, opened.fixed_batch or batch, progress=progress)
+        found = accuracy(as_pixels(opened.run, own), opened.inputs[0], images, opened.fixed_batch or batch,
+                         progress=progress)
     origin = found.origin
     used = "as they are in the file" if origin.mean is None or origin.std is None else \
         f"mean {', '.join(map(str, origin.mean))}; std {', '.join(map(str, origin.std))}"

@@ -200,12 +200,13 @@ class _Session:
         return found
 
 
-def _input(shape: Sequence[int]) -> Array:
-    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+def _input(shape: Sequence[int], dtype: str = "uint8") -> Array:
+    """An image; of the chains that measure the link, one number."""
+    return np.random.default_rng(0).integers(0, 256, shape).astype(dtype)
 
 
 def _input_of(cluster: Cluster) -> Array:
-    return _input(next(v.shape for v in cluster.plan.values if v.name == cluster.plan.input))
+    return next(_input(v.shape, v.dtype) for v in cluster.plan.values if v.name == cluster.plan.input)
 
 
 def rate(call: Callable[[], object], in_flight: int, seconds: float) -> float:

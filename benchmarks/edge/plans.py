@@ -79,7 +79,8 @@ def _split(made: Splits, name: str, model: GroupedModel, graph: Graph, mode: str
         if native and len({id(subgraph.graph) for subgraph in found.subgraphs}) <= _COMPILED:
             planner = Planner(graph, replace(options, target="native"), network=planner.whole)
             found, decision = planner.plan()
-        made.by_mode[name] = Split(folder, write(model, found, decision, folder, model=name, engine=planner.engine))
+        made.by_mode[name] = Split(folder, write(model, found, decision, folder, model=name, engine=planner.engine,
+                                                 normalisation=graph.normalisation))
     except GkpError as e:
         made.missing[name] = e.message
 
