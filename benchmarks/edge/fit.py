@@ -73,10 +73,10 @@ def chain_name(size: int, hops: int) -> str:
     return f"{size}-bytes-{hops}-hops"
 
 
-def hop_times(taken: Mapping[str, Taken]) -> list[tuple[int, float]]:
+def hop_times(taken: Mapping[str, Taken], sizes: Sequence[int] = SIZES) -> list[tuple[int, float]]:
     """(bytes, milliseconds of one hop), where both chains of a size were measured."""
     found = []
-    for size in SIZES:
+    for size in sizes:
         short, long = (taken.get(chain_name(size, hops)) for hops in HOPS)
         if short and long and short.ms and long.ms and short.counted and long.counted:
             spent = statistics.median(b - a for a, b in zip(short.ms, long.ms, strict=False))  # of one round each
@@ -99,9 +99,9 @@ def segment_ms(taken: Mapping[str, Taken]) -> float | None:
     return None if long is None or long.counted is None else long.counted.compute_ms / (HOPS[1] + 1)
 
 
-def message_cpu_ms(taken: Mapping[str, Taken]) -> float | None:
-    """Processor time of a message of the smallest size, on both ends together, with what its segment computes."""
-    short, long = (taken.get(chain_name(SIZES[0], hops)) for hops in HOPS)
+def message_cpu_ms(taken: Mapping[str, Taken], size: int = SIZES[0]) -> float | None:
+    """Processor time of a message, by default of the smallest size, on both ends together, with what its segment computes."""
+    short, long = (taken.get(chain_name(size, hops)) for hops in HOPS)
     if short is None or long is None or short.cpu_ms is None or long.cpu_ms is None:
         return None
     return max(0.0, (long.cpu_ms - short.cpu_ms) / (HOPS[1] - HOPS[0]))
