@@ -100,7 +100,7 @@ def segment_ms(taken: Mapping[str, Taken]) -> float | None:
 
 
 def message_cpu_ms(taken: Mapping[str, Taken], size: int = SIZES[0]) -> float | None:
-    """Processor time of a message, by default of the smallest size, on both ends together, with what its segment computes."""
+    """Processor time of a message (default: of the smallest size), both ends together, with what its segment computes."""
     short, long = (taken.get(chain_name(size, hops)) for hops in HOPS)
     if short is None or long is None or short.cpu_ms is None or long.cpu_ms is None:
         return None
