@@ -30,7 +30,7 @@ _STATUS: Mapping[int, tuple[type[GkpError], str]] = {
     4: (UsageError, "load the artefact once for every thread"),
     5: (UsageError, "use fewer threads")}
 """Error class and hint of the C interface's status codes (model.h)."""
-_DTYPES: Mapping[str, npt.DTypeLike] = {"float32": np.float32}
+_DTYPES: Mapping[str, npt.DTypeLike] = {"float32": np.float32, "uint8": np.uint8}
 """By the names of the description."""
 _MACHINES = {62: "x86_64", 183: "aarch64"}
 """Numbers of the ELF specification, by the names of `uname -m`."""
@@ -138,7 +138,8 @@ def _checked(feeds: Mapping[str, Array], name: str, port: _Port) -> Array:
     if name not in feeds:
         raise UsageError(f"input {name!r} is missing", "give an array for every input")
     x = np.asarray(feeds[name])
-    if x.dtype.kind != port.dtype.kind or x.ndim != len(port.shape) + 1 or x.shape[1:] != port.shape:
+    fits = x.dtype == port.dtype or x.dtype.kind == port.dtype.kind == "f"
+    if not fits or x.ndim != len(port.shape) + 1 or x.shape[1:] != port.shape:
         raise UsageError(f"input {name!r} is {x.dtype} {list(x.shape)}, expected {port.dtype} {['batch', *port.shape]}",
                          "the layout is [batch, channels, height, width]")
     if len(x) == 0:

@@ -23,5 +23,5 @@ class DType:
 
 FLOAT32 = DType("float32", "float", 4)
 UINT8 = DType("uint8", "unsigned char", 1)
-DTYPES = (FLOAT32,)
+DTYPES = (FLOAT32, UINT8)
 """All that there are kernels for; gkp.runtime.native knows the same."""

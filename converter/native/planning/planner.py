@@ -65,7 +65,7 @@ class _Planner:
         for number, port in enumerate(self.program.inputs):
             layout = self._layout(port.value, self.kinds[port.value])
             y = self._new(port.value, self.kinds[port.value])
-            self._call(Call(pack(layout.value, layout, self.cpu), Place("input", number), None, y, kind="pack"))
+            self._call(Call(pack(port.dtype, layout, self.cpu), Place("input", number), None, y, kind="pack"))
         for number, step in enumerate(self.program.steps):
             if isinstance(step, Conv):
                 self._conv(number, step)

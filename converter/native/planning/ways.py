@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from gkp.converter.native.kernels import channel, groups, pixel, polyphase, winograd
 from gkp.converter.native.kernels.cpu import Cpu
+from gkp.converter.native.kernels.integers import direct
 from gkp.converter.native.kernels.way import Family, Kinds, Way
 from gkp.converter.native.planning.geometry import Geometry
 from gkp.converter.native.planning.timer import Timer
@@ -19,6 +20,8 @@ from gkp.converter.native.program import Conv, Program
 FAMILIES: tuple[Family, ...] = (pixel.ways, polyphase.ways, channel.ways, groups.ways, winograd.rows_ways,
                                 winograd.tiles_ways)
 """Of equally fast ways the first one is taken."""
+INTEGERS: tuple[Family, ...] = (direct.ways,)
+"""Over sources with a grid."""
 _HOPELESS = 3.0
 """A sort is not tried at all if its best way takes more than so many times the cycles of the pair's best, by the model."""
 _NEAR = 1.2
@@ -33,7 +36,8 @@ _MATTERS = 0.004
 
 def conv_ways(program: Program, at: Geometry, cpu: Cpu, families: tuple[Family, ...] = FAMILIES) -> dict[int, list[Way]]:
     """By number of the step: the ways that run on the processor."""
-    return {number: [w for s in at.kinds(step.source) for t in at.kinds(step.target) for family in families
+    return {number: [w for s in at.kinds(step.source) for t in at.kinds(step.target)
+                     for family in (families if program.values[step.source].grid is None else INTEGERS)
                      for w in family(step, at.layouts[step.source][s], at.layouts[step.target][t],
                                      None if step.residual is None else at.layouts[step.residual][t], cpu) if w.runs_on(cpu)]
             for number, step in enumerate(program.steps) if isinstance(step, Conv)}

@@ -8,7 +8,8 @@ from functools import partial
 
 import numpy as np
 
-from gkp.converter.graph import Graph, Node, Tensor, is_branched, producer
+from gkp.converter.graph import Graph, Node, Tensor, is_branched, producer, values
+from gkp.converter.native.dtypes import UINT8
 from gkp.converter.native.program import Copy, Port, Program
 from gkp.converter.native.reading.builder import Builder, View, dtype_of
 from gkp.converter.native.reading.moves import Refused, is_move
@@ -72,7 +73,7 @@ class Translation:
         for tensor in self.graph.outputs:
             node = producer(tensor)
             if node is None or node.name not in refused:
-                self._try(partial(self.builder.number, tensor), node)
+                self._try(partial(self._output, tensor), node)
 
     @property
     def complete(self) -> bool:
@@ -112,14 +113,20 @@ class Translation:
                              "say the size with --input-shape, e.g. 1,3,224,224; or use --target ort or openvino")
         fits = self._assume(tensor)
         if fits:
-            number = self.builder.number(tensor)
-            self.inputs.append(Port(tensor.name, number, shape, self.builder.values[number].dtype))
+            self.inputs.append(Port(tensor.name, self.builder.number(tensor), shape, dtype_of(tensor)))
         return fits
+
+    def _output(self, tensor: Tensor) -> int:
+        if tensor.dtype == UINT8.numpy:
+            raise Refused("an output of uint8")
+        return self.builder.number(tensor)
 
     def _translate(self, node: Node) -> bool:
         def one() -> None:
             if is_move(node):
                 self.builder.move(node)
+            elif any(t.dtype == UINT8.numpy and values(t) is None for t in node.inputs):
+                raise Refused("it computes with uint8")
             else:
                 operator_of(node)(self.builder, node)
 
@@ -152,7 +159,8 @@ class Translation:
         if static and self.builder.batch == (shape[0] if isinstance(shape[0], int) else None):
             try:
                 inner = tuple(int(n) for n in shape[1:])
-                view = View(inner, self.builder.value(inner, dtype_of(tensor)))
+                dtype_of(tensor)
+                view = View(inner, self.builder.value(inner))
             except Refused:
                 pass
         self.builder.bind(tensor, view)

@@ -128,7 +128,8 @@ def _strided(x: Elements, strides: Sequence[int]) -> Elements:
 
 
 def _same(node: Node, x: Elements) -> Elements:
-    if node.op == "Cast" and node.inputs[0].dtype != node.outputs[0].dtype:
+    if node.op == "Cast" and (types := (node.inputs[0].dtype, node.outputs[0].dtype)) != (np.uint8, np.float32) \
+            and types[0] != types[1]:
         raise Refused("it changes the data type")
     if node.op == "Dropout":
         training = values(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2].name else np.zeros(1)

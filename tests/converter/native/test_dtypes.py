@@ -7,21 +7,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
-from native_kit import two_step_plan
+from native_kit import native_run, two_step_plan
 from onnx import TensorProto
-from onnx_kit import Net
+from onnx_kit import Net, run_ort
 
 from gkp.converter.graph import Graph
 from gkp.converter.native.building import source
-from gkp.converter.native.dtypes import DTYPES, FLOAT32, DType
+from gkp.converter.native.building.toolchain import host_cpu
+from gkp.converter.native.dtypes import DTYPES, FLOAT32, UINT8, DType
 from gkp.converter.native.kernels.cpu import CPUS
 from gkp.converter.native.kernels.layout import channels_last, planar
 from gkp.converter.native.planning.planner import make_plan
 from gkp.converter.native.program import Copy, Port, Program, Value
 from gkp.converter.native.reading.frontend import program
+from gkp.converter.native.reading.fuse import fuse
 from gkp.converter.native.reading.parts import parts
-from gkp.errors import UnsupportedModelError
+from gkp.errors import UnsupportedModelError, UsageError
 from gkp.runtime.native import _DTYPES
 
 CPU = CPUS["x86-64-v3"]
@@ -77,3 +80,35 @@ def test_values_and_ports_of_a_graph_have_a_type() -> None:
     net = Net(2, 3, 6, 6)
     found = program(Graph(net.model(net.op("Flatten", net.op("Pad", net.conv3("x", 3, 4), net.ints(0, 0, 1, 1, 0, 0, 1, 1))))))
     assert {v.dtype for v in found.values} == {p.dtype for p in (*found.inputs, *found.outputs)} == {FLOAT32}
+
+
+# ---- bytes ------------------------------------------------------------------------------------------------------------
+def bytes_net(shape: tuple[int, ...] = (2, 3, 9, 10)) -> onnx.ModelProto:
+    """An image of uint8, as channels last; then float32."""
+    net = Net(shape[0], *shape[2:], shape[1], dtype=TensorProto.UINT8)
+    net.numpy, net.dtype = np.dtype(np.float32), TensorProto.FLOAT
+    planes = net.op("Transpose", net.op("Cast", "x", to=TensorProto.FLOAT), perm=[0, 3, 1, 2])
+    return net.model(net.conv3(planes, shape[1], 4, bias=True))
+
+
+def test_an_input_of_bytes_becomes_the_same_numbers() -> None:
+    model, x = bytes_net(), np.random.default_rng(0).integers(0, 256, (2, 9, 10, 3), np.uint8)
+    found = fuse(program(Graph(model)))
+    assert found.inputs[0].dtype == UINT8
+    assert {v.dtype for v in found.values} == {FLOAT32}
+    np.testing.assert_allclose(native_run(make_plan(found, host_cpu()), {"x": x})[0], run_ort(model, {"x": x})[0], rtol=1e-5,
+                               atol=1e-3)
+
+
+def test_numbers_that_are_no_bytes_are_no_input_of_bytes() -> None:
+    plan = make_plan(fuse(program(Graph(bytes_net()))), host_cpu())
+    for wrong in (np.uint16, np.int8, np.float32):
+        with pytest.raises(UsageError, match="expected uint8"):
+            native_run(plan, {"x": np.zeros((2, 9, 10, 3), wrong)})
+
+
+def test_nothing_is_computed_with_bytes() -> None:
+    net = Net(1, 4, dtype=TensorProto.UINT8)
+    for model in (net.model(net.op("Add", "x", "x")), net.model(net.op("Reshape", "x", net.ints(1, 4, 1)))):
+        with pytest.raises(UnsupportedModelError, match="uint8"):
+            program(Graph(model))

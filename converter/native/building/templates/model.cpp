@@ -42,6 +42,8 @@ constexpr bool SHARED = @SHARED@;  // are steps long enough to be worth sharing 
 constexpr int INPUTS = @INPUTS@, OUTPUTS = @OUTPUTS@;
 constexpr size_t INPUT_BYTES[] = {@INPUT_BYTES@};  // per image
 constexpr size_t OUTPUT_BYTES[] = {@OUTPUT_BYTES@};
+constexpr size_t INPUT_ELEMENT[] = {@INPUT_ELEMENT@};  // bytes
+constexpr size_t OUTPUT_ELEMENT[] = {@OUTPUT_ELEMENT@};
 
 constexpr Place arena(size_t at) { return {Where::arena, at}; }
 constexpr Place input(size_t at) { return {Where::input, at}; }
@@ -141,9 +143,9 @@ int fail(gkp_model* model, int status, const char* text) {
   return status;
 }
 
-void check(const float* array, const char** problem) {
+void check(const void* array, size_t element, const char** problem) {
   if (array == nullptr) *problem = "an input or output is NULL";
-  if (reinterpret_cast<uintptr_t>(array) % alignof(float) != 0) *problem = "an input or output lies at no multiple of 4";
+  if (reinterpret_cast<uintptr_t>(array) % element != 0) *problem = "an input or output lies at no multiple of 4";
 }
 
 // GKP_OK with the handle reserved for this thread, or a failure.
@@ -152,8 +154,8 @@ int reserve(gkp_model* model, long batch, const float* const* inputs, float* con
   if (batch < 1) return fail(model, GKP_BAD_ARGUMENT, "the batch must be at least 1");
   if (inputs == nullptr || outputs == nullptr) return fail(model, GKP_BAD_ARGUMENT, "inputs or outputs is NULL");
   const char* problem = nullptr;
-  for (int i = 0; i < INPUTS; ++i) check(inputs[i], &problem);
-  for (int i = 0; i < OUTPUTS; ++i) check(outputs[i], &problem);
+  for (int i = 0; i < INPUTS; ++i) check(inputs[i], INPUT_ELEMENT[i], &problem);
+  for (int i = 0; i < OUTPUTS; ++i) check(outputs[i], OUTPUT_ELEMENT[i], &problem);
   if (problem != nullptr) return fail(model, GKP_BAD_ARGUMENT, problem);
   if (model->pool.threads() > 1 && model->process != getpid()) {
     return fail(model, GKP_BAD_ARGUMENT, "the handle's threads are in another process: create a handle after the fork");

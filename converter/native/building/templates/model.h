@@ -1,9 +1,9 @@
 /* A neural network compiled by gkp into one library that needs libc only.
  *
- * Arrays are contiguous, [batch, channels, height, width] or what gkp_describe says, at any address that is a multiple of 4;
- * outputs must not overlap inputs. Their elements are of the "dtype" that gkp_describe names: "float32" is float (arrays of
- * another type, should there be one, are passed as if they were of float). A handle is used by one thread at a time (GKP_BUSY otherwise); any
- * number of handles may be used at once. Nothing is shared between handles but constants. */
+ * Arrays are contiguous, [batch, channels, height, width] or what gkp_describe says, at any address that is a multiple of their
+ * elements' size; outputs must not overlap inputs. The elements are of the "dtype" that gkp_describe names: "float32" is float,
+ * "uint8" unsigned char (such an input is passed as (const float*)array). A handle is used by one thread at a time (GKP_BUSY
+ * otherwise); any number of handles may be used at once. Nothing is shared between handles but constants. */
 #ifndef GKP_MODEL_H
 #define GKP_MODEL_H
 

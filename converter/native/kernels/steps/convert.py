@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gkp.converter.native.dtypes import FLOAT32, DType
 from gkp.converter.native.kernels.cpu import Cpu
-from gkp.converter.native.kernels.emit import at, block, chunks, fill, kernel, loop, put, share
+from gkp.converter.native.kernels.emit import at, block, chunks, fill, kernel, loop, planes, put, share, unit
 from gkp.converter.native.kernels.kernel import Kernel
 from gkp.converter.native.kernels.layout import Layout
 from gkp.converter.native.kernels.steps.elementwise import elementwise, whole
@@ -201,9 +202,21 @@ def contiguous(value: Value) -> Layout:
     return Layout(value, value.pixels, value.width, 1, 0, value.size, value.channels)
 
 
-def pack(value: Value, layout: Layout, cpu: Cpu) -> Kernel:
-    """x: the user's contiguous [C, H, W] array, of which nothing else is read; y: the layout's buffer."""
-    return convert(contiguous(value), layout, cpu)
+def pack(dtype: DType, layout: Layout, cpu: Cpu) -> Kernel:
+    """x: the user's contiguous [C, H, W] array of this type, of which nothing else is read; y: the layout's buffer, of
+    float32: the same numbers."""
+    given = contiguous(layout.value)
+    if dtype == FLOAT32:
+        return convert(given, layout, cpu)
+    value = layout.value
+    body = planes(value.channels, value.height, fill('''
+        const @c@* s = @s@;
+        float* t = @t@;
+        for (int column = 0; column < @width@; ++column) @place@ = static_cast<float>(s[column]);
+    ''', c=dtype.c, s=at("x", 0, ("c", given.channel), ("row", given.row)), width=value.width,
+        t=at("y", layout.origin, ("c", layout.channel), ("row", layout.row)),
+        place="t[column]" if layout.column == 1 else f"t[column * {layout.column}]"))
+    return Kernel(unit(body, x=dtype))
 
 
 def unpack(layout: Layout, cpu: Cpu) -> Kernel:

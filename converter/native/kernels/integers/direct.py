@@ -1,0 +1,201 @@
+"""Direct convolution of integers, channels last on both sides: sums of four products in one instruction.
+
+A tile is a few vectors of output channels times some output pixels, held in registers as sums of int32. The inner loop runs
+over the items of the panel (four channels for every lane) and the parts of the window; weights stream past in the order of
+reading. Sums become bytes, or floats, in registers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from gkp.converter.native.dtypes import FLOAT32, UINT8
+from gkp.converter.native.kernels.cpu import Cpu
+from gkp.converter.native.kernels.emit import fill, unit
+from gkp.converter.native.kernels.integers import store
+from gkp.converter.native.kernels.integers.dots import DOTS, Dot
+from gkp.converter.native.kernels.integers.panels import QUAD, Panel, packed, panels
+from gkp.converter.native.kernels.integers.scales import constants, scales
+from gkp.converter.native.kernels.integers.tiles import Tile, cycles, executed, groups, places, shapes, tiles
+from gkp.converter.native.kernels.jobs import Words
+from gkp.converter.native.kernels.kernel import Draft, Recipe
+from gkp.converter.native.kernels.layout import Layout
+from gkp.converter.native.kernels.way import Trial, Way, layer_name
+from gkp.converter.native.program import Conv
+
+_Items = list[tuple[int, int, npt.NDArray[np.int8]]]
+"""(bytes from the window's first byte, which item of the panel, weights [taps, vectors, lanes, 4])."""
+
+
+def ways(step: Conv, source: Layout, target: Layout, residual: Layout | None, cpu: Cpu, most: int = 6) -> Iterator[Way]:
+    """The family, for sources with a grid: the `most` best tiles of each sort by the model."""
+    dots = {dot.window: dot for dot in DOTS if dot.runs_on(cpu) and _worth(dot, step)}
+    if source.value.grid is None or step.conv.scale is None or target.channel != 1 or not store.fits(step, target, residual):
+        return
+    plane = _plane(step, source, target, residual)
+    for tile in tiles(step, source.value, target.value, plane, tuple(dots), cpu, most):
+        recipe = Recipe(partial(_draft, step, tile, source, target, residual, cpu), dots[tile.window].needs)
+        trial = Trial(recipe, source, residual, target, cycles(step, tile, source.value, plane, cpu))
+        yield Way(layer_name(step), tile.label, trial, executed(step, tile, target.value, cpu), tile.sort)
+
+
+def _worth(dot: Dot, step: Conv) -> bool:
+    """The wider window only where the narrower one does not hold a pixel."""
+    return dot.window == 0 or (dot.window > 64) == (step.conv.in_channels > 64)
+
+
+def _plane(step: Conv, source: Layout, target: Layout, residual: Layout | None) -> tuple[int, int]:
+    """Rows and columns of the target as the tiles see them: one row where all lie without gaps."""
+    c, v = step.conv, target.value
+    flat = (c.kernel_shape == (1, 1) and c.strides == (1, 1) and not any(c.pads)
+            and all(at.row == at.value.width * at.column for at in (source, target, residual) if at))
+    return (1, v.pixels) if flat else (v.height, v.width)
+
+
+_HEAD = '''
+    // @kh@x@kw@ convolution of integers, @conv.in_channels@ -> @conv.out_channels@ channels,
+    // output @v.height@x@v.width@, tile: @tile.label@.
+    struct Job { int vectors, items, table, weights, constants, out; };  // positions in words of the data
+
+    static inline I words(const void* p) {
+      typedef int Iu __attribute__((vector_size(4 * LANES), aligned(1), may_alias));
+      return *static_cast<const Iu*>(p);
+    }
+    static inline I spread(const unsigned char* p) {
+      int word;
+      __builtin_memcpy(&word, p, 4);
+      return I{} + word;
+    }
+    @dot@
+    @store@
+
+    @functions@
+'''
+_TILE = '''
+    static void tile_@n@_@r@_@c@(const unsigned char* x, const int* data, const Job& job, @y@* y@more@) {
+      const int *constants = data + job.constants, *w = data + job.weights, *at = data + job.table;
+      @sums@
+      for (int i = 0; i < job.items; ++i, w += @step@, at += @fields@) {
+        const unsigned char* p = x + at[0];
+        $if picks: const I order = words(data + at[1]);
+        @weights@
+        @products@
+      }
+      @store@
+    }
+'''
+_ENTRY = '''
+    const int* table = reinterpret_cast<const int*>(data);
+    const Job* jobs = reinterpret_cast<const Job*>(data);
+    (void)r;
+    @loops@
+'''
+_LOOP = '''
+    {
+      static const struct { int in, out, residual; } at_tile[] = {@starts@};
+      const int begin = first_of(@total@, part, parts), end = first_of(@total@, part + 1, parts);
+      for (int n = begin; n < end; ++n) {
+        const Job& job = jobs[@job@];
+        const auto& at = at_tile[@start@];
+        switch (job.vectors) {
+          @cases@
+        }
+      }
+    }
+'''
+
+
+def _draft(step: Conv, tile: Tile, source: Layout, target: Layout, residual: Layout | None, cpu: Cpu) -> Draft:
+    return _Writer(step, tile, source, target, residual, cpu).draft()
+
+
+class _Writer:
+    def __init__(self, step: Conv, tile: Tile, source: Layout, target: Layout, residual: Layout | None, cpu: Cpu) -> None:
+        self.step, self.tile, self.source, self.target, self.residual = step, tile, source, target, residual
+        self.lanes, self.conv = cpu.lanes, step.conv
+        self.plane = _plane(step, source, target, residual)
+        self.dot = next(d for d in DOTS if d.window == tile.window)
+        self.panels = panels(step.conv, tile.vectors, cpu.lanes, tile.window)
+        self.scales = scales(step, source.value, target.value, residual.value if residual else None)
+        self.store = store.Store(step, self.scales, target, residual, cpu.lanes)
+
+    def draft(self) -> Draft:
+        counts = [(p.vectors, p.items) for p in self.panels]
+        return Draft(self._source(), repr(counts), self._data)
+
+    # ---- data -------------------------------------------------------------------------------------------------------
+    def _data(self) -> bytes:
+        """Job table, then per panel: where its items are read (and the orders in which lanes pick), weights, constants."""
+        words, table = Words(len(self.panels), 6, align=self.lanes), list[list[int]]()
+        assert self.source.value.grid is not None
+        added = constants(self.conv, self.source.value.grid)
+        for panel in self.panels:
+            items = self._items(panel)
+            orders = words.put(self._orders(panel).view(np.int32), np.int32) if self.tile.window else 0
+            reads = [[at, orders + k * self.lanes] if self.tile.window else [at] for at, k, _ in items]
+            at = words.put(reads, np.int32)
+            weights = words.put(np.array([w for *_, w in items], np.int8).ravel().view(np.int32), np.int32)
+            part = slice(panel.first, panel.first + panel.vectors * self.lanes)
+            table.append([panel.vectors, len(items), at, weights,
+                          self.store.constants(words, added[part], self.scales.factor[part], panel.vectors * self.lanes),
+                          panel.first])
+        return words.bytes(table)
+
+    def _items(self, panel: Panel) -> _Items:
+        """In the order of reading, without those whose weights are all zero."""
+        found, (dy, dx) = _Items(), self.conv.dilations
+        for (y, x), inner in groups(self.conv, self.tile):
+            start = y * dy * self.source.row + x * dx * self.source.column
+            weights = packed(self.conv, panel, self.lanes, [(y + ty, x + tx) for ty, tx in inner])
+            found += [(start + int(panel.starts[k]), k, w) for k, w in enumerate(weights) if w.any()]
+        return found
+
+    def _orders(self, panel: Panel) -> npt.NDArray[np.uint8]:
+        """[items, lanes * 4]: places in the window."""
+        inside = np.where(panel.channels < 0, 0, panel.channels - panel.starts[:, None, None])
+        return inside.reshape(panel.items, self.lanes * QUAD).astype(np.uint8)
+
+    # ---- source -----------------------------------------------------------------------------------------------------
+    def _source(self) -> str:
+        sizes, cut, c = sorted({p.vectors for p in self.panels}), shapes(self.tile, self.plane), self.conv
+        head = fill(_HEAD, kh=c.kernel_shape[0], kw=c.kernel_shape[1], conv=c, v=self.target.value, tile=self.tile,
+                    dot=fill(self.dot.code), store=self.store.functions(),
+                    functions="\n".join(self._tile(n, *shape) for shape in cut for n in sizes))
+        loops = "".join(self._loop(sizes, *shape, starts) for shape, starts in cut.items())
+        return unit(fill(_ENTRY, loops=loops), head, UINT8, self.residual.value.dtype if self.residual else FLOAT32,
+                    self.target.value.dtype)
+
+    def _loop(self, sizes: list[int], rows: int, columns: int, starts: list[tuple[int, int]]) -> str:
+        """The tiles of one shape, all panels; the parts share them."""
+        (sy, sx), (top, left) = self.conv.strides, self.conv.pads[:2]
+        there = self.residual or self.target
+        places = ", ".join(f"{{{self.source.offset(0, y * sy - top, x * sx - left)}, {self.target.offset(0, y, x)}, "
+                           f"{there.offset(0, y, x)}}}" for y, x in starts)
+        more = ", r + at.residual + job.out" if self.residual else ""
+        cases = [f"case {n}: tile_{n}_{rows}_{columns}(x + at.in, table, job, y + at.out + job.out{more}); break;"
+                 for n in sizes]
+        inner = len(self.panels) if self.tile.by_tile else len(starts)
+        names = ("start", "job") if self.tile.by_tile else ("job", "start")
+        return fill(_LOOP, starts=places, total=len(starts) * len(self.panels), cases=cases,
+                    **dict(zip(names, (f"n / {inner}", f"n % {inner}"), strict=True)))
+
+    def _tile(self, n: int, rows: int, columns: int) -> str:
+        taps, pixels = self.tile.taps[0] * self.tile.taps[1], [(r, c) for r in range(rows) for c in range(columns)]
+        sums = [f"I {', '.join(f'a{p}_{v} = words(constants + {v * self.lanes})' for p in range(len(pixels)))};"
+                for v in range(n)]
+        more = f", const {self.residual.value.dtype.c}* r" if self.residual else ""
+        weights = [f"const I w{t}_{v} = words(w + {(t * n + v) * self.lanes});" for t in range(taps) for v in range(n)]
+        return fill(_TILE, n=n, r=rows, c=columns, y=self.target.value.dtype.c, more=more, sums=sums, weights=weights,
+                    step=taps * n * self.lanes, fields=2 if self.tile.window else 1, picks=bool(self.tile.window),
+                    products=self._products(n, rows, columns), store=self.store.statements(n, pixels))
+
+    def _products(self, n: int, rows: int, columns: int) -> Iterator[str]:
+        for (y, x), users in places(self.conv, self.tile, rows, columns).items():
+            where = f"p + {y * self.source.row + x * self.source.column}"
+            value = f"pick(order, {where})" if self.tile.window else f"spread({where})"
+            sums = " ".join(f"a{p}_{v} = dot(a{p}_{v}, s, w{t}_{v});" for p, t in users for v in range(n))
+            yield f"{{ const I s = {value}; {sums} }}"
