@@ -40,8 +40,8 @@ def _convert_groups() -> list[Any]:
 
 
 _ALWAYS, _OPENING = ("--verbose", "--quiet", "--help"), "Opening the model"
-_SUITES = ("--suite", "--checkpoints", "--data", "--calibration", "--devices", "--models", "--only", "--variants",
-           "--calibrate")
+_SUITES = ("--suite", "--checkpoints", "--data", "--calibration", "--devices", "--link", "--device-speed", "--models",
+           "--only", "--variants", "--calibrate")
 click.rich_click.OPTION_GROUPS = {
     **dict.fromkeys(("gkp convert", "gkp-convert"), _convert_groups()),
     "gkp bench": _groups(("--batch", "--seconds", "--trust-code", "--json"),
@@ -150,7 +150,12 @@ def run(**options: Any) -> None:
 @click.option("--devices", type=click.IntRange(2, 16), multiple=True, metavar="N",
               help="Of --suite edge: over how many devices; may be repeated. [default: 2]")
 @click.option("--models", type=PATH, metavar="DIR", help="Of --suite zoo: the folder with the ONNX files.")
-@click.option("--only", metavar="NAME,...", help="Of --suite zoo: names of files, without .onnx. [default: all]")
+@click.option("--link", "links", multiple=True, metavar="NAME|BANDWIDTH,RTT", help="Of --suite edge: between the devices, "
+              "as of gkp split; may be repeated. [default: loopback and 1gbe]")
+@click.option("--device-speed", type=float, metavar="S", help="Of --suite edge: each device gets this share of a core, by "
+              "a processor quota, and so does what is computed on one device; links stay as they are. [default: 1]")
+@click.option("--only", metavar="NAME,...", help="Of --suite zoo: names of files, without .onnx; of --suite edge: rows "
+              "(branch, spatial, spatial-dense, ...), or words in the names of networks. [default: all]")
 @click.option("--variants", metavar="NAME,...", help="Of --suite zoo: dense, block, tmi. [default: all]")
 @click.option("--calibrate", type=click.Choice(["trt"]), help="Measure convolutions on the GPU here, and write them into "
               "your own cost table, by which --target trt chooses forms.")

@@ -190,7 +190,7 @@ def _write_arrays(path: Path, outputs: dict[str, Any]) -> None:
 def bench(screen: Screen, *, directories: tuple[Path, ...], suite: str | None, calibrate: str | None,
           checkpoints: Path | None, batches: tuple[int, ...], seconds: float, json_to: str | None, trust_code: bool,
           devices: tuple[int, ...], data: str | None, calibration: str | None, models: Path | None, only: str | None,
-          variants: str | None) -> None:
+          variants: str | None, links: tuple[str, ...], device_speed: float | None) -> None:
     from gkp.benchmarks import bench as benchmarks
     from gkp.benchmarks.command import cpu_bench, finish
     from gkp.benchmarks.results import Bench
@@ -201,8 +201,13 @@ def bench(screen: Screen, *, directories: tuple[Path, ...], suite: str | None, c
                          "e.g. gkp bench model.ort model.openvino")
     if (data or calibration) and suite != "cpu":
         raise UsageError("--data and --calibration are of --suite cpu", "leave them out")
-    if (models or only or variants) and suite != "zoo":
-        raise UsageError("--models, --only and --variants are of --suite zoo", "leave them out")
+    if (models or variants) and suite != "zoo":
+        raise UsageError("--models and --variants are of --suite zoo", "leave them out")
+    if only and suite not in ("zoo", "edge"):
+        raise UsageError("--only is of --suite zoo and edge", "leave it out")
+    if (devices or links or device_speed is not None) and suite != "edge":
+        name = "--devices" if devices else "--link" if links else "--device-speed"
+        raise UsageError(f"{name} is of --suite edge", "leave it out")
     if suite == "gpu" or calibrate:
         from gkp.benchmarks.gpu.command import gpu_bench
 
@@ -211,10 +216,9 @@ def bench(screen: Screen, *, directories: tuple[Path, ...], suite: str | None, c
     if suite == "edge":
         from gkp.benchmarks.edge.command import edge_bench
 
-        edge_bench(screen, devices, checkpoints, seconds, json_to)
+        edge_bench(screen, devices, checkpoints, seconds, json_to, links=links, only=only,
+                   speed=1.0 if device_speed is None else device_speed)
         return
-    if devices:
-        raise UsageError("--devices is of --suite edge", "leave it out")
     if suite == "zoo":
         from gkp.benchmarks.zoo.command import zoo_bench
 

@@ -36,14 +36,16 @@ class Fitted:
     residual: float
 
     def link(self, name: str, rtt_ms: float | None, shared: bool, cpu_ms: float | None = None,
-             request_ms: float | None = None) -> Link:
-        """As gkp.edge counts: alpha is the overhead of a message and half a round trip. cpu_ms, request_ms: of the
-        functions of these names; of a request, the input's message is alpha, and the answer the rest."""
-        half = min((rtt_ms or 0.0) / 2, self.alpha_ms)
-        overhead = self.alpha_ms - half
-        rest = None if request_ms is None else min(max(request_ms - self.alpha_ms - half, 0.0), overhead)
+             request_ms: float | None = None, speed: float = 1.0) -> Link:
+        """As gkp.edge counts: alpha is half a round trip, the processors' part at the speed of the devices, and the rest.
+        cpu_ms (at speed 1), request_ms: of the functions of these names; of a request, the input's message is alpha, and the
+        answer the rest."""
+        half, cpu = min((rtt_ms or 0.0) / 2, self.alpha_ms), cpu_ms or 0.0
+        software = self.alpha_ms - half
+        rest = None if request_ms is None else min(max(request_ms - self.alpha_ms - half, 0.0), software)
+        overhead = max(software - cpu * (1 / speed - 1), software * speed)  # the forecast adds what slow processors add
         return Link(name=name, bandwidth=1e9 / max(self.beta_ns_per_byte, 1e-3), rtt=2e-3 * half, shared=shared,
-                    overhead=overhead / 1e3, cpu=(cpu_ms or 0.0) / 1e3, answer=None if rest is None else rest / 1e3)
+                    overhead=overhead / 1e3, cpu=cpu / 1e3, answer=None if rest is None else rest / 1e3)
 
 
 def straight_line(points: Sequence[tuple[int, float]]) -> Fitted:
