@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gkp.benchmarks.networks import aligned, block_diagonal, resnet20, resnet50, tmi_style
+from gkp.images.normalisation import CIFAR10, IMAGENET, Normalisation, cifar10_of
 
 CPU_TARGETS = ("ort", "openvino", "native")
 _IMAGENET, _CIFAR = (1, 3, 224, 224), (1, 3, 32, 32)
@@ -20,7 +21,7 @@ _BLOCKS = "ResNet-50 block-diagonal 3x3, 8 groups"
 @dataclass(frozen=True)
 class Case:
     """One model. source: gives a path or a module; baseline: gives the dense one, None: its twin; input_shape: batch first,
-    None: as the file says; targets: what to convert it for; trained: it tells images apart."""
+    None: as the file says; targets: what to convert it for; trained: it tells images apart; normalisation: of its images."""
 
     name: str
     source: Callable[[], Any]
@@ -28,6 +29,7 @@ class Case:
     input_shape: tuple[int, ...] | None = None
     targets: tuple[str, ...] = CPU_TARGETS
     trained: bool = False
+    normalisation: Normalisation = IMAGENET
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -41,8 +43,9 @@ def published(checkpoints: Path | None) -> list[Case]:
         return []
     tmi, dsp = checkpoints / "tmi_gkp" / "resnet20_cifar10", checkpoints / "dsp" / "resnet20_g4.pt"
     baseline = partial(Path, tmi / "baseline") if (tmi / "baseline").is_file() else None
-    found = [(tmi / "grouped", Case("TMI-GKP ResNet-20", partial(Path, tmi / "grouped"), baseline, trained=True)),
-             (dsp, Case("DSP ResNet-20 g4", partial(Path, dsp), trained=True))]
+    found = [(tmi / "grouped", Case("TMI-GKP ResNet-20", partial(Path, tmi / "grouped"), baseline, trained=True,
+                                   normalisation=CIFAR10)),
+             (dsp, Case("DSP ResNet-20 g4", partial(Path, dsp), trained=True, normalisation=cifar10_of("dsp")))]
     return [case for path, case in found if path.is_file()]
 
 
