@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from gkp.converter.native.kernels.cpu import Cpu
-from gkp.converter.native.kernels.layout import SLACK, Kind, Layout
+from gkp.converter.native.kernels.layout import Kind, Layout
 from gkp.converter.native.kernels.steps import step_kernel
 from gkp.converter.native.kernels.steps.convert import convert, pack, unpack
 from gkp.converter.native.kernels.way import Way
@@ -163,5 +163,5 @@ def _has_zeros(layout: Layout, lanes: int) -> bool:
     """Are there cells beside the elements (and the slack at the end), which must stay zero? Of integers, which must stay at
     the zero point? Where they have no channel they may be anything."""
     if layout.value.grid is not None:
-        return layout.size - SLACK != layout.padded * layout.value.pixels
+        return layout.halo
     return layout.size - 2 * lanes != layout.value.size
