@@ -20,6 +20,7 @@ from gkp.edge.divide import chain, modes
 from gkp.edge.divide.decide import OBJECTIVES, Candidate, Decision, best_of, break_even, candidate, decide
 from gkp.edge.divide.draft import Draft, draft
 from gkp.edge.divide.engines import TARGETS, make_engine
+from gkp.edge.divide.fused import fused_rows
 from gkp.edge.divide.layouts import Costs, best_layouts, mixed
 from gkp.edge.divide.placement import Assignment, NodePlacement
 from gkp.edge.divide.prepare import prepare
@@ -196,7 +197,11 @@ class Planner:
             return [] if found is None else [found]
         if mode == "pipeline":  # not scaled: the cuts that gkp edge profile measures
             return [*chain.pipelines(self.whole.chain, self.whole.layer_ms, self.devices, self.link, shares)]
-        return [modes.assign(mode, self.graph, len(self.devices), shares)]
+        plain = modes.assign(mode, self.graph, len(self.devices), shares)
+        if mode == "spatial" and len(self.devices) > 1:
+            return [plain, fused_rows(self.graph, self.whole.chain, self.devices, self.link, shares,
+                                      self.options.profiles.scale(), self.whole.layer_ms)]
+        return [plain]
 
     def _drafted(self, mode: str, assignment: Assignment) -> Variant:
         made = draft(self.graph, mode, assignment, self.devices, self.link, wire=self.options.wire, engine=self.engine,
