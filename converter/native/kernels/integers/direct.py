@@ -20,7 +20,7 @@ from gkp.converter.native.kernels.emit import fill, unit
 from gkp.converter.native.kernels.integers import store
 from gkp.converter.native.kernels.integers.dots import Dot, dots
 from gkp.converter.native.kernels.integers.panels import Panel, joined, packed, panels, row_bytes
-from gkp.converter.native.kernels.integers.scales import constants, scales
+from gkp.converter.native.kernels.integers.scales import constants, scales, weights
 from gkp.converter.native.kernels.integers.tiles import Tile, cycles, executed, groups, places, shapes, tiles
 from gkp.converter.native.kernels.jobs import Words
 from gkp.converter.native.kernels.kernel import Draft, Recipe
@@ -37,7 +37,7 @@ def ways(step: Conv, source: Layout, target: Layout, residual: Layout | None, cp
     if source.value.grid is None or step.conv.scale is None or not store.fits(target, residual):
         return
     plane, whole = _plane(step, source, target, residual), step.conv
-    offered, pixel = dots(cpu), source.padded
+    offered, pixel = dots(cpu, int(np.abs(weights(whole).astype(int)).max(initial=0))), source.padded
     forms = [(dot, whole, False) for dot in offered if _worth(dot, offered, whole.in_channels)]
     if whole.kernel_shape[1] > 1:
         row = row_bytes(whole, pixel)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from gkp.branched import BranchedConv
-from gkp.converter.native.kernels.cpu import Cpu
+from gkp.converter.native.kernels.cpu import MADD, Cpu
 from gkp.converter.native.kernels.integers.dots import Dot
 from gkp.converter.native.kernels.integers.panels import panels
 from gkp.converter.native.kernels.jobs import cuts
@@ -50,7 +50,7 @@ class Tile:
         """What the inner loop holds at once, but for one of the weights of several taps, which may be loaded again."""
         taps = self.taps[0] * self.taps[1]
         inputs = 3 + self.dot.window // 128 if self.dot.window else 1
-        return self.vectors * (self.rows * self.columns + taps) + inputs + (self.dot.word < 4) - (taps > 1)
+        return self.vectors * (self.rows * self.columns + taps) + inputs + (MADD in self.dot.needs) - (taps > 1)
 
 
 def groups(conv: BranchedConv, tile: Tile) -> list[tuple[Tap, list[Tap]]]:
