@@ -57,6 +57,7 @@ class NativeTarget(Target):
     name: ClassVar[str] = NativeOptions.name
     signed: ClassVar[bool] = True
     any_size: ClassVar[bool] = False
+    exact_bytes: ClassVar[bool] = True
 
     def __init__(self, options: NativeOptions, precision: str = "fp32", measure: bool = True,
                  progress: Progress = silent) -> None:
