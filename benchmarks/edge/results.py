@@ -47,7 +47,8 @@ class Wire(msgspec.Struct, frozen=True, kw_only=True):
 
 class Predicted(msgspec.Struct, frozen=True, kw_only=True):
     """By gkp.edge.forecast.predict, from the segments' times and the fitted link. ratio: predicted / measured time of one
-    request; within: is it in 1 +- TOLERANCE."""
+    request; within: is it in 1 +- TOLERANCE. bound_ms: the same for messages that cost nobody's processor: segments,
+    bandwidth and round trips alone, which no runtime goes below with this plan."""
 
     critical_path_ms: float
     period_ms: float
@@ -56,6 +57,7 @@ class Predicted(msgspec.Struct, frozen=True, kw_only=True):
     based_on: str
     ratio: float | None
     within: bool | None
+    bound_ms: float | None = None
 
 
 class Rate(msgspec.Struct, frozen=True, kw_only=True):

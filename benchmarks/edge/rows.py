@@ -6,6 +6,8 @@ from collections import Counter as Count
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from gkp.benchmarks.edge.job import Counted, Outcome, Taken
 from gkp.benchmarks.edge.results import EdgeRow, Payload, Predicted, Rate, Wire
 from gkp.edge.divide.write import TOLERANCE
@@ -148,12 +150,14 @@ def _predicted(entry: Subject, taken: Taken, context: Context, linked: Plan | No
         return None
     try:
         found = predict(linked, context.profiles)
+        wires = msgspec.structs.replace(linked.link, overhead=0.0, cpu=0.0, answer=None)
+        bound = predict(msgspec.structs.replace(linked, link=wires), context.profiles)
     except GkpError:
         return None
     against = found.critical_path_ms / timing(taken.ms).median if taken.ms else None
     return Predicted(critical_path_ms=found.critical_path_ms, period_ms=found.period_ms, cpu_ms=found.cpu_ms,
                      memory_bytes=found.memory_bytes, based_on=found.based_on, ratio=against,
-                     within=None if against is None else abs(against - 1) <= WITHIN)
+                     within=None if against is None else abs(against - 1) <= WITHIN, bound_ms=bound.critical_path_ms)
 
 
 def _error(taken: Taken, payload: Payload | None) -> str | None:
