@@ -24,8 +24,9 @@ MAX_DEVICES = 256
 _MAX_FILE = 256 * 1024
 _COLLECTIONS = 4 * MAX_DEVICES
 """Lists and mappings in a file, at most."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
-_ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253}):([0-9]{1,5})", re.ASCII)
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
+"""Of a device: a folder, and a part of its certificate."""
+ADDRESS = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]{2,45})\]|(?P<host>[A-Za-z0-9._-]{1,253})):(?P<port>[0-9]{1,5})", re.ASCII)
 
 OVERHEAD, CPU, ANSWER = 3e-4, 4.3e-4, 2.7e-4
 """Seconds: what a message of a worker (a frame on a stream, mutual TLS) takes and costs on one core of a server: see
@@ -112,13 +113,13 @@ def _check_tokens(yaml: Any, data: bytes, path: Path) -> None:
 
 def _device(entry: _DeviceEntry, path: Path) -> Device:
     where = f"{path}: device {entry.name[:64]!r}"
-    if not _NAME.fullmatch(entry.name):
+    if not NAME.fullmatch(entry.name):
         raise UsageError(f"{where}: not a name", "letters, digits, dots, dashes and underscores, 63 at most")
     if not 1e-6 <= entry.speed <= 1e6:  # false for NaN, too
         raise UsageError(f"{where}: speed {entry.speed} makes no sense",
                          "1.0 is the machine that the profile was measured on, 0.5 half as fast")
-    address = None if entry.address is None else _ADDRESS.fullmatch(entry.address)
-    if entry.address is not None and (address is None or not 1 <= int(address[1]) <= 65535):
+    address = None if entry.address is None else ADDRESS.fullmatch(entry.address)
+    if entry.address is not None and (address is None or not 1 <= int(address["port"]) <= 65535):
         raise UsageError(f"{where}: address {entry.address[:80]!r} is not HOST:PORT", "e.g. 192.0.2.20:7000")
     return Device(name=entry.name, speed=entry.speed, address=entry.address,
                   memory_bytes=None if entry.memory is None else _bytes(entry.memory, where))

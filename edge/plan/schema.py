@@ -163,7 +163,7 @@ class SplitModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class Plan(SplitModel, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):
     """plan.json. objective: latency, throughput or memory; model_sha256: of the source; files: device index -> file name ->
     sha256; predicted, rejected: what the plan costs, and what every other mode would have; notes: in words, such as why not
-    to split."""
+    to split; mean, std: requests bring pixels, uint8, of which devices make (x / 255 - mean) / std per channel."""
 
     objective: str
     model: str
@@ -172,6 +172,8 @@ class Plan(SplitModel, frozen=True, kw_only=True, forbid_unknown_fields=True, di
     predicted: Prediction | None
     rejected: list[Prediction]
     notes: list[str]
+    mean: list[float] | None = None
+    std: list[float] | None = None
     schema_version: int = SCHEMA_VERSION
 
     def encode(self) -> bytes:

@@ -76,7 +76,7 @@ class Peak:
 
     def __init__(self, integers: bool = False, cpu: Cpu | None = None) -> None:
         here = cpu or host_cpu()
-        self._integers, dot = integers, dots(here, 127)[0]
+        self._integers, dot = integers, dots(here, 0)[0]
         self._products = here.lanes * (dot.word if integers else 1)
         with tempfile.TemporaryDirectory(prefix="gkp-") as name:
             folder = Path(name)
