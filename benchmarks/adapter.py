@@ -100,9 +100,9 @@ class Engines:
         """A dense network, in the forms that suit the engine best."""
         return self.stock(name, lowered(network, name), threads, any_batch=any_batch)
 
-    def native(self, graph: Graph, threads: int) -> Runner:
-        """A Start: the native compiler."""
-        return self._compiled(graph, threads).runner(threads)
+    def native(self, graph: Graph, threads: int, precision: str = "fp32") -> Runner:
+        """A Start: the native compiler. precision: that of the graph."""
+        return self._compiled(graph, threads, precision).runner(threads)
 
     def foreign(self, graph: Graph, threads: int) -> list[str]:
         """The operators that ONNX Runtime runs of what `native` starts: those without a kernel, of a hybrid target."""
@@ -110,9 +110,9 @@ class Engines:
         parts = made.compiled.foreign if isinstance(made, NativeBuilt) else ()
         return sorted({node.op for part in parts for node in part.nodes})
 
-    def _compiled(self, graph: Graph, threads: int) -> Built:
+    def _compiled(self, graph: Graph, threads: int, precision: str = "fp32") -> Built:
         if graph not in self._native:
-            self._native[graph] = self._target("native").build(graph, {}, {}, Encoding(), threads)
+            self._native[graph] = self._target("native", precision).build(graph, {}, {}, Encoding(), threads)
         return self._native[graph]
 
     def _target(self, name: str, precision: str = "fp32") -> Target:

@@ -3,14 +3,16 @@ forms of the pruning systems."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gkp.benchmarks.networks import aligned, block_diagonal, resnet20, resnet50, tmi_style
+from gkp.errors import UsageError
 from gkp.images.normalisation import CIFAR10, IMAGENET, Normalisation, cifar10_of
+from gkp.text import clean
 
 CPU_TARGETS = ("ort", "openvino", "native")
 _IMAGENET, _CIFAR = (1, 3, 224, 224), (1, 3, 32, 32)
@@ -47,6 +49,16 @@ def published(checkpoints: Path | None) -> list[Case]:
                                    normalisation=CIFAR10)),
              (dsp, Case("DSP ResNet-20 g4", partial(Path, dsp), trained=True, normalisation=cifar10_of("dsp")))]
     return [case for path, case in found if path.is_file()]
+
+
+def named(cases: Sequence[Case], words: Sequence[str]) -> list[Case]:
+    """Those in whose names one of the words stands, whatever its case; all without words. UsageError for a word that is in
+    none."""
+    for word in words:
+        if not any(word.lower() in case.name.lower() for case in cases):
+            raise UsageError(f"--only: nothing is called {clean(word, 40)!r}",
+                             f"networks: {', '.join(case.name for case in cases)}")
+    return [case for case in cases if not words or any(word.lower() in case.name.lower() for word in words)]
 
 
 def cpu_cases(checkpoints: Path | None) -> list[Case]:

@@ -24,7 +24,7 @@ from gkp.converter.stages import Opened
 from gkp.converter.targets import make_target
 from gkp.converter.verify_int8 import (
     SHARE_OF_ROUNDING,
-    Build,
+    Compute,
     agreement,
     check_form,
     check_layers,
@@ -92,10 +92,10 @@ def compare_int8(pair: Pair, options: OpenOptions, calibration: str | None, prog
                         engine=pair.directory.name, checks=checks)
 
 
-def _engine(written: Manifest) -> Build:
+def _engine(written: Manifest) -> Compute:
     """What the artefact's runtime computes of a part here: on a processor without VNNI it may saturate weights of 8 bits."""
     target = make_target(written.target, "int8")
-    return lambda part, forms: next(iter(target.build(part, forms, {}, Encoding(), written.threads).engines()))[1]
+    return lambda parts, forms: target.compute(parts, forms, Encoding(), written.threads)
 
 
 def _against(pair: Pair, graph: Graph, inputs: Inputs, known: bool) -> Check:

@@ -13,7 +13,7 @@ How far int8 is from float32 is reported, and allowed whatever it is: that is a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -43,8 +43,8 @@ _INPUTS = 4
 _STEP = 1.001
 """A quantum, with room for the rounding of its own product."""
 Feeds = Mapping[str, Array]
-Build = Callable[[Graph, Forms], Run]
-"""What the engine computes of a graph in these forms."""
+Compute = Callable[[Sequence[tuple[Graph, Feeds]], Forms], Iterable[Sequence[Array]]]
+"""What the engine computes of graphs in these forms, each fed its own inputs."""
 
 
 def int8_inputs(opened: Opened, calibration: Calibration) -> list[tuple[str, int, Feeds]]:
@@ -116,16 +116,15 @@ def _end(graph: Graph, node: Node) -> tuple[Tensor, float | None]:
     return tensor, None
 
 
-def check_layers(graph: Graph, forms: Forms, build: Build, feeds: Feeds, progress: Progress) -> list[Check]:
+def check_layers(graph: Graph, forms: Forms, compute: Compute, feeds: Feeds, progress: Progress) -> list[Check]:
     """Of every quantised layer: one check, named after it. feeds: one input of the network."""
     found = list(layers(graph))
     inputs = _taps(graph, [layer.graph.inputs[0].name for layer in found], feeds)
+    parts = [(layer.graph, {name: inputs[name]}) for layer in found for name in [layer.graph.inputs[0].name]]
     checks = []
-    for number, layer in enumerate(found):
+    for number, (layer, (_, given), got) in enumerate(zip(found, parts, compute(parts, forms), strict=True)):
         progress(f"verifying {len(found)} layers alone", number / len(found))
-        given = {layer.graph.inputs[0].name: inputs[layer.graph.inputs[0].name]}
         want = reference(layer.graph.to_model())(given)
-        got = build(layer.graph, {n: c for n, c in forms.items() if n == layer.name})(given)
         check = compare(got, want, f"layer {layer.name}", len(next(iter(given.values()))))
         allowed = check.tolerance if layer.quantum is None else max(check.tolerance, layer.quantum * _STEP)
         checks.append(_with(check, allowed))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ from gkp.runtime.environment import fingerprint, saturates_bytes
 from gkp.runtime.load import dense_in
 from gkp.runtime.trust import sign
 from gkp.text import clean
-from gkp.types import Run
+from gkp.types import Array, Run
 
 _REPORT = "nothing was written; try --strategy dense, and please report this model"
 _SATURATES = ("nothing was written: this processor has no VNNI, and its int8 kernels saturate the model's 8-bit weights; "
@@ -119,13 +119,13 @@ def _verified_int8(prepared: Prepared, inputs: Sequence[tuple[str, int, Feeds]],
     job, built, graph = prepared.job, prepared.measured.built, prepared.recognised.graph
     (engine, run), *others = built.engines()
 
-    def build(part: Graph, forms: Forms) -> Run:
-        return next(iter(job.target.build(part, forms, {}, prepared.chosen.encoding, job.threads).engines()))[1]
+    def compute(parts: Sequence[tuple[Graph, Feeds]], forms: Forms) -> Iterable[Sequence[Array]]:
+        return job.target.compute(parts, forms, prepared.chosen.encoding, job.threads)
 
     forms = {name: layer.chosen for name, layer in prepared.measured.choice.items()}
     checks = [*(c for _, each in ((engine, run), *others)
                 for c in check_network(each, graph, in_float, inputs, prepared.opened.dynamic, share)),
-              *check_layers(graph, forms, build, inputs[0][2], job.progress)]
+              *check_layers(graph, forms, compute, inputs[0][2], job.progress)]
     result = manifest.Verification(passed=all(c.passed for c in checks), engine=engine, checks=checks,
                                    reference="the int8 form, computed by onnx.reference")
     if not result.passed:

@@ -154,8 +154,9 @@ def run(**options: Any) -> None:
               "as of gkp split; may be repeated. [default: loopback and 1gbe]")
 @click.option("--device-speed", type=float, metavar="S", help="Of --suite edge: each device gets this share of a core, by "
               "a processor quota, and so does what is computed on one device; links stay as they are. [default: 1]")
-@click.option("--only", metavar="NAME,...", help="Of --suite zoo: names of files, without .onnx; of --suite edge: rows "
-              "(branch, spatial, spatial-dense, ...), or words in the names of networks. [default: all]")
+@click.option("--only", metavar="NAME,...", help="Of --suite cpu: words in the names of networks; of --suite zoo: "
+              "names of files, without .onnx; of --suite edge: rows (branch, spatial, spatial-dense, ...), or words in the "
+              "names of networks. [default: all]")
 @click.option("--variants", metavar="NAME,...", help="Of --suite zoo: dense, block, tmi. [default: all]")
 @click.option("--calibrate", type=click.Choice(["trt"]), help="Measure convolutions on the GPU here, and write them into "
               "your own cost table, by which --target trt chooses forms.")

@@ -203,8 +203,8 @@ def bench(screen: Screen, *, directories: tuple[Path, ...], suite: str | None, c
         raise UsageError("--data and --calibration are of --suite cpu", "leave them out")
     if (models or variants) and suite != "zoo":
         raise UsageError("--models and --variants are of --suite zoo", "leave them out")
-    if only and suite not in ("zoo", "edge"):
-        raise UsageError("--only is of --suite zoo and edge", "leave it out")
+    if only and suite not in ("cpu", "zoo", "edge"):
+        raise UsageError("--only is of --suite cpu, zoo and edge", "leave it out")
     if (devices or links or device_speed is not None) and suite != "edge":
         name = "--devices" if devices else "--link" if links else "--device-speed"
         raise UsageError(f"{name} is of --suite edge", "leave it out")
@@ -225,7 +225,7 @@ def bench(screen: Screen, *, directories: tuple[Path, ...], suite: str | None, c
         zoo_bench(screen, models, only, variants, seconds, json_to)
         return
     if suite == "cpu":
-        cpu_bench(screen, checkpoints, data, calibration, json_to)
+        cpu_bench(screen, checkpoints, data, calibration, only, json_to)
         return
     before = fingerprint()
     with screen.progress() as progress:

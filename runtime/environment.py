@@ -49,6 +49,11 @@ def saturates_bytes() -> bool:
     return "flags" in fields and not any(flag in _flags(fields) for flag in _WIDE_SUMS)
 
 
+def cpu_flags() -> frozenset[str]:
+    """What the processor has, by the kernel's names; empty where there is nothing to read."""
+    return frozenset(_flags(_cpuinfo()))
+
+
 def _cpuinfo() -> dict[str, str]:
     """Of one processor, as the kernel describes it (x86-64: with flags); empty where there is none to read."""
     try:
@@ -59,7 +64,7 @@ def _cpuinfo() -> dict[str, str]:
 
 
 def _flags(fields: dict[str, str]) -> list[str]:
-    return fields.get("flags", "").split()
+    return fields.get("flags", fields.get("Features", "")).split()
 
 
 def vector_floats() -> int:

@@ -9,6 +9,7 @@ from gkp.benchmarks.cases import edge_cases
 from gkp.benchmarks.edge.plans import ROWS
 from gkp.benchmarks.edge.suite import LINKS, Settings, run_edge
 from gkp.benchmarks.edge.tables import edge_tables
+from gkp.benchmarks.kit import words
 from gkp.console import Screen
 from gkp.edge.plan.devices import parse_link
 from gkp.errors import UsageError
@@ -35,9 +36,9 @@ def edge_bench(screen: Screen, devices: tuple[int, ...], checkpoints: Path | Non
 
 def _chosen(only: str | None, names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(words of networks, rows) that are named."""
-    words = [word.strip().lower() for word in (only or "").split(",") if word.strip()]
-    rows = tuple(word for word in words if word in ROWS)
-    networks = tuple(word for word in words if word not in ROWS)
+    asked = [word.lower() for word in words(only)]
+    rows = tuple(word for word in asked if word in ROWS)
+    networks = tuple(word for word in asked if word not in ROWS)
     for word in networks:
         if not any(word in name.lower() for name in names):
             raise UsageError(f"--only: nothing is called {clean(word, 40)!r}",

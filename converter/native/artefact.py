@@ -99,6 +99,11 @@ class Compiler:
         foreign = tuple(part.graph for part in parts if part.program is None)
         return Compiled(folder, (INDEX, *(f.file for f in files)), tuple(sources), tuple(libraries), foreign, times)
 
+    def library(self, program: Program, folder: Path) -> Path:
+        """A program alone, in an empty folder; the library's path."""
+        self._library(program, folder)
+        return folder / LIBRARY
+
     def _library(self, program: Program, folder: Path) -> tuple[Mapping[str, Any], list[str], Mapping[str, float]]:
         plan = make_plan(program, self.cpu, self.timer)
         written = write(plan, folder)

@@ -7,7 +7,8 @@ several threads.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 from math import prod
 from typing import Any
@@ -81,6 +82,10 @@ class Value:
     grid: Grid | None = None
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.channels, self.height, self.width
+
+    @property
     def pixels(self) -> int:
         return self.height * self.width
 
@@ -102,7 +107,8 @@ class Conv:
 
     Over a source with a grid (conv.scale is given then) the sum is one of integers: of (q - zero) * weight / scale, and of
     the bias in steps of source scale * conv.scale, in int32, exactly; then float32, times that step. The residual may have a
-    grid, and so may the target: the result is rounded to it, half to even, and saturated. In pads stands the zero point."""
+    grid, and so may the target: the result is rounded to it, half to even, and saturated. In pads stands the zero point.
+    rounded: of such a convolution with a residual, the grid to which activation(conv(source)) is rounded before."""
 
     source: int
     target: int
@@ -111,6 +117,7 @@ class Conv:
     residual: int | None = None
     final: Function = Activation.NONE
     layer: str = ""
+    rounded: Grid | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +125,7 @@ class Depthwise:
     """target = final(activation(conv(source)) + residual), output channel f reads input channel f * C // F only.
 
     weight: float32 [F, kh, kw] with F a multiple of the source's channels C; bias: float32 [F]; strides and dilations
-    (y, x), pads (top, left, bottom, right)."""
+    (y, x), pads (top, left, bottom, right). scale: as that of a BranchedConv. Over a source with a grid: see Conv."""
 
     source: int
     target: int
@@ -131,6 +138,7 @@ class Depthwise:
     residual: int | None = None
     final: Function = Activation.NONE
     layer: str = ""
+    scale: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -301,7 +309,8 @@ class Map:
 
 @dataclass(frozen=True)
 class Quantise:
-    """The target, which has a grid, is the source rounded to it, half to even, and saturated (ONNX QuantizeLinear)."""
+    """The target, which has a grid, is the source rounded to it, half to even, and saturated (ONNX QuantizeLinear). The
+    source may have another grid."""
 
     source: int
     target: int
@@ -325,7 +334,7 @@ class Permute:
 
 
 Step = (Conv | Depthwise | Pool | Binary | ConstantBinary | Affine | Copy | Paste | Interleave | Reshape | Resize | Softmax
-        | Reduce | Normalise | PRelu | Map | Permute)
+        | Reduce | Normalise | PRelu | Map | Permute | Quantise | Dequantise)
 
 
 @dataclass(frozen=True)
@@ -350,6 +359,26 @@ class Program:
     steps: tuple[Step, ...]
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+
+
+def renamed(step: Step, place: Mapping[int, int]) -> Step:
+    """The step with other value numbers; those not in `place` stay."""
+    names = ("source", "a", "b", "residual", "target")
+    numbers = {name: v for name in names if (v := getattr(step, name, None)) is not None}
+    new: Any = {name: place.get(v, v) for name, v in numbers.items()}
+    return step if new == numbers else replace(step, **new)
+
+
+def beside(programs: Sequence[Program]) -> Program:
+    """Programs that have nothing to do with each other as one; the ports are numbered."""
+    values, steps, inputs, outputs = list[Value](), list[Step](), list[Port](), list[Port]()
+    for n, program in enumerate(programs):
+        place = {v: v + len(values) for v in range(len(program.values))}
+        for ports, own in ((inputs, program.inputs), (outputs, program.outputs)):
+            ports += [replace(port, name=f"{n} {port.name}", value=place[port.value]) for port in own]
+        steps += [renamed(step, place) for step in program.steps]
+        values += program.values
+    return Program(tuple(values), tuple(steps), tuple(inputs), tuple(outputs))
 
 
 def reads(step: Step) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,8 +25,9 @@ from gkp.errors import GkpError
 from gkp.manifest import Engine, Memory, Roofline
 from gkp.runtime.load import DENSE
 from gkp.runtime.runners import Runner
-from gkp.types import Progress, Run, silent
+from gkp.types import Array, Progress, Run, silent
 
+Feeds = Mapping[str, Array]
 Axes = Mapping[str, Mapping[int, str]]
 """Names of the free axes, by input and axis."""
 
@@ -121,11 +122,12 @@ class Built(ABC):
 class Target(ABC):
     """One file of this folder. `name`: as in --target. `signed`: its artefacts hold programs, and are signed by their maker
     (gkp.runtime.trust). `any_size`: takes images of other heights and widths than the model was opened with, where the model
-    does. `provider`: of ONNX Runtime, for the manifest."""
+    does. `exact_bytes`: adds products of bytes in 32 bits on any CPU. `provider`: of ONNX Runtime, for the manifest."""
 
     name: ClassVar[str]
     signed: ClassVar[bool] = False
     any_size: ClassVar[bool] = True
+    exact_bytes: ClassVar[bool] = False
     provider: str | None = None
 
     @property
@@ -176,6 +178,13 @@ class Target(ABC):
     @abstractmethod
     def build_as_is(self, model: onnx.ModelProto, encoding: Encoding, threads: int) -> Built:
         """A stock ONNX model, unchanged but for its encoding."""
+
+    def compute(self, parts: Sequence[tuple[Graph, Feeds]], forms: Forms, encoding: Encoding,
+                threads: int) -> Iterator[Sequence[Array]]:
+        """What it computes of parts of a graph, each fed its own inputs, with its layers in these forms."""
+        for graph, feeds in parts:
+            own = {node.name: forms[node.name] for node in graph.branched() if node.name in forms}
+            yield next(iter(self.build(graph, own, {}, encoding, threads).engines()))[1](feeds)
 
 
 class StockOnnx(Target):

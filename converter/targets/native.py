@@ -7,7 +7,7 @@ import platform
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -31,9 +31,12 @@ from gkp.converter.native.building.toolchain import Toolchain, find, host_cpu, m
 from gkp.converter.native.building.tune import Measured
 from gkp.converter.native.kernels.cpu import CPUS, Cpu
 from gkp.converter.native.planning.timer import NOMINAL_HERTZ, Model, Timer
+from gkp.converter.native.program import beside
+from gkp.converter.native.reading.frontend import program
+from gkp.converter.native.reading.fuse import fuse
 from gkp.converter.native.reading.parts import NATIVE, Part, parts
 from gkp.converter.sources.base import sample_inputs
-from gkp.converter.targets.base import About, Axes, Built, Emitted, Estimate, Target
+from gkp.converter.targets.base import About, Axes, Built, Emitted, Estimate, Feeds, Target
 from gkp.converter.verify import TOLERANCE, WINOGRAD_TOLERANCE
 from gkp.manifest import Roofline
 from gkp.options.targets import NativeOptions
@@ -41,7 +44,7 @@ from gkp.runtime.hybrid import HybridRunner
 from gkp.runtime.load import DENSE
 from gkp.runtime.native import NativeRunner
 from gkp.text import clean, plural
-from gkp.types import Progress, Run, silent
+from gkp.types import Array, Progress, Run, silent
 
 _SOURCE = "source"
 _RUNS = 15
@@ -54,6 +57,7 @@ class NativeTarget(Target):
     name: ClassVar[str] = NativeOptions.name
     signed: ClassVar[bool] = True
     any_size: ClassVar[bool] = False
+    exact_bytes: ClassVar[bool] = True
 
     def __init__(self, options: NativeOptions, precision: str = "fp32", measure: bool = True,
                  progress: Progress = silent) -> None:
@@ -81,7 +85,18 @@ class NativeTarget(Target):
         return f"gkp native, {self.tools.version}, {where}"
 
     def measurable(self) -> bool:
-        return machine(self.cpu) == platform.machine() and self.cpu.lanes <= host_cpu().lanes
+        here = host_cpu()
+        return machine(self.cpu) == platform.machine() and self.cpu.lanes <= here.lanes \
+            and set(self.cpu.instructions) <= set(here.instructions)
+
+    @property
+    def here(self) -> Cpu:
+        """The processor, or one like it that is at hand: vectors of any width compile for any processor."""
+        if self.measurable():
+            return self.cpu
+        host = host_cpu()
+        both = tuple(name for name in self.cpu.instructions if name in host.instructions)
+        return replace(self.cpu, name=f"host ({self.cpu.name})", flags=host.flags, triple=None, instructions=both)
 
     def candidates(self, conv: BranchedConv, plane: Sequence[int]) -> tuple[Candidate, ...]:
         """The branches as they are."""
@@ -104,6 +119,19 @@ class NativeTarget(Target):
 
     def build_as_is(self, model: onnx.ModelProto, encoding: Encoding, threads: int) -> NativeBuilt:
         return NativeBuilt(self, Graph(model), False, threads, model)
+
+    def compute(self, parts: Sequence[tuple[Graph, Feeds]], forms: Forms, encoding: Encoding,
+                threads: int) -> Iterator[Sequence[Array]]:
+        """All parts side by side in one library, in the kernels that the model takes for the fastest."""
+        if self.options.hybrid:  # some may have no kernel
+            yield from super().compute(parts, forms, encoding, threads)
+            return
+        with tempfile.TemporaryDirectory(prefix="gkp-native-") as name:
+            whole = beside([fuse(program(graph.copy())) for graph, _ in parts])
+            library = Compiler(self.here, self.tools, Model(), self.progress).library(whole, Path(name))
+            with contextlib.closing(NativeRunner(library, threads)) as runner:
+                arrays = [array for _, feeds in parts for array in feeds.values()]
+                yield from ([y] for y in runner.run(dict(zip(runner.inputs, arrays, strict=True))))
 
     def timer(self, cpu: Cpu) -> Timer:
         """By what kernels are chosen."""
@@ -132,13 +160,9 @@ class NativeBuilt(Built):
 
     @cached_property
     def _here(self) -> Compiled:
-        """So that it runs on this machine, though the kernels be for another processor (vectors of any width compile for any
-        processor)."""
+        """So that it runs on this machine, though the kernels be for another processor."""
         target = self._target
-        if target.measurable():
-            return self.compiled
-        host = replace(target.cpu, name=f"host ({target.cpu.name})", flags=host_cpu().flags, triple=None)
-        return self._compile(host, "here")
+        return self.compiled if target.measurable() else self._compile(target.here, "here")
 
     def _compile(self, cpu: Cpu, name: str) -> Compiled:
         folder = Path(self._folder.name) / name

@@ -53,7 +53,8 @@ def built(change: Change = lambda model: None, runner: Callable[[bytes], Run] | 
 
 
 def checks(graph: Graph, build: Callable[[Graph, Forms], Run]) -> list[Check]:
-    return check_layers(graph, {}, build, feeds_of(graph.to_model()), silent)
+    return check_layers(graph, {}, lambda parts, forms: (build(part, forms)(feeds) for part, feeds in parts),
+                        feeds_of(graph.to_model()), silent)
 
 
 def integers(model: onnx.ModelProto, dtype: Any, change: Callable[[Any], None]) -> None:

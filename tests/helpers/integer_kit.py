@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 from conv_kit import needed_halo, place, random_conv, random_plane
-from kernel_kit import PARTS, compile_kernels
+from emulated_kit import emulated
+from kernel_kit import PARTS, check_walls, compile_kernels
 
 from gkp.branched import BranchedConv
 from gkp.converter.native.dtypes import FLOAT32, UINT8
-from gkp.converter.native.kernels.cpu import BF16, PERMUTE, VECTORS, VNNI, Cpu
+from gkp.converter.native.kernels.cpu import AVX_VNNI, BF16, CPUS, MADD, PERMUTE, VECTORS, VNNI, Cpu
 from gkp.converter.native.kernels.integers import direct
 from gkp.converter.native.kernels.kernel import Kernel
 from gkp.converter.native.kernels.layout import Layout, channels_last, integers
@@ -25,7 +28,22 @@ Rng = np.random.Generator
 CLAMPS: tuple[Function, ...] = (Activation.NONE, Activation.RELU, Activation.RELU, Activation.RELU6, Parametric("clip", (-0.5, 1.25)))
 CURVES: tuple[Function, ...] = (Activation.SILU, Activation.HARDSWISH, Parametric("leaky_relu", (0.1,)))
 _POISON, _GUARD = 0x5a, 256
-ZEN4 = Cpu("zen4", 16, 32, ("-march=native", "-mprefer-vector-width=512"), instructions=(VECTORS, VNNI, BF16, PERMUTE))
+_NATIVE = ("-march=native", "-mprefer-vector-width=512")
+ZEN4 = Cpu("zen4", 16, 32, _NATIVE, instructions=(VECTORS, VNNI, BF16, PERMUTE))
+
+
+def processors() -> list[Any]:
+    """Parameters: processors of every kind of instructions that this machine has, the others skipped."""
+    avx2, avx512, vnni = ("avx2",), ("avx512bw", "avx512vl"), ("avx512_vnni", "avx512vl")
+    found = [(ZEN4, (*vnni, "avx512vbmi")),
+             (Cpu("cascade lake", 16, 32, _NATIVE, instructions=(VECTORS, VNNI)), vnni),
+             (Cpu("alder lake", 8, 16, _NATIVE, instructions=(VECTORS, MADD, AVX_VNNI)), vnni),  # the same on vectors of 256 bits
+             (replace(CPUS["x86-64-v4"], instructions=(VECTORS, MADD)), avx512),
+             (replace(CPUS["x86-64-v3"], instructions=(VECTORS, MADD)), avx2),
+             (replace(CPUS["x86-64-v3"], lanes=4, name="plain"), avx2)]
+    return [pytest.param(cpu, id=cpu.name.replace(" ", "-"),
+                         marks=pytest.mark.skipif(not has(*flags), reason=f"this processor lacks one of {', '.join(flags)}"))
+            for cpu, flags in found]
 
 
 def has(*flags: str) -> bool:
@@ -50,11 +68,16 @@ def outcome(step: Conv, acc: Array, source: Value, target: Value, residual: Valu
     """Of the sums: uint8, or float32."""
     assert source.grid is not None
     assert step.conv.scale is not None
-    bounds = [clamp_of(step.activation), clamp_of(step.final)]
-    folds = target.grid is not None and None not in bounds
+    first = clamp_of(step.activation) is not None
+    folds = target.grid is not None and (first or step.rounded is not None) and clamp_of(step.final) is not None
     unit = target.grid.scale if folds and target.grid else 1.0
-    factor = np.float32(source.grid.scale * step.conv.scale.astype(np.float64) / unit)
-    u = _apply(step.activation, acc.astype(np.float32) * factor[:, None, None], unit)
+    before = unit if step.rounded is None else step.rounded.scale if first else 1.0
+    factor = np.float32(source.grid.scale * step.conv.scale.astype(np.float64) / before)
+    u = _apply(step.activation, acc.astype(np.float32) * factor[:, None, None], before)
+    if step.rounded is not None:
+        u = u if first else u * np.float32(1 / step.rounded.scale)
+        zero = step.rounded.zero
+        u = np.rint(np.clip(u, np.float32(-zero), np.float32(255 - zero))) * np.float32(step.rounded.scale / unit)
     if residual is not None:
         assert r is not None
         number = r.astype(np.float32) - np.float32(residual.grid.zero) if residual.grid else r
@@ -108,7 +131,7 @@ class Layer:
     r: Array | None
     expected: Array
     quanta: int
-    """By how many steps (of floats: of the last place) a result may be off."""
+    """By how many steps a result may be off; of floats, 1: by what functions may; -1: it is not looked at."""
 
     @property
     def label(self) -> str:
@@ -119,10 +142,11 @@ class Layer:
 
 
 def random_layer(rng: Rng, conv: BranchedConv | None = None, plane: tuple[int, int] | None = None, lanes: int = 16,
-                 curves: bool = False, residual: str | None = None, floats: bool | None = None) -> Layer:
-    """Of any structure, if none is given. The target's grid is one that the results fill, or overflow."""
+                 curves: bool = False, residual: str | None = None, floats: bool | None = None, largest: int | None = None
+                 ) -> Layer:
+    """Of any structure, and weights of 7 or 8 bits, if none is given. The target's grid is one that the results fill, or overflow."""
     grid = Grid(float(np.float32(rng.uniform(0.005, 0.1))), int(rng.choice([0, 1, 77, 128, 255])))
-    conv = quantised(rng, conv or random_conv(rng), grid.scale)
+    conv = quantised(rng, conv or random_conv(rng), grid.scale, largest or int(rng.choice([64, 127])))
     plane = plane or random_plane(rng, conv)
     source = Value(conv.in_channels, *plane, UINT8, grid)
     q = rng.integers(0, 256, (conv.in_channels, *plane)).astype(np.uint8)
@@ -139,6 +163,8 @@ def random_layer(rng: Rng, conv: BranchedConv | None = None, plane: tuple[int, i
     other, r = None, None
     if kind != "none":
         step = replace(step, residual=2, final=functions[rng.integers(len(functions))])
+        if rng.integers(2):
+            step = replace(step, rounded=Grid(float(np.float32(spread * rng.choice([0.01, 0.05]))), int(rng.choice([0, 128, 131]))))
         other = replace(target, dtype=FLOAT32, grid=None)
         r = (rng.standard_normal(acc.shape) * spread).astype(np.float32)
         if kind == "integers":
@@ -153,6 +179,19 @@ def random_layer(rng: Rng, conv: BranchedConv | None = None, plane: tuple[int, i
 
 def _layout(value: Value, halo: Any, lanes: int) -> Layout:
     return channels_last(value, halo, lanes) if value.grid is None else integers(value, halo)
+
+
+def rebuilt(layer: Layer, conv: BranchedConv) -> Layer:
+    """With other weights, and no function; what comes out is to be told by `refilled`."""
+    return replace(layer, step=replace(layer.step, conv=conv, activation=Activation.NONE))
+
+
+def refilled(layer: Layer, target: Grid, q: Array) -> Layer:
+    """With another grid of the target, and other integers. No residual."""
+    source, value = layer.source.value, replace(layer.target.value, grid=target)
+    assert source.grid is not None
+    expected = outcome(layer.step, sums(layer.step.conv, q, source.grid), source, value, None, None)
+    return replace(layer, target=replace(layer.target, value=value), q=q, expected=expected)
 
 
 # ---- running --------------------------------------------------------------------------------------------------------
@@ -195,13 +234,20 @@ def filled(rng: Rng, layout: Layout, values: Array | None) -> Memory:
 
 
 def check_layers(rng: Rng, cases: Sequence[tuple[Layer, Way]], cpu: Cpu, parts: Iterable[int] = PARTS) -> None:
-    """Compiles all of them together; every kernel in every number of parts."""
+    """Compiles all of them together; every kernel in every number of parts, and beside memory that nobody may touch."""
     kernels = [way.trial.recipe.kernel() for _, way in cases]
     sources = {source: n for n, source in enumerate(dict.fromkeys(k.source for k in kernels))}
     functions = compile_kernels([Kernel(_spaced(source, n)) for source, n in sources.items()], cpu)
     for (layer, way), kernel in zip(cases, kernels, strict=True):
         for n in parts:
             _check(rng, layer, kernel, functions[sources[kernel.source]], n, f"{way.name}, {n} parts: {layer.label}")
+    check_walls([(f"{way.name}: {layer.label}", partial(_operands, rng, layer, kernel), functions[sources[kernel.source]])
+                 for (layer, way), kernel in zip(cases, kernels, strict=True)])
+
+
+def _operands(rng: Rng, layer: Layer, kernel: Kernel) -> list[Array]:
+    r = filled(rng, layer.residual, layer.r).flat if layer.residual else np.zeros(4, np.uint8)
+    return [filled(rng, layer.source, layer.q).flat, r, filled(rng, layer.target, None).flat, np.frombuffer(kernel.data, np.uint8)]
 
 
 def _spaced(source: str, number: int) -> str:
@@ -210,25 +256,40 @@ def _spaced(source: str, number: int) -> str:
     return f"{include}namespace n{number} {{\n{source.removeprefix(include)}\n}}\n"
 
 
+def check_emulated(rng: Rng, cases: Sequence[tuple[Layer, Way]], cpu: Cpu, parts: int) -> None:
+    """On an emulated processor: what the targets hold."""
+    kernels = [way.trial.recipe.kernel() for _, way in cases]
+    operands = [_operands(rng, layer, kernel)[:3] for (layer, _), kernel in zip(cases, kernels, strict=True)]
+    spaced = [Kernel(_spaced(k.source, n), k.data) for n, k in enumerate(kernels)]
+    for (layer, way), given, got in zip(cases, operands, emulated(spaced, operands, cpu, parts), strict=True):
+        _check_target(layer, got, given[2], f"{way.name}: {layer.label}")
+
+
 def _check(rng: Rng, layer: Layer, kernel: Kernel, function: Any, parts: int, what: str) -> None:
     x, y = filled(rng, layer.source, layer.q), filled(rng, layer.target, None)
     r = filled(rng, layer.residual, layer.r) if layer.residual else None
-    data, where = Memory(kernel.data), place(layer.target)
-    kept = np.ones(layer.target.size, bool)
-    v = layer.target.value
-    kept[layer.target.origin + np.arange(v.height)[:, None, None] * layer.target.row
-         + np.arange(v.width)[:, None] * layer.target.column + np.arange(layer.target.padded)] = False
+    data = Memory(kernel.data)
     for part in reversed(range(parts)):
         function(x.address, r.address if r else None, y.address, data.address, part, parts)
     assert all(b.guards_hold for b in (x, y, data, *([r] if r else []))), f"{what}: writes out of bounds"
     assert all((b.flat == b.before).all() for b in (x, data, *([r] if r else []))), f"{what}: overwrites its input"
-    flat, before = (a.view(v.dtype.numpy) for a in (y.flat, y.before))
+    _check_target(layer, y.flat, y.before, what)
+
+
+def _check_target(layer: Layer, after: Array, untouched: Array, what: str) -> None:
+    kept = np.ones(layer.target.size, bool)
+    v, where = layer.target.value, place(layer.target)
+    kept[layer.target.origin + np.arange(v.height)[:, None, None] * layer.target.row
+         + np.arange(v.width)[:, None] * layer.target.column + np.arange(layer.target.padded)] = False
+    flat, before = (a.view(v.dtype.numpy) for a in (after, untouched))
     assert (flat[kept] == before[kept]).all(), f"{what}: writes into the halo"
     if v.grid is None:
         spare = np.ones(flat.size, bool)
         spare[where] = False
         assert (flat[spare] == 0).all(), f"{what}: lanes without a channel are not zero"
     got = flat[where]
+    if layer.quanta < 0:
+        return
     if layer.quanta and v.grid is None:
         wrong = ~np.isclose(got, layer.expected, rtol=1e-5, atol=1e-5 * float(np.abs(layer.expected).max()))
     elif layer.quanta:

@@ -18,7 +18,9 @@ from gkp.converter.native.program import (
     Conv,
     Copy,
     Depthwise,
+    Dequantise,
     Function,
+    Grid,
     Interleave,
     Map,
     Normalise,
@@ -28,6 +30,7 @@ from gkp.converter.native.program import (
     Pool,
     PRelu,
     Program,
+    Quantise,
     Reduce,
     Reshape,
     Resize,
@@ -43,8 +46,8 @@ Array = npt.NDArray[Any]
 def interpret(program: Program, inputs: Sequence[Array], *, double: bool = False) -> list[Array]:
     """The outputs [N, *port.shape] for inputs [N, *port.shape], in the order of the ports; any batch N.
 
-    Computed step by step in float32, or in float64 (then the outputs are float64 too). UsageError when the inputs do
-    not fit the ports."""
+    Computed step by step in float32, or in float64 (then the outputs are float64 too). A value with a grid is the numbers
+    that its integers stand for. UsageError when the inputs do not fit the ports."""
     dtype = np.float64 if double else np.float32
     if len(inputs) != len(program.inputs):
         raise UsageError(f"{len(inputs)} inputs for a program with {len(program.inputs)}")
@@ -53,7 +56,7 @@ def interpret(program: Program, inputs: Sequence[Array], *, double: bool = False
         if np.shape(x)[1:] != port.shape:
             raise UsageError(f"an input of shape {np.shape(x)}, expected [N, {', '.join(map(str, port.shape))}]")
         value = program.values[port.value]
-        values[port.value] = np.asarray(x, dtype).reshape(-1, value.channels, value.height, value.width)
+        values[port.value] = on_grid(np.asarray(x, dtype).reshape(-1, *value.shape), value.grid)
     for step in program.steps:
         run_step(program, step, values)
     return [values[port.value].reshape(-1, *port.shape) for port in program.outputs]
@@ -85,13 +88,24 @@ def run_step(program: Program, step: Step, values: MutableMapping[int, Array]) -
     elif isinstance(step, Reshape):
         value = program.values[step.target]
         result = values[step.source].reshape(-1, value.channels, value.height, value.width)
+    elif isinstance(step, Quantise | Dequantise):
+        result = values[step.source]
     else:
         result = _simple(step, values[step.source])
     value = program.values[step.target]
+    result = on_grid(result, value.grid)
     if result.shape[1:] != (value.channels, value.height, value.width):
         raise UsageError(f"{type(step).__name__} gives {result.shape[1:]} for a value declared {value}")
     values[step.target] = result
     return result
+
+
+def on_grid(x: Array, grid: Grid | None) -> Array:
+    """The numbers, rounded to a grid and back."""
+    if grid is None:
+        return x
+    steps = np.clip(np.rint(x / np.asarray(grid.scale, x.dtype)) + grid.zero, 0, 255) - grid.zero
+    return np.asarray(steps * np.asarray(grid.scale, x.dtype), x.dtype)
 
 
 def activate(kind: Function, x: Array) -> Array:
@@ -177,6 +191,7 @@ _ACTIVATIONS: Mapping[Activation, Callable[[Array], Array]] = {
 def _convolve(step: Conv | Depthwise, values: Mapping[int, Array]) -> Array:
     x = values[step.source]
     y = activate(step.activation, step.conv(x) if isinstance(step, Conv) else _depthwise(step, x))
+    y = on_grid(y, step.rounded if isinstance(step, Conv) else None)
     return y if step.residual is None else activate(step.final, y + values[step.residual])
 
 

@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -196,27 +197,35 @@ def _check_values(case: Case, flat: Array, what: str) -> None:
 
 def check_bounds(cases: Sequence[Case], functions: Sequence[Function]) -> None:
     """Runs all kernels in a child process on buffers beside forbidden memory: behind them, then before them."""
+    check_walls([(case.label, partial(_operands, case), function) for case, function in zip(cases, functions, strict=True)])
+
+
+def _operands(case: Case) -> list[Array]:
+    return [case.x.filled(case.feed), case.r.filled(case.second) if case.r else np.zeros(1, np.float32), case.y.filled(None),
+            np.frombuffer(case.kernel.data or bytes(4), np.float32)]
+
+
+def check_walls(runs: Sequence[tuple[str, Callable[[], Sequence[Array]], Function]]) -> None:
+    """The same for (label, contents of source, residual, target and data, kernel)."""
     progress = mmap.mmap(-1, mmap.PAGESIZE)
     child = os.fork()
     if child == 0:
         try:
             for behind in (True, False):
-                for n, (case, function) in enumerate(zip(cases, functions, strict=True)):
+                for n, (_, operands, function) in enumerate(runs):
                     progress[:4] = n.to_bytes(4, "little")
-                    flats = [case.x.filled(case.feed), case.r.filled(case.second) if case.r else np.zeros(1, np.float32),
-                             case.y.filled(None), np.frombuffer(case.kernel.data or bytes(4), np.float32)]
-                    walls = [_Wall(f, behind) for f in flats]
+                    walls = [_Wall(f, behind) for f in operands()]
                     for part in range(3):
                         function(*(w.address for w in walls), part, 3)
             os._exit(0)
         finally:
             os._exit(1)
     _, status = os.waitpid(child, 0)
-    assert status == 0, f"{cases[int.from_bytes(progress[:4], 'little')].label}: accesses memory out of bounds ({status})"
+    assert status == 0, f"{runs[int.from_bytes(progress[:4], 'little')][0]}: accesses memory out of bounds ({status})"
 
 
 class _Wall:
-    """Floats that end (or begin) at a page which nobody may touch."""
+    """An array that ends (or begins) at a page which nobody may touch."""
 
     def __init__(self, flat: Array, behind: bool) -> None:
         page = mmap.PAGESIZE

@@ -31,14 +31,36 @@ DRIVER = Path(__file__).with_name("native_driver.c")
 # ---- running --------------------------------------------------------------------------------------------------------
 def native_run(plan: Plan, feeds: Feeds, threads: int = 1, shared: bool | None = None) -> list[Array]:
     """Through gkp.runtime.native. float32 arrays [batch, *shape] by input name; the outputs in the plan's order."""
+    return native_runs(plan, [(feeds, threads)], shared)[0]
+
+
+def native_runs(plan: Plan, runs: Sequence[tuple[Feeds, int]], shared: bool | None = None, together: bool = False) -> list[list[Array]]:
+    """Several with different numbers of threads. together: kernels are compiled in two files, which is faster where they are
+    many."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder, found = Path(name), []
         source.write(plan, folder, shared)
-        runner = NativeRunner(toolchain.build(folder, plan.cpu), threads)
-        try:
-            return runner.run(feeds)
-        finally:
-            runner.close()
+        if together:
+            _put_together(folder)
+        library = toolchain.build(folder, plan.cpu)
+        for feeds, threads in runs:
+            runner = NativeRunner(library, threads)
+            try:
+                found.append(runner.run(feeds))
+            finally:
+                runner.close()
+        return found
+
+
+def _put_together(folder: Path) -> None:
+    """A namespace around each kernel, with a prelude of its own."""
+    (folder / "gkp.h").write_text((folder / "gkp.h").read_text().replace("#pragma once", ""))
+    files = sorted(folder.glob("kernel_*.cpp"))
+    texts = [f"namespace of_{path.stem} {{\n{path.read_text()}\n}}\n" for path in files]
+    for path in files:
+        path.unlink()
+    for half in range(2):  # two cores
+        (folder / f"kernels_{half}.cpp").write_text("".join(texts[half::2]))
 
 
 def sanitized_run(plan: Plan, feeds: Feeds, threads: int = 1, shared: bool | None = None,
@@ -59,14 +81,10 @@ def sanitized_run(plan: Plan, feeds: Feeds, threads: int = 1, shared: bool | Non
     return _run_program(plan, feeds, threads, shared, compile_program)
 
 
-def qemu_run(plan: Plan, feeds: Feeds, threads: int = 1, shared: bool | None = None, emulator: Sequence[str] = AARCH64) -> list[Array]:
+def qemu_run(plan: Plan, feeds: Feeds, threads: int = 1, shared: bool | None = None, command: Sequence[str] = AARCH64) -> list[Array]:
     """A C program that links model.so, on an emulated processor, both compiled with zig. Skips the test where zig, the
     emulator or the libc that it needs is absent."""
-    path = shutil.which(emulator[0])
-    if path is None or not all(Path(e).exists() for e in emulator[1:] if e.startswith("/")):
-        pytest.skip(f"no {' '.join(emulator)} here (Debian packages qemu-user and libc6-arm64-cross)")
-    zig = pytest.importorskip("ziglang").__path__[0] + "/zig"
-    tools = toolchain.Toolchain("zig", (zig, "c++"), "zig")
+    run, tools = emulator(command), zig_tools()
     target = tools.flags(None, toolchain.machine(plan.cpu))[:2]
 
     def compile_program(folder: Path) -> list[str]:
@@ -74,12 +92,25 @@ def qemu_run(plan: Plan, feeds: Feeds, threads: int = 1, shared: bool | None = N
         shutil.copy(DRIVER, folder / "driver.cpp")
         toolchain.compile_objects(folder, ["driver.cpp"], plan.cpu, tools)
         # not `zig c++`, which would first compile a run-time library that nothing here needs
-        _ok(subprocess.run([zig, "build-exe", *target, "-fno-compiler-rt", "-fno-ubsan-rt", "-lc", "driver.o", "model.so",
+        _ok(subprocess.run([tools.command[0], "build-exe", *target, "-fno-compiler-rt", "-fno-ubsan-rt", "-lc", "driver.o", "model.so",
                             "-femit-bin=driver", "-rpath", "$ORIGIN"], cwd=folder,
                            capture_output=True, text=True, env=toolchain.environment(str(folder))))
-        return [path, *emulator[1:], "./driver"]
+        return [*run, "./driver"]
 
     return _run_program(plan, feeds, threads, shared, compile_program)
+
+
+def emulator(command: Sequence[str]) -> list[str]:
+    """The command; skips the test where it or the libc that it needs is absent."""
+    path = shutil.which(command[0])
+    if path is None or not all(Path(e).exists() for e in command[1:] if e.startswith("/")):
+        pytest.skip(f"no {' '.join(command)} here (Debian packages qemu-user and libc6-arm64-cross)")
+    return [path, *command[1:]]
+
+
+def zig_tools() -> toolchain.Toolchain:
+    """Skips the test where zig is absent."""
+    return toolchain.Toolchain("zig", (pytest.importorskip("ziglang").__path__[0] + "/zig", "c++"), "zig")
 
 
 def _run_program(plan: Plan, feeds: Feeds, threads: int, shared: bool | None, compile_program: Callable[[Path], list[str]]

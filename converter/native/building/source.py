@@ -93,6 +93,7 @@ def _model(plan: Plan, kernels: Mapping[str, int], offsets: list[int], shared: b
         "INPUTS": str(len(plan.inputs)), "OUTPUTS": str(len(plan.outputs)),
         "INPUT_BYTES": ", ".join(str(p.bytes) for p in plan.inputs),
         "OUTPUT_BYTES": ", ".join(str(p.bytes) for p in plan.outputs),
+        "FILLS": "".join(f"    {{{f.first}, {f.bytes}, {f.value}}},\n" for f in plan.fills),
         "INPUT_ELEMENT": ", ".join(str(p.dtype.bytes) for p in plan.inputs),
         "OUTPUT_ELEMENT": ", ".join(str(p.dtype.bytes) for p in plan.outputs),
         "STEPS": "\n".join(_step(n, call, kernels[call.kernel.source], offset)

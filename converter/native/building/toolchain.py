@@ -20,15 +20,15 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from gkp.converter.native.kernels.cpu import CPUS, Cpu
+from gkp.converter.native.kernels.cpu import AVX_VNNI, BF16, CPUS, DOTPROD, I8MM, MADD, PERMUTE, VECTORS, VNNI, Cpu
 from gkp.errors import BackendMissingError, FileError
 from gkp.files import private_folder
 from gkp.require import install
-from gkp.runtime.environment import vector_floats
+from gkp.runtime.environment import cpu_flags, vector_floats
 
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-fvisibility=hidden", "-fno-exceptions",
          "-fno-rtti", "-fno-stack-protector", "-Wno-psabi")
@@ -37,6 +37,10 @@ LIBRARIES = ("-lc", "-lm", "-lpthread")
 ANY_CPU = frozenset({"model.cpp", "weights.S"})
 """Sources that are compiled without the processor's flags: what runs before the processor is known to fit."""
 
+_WITH_512 = {"avx512_vnni": VNNI, "avx512_bf16": BF16, "avx512vbmi": PERMUTE}
+_WITH_256 = {"avx_vnni": AVX_VNNI}
+_ARM = {"asimddp": DOTPROD, "i8mm": I8MM}
+"""Instructions beside those that all processors with such vectors have, by the operating system's name of the flag."""
 _OLDEST = {"clang": 16, "gcc": 12}
 _GLIBC = "2.28"  # what zig links against, so that the library opens on boards with an old system
 _DYING = 10.0
@@ -89,11 +93,16 @@ def find(cpu: Cpu | None = None) -> Toolchain:
 
 def host_cpu() -> Cpu:
     """The processor of this machine, with everything that it can do."""
+    here = cpu_flags()
     if platform.machine() == "aarch64":
-        return Cpu("host", CPUS["aarch64"].lanes, CPUS["aarch64"].registers, CPUS["aarch64"].flags)
-    lanes = vector_floats()
-    wide = ("-mprefer-vector-width=512",) if lanes == 16 else ()
-    return Cpu("host", lanes, 32 if lanes == 16 else 16, ("-march=native", *wide))
+        found = [name for flag, name in _ARM.items() if flag in here]
+        flags = ("-march=armv8.2-a" + "".join(f"+{name}" for name in found),) if found else CPUS["aarch64"].flags
+        return replace(CPUS["aarch64"], name="host", flags=flags, triple=None, instructions=(VECTORS, *found))
+    if vector_floats() < 16:
+        more = [name for flag, name in _WITH_256.items() if flag in here]
+        return Cpu("host", 8, 16, ("-march=native",), instructions=(VECTORS, MADD, *more))
+    more = [name for flag, name in {**_WITH_256, **_WITH_512}.items() if flag in here]
+    return Cpu("host", 16, 32, ("-march=native", "-mprefer-vector-width=512"), instructions=(VECTORS, MADD, *more))
 
 
 def machine(cpu: Cpu | None) -> str:
@@ -164,8 +173,8 @@ def _major(toolchain: Toolchain) -> int:
 
 def _zig_cpu(flag: str) -> str:
     """zig's name for the processor of an -march flag."""
-    name = flag.removeprefix("-march=").replace("-", "_")
-    return "generic" if name == "armv8_a" else name
+    name, *features = flag.removeprefix("-march=").replace("-", "_").split("+")
+    return "+".join([{"armv8_a": "generic", "armv8.2_a": "generic+v8_2a"}.get(name, name), *features])
 
 
 # ---- running --------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import numpy as np
 
 from gkp.converter.cache import Seconds
 from gkp.converter.native.building.toolchain import Toolchain, compile_objects, find, link
+from gkp.converter.native.dtypes import UINT8, DType
 from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.kernel import FUNCTION
 from gkp.converter.native.kernels.prelude import prelude
@@ -99,7 +100,7 @@ def _time(library: ctypes.CDLL, name: str, trial: Trial) -> float:
     x, r, y = (_aligned(layout.bytes if layout else 0) for layout in (trial.x, trial.r, trial.y))
     for array, layout in ((x, trial.x), (r, trial.r)):
         if layout:
-            array.view(layout.value.dtype.numpy)[:] = 0.5  # no denormals, no zeros
+            _occupy(array, layout.value.dtype)
     content = np.frombuffer(trial.recipe.draft.fill(), np.uint8)
     stride = max(64, -(-content.size // 64) * 64)
     copies = max(1, min(64, _WEIGHTS_BETWEEN // stride)) if content.size > _LARGE else 1
@@ -109,6 +110,14 @@ def _time(library: ctypes.CDLL, name: str, trial: Trial) -> float:
     pointers = [ctypes.c_void_p(a.ctypes.data) for a in (x, r, y, data)]
     return float(library.gkp_time(getattr(library, name), *pointers, ctypes.c_long(copies), ctypes.c_long(stride),
                                   ctypes.c_double(_BUDGET)))
+
+
+def _occupy(array: np.ndarray[tuple[int], np.dtype[np.uint8]], dtype: DType) -> None:
+    """No denormals, no zeros; bytes of all sizes."""
+    if dtype == UINT8:
+        array[:] = np.arange(array.size) * 37
+    else:
+        array.view(dtype.numpy)[:] = 0.5
 
 
 def _aligned(size: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:

@@ -43,6 +43,11 @@ class Layout:
         return self.size * self.value.dtype.bytes
 
     @property
+    def halo(self) -> bool:
+        """Of integers: is there any?"""
+        return self.size - _SLACK - _PIXELS * self.padded != self.padded * self.value.pixels
+
+    @property
     def kind(self) -> Kind:
         return "planar" if self.planar else "last"
 
@@ -74,9 +79,12 @@ BYTES = 16
 """Channels of integers are padded to a multiple of so many: what one vector of 16 sums is stored as."""
 
 
+_SLACK, _PIXELS = 128, 3
+
+
 def integers(value: Value, halo: Halo = (0, 0, 0, 0)) -> Layout:
     """Channels last, of a value with a grid. The halo holds its zero point; what lies where no channel is has no meaning,
-    but is initialised. 128 bytes may be read past the last element."""
+    but is initialised. Past the last pixel may be read 128 bytes and three pixels."""
     return channels_last(value, halo, BYTES)
 
 
@@ -85,5 +93,5 @@ def channels_last(value: Value, halo: Halo = (0, 0, 0, 0), lanes: int = 16) -> L
     top, left, bottom, right = halo
     padded = -(-value.channels // lanes) * lanes
     row = padded * (value.width + left + right)
-    slack = 2 * lanes if value.grid is None else 8 * lanes
+    slack = 2 * lanes if value.grid is None else _SLACK + _PIXELS * padded
     return Layout(value, 1, row, padded, top * row + left * padded, row * (value.height + top + bottom) + slack, padded)

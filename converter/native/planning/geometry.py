@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gkp.converter.native.kernels.layout import Halo, Kind, Layout, channels_last, planar
+from gkp.converter.native.kernels.layout import Halo, Kind, Layout, channels_last, integers, planar
 from gkp.converter.native.program import Conv, Depthwise, Program, Value
 
 KINDS: tuple[Kind, Kind] = ("planar", "last")
@@ -13,12 +13,17 @@ KINDS: tuple[Kind, Kind] = ("planar", "last")
 @dataclass(frozen=True)
 class Geometry:
     """layouts[value][kind]. Planar values of one plane size share their halo, so that lines of pixels and residuals
-    match; a 1x1 plane is always a vector of channels."""
+    match; a 1x1 plane is always a vector of channels, and integers lie channels last."""
 
     layouts: tuple[dict[Kind, Layout], ...]
 
     def kinds(self, value: int) -> tuple[Kind, ...]:
-        return ("last",) if self.layouts[value]["last"].value.pixels == 1 else KINDS
+        found = self.layouts[value]["last"].value
+        return ("last",) if found.pixels == 1 or found.grid is not None else KINDS
+
+    def kind(self, value: int, wanted: Kind) -> Kind:
+        """The wanted one, where the value may have it."""
+        return wanted if wanted in self.kinds(value) else "last"
 
 
 def geometry(program: Program, lanes: int) -> Geometry:
@@ -29,11 +34,13 @@ def geometry(program: Program, lanes: int) -> Geometry:
             halos[step.source] = _join(halos[step.source], _needed(step, program.values))
     planes: dict[tuple[int, int], Halo] = {}
     for value, halo in zip(program.values, halos, strict=True):
+        if value.grid is not None:
+            continue
         key = (value.height, value.width)
         planes[key] = _join(planes.get(key, (0, 0, 0, 0)), halo)
     return Geometry(tuple(
-        {"planar": planar(v, planes[v.height, v.width], lanes), "last": channels_last(v, halo, lanes)}
-        for v, halo in zip(program.values, halos, strict=True)))
+        {"planar": planar(v, planes[v.height, v.width], lanes), "last": channels_last(v, halo, lanes)} if v.grid is None
+        else {"last": integers(v, halo)} for v, halo in zip(program.values, halos, strict=True)))
 
 
 def _join(a: Halo, b: Halo) -> Halo:

@@ -84,7 +84,7 @@ def step_seconds(program: Program, at: Geometry, number: int, kinds: list[Kind],
         elif other:
             seconds *= 3
     residual = getattr(step, "residual", None)
-    if residual is not None and kinds[residual] != kinds[step.target]:
+    if residual is not None and kinds[residual] != at.kind(residual, kinds[step.target]):
         seconds += conversion_seconds(program, residual)
     return seconds
 

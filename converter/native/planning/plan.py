@@ -34,9 +34,18 @@ class Call:
 
 
 @dataclass(frozen=True)
+class Fill:
+    """Bytes of the arena, from `first` on, that are `value` when it is created."""
+
+    first: int
+    bytes: int
+    value: int
+
+
+@dataclass(frozen=True)
 class Plan:
-    """Everything that is compiled. arena: bytes of working memory for one image in flight, zero when created; seconds: of
-    one image, by the timer that chose the kernels, for the layers that are convolutions."""
+    """Everything that is compiled. arena: bytes of working memory for one image in flight, zero when created, but for the
+    fills; seconds: of one image, by the timer that chose the kernels, for the layers that are convolutions."""
 
     cpu: Cpu
     calls: tuple[Call, ...]
@@ -44,3 +53,4 @@ class Plan:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     seconds: Mapping[str, float] = field(default_factory=dict)
+    fills: tuple[Fill, ...] = ()

@@ -12,7 +12,7 @@ from gkp.converter.native.kernels.way import Way
 from gkp.converter.native.planning.arena import Life, arrange
 from gkp.converter.native.planning.geometry import Geometry, geometry
 from gkp.converter.native.planning.layouts import choose_layouts, reads_as_it_writes, source_kind
-from gkp.converter.native.planning.plan import Call, Place, Plan
+from gkp.converter.native.planning.plan import Call, Fill, Place, Plan
 from gkp.converter.native.planning.reorder import contiguous_outputs
 from gkp.converter.native.planning.timer import Model, Timer
 from gkp.converter.native.planning.ways import conv_ways, time_ways
@@ -113,7 +113,7 @@ class _Planner:
         way = next(w for w in self.ways[number] if w.kinds == (kind, target))
         self.seconds[step.layer] = self.seconds.get(step.layer, 0.0) + way.seconds
         x = self._read(step.source, kind)
-        r = self._read(step.residual, target) if step.residual is not None else None
+        r = self._read(step.residual, self.at.kind(step.residual, target)) if step.residual is not None else None
         if way.before is not None:
             y = self._buffer(way.before.y)
             self._call(Call(way.before.recipe.kernel(), x, None, y, step.layer, way.before.name))
@@ -148,14 +148,20 @@ class _Planner:
         lives = [Life(b.layout.bytes, b.first, b.last, b.layout if _has_zeros(b.layout, lanes) else None)
                  for b in self.buffers]
         starts, arena = arrange(lives)
+        fills = tuple(dict.fromkeys(Fill(start, b.layout.bytes, b.layout.value.grid.zero)
+                                    for b, start, life in zip(self.buffers, starts, lives, strict=True)
+                                    if b.layout.value.grid is not None and life.zeros is not None))
 
         def settled(place: Place) -> Place:
             return Place("arena", starts[place.at]) if place.where == "buffer" else place
 
         calls = tuple(replace(c, x=settled(c.x), r=c.r and settled(c.r), y=settled(c.y)) for c in self.calls)
-        return Plan(self.cpu, calls, arena, self.program.inputs, self.program.outputs, self.seconds)
+        return Plan(self.cpu, calls, arena, self.program.inputs, self.program.outputs, self.seconds, fills)
 
 
 def _has_zeros(layout: Layout, lanes: int) -> bool:
-    """Are there cells beside the elements (and the slack at the end), which must stay zero?"""
+    """Are there cells beside the elements (and the slack at the end), which must stay zero? Of integers, which must stay at
+    the zero point? Where they have no channel they may be anything."""
+    if layout.value.grid is not None:
+        return layout.halo
     return layout.size - 2 * lanes != layout.value.size

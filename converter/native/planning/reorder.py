@@ -51,7 +51,8 @@ def _written(conv: BranchedConv, order: npt.NDArray[np.int64]) -> BranchedConv:
     for b in conv.branches:
         by = np.argsort(place[b.out_index])
         branches.append(Branch(b.in_index, place[b.out_index][by], b.weight[by]))
-    return replace(conv, branches=tuple(branches), bias=conv.bias[order])
+    return replace(conv, branches=tuple(branches), bias=conv.bias[order],
+                   scale=None if conv.scale is None else conv.scale[order])
 
 
 def _read(conv: BranchedConv, order: npt.NDArray[np.int64]) -> BranchedConv:

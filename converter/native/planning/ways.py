@@ -12,6 +12,7 @@ from dataclasses import replace
 from gkp.converter.native.kernels import channel, groups, pixel, polyphase, winograd
 from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.integers import direct
+from gkp.converter.native.kernels.layout import Kind, Layout
 from gkp.converter.native.kernels.way import Family, Kinds, Way
 from gkp.converter.native.planning.geometry import Geometry
 from gkp.converter.native.planning.timer import Timer
@@ -39,8 +40,12 @@ def conv_ways(program: Program, at: Geometry, cpu: Cpu, families: tuple[Family, 
     return {number: [w for s in at.kinds(step.source) for t in at.kinds(step.target)
                      for family in (families if program.values[step.source].grid is None else INTEGERS)
                      for w in family(step, at.layouts[step.source][s], at.layouts[step.target][t],
-                                     None if step.residual is None else at.layouts[step.residual][t], cpu) if w.runs_on(cpu)]
+                                     _residual(step, at, t), cpu) if w.runs_on(cpu)]
             for number, step in enumerate(program.steps) if isinstance(step, Conv)}
+
+
+def _residual(step: Conv, at: Geometry, target: Kind) -> Layout | None:
+    return None if step.residual is None else at.layouts[step.residual][at.kind(step.residual, target)]
 
 
 def time_ways(ways: Mapping[int, list[Way]], timer: Timer) -> dict[int, list[Way]]:

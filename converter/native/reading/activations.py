@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from gkp.converter import quantiser
 from gkp.converter.graph import Node, Tensor, values
-from gkp.converter.native.program import Activation, Affine, Function, Parametric, PRelu
+from gkp.converter.native.program import Activation, Affine, Dequantise, Function, Grid, Parametric, PRelu, Quantise
 from gkp.converter.native.reading.axes import Oriented, bind, combined, like, mapped, oriented, per_channel
 from gkp.converter.native.reading.builder import Builder
 from gkp.converter.native.reading.moves import Refused
@@ -117,6 +118,15 @@ def _pow(b: Builder, node: Node) -> None:
         square = combined(b, "mul", x, x)
         result = square if power == 2 else combined(b, "mul", square, x if power == 3 else square)
     bind(b, node.outputs[0], result)
+
+
+def quantised(b: Builder, node: Node) -> None:
+    """gkp::FakeQuantize: integers, and what they stand for."""
+    how, x = quantiser.read(node), oriented(b, node.inputs[0])
+    grid = Grid(how.scale, how.zero_point - int(np.iinfo(how.dtype).min))
+    integers, target = b.on_grid(x.value, grid), like(b, x.value)
+    b.steps += [Quantise(x.value, integers), Dequantise(integers, target)]
+    bind(b, node.outputs[0], Oriented(target, x.shape, x.order))
 
 
 ACTIVATIONS: Mapping[str, Operator] = {

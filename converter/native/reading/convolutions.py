@@ -13,7 +13,7 @@ from gkp.converter.native.program import Conv, Depthwise
 from gkp.converter.native.reading.axes import Oriented, bind, channels_first, oriented
 from gkp.converter.native.reading.builder import Builder, View
 from gkp.converter.native.reading.moves import Refused
-from gkp.converter.native.reading.parameters import constant, floats, four, geometry, layer, two
+from gkp.converter.native.reading.parameters import constant, floats, four, geometry, layer, scale_of, two
 from gkp.types import Floats
 
 
@@ -44,7 +44,8 @@ def conv(b: Builder, node: Node) -> None:
     target = b.value(shape)
     if depthwise is not None:
         b.steps.append(Depthwise(source, target, np.ascontiguousarray(depthwise), np.asarray(form.bias, np.float32),
-                                 two(form.strides), four(form.pads), two(form.dilations), layer=layer(node)))
+                                 two(form.strides), four(form.pads), two(form.dilations), layer=layer(node),
+                                 scale=form.scale))
     else:
         b.steps.append(Conv(source, target, form, layer=layer(node)))
     b.bind(node.outputs[0], View(shape, target))
@@ -68,13 +69,14 @@ def _stock_conv(node: Node, plane: tuple[int, ...], in_channels: int) -> tuple[B
     if given is None or given.ndim != 2 + len(plane) or groups < 1 or given.shape[0] % groups \
             or given.shape[1] * groups != in_channels or (bias is not None and bias.shape != given.shape[:1]):
         raise Refused("its weights do not fit its input")
-    weight, kernel = floats(node, given), given.shape[2:]
+    weight, kernel, scale = floats(node, given), given.shape[2:], scale_of(node, 1, 0, len(given))
     flat_bias = np.zeros(len(weight), np.float32) if bias is None else floats(node, bias)
     strides, dilations, pads = geometry(node, plane, kernel)
     if groups > 1 and weight.shape[1] == 1:
-        form = BranchedConv(in_channels, len(weight), (), flat_bias, tuple(kernel), strides, pads, dilations)
+        form = BranchedConv(in_channels, len(weight), (), flat_bias, tuple(kernel), strides, pads, dilations, scale)
         return form, weight
-    return BranchedConv.from_grouped(weight, groups, flat_bias, strides=strides, pads=pads, dilations=dilations), None
+    return BranchedConv.from_grouped(weight, groups, flat_bias, strides=strides, pads=pads, dilations=dilations,
+                                     scale=scale), None
 
 
 def _flat(conv: BranchedConv) -> BranchedConv:
@@ -103,9 +105,12 @@ def gemm(b: Builder, node: Node) -> None:
         bias = bias[0]
     if value.channels != k or bias.ndim > 1 or bias.size not in (1, m):
         raise Refused("its weights do not fit its input")
-    scaled = floats(node, matrix * float(node.attrs.get("alpha", 1.0)))
+    alpha = float(node.attrs.get("alpha", 1.0))
+    scaled = floats(node, matrix * alpha)
+    scale = scale_of(node, 1, 0 if node.attrs.get("transB", 0) else 1, m) if alpha == 1 else None
     branch = Branch(np.arange(k), np.arange(m), scaled[:, :, None, None])
-    conv = BranchedConv(k, m, (branch,), floats(node, np.broadcast_to(bias, m)), (1, 1), (1, 1), (0, 0, 0, 0), (1, 1))
+    conv = BranchedConv(k, m, (branch,), floats(node, np.broadcast_to(bias, m)), (1, 1), (1, 1), (0, 0, 0, 0), (1, 1),
+                        scale)
     target = b.value((m, value.height, value.width))
     b.steps.append(Conv(first.value, target, conv, layer=layer(node)))
     bind(b, node.outputs[0], Oriented(target, (*x.shape[:-1], m), first.order))

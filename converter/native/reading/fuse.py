@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
+from gkp.converter.native.dtypes import UINT8
 from gkp.converter.native.program import (
     Activation,
     Affine,
@@ -17,13 +17,16 @@ from gkp.converter.native.program import (
     Conv,
     Copy,
     Depthwise,
+    Grid,
     Interleave,
     Port,
     Program,
     Reshape,
     Step,
     reads,
+    renamed,
 )
+from gkp.converter.native.reading.integers import INTEGERS
 from gkp.converter.native.reading.patterns import PATTERNS
 
 _GATES = {Activation.SIGMOID: Activation.SILU, Activation.HARDSIGMOID: Activation.HARDSWISH}
@@ -35,11 +38,13 @@ def fuse(program: Program) -> Program:
     x * sigmoid(x) becomes one activation, and so does what exporters write in pieces (see patterns); scales, shifts and
     activations go into the convolution, Affine or Binary that makes their input, also past interleaved phases; a convolution
     writes its channels in the order in which they are wanted; a residual Add goes into the convolution that comes last;
-    copies and reshapes that change nothing vanish, and so does what no output needs. Only values that nothing else reads
-    and that are no outputs are fused away. Values are numbered in the order in which they are written, inputs first."""
+    copies and reshapes that change nothing vanish, and so does what no output needs. Then what can be computed with integers
+    is (see integers). Only values that nothing else reads and that are no outputs are fused away. Values are numbered in the
+    order in which they are written, inputs first."""
     net = _Net(program)
-    while any([net.apply(rule) for rule in _RULES]):
-        pass
+    for rules in (_RULES, INTEGERS):
+        while any([net.apply(rule) for rule in rules]):
+            pass
     net.drop_dead()
     return net.program()
 
@@ -78,9 +83,10 @@ class _Net:
         """Is there one reader, and is the value neither input nor output?"""
         return self.readers[value] == 1 and value not in self.outputs and value not in self.inputs
 
-    def like(self, value: int) -> int:
-        """A new value of the same shape."""
-        self.values = (*self.values, self.values[value])
+    def like(self, value: int, grid: Grid | None = None) -> int:
+        """A new value of the same shape, of integers on this grid, else as the other."""
+        same = self.values[value]
+        self.values = (*self.values, same if grid is None else replace(same, dtype=UINT8, grid=grid))
         return len(self.values) - 1
 
     def swap(self, old: Step, *new: Step) -> None:
@@ -88,9 +94,17 @@ class _Net:
         place = self.steps.index(old)
         self.steps[place:place + 1] = new
 
+    def bring(self, old: int, new: int) -> None:
+        """The input or output that was the one value is the other."""
+        def moved(ports: tuple[Port, ...]) -> tuple[Port, ...]:
+            return tuple(replace(port, value=new) if port.value == old else port for port in ports)
+
+        self.source = replace(self.source, inputs=moved(self.source.inputs), outputs=moved(self.source.outputs))
+        self.inputs, self.outputs = ({p.value for p in ports} for ports in (self.source.inputs, self.source.outputs))
+
     def rename(self, old: int, new: int) -> None:
         """Whoever reads or writes the value reads or writes the new one."""
-        self.steps = [_renamed(step, {old: new}) for step in self.steps]
+        self.steps = [renamed(step, {old: new}) for step in self.steps]
 
     def drop_dead(self) -> None:
         """Drop the steps that no output needs."""
@@ -110,16 +124,8 @@ class _Net:
         def ports(given: tuple[Port, ...]) -> tuple[Port, ...]:
             return tuple(replace(port, value=place[port.value]) for port in given)
 
-        return Program(tuple(self.values[v] for v in order), tuple(_renamed(s, place) for s in self.steps),
+        return Program(tuple(self.values[v] for v in order), tuple(renamed(s, place) for s in self.steps),
                        ports(self.source.inputs), ports(self.source.outputs))
-
-
-def _renamed(step: Step, place: Mapping[int, int]) -> Step:
-    """The step with other value numbers; those not in `place` stay."""
-    names = ("source", "a", "b", "residual", "target")
-    numbers = {name: v for name in names if (v := getattr(step, name, None)) is not None}
-    new: Any = {name: place.get(v, v) for name, v in numbers.items()}
-    return step if new == numbers else replace(step, **new)
 
 
 # ---- rules: (net, step) -> has it rewritten the step? ------------------------------------------------------------------

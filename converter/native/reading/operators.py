@@ -12,9 +12,9 @@ from math import ceil, inf
 
 import numpy as np
 
-from gkp.converter.graph import Node, is_branched, values
+from gkp.converter.graph import Node, is_branched, values, weights
 from gkp.converter.native.program import Pool
-from gkp.converter.native.reading.activations import ACTIVATIONS, affine, clipping
+from gkp.converter.native.reading.activations import ACTIVATIONS, affine, clipping, quantised
 from gkp.converter.native.reading.axes import (
     Oriented,
     bind,
@@ -34,6 +34,7 @@ from gkp.converter.native.reading.reductions import REDUCTIONS
 from gkp.converter.native.reading.resize import resize
 from gkp.converter.native.reading.transposed import conv_transpose
 from gkp.converter.operators import POOLS
+from gkp.converter.quantiser import is_quantiser
 
 Operator = Callable[[Builder, Node], None]
 
@@ -155,17 +156,24 @@ def _check_windows(size: int, outputs: int, begin: int, taps: range, stride: int
         raise Refused("a window lies in the pads altogether")
 
 
+def _dequantised(b: Builder, node: Node) -> None:
+    """Constants: whoever reads them looks at them himself."""
+    if weights(node.outputs[0]) is None:
+        raise Refused("no kernel")
+
+
 OPERATORS: Mapping[str, Operator] = {
     **ACTIVATIONS, **REDUCTIONS, "Conv": conv, "Gemm": gemm, "MatMul": gemm, "BatchNormalization": _batchnorm,
     **dict.fromkeys((*_BINARY, "Sum"), _binary), "ScatterElements": _scatter_add, **dict.fromkeys(POOLS, _pool),
-    "ConvTranspose": conv_transpose, "Resize": resize, "Upsample": resize,
+    "ConvTranspose": conv_transpose, "Resize": resize, "Upsample": resize, "DequantizeLinear": _dequantised,
 }
 """ONNX operators by name."""
 
 
 def operator_of(node: Node) -> Operator:
     """What appends the node's steps. Refused when there is nothing."""
-    found = conv if is_branched(node) else None if node.domain else OPERATORS.get(node.op)
+    own = conv if is_branched(node) else quantised if is_quantiser(node) else None
+    found = own or (None if node.domain else OPERATORS.get(node.op))
     if found is None:
         raise Refused("no kernel")
     return found

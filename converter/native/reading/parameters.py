@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gkp.converter.graph import Node, values
+from gkp.converter.graph import Node, producer, values, weights
 from gkp.converter.native.reading.builder import Border
 from gkp.converter.native.reading.moves import Refused
 from gkp.errors import UnsupportedModelError
@@ -16,10 +16,10 @@ from gkp.types import Floats
 
 
 def constant(node: Node, place: int) -> npt.NDArray[np.float64] | None:
-    """A constant input in float64; None where it is absent. Refused when it is computed."""
+    """A constant input in float64, dequantised ones among them; None where it is absent. Refused when it is computed."""
     if len(node.inputs) <= place or not node.inputs[place].name:
         return None
-    value = values(node.inputs[place])
+    value = weights(node.inputs[place])
     if value is None or value.dtype.kind not in "fiu":
         raise Refused("its parameters are not constant numbers")
     if not np.isfinite(value).all():
@@ -27,6 +27,15 @@ def constant(node: Node, place: int) -> npt.NDArray[np.float64] | None:
                                     "the checkpoint is damaged or training diverged; use an earlier one")
     exact: npt.NDArray[np.float64] = value.astype(np.float64)
     return exact
+
+
+def scale_of(node: Node, place: int, axis: int, count: int) -> Floats | None:
+    """Of a constant input that is dequantised: float32 [count], a scale for each slice of the axis; None of another."""
+    maker = producer(node.inputs[place])
+    scale = None if maker is None else values(maker.inputs[1])
+    if maker is None or scale is None or (scale.size > 1 and int(maker.attrs.get("axis", 1)) != axis):
+        return None
+    return np.broadcast_to(np.asarray(scale, np.float32).ravel(), count)
 
 
 def floats(node: Node, array: npt.NDArray[np.floating[Any]]) -> Floats:

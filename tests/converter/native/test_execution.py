@@ -61,5 +61,5 @@ def test_a_processor_without_the_instructions_gets_words_not_a_signal() -> None:
     haswell = ("qemu-x86_64", "-cpu", "Haswell")
     x = images(1, 3, 5, 7)
     with pytest.raises(AssertionError, match="the kernels need AVX-512F, which this processor or operating system lacks"):
-        qemu_run(two_step_plan(CPUS["x86-64-v4"]), {"x": x}, emulator=haswell)
-    np.testing.assert_allclose(qemu_run(two_step_plan(CPUS["x86-64-v3"]), {"x": x}, emulator=haswell)[0], 3 * x + 1, rtol=1e-6, atol=1e-6)
+        qemu_run(two_step_plan(CPUS["x86-64-v4"]), {"x": x}, command=haswell)
+    np.testing.assert_allclose(qemu_run(two_step_plan(CPUS["x86-64-v3"]), {"x": x}, command=haswell)[0], 3 * x + 1, rtol=1e-6, atol=1e-6)

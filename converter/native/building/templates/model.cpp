@@ -3,6 +3,7 @@
 
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -49,6 +50,14 @@ constexpr Place arena(size_t at) { return {Where::arena, at}; }
 constexpr Place input(size_t at) { return {Where::input, at}; }
 constexpr Place output(size_t at) { return {Where::output, at}; }
 constexpr Place none{Where::nowhere, 0};
+
+// Halos of integers hold their zero point.
+struct Fill {
+  size_t first, bytes;
+  int value;
+};
+const Fill fills[] = {
+@FILLS@    {0, 0, 0}};
 
 constexpr int STEPS = @COUNT@;
 // kernel, source, residual or second operand, target, weights
@@ -186,6 +195,8 @@ int gkp_create(int threads, gkp_model** out) {
   }
   gkp_model* model = new (place) gkp_model(threads);
   model->memory = memory;
+  for (int t = 0; t < threads; ++t)
+    for (const Fill& fill : fills) memset(model->arena(t) + fill.first, fill.value, fill.bytes);
   if (!model->pool.create()) {
     free(memory);
     free(place);

@@ -3,7 +3,8 @@
 
 #include <stddef.h>
 
-// A bit that cpuid must report, and the registers that the operating system must save (bits of XCR0).
+// A bit that cpuid must report, and the registers that the operating system must save (bits of XCR0). On aarch64 a bit of the
+// operating system's word `leaf` (getauxval).
 struct Feature {
   const char* missing;
   unsigned leaf, subleaf;
@@ -37,5 +38,11 @@ static inline const char* missing_feature() {
   return nullptr;
 }
 #else
-static inline const char* missing_feature() { return gkp_features[0].missing; }
+#include <sys/auxv.h>
+
+static inline const char* missing_feature() {
+  for (const Feature* f = gkp_features; f->missing != nullptr; ++f)
+    if (!(getauxval(f->leaf) >> f->bit & 1)) return f->missing;
+  return nullptr;
+}
 #endif

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +18,9 @@ from gkp.converter.native.dtypes import FLOAT32, UINT8
 from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.emit import fill, unit
 from gkp.converter.native.kernels.integers import store
-from gkp.converter.native.kernels.integers.dots import DOTS, Dot
-from gkp.converter.native.kernels.integers.panels import QUAD, Panel, packed, panels
-from gkp.converter.native.kernels.integers.scales import constants, scales
+from gkp.converter.native.kernels.integers.dots import Dot, dots
+from gkp.converter.native.kernels.integers.panels import Panel, joined, packed, panels, row_bytes
+from gkp.converter.native.kernels.integers.scales import constants, scales, weights
 from gkp.converter.native.kernels.integers.tiles import Tile, cycles, executed, groups, places, shapes, tiles
 from gkp.converter.native.kernels.jobs import Words
 from gkp.converter.native.kernels.kernel import Draft, Recipe
@@ -27,25 +28,30 @@ from gkp.converter.native.kernels.layout import Layout
 from gkp.converter.native.kernels.way import Trial, Way, layer_name
 from gkp.converter.native.program import Conv
 
-_Items = list[tuple[int, int, npt.NDArray[np.int8]]]
-"""(bytes from the window's first byte, which item of the panel, weights [taps, vectors, lanes, 4])."""
+_Items = list[tuple[int, int, npt.NDArray[Any]]]
+"""(bytes from the window's first byte, which item of the panel, weights [taps, vectors, lanes, word])."""
 
 
 def ways(step: Conv, source: Layout, target: Layout, residual: Layout | None, cpu: Cpu, most: int = 6) -> Iterator[Way]:
     """The family, for sources with a grid: the `most` best tiles of each sort by the model."""
-    dots = {dot.window: dot for dot in DOTS if dot.runs_on(cpu) and _worth(dot, step)}
-    if source.value.grid is None or step.conv.scale is None or target.channel != 1 or not store.fits(step, target, residual):
+    if source.value.grid is None or step.conv.scale is None or not store.fits(target, residual):
         return
-    plane = _plane(step, source, target, residual)
-    for tile in tiles(step, source.value, target.value, plane, tuple(dots), cpu, most):
-        recipe = Recipe(partial(_draft, step, tile, source, target, residual, cpu), dots[tile.window].needs)
-        trial = Trial(recipe, source, residual, target, cycles(step, tile, source.value, plane, cpu))
-        yield Way(layer_name(step), tile.label, trial, executed(step, tile, target.value, cpu), tile.sort)
+    plane, whole = _plane(step, source, target, residual), step.conv
+    offered, pixel = dots(cpu, int(np.abs(weights(whole).astype(int)).max(initial=0))), source.padded
+    forms = [(dot, whole, False) for dot in offered if _worth(dot, offered, whole.in_channels)]
+    if whole.kernel_shape[1] > 1:
+        row = row_bytes(whole, pixel)
+        forms += [(dot, joined(whole, pixel), True) for dot in offered if row <= dot.window and _worth(dot, offered, row)]
+    for dot, conv, is_joined in forms:
+        for tile in tiles(conv, plane, dot, is_joined, cpu, most):
+            recipe = Recipe(partial(_draft, step, tile, source, target, residual, cpu), dot.needs)
+            trial = Trial(recipe, source, residual, target, cycles(conv, tile, plane, cpu))
+            yield Way(layer_name(step), tile.label, trial, executed(conv, tile, target.value.pixels, cpu), tile.sort)
 
 
-def _worth(dot: Dot, step: Conv) -> bool:
-    """The wider window only where the narrower one does not hold a pixel."""
-    return dot.window == 0 or (dot.window > 64) == (step.conv.in_channels > 64)
+def _worth(dot: Dot, offered: list[Dot], channels: int) -> bool:
+    """A wider window only where a narrower one does not hold a pixel."""
+    return not any(0 < other.window < dot.window and channels <= other.window for other in offered)
 
 
 def _plane(step: Conv, source: Layout, target: Layout, residual: Layout | None) -> tuple[int, int]:
@@ -64,11 +70,6 @@ _HEAD = '''
     static inline I words(const void* p) {
       typedef int Iu __attribute__((vector_size(4 * LANES), aligned(1), may_alias));
       return *static_cast<const Iu*>(p);
-    }
-    static inline I spread(const unsigned char* p) {
-      int word;
-      __builtin_memcpy(&word, p, 4);
-      return I{} + word;
     }
     @dot@
     @store@
@@ -116,10 +117,9 @@ def _draft(step: Conv, tile: Tile, source: Layout, target: Layout, residual: Lay
 class _Writer:
     def __init__(self, step: Conv, tile: Tile, source: Layout, target: Layout, residual: Layout | None, cpu: Cpu) -> None:
         self.step, self.tile, self.source, self.target, self.residual = step, tile, source, target, residual
-        self.lanes, self.conv = cpu.lanes, step.conv
+        self.lanes, self.conv = cpu.lanes, joined(step.conv, source.padded) if tile.joined else step.conv
         self.plane = _plane(step, source, target, residual)
-        self.dot = next(d for d in DOTS if d.window == tile.window)
-        self.panels = panels(step.conv, tile.vectors, cpu.lanes, tile.window)
+        self.panels = panels(self.conv, tile.vectors, cpu.lanes, tile.dot)
         self.scales = scales(step, source.value, target.value, residual.value if residual else None)
         self.store = store.Store(step, self.scales, target, residual, cpu.lanes)
 
@@ -132,13 +132,13 @@ class _Writer:
         """Job table, then per panel: where its items are read (and the orders in which lanes pick), weights, constants."""
         words, table = Words(len(self.panels), 6, align=self.lanes), list[list[int]]()
         assert self.source.value.grid is not None
-        added = constants(self.conv, self.source.value.grid)
+        added = constants(self.conv, self.source.value.grid, self.tile.dot.offset)
         for panel in self.panels:
             items = self._items(panel)
-            orders = words.put(self._orders(panel).view(np.int32), np.int32) if self.tile.window else 0
-            reads = [[at, orders + k * self.lanes] if self.tile.window else [at] for at, k, _ in items]
+            orders = words.put(self._orders(panel).view(np.int32), np.int32) if self.tile.dot.window else 0
+            reads = [[at, orders + k * self.lanes] if self.tile.dot.window else [at] for at, k, _ in items]
             at = words.put(reads, np.int32)
-            weights = words.put(np.array([w for *_, w in items], np.int8).ravel().view(np.int32), np.int32)
+            weights = words.put(np.array([w for *_, w in items]).ravel().view(np.int32), np.int32)
             part = slice(panel.first, panel.first + panel.vectors * self.lanes)
             table.append([panel.vectors, len(items), at, weights,
                           self.store.constants(words, added[part], self.scales.factor[part], panel.vectors * self.lanes),
@@ -150,20 +150,22 @@ class _Writer:
         found, (dy, dx) = _Items(), self.conv.dilations
         for (y, x), inner in groups(self.conv, self.tile):
             start = y * dy * self.source.row + x * dx * self.source.column
-            weights = packed(self.conv, panel, self.lanes, [(y + ty, x + tx) for ty, tx in inner])
+            weights = packed(self.conv, panel, self.lanes, [(y + ty, x + tx) for ty, tx in inner], self.tile.dot)
             found += [(start + int(panel.starts[k]), k, w) for k, w in enumerate(weights) if w.any()]
         return found
 
     def _orders(self, panel: Panel) -> npt.NDArray[np.uint8]:
-        """[items, lanes * 4]: places in the window."""
+        """[items, bytes of a vector]: places in the window; what is above the byte of an element becomes zero."""
         inside = np.where(panel.channels < 0, 0, panel.channels - panel.starts[:, None, None])
-        return inside.reshape(panel.items, self.lanes * QUAD).astype(np.uint8)
+        spaced = np.full((*inside.shape, 4 // self.tile.dot.word), 0x80, np.uint8)
+        spaced[..., 0] = inside
+        return spaced.reshape(panel.items, 4 * self.lanes)
 
     # ---- source -----------------------------------------------------------------------------------------------------
     def _source(self) -> str:
-        sizes, cut, c = sorted({p.vectors for p in self.panels}), shapes(self.tile, self.plane), self.conv
+        sizes, cut, c = sorted({p.vectors for p in self.panels}), shapes(self.tile, self.plane), self.step.conv
         head = fill(_HEAD, kh=c.kernel_shape[0], kw=c.kernel_shape[1], conv=c, v=self.target.value, tile=self.tile,
-                    dot=fill(self.dot.code), store=self.store.functions(),
+                    dot=fill(self.tile.dot.code), store=self.store.functions(),
                     functions="\n".join(self._tile(n, *shape) for shape in cut for n in sizes))
         loops = "".join(self._loop(sizes, *shape, starts) for shape, starts in cut.items())
         return unit(fill(_ENTRY, loops=loops), head, UINT8, self.residual.value.dtype if self.residual else FLOAT32,
@@ -190,12 +192,12 @@ class _Writer:
         more = f", const {self.residual.value.dtype.c}* r" if self.residual else ""
         weights = [f"const I w{t}_{v} = words(w + {(t * n + v) * self.lanes});" for t in range(taps) for v in range(n)]
         return fill(_TILE, n=n, r=rows, c=columns, y=self.target.value.dtype.c, more=more, sums=sums, weights=weights,
-                    step=taps * n * self.lanes, fields=2 if self.tile.window else 1, picks=bool(self.tile.window),
+                    step=taps * n * self.lanes, fields=2 if self.tile.dot.window else 1, picks=bool(self.tile.dot.window),
                     products=self._products(n, rows, columns), store=self.store.statements(n, pixels))
 
     def _products(self, n: int, rows: int, columns: int) -> Iterator[str]:
         for (y, x), users in places(self.conv, self.tile, rows, columns).items():
             where = f"p + {y * self.source.row + x * self.source.column}"
-            value = f"pick(order, {where})" if self.tile.window else f"spread({where})"
+            value = f"pick(order, {where})" if self.tile.dot.window else f"spread({where})"
             sums = " ".join(f"a{p}_{v} = dot(a{p}_{v}, s, w{t}_{v});" for p, t in users for v in range(n))
             yield f"{{ const I s = {value}; {sums} }}"

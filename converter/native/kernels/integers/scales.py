@@ -2,14 +2,15 @@
 
     u = float32(sum) * factor[f]
     u = activation(u)
+    u = rint(clamp(u * step', -zero', 255 - zero')) * back      where the step says `rounded`
     u = fma(residual, added, u)      the residual as it is, or its integer minus its zero point; one rounding
     u = final(u)
     u = u * step                     where u is not in steps of the target yet
     q = rint(clamp(u, -zero, 255 - zero)) + zero
 
-Functions that only clamp are computed in steps of the target; others, and all functions of a target of floats, in the
-values that the integers stand for. Each line rounds to float32 once. Compilers may fuse a product and a sum, so no product
-is followed by a sum here but within the explicit fma.
+Functions that only clamp are computed in steps of the target (or of what is rounded to before the residual); others, and
+all functions of a target of floats, in the values that the integers stand for. Each line rounds to float32 once. Compilers
+may fuse a product and a sum, so no product is followed by a sum here but within the explicit fma.
 """
 
 from __future__ import annotations
@@ -37,16 +38,12 @@ def clamp(function: Function) -> Bounds | None:
 
 
 @dataclass(frozen=True)
-class Scales:
-    """Of one layer. factor: float32 [F], of a sum; added: of the residual, residual_zero: its zero point (None: it has no
-    grid); step: the last factor (1: none); unit: what a step of u stands for; grid: the target's (None: floats)."""
+class Onto:
+    """Numbers u onto a grid, or none (floats). unit: what a step of u stands for; step: the last factor (1: none)."""
 
-    step: float
-    unit: float
-    factor: npt.NDArray[np.float32]
-    added: float
-    residual_zero: int | None
     grid: Grid | None
+    unit: float
+    step: float
 
     def bounds(self, function: Function) -> Bounds | None:
         """Of a function that only clamps, in steps of u."""
@@ -62,28 +59,51 @@ class Scales:
         return f"relu({value})" if bounds == (0.0, inf) else f"clip({value}, {literal(low)}, {literal(high)})"
 
     def saturated(self, last: Function, value: str) -> str:
-        """C++: the last function, the last factor and the clamp, which are one clamp where they can be."""
+        """C++: the last function, the last factor and the clamp, one clamp where they can be; values that are too large are
+        left to store.put."""
         assert self.grid is not None
-        ends = -self.grid.zero, HIGHEST - self.grid.zero
+        ends = float(-self.grid.zero), float(HIGHEST - self.grid.zero)
         bounds = self.bounds(last) if self.step == 1 else None
         if bounds is None:
-            stepped = self.function(last, value) + ("" if self.step == 1 else f" * {literal(self.step)}")
-            return f"clip({stepped}, {literal(ends[0])}, {literal(ends[1])})"
-        low, high = (literal(float(np.clip(b, *ends))) for b in bounds)
-        return f"clip({value}, {low}, {high})"
+            value = self.function(last, value) + ("" if self.step == 1 else f" * {literal(self.step)}")
+            bounds = -inf, inf
+        low, high = (float(np.clip(b, *ends)) for b in bounds)
+        return (f"maximum({value}, splat({literal(low)}))" if high == ends[1]
+                else f"clip({value}, {literal(low)}, {literal(high)})")
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Of one layer. factor: float32 [F], of a sum; added: of the residual, residual_zero: its zero point (None: it has no
+    grid); before: what is rounded to before the residual, back: from there to the target's u; last: to the target."""
+
+    factor: npt.NDArray[np.float32]
+    added: float
+    residual_zero: int | None
+    before: Onto | None
+    back: float
+    last: Onto
 
 
 def scales(step: Conv, source: Value, target: Value, residual: Value | None) -> Scales:
     """Of a convolution over a source with a grid."""
     assert source.grid is not None
     assert step.conv.scale is not None
-    folds = target.grid is not None and clamp(step.activation) is not None and clamp(step.final) is not None
-    unit = target.grid.scale if folds and target.grid else 1.0
-    factor = np.float32(np.float64(source.grid.scale) * np.asarray(step.conv.scale, np.float64) / unit)
+    before = None if step.rounded is None else _onto(step.rounded, step.activation)
+    last = _onto(target.grid, step.final, *(() if before else (step.activation,)))
+    first = before or last
+    factor = np.float32(np.float64(source.grid.scale) * np.asarray(step.conv.scale, np.float64) / first.unit)
     grid = residual.grid if residual else None
-    added = (grid.scale if grid else 1.0) / unit
-    last = 1.0 if target.grid is None or folds else 1.0 / target.grid.scale
-    return Scales(float(np.float32(last)), unit, factor, float(np.float32(added)), grid.zero if grid else None, target.grid)
+    added = (grid.scale if grid else 1.0) / last.unit
+    back = step.rounded.scale / last.unit if step.rounded else 1.0
+    return Scales(factor, float(np.float32(added)), grid.zero if grid else None, before, float(np.float32(back)), last)
+
+
+def _onto(grid: Grid | None, *functions: Function) -> Onto:
+    """The grid, or floats, after these functions."""
+    if grid is not None and all(clamp(function) is not None for function in functions):
+        return Onto(grid, grid.scale, 1.0)
+    return Onto(grid, 1.0, 1.0 if grid is None else float(np.float32(1.0 / grid.scale)))
 
 
 @lru_cache(maxsize=64)
@@ -93,9 +113,10 @@ def weights(conv: BranchedConv) -> npt.NDArray[np.int8]:
     return np.rint(conv.to_dense() / scale).astype(np.int8)
 
 
-def constants(conv: BranchedConv, grid: Grid) -> npt.NDArray[np.int32]:
-    """[F]: what is added to the sum of q * weight: the bias in its steps, and -zero * weight for all taps."""
+def constants(conv: BranchedConv, grid: Grid, offset: int = 0) -> npt.NDArray[np.int32]:
+    """[F]: what is added to the sum of (q - offset) * weight: the bias in its steps, and (offset - zero) * weight for all
+    taps."""
     unit = np.float64(grid.scale) * np.asarray(conv.scale, np.float64)
     taps = weights(conv).reshape(conv.out_channels, -1).sum(1, dtype=np.int64)
     bias = np.rint(np.asarray(conv.bias, np.float64) / unit).astype(np.int64)
-    return np.asarray(bias - grid.zero * taps, np.int32)
+    return np.asarray(bias + (offset - grid.zero) * taps, np.int32)

@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from gkp.converter.native.kernels.emit import fill
-from gkp.converter.native.kernels.integers.scales import Scales
+from gkp.converter.native.kernels.integers.scales import HIGHEST, Scales
 from gkp.converter.native.kernels.jobs import Words
+from gkp.converter.native.kernels.kernel import literal
 from gkp.converter.native.kernels.layout import Layout
-from gkp.converter.native.program import Conv, zero_at_zero
+from gkp.converter.native.program import Activation, Conv, zero_at_zero
 
 _FUNCTIONS = '''
     typedef unsigned char Bytes __attribute__((vector_size(LANES)));
@@ -29,15 +30,29 @@ _FUNCTIONS = '''
       return c;
     #endif
     }
-    // v: from -zero to 255 - zero. 1.5 * 2^23 + v rounds v to an integer, half to even, held in the low bits.
+    // Half to even, where |v| is below 2^22.
+    static inline V whole(V v) { return (v + 12582912.0f) - 12582912.0f; }
+    // v, not below -zero, half to even, and saturated.
     static inline void put(unsigned char* p, V v, int zero) {
-      const Bytes b = __builtin_convertvector((I)(v + 12582912.0f) + zero, Bytes);
+      @put@
       __builtin_memcpy(p, &b, LANES);
     }
 '''
+_PUT = '''
+    v = minimum(v, splat(static_cast<float>(255 - zero)));
+    // 1.5 * 2^23 + v is v as an integer, held in the low bits
+    const Bytes b = __builtin_convertvector((I)(v + 12582912.0f) + zero, Bytes);
+'''
+_PUT_512 = '''
+    Bytes b;
+    I rounded;  // of what is too large, the largest unsigned number
+    asm("vcvtps2dq %1, %0" : "=v"(rounded) : "v"(v));
+    rounded += zero;
+    asm("vpmovusdb %1, %0" : "=v"(b) : "v"(rounded));
+'''
 
 
-def fits(step: Conv, target: Layout, residual: Layout | None) -> bool:
+def fits(target: Layout, residual: Layout | None) -> bool:
     """Whole vectors of what both layouts hold of a pixel."""
     return all(at.channel == 1 and at.block is None for at in (target, residual) if at)
 
@@ -61,7 +76,7 @@ class Store:
         return at
 
     def functions(self) -> str:
-        return fill(_FUNCTIONS)
+        return fill(_FUNCTIONS, put=fill(_PUT_512 if self._lanes == 16 else _PUT))
 
     def statements(self, n: int, pixels: list[tuple[int, int]]) -> Iterator[str]:
         """C++ that stores the sums a<pixel>_<vector> of a tile."""
@@ -74,15 +89,19 @@ class Store:
     def _one(self, name: str, row: int, column: int, lane: int, at: int, n: int) -> Iterator[str]:
         s = self._scales
         value, last = f"__builtin_convertvector({name}, V) * load(factors + {lane})", self._step.activation
+        if s.before is not None:
+            high = literal(HIGHEST - s.before.grid.zero) if s.before.grid else ""
+            value = f"whole(minimum({s.before.saturated(last, value)}, splat({high}))) * {literal(s.back)}"
+            last = Activation.NONE
         if self._residual is not None:
             there = row * self._residual.row + column * self._residual.column + lane
             read = f"load(r + {there})" if s.residual_zero is None else f"integers(r + {there}, {s.residual_zero})"
-            value = f"fused({read}, load(factors + {n * self._lanes + lane}), {s.function(last, value)})"
+            value = f"fused({read}, load(factors + {n * self._lanes + lane}), {s.last.function(last, value)})"
             last = self._step.final
-        if s.grid is not None:
-            yield f"put(y + {at}, {s.saturated(last, value)}, {s.grid.zero});"
+        if s.last.grid is not None:
+            yield f"put(y + {at}, {s.last.saturated(last, value)}, {s.last.grid.zero});"
             return
-        value = s.function(last, value)
+        value = s.last.function(last, value)
         if self._masked:
             value = f"keep({value}, constants + {(3 if self._residual else 2) * n * self._lanes + lane})"
         yield f"store(y + {at}, {value});"

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import ceil
 
 from gkp.branched import BranchedConv
-from gkp.converter.native.kernels.cpu import Cpu
-from gkp.converter.native.kernels.integers.panels import QUAD, Panel, panels
+from gkp.converter.native.kernels.cpu import MADD, Cpu
+from gkp.converter.native.kernels.integers.dots import Dot
+from gkp.converter.native.kernels.integers.panels import panels
 from gkp.converter.native.kernels.jobs import cuts
-from gkp.converter.native.program import Conv, Value
 
 Tap = tuple[int, int]
 _SHAPES = ((1, 1), (1, 3), (1, 4), (1, 5), (1, 6), (1, 7), (1, 8), (1, 9), (1, 12), (1, 14), (1, 16), (1, 20), (1, 24),
@@ -18,22 +17,24 @@ _SHAPES = ((1, 1), (1, 3), (1, 4), (1, 5), (1, 6), (1, 7), (1, 8), (1, 9), (1, 1
            (4, 4), (4, 5), (4, 7), (7, 2))
 """Rows and columns of output pixels, cut to the plane."""
 _MOST_VECTORS = 8
-_STORE, _PICK, _CALL = 7.0, 0.6, 16.0
-"""Cycles: to make bytes of a vector of sums, of a shuffle beside the products, to begin and end a tile."""
+_STORE, _CALL, _SPREAD, _PICK = 1.5, 12.0, 0.3, 0.55
+"""Cycles, fitted to 324 kernels on Zen 4: to make bytes of a vector of sums (mostly beside the next tile's products), to
+begin and end a tile, to give a pixel's word to all lanes, to pick from as many bytes as a vector has."""
 
 
 @dataclass(frozen=True)
 class Tile:
     """vectors: of output channels; rows, columns: output pixels. taps: rows and columns of the part of the window that is
-    worked off together: what a pixel of the source gives is used for all of its taps in there. window: bytes from which
-    every lane picks its channels (0: broadcast). by_tile: all output channels of some pixels before the next pixels."""
+    worked off together: what a pixel of the source gives is used for all of its taps in there. joined: a row of the window
+    is one pixel (panels.joined). by_tile: all output channels of some pixels before the next pixels."""
 
     vectors: int
     rows: int
     columns: int
     taps: Tap
-    window: int
-    by_tile: bool
+    dot: Dot
+    joined: bool = False
+    by_tile: bool = False
 
     @property
     def label(self) -> str:
@@ -42,12 +43,14 @@ class Tile:
 
     @property
     def sort(self) -> str:
-        return f"picked {self.window}" if self.window else "broadcast"
+        return f"{self.dot.name}{' rows' if self.joined else ''}"
 
     @property
     def registers(self) -> int:
-        weights = self.taps[0] * self.taps[1] * self.vectors
-        return self.vectors * self.rows * self.columns + weights + (2 if self.window else 1)
+        """What the inner loop holds at once, but for one of the weights of several taps, which may be loaded again."""
+        taps = self.taps[0] * self.taps[1]
+        inputs = 3 + self.dot.window // 128 if self.dot.window else 1
+        return self.vectors * (self.rows * self.columns + taps) + inputs + (MADD in self.dot.needs) - (taps > 1)
 
 
 def groups(conv: BranchedConv, tile: Tile) -> list[tuple[Tap, list[Tap]]]:
@@ -68,38 +71,35 @@ def places(conv: BranchedConv, tile: Tile, rows: int, columns: int) -> dict[tupl
     return dict(sorted(users.items()))
 
 
-def tiles(step: Conv, source: Value, target: Value, plane: tuple[int, int], windows: tuple[int, ...], cpu: Cpu,
-          most: int) -> Iterator[Tile]:
-    """The `most` best of each sort, best first. plane: rows and columns of the target as the tiles see them."""
-    kh, kw = step.conv.kernel_shape
-    vectors = ceil(target.channels / cpu.lanes)
-    for window in windows:
-        found = set[Tile]()
-        for taps in {(1, 1), (1, kw), (kh, kw)}:
-            for v in range(1, min(vectors, _MOST_VECTORS) + 1):
-                for rows, columns in _SHAPES:
-                    tile = Tile(v, min(rows, plane[0]), min(columns, plane[1]), taps, window, by_tile=False)
-                    if tile.registers <= cpu.registers:
-                        found |= {tile, replace(tile, by_tile=True)}
-        yield from sorted(found, key=lambda t: cycles(step, t, source, plane, cpu))[:most]
+def tiles(conv: BranchedConv, plane: tuple[int, int], dot: Dot, is_joined: bool, cpu: Cpu, most: int) -> list[Tile]:
+    """The `most` best of one sort, best first. plane: rows and columns of the target as the tiles see them."""
+    (kh, kw), found = conv.kernel_shape, set[Tile]()
+    for taps in {(1, 1), (1, kw), (kh, kw)}:
+        for v in range(1, min(ceil(conv.out_channels / cpu.lanes), _MOST_VECTORS) + 1):
+            for rows, columns in _SHAPES:
+                tile = Tile(v, min(rows, plane[0]), min(columns, plane[1]), taps, dot, is_joined)
+                if tile.registers <= cpu.registers:
+                    found |= {tile, replace(tile, by_tile=True)}
+    return sorted(found, key=lambda t: cycles(conv, t, plane, cpu))[:most]
 
 
-def cycles(step: Conv, tile: Tile, source: Value, plane: tuple[int, int], cpu: Cpu) -> float:
+def cycles(conv: BranchedConv, tile: Tile, plane: tuple[int, int], cpu: Cpu) -> float:
     """Of one image, by the model: a product of vectors takes a cycle, and so does a load; shuffles go beside, in part."""
-    conv = step.conv
-    every = panels(conv, tile.vectors, cpu.lanes, tile.window)
+    every = panels(conv, tile.vectors, cpu.lanes, tile.dot)
     parts = conv.kernel_shape[0] * conv.kernel_shape[1] // (tile.taps[0] * tile.taps[1])
     count = ceil(plane[0] / tile.rows) * ceil(plane[1] / tile.columns)
     rows, columns = plane[0] / ceil(plane[0] / tile.rows), plane[1] / ceil(plane[1] / tile.columns)
-    reads = len(places(conv, tile, tile.rows, tile.columns)) * rows * columns / (tile.rows * tile.columns)
-    total = 0.0
+    reads = rows * columns
+    for axis, (n, taps) in enumerate(zip((tile.rows, tile.columns), tile.taps, strict=True)):
+        reads *= len({p * conv.strides[axis] + t * conv.dilations[axis] for p in range(n) for t in range(taps)}) / n
+    total, wide = 0.0, max(1, tile.dot.window // (4 * cpu.lanes))
     for panel in every:
         products = rows * columns * panel.vectors * tile.taps[0] * tile.taps[1]
-        loads = reads * max(1, tile.window // 64) + panel.vectors * tile.taps[0] * tile.taps[1] + 1
-        inner = max(products + (_PICK * reads if tile.window else 0.1 * reads), loads, 4.0)
+        loads = reads * wide + panel.vectors * tile.taps[0] * tile.taps[1] + 1
+        inner = max(products + reads * (_PICK * wide if tile.dot.window else _SPREAD), loads, 4.0)
         total += count * (inner * parts * panel.items + _STORE * rows * columns * panel.vectors + _CALL)
-    streams = conv.out_channels * conv.in_channels * conv.kernel_shape[0] * conv.kernel_shape[1] < source.size
-    return total * (1.0 if tile.by_tile == streams else 1.005)
+    few = conv.out_channels * conv.kernel_shape[0] * conv.kernel_shape[1] < plane[0] * plane[1]  # weights, by pixels
+    return total * (1.0 if tile.by_tile == few else 1.005)
 
 
 def shapes(tile: Tile, plane: tuple[int, int]) -> dict[tuple[int, int], list[tuple[int, int]]]:
@@ -111,10 +111,7 @@ def shapes(tile: Tile, plane: tuple[int, int]) -> dict[tuple[int, int], list[tup
     return found
 
 
-def executed(step: Conv, tile: Tile, target: Value, cpu: Cpu) -> int:
+def executed(conv: BranchedConv, tile: Tile, pixels: int, cpu: Cpu) -> int:
     """Multiply-accumulates of one image."""
-    def of(panel: Panel) -> int:
-        return panel.items * QUAD * panel.vectors * cpu.lanes
-
-    taps = step.conv.kernel_shape[0] * step.conv.kernel_shape[1]
-    return target.pixels * taps * sum(map(of, panels(step.conv, tile.vectors, cpu.lanes, tile.window)))
+    vectors = sum(panel.items * panel.vectors for panel in panels(conv, tile.vectors, cpu.lanes, tile.dot))
+    return pixels * conv.kernel_shape[0] * conv.kernel_shape[1] * vectors * tile.dot.word * cpu.lanes

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gkp.converter.native.kernels.cpu import Cpu
+from gkp.converter.native.kernels.integers import depthwise as integers
 from gkp.converter.native.kernels.kernel import Kernel
 from gkp.converter.native.kernels.layout import Layout
 from gkp.converter.native.kernels.steps.convert import convert, pack, reshape, space_to_depth, unpack
@@ -26,6 +27,7 @@ from gkp.converter.native.program import (
     ConstantBinary,
     Copy,
     Depthwise,
+    Dequantise,
     Interleave,
     Map,
     Normalise,
@@ -33,6 +35,7 @@ from gkp.converter.native.program import (
     Permute,
     Pool,
     PRelu,
+    Quantise,
     Reduce,
     Reshape,
     Resize,
@@ -44,7 +47,7 @@ from gkp.converter.native.program import (
 __all__ = ["SimpleStep", "convert", "pack", "space_to_depth", "step_kernel", "unpack"]
 
 SimpleStep = (Depthwise | Pool | Binary | ConstantBinary | Affine | Copy | Paste | Interleave | Reshape | Resize | Softmax
-              | Reduce | Normalise | PRelu | Map | Permute)
+              | Reduce | Normalise | PRelu | Map | Permute | Quantise | Dequantise)
 
 
 def step_kernel(step: SimpleStep, values: Sequence[Value], layouts: Mapping[int, Layout], cpu: Cpu) -> Kernel:
@@ -58,13 +61,16 @@ def step_kernel(step: SimpleStep, values: Sequence[Value], layouts: Mapping[int,
         return binary(step, layouts[step.a], layouts[step.b], target, cpu)
     source = layouts[step.source]
     if isinstance(step, Depthwise):
-        return depthwise(step, source, target, None if step.residual is None else layouts[step.residual], cpu)
+        make = depthwise if source.value.grid is None else integers.depthwise
+        return make(step, source, target, None if step.residual is None else layouts[step.residual], cpu)
     return _KERNELS[type(step)](step, source, target, cpu)
 
 
 _KERNELS: Mapping[type[SimpleStep], Callable[[Any, Layout, Layout, Cpu], Kernel]] = {
     Pool: pool, Affine: affine, ConstantBinary: constant_binary, Copy: copy, Paste: paste, Interleave: interleave,
     Resize: resize, Reduce: reduce, Normalise: normalise, PRelu: prelu, Map: map_, Permute: permute,
+    Quantise: lambda step, source, target, cpu: convert(source, target, cpu),
+    Dequantise: lambda step, source, target, cpu: convert(source, target, cpu),
     Reshape: lambda step, source, target, cpu: reshape(source, target, cpu),
     Softmax: lambda step, source, target, cpu: softmax(source, target, cpu),
 }

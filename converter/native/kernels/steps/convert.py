@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from gkp.converter.native.dtypes import FLOAT32, DType
 from gkp.converter.native.kernels.cpu import Cpu
@@ -10,23 +11,23 @@ from gkp.converter.native.kernels.emit import at, block, chunks, fill, kernel, l
 from gkp.converter.native.kernels.kernel import Kernel
 from gkp.converter.native.kernels.layout import Layout
 from gkp.converter.native.kernels.steps.elementwise import elementwise, whole
+from gkp.converter.native.kernels.steps.grids import between, typed
 from gkp.converter.native.program import Value
 
 
 def convert(source: Layout, target: Layout, cpu: Cpu) -> Kernel:
-    """The kernel that copies a value from one layout to another. Reads and writes no cell but the value's own, where a
-    buffer has no slack."""
-    return kernel(conversion(source, target, cpu.lanes))
+    """The kernel that copies a value from one layout to another, or to another grid. Reads and writes no cell but the
+    value's own, where a buffer has no slack."""
+    return typed(conversion(source, target, cpu.lanes), source, target)
 
 
 def conversion(source: Layout, target: Layout, lanes: int) -> str:
     """The body of convert's kernel."""
     value = target.value
-    if source.value != value:
+    if source.value.shape != value.shape:
         raise ValueError(f"cannot convert a value of shape {source.value} to {value}")
     if source.planar == target.planar or value.pixels == 1 or value.channels == 1:
-        return elementwise(whole("y", target), [whole("x", source)], (value.channels, value.height, value.width),
-                           lambda v: v[0], True, lanes)
+        return elementwise(whole("y", target), [whole("x", source)], value.shape, lambda v: v[0], True, lanes)
     return _Transposition(source, target, lanes).body()
 
 
@@ -77,14 +78,16 @@ class _Transposition:
                       for pointer, a in (("x", s), ("y", t)))
         planes = self._planes(channels, rows, width, s.planar)
         pixels = self._pixels(channels, rows, width, c, not s.planar)
+        other = between(lambda v: v[0], ["v[k]"], [s.value.grid], t.value.grid)
+        onto = "" if other == "v[k]" else loop("k", 0, channels, f"v[k] = {other};\n")
         return fill('''
-            const float* s = @s@;
-            float* t = @t@;
+            const auto* s = @s@;
+            auto* t = @t@;
             V v[LANES] = {};
             @load@
-            transpose(v);
             @store@
-        ''', s=s_at, t=t_at, load=planes if s.planar else pixels, store=pixels if s.planar else planes)
+        ''', s=s_at, t=t_at, load=f"{planes}{onto}transpose(v);\n" if s.planar else pixels,
+                    store=pixels if s.planar else f"transpose(v);\n{onto}{planes}")
 
     def _planes(self, channels: int, rows: int, width: int, loads: bool) -> str:
         """Vectors of pixels, one per channel."""
@@ -198,13 +201,14 @@ def _halves(width: int, out: int, sx: int, ox: int, lanes: int) -> str:
 
 # ---- the user's arrays ------------------------------------------------------------------------------------------
 def contiguous(value: Value) -> Layout:
-    """A [C, H, W] array without any slack; its address is a multiple of 4 bytes only."""
-    return Layout(value, value.pixels, value.width, 1, 0, value.size, value.channels)
+    """A [C, H, W] array of float32 without any slack; its address is a multiple of 4 bytes only."""
+    plain = replace(value, dtype=FLOAT32, grid=None)
+    return Layout(plain, value.pixels, value.width, 1, 0, value.size, value.channels)
 
 
 def pack(dtype: DType, layout: Layout, cpu: Cpu) -> Kernel:
     """x: the user's contiguous [C, H, W] array of this type, of which nothing else is read; y: the layout's buffer, of
-    float32: the same numbers."""
+    float32: the same numbers, or on a grid."""
     given = contiguous(layout.value)
     if dtype == FLOAT32:
         return convert(given, layout, cpu)
@@ -220,23 +224,23 @@ def pack(dtype: DType, layout: Layout, cpu: Cpu) -> Kernel:
 
 
 def unpack(layout: Layout, cpu: Cpu) -> Kernel:
-    """x: the layout's buffer; y: the user's contiguous [C, H, W] array, beyond which nothing is written."""
+    """x: the layout's buffer; y: the user's contiguous [C, H, W] array of float32, beyond which nothing is written."""
     return convert(layout, contiguous(layout.value), cpu)
 
 
 # ---- another shape ----------------------------------------------------------------------------------------------
 def reshape(source: Layout, target: Layout, cpu: Cpu) -> Kernel:
     """Order of the elements: channel, row, column. Raises ValueError if the sizes differ."""
-    if source.value.size != target.value.size:
+    if source.value.size != target.value.size or source.value.grid != target.value.grid:
         raise ValueError(f"cannot reshape {source.value} to {target.value}")
     if source.value == target.value:
-        return kernel(conversion(source, target, cpu.lanes))
+        return typed(conversion(source, target, cpu.lanes), source, target)
     if _contiguous(target):
-        return kernel(conversion(source, _view(target, source.value), cpu.lanes))
+        return typed(conversion(source, _view(target, source.value), cpu.lanes), source, target)
     if _contiguous(source):
-        return kernel(conversion(_view(source, target.value), target, cpu.lanes))
+        return typed(conversion(_view(source, target.value), target, cpu.lanes), source, target)
     body = f"y[{_place(target)}] = x[{_place(source)}];\n"
-    return kernel(share(target.value.size) + loop("i", "begin", "end", body))
+    return typed(share(target.value.size) + loop("i", "begin", "end", body), source, target)
 
 
 def _contiguous(layout: Layout) -> bool:

@@ -8,10 +8,11 @@ import numpy as np
 
 from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.emit import at, block, fill, kernel, loop, share
-from gkp.converter.native.kernels.kernel import Kernel
+from gkp.converter.native.kernels.kernel import Kernel, literal
 from gkp.converter.native.kernels.layout import Layout
-from gkp.converter.native.kernels.steps.elementwise import Operand, elementwise, whole
-from gkp.converter.native.program import Copy
+from gkp.converter.native.kernels.steps.elementwise import elementwise, whole
+from gkp.converter.native.kernels.steps.grids import typed
+from gkp.converter.native.program import Copy, Grid
 
 _FEW = 8  # runs of consecutive channels that are written out one by one
 
@@ -24,9 +25,11 @@ def copy(step: Copy, source: Layout, target: Layout, cpu: Cpu) -> Kernel:
             or step.first + index.size > value.channels \
             or (value.height - 1) * sy >= source.value.height or (value.width - 1) * sx >= source.value.width:
         raise ValueError(f"a copy of {index.size} channels of {source.value} does not fit {value}")
+    if (source.value.grid is None) != (value.grid is None):
+        raise ValueError(f"a copy moves no elements of {source.value.grid} to {value.grid}")
     if not index.size:
         return kernel("")
-    strided = Operand("x", source.origin, (source.channel, source.row * sy, source.column * sx))
+    strided = replace(whole("x", source), strides=(source.channel, source.row * sy, source.column * sx))
     written = replace(whole("y", target), origin=target.offset(step.first, 0, 0))
     follows = np.where(index[:-1] < 0, index[1:] < 0, index[1:] == index[:-1] + 1)
     starts = np.append(0, 1 + np.flatnonzero(~follows))
@@ -41,11 +44,13 @@ def copy(step: Copy, source: Layout, target: Layout, cpu: Cpu) -> Kernel:
             operands = [] if index[begin] < 0 else [replace(strided, origin=origin)]
             text += block("", elementwise(to, operands, (int(end - begin), *plane), lambda v: v[0] if v else "V{}",
                                           halos or (planar and not operands), cpu.lanes))
-        return kernel(text)
+        return typed(text, source, target)
     table = "const int* index = reinterpret_cast<const int*>(data);\n"
     data = index.astype("<i4").tobytes()
+    if value.grid is not None and source.value.grid is not None:
+        data += _onto(source.value.grid, value.grid)
     if not planar:
-        return kernel(table + _pixels(step, source, target), data)
+        return typed(table + _pixels(step, source, target), source, target, data=data)
     channel = replace(strided, pointer="s", origin=0)
     rows = elementwise(replace(written, pointer="t", origin=0), [channel], (1, *plane), lambda v: v[0], halos, cpu.lanes,
                        False)
@@ -64,15 +69,26 @@ def copy(step: Copy, source: Layout, target: Layout, cpu: Cpu) -> Kernel:
     return kernel(table + share(index.size) + loop("k", "begin", "end", body), data)
 
 
+def _onto(source: Grid, target: Grid) -> bytes:
+    """Each integer on another grid."""
+    numbers = (np.arange(256, dtype=np.float32) - np.float32(source.zero)) * np.float32(source.scale)
+    steps = np.rint(numbers / np.float32(target.scale)) + target.zero
+    return bytes(np.clip(steps, 0, 255).astype(np.uint8))
+
+
 def _pixels(step: Copy, source: Layout, target: Layout) -> str:
-    """Channels-last target: pixel by pixel, channel by channel."""
+    """Channels-last target: pixel by pixel, channel by channel; integers by a table of what they are on its grid."""
     sy, sx = step.strides
-    chosen = "index[k]" if source.channel == 1 else f"index[k] * {source.channel}"
+    chosen = f"s[{'index[k]' if source.channel == 1 else f'index[k] * {source.channel}'}]"
+    zero, onto, value = literal(0), "", chosen
+    if target.value.grid is not None:
+        onto = f"const unsigned char* onto = data + {4 * step.index.size};\n"
+        zero, value = str(target.value.grid.zero), f"onto[{chosen}]"
     body = fill('''
-        const float* s = @s@;
-        float* t = @t@;
+        const auto* s = @s@;
+        auto* t = @t@;
         @channels@
     ''', s=at("x", source.origin, ("row", source.row * sy), ("column", source.column * sx)),
                 t=at("y", target.offset(step.first, 0, 0), ("row", target.row), ("column", target.column)),
-                channels=loop("k", 0, step.index.size, f"t[k] = index[k] < 0 ? 0.0f : s[{chosen}];\n"))
-    return share(target.value.height) + loop("row", "begin", "end", loop("column", 0, target.value.width, body))
+                channels=loop("k", 0, step.index.size, f"t[k] = index[k] < 0 ? {zero} : {value};\n"))
+    return onto + share(target.value.height) + loop("row", "begin", "end", loop("column", 0, target.value.width, body))

@@ -9,10 +9,11 @@ from math import prod
 import numpy as np
 
 from gkp.converter.native.kernels.cpu import Cpu
-from gkp.converter.native.kernels.emit import at, block, chunks, get, kernel, loop, put, share
+from gkp.converter.native.kernels.emit import at, block, chunks, get, loop, put, share
 from gkp.converter.native.kernels.kernel import Kernel, activation
 from gkp.converter.native.kernels.layout import Layout
-from gkp.converter.native.program import Affine, Binary, ConstantBinary, zero_at_zero
+from gkp.converter.native.kernels.steps.grids import between, element, typed
+from gkp.converter.native.program import Affine, Binary, ConstantBinary, Grid, zero_at_zero
 
 _OPERATORS = {"add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "div": "{0} / {1}", "max": "maximum({0}, {1})",
               "min": "minimum({0}, {1})"}
@@ -21,15 +22,18 @@ _OPERATORS = {"add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "div":
 @dataclass(frozen=True)
 class Operand:
     """Element (c, y, x) lies at pointer[origin + c * strides[0] + y * strides[1] + x * strides[2]]. A stride of 0
-    broadcasts."""
+    broadcasts. grid: of integers; gaps: are there places without a channel between those with one?"""
 
     pointer: str
     origin: int
     strides: tuple[int, int, int]
+    grid: Grid | None = None
+    gaps: bool = False
 
 
 def whole(pointer: str, layout: Layout) -> Operand:
-    return Operand(pointer, layout.origin, (layout.channel, layout.row, layout.column))
+    return Operand(pointer, layout.origin, (layout.channel, layout.row, layout.column), layout.value.grid,
+                   layout.padded != layout.value.channels)
 
 
 @dataclass(frozen=True)
@@ -48,22 +52,24 @@ def elementwise(target: Operand, operands: Sequence[Operand], shape: tuple[int, 
     of them exactly.
 
     keeps_zero: the expression of zeros is zero, and everything between the elements is zero in every operand and may
-    be written: where all have the same strides, halos are then computed like elements, in one long line.
+    be written: where all have the same strides, halos are then computed like elements, in one long line. (Of integers, what
+    lies where there is no channel is not zero.)
     split: the parts share the work (else each does it all)."""
+    keeps_zero &= target.grid is not None or not any(o.grid and o.gaps for o in operands)
     axes = _axes(target, operands, shape, keeps_zero)
     *outer, inner = axes
     terms = [[(a.name, a.strides[k]) for a in outer] for k in range(1 + len(operands))]
     addresses = [at(o.pointer, o.origin, *t) for o, t in zip((target, *operands), terms, strict=True)]
-    body = f"float* {target.pointer}s = {addresses[0]};\n"
+    body = f"{element(target.grid).c}* {target.pointer}s = {addresses[0]};\n"
     for k, operand in enumerate(operands, 1):
-        body += (f"const float* {operand.pointer}s = {addresses[k]};\n" if inner.strides[k]
+        body += (f"const {element(operand.grid).c}* {operand.pointer}s = {addresses[k]};\n" if inner.strides[k]
                  else f"const V {operand.pointer}v = splat(*({addresses[k]}));\n")
 
     def piece(position: str, n: int) -> str:
         values = [get(at(f"{o.pointer}s", 0, (position, s)), n, lanes, s) if s else f"{o.pointer}v"
                   for o, s in zip(operands, inner.strides[1:], strict=True)]
         place = at(f"{target.pointer}s", 0, (position, inner.strides[0]))
-        return put(place, expression(values), n, lanes, inner.strides[0])
+        return put(place, between(expression, values, [o.grid for o in operands], target.grid), n, lanes, inner.strides[0])
 
     if not outer and split:
         return body + _line(inner.extent, lanes, piece)
@@ -111,37 +117,38 @@ def _axes(target: Operand, operands: Sequence[Operand], shape: tuple[int, int, i
 def affine(step: Affine, source: Layout, target: Layout, cpu: Cpu) -> Kernel:
     """x: source; the data are scale, then shift."""
     value = target.value
-    if source.value != value or step.scale.shape != (value.channels,) or step.shift.shape != (value.channels,):
+    if source.value.shape != value.shape or step.scale.shape != (value.channels,) or step.shift.shape != (value.channels,):
         raise ValueError(f"{step.scale.size} scales and {step.shift.size} shifts for {source.value} giving {value}")
     constants = "const float* scale = reinterpret_cast<const float*>(data);\n" \
         + f"const float* shift = scale + {value.channels};\n"
     operands = [whole("x", source), Operand("scale", 0, (1, 0, 0)), Operand("shift", 0, (1, 0, 0))]
-    body = elementwise(whole("y", target), operands, (value.channels, value.height, value.width),
+    body = elementwise(whole("y", target), operands, value.shape,
                        lambda v: activation(step.activation, f"{v[0]} * {v[1]} + {v[2]}"), False, cpu.lanes)
     data = np.concatenate([step.scale, step.shift]).astype("<f4").tobytes()
-    return kernel(constants + body, data)
+    return typed(constants + body, source, target, data=data)
 
 
 def binary(step: Binary, a: Layout, b: Layout, target: Layout, cpu: Cpu) -> Kernel:
     """x: a; r: b; broadcast along the axes on which they have size 1. Raises ValueError for shapes that do not fit."""
     value = target.value
-    shape = (value.channels, value.height, value.width)
+    shape = value.shape
     operands = []
     for pointer, operand in (("x", a), ("r", b)):
-        given = (operand.value.channels, operand.value.height, operand.value.width)
+        given = operand.value.shape
         if any(n not in (1, m) for n, m in zip(given, shape, strict=True)):
             raise ValueError(f"cannot broadcast {operand.value} to {value}")
         operands.append(_broadcast(whole(pointer, operand), given))
-    keeps_zero = zero_at_zero(step.activation) and a.value == b.value == value and step.op != "div"
-    return kernel(elementwise(whole("y", target), operands, shape,
-                              lambda v: activation(step.activation, _OPERATORS[step.op].format(*v)), keeps_zero, cpu.lanes))
+    keeps_zero = zero_at_zero(step.activation) and a.value.shape == b.value.shape == shape and step.op != "div"
+    body = elementwise(whole("y", target), operands, shape,
+                       lambda v: activation(step.activation, _OPERATORS[step.op].format(*v)), keeps_zero, cpu.lanes)
+    return typed(body, a, target, b)
 
 
 def constant_binary(step: ConstantBinary, source: Layout, target: Layout, cpu: Cpu) -> Kernel:
     """x: source; the data are the constant, its axes in the order of the target's. Raises ValueError if it does not fit."""
     value, given = target.value, step.constant.shape
-    shape = (value.channels, value.height, value.width)
-    if source.value != value or len(given) != 3 or any(n not in (1, m) for n, m in zip(given, shape, strict=True)):
+    shape = value.shape
+    if source.value.shape != shape or len(given) != 3 or any(n not in (1, m) for n, m in zip(given, shape, strict=True)):
         raise ValueError(f"a constant of shape {given} does not take {source.value} to {value}")
     _, height, width = given
     if target.planar:
@@ -151,7 +158,8 @@ def constant_binary(step: ConstantBinary, source: Layout, target: Layout, cpu: C
     constant = _broadcast(Operand("constant", 0, strides), given)
     body = elementwise(whole("y", target), [whole("x", source), constant], shape,
                        lambda v: activation(step.activation, _OPERATORS[step.op].format(*v)), False, cpu.lanes)
-    return kernel("const float* constant = reinterpret_cast<const float*>(data);\n" + body, data.astype("<f4").tobytes())
+    return typed("const float* constant = reinterpret_cast<const float*>(data);\n" + body, source, target,
+                 data=data.astype("<f4").tobytes())
 
 
 def _broadcast(operand: Operand, shape: Sequence[int]) -> Operand:

@@ -10,25 +10,25 @@ from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.emit import at, block, fill, kernel, loop, planes
 from gkp.converter.native.kernels.kernel import Kernel
 from gkp.converter.native.kernels.layout import Layout
-from gkp.converter.native.kernels.steps.elementwise import Operand, elementwise, whole
+from gkp.converter.native.kernels.steps.elementwise import elementwise, whole
+from gkp.converter.native.kernels.steps.grids import typed
 from gkp.converter.native.program import Interleave, Paste
 
 
 def paste(step: Paste, source: Layout, target: Layout, cpu: Cpu) -> Kernel:
     """Writes the source's rows and columns of the target and nothing else. Raises ValueError if it does not fit in."""
     (y, x), small, large = step.offset, source.value, target.value
-    if min(y, x) < 0 or small.channels != large.channels or y + small.height > large.height \
+    if small.grid != large.grid or min(y, x) < 0 or small.channels != large.channels or y + small.height > large.height \
             or x + small.width > large.width:
         raise ValueError(f"{small} does not fit into {large} at {step.offset}")
     to = replace(whole("y", target), origin=target.offset(0, y, x))
-    shape = (small.channels, small.height, small.width)
-    return kernel(elementwise(to, [whole("x", source)], shape, lambda v: v[0], False, cpu.lanes))
+    return typed(elementwise(to, [whole("x", source)], small.shape, lambda v: v[0], False, cpu.lanes), source, target)
 
 
 def interleave(step: Interleave, source: Layout, target: Layout, cpu: Cpu) -> Kernel:
     """Phase by phase; in planes with several phases per row, row by row. Raises ValueError if the shapes do not fit."""
     (sy, sx), (oy, ox), value, phases = step.strides, step.offsets, target.value, source.value
-    if min(sy, sx) < 1 or min(oy, ox) < 0 or phases.channels != value.channels * sy * sx \
+    if phases.grid != value.grid or min(sy, sx) < 1 or min(oy, ox) < 0 or phases.channels != value.channels * sy * sx \
             or (value.height - 1 + oy) // sy >= phases.height or (value.width - 1 + ox) // sx >= phases.width:
         raise ValueError(f"{phases} does not interleave to {value} with strides {step.strides}")
     if sx > 1 and source.planar and target.planar:
@@ -39,11 +39,12 @@ def interleave(step: Interleave, source: Layout, target: Layout, cpu: Cpu) -> Ke
         shape = (value.channels, -(-(value.height - row) // sy), -(-(value.width - column) // sx))
         if min(shape) < 1:
             continue
-        to = Operand("y", target.offset(0, row, column), (target.channel, target.row * sy, target.column * sx))
+        to = replace(whole("y", target), origin=target.offset(0, row, column),
+                     strides=(target.channel, target.row * sy, target.column * sx))
         of = replace(whole("x", source), origin=source.offset((py * sx + px) * value.channels, (row + oy) // sy,
                                                               (column + ox) // sx))
         text += block("", elementwise(to, [of], shape, lambda v: v[0], False, cpu.lanes))
-    return kernel(text)
+    return typed(text, source, target)
 
 
 def _rows(step: Interleave, s: Layout, t: Layout) -> str:

@@ -9,8 +9,9 @@ import numpy as np
 
 from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.emit import at, block, chunks, fill, get, kernel, loop, pixels, planes, put, share
-from gkp.converter.native.kernels.kernel import Kernel
+from gkp.converter.native.kernels.kernel import Kernel, literal
 from gkp.converter.native.kernels.layout import Layout
+from gkp.converter.native.kernels.steps.grids import integers, typed
 from gkp.converter.native.program import Pool
 from gkp.types import Floats
 
@@ -24,16 +25,16 @@ def pool(step: Pool, source: Layout, target: Layout, cpu: Cpu) -> Kernel:
         raise ValueError(f"cannot pool {source.value} to {target.value}")
     plane = (source.value.height, source.value.width)
     if step.kernel == plane and not any(step.pads) and target.value.pixels == 1 and step.dilations == (1, 1):
-        return _whole_plane(step, source, target, cpu.lanes)
+        return typed(_whole_plane(step, source, target, cpu.lanes), source, target)
     writer = _Windows(step, source, target, cpu.lanes)
     if not source.planar and not target.planar:
-        return kernel(writer.constants() + writer.channels_last(), writer.data())
+        return typed(writer.constants() + writer.channels_last(), source, target, data=writer.data())
     if source.planar and target.planar and writer.line <= _LONGEST_LINE:
         return kernel(writer.constants() + writer.planar(), writer.data())
-    return kernel(writer.constants() + writer.scalar(), writer.data())
+    return typed(writer.constants() + writer.scalar(), source, target, data=writer.data())
 
 
-def _whole_plane(step: Pool, source: Layout, target: Layout, lanes: int) -> Kernel:
+def _whole_plane(step: Pool, source: Layout, target: Layout, lanes: int) -> str:
     """Global pooling."""
     value = source.value
     start, scale = ("-__builtin_inff()", "") if step.maximum else ("0.0f", f" * {1 / value.pixels!r}f")
@@ -55,14 +56,24 @@ def _whole_plane(step: Pool, source: Layout, target: Layout, lanes: int) -> Kern
                     s=at("x", source.origin, ("c", source.channel)), place=at("y", target.origin, ("c", target.channel)),
                     rows=inner if rows == 1 else loop("row", 0, rows, inner + f"s += {source.row};\n"),
                     join=[f"a = {combine('a', name)};" for name in sums[1:]], total="largest" if step.maximum else "sum")
-        return kernel(share(value.channels) + loop("c", "begin", "end", text))
+        return share(value.channels) + loop("c", "begin", "end", text)
+    read, stored = _between(step, source, target)
 
     def piece(c: str, n: int) -> str:
-        s = at("x", source.origin, (c, 1), ("row", source.row), ("column", source.column))
-        inner = loop("row", 0, value.height, loop("column", 0, value.width, f"v = {combine('v', get(s, n, lanes))};\n"))
-        return f"V v = splat({start});\n" + inner + put(at("y", target.origin, (c, target.channel)), f"v{scale}", n, lanes,
-                                                        target.channel)
-    return kernel(_vectors(value.channels, lanes, piece))
+        cell = read(get(at("x", source.origin, (c, 1), ("row", source.row), ("column", source.column)), n, lanes))
+        inner = loop("row", 0, value.height, loop("column", 0, value.width, f"v = {combine('v', cell)};\n"))
+        return f"V v = splat({start});\n" + inner + put(at("y", target.origin, (c, target.channel)), stored(f"v{scale}"), n,
+                                                        lanes, target.channel)
+    return _vectors(value.channels, lanes, piece)
+
+
+def _between(step: Pool, source: Layout, target: Layout) -> tuple[Callable[[str], str], Callable[[str], str]]:
+    """What is combined of elements as they lie in memory, and what is stored of the result. Integers are combined as such: a
+    maximum stays where it is on the grid, and sums are exact."""
+    grid, to = source.value.grid, target.value.grid
+    if grid is None or (step.maximum and grid == to):
+        return lambda v: v, lambda v: v if grid is not None else integers(v, to)
+    return lambda v: f"({v} - {literal(grid.zero)})", lambda v: integers(f"{v} * {literal(grid.scale)}", to)
 
 
 def _reduction(n: int, lanes: int, combine: Callable[[str, str], str], fill: str) -> tuple[str, str]:
@@ -192,19 +203,22 @@ class _Windows:
     def channels_last(self) -> str:
         """Vectors of channels, pixel by pixel."""
         s, t = self.source, self.target
+        read, stored = _between(self.step, s, t)
 
         def piece(c: str, n: int) -> str:
-            cell = get(at("x", s.origin, (c, 1), ("fy", s.row), ("fx", s.column)), n, self.lanes)
+            cell = read(get(at("x", s.origin, (c, 1), ("fy", s.row), ("fx", s.column)), n, self.lanes))
             place = at("y", t.origin, (c, 1), ("row", t.row), ("column", t.column))
             return (f"V v = splat({self.start});\n" + self._window(f"v = {self.combine('v', cell)};\n")
-                    + put(place, f"v{self._scale()}", n, self.lanes))
+                    + put(place, stored(f"v{self._scale()}"), n, self.lanes))
         return pixels(t.value.height, t.value.width, chunks(t.value.channels, self.lanes, piece, "c"))
 
     def scalar(self) -> str:
-        """Any layouts."""
+        """Any layouts, of which the target's is of floats."""
         s, t = self.source, self.target
-        cell = f"*({at('x', s.origin, ('c', s.channel), ('fy', s.row), ('fx', s.column))})"
+        read, stored = _between(self.step, s, t)
+        cell = read(f"*({at('x', s.origin, ('c', s.channel), ('fy', s.row), ('fx', s.column))})")
         more = f"const float f = {cell};\n" + ("v = f > v ? f : v;\n" if self.step.maximum else "v += f;\n")
         body = f"float v = {self.start};\n" + self._window(more)
-        body += f"*({at('y', t.origin, ('c', t.channel), ('row', t.row), ('column', t.column))}) = v{self._scale()};\n"
+        place = at("y", t.origin, ("c", t.channel), ("row", t.row), ("column", t.column))
+        body += f"*({place}) = {stored(f'v{self._scale()}')};\n"
         return pixels(t.value.height, t.value.width, loop("c", 0, t.value.channels, body))

@@ -2,22 +2,141 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from integer_kit import ZEN4, Layer, check_layers, has, layer_ways, random_layer
+from integer_kit import (
+    ZEN4,
+    Layer,
+    check_emulated,
+    check_layers,
+    has,
+    layer_ways,
+    processors,
+    quantised,
+    random_layer,
+    rebuilt,
+    refilled,
+)
 
+from gkp.branched import Branch, BranchedConv
+from gkp.converter.native.dtypes import FLOAT32
+from gkp.converter.native.kernels.cpu import CPUS, DOTPROD, I8MM, VECTORS, Cpu
 from gkp.converter.native.kernels.way import Way
+from gkp.converter.native.program import Activation, Grid
 
+Rng = np.random.Generator
 needs_vnni = pytest.mark.skipif(not has("avx512_vnni", "avx512vbmi"), reason="this processor has no AVX512-VNNI with VBMI")
 
 
-def some_ways(rng: np.random.Generator, layer: Layer, most: int) -> list[tuple[Layer, Way]]:
-    found = list(layer_ways(layer, ZEN4))
-    assert found, layer.label
+def some_ways(rng: Rng, layer: Layer, cpu: Cpu, most: int) -> list[tuple[Layer, Way]]:
+    """Of each sort one at random, but of all sorts at most so many."""
+    sorts: dict[str, list[Way]] = {}
+    for way in layer_ways(layer, cpu):
+        sorts.setdefault(way.sort, []).append(way)
+    assert sorts, layer.label
+    found = [ways[rng.integers(len(ways))] for ways in sorts.values()]
     return [(layer, found[n]) for n in rng.permutation(len(found))[:most]]
 
 
-@needs_vnni
-def test_random_layers() -> None:
+def form(rng: Rng, ins: int, outs: int, branches: Sequence[tuple[Sequence[int], Sequence[int]]], kernel: tuple[int, int] = (3, 3),
+         strides: tuple[int, int] = (1, 1), pads: tuple[int, int, int, int] | None = None, dilations: tuple[int, int] = (1, 1)
+         ) -> BranchedConv:
+    parts = tuple(Branch(np.array(i, np.int64), np.array(o, np.int64), rng.standard_normal((len(o), len(i), *kernel)))
+                  for i, o in branches)
+    half = tuple(d * (k - 1) // 2 for d, k in zip(dilations, kernel, strict=True))
+    return BranchedConv(ins, outs, parts, np.zeros(outs), kernel, strides, pads or (*half, *half), dilations)
+
+
+def dense(rng: Rng, ins: int, outs: int, kernel: tuple[int, int] = (3, 3), strides: tuple[int, int] = (1, 1)) -> BranchedConv:
+    return form(rng, ins, outs, [(range(ins), range(outs))], kernel, strides)
+
+
+def tmi_gkp(rng: Rng, channels: int, groups: int) -> BranchedConv:
+    """Every group reads 9 of 16 channels, and writes any."""
+    outs = np.array_split(rng.permutation(channels), groups)
+    return form(rng, channels, channels, [(list(rng.permutation(channels)[:channels * 9 // 16]), list(o)) for o in outs])
+
+
+def corners(rng: Rng) -> dict[str, tuple[BranchedConv, tuple[int, int]]]:
+    return {
+        "one pixel": (dense(rng, 5, 7), (1, 1)),
+        "fully connected": (dense(rng, 70, 130, (1, 1)), (1, 1)),
+        "a first layer": (dense(rng, 3, 16, (7, 7), (2, 2)), (15, 17)),
+        "groups of two outputs": (tmi_gkp(rng, 16, 8), (9, 9)),
+        "groups of eight outputs": (tmi_gkp(rng, 64, 8), (8, 8)),
+        "wide groups": (tmi_gkp(rng, 128, 4), (3, 3)),
+        "more channels than two windows": (tmi_gkp(rng, 272, 8), (2, 3)),
+        "one channel each": (form(rng, 20, 20, [([n], [n]) for n in range(20)]), (5, 6)),
+        "no branch": (form(rng, 4, 20, []), (3, 4)),
+        "outputs of no branch": (form(rng, 9, 40, [([8, 1], [39, 0])]), (3, 4)),
+        "a window larger than the plane": (dense(rng, 3, 4, (7, 7)), (2, 3)),
+        "dilation": (form(rng, 7, 9, [(range(7), range(9))], dilations=(2, 3)), (9, 8)),
+        "rows that are joined across a dilation": (form(rng, 5, 9, [([0, 4], range(9))], dilations=(1, 3), kernel=(3, 2)), (6, 7)),
+        "pads on one side": (form(rng, 5, 6, [(range(5), range(6))], pads=(2, 0, 0, 2)), (5, 7)),
+        "strides": (form(rng, 18, 33, [(range(18), range(33))], strides=(2, 3)), (7, 11)),
+        "a flat plane": (dense(rng, 33, 48, (1, 1)), (7, 7)),
+    }
+
+
+@pytest.mark.parametrize("cpu", processors())
+def test_random_layers(cpu: Cpu) -> None:
     rng = np.random.default_rng(3)
-    check_layers(rng, [case for _ in range(40) for case in some_ways(rng, random_layer(rng, curves=True), 2)], ZEN4)
+    layers = [random_layer(rng, lanes=cpu.lanes, curves=True) for _ in range(24 if cpu is ZEN4 else 8)]
+    check_layers(rng, [case for layer in layers for case in some_ways(rng, layer, cpu, 2)], cpu)
+
+
+@pytest.mark.parametrize("cpu", processors())
+def test_corners(cpu: Cpu) -> None:
+    rng, cases = np.random.default_rng(4), list[tuple[Layer, Way]]()
+    for conv, plane in corners(rng).values():
+        cases += some_ways(rng, random_layer(rng, conv, plane, cpu.lanes), cpu, 4 if cpu is ZEN4 else 2)
+    check_layers(rng, cases, cpu, parts=(1, 3))
+    if cpu is ZEN4:
+        assert {way.sort for _, way in cases} >= {"broadcast", "picked 64", "picked 128", "picked 64 rows"}
+
+
+@pytest.mark.parametrize("cpu", processors())
+def test_sums_that_saturate_at_both_ends(cpu: Cpu) -> None:
+    """The largest sums of a layer of 2,304 products, far beyond the target's grid: a clamp, not what is left of them. With
+    weights of 8 bits, and of 7."""
+    rng, cases = np.random.default_rng(5), list[tuple[Layer, Way]]()
+    for low, high in ((-128, 127), (-64, 64)):
+        conv = quantised(rng, dense(rng, 256, 32), 1.0)
+        signs = np.where(np.arange(32) % 2, high, low)[:, None, None, None]
+        assert conv.scale is not None
+        weight = (np.ones((32, 256, 3, 3)) * signs * conv.scale[:, None, None, None]).astype(np.float32)
+        conv = replace(conv, branches=(replace(conv.branches[0], weight=weight),))
+        layer = rebuilt(random_layer(rng, dense(rng, 256, 32), (3, 3), cpu.lanes, residual="none", floats=False), conv)
+        for zero in (0, 100, 255):
+            made = refilled(layer, Grid(1e-6, zero), np.full_like(layer.q, 255))
+            assert set(np.unique(made.expected)) == {0, 255}
+            cases += some_ways(rng, made, cpu, 2)
+    check_layers(rng, cases, cpu, parts=(1,))
+
+
+@needs_vnni
+def test_lanes_without_a_channel_are_zero_for_floats() -> None:
+    """Also where the function is not zero at zero, and where the residual's integers there are anything."""
+    rng, cases = np.random.default_rng(6), list[tuple[Layer, Way]]()
+    for function in (Activation.SIGMOID, Activation.RELU):
+        layer = random_layer(rng, dense(rng, 8, 19), (4, 4), residual="integers", floats=True)
+        cases += some_ways(rng, replace(layer, step=replace(layer.step, activation=function, final=Activation.NONE), quanta=-1), ZEN4, 3)
+    check_layers(rng, cases, ZEN4, parts=(1, 2))
+
+
+@pytest.mark.parametrize(("features", "needs"), [("", ()), ("+v8.2a+dotprod", (DOTPROD,)), ("+v8.6a+i8mm", (DOTPROD, I8MM))],
+                         ids=["plain", "dotprod", "i8mm"])
+def test_aarch64(features: str, needs: tuple[str, ...]) -> None:
+    rng, arm = np.random.default_rng(8), CPUS["aarch64"]
+    cpu = replace(arm, flags=(f"-mcpu=generic{features.replace('8.', '8_')}",), instructions=(VECTORS, *needs))
+    layers = [random_layer(rng, conv, plane, 4) for conv, plane in corners(rng).values()]
+    check_emulated(rng, [case for layer in layers for case in some_ways(rng, layer, cpu, 1)], cpu, 2)
+
+
+def test_a_source_of_floats_is_left_to_others() -> None:
+    layer = random_layer(np.random.default_rng(7))
+    floats = replace(layer.source.value, dtype=FLOAT32, grid=None)
+    assert not list(layer_ways(replace(layer, source=replace(layer.source, value=floats)), ZEN4))
