@@ -11,8 +11,8 @@ from gkp.converter.native.kernels.emit import at, block, chunks, fill, kernel, l
 from gkp.converter.native.kernels.kernel import Kernel
 from gkp.converter.native.kernels.layout import Layout
 from gkp.converter.native.kernels.steps.elementwise import elementwise, whole
-from gkp.converter.native.kernels.steps.grids import between, typed
-from gkp.converter.native.program import Value
+from gkp.converter.native.kernels.steps.grids import between, regridded, typed
+from gkp.converter.native.program import Grid, Value
 
 
 def convert(source: Layout, target: Layout, cpu: Cpu) -> Kernel:
@@ -212,15 +212,16 @@ def pack(dtype: DType, layout: Layout, cpu: Cpu) -> Kernel:
     given = contiguous(layout.value)
     if dtype == FLOAT32:
         return convert(given, layout, cpu)
-    value = layout.value
+    value, grid = layout.value, layout.value.grid
     body = planes(value.channels, value.height, fill('''
         const @c@* s = @s@;
-        float* t = @t@;
-        for (int column = 0; column < @width@; ++column) @place@ = static_cast<float>(s[column]);
+        auto* t = @t@;
+        for (int column = 0; column < @width@; ++column) @place@ = @number@;
     ''', c=dtype.c, s=at("x", 0, ("c", given.channel), ("row", given.row)), width=value.width,
         t=at("y", layout.origin, ("c", layout.channel), ("row", layout.row)),
-        place="t[column]" if layout.column == 1 else f"t[column * {layout.column}]"))
-    return Kernel(unit(body, x=dtype))
+        place="t[column]" if layout.column == 1 else f"t[column * {layout.column}]",
+        number="static_cast<float>(s[column])" if grid is None else "data[s[column]]"))
+    return Kernel(unit(body, x=dtype, y=value.dtype), b"" if grid is None else regridded(Grid(1.0, 0), grid))
 
 
 def unpack(layout: Layout, cpu: Cpu) -> Kernel:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from gkp.converter.native.dtypes import FLOAT32, UINT8, DType
 from gkp.converter.native.kernels.emit import fill, unit
 from gkp.converter.native.kernels.kernel import Kernel, literal
@@ -84,6 +86,13 @@ def between(expression: Callable[[Sequence[str]], str], values: Sequence[str], g
     if read and text == read[0] and grids[0] == target:
         return values[0]
     return integers(text, target)
+
+
+def regridded(source: Grid, target: Grid) -> bytes:
+    """Each integer on another grid: a table of 256."""
+    numbers = (np.arange(256, dtype=np.float32) - np.float32(source.zero)) * np.float32(source.scale)
+    steps = np.rint(numbers / np.float32(target.scale)) + target.zero
+    return bytes(np.clip(steps, 0, 255).astype(np.uint8))
 
 
 def typed(body: str, x: Layout, y: Layout, r: Layout | None = None, data: bytes = b"") -> Kernel:
