@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from gkp.converter.native.kernels.emit import fill
-from gkp.converter.native.kernels.integers.scales import HIGHEST, Scales
+from gkp.converter.native.kernels.integers.dots import Dot
+from gkp.converter.native.kernels.integers.panels import Panel
+from gkp.converter.native.kernels.integers.scales import HIGHEST, constants, scales
 from gkp.converter.native.kernels.jobs import Words
 from gkp.converter.native.kernels.kernel import literal
 from gkp.converter.native.kernels.layout import Layout
@@ -52,21 +55,26 @@ _PUT_512 = '''
 '''
 
 
-def fits(target: Layout, residual: Layout | None) -> bool:
-    """Whole vectors of what both layouts hold of a pixel."""
-    return all(at.channel == 1 and at.block is None for at in (target, residual) if at)
-
-
 class Store:
-    def __init__(self, step: Conv, scales: Scales, target: Layout, residual: Layout | None, lanes: int) -> None:
-        self._step, self._scales, self._target, self._residual, self._lanes = step, scales, target, residual, lanes
+    def __init__(self, step: Conv, dot: Dot, source: Layout, target: Layout, residual: Layout | None, lanes: int) -> None:
+        self._step, self._dot, self._source, self._target, self._residual = step, dot, source.value, target, residual
+        self._scales = scales(step, source.value, target.value, residual.value if residual else None)
+        self._lanes = lanes
         zeros = zero_at_zero(step.activation) and zero_at_zero(step.final)
         self._masked = target.value.grid is None and target.value.channels % lanes != 0 and not zeros
 
-    def constants(self, words: Words, added: npt.NDArray[np.int32], factor: npt.NDArray[np.float32], size: int) -> int:
-        """Of a panel: what begins its sums, what multiplies them, and the residual (in memory, because a compiler that sees
+    @cached_property
+    def _added(self) -> npt.NDArray[np.int32]:
+        assert self._source.grid is not None
+        return constants(self._step.conv, self._source.grid, self._dot.offset)
+
+    def constants(self, words: Words, panel: Panel) -> int:
+        """What begins its sums, what multiplies them, and the residual (in memory, because a compiler that sees
         a 1 leaves the multiplication out, and then fuses), and a mask of the lanes that hold a channel, where the others
         would not become zero by themselves."""
+        size = panel.vectors * self._lanes
+        part = slice(panel.first, panel.first + size)
+        added, factor = self._added[part], self._scales.factor[part]
         at = words.put(_padded(added, size), np.int32)
         words.put(_padded(factor, size), np.float32)
         if self._residual is not None:

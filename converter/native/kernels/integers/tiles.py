@@ -37,8 +37,8 @@ class Tile:
 
     @property
     def label(self) -> str:
-        return (f"int8 {self.sort} {self.vectors}x{self.rows}x{self.columns} taps {self.taps[0]}x{self.taps[1]}"
-                f"{' by tile' if self.by_tile else ''}")
+        return (f"{self.dot.precision} {self.sort} {self.vectors}x{self.rows}x{self.columns} "
+                f"taps {self.taps[0]}x{self.taps[1]}{' by tile' if self.by_tile else ''}")
 
     @property
     def sort(self) -> str:
@@ -47,7 +47,7 @@ class Tile:
     @property
     def registers(self) -> int:
         weights = self.taps[0] * self.taps[1] * self.vectors
-        return self.vectors * self.rows * self.columns + weights + (2 if self.dot.window else 1) + (self.dot.word < 4)
+        return self.vectors * self.rows * self.columns + weights + (2 if self.dot.window else 1) + self.dot.widens
 
 
 def groups(conv: BranchedConv, tile: Tile) -> list[tuple[Tap, list[Tap]]]:
@@ -92,7 +92,7 @@ def cycles(conv: BranchedConv, tile: Tile, plane: tuple[int, int], cpu: Cpu) -> 
     total = 0.0
     for panel in every:
         products = rows * columns * panel.vectors * tile.taps[0] * tile.taps[1]
-        loads = reads * max(1, tile.dot.window // (4 * cpu.lanes)) + panel.vectors * tile.taps[0] * tile.taps[1] + 1
+        loads = reads * max(1, tile.dot.window_bytes // (4 * cpu.lanes)) + panel.vectors * tile.taps[0] * tile.taps[1] + 1
         inner = max(products + (_PICK * reads if tile.dot.window else 0.1 * reads), loads, 4.0)
         total += count * (inner * parts * panel.items + _STORE * rows * columns * panel.vectors + _CALL)
     few = conv.out_channels * conv.kernel_shape[0] * conv.kernel_shape[1] < plane[0] * plane[1]  # weights, by pixels
