@@ -121,6 +121,8 @@ def open_source(job: Job) -> Opened:
                              "give the float model as the baseline: with --precision int8 it is quantised as well")
     calibration = read_calibration(options, model, job.progress, job.target.on_cpu)
     own = calibration if options.precision in _IN_INT8 else None
+    if own is not None and job.target.exact_bytes:
+        own = replace(own, weight_bits=8)
     if given:
         notes = (*notes, "the model is quantised: its own integers and scales are kept")
         if baseline is not None and not is_quantised(baseline.model):

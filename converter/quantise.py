@@ -192,14 +192,16 @@ def _taken_over(graph: Graph, found: _Found) -> Graph:
 
 
 def _insert(graph: Graph, node: Node, place: int, how: Quantiser, made: dict[tuple[int, Quantiser], Tensor]) -> None:
-    """A quantiser in front of an input; behind the node where that only reshapes, next to what computes with it."""
-    if node.op in RESHAPES and not node.domain:
+    """A quantiser in front of an input; behind the node where that only reshapes, next to what computes with it; and once
+    more behind a largest of some, which it does not change, so that the next layer is seen to read integers."""
+    if not node.domain and (node.op in RESHAPES or node.op == "MaxPool"):
         y = node.outputs[0]
         for reader in list(y.outputs):
             for k, tensor in enumerate(reader.inputs):
                 if tensor is y:
                     _insert(graph, reader, k, how, made)
-        return
+        if node.op != "MaxPool":
+            return
     x = node.inputs[place]
     if (id(x), how) not in made:
         y = graph.variable("quantised", x.dtype, x.shape)

@@ -38,7 +38,7 @@ from gkp.converter.native.reading.parts import NATIVE, Part, parts
 from gkp.converter.sources.base import sample_inputs
 from gkp.converter.targets.base import About, Axes, Built, Emitted, Estimate, Feeds, Target
 from gkp.converter.verify import TOLERANCE, WINOGRAD_TOLERANCE
-from gkp.errors import BackendMissingError, UsageError
+from gkp.errors import UsageError
 from gkp.manifest import Roofline
 from gkp.options.targets import NativeOptions
 from gkp.runtime.hybrid import HybridRunner
@@ -58,6 +58,7 @@ class NativeTarget(Target):
     name: ClassVar[str] = NativeOptions.name
     signed: ClassVar[bool] = True
     any_size: ClassVar[bool] = False
+    exact_bytes: ClassVar[bool] = True
 
     def __init__(self, options: NativeOptions, precision: str = "fp32", measure: bool = True,
                  progress: Progress = silent) -> None:
@@ -73,15 +74,11 @@ class NativeTarget(Target):
         return self.cpu.lanes
 
     def require(self, precision: str) -> None:
-        """The compiler is looked for when it is needed: `gkp inspect` needs none. BackendMissingError for int8 where its
-        kernels do not run here, so that nothing can be verified. UsageError for bf16 where there are no kernels of it that
-        are faster than those of fp32."""
+        """The compiler is looked for when it is needed: `gkp inspect` needs none. UsageError for bf16 where there are no
+        kernels of it that are faster than those of fp32."""
         if precision == "bf16" and BF16 not in self.cpu.instructions:
             raise UsageError(f"--target native has no bf16 for {self.cpu.name}: its processor lacks AVX512-BF16, or is no "
                              "faster in it than in fp32", "use --precision fp32 or int8, or --target openvino")
-        if precision == "int8" and not self.measurable():
-            raise BackendMissingError(f"int8 kernels for {self.cpu.name} do not run on this machine's processor",
-                                      "convert on a machine that has one, or use --precision fp32")
 
     @cached_property
     def tools(self) -> Toolchain:
@@ -96,6 +93,15 @@ class NativeTarget(Target):
         here = host_cpu()
         return machine(self.cpu) == platform.machine() and self.cpu.lanes <= here.lanes \
             and set(self.cpu.instructions) <= set(here.instructions)
+
+    @property
+    def here(self) -> Cpu:
+        """The processor, or one like it that is at hand: vectors of any width compile for any processor."""
+        if self.measurable():
+            return self.cpu
+        host = host_cpu()
+        both = tuple(name for name in self.cpu.instructions if name in host.instructions)
+        return replace(self.cpu, name=f"host ({self.cpu.name})", flags=host.flags, triple=None, instructions=both)
 
     def candidates(self, conv: BranchedConv, plane: Sequence[int]) -> tuple[Candidate, ...]:
         """The branches as they are."""
@@ -127,7 +133,7 @@ class NativeTarget(Target):
             return
         with tempfile.TemporaryDirectory(prefix="gkp-native-") as name:
             whole = beside([fuse(program(graph.copy())) for graph, _ in parts])
-            library = Compiler(self.cpu, self.tools, Model(), self.progress).library(whole, Path(name))
+            library = Compiler(self.here, self.tools, Model(), self.progress).library(whole, Path(name))
             with contextlib.closing(NativeRunner(library, threads)) as runner:
                 arrays = [array for _, feeds in parts for array in feeds.values()]
                 yield from ([y] for y in runner.run(dict(zip(runner.inputs, arrays, strict=True))))
@@ -159,13 +165,9 @@ class NativeBuilt(Built):
 
     @cached_property
     def _here(self) -> Compiled:
-        """So that it runs on this machine, though the kernels be for another processor (vectors of any width compile for any
-        processor)."""
+        """So that it runs on this machine, though the kernels be for another processor."""
         target = self._target
-        if target.measurable():
-            return self.compiled
-        host = replace(target.cpu, name=f"host ({target.cpu.name})", flags=host_cpu().flags, triple=None)
-        return self._compile(host, "here")
+        return self.compiled if target.measurable() else self._compile(target.here, "here")
 
     def _compile(self, cpu: Cpu, name: str) -> Compiled:
         folder = Path(self._folder.name) / name

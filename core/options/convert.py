@@ -112,9 +112,6 @@ class ConvertOptions(Options):
         if self.precision == "int8" and self.calibration is None:
             raise UsageError("--precision int8 learns ranges from images",
                              "add --calibration cifar10:DIR, folder:DIR, FILE.npy, FILE.npz, or random to time it only")
-        if self.calibration is not None and self.precision == "auto" and "int8" not in self.target.precisions:
-            raise UsageError(f"--calibration is for int8, in which --target {self.target.name} does not compute",
-                             f"leave it out; {_others('int8')}")
         if self.max_drop is not None and self.data is None:
             raise UsageError("--max-drop is measured on labelled images",
                              "add --data cifar10:DIR, folder:DIR or FILE.npz")

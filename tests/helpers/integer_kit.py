@@ -142,10 +142,11 @@ class Layer:
 
 
 def random_layer(rng: Rng, conv: BranchedConv | None = None, plane: tuple[int, int] | None = None, lanes: int = 16,
-                 curves: bool = False, residual: str | None = None, floats: bool | None = None) -> Layer:
-    """Of any structure, if none is given. The target's grid is one that the results fill, or overflow."""
+                 curves: bool = False, residual: str | None = None, floats: bool | None = None, largest: int | None = None
+                 ) -> Layer:
+    """Of any structure, and weights of 7 or 8 bits, if none is given. The target's grid is one that the results fill, or overflow."""
     grid = Grid(float(np.float32(rng.uniform(0.005, 0.1))), int(rng.choice([0, 1, 77, 128, 255])))
-    conv = quantised(rng, conv or random_conv(rng), grid.scale)
+    conv = quantised(rng, conv or random_conv(rng), grid.scale, largest or int(rng.choice([64, 127])))
     plane = plane or random_plane(rng, conv)
     source = Value(conv.in_channels, *plane, UINT8, grid)
     q = rng.integers(0, 256, (conv.in_channels, *plane)).astype(np.uint8)
@@ -180,7 +181,12 @@ def _layout(value: Value, halo: Any, lanes: int) -> Layout:
     return channels_last(value, halo, lanes) if value.grid is None else integers(value, halo)
 
 
-def rebuilt(layer: Layer, target: Grid, q: Array) -> Layer:
+def rebuilt(layer: Layer, conv: BranchedConv) -> Layer:
+    """With other weights, and no function; what comes out is to be told by `refilled`."""
+    return replace(layer, step=replace(layer.step, conv=conv, activation=Activation.NONE))
+
+
+def refilled(layer: Layer, target: Grid, q: Array) -> Layer:
     """With another grid of the target, and other integers. No residual."""
     source, value = layer.source.value, replace(layer.target.value, grid=target)
     assert source.grid is not None

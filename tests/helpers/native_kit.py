@@ -31,14 +31,36 @@ DRIVER = Path(__file__).with_name("native_driver.c")
 # ---- running --------------------------------------------------------------------------------------------------------
 def native_run(plan: Plan, feeds: Feeds, threads: int = 1, shared: bool | None = None) -> list[Array]:
     """Through gkp.runtime.native. float32 arrays [batch, *shape] by input name; the outputs in the plan's order."""
+    return native_runs(plan, [(feeds, threads)], shared)[0]
+
+
+def native_runs(plan: Plan, runs: Sequence[tuple[Feeds, int]], shared: bool | None = None, together: bool = False) -> list[list[Array]]:
+    """Several with different numbers of threads. together: kernels are compiled in two files, which is faster where they are
+    many."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder, found = Path(name), []
         source.write(plan, folder, shared)
-        runner = NativeRunner(toolchain.build(folder, plan.cpu), threads)
-        try:
-            return runner.run(feeds)
-        finally:
-            runner.close()
+        if together:
+            _put_together(folder)
+        library = toolchain.build(folder, plan.cpu)
+        for feeds, threads in runs:
+            runner = NativeRunner(library, threads)
+            try:
+                found.append(runner.run(feeds))
+            finally:
+                runner.close()
+        return found
+
+
+def _put_together(folder: Path) -> None:
+    """A namespace around each kernel, with a prelude of its own."""
+    (folder / "gkp.h").write_text((folder / "gkp.h").read_text().replace("#pragma once", ""))
+    files = sorted(folder.glob("kernel_*.cpp"))
+    texts = [f"namespace of_{path.stem} {{\n{path.read_text()}\n}}\n" for path in files]
+    for path in files:
+        path.unlink()
+    for half in range(2):  # two cores
+        (folder / f"kernels_{half}.cpp").write_text("".join(texts[half::2]))
 
 
 def sanitized_run(plan: Plan, feeds: Feeds, threads: int = 1, shared: bool | None = None,

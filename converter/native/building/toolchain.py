@@ -103,7 +103,7 @@ def host_cpu() -> Cpu:
     if vector_floats() < 16:
         more = [name for flag, name in _WITH_256.items() if flag in here]
         return Cpu("host", 8, 16, ("-march=native",), instructions=(VECTORS, MADD, *more))
-    more = [name for flag, name in _WITH_512.items() if flag in here]
+    more = [name for flag, name in {**_WITH_256, **_WITH_512}.items() if flag in here]
     if "avx512_bf16" in here and cpu_vendor() in _FULL_RATE_BF16:
         more.append(BF16)
     return Cpu("host", 16, 32, ("-march=native", "-mprefer-vector-width=512"), instructions=(VECTORS, MADD, *more))

@@ -36,8 +36,14 @@ class Cpu:
     instructions: tuple[str, ...] = (VECTORS,)
 
 
-CPUS = {"x86-64-v3": Cpu("x86-64-v3", 8, 16, ("-march=x86-64-v3",), None, (VECTORS, MADD)),
-        "x86-64-v4": Cpu("x86-64-v4", 16, 32, ("-march=x86-64-v4", "-mprefer-vector-width=512"), None, (VECTORS, MADD)),
-        "x86-64-v4-vnni": Cpu("x86-64-v4-vnni", 16, 32, ("-march=x86-64-v4", "-mavx512vnni", "-mavx512vbmi",
-                                                         "-mprefer-vector-width=512"), None, (VECTORS, MADD, VNNI, PERMUTE)),
-        "aarch64": Cpu("aarch64", 4, 32, ("-march=armv8-a",), "aarch64-linux-gnu")}
+_WIDE = "-mprefer-vector-width=512"
+_ARM = "aarch64-linux-gnu"
+CPUS = {c.name: c for c in (
+    Cpu("x86-64-v3", 8, 16, ("-march=x86-64-v3",), None, (VECTORS, MADD)),
+    Cpu("x86-64-v3-vnni", 8, 16, ("-march=x86-64-v3", "-mavxvnni"), None, (VECTORS, MADD, AVX_VNNI)),
+    Cpu("x86-64-v4", 16, 32, ("-march=x86-64-v4", _WIDE), None, (VECTORS, MADD)),
+    Cpu("x86-64-v4-vnni", 16, 32, ("-march=x86-64-v4", "-mavx512vnni", "-mavx512vbmi", _WIDE), None,
+        (VECTORS, MADD, VNNI, PERMUTE)),
+    Cpu("aarch64", 4, 32, ("-march=armv8-a",), _ARM),
+    Cpu("aarch64-dotprod", 4, 32, ("-march=armv8.2-a+dotprod",), _ARM, (VECTORS, DOTPROD)),
+    Cpu("aarch64-i8mm", 4, 32, ("-march=armv8.2-a+dotprod+i8mm",), _ARM, (VECTORS, DOTPROD, I8MM)))}

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from gkp.converter.native.dtypes import BFLOAT16, FLOAT32
+from gkp.converter.native.dtypes import BFLOAT16
 from gkp.converter.native.program import Value
 
 Kind = Literal["planar", "last", "bf16"]
@@ -44,6 +44,11 @@ class Layout:
         return self.size * self.value.dtype.bytes
 
     @property
+    def halo(self) -> bool:
+        """Of integers: is there any?"""
+        return self.size - _SLACK - _PIXELS * self.padded != self.padded * self.value.pixels
+
+    @property
     def kind(self) -> Kind:
         if self.value.dtype == BFLOAT16:
             return "bf16"
@@ -77,13 +82,12 @@ BYTES = 16
 """Channels of integers are padded to a multiple of so many: what one vector of 16 sums is stored as."""
 
 
-SLACK = 128
-"""Bytes that may be read past the last pixel of integers, and of bfloat16."""
+_SLACK, _PIXELS = 128, 3
 
 
 def integers(value: Value, halo: Halo = (0, 0, 0, 0)) -> Layout:
     """Channels last, of a value with a grid. The halo holds its zero point; what lies where no channel is has no meaning,
-    but is initialised."""
+    but is initialised. Past the last pixel may be read 128 bytes and three pixels."""
     return channels_last(value, halo, BYTES)
 
 
@@ -93,8 +97,8 @@ def bfloats(value: Value, halo: Halo = (0, 0, 0, 0), lanes: int = 16) -> Layout:
 
 
 def slack(value: Value, lanes: int) -> int:
-    """Elements behind the last pixel, channels last, for vectors that reach past the end."""
-    return 2 * lanes if value.dtype == FLOAT32 else SLACK // value.dtype.bytes
+    """Elements behind the last pixel of floats and bfloat16, channels last, for vectors that reach past the end."""
+    return _SLACK // value.dtype.bytes if value.dtype == BFLOAT16 else 2 * lanes
 
 
 def channels_last(value: Value, halo: Halo = (0, 0, 0, 0), lanes: int = 16) -> Layout:
@@ -102,5 +106,5 @@ def channels_last(value: Value, halo: Halo = (0, 0, 0, 0), lanes: int = 16) -> L
     top, left, bottom, right = halo
     padded = -(-value.channels // lanes) * lanes
     row = padded * (value.width + left + right)
-    size = row * (value.height + top + bottom) + slack(value, lanes)
-    return Layout(value, 1, row, padded, top * row + left * padded, size, padded)
+    more = slack(value, lanes) if value.grid is None else _SLACK + _PIXELS * padded
+    return Layout(value, 1, row, padded, top * row + left * padded, row * (value.height + top + bottom) + more, padded)

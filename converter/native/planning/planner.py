@@ -167,5 +167,5 @@ def _has_zeros(layout: Layout, lanes: int) -> bool:
     """Are there cells beside the elements (and the slack at the end), which must stay zero? Of integers, which must stay at
     the zero point? Where they have no channel they may be anything."""
     if layout.value.grid is not None:
-        return layout.size - slack(layout.value, lanes) != layout.padded * layout.value.pixels
+        return layout.halo
     return layout.size - slack(layout.value, lanes) != layout.value.size

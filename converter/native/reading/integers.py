@@ -19,6 +19,7 @@ from gkp.converter.native.program import (
     ConstantBinary,
     Conv,
     Copy,
+    Depthwise,
     Dequantise,
     Grid,
     Interleave,
@@ -39,6 +40,8 @@ from gkp.errors import UnsupportedModelError
 
 _LARGEST = (1 << 31) - 1
 """Of a sum in int32."""
+_MOST_TAPS = 49
+"""Of a depthwise convolution of integers."""
 _Elementwise = Affine | Binary | ConstantBinary | Map | PRelu
 
 
@@ -118,6 +121,35 @@ def _writes(net: Net, step: Step) -> bool:
     net.steps.remove(step)
     net.swap(maker, replace(maker, target=step.target))
     return True
+
+
+def _depthwise(net: Net, step: Step) -> bool:
+    """A depthwise convolution between a Dequantise and a Quantise is one of integers."""
+    if not isinstance(step, Depthwise) or not net.private(step.target):
+        return False
+    maker = net.writer(step.source)
+    reader = next(s for s in net.steps if step.target in reads(s))
+    if not isinstance(maker, Dequantise) or not isinstance(reader, Quantise) or step.scale is None \
+            or len(step.weight) != net.values[maker.source].channels or not _exact(step, net.values[maker.source].grid):
+        return False
+    residual = None if step.residual is None else net.writer(step.residual)
+    if step.residual is not None and not isinstance(residual, Dequantise):
+        return False
+    net.steps.remove(reader)
+    net.swap(step, replace(step, source=maker.source, target=reader.target,
+                           residual=residual.source if isinstance(residual, Dequantise) else None))
+    net.drop_dead()
+    return True
+
+
+def _exact(step: Depthwise, grid: Grid | None) -> bool:
+    """Are the sums exact in float32, and the taps few enough for a kernel?"""
+    scale = np.asarray(step.scale, np.float64)
+    if grid is None or step.weight[0].size > _MOST_TAPS:
+        return False
+    weights = np.abs(np.rint(step.weight / scale[:, None, None])).sum((1, 2))
+    largest = 2 * 255 * weights + np.abs(np.rint(step.bias / (scale * grid.scale)))
+    return bool(largest.max(initial=0) < 1 << 24)
 
 
 def _on_grid(net: Net, value: int) -> bool:
@@ -236,4 +268,4 @@ def _port(net: Net, value: int) -> Port:
     return next(port for port in net.source.inputs if port.value == value)
 
 
-INTEGERS = (_again, _moved, _reads, _sunk, _picked, _writes, _added, _packed, _unpacked)
+INTEGERS = (_again, _moved, _reads, _sunk, _picked, _depthwise, _writes, _added, _packed, _unpacked)

@@ -49,7 +49,7 @@ static inline I pick(I order, const Bf16* p) {
 
 
 def _pairs(name: str, window: int, code: str = "") -> Dot:
-    return Dot(name, (VECTORS, BF16), (16,), 2, window, fill(ELEMENTS) + _PAIRS + code, 0, BFLOAT16, weights)
+    return Dot(name, (VECTORS, BF16), (16,), 2, window, fill(ELEMENTS) + _PAIRS + code, element=BFLOAT16, weights=weights)
 
 
 DOTS = (_pairs("broadcast", 0), _pairs("picked 32", 32, _PICK_32), _pairs("picked 64", 64, _PICK_64))
@@ -68,7 +68,7 @@ class Store:
         zeros = zero_at_zero(step.activation) and zero_at_zero(step.final)
         self._masked = target.value.channels % lanes != 0 and not zeros
 
-    def constants(self, words: Words, panel: Panel) -> int:
+    def panel(self, words: Words, panel: Panel) -> int:
         """The bias, and a mask of the lanes that hold a channel, where the others would not become zero by themselves."""
         size = panel.vectors * self._lanes
         bias = np.asarray(self._step.conv.bias[panel.first:panel.first + size], np.float32)

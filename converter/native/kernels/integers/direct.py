@@ -19,7 +19,8 @@ from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.emit import fill, unit
 from gkp.converter.native.kernels.integers.dots import Dot, dots
 from gkp.converter.native.kernels.integers.panels import Panel, joined, packed, panels, row_elements
-from gkp.converter.native.kernels.integers.store import Store
+from gkp.converter.native.kernels.integers.scales import weights
+from gkp.converter.native.kernels.integers.store import PanelStore
 from gkp.converter.native.kernels.integers.tiles import Tile, cycles, executed, groups, places, shapes, tiles
 from gkp.converter.native.kernels.jobs import Words
 from gkp.converter.native.kernels.kernel import Draft, Recipe
@@ -34,8 +35,8 @@ _Items = list[tuple[int, int, npt.NDArray[Any]]]
 class Storing(Protocol):
     """What becomes of the sums of a tile; made of (step, dot, source, target, residual, lanes)."""
 
-    def constants(self, words: Words, panel: Panel) -> int:
-        """Puts what belongs to a panel; its position. What the sums begin with comes first."""
+    def panel(self, words: Words, panel: Panel) -> int:
+        """Puts the constants of a panel; their position. What the sums begin with comes first."""
 
     def functions(self) -> str:
         """C++ in front of the kernel."""
@@ -50,7 +51,8 @@ MakeStore = Callable[[Conv, Dot, Layout, Layout, Layout | None, int], Storing]
 def ways(step: Conv, source: Layout, target: Layout, residual: Layout | None, cpu: Cpu, most: int = 6) -> Iterator[Way]:
     """The family, for sources with a grid: the `most` best tiles of each sort by the model."""
     if source.value.grid is not None and step.conv.scale is not None:
-        yield from tiled(step, source, target, residual, cpu, dots(cpu), Store, most)
+        largest = int(np.abs(weights(step.conv).astype(int)).max(initial=0))
+        yield from tiled(step, source, target, residual, cpu, dots(cpu, largest), PanelStore, most)
 
 
 def tiled(step: Conv, source: Layout, target: Layout, residual: Layout | None, cpu: Cpu, offered: Sequence[Dot],
@@ -160,7 +162,7 @@ class _Writer:
             reads = [[at, orders + k * self.lanes] if self.tile.dot.window else [at] for at, k, _ in items]
             at = words.put(reads, np.int32)
             weights = words.put(np.array([w for *_, w in items]).ravel().view(np.int32), np.int32)
-            table.append([panel.vectors, len(items), at, weights, self.store.constants(words, panel), panel.first])
+            table.append([panel.vectors, len(items), at, weights, self.store.panel(words, panel), panel.first])
         return words.bytes(table)
 
     def _items(self, panel: Panel) -> _Items:

@@ -22,8 +22,8 @@ class Dot:
     - pick(order, p), where window is not 0: in every word any elements of the window of so many elements at p.
 
     name: for reports; needs: instructions; lanes: of which vectors; word: elements in a word of 32 bits (weights
-    have 32 / word bits); offset: what spread and pick subtract from every element; element: of the source; weights: of a
-    layer, [F, C, kh, kw], as they are multiplied."""
+    have 32 / word bits); offset: what spread and pick subtract from every element; largest: weight, beyond which it is not
+    exact; element: of the source; weights: of a layer, [F, C, kh, kw], as they are multiplied."""
 
     name: str
     needs: tuple[str, ...]
@@ -32,17 +32,13 @@ class Dot:
     window: int
     code: str
     offset: int = 0
+    largest: int = 128
     element: DType = UINT8
     weights: Callable[[BranchedConv], npt.NDArray[Any]] = weights
 
     @property
     def precision(self) -> str:
         return "int8" if self.element == UINT8 else "bf16"
-
-    @property
-    def widens(self) -> bool:
-        """Do the elements of the source take less than their place in a word?"""
-        return self.word * self.element.bytes < 4
 
     @property
     def window_bytes(self) -> int:
@@ -99,7 +95,16 @@ static inline I pick(I order, const unsigned char* p) {
   return order;
 }
 '''
-# Two products of 16 bits in a word: of 8 bits, pmaddubsw would saturate its sums of two products.
+# Sums of two products saturate at 16 bits: 2 * 255 * 64 does not reach that.
+_SEVEN_BITS = '''
+static inline I dot(I sums, I x, I w) {
+  const I ones = I{} + 0x00010001;
+  asm("vpmaddubsw %1, %0, %0" : "+v"(x) : "v"(w));
+  asm("vpmaddwd %1, %0, %0" : "+v"(x) : "v"(ones));
+  return sums + x;
+}
+'''
+# Two products of 16 bits in a word, for larger weights.
 _MADD = '''
 static inline I dot(I sums, I x, I w) {
   asm("vpmaddwd %1, %0, %0" : "+v"(x) : "v"(w));
@@ -155,13 +160,15 @@ KINDS: tuple[tuple[Dot, ...], ...] = (
      Dot("picked 16", (VECTORS, I8MM), (4,), 4, 16, _UNSIGNED + _with(_TABLE, signs=""))),
     (Dot("broadcast", (VECTORS, DOTPROD), (4,), 4, 0, _SIGNED, 128),
      Dot("picked 16", (VECTORS, DOTPROD), (4,), 4, 16, _SIGNED + _with(_TABLE, signs=_SIGNS), 128)),
+    (Dot("broadcast", (VECTORS, MADD), (8, 16), 4, 0, _X86 + _SEVEN_BITS, largest=64),
+     Dot("picked 16", (VECTORS, MADD), (8, 16), 4, 16, _X86 + _SEVEN_BITS + _REPEATED + _PICK_16, largest=64)),
     (Dot("broadcast", (VECTORS, MADD), (8, 16), 2, 0, _MADD),
      Dot("picked 16", (VECTORS, MADD), (8, 16), 2, 16, _MADD + _REPEATED + _PICK_16)),
     (Dot("broadcast", (VECTORS,), (4, 8, 16), 1, 0, _PLAIN),),
 )
-"""Fastest first: a processor uses the first kind that it has."""
+"""Fastest first: a layer uses the first kind that the processor has, and that is exact for its weights."""
 
 
-def dots(cpu: Cpu) -> list[Dot]:
-    """Those that are offered."""
-    return next(found for kind in KINDS if (found := [dot for dot in kind if dot.runs_on(cpu)]))
+def dots(cpu: Cpu, largest: int) -> list[Dot]:
+    """Those that are offered to a layer whose largest weight, without its sign, is this."""
+    return next(found for kind in KINDS if (found := [dot for dot in kind if dot.runs_on(cpu) and largest <= dot.largest]))

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from gkp.converter.native.kernels.emit import fill
 from gkp.converter.native.kernels.integers.dots import Dot
 from gkp.converter.native.kernels.integers.panels import Panel
-from gkp.converter.native.kernels.integers.scales import HIGHEST, constants, scales
+from gkp.converter.native.kernels.integers.scales import HIGHEST, Scales, constants, scales
 from gkp.converter.native.kernels.jobs import Words
 from gkp.converter.native.kernels.kernel import literal
 from gkp.converter.native.kernels.layout import Layout
@@ -55,26 +55,21 @@ _PUT_512 = '''
 '''
 
 
+def fits(target: Layout, residual: Layout | None) -> bool:
+    """Whole vectors of what both layouts hold of a pixel."""
+    return all(at.channel == 1 and at.block is None for at in (target, residual) if at)
+
+
 class Store:
-    def __init__(self, step: Conv, dot: Dot, source: Layout, target: Layout, residual: Layout | None, lanes: int) -> None:
-        self._step, self._dot, self._source, self._target, self._residual = step, dot, source.value, target, residual
-        self._scales = scales(step, source.value, target.value, residual.value if residual else None)
-        self._lanes = lanes
+    def __init__(self, step: Conv, scales: Scales, target: Layout, residual: Layout | None, lanes: int) -> None:
+        self._step, self._scales, self._target, self._residual, self._lanes = step, scales, target, residual, lanes
         zeros = zero_at_zero(step.activation) and zero_at_zero(step.final)
         self._masked = target.value.grid is None and target.value.channels % lanes != 0 and not zeros
 
-    @cached_property
-    def _added(self) -> npt.NDArray[np.int32]:
-        assert self._source.grid is not None
-        return constants(self._step.conv, self._source.grid, self._dot.offset)
-
-    def constants(self, words: Words, panel: Panel) -> int:
-        """What begins its sums, what multiplies them, and the residual (in memory, because a compiler that sees
+    def constants(self, words: Words, added: npt.NDArray[np.int32], factor: npt.NDArray[np.float32], size: int) -> int:
+        """Of a panel: what begins its sums, what multiplies them, and the residual (in memory, because a compiler that sees
         a 1 leaves the multiplication out, and then fuses), and a mask of the lanes that hold a channel, where the others
         would not become zero by themselves."""
-        size = panel.vectors * self._lanes
-        part = slice(panel.first, panel.first + size)
-        added, factor = self._added[part], self._scales.factor[part]
         at = words.put(_padded(added, size), np.int32)
         words.put(_padded(factor, size), np.float32)
         if self._residual is not None:
@@ -113,6 +108,26 @@ class Store:
         if self._masked:
             value = f"keep({value}, constants + {(3 if self._residual else 2) * n * self._lanes + lane})"
         yield f"store(y + {at}, {value});"
+
+
+class PanelStore(Store):
+    """Of a convolution in panels."""
+
+    def __init__(self, step: Conv, dot: Dot, source: Layout, target: Layout, residual: Layout | None, lanes: int) -> None:
+        super().__init__(step, scales(step, source.value, target.value, residual.value if residual else None), target,
+                         residual, lanes)
+        self._dot, self._source = dot, source.value
+
+    @cached_property
+    def _added(self) -> npt.NDArray[np.int32]:
+        assert self._source.grid is not None
+        return constants(self._step.conv, self._source.grid, self._dot.offset)
+
+    def panel(self, words: Words, panel: Panel) -> int:
+        """Puts the constants of a panel; their position."""
+        size = panel.vectors * self._lanes
+        part = slice(panel.first, panel.first + size)
+        return self.constants(words, self._added[part], self._scales.factor[part], size)
 
 
 def _padded(values: npt.NDArray[np.generic], size: int) -> npt.NDArray[np.generic]:

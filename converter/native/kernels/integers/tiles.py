@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from gkp.branched import BranchedConv
-from gkp.converter.native.kernels.cpu import Cpu
+from gkp.converter.native.kernels.cpu import MADD, Cpu
 from gkp.converter.native.kernels.integers.dots import Dot
 from gkp.converter.native.kernels.integers.panels import panels
 from gkp.converter.native.kernels.jobs import cuts
@@ -17,8 +17,9 @@ _SHAPES = ((1, 1), (1, 3), (1, 4), (1, 5), (1, 6), (1, 7), (1, 8), (1, 9), (1, 1
            (4, 4), (4, 5), (4, 7), (7, 2))
 """Rows and columns of output pixels, cut to the plane."""
 _MOST_VECTORS = 8
-_STORE, _PICK, _CALL = 7.0, 0.6, 16.0
-"""Cycles: to make bytes of a vector of sums, of a shuffle beside the products, to begin and end a tile."""
+_STORE, _CALL, _SPREAD, _PICK = 1.5, 12.0, 0.3, 0.55
+"""Cycles, fitted to 324 kernels on Zen 4: to make bytes of a vector of sums (mostly beside the next tile's products), to
+begin and end a tile, to give a pixel's word to all lanes, to pick from as many bytes as a vector has."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,10 @@ class Tile:
 
     @property
     def registers(self) -> int:
-        weights = self.taps[0] * self.taps[1] * self.vectors
-        return self.vectors * self.rows * self.columns + weights + (2 if self.dot.window else 1) + self.dot.widens
+        """What the inner loop holds at once, but for one of the weights of several taps, which may be loaded again."""
+        taps = self.taps[0] * self.taps[1]
+        inputs = 3 + self.dot.window_bytes // 128 if self.dot.window else 1
+        return self.vectors * (self.rows * self.columns + taps) + inputs + (MADD in self.dot.needs) - (taps > 1)
 
 
 def groups(conv: BranchedConv, tile: Tile) -> list[tuple[Tap, list[Tap]]]:
@@ -89,11 +92,11 @@ def cycles(conv: BranchedConv, tile: Tile, plane: tuple[int, int], cpu: Cpu) -> 
     reads = rows * columns
     for axis, (n, taps) in enumerate(zip((tile.rows, tile.columns), tile.taps, strict=True)):
         reads *= len({p * conv.strides[axis] + t * conv.dilations[axis] for p in range(n) for t in range(taps)}) / n
-    total = 0.0
+    total, wide = 0.0, max(1, tile.dot.window_bytes // (4 * cpu.lanes))
     for panel in every:
         products = rows * columns * panel.vectors * tile.taps[0] * tile.taps[1]
-        loads = reads * max(1, tile.dot.window_bytes // (4 * cpu.lanes)) + panel.vectors * tile.taps[0] * tile.taps[1] + 1
-        inner = max(products + (_PICK * reads if tile.dot.window else 0.1 * reads), loads, 4.0)
+        loads = reads * wide + panel.vectors * tile.taps[0] * tile.taps[1] + 1
+        inner = max(products + reads * (_PICK * wide if tile.dot.window else _SPREAD), loads, 4.0)
         total += count * (inner * parts * panel.items + _STORE * rows * columns * panel.vectors + _CALL)
     few = conv.out_channels * conv.kernel_shape[0] * conv.kernel_shape[1] < plane[0] * plane[1]  # weights, by pixels
     return total * (1.0 if tile.by_tile == few else 1.005)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from gkp.converter.native.kernels.cpu import Cpu
+from gkp.converter.native.kernels.integers import depthwise as integers
 from gkp.converter.native.kernels.kernel import Kernel
 from gkp.converter.native.kernels.layout import Layout
 from gkp.converter.native.kernels.steps.convert import convert, pack, reshape, space_to_depth, unpack
@@ -63,7 +64,8 @@ def step_kernel(step: SimpleStep, values: Sequence[Value], layouts: Mapping[int,
         return binary(step, layouts[step.a], layouts[step.b], target, cpu)
     source = layouts[step.source]
     if isinstance(step, Depthwise):
-        return depthwise(step, source, target, None if step.residual is None else layouts[step.residual], cpu)
+        make = depthwise if source.value.grid is None else integers.depthwise
+        return make(step, source, target, None if step.residual is None else layouts[step.residual], cpu)
     return _KERNELS[type(step)](step, source, target, cpu)
 
 

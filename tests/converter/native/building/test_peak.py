@@ -32,6 +32,12 @@ def test_the_peak_is_that_of_vector_units_and_does_not_depend_on_how_long_it_run
     assert short == pytest.approx(long, rel=0.4)
 
 
+def test_sums_of_bytes_are_not_slower_than_multiply_adds(peak: Peak) -> None:
+    integers = Peak(integers=True)
+    floats, found = (max(p.gflops() for _ in range(40)) for p in (peak, integers))
+    assert 0.7 * floats < found < 5000
+
+
 def test_memory_is_slower_than_any_cache_and_faster_than_a_disk(peak: Peak) -> None:
     assert 0.5 < peak.bandwidth() < 500
 

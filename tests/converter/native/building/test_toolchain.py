@@ -86,7 +86,7 @@ def test_the_script_builds_with_the_files_of_its_folder(compiler: str, tmp_path:
 def test_every_processor_can_be_compiled_for(name: str, tmp_path: Path) -> None:
     pytest.importorskip("ziglang")
     library = made(tmp_path / "a", cpu=CPUS[name])
-    assert {"aarch64": "AArch64"}.get(name, "X86-64") in tool("readelf", "-h", library)
+    assert ("AArch64" if name.startswith("aarch64") else "X86-64") in tool("readelf", "-h", library)
 
 
 def test_a_refused_kernel_is_named_and_the_cause_tells_all(tmp_path: Path) -> None:

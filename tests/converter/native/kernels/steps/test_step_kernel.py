@@ -14,7 +14,7 @@ from gkp.converter.native.kernels.cpu import CPUS
 from gkp.converter.native.kernels.kernel import FUNCTION
 from gkp.converter.native.kernels.layout import channels_last, planar
 from gkp.converter.native.kernels.prelude import prelude
-from gkp.converter.native.kernels.steps import SimpleStep, pack, space_to_depth, step_kernel
+from gkp.converter.native.kernels.steps import SimpleStep, convert, space_to_depth, step_kernel
 from gkp.converter.native.kernels.steps.convert import contiguous
 from gkp.converter.native.program import (
     Activation,
@@ -78,6 +78,6 @@ def test_layouts_of_other_values_are_refused() -> None:
     with pytest.raises(ValueError, match="another shape"):
         step_kernel(Reshape(0, 1), [_A.value, _A.value], {0: _A, 1: _B}, cpu)
     with pytest.raises(ValueError, match="cannot convert"):
-        pack(_A.value, _B, cpu)
+        convert(_A, _B, cpu)
     with pytest.raises(ValueError, match="polyphase"):
         space_to_depth(_A, _B, (2, 2), (0, 0), cpu)

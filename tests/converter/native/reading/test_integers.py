@@ -1,0 +1,166 @@
+"""Quantised networks become programs of integers, which compute what the Q/DQ graph says, to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from int8_kit import by_hand
+from interpret import interpret
+from native_kit import native_runs
+from net_blocks import classifier, depthwise, dsp_block, networks, shuffle, tmi_block
+from onnx_kit import Net, feeds_of
+from program_kit import check_program, kinds
+
+from gkp.branched import BranchedConv
+from gkp.converter.graph import Graph
+from gkp.converter.native.building.toolchain import host_cpu
+from gkp.converter.native.dtypes import UINT8
+from gkp.converter.native.planning.planner import make_plan
+from gkp.converter.native.program import Activation, Conv, Depthwise, Dequantise, Grid, Port, Program, Quantise, Value
+from gkp.converter.native.reading.frontend import program
+from gkp.converter.native.reading.fuse import fuse
+from gkp.converter.reference import reference
+from gkp.errors import UnsupportedModelError
+
+
+def resnet() -> onnx.ModelProto:
+    net = Net(1, 3, 12, 12)
+    x = tmi_block(net, dsp_block(net, net.relu(net.conv3("x", 3, 8, bias=True)), 8), 8)
+    x = net.relu(net.op("Add", net.conv3(x, 8, 8, bias=True), x))
+    return net.model(classifier(net, net.op("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2]), 8))
+
+
+def mobilenet() -> onnx.ModelProto:
+    net = Net(1, 3, 12, 12)
+    x = net.relu(net.conv3("x", 3, 24, stride=2, bias=True))
+    x = net.op("Clip", depthwise(net, x, 24), net.const(np.float32(0)), net.const(np.float32(6)))
+    y = net.conv1(x, 24, 24)
+    return net.model(classifier(net, net.op("Add", y, x), 24))
+
+
+def shuffled() -> onnx.ModelProto:
+    """Integers go through a channel shuffle and a Concat."""
+    net = Net(1, 8, 6, 6)
+    x = net.relu(net.conv3("x", 8, 8, group=2))
+    y = net.conv1(shuffle(net, x, (1, 8, 6, 6)), 8, 8, group=2)
+    return net.model(net.conv1(net.concat(net.relu(y), x), 16, 5))
+
+
+def shifted() -> onnx.ModelProto:
+    """Zero points other than 0 in pads."""
+    net = Net(1, 3, 7, 9)
+    x = net.op("LeakyRelu", net.conv3("x", 3, 8, bias=True), alpha=0.3)
+    return net.model(net.conv3(net.op("HardSwish", net.conv3(x, 8, 8)), 8, 4))
+
+
+NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {
+    "resnet": resnet, "mobilenet": mobilenet, "shuffled": shuffled, "shifted": shifted}
+
+
+def fused(graph: Graph) -> Program:
+    made = fuse(program(graph.copy()))
+    check_program(made)
+    return made
+
+
+def wanted(graph: Graph, x: Any) -> Any:
+    run, name = reference(graph.to_model()), graph.inputs[0].name
+    return np.concatenate([run({name: one[None]})[0] for one in x])
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_native_gives_what_the_graph_says(name: str) -> None:
+    """Steps of scales are powers of two here, so that nothing is rounded but by quantisers. Twice, with other images, on
+    several threads: halos keep their zero points."""
+    graph = by_hand(NETWORKS[name]())
+    made = fused(graph)
+    x = [feeds_of(graph.to_model(), seed=seed)["x"] for seed in range(5)]
+    images = np.concatenate(x)
+    runs = [({"x": images}, 2), ({"x": images[::-1]}, 1)]
+    (first,), (second,) = native_runs(make_plan(made, host_cpu()), runs, shared=True, together=True)
+    np.testing.assert_allclose(first, wanted(graph, images), rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(second, first[::-1])
+
+
+@pytest.mark.parametrize(("name", "convolutions"), [("resnet", 7), ("mobilenet", 4)])
+def test_nothing_is_left_in_floats(name: str, convolutions: int) -> None:
+    made = fused(by_hand(NETWORKS[name]()))
+    found = kinds(made)
+    assert not found["Quantise"]
+    assert not found["Dequantise"]
+    assert not found["Binary"], "residuals are added by the convolutions"
+    assert found["Conv"] + found["Depthwise"] == convolutions
+    outputs = {port.value for port in made.outputs}
+    assert all(made.values[s.target].grid for s in made.steps if s.target not in outputs)
+    assert made.values[made.inputs[0].value].grid, "the input is quantised on the way in"
+
+
+@settings(max_examples=15, deadline=None)
+@given(networks(most=3))
+def test_programs_of_integers_compute_what_those_of_pairs_do(model: onnx.ModelProto) -> None:
+    graph = by_hand(model)
+    plain, made = program(graph.copy()), fused(graph)
+    x = [np.random.default_rng(0).standard_normal((2, *port.shape)) for port in made.inputs]
+    for got, want in zip(interpret(made, x, double=True), interpret(plain, x, double=True), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9)
+
+
+# ---- by hand ------------------------------------------------------------------------------------------------------------
+HALF, EIGHTH = Grid(0.5, 128), Grid(0.125, 0)
+
+
+def quantised(weight: float, bias: float = 0.0, kernel: int = 3) -> BranchedConv:
+    conv = BranchedConv.from_dense(np.full((4, 4, kernel, kernel), weight, np.float32), np.full(4, bias, np.float32),
+                                   pads=(kernel // 2,) * 4)
+    return replace(conv, scale=np.ones(4, np.float32))
+
+
+def pair(conv: BranchedConv, grid: Grid = HALF) -> Program:
+    """x - quantise - dequantise - conv - y."""
+    x, c = Value(conv.in_channels, 5, 5), conv.in_channels
+    values = (x, Value(c, 5, 5, UINT8, grid), x, x)
+    steps = (Quantise(0, 1), Dequantise(1, 2), Conv(2, 3, conv, layer="stage.conv"))
+    return Program(values, steps, (Port("x", 0, (c, 5, 5)),), (Port("y", 3, (c, 5, 5)),))
+
+
+def test_a_layer_without_integer_weights_stays_in_floats() -> None:
+    made = fuse(pair(replace(quantised(0.3), scale=None)))
+    assert kinds(made) == {"Dequantise": 1, "Conv": 1}
+    assert made.values[made.inputs[0].value].grid == HALF
+
+
+@pytest.mark.parametrize("conv", [quantised(127, kernel=151), quantised(1, bias=2.0**31)], ids=["sum", "bias"])
+def test_sums_that_may_not_fit_are_refused_with_the_layers_name(conv: BranchedConv) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"layer stage\.conv .* 32 bits"):
+        fuse(pair(conv))
+
+
+def test_a_tensor_that_is_an_output_too_stays_an_output() -> None:
+    """Both its integers' readers and the caller get it."""
+    base = pair(quantised(1))
+    values = (*base.values, Value(4, 5, 5, UINT8, EIGHTH), Value(4, 5, 5), Value(4, 5, 5))
+    steps = (*base.steps, Quantise(3, 4), Dequantise(4, 5), Conv(5, 6, quantised(-1), Activation.RELU))
+    both = Program(values, steps, base.inputs, (*base.outputs, Port("z", 6, (4, 5, 5))))
+    made = fuse(both)
+    check_program(made)
+    x = np.random.default_rng(0).standard_normal((2, 4, 5, 5))
+    for got, want in zip(interpret(made, [x], double=True), interpret(both, [x], double=True), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_depthwise_sums_that_floats_do_not_hold_stay_in_floats() -> None:
+    weight = np.full((4, 7, 7), 127, np.float32)
+    x = Value(4, 9, 9)
+    values = (x, Value(4, 9, 9, UINT8, HALF), x, x, Value(4, 9, 9, UINT8, HALF), x)
+    for bias, integers in ((0.0, True), (2.0**24, False)):
+        step = Depthwise(2, 3, weight, np.full(4, bias, np.float32), (1, 1), (3, 3, 3, 3), (1, 1), scale=np.ones(4, np.float32))
+        steps = (Quantise(0, 1), Dequantise(1, 2), step, Quantise(3, 4), Dequantise(4, 5))
+        made = fuse(Program(values, steps, (Port("x", 0, (4, 9, 9)),), (Port("y", 5, (4, 9, 9)),)))
+        (found,) = [s for s in made.steps if isinstance(s, Depthwise)]
+        assert (made.values[found.source].grid is not None) == integers
