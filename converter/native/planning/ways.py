@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from math import inf
 
 from gkp.converter.native.kernels import channel, groups, pixel, polyphase, winograd
 from gkp.converter.native.kernels.bfloats import direct as bfloats
@@ -28,6 +29,9 @@ BFLOATS: tuple[Family, ...] = (bfloats.ways,)
 """Over sources in bfloat16."""
 _HOPELESS = 3.0
 """A sort is not tried at all if its best way takes more than so many times the cycles of the pair's best, by the model."""
+_WIDER = 1.5
+"""Nor is one over float32, where there are kernels over bfloat16, if the best of its pair takes more than so many times what
+the best of these takes."""
 _NEAR = 1.2
 """A sort is tried further if its best way takes at most so many times what the fastest for this pair of layouts takes."""
 _PAIR_NEAR = 1.5
@@ -98,7 +102,9 @@ def _sorts(ways: Iterable[Way]) -> list[list[Way]]:
     for w in ways:
         found.setdefault((w.kinds, w.sort), []).append(w)
         least[w.kinds] = min(w.cycles, least.get(w.kinds, w.cycles))
-    ranked = [sorted(of_sort, key=lambda w: w.cycles) for of_sort in found.values()]
+    narrow = min((cycles for (source, _), cycles in least.items() if source == "bf16"), default=inf)
+    chances = {kinds for kinds, cycles in least.items() if kinds[0] == "bf16" or cycles <= _WIDER * narrow}
+    ranked = [sorted(of_sort, key=lambda w: w.cycles) for (kinds, _), of_sort in found.items() if kinds in chances]
     return [of_sort for of_sort in ranked if of_sort[0].cycles <= _HOPELESS * least[of_sort[0].kinds]]
 
 
