@@ -236,7 +236,9 @@ class NativeBuilt(Built):
         """Of a network that is native as a whole."""
         self._target.progress("measuring layers against the core's peak", None)
         with contextlib.closing(self._here.open(1)) as runner:
-            return network_roofline(runner, self._graph) if isinstance(runner, NativeRunner) else None
+            if not isinstance(runner, NativeRunner):
+                return None
+            return network_roofline(runner, self._graph, bf16=self._target.precision == "bf16")
 
     def about(self, measure: bool) -> About:
         """Of what is not compiled (yet), the multiply-accumulates of the graph."""

@@ -53,7 +53,8 @@ def _pairs(name: str, window: int, code: str = "") -> Dot:
     return Dot(name, (VECTORS, BF16), (16,), 2, window, fill(ELEMENTS) + _PAIRS + code, element=BFLOAT16, weights=weights)
 
 
-DOTS = (_pairs("broadcast", 0), _pairs("picked 32", 32, _PICK_32), _pairs("picked 64", 64, _PICK_64))
+PAIRS = _pairs("broadcast", 0)
+DOTS = (PAIRS, _pairs("picked 32", 32, _PICK_32), _pairs("picked 64", 64, _PICK_64))
 
 _PER_CYCLE = 2
 """Products of vectors, where the model of kernels of float32 counts two multiply-adds: both are issued equally fast, and the
