@@ -267,11 +267,14 @@ class Tried(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Tensor(msgspec.Struct, frozen=True, kw_only=True):
-    """An input or output; a dynamic axis is its name."""
+    """An input or output; a dynamic axis is its name. mean, std: of an input of pixels, what the model does with them:
+    (x / 255 - mean) / std per channel; null: it takes its input as it is."""
 
     name: str
     shape: list[int | str]
     dtype: str
+    mean: list[float] | None = None
+    std: list[float] | None = None
 
 
 class EngineTensor(msgspec.Struct, frozen=True, kw_only=True):
