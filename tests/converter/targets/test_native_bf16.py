@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ def test_a_processor_has_bf16_where_it_is_faster_than_float32(vendor: str, flags
     monkeypatch.setattr(toolchain, "cpu_vendor", lambda: vendor)
     monkeypatch.setattr(toolchain, "cpu_flags", lambda: frozenset(flags))
     monkeypatch.setattr(toolchain, "vector_floats", lambda: 16)
-    monkeypatch.setattr(toolchain.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     found = host_cpu().instructions
     assert (BF16 in found) == offered
     assert (VNNI in found) == ("avx512_vnni" in flags)
