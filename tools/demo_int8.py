@@ -1,4 +1,5 @@
-"""The last line of `make demo`: the example in int8 on OpenVINO, its time beside the dense network's in int8, its accuracy.
+"""The last line of `make demo`: the example in int8 in native kernels, its time beside that of the dense network
+in int8 in the fastest stock engine, its accuracy.
 
     python tools/demo_int8.py MODEL BASELINE OUTPUT [--images cifar10:data]
 
@@ -19,7 +20,7 @@ from gkp.manifest import Manifest, Tried
 def converted(model: Path, baseline: Path, output: Path, images: str) -> Manifest:
     kind, _, folder = images.partition(":")
     there = kind == "random" or Path(folder).is_dir()
-    made = gkp.convert(model, "openvino", baseline=baseline, output=output, force=True, threads=1, precision="int8",
+    made = gkp.convert(model, "native", baseline=baseline, output=output, force=True, threads=1, precision="int8",
                        calibration=images if there else "random", data=images if there else None)
     return made.manifest
 
@@ -30,7 +31,7 @@ def line(manifest: Manifest) -> str:
     told = "time not measured" if time is None else f"{time.median:.3g} ms"
     if time is not None and dense is not None:
         told += f" (dense in int8: {dense.median:.3g} ms)"
-    return f"int8 on OpenVINO: {told}, {_accuracy(manifest.tried)}"
+    return f"int8 in native kernels: {told}, {_accuracy(manifest.tried)}"
 
 
 def _accuracy(tried: Sequence[Tried]) -> str:
