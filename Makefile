@@ -16,6 +16,7 @@ demo: .venv/installed ## convert a trained model, print the table, write demo/re
 demo-edge: demo/grouped/manifest.json ## split that model over 2 devices, run them here, count the bytes, compare the answers
 	$(BIN)/gkp split $(EXAMPLE)/grouped.pt --devices 2 --link loopback --mode branch -o demo/edge --force
 	$(BIN)/python tools/demo_edge.py demo/edge demo/grouped
+	$(BIN)/python tools/demo_slow.py
 
 demo/grouped/manifest.json:
 	$(MAKE) demo

@@ -12,12 +12,13 @@ from gkp.report.wording import load_words
 from gkp.require import require
 
 
-def cpu_bench(screen: Screen, checkpoints: Path | None, data: str | None, calibration: str | None,
+def cpu_bench(screen: Screen, checkpoints: Path | None, data: str | None, calibration: str | None, only: str | None,
               json_to: str | None) -> None:
-    """Measure, show the tables, write the JSON: a file after every model. What was measured stays after Ctrl-C.
-    BackendMissingError without onnx or PyTorch."""
+    """Measure, show the tables, write the JSON: a file after every model. What was measured stays after Ctrl-C. UsageError
+    for names that there are not; BackendMissingError without onnx or PyTorch."""
     require("onnx", "convert", "the standard suite")
     require("torch", "torch", "the networks of the standard suite")
+    from gkp.benchmarks.kit import words
     from gkp.benchmarks.suites import run_cpu
 
     kept: list[Bench] = []
@@ -30,7 +31,7 @@ def cpu_bench(screen: Screen, checkpoints: Path | None, data: str | None, calibr
 
     try:
         with screen.progress() as progress:
-            found = run_cpu(checkpoints, progress, data=data, calibration=calibration, keep=keep)
+            found = run_cpu(checkpoints, progress, data=data, calibration=calibration, only=words(only), keep=keep)
     except KeyboardInterrupt:
         if kept:
             finish(screen, kept[0], json_to)

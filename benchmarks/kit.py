@@ -39,6 +39,11 @@ def indented(value: Any) -> bytes:
     return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
 
 
+def words(text: str | None) -> tuple[str, ...]:
+    """Of an option that takes several, with commas between them: each once."""
+    return tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip())) if text else ()
+
+
 def apart(got: Array, wanted: Array, least: float = 1.0) -> float:
     """Largest difference, relative to the largest wanted value (at least `least`); infinite for another number of values."""
     if got.size != wanted.size:

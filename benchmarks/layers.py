@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from msgspec.structs import replace
+
 from gkp.benchmarks.adapter import Start
 from gkp.benchmarks.results import LayerKind, NativeLayers, Scaling
 from gkp.converter.graph import Graph
@@ -24,7 +26,7 @@ BARS: dict[str, float | None] = {"stride 1, 16x16 and larger": 0.75, "stride 1, 
 """Kinds of grouped 3x3 convolutions, by output plane, with the share of peak that each layer should reach."""
 
 
-def native_layers(name: str, graph: Graph, start: Start, make_peak: Callable[[], Machine] = Peak,
+def native_layers(name: str, graph: Graph, start: Start, make_peak: Callable[[str], Machine] = Peak,
                   seconds: float = 1.0) -> NativeLayers:
     """Compile the network with `start`, profile it on one image and compare with the core's peak."""
     try:
@@ -66,22 +68,23 @@ def kind_of(shape: Shape) -> str | None:
                                          ("stride 1, below 8x8", 0)) if side >= least)
 
 
-def scaling(name: str, graph: Graph, start: Start, *, batch: int = 64, threads: int = 2,
+def scaling(name: str, precision: str, graph: Graph, start: Start, *, batch: int = 64, threads: int = 2,
             seconds: float = 3.0) -> Scaling:
-    """One thread against several, turn by turn."""
+    """One thread against several, turn by turn. precision: in which `start` runs the graph."""
+    about = Scaling(name=name, precision=precision, batch=batch, threads=threads)
     if physical_cores() < threads:
-        return Scaling(name=name, batch=batch, threads=threads, missing=f"this machine has fewer than {threads} cores")
+        return replace(about, missing=f"this machine has fewer than {threads} cores")
     runners: list[Runner] = []
     try:
         for count in (1, threads):
             runners.append(start(graph, count))
         samples = _samples(runners, graph, batch, seconds)
     except GkpError as e:
-        return Scaling(name=name, batch=batch, threads=threads, missing=e.message)
+        return replace(about, missing=e.message)
     finally:
         for runner in runners:
             runner.close()
-    return Scaling(name=name, batch=batch, threads=threads, speedup=ratio(*samples))
+    return replace(about, speedup=ratio(*samples))
 
 
 def _samples(runners: Sequence[Runner], graph: Graph, batch: int, seconds: float) -> list[list[float]]:

@@ -1,10 +1,10 @@
 """What the suite runs in less than float32: bf16 on OpenVINO, int8 as NNCF calibrates it, dense and pruned (this also in
-float32, on the same engines); ncnn, dense, in what it has; and what images are at hand to calibrate with and to measure
-accuracy on."""
+float32, on the same engines), and both in native kernels; ncnn, dense, in what it has; and what images are at hand to
+calibrate with and to measure accuracy on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -22,6 +22,7 @@ from gkp.text import plural
 from gkp.types import Array, Progress
 
 _WAYS = (("fp32", ("ort", "openvino")), ("bf16", ("openvino",)), ("int8", ("ort", "openvino")))
+_NATIVE = ("bf16", "int8")
 _NCNN = ("bf16", "fp16", "int8")
 _BATCH = 64
 _RANDOM, _IMAGES = 32, 300
@@ -68,15 +69,20 @@ def pictures(case: Case, opened: GroupedModel, data: str | None, calibration: st
     return Pictures(images, calibrated(spec, opened, _RANDOM if spec == "random" else _IMAGES, progress))
 
 
-def stock_contenders(pair: Pair, threads: int, engines: Engines, calibration: Calibration) -> Iterator[Contender]:
-    """The dense network simplified, and its file as it is (in int8: as NNCF makes it); the pruned one in dense forms, and in
-    those that are estimated to be the fastest."""
+def precision_contenders(pair: Pair, threads: int, engines: Engines, calibration: Calibration,
+                         quantised: Callable[[Graph], Graph]) -> Iterator[Contender]:
+    """On stock engines the dense network simplified, and its file as it is (in int8: as NNCF makes it); the pruned one in
+    dense forms, and in those that are estimated to be the fastest. In native kernels both. quantised: a network in int8,
+    calibrated once."""
     networks = {DENSE: pair.dense, PRUNED: pair.pruned}
-    quantised = cache(lambda model: calibration.graph(networks[model]))
 
     def start(engine: str, model: str, precision: str, forms: str) -> Runner:
-        graph: Graph = quantised(model) if precision == "int8" else networks[model]
+        graph = quantised(networks[model]) if precision == "int8" else networks[model]
         return engines.stock(engine, lowered(graph, engine, forms), threads, precision)
+
+    def native(model: str, precision: str) -> Runner:
+        network = networks[model]
+        return engines.native(quantised(network) if precision == "int8" else network, threads, precision)
 
     stock = cache(lambda: calibration.stock(given))
     given = pair.given
@@ -92,6 +98,9 @@ def stock_contenders(pair: Pair, threads: int, engines: Engines, calibration: Ca
                 yield Contender(name, DENSE, "simplified", partial(start, name, DENSE, precision, "dense"), precision)
             for forms in ("dense", "estimated"):
                 yield Contender(name, PRUNED, forms, partial(start, name, PRUNED, precision, forms), precision)
+    for precision in _NATIVE:
+        for model in (DENSE, PRUNED):
+            yield Contender("native", model, "compiled", partial(native, model, precision), precision)
     for precision in _NCNN:
         start_it = partial(start_ncnn, pair.dense, threads, precision=precision)
         yield Contender("ncnn", DENSE, "simplified", start_it, precision)

@@ -95,9 +95,10 @@ class NativeLayers(Explained, frozen=True, kw_only=True):
 
 
 class Scaling(Explained, frozen=True, kw_only=True):
-    """speedup: time with one thread / time with `threads`, of the native pruned model."""
+    """speedup: time with one thread / time with `threads`, of the native pruned model in a precision."""
 
     name: str
+    precision: str = "fp32"
     batch: int
     threads: int
     speedup: Ratio | None = None

@@ -121,11 +121,16 @@ def percent(share: float) -> str:
 
 
 def scaling_lines(found: Sequence[Scaling]) -> Iterator[Text]:
-    """One sentence per model."""
+    """One sentence per model and precision."""
     for item in found:
         if item.speedup is not None:
-            yield Text(f"{clean(item.name, 60)}, native, batch {item.batch}: {item.threads} threads are "
+            yield Text(f"{clean(item.name, 60)}, native{in_precision(item)}, batch {item.batch}: {item.threads} threads are "
                        f"{wording.interval(item.speedup)} one")
+
+
+def in_precision(item: Scaling) -> str:
+    """", int8"; nothing for float32."""
+    return "" if item.precision == "fp32" else f", {clean(item.precision, 10)}"
 
 
 def _missing(found: Bench) -> Iterator[tuple[str, str | None]]:
@@ -133,4 +138,4 @@ def _missing(found: Bench) -> Iterator[tuple[str, str | None]]:
     yield from ((engine_name(row) + ("" if row.precision == "fp32" else f", {clean(row.precision, 10)}"), row.missing)
                 for comparison in found.engines for row in comparison.rows)
     yield from (("native layers", model.missing) for model in found.layers)
-    yield from ((f"{item.threads} threads", item.missing) for item in found.scaling)
+    yield from ((f"{item.threads} threads{in_precision(item)}", item.missing) for item in found.scaling)

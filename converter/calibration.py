@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx
 
@@ -75,8 +75,12 @@ def read_calibration(options: ConvertOptions, model: GroupedModel, progress: Pro
     if shape is None:
         raise UsageError("int8 is calibrated with images, and the model has other inputs than one of [N, C, H, W]",
                          "use --precision fp32, without --calibration")
+    drawn = options.calibration == "random" and model.normalisation is not None  # these are numbers of the model's input
     samples = read_samples(options.calibration, shape, options.calibration_images, _SEED, read_pickle_file,
-                           mean=options.mean, std=options.std, system=model.system, progress=progress)
+                           mean=None if drawn else options.mean, std=None if drawn else options.std, system=model.system,
+                           progress=progress)
+    if model.normalisation is not None:
+        samples = replace(samples, images=model.normalisation.pixels(samples.images))
     return Calibration(samples, progress, 7 if on_cpu and saturates_bytes() else 8)
 
 

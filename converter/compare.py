@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from gkp.converter.sources import OpenOptions, open_model
 from gkp.converter.sources.base import sample_inputs
 from gkp.converter.verify import TOLERANCE, WINOGRAD_TOLERANCE, verify
 from gkp.errors import UsageError
+from gkp.images.normalisation import Normalisation
 from gkp.manifest import Manifest, Verification
 from gkp.runtime.load import open_runner
 from gkp.text import clean
@@ -27,7 +28,7 @@ _SCALES = (("random", 1.0), ("zeros", 0.0), ("large", 16.0), ("small", 1e-3))
 class Runnable:
     """Something that computes. shapes: per input, the axis sizes, None where any size goes. fixed_batch: the only batch
     size it takes, or None. relative: the error it was allowed when it was verified (see gkp.converter.verify); written: of
-    an artefact."""
+    an artefact; normalisation: of one that takes pixels."""
 
     name: str
     system: str
@@ -37,6 +38,7 @@ class Runnable:
     dtypes: Sequence[str]
     relative: float = TOLERANCE["fp32"]
     written: Manifest | None = None
+    normalisation: Normalisation | None = None
 
     @property
     def fixed_batch(self) -> int | None:
@@ -56,7 +58,7 @@ def open_runnable(path: Path, options: OpenOptions) -> Runnable:
         runner, dtypes = open_runner(path, written, options.trust_code), {i.name: i.dtype for i in written.inputs}
         return Runnable(path.name, written.source.system,
                         lambda feeds: runner.run({name: x.astype(dtypes[name], copy=False) for name, x in feeds.items()}),
-                        list(dtypes), shapes, list(dtypes.values()), _relative(written), written)
+                        list(dtypes), shapes, list(dtypes.values()), _relative(written), written, _normalisation(written))
     opened = open_model(path, options)
     torch_like = opened.at_batch is not None
     shapes = []
@@ -79,7 +81,7 @@ def compare_models(a: Path, b: Path, options: OpenOptions, precision: str | None
     for path in (a, b):
         progress(f"opening {clean(path.name, 60)}", None)
         opened.append(open_runnable(path, options))
-    one, two = opened
+    one, two = _fed_alike(*opened)
     shapes = [_common(s, t) for s, t in zip(one.shapes, two.shapes, strict=len(one.shapes) == len(two.shapes))]
     if len(one.shapes) != len(two.shapes) or any(s is None for s in shapes):
         raise UsageError(f"{one.name} takes inputs {_show(one)}, {two.name} {_show(two)}",
@@ -110,6 +112,20 @@ def _named(runnable: Runnable) -> Run:
     return lambda feeds: runnable.run(dict(zip(runnable.inputs, feeds.values(), strict=True)))
 
 
+def _normalisation(written: Manifest) -> Normalisation | None:
+    first = written.inputs[0] if written.inputs else None
+    return None if first is None or first.mean is None or first.std is None else Normalisation(tuple(first.mean),
+                                                                                               tuple(first.std))
+
+
+def _fed_alike(a: Runnable, b: Runnable) -> tuple[Runnable, Runnable]:
+    """Of two models of which one takes pixels, the other takes them too, and gets what these are normalised to."""
+    if a.normalisation is not None and b.normalisation is None and b.dtypes[0] == "float32":
+        how, run, name = a.normalisation, b.run, b.inputs[0]
+        return a, replace(b, run=lambda feeds: run({name: how.of_channels_first(feeds[name])}), dtypes=a.dtypes)
+    return (a, b) if b.normalisation is None or a.normalisation is not None else _fed_alike(b, a)[::-1]
+
+
 def _relative(written: manifest_module.Manifest) -> float:
     """Winograd kernels among the layers' reasons have the tolerance of their algorithm."""
     winograd = written.target == "native" and any("winograd" in layer.reason for layer in written.layers)
@@ -117,8 +133,10 @@ def _relative(written: manifest_module.Manifest) -> float:
 
 
 def _filled(shape: list[int], dtype: np.dtype[Any], scale: float, rng: np.random.Generator) -> Any:
-    """Normal numbers, or 0 and 1 for an input that is not of floats (they are indices, or flags)."""
-    return ((scale * rng.standard_normal(shape)) if dtype.kind == "f" else rng.integers(0, 2, shape)).astype(dtype)
+    """Normal numbers; bytes for pixels, and 0 and 1 for an input of other integers (they are indices, or flags)."""
+    if dtype.kind != "f":
+        return rng.integers(0, 256 if dtype == np.uint8 else 2, shape).astype(dtype)
+    return (scale * rng.standard_normal(shape)).astype(dtype)
 
 
 def _common(a: tuple[int | None, ...], b: tuple[int | None, ...]) -> tuple[int | None, ...] | None:

@@ -18,6 +18,7 @@ from gkp.converter.graph import Graph
 from gkp.converter.half import overflowing
 from gkp.converter.lower.emit import lower
 from gkp.converter.measuring import measure
+from gkp.converter.pixels import of_pixels
 from gkp.converter.quantiser import is_quantised
 from gkp.converter.recognise import left_over, recognise, simplify
 from gkp.converter.sources import GroupedModel, OpenOptions, open_any
@@ -28,6 +29,7 @@ from gkp.converter.twin import dense_twin, leaves_out, widened
 from gkp.converter.verify import check_inputs
 from gkp.converter.writing import described, written
 from gkp.errors import UnsupportedModelError, UsageError
+from gkp.options.convert import ConvertOptions
 from gkp.runtime.trust import make_key
 from gkp.text import clean
 
@@ -100,7 +102,7 @@ def open_source(job: Job) -> Opened:
     require_calibrator(options)
     opening = OpenOptions(options.input_shapes, options.arch, options.trust_code, job.progress)
     job.progress(f"opening {clean(job.path.name) if job.path else 'the module'}", None)
-    model = open_any(job.source, opening)
+    model = _as_taken(open_any(job.source, opening), options)
     given = is_quantised(model.model)
     if given and options.calibration is not None:
         raise UsageError("the model is quantised already",
@@ -114,18 +116,25 @@ def open_source(job: Job) -> Opened:
     baseline = None
     if options.baseline is not None:
         job.progress(f"opening the baseline {clean(options.baseline.name)}", None)
-        baseline = open_any(options.baseline, opening)
+        baseline = _as_taken(open_any(options.baseline, opening), options)
         _check_baseline(model, baseline)
         if is_quantised(baseline.model) and not given:
             raise UsageError("the baseline is quantised, and the model is not",
                              "give the float model as the baseline: with --precision int8 it is quantised as well")
     calibration = read_calibration(options, model, job.progress, job.target.on_cpu)
     own = calibration if options.precision in _IN_INT8 else None
+    if own is not None and job.target.exact_bytes:
+        own = replace(own, weight_bits=8)
     if given:
         notes = (*notes, "the model is quantised: its own integers and scales are kept")
         if baseline is not None and not is_quantised(baseline.model):
             notes = (*notes, "the baseline is not quantised: it computes in float32")
     return Opened(model, dynamic, batches, baseline, notes, own, calibration)
+
+
+def _as_taken(model: GroupedModel, options: ConvertOptions) -> GroupedModel:
+    """With the input that is asked for."""
+    return model if options.normalisation is None else of_pixels(model, options.normalisation)
 
 
 def _check_calibration(job: Job) -> None:

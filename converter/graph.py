@@ -19,6 +19,7 @@ from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 from gkp.converter.budget import Budget
 from gkp.converter.skeleton import ERRORS, SMALL, inferred, skeleton
 from gkp.errors import FileError, UnsupportedModelError
+from gkp.images.normalisation import Normalisation
 from gkp.text import first_line
 from gkp.types import Array
 
@@ -30,7 +31,8 @@ DOMAIN = "gkp"
 class Graph:
     """An ONNX graph under rewriting. Tensors have one producer at most; constants carry their values. budget: of the file
     that the model comes from (default: one for a file of the model's size); charged: names of the constants that it was
-    told of. holes: convolutions have been recognised whose zeros leave out channels or blocks."""
+    told of. holes: convolutions have been recognised whose zeros leave out channels or blocks. normalisation: of a network
+    that is divided, what its parts do with the pixels that they get in place of its input (gkp.edge.divide)."""
 
     def __init__(self, model: onnx.ModelProto, budget: Budget | None = None) -> None:
         if not model.graph.node and not model.graph.output:
@@ -59,6 +61,7 @@ class Graph:
                 tensor.values = _frozen(tensor.values)
         self.charged: set[str] = set()
         self.holes = False
+        self.normalisation: Normalisation | None = None
         self._count = 0
         self._taken = set(self.gs.tensors())
         self._removed: set[int] = set()

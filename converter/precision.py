@@ -12,6 +12,7 @@ from gkp.converter.artefact import Artefact
 from gkp.converter.calibration import image_shape
 from gkp.converter.conversion import check_output, finish, opened_form, prepare_opened
 from gkp.converter.fastest import TARGETS, check_measured, cpu_targets, labelled
+from gkp.converter.pixels import as_pixels
 from gkp.converter.rows import time_rows
 from gkp.converter.sources._torchfile import read_pickle_file
 from gkp.converter.sources.base import fed, sample_inputs
@@ -191,6 +192,7 @@ class _Trial:
         if 0 in opened.dynamic.get(value.name, {}):
             low, _, high = job.options.target.batch_range or (1, 1, _BATCH)
             size = min(max(low, _BATCH), high)
+        run = as_pixels(run, opened.model.normalisation)
         found = accuracy(run, value.name, images, size, frozenset(without), job.progress)
         self._enough(found.total, found.left_out)
         return found

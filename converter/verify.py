@@ -29,7 +29,7 @@ def check_inputs(model: onnx.ModelProto, dynamic: Mapping[str, Mapping[int, str]
     declared = max(1, model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1)
     out = []
     for seed, (name, scale) in enumerate(_EDGE):
-        feeds = {k: (v * scale).astype(v.dtype) for k, v in sample_inputs(model, seed=seed).items()}
+        feeds = {k: _scaled(v, scale) for k, v in sample_inputs(model, seed=seed).items()}
         out.append((name, declared, feeds))
     if any(0 in axes for axes in dynamic.values()):
         out += [("random", n, sample_inputs(model, seed=10 + n, batch=n, dynamic=dynamic)) for n in batches]
@@ -44,12 +44,17 @@ def verified_batches(span: tuple[int, int, int]) -> list[int]:
     return sorted({min(batch, max(span[0], _LARGEST)) for batch in span})
 
 
+def _scaled(x: Array, scale: float) -> Array:
+    """In its own type: bytes have an end."""
+    return (x * scale if x.dtype.kind == "f" else np.minimum(x * scale, np.iinfo(x.dtype).max)).astype(x.dtype)
+
+
 def _larger(feeds: dict[str, Array], dynamic: Mapping[str, Mapping[int, str]]) -> dict[str, Array]:
     rng = np.random.default_rng(21)
     grown = {}
     for name, x in feeds.items():
         shape = [n + 32 if axis > 1 and axis in dynamic.get(name, {}) else n for axis, n in enumerate(x.shape)]
-        grown[name] = rng.standard_normal(shape).astype(x.dtype)
+        grown[name] = (rng.integers(0, 256, shape) if x.dtype == np.uint8 else rng.standard_normal(shape)).astype(x.dtype)
     return grown
 
 

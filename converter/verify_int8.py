@@ -49,10 +49,10 @@ Compute = Callable[[Sequence[tuple[Graph, Feeds]], Forms], Iterable[Sequence[Arr
 
 def int8_inputs(opened: Opened, calibration: Calibration) -> list[tuple[str, int, Feeds]]:
     """(name, batch, inputs): images that the model was calibrated with, zeros; other batch sizes where it takes them."""
-    declared = next(iter(sample_inputs(opened.model.model).values())).shape
-    name, images, size = opened.model.model.graph.input[0].name, calibration.samples.images, declared[0]
+    declared = next(iter(sample_inputs(opened.model.model).values()))
+    name, images, size = opened.model.model.graph.input[0].name, calibration.samples.images, len(declared)
     sizes = [size] * _INPUTS + ([2, 5] if any(0 in axes for axes in opened.dynamic.values()) else [])
-    out: list[tuple[str, int, Feeds]] = [("zeros", size, {name: np.zeros(declared, np.float32)})]
+    out: list[tuple[str, int, Feeds]] = [("zeros", size, {name: np.zeros_like(declared)})]
     start = 0
     for batch in sizes:
         chosen = images[np.arange(start, start + batch) % len(images)]

@@ -20,6 +20,7 @@ from gkp.converter.graph import Graph
 from gkp.converter.lower.emit import lower
 from gkp.converter.reference import reference
 from gkp.converter.same import same_network
+from gkp.converter.sources import GroupedModel
 from gkp.converter.sources.base import fed
 from gkp.converter.stages import Prepared
 from gkp.converter.targets.base import About, Emitted, StockBuilt
@@ -163,7 +164,7 @@ def described(prepared: Prepared, files: Mapping[str, str] | None = None,
                                assumed=clean(model.assumed)),
         target=job.target.name, precision=_precision(prepared), threads=job.threads,
         provider=job.target.provider, strategy=options.forms.strategy,
-        inputs=_ports(model.model.graph.input, opened.dynamic, options.io_precision),
+        inputs=_inputs(model, opened.dynamic, options.io_precision),
         outputs=_ports(Graph(model.model).to_model().graph.output, _output_axes(prepared), options.io_precision),
         layers=layer_rows(recognised.graph, measured.choice, job.target, about, recognised.full),
         macs=manifest.Macs(dense=measured.dense_macs, kept=recognised.macs, executed=about.executed),
@@ -228,6 +229,11 @@ def _baseline(prepared: Prepared) -> manifest.Baseline:
 def _ports(infos: Any, axes: Mapping[str, Mapping[int, str]], io: str) -> list[manifest.Tensor]:
     return [msgspec.structs.replace(t, dtype="float16") if io == "fp16" and t.dtype == "float32" else t
             for t in tensors(infos, axes)]
+
+
+def _inputs(model: GroupedModel, axes: Mapping[str, Mapping[int, str]], io: str) -> list[manifest.Tensor]:
+    ports, how = _ports(model.model.graph.input, axes, io), model.normalisation
+    return ports if how is None else [msgspec.structs.replace(t, mean=list(how.mean), std=list(how.std)) for t in ports]
 
 
 def _output_axes(prepared: Prepared) -> dict[str, dict[int, str]]:

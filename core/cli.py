@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import rich_click as click
 
 from gkp import _version
+from gkp.cli_options import PATH, declared, devices, opening, pixels, segments, trust, verbosity
 from gkp.console import Screen, guarded
 from gkp.errors import UsageError
 from gkp.files import check_writable
-from gkp.options.base import Declared
 from gkp.options.convert import every_option
-from gkp.options.targets import CPU_NAMES, EVERY, TARGETS
+from gkp.options.targets import EVERY, TARGETS
 from gkp.pruning.methods import METHODS
 
 click.rich_click.SHOW_ARGUMENTS = True
 click.rich_click.TEXT_MARKUP = "ansi"
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-_PATH = click.Path(path_type=Path, readable=False)  # gkp says itself, with its own exit codes, what it cannot read
 
 
 def _groups(first: Iterable[str], named: Iterable[tuple[str, str]]) -> list[Any]:
@@ -41,64 +40,12 @@ def _convert_groups() -> list[Any]:
 
 
 _ALWAYS, _OPENING = ("--verbose", "--quiet", "--help"), "Opening the model"
-_SUITES = ("--suite", "--checkpoints", "--data", "--calibration", "--devices", "--models", "--only", "--variants",
-           "--calibrate")
+_SUITES = ("--suite", "--checkpoints", "--data", "--calibration", "--devices", "--link", "--device-speed", "--models",
+           "--only", "--variants", "--calibrate")
 click.rich_click.OPTION_GROUPS = {
     **dict.fromkeys(("gkp convert", "gkp-convert"), _convert_groups()),
     "gkp bench": _groups(("--batch", "--seconds", "--trust-code", "--json"),
                          [("Standard suites", flag) for flag in _SUITES])}
-
-
-def _verbosity(command: Callable[..., Any]) -> Callable[..., Any]:
-    command = click.option("-q", "--quiet", is_flag=True, help="Print errors only.")(command)
-    return click.option("-v", "--verbose", is_flag=True, help="Print everything, and tracebacks of errors.")(command)
-
-
-def _trust(command: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option("--trust-code", is_flag=True, help="Open files that run code when loaded: .pt2, and native "
-                        "libraries and TensorRT engines that somebody else built.")(command)
-
-
-def _opening(command: Callable[..., Any]) -> Callable[..., Any]:
-    command = click.option("--arch", metavar="PKG:CALLABLE", help="A function that builds the module for a state dict whose "
-                           "architecture is not recognised: your own, torchvision's or timm's.")(command)
-    command = _trust(command)
-    return click.option("--input-shape", "input_shape", multiple=True, metavar="[NAME:]N,C,H,W",
-                        help="Input shape, where the file does not say it.")(command)
-
-
-def _declared(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that gkp.options declares."""
-    for found in reversed(list(every_option())):
-        command = _click_option(found)(command)
-    return command
-
-
-def _click_option(found: Declared) -> Callable[..., Any]:
-    """Texts are parsed by the struct, which Python callers meet, too."""
-    about, flags = found.option, (*found.flags, found.name)
-    if isinstance(found.default, bool):
-        return click.option(*flags, is_flag=True, flag_value=not found.default, default=found.default, help=about.help)
-    kind = click.Choice(about.choices) if about.choices else click.IntRange(*about.between) if about.between \
-        else _PATH if about.path else str
-    default = None if about.many or not isinstance(found.default, str) else found.default
-    return click.option(*flags, type=kind, multiple=about.many, default=default, show_default=default is not None,
-                        metavar=about.metavar, help=about.help)
-
-
-def _segments(command: Callable[..., Any]) -> Callable[..., Any]:
-    command = click.option("--cpu", type=click.Choice(CPU_NAMES), default="host", show_default=True,
-                           help="native: the processor of the devices.")(command)
-    return click.option("--target", type=click.Choice(["ort", "native"]), default="ort", show_default=True,
-                        help="What runs the segments: ONNX Runtime, or native kernels compiled for --cpu, with ONNX Runtime "
-                             "for segments that have an operator without a kernel.")(command)
-
-
-def _devices(command: Callable[..., Any]) -> Callable[..., Any]:
-    command = click.option("--link", default="1gbe", show_default=True, metavar="NAME|BANDWIDTH,RTT", help="Between the "
-                           "devices: 1gbe, wifi, loopback, or numbers such as 100mbit,2ms.")(command)
-    return click.option("--devices", required=True, metavar="N|FILE.yaml", help="How many equal devices, or a devices.yaml "
-                        "with their names, speeds, memory and addresses.")(command)
 
 
 @click.group(context_settings=_CONTEXT)
@@ -111,14 +58,14 @@ def main() -> None:
 
 
 @main.command("convert", context_settings=_CONTEXT)
-@click.argument("model", type=_PATH)
+@click.argument("model", type=PATH)
 @click.option("--target", type=click.Choice([struct.name for struct in EVERY]), default="ort", show_default=True,
               metavar="NAME", help=f"What to produce: {'; '.join(f'{struct.name}: {struct.summary}' for struct in EVERY)}.")
-@_opening
-@_declared
+@opening
+@declared
 @click.option("--json", "json_to", metavar="FILE|-", help="Write the report as JSON to a file or to stdout.")
-@click.option("--report", type=_PATH, metavar="FILE.html", help="Write the report as a self-contained page.")
-@_verbosity
+@click.option("--report", type=PATH, metavar="FILE.html", help="Write the report as a self-contained page.")
+@verbosity
 def convert(**options: Any) -> None:
     """Convert MODEL (ONNX, TorchScript, a checkpoint of a pruning method) into what is fastest on the target, verify it and
     measure the speedup over dense. If nothing beats dense, dense comes out, and the report says so.
@@ -129,12 +76,12 @@ def convert(**options: Any) -> None:
 
 
 @main.command("inspect", context_settings=_CONTEXT)
-@click.argument("model", type=_PATH)
-@_opening
+@click.argument("model", type=PATH)
+@opening
 @click.option("--target", type=click.Choice([struct.name for struct in TARGETS]), default="onnx", show_default=True,
               help="Whose forms to show. Nothing is measured or compiled; estimates are called estimates.")
 @click.option("--json", "json_to", metavar="FILE|-", help="Write it as JSON to a file or to stdout.")
-@_verbosity
+@verbosity
 def inspect(**options: Any) -> None:
     """Show the layers of MODEL: branches, channels per branch, overlap, multiply-accumulates, forms.
 
@@ -144,47 +91,47 @@ def inspect(**options: Any) -> None:
 
 
 @main.command("verify", context_settings=_CONTEXT)
-@click.argument("a", type=_PATH)
-@click.argument("b", type=_PATH)
-@_opening
+@click.argument("a", type=PATH)
+@click.argument("b", type=PATH)
+@opening
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]),
               help="Whose tolerance to apply. [default: that of the artefacts]")
 @click.option("--calibration", metavar="cifar10:DIR|folder:DIR|FILE",
               help="Of an artefact in int8: the images that it was calibrated with, to compare on them.")
 @click.option("--json", "json_to", metavar="FILE|-", help="Write the result as JSON to a file or to stdout.")
-@_verbosity
+@verbosity
 def verify(**options: Any) -> None:
     """Do A and B (models or artefact directories) compute the same? Exit code 1 if not."""
     _run("verify", options)
 
 
 @main.command("eval", context_settings=_CONTEXT)
-@click.argument("model", type=_PATH)
+@click.argument("model", type=PATH)
 @click.option("--data", required=True, metavar="cifar10:DIR|folder:DIR|FILE.npz",
               help="Test set: CIFAR-10; a folder for each class (in DIR/val where there is one); x and y of an .npz.")
 @click.option("--mean", metavar="R,G,B", help="Normalisation. [default: the usual one of system and data set]")
 @click.option("--std", metavar="R,G,B", help="Normalisation. [default: the usual one of system and data set]")
 @click.option("--batch", type=click.IntRange(1, 4096), default=100, show_default=True)
-@_opening
+@opening
 @click.option("--json", "json_to", metavar="FILE|-", help="Write the result as JSON to a file or to stdout.")
-@_verbosity
+@verbosity
 def evaluate(**options: Any) -> None:
     """Accuracy of MODEL (an artefact directory or a model file) on a data set."""
     _run("eval", options)
 
 
 @main.command("run", context_settings=_CONTEXT)
-@click.argument("directory", type=_PATH)
-@click.option("--input", "input_file", type=_PATH, required=True, metavar="FILE.npy",
+@click.argument("directory", type=PATH)
+@click.option("--input", "input_file", type=PATH, required=True, metavar="FILE.npy",
               help="Input array, normalised, [N, C, H, W]; .npz for several inputs by name.")
-@click.option("--output", "output_file", type=_PATH, metavar="FILE.npy",
+@click.option("--output", "output_file", type=PATH, metavar="FILE.npy",
               help="Where to write the output. [default: print a summary]")
 @click.option("--local", is_flag=True, help="A split model: start a worker per device on this machine, and run it there.")
-@click.option("--cluster", type=_PATH, metavar="FILE.yaml", help="A split model: run it on the workers that FILE lists.")
+@click.option("--cluster", type=PATH, metavar="FILE.yaml", help="A split model: run it on the workers that FILE lists.")
 @click.option("--profile", is_flag=True, help="A split model: show what every device computed and sent, and when.")
-@_trust
+@trust
 @click.option("--json", "json_to", metavar="FILE|-", help="Write shape, dtype and top-1 classes as JSON.")
-@_verbosity
+@verbosity
 def run(**options: Any) -> None:
     """Run the artefact in DIRECTORY on one input file.
 
@@ -194,7 +141,7 @@ def run(**options: Any) -> None:
 
 
 @main.command("bench", context_settings=_CONTEXT)
-@click.argument("directories", type=_PATH, nargs=-1)
+@click.argument("directories", type=PATH, nargs=-1)
 @click.option("--suite", type=click.Choice(["cpu", "gpu", "edge", "zoo"]), help="A standard suite instead of artefacts. "
               "cpu: the published checkpoints and ResNet-50 with grouped 3x3 convolutions, on every engine of the CPU; "
               "gpu: a ResNet-50 and a ResNet-20 on PyTorch, ONNX Runtime and TensorRT, under 8 minutes; edge: what "
@@ -202,12 +149,18 @@ def run(**options: Any) -> None:
               "files of --models, dense and masked, in the native kernels beside the dense network on every stock engine.")
 @click.option("--devices", type=click.IntRange(2, 16), multiple=True, metavar="N",
               help="Of --suite edge: over how many devices; may be repeated. [default: 2]")
-@click.option("--models", type=_PATH, metavar="DIR", help="Of --suite zoo: the folder with the ONNX files.")
-@click.option("--only", metavar="NAME,...", help="Of --suite zoo: names of files, without .onnx. [default: all]")
+@click.option("--models", type=PATH, metavar="DIR", help="Of --suite zoo: the folder with the ONNX files.")
+@click.option("--link", "links", multiple=True, metavar="NAME|BANDWIDTH,RTT", help="Of --suite edge: between the devices, "
+              "as of gkp split; may be repeated. [default: loopback and 1gbe]")
+@click.option("--device-speed", type=float, metavar="S", help="Of --suite edge: each device gets this share of a core, by "
+              "a processor quota, and so does what is computed on one device; links stay as they are. [default: 1]")
+@click.option("--only", metavar="NAME,...", help="Of --suite cpu: words in the names of networks; of --suite zoo: "
+              "names of files, without .onnx; of --suite edge: rows (branch, spatial, spatial-dense, ...), or words in the "
+              "names of networks. [default: all]")
 @click.option("--variants", metavar="NAME,...", help="Of --suite zoo: dense, block, tmi. [default: all]")
 @click.option("--calibrate", type=click.Choice(["trt"]), help="Measure convolutions on the GPU here, and write them into "
               "your own cost table, by which --target trt chooses forms.")
-@click.option("--checkpoints", type=_PATH, metavar="DIR", help="Published checkpoints for --suite cpu and edge.")
+@click.option("--checkpoints", type=PATH, metavar="DIR", help="Published checkpoints for --suite cpu and edge.")
 @click.option("--data", metavar="cifar10:DIR|FILE.npz", help="Of --suite cpu: labelled images, to measure the accuracy of "
               "the published checkpoints on.")
 @click.option("--calibration", metavar="cifar10:DIR|FILE", help="Of --suite cpu: images to calibrate their int8 with. "
@@ -217,9 +170,9 @@ def run(**options: Any) -> None:
 @click.option("--seconds", type=click.FloatRange(0.1, 600), default=3.0, show_default=True,
               help="Time to spend on each batch size; of --suite edge, on each row; of --suite zoo, on each form of an "
               "engine.")
-@_trust
+@trust
 @click.option("--json", "json_to", metavar="FILE|-", help="Write the table as JSON to a file or to stdout.")
-@_verbosity
+@verbosity
 def bench(**options: Any) -> None:
     """Measure artefacts again, here: each turn by turn with its dense baseline, in one process.
 
@@ -230,13 +183,13 @@ def bench(**options: Any) -> None:
 
 @main.command("prune", context_settings=_CONTEXT, epilog="\n\n".join(f"{m.name}: {m.summary}" for m in METHODS))
 @click.argument("method", type=click.Choice([method.name for method in METHODS]))
-@click.option("--baseline", type=_PATH, required=True, metavar="FILE",
+@click.option("--baseline", type=PATH, required=True, metavar="FILE",
               help="The trained dense network: a checkpoint of gkp, a state dict, or the baseline of TMI-GKP.")
-@click.option("-o", "--output", type=_PATH, required=True, help="Directory to write, or to go on with.")
+@click.option("-o", "--output", type=PATH, required=True, help="Directory to write, or to go on with.")
 @click.option("--model", metavar="NAME", help="What the baseline must be, such as resnet20. [default: as recognised]")
 @click.option("--data", metavar="cifar10:DIR|folder:DIR", help="Images to train and test on; optional with --epochs 0.")
-@click.option("--snapshots", type=_PATH, metavar="DIR", help="tmi-gkp: epoch_N.pt files of the baseline's training.")
-@click.option("--settings", type=_PATH, metavar="FILE.json", help="Settings of the method. [default: the published ones]")
+@click.option("--snapshots", type=PATH, metavar="DIR", help="tmi-gkp: epoch_N.pt files of the baseline's training.")
+@click.option("--settings", type=PATH, metavar="FILE.json", help="Settings of the method. [default: the published ones]")
 @click.option("--epochs", type=click.IntRange(0, 100_000), help="Epochs of every training phase, whose schedule is scaled "
               "to it; 0 trains nothing. [default: as published]")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
@@ -246,7 +199,7 @@ def bench(**options: Any) -> None:
               f"directory's folder public. For {', '.join(method.name for method in METHODS if method.public)}.")
 @click.option("--force", is_flag=True, help="Begin again in a directory that gkp prune wrote before.")
 @click.option("--json", "json_to", metavar="FILE|-", help="Write settings and results as JSON to a file or to stdout.")
-@_verbosity
+@verbosity
 def prune(**options: Any) -> None:
     """Prune a trained network into grouped convolutions and fine-tune it.
 
@@ -258,8 +211,8 @@ def prune(**options: Any) -> None:
 
 
 @main.command("split", context_settings=_CONTEXT)
-@click.argument("model", type=_PATH)
-@_devices
+@click.argument("model", type=PATH)
+@devices
 @click.option("--objective", type=click.Choice(["latency", "throughput", "memory"]), default="latency", show_default=True,
               help="What to make small: the time of one request, the time between requests, or the memory of the fullest "
                    "device.")
@@ -270,12 +223,13 @@ def prune(**options: Any) -> None:
               "with DEVICE=, measured on that device. [default: estimates]")
 @click.option("--wire", type=click.Choice(["float32", "float16"]), default="float32", show_default=True,
               help="How arrays travel between devices; float16 halves the bytes and rounds.")
-@_segments
-@click.option("-o", "--output", type=_PATH, help="Directory to write. [default: MODEL-stem.split]")
+@pixels
+@segments
+@click.option("-o", "--output", type=PATH, help="Directory to write. [default: MODEL-stem.split]")
 @click.option("--force", is_flag=True, help="Overwrite a directory that gkp split wrote before.")
-@_opening
+@opening
 @click.option("--json", "json_to", metavar="FILE|-", help="Write the plan as JSON to a file or to stdout.")
-@_verbosity
+@verbosity
 def split(**options: Any) -> None:
     """Split MODEL over several devices: predict every mode, choose, write one folder per device, verify.
 
@@ -289,9 +243,9 @@ def split(**options: Any) -> None:
 
 
 @main.command("serve", context_settings=_CONTEXT)
-@click.argument("folders", type=_PATH, nargs=-1, required=True)
+@click.argument("folders", type=PATH, nargs=-1, required=True)
 @click.option("--listen", required=True, metavar="HOST:PORT", help="Where to listen; unix:PATH for a socket here.")
-@click.option("--keys", type=_PATH, metavar="DIR", help="This device's folder of those that gkp edge keys wrote.")
+@click.option("--keys", type=PATH, metavar="DIR", help="This device's folder of those that gkp edge keys wrote.")
 @click.option("--insecure", is_flag=True, help="No certificates and no encryption: loopback addresses and sockets only.")
 @click.option("--peer", "peers", multiple=True, metavar="NAME=HOST:PORT",
               help="Where another device listens, if not where the plan says.")
@@ -301,7 +255,7 @@ def split(**options: Any) -> None:
 @click.option("--grace", type=click.FloatRange(0, 600), default=10.0, show_default=True, metavar="SECONDS",
               help="After SIGTERM: time for the requests that are open.")
 @click.option("--json", "json_to", metavar="FILE|-", help="When ready, write address and plans as JSON.")
-@_verbosity
+@verbosity
 def serve(**options: Any) -> None:
     """Serve this device's part of a split model (DIR/device_0, ...) to the coordinator and the other devices.
 
@@ -319,11 +273,11 @@ def edge() -> None:
 
 
 @edge.command("keys", context_settings=_CONTEXT)
-@click.argument("directories", type=_PATH, nargs=-1, required=True)
-@click.option("-o", "--output", type=_PATH, default=Path("keys"), show_default=True, metavar="DIR",
+@click.argument("directories", type=PATH, nargs=-1, required=True)
+@click.option("-o", "--output", type=PATH, default=Path("keys"), show_default=True, metavar="DIR",
               help="Where the authority is, or is made, and the certificates are written.")
 @click.option("--days", type=click.IntRange(1, 3650), default=365, show_default=True, help="How long they are valid.")
-@_verbosity
+@verbosity
 def edge_keys(**options: Any) -> None:
     """Make certificates for the coordinator and every device of the split models in DIRECTORIES.
 
@@ -336,15 +290,16 @@ def edge_keys(**options: Any) -> None:
 
 
 @edge.command("profile", context_settings=_CONTEXT)
-@click.argument("source", type=_PATH)
+@click.argument("source", type=PATH)
 @click.option("--devices", metavar="N|FILE.yaml", help="SOURCE is a model: the devices to split it for.")
 @click.option("--link", default="1gbe", show_default=True, metavar="NAME|BANDWIDTH,RTT", help="SOURCE is a model: the link.")
 @click.option("--seconds", type=click.FloatRange(0.1, 3600), default=20.0, show_default=True, help="Time to spend, about.")
-@_segments
-@click.option("-o", "--output", type=_PATH, metavar="FILE", help="[default: profile.json in the folder SOURCE, or here]")
-@_opening
+@pixels
+@segments
+@click.option("-o", "--output", type=PATH, metavar="FILE", help="[default: profile.json in the folder SOURCE, or here]")
+@opening
 @click.option("--json", "json_to", metavar="FILE|-", help="Write the profile as JSON to a file or to stdout as well.")
-@_verbosity
+@verbosity
 def edge_profile(**options: Any) -> None:
     """Measure segments, each alone on one core with one thread, turn by turn; for gkp split --profile.
 
@@ -357,15 +312,15 @@ def edge_profile(**options: Any) -> None:
 
 
 @edge.command("up", context_settings=_CONTEXT)
-@click.argument("directories", type=_PATH, nargs=-1, required=True)
+@click.argument("directories", type=PATH, nargs=-1, required=True)
 @click.option("--ray", "address", required=True, metavar="HOST:PORT", help="The Ray cluster, as ray start --head says it. "
               "It must ask for a token (RAY_AUTH_MODE=token).")
-@click.option("--keys", type=_PATH, default=Path("keys"), show_default=True, metavar="DIR",
+@click.option("--keys", type=PATH, default=Path("keys"), show_default=True, metavar="DIR",
               help="What gkp edge keys wrote. Every device gets its own keys only.")
-@click.option("-o", "--output", type=_PATH, default=Path("cluster.yaml"), show_default=True, metavar="FILE",
+@click.option("-o", "--output", type=PATH, default=Path("cluster.yaml"), show_default=True, metavar="FILE",
               help="The cluster file for gkp run --cluster; it is there as long as the workers are.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads of every worker. [default: its physical cores]")
-@_verbosity
+@verbosity
 def edge_up(**options: Any) -> None:
     """Start a worker for every device of a split model on a Ray cluster, and keep them running.
 

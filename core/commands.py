@@ -101,6 +101,7 @@ def verify(screen: Screen, *, a: Path, b: Path, precision: str | None, calibrati
 def evaluate(screen: Screen, *, model: Path, data: str, mean: str | None, std: str | None, batch: int,
              input_shape: tuple[str, ...], json_to: str | None, arch: str | None, trust_code: bool) -> None:
     from gkp.converter.compare import open_runnable
+    from gkp.converter.pixels import as_pixels
     from gkp.converter.sources import OpenOptions
     from gkp.converter.sources._torchfile import read_pickle_file
     from gkp.images.accuracy import accuracy
@@ -111,14 +112,20 @@ def evaluate(screen: Screen, *, model: Path, data: str, mean: str | None, std: s
     with screen.progress() as progress:
         progress("opening", None)
         opened = open_runnable(model, OpenOptions(parse_shapes(input_shape), arch, trust_code, progress))
-        if len(opened.inputs) != 1 or not opened.dtypes[0].startswith("float"):
+        own = opened.normalisation
+        if len(opened.inputs) != 1 or not (own or opened.dtypes[0].startswith("float")):
             types = ", ".join(map(clean, opened.dtypes))
             raise UsageError(f"the model has {plural(len(opened.inputs), 'input')} of {types}",
                              "gkp eval needs a classifier of images, with one input of floats")
+        if own is not None and (means or stds):
+            raise UsageError("the model takes pixels and normalises them itself", "leave out --mean and --std")
+        if own is not None:
+            means, stds = own.mean, own.std
         progress("looking for images", None)
         images = open_images(data, opened.shapes[0][1:], "test", read_pickle_file, mean=means, std=stds,
                              system=opened.system)
-        found = accuracy(opened.run, opened.inputs[0], images, opened.fixed_batch or batch, progress=progress)
+        found = accuracy(as_pixels(opened.run, own), opened.inputs[0], images, opened.fixed_batch or batch,
+                         progress=progress)
     origin = found.origin
     used = "as they are in the file" if origin.mean is None or origin.std is None else \
         f"mean {', '.join(map(str, origin.mean))}; std {', '.join(map(str, origin.std))}"
@@ -183,7 +190,7 @@ def _write_arrays(path: Path, outputs: dict[str, Any]) -> None:
 def bench(screen: Screen, *, directories: tuple[Path, ...], suite: str | None, calibrate: str | None,
           checkpoints: Path | None, batches: tuple[int, ...], seconds: float, json_to: str | None, trust_code: bool,
           devices: tuple[int, ...], data: str | None, calibration: str | None, models: Path | None, only: str | None,
-          variants: str | None) -> None:
+          variants: str | None, links: tuple[str, ...], device_speed: float | None) -> None:
     from gkp.benchmarks import bench as benchmarks
     from gkp.benchmarks.command import cpu_bench, finish
     from gkp.benchmarks.results import Bench
@@ -194,8 +201,13 @@ def bench(screen: Screen, *, directories: tuple[Path, ...], suite: str | None, c
                          "e.g. gkp bench model.ort model.openvino")
     if (data or calibration) and suite != "cpu":
         raise UsageError("--data and --calibration are of --suite cpu", "leave them out")
-    if (models or only or variants) and suite != "zoo":
-        raise UsageError("--models, --only and --variants are of --suite zoo", "leave them out")
+    if (models or variants) and suite != "zoo":
+        raise UsageError("--models and --variants are of --suite zoo", "leave them out")
+    if only and suite not in ("cpu", "zoo", "edge"):
+        raise UsageError("--only is of --suite cpu, zoo and edge", "leave it out")
+    if (devices or links or device_speed is not None) and suite != "edge":
+        name = "--devices" if devices else "--link" if links else "--device-speed"
+        raise UsageError(f"{name} is of --suite edge", "leave it out")
     if suite == "gpu" or calibrate:
         from gkp.benchmarks.gpu.command import gpu_bench
 
@@ -204,17 +216,16 @@ def bench(screen: Screen, *, directories: tuple[Path, ...], suite: str | None, c
     if suite == "edge":
         from gkp.benchmarks.edge.command import edge_bench
 
-        edge_bench(screen, devices, checkpoints, seconds, json_to)
+        edge_bench(screen, devices, checkpoints, seconds, json_to, links=links, only=only,
+                   speed=1.0 if device_speed is None else device_speed)
         return
-    if devices:
-        raise UsageError("--devices is of --suite edge", "leave it out")
     if suite == "zoo":
         from gkp.benchmarks.zoo.command import zoo_bench
 
         zoo_bench(screen, models, only, variants, seconds, json_to)
         return
     if suite == "cpu":
-        cpu_bench(screen, checkpoints, data, calibration, json_to)
+        cpu_bench(screen, checkpoints, data, calibration, only, json_to)
         return
     before = fingerprint()
     with screen.progress() as progress:

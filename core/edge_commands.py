@@ -13,6 +13,7 @@ from gkp.arguments import parse_shapes
 from gkp.console import Screen
 from gkp.errors import UsageError
 from gkp.files import check_writable, write_file
+from gkp.images.normalisation import Normalisation, numbers, of_input
 from gkp.text import plural
 
 _FIRST = ("warning: ", "do not split", "does not fit", "idle: ", "verified")
@@ -52,7 +53,8 @@ def run_split(screen: Screen, directory: Path, x: Any, profile: bool,
 
 
 def split(screen: Screen, *, model: Path, output: Path | None, devices: str, link: str, profiles: tuple[str, ...],
-          input_shape: tuple[str, ...], arch: str | None, trust_code: bool, json_to: str | None, **options: Any) -> None:
+          input_shape: tuple[str, ...], arch: str | None, trust_code: bool, json_to: str | None, input_type: str,
+          mean: str | None, std: str | None, **options: Any) -> None:
     from gkp.converter.sources import OpenOptions
     from gkp.edge.divide.planner import SplitOptions
     from gkp.edge.divide.planner import split as run
@@ -62,7 +64,8 @@ def split(screen: Screen, *, model: Path, output: Path | None, devices: str, lin
     from gkp.edge.plan.devices import parse_devices, parse_link
 
     asked = SplitOptions(parse_devices(devices), parse_link(link), profiles=parse_profiles(profiles),
-                         opening=OpenOptions(parse_shapes(input_shape), arch, trust_code), **options)
+                         opening=OpenOptions(parse_shapes(input_shape), arch, trust_code),
+                         normalisation=_normalisation(input_type, mean, std), **options)
     out = output or Path(f"{model.stem or model.name}.split")
     with screen.progress() as progress:
         plan = run(model, out, asked, progress)
@@ -80,17 +83,26 @@ def split(screen: Screen, *, model: Path, output: Path | None, devices: str, lin
     screen.json(json_to, plan.encode() + b"\n")
 
 
+def _normalisation(input_type: str, mean: str | None, std: str | None) -> Normalisation | None:
+    given = numbers(mean, "--mean"), numbers(std, "--std")
+    if input_type != "uint8" and any(given):
+        raise UsageError("--mean and --std are for --input-type uint8", "leave them out: requests bring normalised images")
+    return of_input(input_type, *given)
+
+
 def edge_profile(screen: Screen, *, source: Path, devices: str | None, link: str, seconds: float, output: Path | None,
                  input_shape: tuple[str, ...], arch: str | None, trust_code: bool, json_to: str | None, target: str,
-                 cpu: str) -> None:
+                 cpu: str, input_type: str, mean: str | None, std: str | None) -> None:
     from gkp.edge.forecast import profile as profiling
 
+    normalisation = _normalisation(input_type, mean, std)
     out = output or (source / profiling.FILE_NAME if source.is_dir() else Path(profiling.FILE_NAME))
     check_writable(out)
     with screen.progress() as progress:
         if source.is_dir():
-            if devices is not None or target != "ort":
-                raise UsageError("--devices and --target are for a model; a split folder has its own", "leave them out")
+            if devices is not None or target != "ort" or normalisation is not None:
+                raise UsageError("--devices, --target and --input-type are for a model; a split folder has its own",
+                                 "leave them out")
             found = profiling.measure(profiling.folder_jobs(source, trust_code), seconds, progress)
         else:
             from gkp.converter.sources import OpenOptions
@@ -100,6 +112,7 @@ def edge_profile(screen: Screen, *, source: Path, devices: str | None, link: str
             if devices is None:
                 raise UsageError(f"{source} is a model: for which devices?", "e.g. --devices 4, or a folder of gkp split")
             asked = SplitOptions(parse_devices(devices), parse_link(link), target=target, cpu=cpu,
+                                 normalisation=normalisation,
                                  opening=OpenOptions(parse_shapes(input_shape), arch, trust_code))
             found = measure_modes(source, asked, seconds, progress)
     write_file(out, profiling.encode(found))

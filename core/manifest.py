@@ -155,8 +155,9 @@ class LayerSpeed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Roofline(msgspec.Struct, frozen=True, kw_only=True):
-    """Layers against what one core of the machine can do: peak_gflops with its multiply-add units in float32,
-    bandwidth_gbs reading from memory (1e9 bytes per second). Both measured in the same run as the layers."""
+    """Layers against what one core of the machine can do: peak_gflops with its multiply-add units in float32 (in int8 with
+    its sums of products of bytes: operations of integers; in bf16 with those of bfloat16), bandwidth_gbs reading from memory
+    (1e9 bytes per second). Both measured in the same run as the layers."""
 
     peak_gflops: float
     bandwidth_gbs: float
@@ -266,11 +267,14 @@ class Tried(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Tensor(msgspec.Struct, frozen=True, kw_only=True):
-    """An input or output; a dynamic axis is its name."""
+    """An input or output; a dynamic axis is its name. mean, std: of an input of pixels, what the model does with them:
+    (x / 255 - mean) / std per channel; null: it takes its input as it is."""
 
     name: str
     shape: list[int | str]
     dtype: str
+    mean: list[float] | None = None
+    std: list[float] | None = None
 
 
 class EngineTensor(msgspec.Struct, frozen=True, kw_only=True):

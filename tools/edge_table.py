@@ -18,7 +18,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "edge.md"
 RESULTS, ROWS = PAGE.parent / "data" / "edge.json", PAGE.parent / "data" / "edge.md"
 START, END = "<!-- figures: written by tools/edge_table.py -->", "<!-- /figures -->"
 HEAD = ("| | ms | CPU ms | pruning | distribution (95 %) | per s | messages | payload | predicted, ms "
-        "| predicted / measured |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
+        "| predicted / measured | bound, ms |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
 MODES = ("replicas", "branch", "spatial", "pipeline")
 DIVIDING = ("branch", "spatial", "pipeline", "hybrid")
 SUMMARY = ("| network | devices, link | one device, ms | pruning | best way of dividing one request "
@@ -65,10 +65,19 @@ def name(row: dict[str, Any]) -> str:
     return f"{said}, {row['means']}"
 
 
+def slowness(group: dict[str, Any]) -> str:
+    speed = group.get("device_speed", 1)
+    return f" of speed {speed:g}" if speed < 1 else ""
+
+
+def title(group: dict[str, Any]) -> str:
+    return f"{group['case']}, {group['devices']} devices{slowness(group)}, {group['link']}"
+
+
 def rows(group: dict[str, Any]) -> Iterator[str]:
     for row in group["rows"]:
         if "missing" in row:
-            yield f"| {WHAT[row['what']]} | | | | {row['missing']} | | | | | |"
+            yield f"| {WHAT[row['what']]} | | | | {row['missing']} | | | | | | |"
             continue
         payload, predicted, rate = row.get("payload"), row.get("predicted", {}), row.get("rate")
         gain = row.get("refused") or interval(row.get("distribution_gain")) or (
@@ -79,7 +88,8 @@ def rows(group: dict[str, Any]) -> Iterator[str]:
                  per_second(rate),
                  "" if payload is None else str(payload["counted_messages"]),
                  "" if payload is None else f"{payload['counted_bytes']:,} B" + " (NOT the plan's)" * (not payload["equal"]),
-                 number(predicted.get("critical_path_ms")), f"{predicted['ratio']:.2f}{off}" if "ratio" in predicted else ""]
+                 number(predicted.get("critical_path_ms")), f"{predicted['ratio']:.2f}{off}" if "ratio" in predicted else "",
+                 number(predicted.get("bound_ms"))]
         yield "| " + " | ".join(cells) + " |"
 
 
@@ -104,7 +114,8 @@ def _best(group: dict[str, Any]) -> str:
     alone, replicas, auto = mine.get("grouped", {}), mine.get("replicas", {}), mine.get("auto", {})
     divided = [row for what in DIVIDING if "distribution_gain" in (row := mine.get(what, {})) and "refused" not in row]
     best = max(divided, key=lambda row: row["distribution_gain"]["value"], default=None)
-    cells = [group["case"], f"{group['devices']}, {group['link']}", number(alone["ms"]["median"]) if alone else "",
+    cells = [group["case"], f"{group['devices']}{slowness(group)}, {group['link']}",
+             number(alone["ms"]["median"]) if alone else "",
              f"{alone['pruning_gain']['value']:.2f}x" if "pruning_gain" in alone else "",
              "none" if best is None else f"{WHAT[best['what']]} {interval(best['distribution_gain'])}",
              f"{replicas['rate']['gain']['value']:.2f}x" if "gain" in replicas.get("rate", {}) else "",
@@ -137,7 +148,7 @@ def tables(found: dict[str, Any]) -> str:
     parts = [_INTRO]
     for group in found["groups"]:
         load = group["machine"]["load_average"]
-        parts.append(f"## {group['case']}, {group['devices']} devices, {group['link']}\n\n{HEAD}")
+        parts.append(f"## {title(group)}\n\n{HEAD}")
         parts += rows(group)
         taken = next((name(row) for row in group["rows"] if row["what"] == "auto"), "not asked")
         parts.append(f"\n`auto`: {group['decision'][0] if group['decision'] else taken} (load {load[0]} to {load[1]})\n")

@@ -14,7 +14,7 @@ import msgspec
 
 from gkp.benchmarks.results import COLUMNS, ArtefactRow, Bench, Comparison, EngineRow, NativeLayers, column
 from gkp.benchmarks.standings import Duel, Standing, standings
-from gkp.benchmarks.suite_tables import percent
+from gkp.benchmarks.suite_tables import in_precision, percent
 from gkp.manifest import Ratio
 from gkp.report.wording import ENGINES, interval, milliseconds, times
 from gkp.text import clean
@@ -204,7 +204,7 @@ def _layers(models: list[NativeLayers]) -> Iterator[str]:
 
 
 def _scaling(results: Bench) -> str:
-    told = [f"{_plain(s.name)} {times(s.speedup.value)}" for s in results.scaling if s.speedup is not None]
+    told = [f"{_plain(s.name)}{in_precision(s)} {times(s.speedup.value)}" for s in results.scaling if s.speedup is not None]
     threads = {s.threads for s in results.scaling if s.speedup is not None}
     return f"{min(threads)} threads over one, native, batch 64: {', '.join(told)}." if told else ""
 

@@ -11,8 +11,8 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import numpy as np
 from gkp import manifest
 from gkp.benchmarks.edge.counters import Counters, cpu_ms
 from gkp.benchmarks.edge.job import Alone, Counted, Job, Line, Outcome, Taken
+from gkp.benchmarks.edge.quota import own_group
 from gkp.benchmarks.kit import apart
 from gkp.edge.coordinate.cluster import Cluster
 from gkp.edge.coordinate.trace import Trace
@@ -137,13 +138,32 @@ class _Session:
 
     def _repeats(self, name: str) -> int:
         start = time.perf_counter()
-        for _ in range(2):
-            self._try(name)
+        with self._as_slow_as_a_device(name):
+            for _ in range(2):
+                self._try(name)
         once = (time.perf_counter() - start) * 1e3 / 2
         return max(1, min(50, round(self.job.sample_ms / max(once, 1e-3))))
 
     def _sample(self, name: str, count: int) -> tuple[float, tuple[float | None, float]] | None:
         """Milliseconds for a request, and the processor's; None when it failed, which ends the entry."""
+        with self._as_slow_as_a_device(name):
+            return self._timed(name, count)
+
+    @contextmanager
+    def _as_slow_as_a_device(self, name: str) -> Iterator[None]:
+        """What computes here has the quota of a device; what coordinates has none."""
+        if self.job.slow is None or name in self.clusters:
+            yield
+            return
+        home = own_group()
+        assert home is not None  # the suite has made a group beside it
+        _move(Path(self.job.slow))
+        try:
+            yield
+        finally:
+            _move(home)
+
+    def _timed(self, name: str, count: int) -> tuple[float, tuple[float | None, float]] | None:
         before, own = cpu_ms(self.job.workers), time.process_time()
         start = time.perf_counter()
         for _ in range(count):
@@ -185,7 +205,10 @@ class _Session:
         seconds = self.job.rate_s / _RATE_ROUNDS
         for number in range(_RATE_ROUNDS if flights else 0):
             self.say("many requests at once", number / _RATE_ROUNDS)
-            alone = rate(base, 1, seconds) if base else None
+            alone = None
+            if base is not None:
+                with self._as_slow_as_a_device(str(self.job.rate_of)):
+                    alone = rate(base, 1, seconds)
             for name, in_flight in flights.items():
                 if name not in self.calls:
                     continue
@@ -200,12 +223,17 @@ class _Session:
         return found
 
 
-def _input(shape: Sequence[int]) -> Array:
-    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+def _input(shape: Sequence[int], dtype: str = "uint8") -> Array:
+    """An image; of the chains that measure the link, one number."""
+    return np.random.default_rng(0).integers(0, 256, shape).astype(dtype)
 
 
 def _input_of(cluster: Cluster) -> Array:
-    return _input(next(v.shape for v in cluster.plan.values if v.name == cluster.plan.input))
+    return next(_input(v.shape, v.dtype) for v in cluster.plan.values if v.name == cluster.plan.input)
+
+
+def _move(group: Path) -> None:
+    (group / "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
 
 
 def rate(call: Callable[[], object], in_flight: int, seconds: float) -> float:

@@ -23,6 +23,8 @@ from gkp.types import Progress
 
 SAMPLE_MS, UNDER_QUOTA_MS = 5.0, 60.0
 """Of a sample at least: a quota holds on average over many of its periods only."""
+FASTEST = 125e6
+"""Bytes per second: of a link that the emulators can shape."""
 SPARE = 0.9
 """Of the cores, for workers and the coordinator under quotas; the rest is for what shapes the link."""
 
@@ -30,12 +32,14 @@ SPARE = 0.9
 @dataclass(frozen=True)
 class Site:
     """A way to run `devices` devices: over `link` (None: this machine's loopback), on `cores`. dilation: 1, or by how much
-    all processors and the link are slowed down to make room for more devices than cores."""
+    all processors and the link are slowed down to make room for more devices than cores. speed: of the devices' processors,
+    and of one that computes alone, relative to a core here; links and the coordinator stay as they are."""
 
     devices: int
     link: Link | None
     cores: tuple[int, ...]
     dilation: float = 1.0
+    speed: float = 1.0
 
     @property
     def name(self) -> str:
@@ -43,19 +47,29 @@ class Site:
 
     @property
     def share(self) -> float:
-        """Of a core, for each process."""
-        return 1 / self.dilation
+        """Of a core, for each device."""
+        return self.speed / self.dilation
 
 
-def sites(devices: int, links: Sequence[Link | None], cores: Sequence[int]) -> list[Site]:
-    """One per link, dilated where there are more devices than cores."""
-    crowded = devices > len(cores)
+def sites(devices: int, links: Sequence[Link | None], cores: Sequence[int], speed: float = 1.0) -> list[Site]:
+    """One per link, dilated where there are more devices than cores, if these are not slow anyway."""
+    crowded = devices > len(cores) and speed == 1
     dilation = (devices + 1) / (SPARE * len(cores)) if crowded else 1.0
-    return [Site(devices, link, tuple(cores), dilation) for link in links]
+    return [Site(devices, link, tuple(cores), dilation, speed) for link in links]
 
 
 def check(site: Site) -> None:
     """BackendMissingError with the reason when a site cannot be had here."""
+    if site.link is not None and site.link.bandwidth > FASTEST:
+        raise BackendMissingError(f"link {site.name}: {site.link.bandwidth / 1e6:.4g} MB/s is more than the emulators carry "
+                                  f"({FASTEST / 1e6:.4g} MB/s)", "measure loopback, or a slower link")
+    if site.speed < 1:
+        wanted, there = site.devices * site.speed, SPARE * len(site.cores)
+        if wanted > there:
+            raise BackendMissingError(f"{site.devices} devices of speed {site.speed:g} need {wanted:.2g} cores, {there:.2g} "
+                                      "are free for them", "fewer devices, or slower ones")
+        with Quota(999, site.share):
+            pass
     if site.dilation > 1:
         why = f"{site.devices} devices on {len(site.cores)} cores"
         if site.link is None:
@@ -98,7 +112,7 @@ def run(site: Site, wanted: Wanted, folder: Path, report: Progress) -> tuple[Out
     check(site)
     with ExitStack() as stack:
         net = stack.enter_context(open_net(site, folder))
-        quotas = [stack.enter_context(Quota(k, site.share)) for k in range(site.devices + 1)] if site.dilation > 1 else []
+        quotas = [stack.enter_context(Quota(k, site.share)) for k in range(site.devices + 1)] if site.share < 1 else []
         report("starting the workers", None)
         folders = dict(wanted.splits.values())
         workers = stack.enter_context(Workers(folders, net, site.cores, folder, quotas)) if folders else None
@@ -119,10 +133,11 @@ def _measured(site: Site, wanted: Wanted, net: Net, workers: Workers | None, fol
     job = Job(shape=wanted.shape, alone=list(wanted.alone), routes=routes, same=dict(wanted.same), rate_of=wanted.rate_of,
               core=site.cores[0], workers=list(pids.values()), endpoints=workers.addresses() if workers else [],
               counters=list(seen.values()), matrix=None if net.matrix is None else str(net.matrix), ports=site.devices + 1,
-              sample_ms=UNDER_QUOTA_MS if site.dilation > 1 else SAMPLE_MS, latency_s=wanted.latency_s,
+              sample_ms=UNDER_QUOTA_MS if quota is not None else SAMPLE_MS, slow=str(quota.path) if quota is not None and
+              site.speed < 1 else None, latency_s=wanted.latency_s,
               rate_s=wanted.rate_s, bytes_s=wanted.bytes_s)
     own = " ".join(net.coordinator.prefix)
-    return ask(job, net.coordinator.prefix, folder, report, quota,
+    return ask(job, net.coordinator.prefix, folder, report, quota if site.dilation > 1 else None,
                net.coordinator.interface if own not in seen and seen else None)
 
 

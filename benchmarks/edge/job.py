@@ -36,7 +36,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     rate is measured in every round of rates; core: for what is computed in the process itself; workers: process ids;
     endpoints: HOST:PORT of the workers; matrix: file of the relay's counts, for `ports` interfaces, the coordinator's
     first. sample_ms: shorter calls are repeated within a sample; latency_s, rate_s: to spend on each entry; idle_s,
-    bytes_s: on counting bytes; deadline_s: of a request."""
+    bytes_s: on counting bytes; deadline_s: of a request; slow: the control group that this process is in while it computes
+    something alone."""
 
     shape: list[int]
     alone: list[Alone] = []
@@ -55,6 +56,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     idle_s: float = 2.0
     bytes_s: float = 0.5
     deadline_s: float = 60.0
+    slow: str | None = None
 
 
 class Counted(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,7 +16,7 @@ from types import TracebackType
 
 from gkp.benchmarks.edge import relay
 from gkp.benchmarks.edge.counters import WORD
-from gkp.benchmarks.edge.netns import Namespaces, command, ip, unavailable
+from gkp.benchmarks.edge.netns import RUN, Namespaces, command, ip, unavailable
 from gkp.edge.plan.schema import Link
 from gkp.errors import BackendMissingError
 
@@ -151,7 +151,8 @@ def _places(names: list[str]) -> tuple[Place, list[Place]]:
 
 
 def _inside(name: str) -> tuple[str, ...]:
-    return ("ip", "netns", "exec", name)
+    """nsenter, and not ip netns exec, which also hides the control groups."""
+    return ("nsenter", f"--net={RUN / name}")
 
 
 def _host(port: int) -> str:

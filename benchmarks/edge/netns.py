@@ -45,8 +45,9 @@ def unavailable() -> str | None:
     """Why there can be no namespaces here; None: there can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
-    if shutil.which("ip") is None:
-        return "network namespaces need the program ip (iproute2), which is not here"
+    for program, package in (("ip", "iproute2"), ("nsenter", "util-linux")):
+        if shutil.which(program) is None:
+            return f"network namespaces need the program {program} ({package}), which is not here"
     try:
         with Namespaces(1):
             return None

@@ -14,6 +14,7 @@ from gkp.benchmarks.cases import Case
 from gkp.benchmarks.edge.job import Alone
 from gkp.benchmarks.engines import make_pair
 from gkp.converter.graph import Graph
+from gkp.converter.pixels import of_pixels
 from gkp.converter.sources import GroupedModel, OpenOptions, open_any
 from gkp.edge.divide.prepare import prepare
 from gkp.errors import GkpError
@@ -23,9 +24,9 @@ from gkp.types import Progress
 
 @dataclass(frozen=True)
 class Opened:
-    """A case at work. model, graph: the grouped network, and as it is split; dense, dense_graph: the dense one; means: what
-    computes each on one device, by the names "dense, <engine>" and "grouped, <engine>"; shape: of the input; missing: why
-    an engine is not there; compared: milliseconds of the means, once they were compared."""
+    """A case at work, for requests of pixels. model, graph: the grouped network, and as it is split; dense, dense_graph: the
+    dense one; means: what computes each on one device, by the names "dense, <engine>" and "grouped, <engine>"; shape: of the
+    input; missing: why an engine is not there; compared: milliseconds of the means, once they were compared."""
 
     case: Case
     model: GroupedModel
@@ -50,25 +51,27 @@ class Opener:
         options = OpenOptions(case.shapes)
         self._report("opening it", None)
         model = open_any(case.source(), options)
-        graph = prepare(model.model)
+        graph = prepare(model.model, case.normalisation)
         path, means, missing = self._dense_of(case, model, options, number)
         dense = open_any(path, options)
         own, absent = self._convert(case, "grouped", case.source, number, path)
         shape = [int(d) for d in graph.inputs[0].shape or ()]
-        return Opened(case, model, graph, dense, prepare(dense.model), [*means, *own], shape, {**missing, **absent})
+        dense_graph = prepare(dense.model, case.normalisation)
+        return Opened(case, model, graph, dense, dense_graph, [*means, *own], shape, {**missing, **absent})
 
     def _dense_of(self, case: Case, model: GroupedModel, options: OpenOptions,
                   number: int) -> tuple[Path, list[Alone], dict[str, str]]:
         key = (getattr(case.baseline, "func", None), getattr(case.baseline, "args", None)) if case.baseline else number
         if key not in self._dense:
             given = open_any(case.baseline(), options) if case.baseline else None
-            path = self._folder / f"dense_{number}.onnx"
+            path, pixels = (self._folder / f"dense_{number}{kind}.onnx" for kind in ("", "_pixels"))
             onnx.save(adapter.lowered(make_pair(model, given).dense, "onnx"), str(path))
+            onnx.save(of_pixels(open_any(path, options), case.normalisation).model, str(pixels))
             native = tuple(t for t in case.targets if t == "native")
             means, missing = self._convert(case, "dense", lambda: path, number, None, native)
             for engine, package in (("openvino", "openvino"), ("ort", "onnxruntime")):
                 if engine in case.targets and version(package) is not None:
-                    means.insert(0, Alone(name=f"dense, {engine}", kind=engine, path=str(path)))
+                    means.insert(0, Alone(name=f"dense, {engine}", kind=engine, path=str(pixels)))
             self._dense[key] = path, means, missing
         return self._dense[key]
 
@@ -82,7 +85,8 @@ class Opener:
             self._report(f"converting for {name}", None)
             try:
                 adapter.convert(source(), target, output=out, threads=1, input_shapes=case.shapes,
-                                benchmark=target == "native", baseline=baseline)
+                                benchmark=target == "native", baseline=baseline, input_type="uint8",
+                                mean=case.normalisation.mean, std=case.normalisation.std)
             except GkpError as e:
                 missing[name] = e.message
             else:

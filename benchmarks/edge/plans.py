@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,13 +18,14 @@ from gkp.edge.divide.planner import Planner, SplitOptions
 from gkp.edge.divide.write import write
 from gkp.edge.forecast.profile import Profile, Profiles, folder_jobs, measure
 from gkp.edge.plan.devices import parse_devices
-from gkp.edge.plan.schema import Link, Plan
+from gkp.edge.plan.schema import Device, Link, Plan
 from gkp.errors import GkpError
 from gkp.types import Progress
 
 MODES = ("local", "replicas", "branch", "spatial", "pipeline", "hybrid")
 SPATIAL_DENSE = "spatial-dense"
-_COMPILED = 16
+ROWS = (*MODES, SPATIAL_DENSE)
+_COMPILED = 24
 """Segments of a plan that are worth compiling: more of them take minutes, and wait for messages anyway."""
 
 
@@ -43,10 +45,10 @@ class Split:
 
 @dataclass
 class Splits:
-    """Of one case over `devices`: by mode, and the dense network's rows under SPATIAL_DENSE. missing: modes that there are
+    """Of one case over the devices: by mode, and the dense network's rows under SPATIAL_DENSE. missing: modes that there are
     not, and why; profile: times of all segments, measured alone."""
 
-    devices: int
+    devices: Sequence[Device]
     by_mode: dict[str, Split] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     profile: Profile | None = None
@@ -57,14 +59,18 @@ class Splits:
 
 
 def make_splits(opened: Opened, devices: int, link: Link, folder: Path, report: Progress, seconds: float,
-                native: bool = False) -> Splits:
+                native: bool = False, speed: float = 1.0, rows: Sequence[str] = ()) -> Splits:
     """Every mode, and the times of its segments. link: what the modes that choose places to cut reckon with; native:
-    segments are native libraries, in plans of at most _COMPILED."""
-    made = Splits(devices)
-    for number, mode in enumerate(MODES):
-        report(f"splitting over {devices}: {mode}", number / (len(MODES) + 1))
-        _split(made, mode, opened.model, opened.graph, mode, link, folder / mode, native)
-    _split(made, SPATIAL_DENSE, opened.dense, opened.dense_graph, "spatial", link, folder / SPATIAL_DENSE, False)
+    segments are native libraries, in plans of at most _COMPILED; speed: of the devices; rows: modes and SPATIAL_DENSE that
+    are wanted besides local, none: all."""
+    made = Splits([msgspec.structs.replace(d, speed=speed) for d in parse_devices(str(devices))])
+    wanted = [mode for mode in ROWS if not rows or mode == "local" or mode in rows]
+    for number, mode in enumerate(wanted):
+        report(f"splitting over {devices}: {mode}", number / len(wanted))
+        if mode == SPATIAL_DENSE:
+            _split(made, mode, opened.dense, opened.dense_graph, "spatial", link, folder / mode, native)
+        else:
+            _split(made, mode, opened.model, opened.graph, mode, link, folder / mode, native)
     jobs = [job for split in made.by_mode.values() for job in folder_jobs(split.folder, trust_code=True)]
     made.profile = measure(jobs, seconds, lambda text, share: report("timing segments", share))
     return made
@@ -72,14 +78,15 @@ def make_splits(opened: Opened, devices: int, link: Link, folder: Path, report: 
 
 def _split(made: Splits, name: str, model: GroupedModel, graph: Graph, mode: str, link: Link, folder: Path,
            native: bool) -> None:
-    options = SplitOptions(parse_devices(str(made.devices)), link, mode=mode)
+    options = SplitOptions(made.devices, link, mode=mode)
     try:
         planner = Planner(graph, options)
         found, decision = planner.plan()
         if native and len({id(subgraph.graph) for subgraph in found.subgraphs}) <= _COMPILED:
             planner = Planner(graph, replace(options, target="native"), network=planner.whole)
             found, decision = planner.plan()
-        made.by_mode[name] = Split(folder, write(model, found, decision, folder, model=name, engine=planner.engine))
+        made.by_mode[name] = Split(folder, write(model, found, decision, folder, model=name, engine=planner.engine,
+                                                 normalisation=graph.normalisation))
     except GkpError as e:
         made.missing[name] = e.message
 
@@ -99,7 +106,8 @@ def in_phase(splits: Splits, now_ms: float | None, each_ms: float) -> Profiles:
     """The times of segments as they were while the one of mode local took now_ms (the speed of a shared machine drifts), and
     each_ms more: what a worker spends on any segment."""
     local, profile = splits.by_mode.get("local"), splits.profile
-    before = None if local is None else splits.profiles.ms(local.plan.values, local.plan.segments[0], local.plan.devices[0])
+    one = parse_devices("1")[0]
+    before = None if local is None else splits.profiles.ms(local.plan.values, local.plan.segments[0], one)
     if profile is None or before is None or now_ms is None:
         return splits.profiles
     entries = {key: msgspec.structs.replace(e, ms=e.ms * now_ms / before + each_ms) for key, e in profile.entries.items()}

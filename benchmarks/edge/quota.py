@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
+import sys
 from math import ceil
 from pathlib import Path
 from types import TracebackType
+
+import msgspec
 
 from gkp.errors import BackendMissingError
 
@@ -30,17 +34,38 @@ def period_us(share: float) -> int:
     return max(_SHORTEST_US, ceil(_SHORTEST_US / share))
 
 
+def own_group() -> Path | None:
+    """The group that this process is in, of those that groups_folder() holds."""
+    folder = groups_folder()
+    for line in Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines() if folder is not None else ():
+        _, controllers, path = line.split(":", 2)
+        if folder is not None and ("cpu" in controllers.split(",") if folder == _V1 else not controllers):
+            return folder / path.lstrip("/")
+    return None
+
+
+class Held(msgspec.Struct, frozen=True, kw_only=True):
+    """How a quota was held over a process that never rests. share: of a core that it got; period_ms: after which the quota
+    is renewed; run_ms, pause_ms: for how long it ran without a pause, and paused, medians: the grain of the emulated
+    slowness."""
+
+    share: float
+    period_ms: float
+    run_ms: float
+    pause_ms: float
+
+
 class Quota:
-    """A group whose processes get `share` of one core, each group for itself. add() puts a process in. A context manager;
-    BackendMissingError where there can be none."""
+    """A group whose processes get `share` of one core, each group for itself. add() puts a process in; path: the
+    group's folder. A context manager; BackendMissingError where there can be none."""
 
     def __init__(self, number: int, share: float) -> None:
         folder = groups_folder()
         if folder is None:
             raise BackendMissingError("there are no control groups with a processor quota here", "run as root, on Linux")
-        self._path, period = folder / f"gkp-{os.getpid()}-{number}", period_us(share)
+        self.path, period = folder / f"gkp-{os.getpid()}-{number}", period_us(share)
         try:
-            self._path.mkdir()
+            self.path.mkdir()
             quota = round(period * share)
             if folder == _V1:
                 self._write("cpu.cfs_period_us", str(period))
@@ -59,15 +84,44 @@ class Quota:
             raise BackendMissingError(f"a process cannot be put under a quota: {e.strerror}", "run as root") from e
 
     def _write(self, name: str, text: str) -> None:
-        (self._path / name).write_text(text, encoding="ascii")
+        (self.path / name).write_text(text, encoding="ascii")
 
     def close(self) -> None:
         """Its processes must have ended before."""
         with contextlib.suppress(OSError):
-            self._path.rmdir()
+            self.path.rmdir()
 
     def __enter__(self) -> Quota:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+
+_SPIN = """
+import sys, time
+sys.stdin.readline()
+last = start = begin = time.perf_counter()
+used, runs, pauses = time.process_time(), [], []
+while last < begin + 1:
+    now = time.perf_counter()
+    if now > last + 3e-4:
+        runs.append(last - start)
+        pauses.append(now - last)
+        start = now
+    last = now
+print((time.process_time() - used) / (last - begin), *(sorted(x or [0])[len(x) // 2] * 1e3 for x in (runs, pauses)))
+"""
+
+
+def held(share: float, number: int) -> Held:
+    """Try it for a second. number: of a group that is free."""
+    with Quota(number, share) as quota:
+        process = subprocess.Popen([sys.executable, "-c", _SPIN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        try:
+            quota.add(process.pid)
+            got, run, pause = map(float, process.communicate("\n", timeout=60)[0].split())
+        finally:
+            process.kill()
+            process.wait()
+    return Held(share=got, period_ms=period_us(share) / 1e3, run_ms=run, pause_ms=pause)

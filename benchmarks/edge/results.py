@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import msgspec
 
+from gkp.benchmarks.edge.quota import Held
 from gkp.benchmarks.kit import Explained, Results, Timed
 from gkp.manifest import Ratio, Timing
 
@@ -46,7 +47,8 @@ class Wire(msgspec.Struct, frozen=True, kw_only=True):
 
 class Predicted(msgspec.Struct, frozen=True, kw_only=True):
     """By gkp.edge.forecast.predict, from the segments' times and the fitted link. ratio: predicted / measured time of one
-    request; within: is it in 1 +- TOLERANCE."""
+    request; within: is it in 1 +- TOLERANCE. bound_ms: the same for messages that cost nobody's processor: segments,
+    bandwidth and round trips alone, which no runtime goes below with this plan."""
 
     critical_path_ms: float
     period_ms: float
@@ -55,6 +57,7 @@ class Predicted(msgspec.Struct, frozen=True, kw_only=True):
     based_on: str
     ratio: float | None
     within: bool | None
+    bound_ms: float | None = None
 
 
 class Rate(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,9 +105,9 @@ class EdgeRow(Timed, frozen=True, kw_only=True):
 class LinkFit(Explained, frozen=True, kw_only=True):
     """A link as it was found: one message of b bytes takes alpha_ms + b * beta_ns_per_byte, fitted to `points` (bytes, ms)
     of real messages between two workers. rtt_ms: of the packets alone; request_ms: what a request costs that moves
-    and computes next to nothing; cpu_ms: processor time of a small message, on both ends together; residual: largest
-    relative error of the fit. emulator: what shapes the link; stated: as it was asked for, null for the one there is;
-    dilation: everything, the link included, is this much slower."""
+    and computes next to nothing; cpu_ms: processor time of a small message, on both ends together, cpu_ns_per_byte: of each
+    byte; residual: largest relative error of the fit. emulator: what shapes the link; stated: as it was asked for, null for
+    the one there is; dilation: everything, the link included, is this much slower; device_speed: as of Group."""
 
     link: str
     devices: int
@@ -116,7 +119,9 @@ class LinkFit(Explained, frozen=True, kw_only=True):
     rtt_ms: float | None = None
     request_ms: float | None = None
     cpu_ms: float | None = None
+    cpu_ns_per_byte: float | None = None
     residual: float | None = None
+    device_speed: float = 1.0
     points: list[tuple[int, float]] = msgspec.field(default_factory=list)
 
 
@@ -137,7 +142,9 @@ class ScalePoint(Explained, frozen=True, kw_only=True):
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):
     """The rows of one case on one link with one number of devices, taken turn by turn. decision: what mode auto says, by
-    the fit that was there before; fit: the link as it was in these very turns, by which the rows are predicted."""
+    the fit that was there before; fit: the link as it was in these very turns, by which the rows are predicted.
+    device_speed: of the devices, and of one that computes alone, relative to a core of the machine; below 1 by processor
+    quotas, of which `quota` says how they were held (the link is not slowed)."""
 
     case: str
     devices: int
@@ -148,6 +155,8 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     decision: list[str]
     rows: list[EdgeRow]
     fit: LinkFit | None = None
+    device_speed: float = 1.0
+    quota: Held | None = None
 
 
 class EdgeBench(Results, kw_only=True):

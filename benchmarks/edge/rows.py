@@ -6,6 +6,8 @@ from collections import Counter as Count
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from gkp.benchmarks.edge.job import Counted, Outcome, Taken
 from gkp.benchmarks.edge.results import EdgeRow, Payload, Predicted, Rate, Wire
 from gkp.edge.divide.write import TOLERANCE
@@ -44,7 +46,8 @@ class Subject:
 
 @dataclass(frozen=True)
 class Context:
-    """Of one group: the best entry names of both networks on one device, cores, dilation; profiles: times of segments;
+    """Of one group: the best entry names of both networks on one device, cores, the share of one that each process
+    has; profiles: times of segments;
     plans that are to be predicted are on the fitted link already (None: there is no fit)."""
 
     case: str
@@ -52,7 +55,7 @@ class Context:
     link: str
     best: Mapping[str, str]
     cores: int
-    dilation: float
+    share: float
     profiles: Profiles
     flights: Mapping[str, int]
 
@@ -64,7 +67,7 @@ def row(entry: Subject, outcome: Outcome, context: Context, linked: Plan | None)
     busy = 1 if entry.plan is None or not entry.wall else len(entry.plan.busy_devices)
     refused: list[str] = []
     against = _ratio(base, taken.ms) if entry.name != context.best.get(entry.network) else None
-    gain = honest(against, busy, context.cores, context.dilation, refused) if busy > 1 else None
+    gain = honest(against, busy, context.cores, context.share, refused) if busy > 1 else None
     payload = None if taken.counted is None or entry.plan is None else payload_of(taken.counted, entry.plan)
     return EdgeRow(
         case=context.case, devices=context.devices, link=context.link, what=entry.what, means=entry.means, busy=busy,
@@ -79,10 +82,10 @@ def row(entry: Subject, outcome: Outcome, context: Context, linked: Plan | None)
         error=_error(taken, payload))
 
 
-def honest(gain: Ratio | None, busy: int, cores: int, dilation: float, refused: list[str]) -> Ratio | None:
-    """The gain, if working at once can bring it: not more than there are devices, nor than cores (which under time dilation
-    are as many as devices). Else None, and the reason is added to `refused`."""
-    most = busy if dilation > 1 else min(busy, cores)
+def honest(gain: Ratio | None, busy: int, cores: int, share: float, refused: list[str]) -> Ratio | None:
+    """The gain, if working at once can bring it: not more than there are devices, nor than cores (of which quotas give each
+    device a share). Else None, and the reason is added to `refused`."""
+    most = busy if share < 1 else min(busy, cores)
     if gain is None or gain.value <= most:
         return gain
     refused.append(f"{gain.value:.2f}x from {busy} devices on {cores} cores cannot come from working at once: it is a "
@@ -130,7 +133,7 @@ def _rate(entry: Subject, taken: Taken, busy: int, context: Context, refused: li
     gain = None
     if taken.base_rates and entry.network == GROUPED:
         gain = ratio([1 / r for r in taken.base_rates], [1 / r for r in taken.rates])
-        gain = honest(gain, busy, context.cores, context.dilation, refused)
+        gain = honest(gain, busy, context.cores, context.share, refused)
     return Rate(per_second=timing(taken.rates), in_flight=context.flights.get(entry.name, 1), gain=gain)
 
 
@@ -147,12 +150,14 @@ def _predicted(entry: Subject, taken: Taken, context: Context, linked: Plan | No
         return None
     try:
         found = predict(linked, context.profiles)
+        wires = msgspec.structs.replace(linked.link, overhead=0.0, cpu=0.0, answer=None)
+        bound = predict(msgspec.structs.replace(linked, link=wires), context.profiles)
     except GkpError:
         return None
     against = found.critical_path_ms / timing(taken.ms).median if taken.ms else None
     return Predicted(critical_path_ms=found.critical_path_ms, period_ms=found.period_ms, cpu_ms=found.cpu_ms,
                      memory_bytes=found.memory_bytes, based_on=found.based_on, ratio=against,
-                     within=None if against is None else abs(against - 1) <= WITHIN)
+                     within=None if against is None else abs(against - 1) <= WITHIN, bound_ms=bound.critical_path_ms)
 
 
 def _error(taken: Taken, payload: Payload | None) -> str | None:

@@ -16,14 +16,14 @@ from statistics import median
 import msgspec
 
 from gkp.benchmarks.cases import Case, edge_cases
-from gkp.benchmarks.edge import fit, group
+from gkp.benchmarks.edge import fit, group, quota
 from gkp.benchmarks.edge.counters import Watch
 from gkp.benchmarks.edge.group import Site, Wanted
 from gkp.benchmarks.edge.job import Alone, Outcome, Taken
 from gkp.benchmarks.edge.netns import Janitor, remove_stale
 from gkp.benchmarks.edge.opening import Opened, Opener
 from gkp.benchmarks.edge.plans import SPATIAL_DENSE, Split, Splits, decide, in_phase, make_splits, on_link
-from gkp.benchmarks.edge.quota import groups_folder
+from gkp.benchmarks.edge.quota import Held, groups_folder
 from gkp.benchmarks.edge.results import EdgeBench, EdgeRow, Group, LinkFit, ScalePoint
 from gkp.benchmarks.edge.rows import DENSE, GROUPED, WHAT, Context, Subject, row
 from gkp.benchmarks.edge.scaling import scale
@@ -43,14 +43,17 @@ SEGMENT = "the segment of mode local"
 @dataclass(frozen=True)
 class Settings:
     """What to measure. devices: each one number of a table; links: "loopback", and those of gkp split --link to be shaped;
-    seconds: for each row, a third for one request at a time, a sixth for the rate; only: names of cases, none: all; stated:
-    links of the simulation."""
+    seconds: for each row, a third for one request at a time, a sixth for the rate; only: words in the names of cases, none:
+    all; rows: modes and SPATIAL_DENSE, none: all; stated: links of the simulation; speed: of the devices, below 1 by
+    processor quotas."""
 
     devices: tuple[int, ...] = (2,)
     links: tuple[str, ...] = LINKS
     checkpoints: Path | None = None
     seconds: float = 3.0
     only: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
+    speed: float = 1.0
     stated: tuple[str, ...] = STATED
     cases: tuple[Case, ...] = ()
     scaling: bool = True
@@ -84,18 +87,23 @@ class _Suite:
     groups: list[Group] = field(default_factory=list)
     fits: list[LinkFit] = field(default_factory=list)
     points: list[ScalePoint] = field(default_factory=list)
-    fitted: dict[tuple[str, float], Link] = field(default_factory=dict)
+    fitted: dict[tuple[str, float], LinkFit] = field(default_factory=dict)
+    held: Held | None = None
     runs: int = 0
 
     def run(self) -> None:
         links = [None if name == "loopback" else parse_link(name) for name in self.settings.links]
-        sites = {devices: group.sites(devices, links, self.cores) for devices in self.settings.devices}
+        speed = self.settings.speed
+        sites = {devices: group.sites(devices, links, self.cores, speed) for devices in self.settings.devices}
+        if speed < 1:
+            self.report("measuring how the quota is held", None)
+            self.held = quota.held(speed, 998)
         for devices in sites:
             for site in sites[devices]:
                 self._fit(site)
         opener = Opener(self.folder, self.report)
         chosen = [c for c in (self.settings.cases or edge_cases(self.settings.checkpoints))
-                  if not self.settings.only or c.name in self.settings.only]
+                  if not self.settings.only or any(word.lower() in c.name.lower() for word in self.settings.only)]
         for number, case in enumerate(chosen):
             before = self.runs
             self._case(case, number, opener, sites, partial(self._tell, case.name, number, len(chosen)))
@@ -122,12 +130,12 @@ class _Suite:
             work = self._work()
             wanted = Wanted([1, 1], self._chains(site, work), {}, latency_s=min(0.7, self.settings.seconds / 4), bytes_s=0)
             outcome, emulator = group.run(site, wanted, work, lambda text, share: self.report(f"{site.name}: {text}", None))
-            link, found = _fitted(site, outcome, emulator)
-            if link is not None:
-                self.fitted[key] = link
+            found = _fitted(site, outcome, emulator)
+            if found.alpha_ms is not None:
+                self.fitted[key] = found
         except GkpError as e:
             found = LinkFit(link=site.name, devices=site.devices, emulator="", stated=_stated(site), dilation=site.dilation,
-                            missing=e.message)
+                            device_speed=site.speed, missing=e.message)
         self.fits.append(found)
 
     def _chains(self, site: Site, work: Path) -> dict[str, tuple[Path, Plan]]:
@@ -145,7 +153,7 @@ class _Suite:
         for devices, some in sites.items():
             native = GROUPED in best and best[GROUPED].name.endswith("native")
             splits = make_splits(opened, devices, some[0].link or parse_link("loopback"), self._work(), report,
-                                 self.settings.seconds, native)
+                                 self.settings.seconds, native, self.settings.speed, self.settings.rows)
             profiles = profiles or splits.profiles
             for site in some:
                 try:
@@ -155,7 +163,9 @@ class _Suite:
                     self.groups.append(_absent(case.name, site, e.message))
         if self.settings.scaling and profiles is not None:
             links = {name: parse_link(name) for name in self.settings.stated}
-            links |= {link.name: link for (_, dilation), link in self.fitted.items() if dilation == 1}
+            for site in (site for some in sites.values() for site in some if site.share == 1):
+                if (link := _link(self.fitted.get((site.name, site.dilation)), site, dilated=True)) is not None:
+                    links[link.name] = link
             self.points += scale(opened, links, profiles, [r for g in self.groups for r in g.rows], report)
 
     def _screen(self, opened: Opened, report: Progress) -> dict[str, Alone]:
@@ -172,9 +182,8 @@ class _Suite:
         return {network: means[name] for network, name in best.items() if name is not None}
 
     def _group(self, opened: Opened, splits: Splits, site: Site, best: Mapping[str, Alone], report: Progress) -> Group:
-        before = self.fitted.get((site.name, site.dilation))
-        real = None if before is None else _faster(before, site.dilation)
-        same, words = decide(splits, real or site.link or parse_link("loopback"))
+        before = _link(self.fitted.get((site.name, site.dilation)), site, dilated=False)
+        same, words = decide(splits, before or site.link or parse_link("loopback"))
         chosen = splits.by_mode
         flights = {name: min(16, 2 * site.devices) for name in chosen if name != SPATIAL_DENSE}
         work = self._work()
@@ -182,20 +191,21 @@ class _Suite:
         wanted = _wanted(opened, chosen, chains, best, flights, self.settings.seconds)
         watch = Watch()
         outcome, emulator = group.run(site, wanted, work, lambda text, share: report(f"{site.name}: {text}", share))
-        link, found = _fitted(site, outcome, emulator)
+        found = _fitted(site, outcome, emulator)
+        link = _link(found, site, dilated=True)
         subjects = _subjects(chosen, best, opened, same)
         once = outcome.taken.get(SEGMENT, Taken()).ms
         context = Context(opened.case.name, site.devices, site.name, {k: v.name for k, v in best.items()}, len(site.cores),
-                          site.dilation, splits.profiles, flights)
+                          site.share, splits.profiles, flights)
         if once:
-            each = (fit.segment_ms(outcome.taken) or 0.0) / site.dilation
-            context = replace(context, profiles=in_phase(splits, median(once) / site.dilation, each))
+            each = (fit.segment_ms(outcome.taken) or 0.0) * site.share
+            context = replace(context, profiles=in_phase(splits, median(once) * site.share, each))
         rows = [row(e, outcome, context, None if e.plan is None or link is None else _slowed(on_link(e.plan, link), site))
                 for e in subjects]
         rows += [EdgeRow(case=opened.case.name, devices=site.devices, link=site.name, what=name, missing=why)
                  for name, why in splits.missing.items()]
         return Group(case=opened.case.name, devices=site.devices, link=site.name, emulator=emulator, dilation=site.dilation,
-                     machine=watch.machine(), decision=words, fit=found,
+                     device_speed=site.speed, quota=self.held, machine=watch.machine(), decision=words, fit=found,
                      rows=sorted(rows, key=lambda r: list(WHAT).index(r.what)))
 
 
@@ -237,34 +247,36 @@ def _subjects(chosen: Mapping[str, Split], best: Mapping[str, Alone], opened: Op
     return found
 
 
-def _fitted(site: Site, outcome: Outcome, emulator: str) -> tuple[Link | None, LinkFit]:
+def _fitted(site: Site, outcome: Outcome, emulator: str) -> LinkFit:
     """The link by the chains that were timed."""
-    found = LinkFit(link=site.name, devices=site.devices, emulator=emulator, stated=_stated(site), dilation=site.dilation)
+    found = LinkFit(link=site.name, devices=site.devices, emulator=emulator, stated=_stated(site), dilation=site.dilation,
+                    device_speed=site.speed)
     points = fit.hop_times(outcome.taken)
     if len(points) < 2:
         why = next((t.failed for t in outcome.taken.values() if t.failed), "no message came through")
-        return None, msgspec.structs.replace(found, missing=f"the link could not be measured: {why}")
+        return msgspec.structs.replace(found, missing=f"the link could not be measured: {why}")
     line = fit.straight_line(points)
-    cpu_ms, request_ms = fit.message_cpu_ms(outcome.taken), fit.request_ms(outcome.taken, points[0][1])
-    link = line.link(f"{site.name}, fitted", outcome.rtt_ms, site.link is not None and site.link.shared, cpu_ms, request_ms)
-    return link, msgspec.structs.replace(
-        found, alpha_ms=line.alpha_ms, beta_ns_per_byte=line.beta_ns_per_byte, rtt_ms=outcome.rtt_ms,
-        residual=line.residual, points=points, request_ms=request_ms, cpu_ms=cpu_ms)
+    return msgspec.structs.replace(
+        found, alpha_ms=line.alpha_ms, beta_ns_per_byte=line.beta_ns_per_byte, rtt_ms=outcome.rtt_ms, residual=line.residual,
+        points=points, request_ms=fit.request_ms(outcome.taken, points[0][1]), cpu_ms=fit.message_cpu_ms(outcome.taken),
+        cpu_ns_per_byte=fit.cpu_ns_per_byte(outcome.taken))
+
+
+def _link(found: LinkFit | None, site: Site, dilated: bool) -> Link | None:
+    """A link that was fitted, as it was then, or (not dilated) as it would be without time dilation."""
+    if found is None or found.alpha_ms is None or found.beta_ns_per_byte is None:
+        return None
+    by = 1.0 if dilated else site.dilation
+    line = fit.Fitted(found.alpha_ms / by, found.beta_ns_per_byte / by, 0.0)
+    trip, request = (None if ms is None else ms / by for ms in (found.rtt_ms, found.request_ms))
+    return line.link(f"{site.name}, fitted", trip, site.link is not None and site.link.shared, found.cpu_ms, request,
+                     site.share if dilated else site.speed, found.cpu_ns_per_byte)
 
 
 def _slowed(plan: Plan, site: Site) -> Plan:
-    """With processors as slow as the site's: the fitted link is that already, what it takes of them included."""
-    devices = [Device(name=d.name, speed=d.speed / site.dilation, memory_bytes=d.memory_bytes, address=d.address)
-               for d in plan.devices]
-    return msgspec.structs.replace(plan, devices=devices,
-                                   link=msgspec.structs.replace(plan.link, cpu=plan.link.cpu / site.dilation))
-
-
-def _faster(link: Link, dilation: float) -> Link:
-    """A link that was found under time dilation, as it would be without."""
-    return msgspec.structs.replace(link, bandwidth=link.bandwidth * dilation, rtt=link.rtt / dilation,
-                                   overhead=link.overhead / dilation, cpu=link.cpu / dilation,
-                                   answer=None if link.answer is None else link.answer / dilation)
+    """With processors as slow as the site's."""
+    devices = [Device(name=d.name, speed=site.share, memory_bytes=d.memory_bytes, address=d.address) for d in plan.devices]
+    return msgspec.structs.replace(plan, devices=devices)
 
 
 def _stated(site: Site) -> str | None:
@@ -276,7 +288,7 @@ def _stated(site: Site) -> str | None:
 
 def _absent(case: str, site: Site, why: str) -> Group:
     rows = [EdgeRow(case=case, devices=site.devices, link=site.name, what=what, missing=why) for what in WHAT]
-    return Group(case=case, devices=site.devices, link=site.name, emulator="", dilation=site.dilation, machine=None,
-                 decision=[], rows=rows)
+    return Group(case=case, devices=site.devices, link=site.name, emulator="", dilation=site.dilation,
+                 device_speed=site.speed, machine=None, decision=[], rows=rows)
 
 

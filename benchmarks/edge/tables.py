@@ -53,6 +53,8 @@ def link_lines(links: Sequence[LinkFit]) -> Iterator[RenderableType]:
 def group_tables(group: Group) -> list[RenderableType]:
     """A title, the times and gains, the bytes and predictions, and what is to be said about them."""
     title = f"\n{shorten(group.case, 40)}, {group.devices} devices, {clean(group.link, 20)}"
+    if group.device_speed < 1:
+        title += f", of speed {group.device_speed:g}"
     if group.dilation > 1:
         title += f" (times are {group.dilation:.3g} times dilated)"
     there = [r for r in group.rows if r.ms is not None]
@@ -61,6 +63,10 @@ def group_tables(group: Group) -> list[RenderableType]:
         parts += [_gains(there), _bytes(there)]
     if group.fit is not None and group.fit.alpha_ms is not None:
         parts += [line for line in link_lines([group.fit])]
+    if group.quota is not None:
+        held = group.quota
+        parts.append(Text(f"quota: {held.share:.3g} of a core, in grains: {milliseconds(held.run_ms)} ms of running, "
+                          f"{milliseconds(held.pause_ms)} ms of pause", "dim"))
     if group.machine is not None:
         steal = "" if group.machine.steal is None else f", {group.machine.steal:.1%} stolen"
         parts.append(Text(f"load {group.machine.load_average[0]} to {group.machine.load_average[1]}{steal}", "dim"))
@@ -131,6 +137,11 @@ def _remarks(rows: Sequence[EdgeRow]) -> Iterator[RenderableType]:
     yield from missing_lines(((_what(row.what), row.missing) for row in rows), "; ")
     if any(r.predicted is not None and r.predicted.within is False for r in rows):
         yield Text(f"!: the prediction is more than {WITHIN:.0%} off", "dim")
+    split = [(row.what, row.ms, row.predicted.bound_ms) for row in rows if row.predicted is not None and row.same_as is None]
+    bounds = [f"{_what(what)} {milliseconds(bound)} (took {ms.median / bound:.2f} times that)" for what, ms, bound in split
+              if ms is not None and bound]
+    if bounds:
+        yield Text(f"bound, ms, by segments and wires alone: {'; '.join(bounds)}", "dim")
     if any(r.wire is not None for r in rows):
         yield Text("payload: between devices; on the wire: all frames, the coordinator's too (over all payload)", "dim")
 

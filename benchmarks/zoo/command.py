@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gkp.benchmarks.kit import words
 from gkp.console import Screen
 from gkp.errors import UsageError
 from gkp.require import require
@@ -25,7 +26,7 @@ def zoo_bench(screen: Screen, models: Path | None, only: str | None, variants: s
     from gkp.benchmarks.zoo import suite
     from gkp.benchmarks.zoo.tables import model_words
 
-    settings = suite.Settings(models, _names(only), _variants(variants), seconds)
+    settings = suite.Settings(models, words(only), _variants(variants), seconds)
     files = suite.find(settings)
     found = suite.begin(files)
 
@@ -54,15 +55,11 @@ def _finish(screen: Screen, found: ZooBench, json_to: str | None) -> None:
     screen.json(json_to, found.json())
 
 
-def _names(text: str | None) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip())) if text else ()
-
-
 def _variants(text: str | None) -> tuple[str, ...]:
     """In the order of VARIANTS."""
     from gkp.benchmarks.zoo.masks import VARIANTS
 
-    names = _names(text) or VARIANTS
+    names = words(text) or VARIANTS
     unknown = [name for name in names if name not in VARIANTS]
     if unknown:
         raise UsageError(f"there is no variant {', '.join(unknown)}", f"--variants takes: {','.join(VARIANTS)}")

@@ -15,6 +15,7 @@ import onnx
 from gkp.converter.budget import Budget
 from gkp.converter.sources import _torchfile
 from gkp.errors import FileError, GkpError
+from gkp.images.normalisation import Normalisation
 from gkp.text import first_line
 from gkp.types import Array, Progress, Run, silent
 
@@ -46,7 +47,8 @@ class GroupedModel:
     unpruned architecture with random weights, for networks whose lost filters left no trace. at_batch: exports the model
     as published for another batch size, for sources whose exports are static. assumed: the network that the names and shapes
     of a state dict were taken for, "" where the file says more. budget: what is left of what the file may
-    cost; None for a module of the caller's own.
+    cost; None for a module of the caller's own. normalisation: what the model does with its pixels (gkp.converter.pixels),
+    None where it takes floats.
     """
 
     model: onnx.ModelProto
@@ -62,6 +64,7 @@ class GroupedModel:
     dense: Callable[[], onnx.ModelProto] | None = None
     at_batch: Callable[[int], onnx.ModelProto] | None = None
     budget: Budget | None = None
+    normalisation: Normalisation | None = None
 
 
 class SourceFile:
@@ -133,7 +136,8 @@ def fed(run: Run, io: str) -> Run:
 
 def sample_inputs(model: onnx.ModelProto, seed: int = 0, batch: int | None = None,
                   dynamic: Mapping[str, Mapping[int, str]] | None = None) -> dict[str, Array]:
-    """Standard normal inputs of the model's static shapes (dynamic axis 0 resized to `batch` where given)."""
+    """Standard normal inputs of the model's static shapes (dynamic axis 0 resized to `batch` where given); of uint8 any
+    bytes, of other integers 0 and 1 (they are indices, or flags)."""
     rng = np.random.default_rng(seed)
     feeds = {}
     for value in model.graph.input:
@@ -142,5 +146,5 @@ def sample_inputs(model: onnx.ModelProto, seed: int = 0, batch: int | None = Non
             shape[0] = batch
         dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
         feeds[value.name] = (rng.standard_normal(shape).astype(dtype) if dtype.kind == "f"
-                             else rng.integers(0, 2, shape).astype(dtype))
+                             else rng.integers(0, 256 if dtype == np.uint8 else 2, shape).astype(dtype))
     return feeds

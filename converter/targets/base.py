@@ -122,11 +122,12 @@ class Built(ABC):
 class Target(ABC):
     """One file of this folder. `name`: as in --target. `signed`: its artefacts hold programs, and are signed by their maker
     (gkp.runtime.trust). `any_size`: takes images of other heights and widths than the model was opened with, where the model
-    does. `provider`: of ONNX Runtime, for the manifest."""
+    does. `exact_bytes`: adds products of bytes in 32 bits on any CPU. `provider`: of ONNX Runtime, for the manifest."""
 
     name: ClassVar[str]
     signed: ClassVar[bool] = False
     any_size: ClassVar[bool] = True
+    exact_bytes: ClassVar[bool] = False
     provider: str | None = None
 
     @property

@@ -49,10 +49,10 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Samples:
-    """Images in memory. images: float32 [N, C, H, W] as the network takes them; labels: int64 [N], or None; digests: the
-    sha256 of each image (see Raw); note: what whoever asked for them should know, "" for nothing."""
+    """Images in memory. images: [N, C, H, W] as the network takes them, float32 or uint8; labels: int64 [N], or None;
+    digests: the sha256 of each image (see Raw); note: what whoever asked for them should know, "" for nothing."""
 
-    images: Floats
+    images: Array
     labels: Labels | None
     digests: tuple[bytes, ...]
     origin: Origin

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from gkp.errors import UsageError
-from gkp.images.normalisation import numbers
+from gkp.images.normalisation import INPUTS, Normalisation, numbers, of_input
 from gkp.manifest import MAX_THREADS
 from gkp.options.base import Declared, Options, declared, option
 from gkp.options.forms import FormOptions, TargetOptions
@@ -23,6 +23,7 @@ Precision = Literal["fp32", "bf16", "fp16", "int8", "auto"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 IoPrecision = Literal["fp32", "fp16"]
 _IO: tuple[IoPrecision, ...] = get_args(IoPrecision)
+InputType = Literal["float32", "uint8"]
 _IMAGES = "Precision and accuracy"
 
 
@@ -89,6 +90,8 @@ class ConvertOptions(Options):
     std: tuple[float, ...] | None = option(None, "Normalisation of these images.", group=_IMAGES, metavar="R,G,B",
                                            parse=partial(_numbers, option="--std"))
     io_precision: str = option("fp32", "fp16: type of the inputs and outputs.", group=_IMAGES, choices=_IO)
+    input_type: str = option("float32", "uint8: the model takes pixels as they are, [N, C, H, W], and normalises them "
+                             "itself, by --mean and --std.", group=_IMAGES, choices=INPUTS, metavar="NAME")
 
     @property
     def free_batch(self) -> bool:
@@ -99,6 +102,11 @@ class ConvertOptions(Options):
     def forms(self) -> FormOptions:
         """How forms are chosen; the defaults where the target has one form."""
         return self.target if isinstance(self.target, FormOptions) else FormOptions()
+
+    @property
+    def normalisation(self) -> Normalisation | None:
+        """What the converted model does with pixels; None where it takes floats."""
+        return of_input(self.input_type, self.mean, self.std)
 
     def check(self) -> None:
         for shape in self.input_shapes.values():
@@ -112,14 +120,12 @@ class ConvertOptions(Options):
         if self.precision == "int8" and self.calibration is None:
             raise UsageError("--precision int8 learns ranges from images",
                              "add --calibration cifar10:DIR, folder:DIR, FILE.npy, FILE.npz, or random to time it only")
-        if self.calibration is not None and self.precision == "auto" and "int8" not in self.target.precisions:
-            raise UsageError(f"--calibration is for int8, in which --target {self.target.name} does not compute",
-                             f"leave it out; {_others('int8')}")
         if self.max_drop is not None and self.data is None:
             raise UsageError("--max-drop is measured on labelled images",
                              "add --data cifar10:DIR, folder:DIR or FILE.npz")
         if self.io_precision != "fp32" and self.precision != "fp16":
             raise UsageError("--io-precision is for --precision fp16", "leave it out, or add --precision fp16")
+        of_input(self.input_type, self.mean, self.std)
 
 
 class ConvertKeywords(TargetKeywords, total=False):
@@ -140,6 +146,7 @@ class ConvertKeywords(TargetKeywords, total=False):
     mean: str | float | Sequence[float] | None
     std: str | float | Sequence[float] | None
     io_precision: IoPrecision
+    input_type: InputType
 
 
 def _others(precision: str) -> str:

@@ -171,9 +171,9 @@ class Cluster:
 
     def _like(self, folder: Path) -> Plan:
         plan = _plan(folder)
-        ends = [next((v.shape, v.dtype) for v in p.values if v.name == name) for p in (self.plan, plan)
-                for name in (p.input, p.output)]
-        if ends[:2] != ends[2:]:
+        ends = [(*((v.shape, v.dtype) for name in (p.input, p.output) for v in p.values if v.name == name), p.mean, p.std)
+                for p in (self.plan, plan)]
+        if ends[0] != ends[1]:
             raise UsageError(f"{folder} splits another model: its input or output differs",
                              "split the same model for fewer devices")
         return plan

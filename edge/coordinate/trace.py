@@ -16,7 +16,7 @@ SCHEMA_VERSION = 1
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that a device did. what: "segment" (computed one), "send" (until the other device had accepted the value)
+    """Something that a device did. what: "segment" (computed one), "send" (until the connection had the value)
     or "receive" (0 ms: the moment it was there); peer: the other device, None for the coordinator and for segments; bytes:
     of the value as sent, None for segments; start_ms: since this device heard of the request, on its own clock."""
 

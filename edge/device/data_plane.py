@@ -257,12 +257,12 @@ class Peer:
             return
         deadline = time.monotonic() + _checked(value.timeout)
         verdict = worker.take(shard, value.request, value.attempt, value.source, value.name, array, deadline)
-        self._reply(value.call, {"accepted": verdict})
+        self._reply(value.call, {"accepted": verdict}, soon=True)
 
     # ---- answers ----------------------------------------------------------------------------------------------------
-    def _reply(self, call: int, parameters: dict[str, Parameter]) -> None:
+    def _reply(self, call: int, parameters: dict[str, Parameter], soon: bool = False) -> None:
         with suppress(StreamLostError):
-            self.stream.send(Answer(call, parameters))
+            self.stream.send(Answer(call, parameters), soon=soon)
 
     def _refuse(self, head: Head, refusal: Refusal) -> None:
         """A value of the coordinator that is wrong ends its request."""

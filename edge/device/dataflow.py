@@ -116,7 +116,7 @@ class Dataflow:
 
 def check(value: Value, array: Array) -> None:
     """UsageError when an array is not of a value's shape and dtype."""
-    if list(array.shape) != value.shape or str(array.dtype) != value.dtype:
+    if list(array.shape) != value.shape or array.dtype != value.dtype:
         raise UsageError(f"value {value.name} has shape {list(array.shape)} of {array.dtype}, the plan says {value.shape} "
                          f"of {value.dtype}")
 

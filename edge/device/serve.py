@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -69,6 +70,7 @@ class Serving:
         self._server.start()
         for connection in self._connections.values():
             connection.watch(lambda _: None)  # connect now: no request waits for a handshake
+        gc.freeze()  # what stays is not looked through again, while a request waits
 
     def stop(self) -> bool:
         """Refuse new requests, answer the open ones, close. False when the time of grace was too short. Takes the time of

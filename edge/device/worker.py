@@ -354,8 +354,9 @@ class Worker:
     def _send(self, request: Request, name: str, array: Array, target: int) -> None:
         shard, start = request.shard, time.monotonic()
         spec = shard.spec(name, target)
-        with np.errstate(over="ignore"):  # float16 on the wire: the receiver refuses infinity
-            array = array.astype(spec.dtype, copy=False)
+        if array.dtype != spec.dtype:
+            with np.errstate(over="ignore"):  # float16 on the wire: the receiver refuses infinity
+                array = array.astype(spec.dtype)
         call = Call(shard.hash, request.id, request.attempt, shard.device, {name: array})
         try:
             pending = self._peers[shard.plan.devices[target].name].start(call, request.left)
@@ -365,12 +366,13 @@ class Worker:
         with self._lock:
             if (dropped := request.flow is None) is False:
                 request.sends.add(pending)
+                request.note("send", name, target, start, time.monotonic())  # that it was accepted is heard a little later
         if dropped:
             pending.cancel()
             return
-        pending.add_done_callback(partial(self._sent, request, name, target, spec.bytes, start))
+        pending.add_done_callback(partial(self._sent, request, name, target, spec.bytes))
 
-    def _sent(self, request: Request, name: str, target: int, size: int, start: float, pending: Pending) -> None:
+    def _sent(self, request: Request, name: str, target: int, size: int, pending: Pending) -> None:
         try:
             pending.result()
         except RemoteError as e:
@@ -383,7 +385,6 @@ class Worker:
         with self._book():
             request.sends.discard(pending)
             request.sends_left -= 1
-            request.note("send", name, target, start, time.monotonic())
             request.count(sent_bytes=size, sent_messages=1)
             self._check_finished(request)
 

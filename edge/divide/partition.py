@@ -66,6 +66,15 @@ class Item:
     tensor: Tensor = field(compare=False)
 
 
+DType = np.dtype[np.generic]
+
+
+def dtype_of(graph: Graph, item: Item) -> DType:
+    """What an item travels as: the network's input as the pixels that it is made of, where there are any."""
+    pixels = item.source == COORDINATOR and graph.normalisation is not None
+    return np.dtype(np.uint8) if pixels else np.dtype(item.tensor.dtype)
+
+
 @dataclass
 class SegmentDraft:
     """A segment before its file is written. reads: value name -> what it holds; writes: the same for what it makes."""
@@ -340,7 +349,7 @@ class _Wiring:
             all_of_it, mine = whole(item.tensor), item.tile
             self.values.append(Value(
                 name=name, tensor=clean(item.tensor.name), shape=part_shape(item.tensor, mine),
-                dtype=np.dtype(item.tensor.dtype).name, producer=COORDINATOR if maker is None else maker.index,
+                dtype=dtype_of(self.s.graph, item).name, producer=COORDINATOR if maker is None else maker.index,
                 channels=None if mine.channels == all_of_it.channels else list(mine.channels),
                 rows=None if mine.rows == all_of_it.rows else mine.rows))
         return self.names[key]

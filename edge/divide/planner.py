@@ -20,6 +20,7 @@ from gkp.edge.divide import chain, modes
 from gkp.edge.divide.decide import OBJECTIVES, Candidate, Decision, best_of, break_even, candidate, decide
 from gkp.edge.divide.draft import Draft, draft
 from gkp.edge.divide.engines import TARGETS, make_engine
+from gkp.edge.divide.fused import fused_rows
 from gkp.edge.divide.layouts import Costs, best_layouts, mixed
 from gkp.edge.divide.placement import Assignment, NodePlacement
 from gkp.edge.divide.prepare import prepare
@@ -29,6 +30,7 @@ from gkp.edge.forecast import report
 from gkp.edge.forecast.profile import Job, Profile, Profiles, measure, signature
 from gkp.edge.plan.schema import COORDINATOR, MODES, Device, Link, Plan, SplitModel
 from gkp.errors import UnsupportedModelError, UsageError
+from gkp.images.normalisation import Normalisation
 from gkp.text import clean, plural
 from gkp.types import Progress, silent
 
@@ -39,7 +41,8 @@ SEARCHED = tuple(mode for mode in MODES if mode != "auto")
 @dataclass(frozen=True)
 class SplitOptions:
     """What `gkp split` can be asked for; see its --help. wire: dtype of float32 values on their way between devices; target:
-    what runs the segments (gkp.edge.divide.engines.TARGETS); cpu: that native libraries are for."""
+    what runs the segments (gkp.edge.divide.engines.TARGETS); cpu: that native libraries are for; normalisation: requests
+    bring pixels, uint8, with which devices do this; None: they bring what the network takes."""
 
     devices: Sequence[Device]
     link: Link
@@ -48,6 +51,7 @@ class SplitOptions:
     wire: str = "float32"
     target: str = "ort"
     cpu: str = "host"
+    normalisation: Normalisation | None = None
     profiles: Profiles = field(default_factory=Profiles)
     opening: OpenOptions = field(default_factory=OpenOptions)
     force: bool = False
@@ -193,7 +197,11 @@ class Planner:
             return [] if found is None else [found]
         if mode == "pipeline":  # not scaled: the cuts that gkp edge profile measures
             return [*chain.pipelines(self.whole.chain, self.whole.layer_ms, self.devices, self.link, shares)]
-        return [modes.assign(mode, self.graph, len(self.devices), shares)]
+        plain = modes.assign(mode, self.graph, len(self.devices), shares)
+        if mode == "spatial" and len(self.devices) > 1:
+            return [plain, fused_rows(self.graph, self.whole.chain, self.devices, self.link, shares,
+                                      self.options.profiles.scale(), self.whole.layer_ms)]
+        return [plain]
 
     def _drafted(self, mode: str, assignment: Assignment) -> Variant:
         made = draft(self.graph, mode, assignment, self.devices, self.link, wire=self.options.wire, engine=self.engine,
@@ -257,7 +265,7 @@ def measure_modes(model: Path, options: SplitOptions, seconds: float, progress: 
     """Measure the segments of every mode of a model, here; nothing is written. See gkp.edge.forecast.profile.measure."""
     options.check()
     progress(f"opening {clean(model.name)}", None)
-    graph = prepare(open_any(model, options.opening).model)
+    graph = prepare(open_any(model, options.opening).model, options.normalisation)
     return measure(Planner(graph, options, progress).jobs(), seconds, progress)
 
 
@@ -270,10 +278,10 @@ def split(model: Path, out: Path, options: SplitOptions, progress: Progress = si
     check_folder(out, options.force)
     progress(f"opening {clean(model.name)}", None)
     opened = open_any(model, options.opening)
-    graph = prepare(opened.model)
+    graph = prepare(opened.model, options.normalisation)
     report.require_jinja2()
     planner = Planner(graph, options, progress)
     plan = write(opened, *planner.plan(), out, model=clean(model.name), sha256=manifest.sha256(model), force=options.force,
-                 engine=planner.engine, progress=progress)
+                 engine=planner.engine, normalisation=options.normalisation, progress=progress)
     report.write_html(plan, out / report.FILE_NAME, options.profiles)
     return plan

@@ -9,14 +9,19 @@ import onnx
 
 from gkp.converter.graph import Graph, Node, Tensor, producer, values
 from gkp.converter.lower.emit import lower
+from gkp.converter.pixels import check_image
 from gkp.converter.recognise import recognise, simplify
 from gkp.errors import UnsupportedModelError
+from gkp.images.normalisation import Normalisation
 from gkp.text import clean
 
 
-def prepare(model: onnx.ModelProto) -> Graph:
-    """The opened model, recognised, simplified and normalised for gkp.edge.divide.partition. UnsupportedModelError when it
-    has several inputs or outputs, or a tensor whose shape is not known before it runs."""
+def prepare(model: onnx.ModelProto, normalisation: Normalisation | None = None) -> Graph:
+    """The opened model, recognised, simplified and normalised for gkp.edge.divide.partition. normalisation: requests bring
+    pixels, and every device that reads them does this with its own. UnsupportedModelError when it has several inputs or
+    outputs, or a tensor whose shape is not known before it runs; UsageError when the normalisation is not for its input."""
+    if normalisation is not None:
+        check_image(model, normalisation)
     graph = simplify(recognise(Graph(model)))
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         raise UnsupportedModelError(f"the model has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs",
@@ -25,6 +30,7 @@ def prepare(model: onnx.ModelProto) -> Graph:
         if not node.domain and node.op in ("Split", "Slice"):
             _as_gathers(graph, node)
     graph.cleanup()
+    graph.normalisation = normalisation
     for node in graph.nodes:
         graph.rename(node, clean(node.name))
     _know_shapes(graph)

@@ -13,9 +13,11 @@ import onnx
 from gkp.converter.graph import DOMAIN, Graph, Tensor
 from gkp.converter.lower.candidates import Candidate
 from gkp.converter.lower.emit import lower
+from gkp.converter.pixels import normalised
 from gkp.edge.divide.builder import Builder, LocalTensor, part_shape, take, take_rows
-from gkp.edge.divide.partition import Item, Partition, SegmentDraft, Step
+from gkp.edge.divide.partition import Item, Partition, SegmentDraft, Step, dtype_of
 from gkp.edge.divide.tiles import Tile
+from gkp.edge.plan.schema import COORDINATOR
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +63,9 @@ class _Building:
         self.builder = Builder(_empty(partitioned, segment))
         self.graph = self.builder.graph
         tensors = {t.name: t for t in self.graph.inputs}
-        self.found: dict[Item, LocalTensor] = {item: LocalTensor(tensors[name], item.tile.channels, item.tile.rows)
-                                               for name, item in segment.reads.items()}
+        self.found: dict[Item, LocalTensor] = {
+            item: LocalTensor(self._arrived(tensors[name], item), item.tile.channels, item.tile.rows)
+            for name, item in segment.reads.items()}
         self.made: dict[str, list[Item]] = defaultdict(list)
         self.ready: dict[tuple[str, Tile, bool], LocalTensor] = {}
 
@@ -82,6 +85,11 @@ class _Building:
         return Subgraph(self.segment.index, self.segment.device, self.graph, self.builder.forms)
 
     # ---- inputs of a step ---------------------------------------------------------------------------------------
+    def _arrived(self, tensor: Tensor, item: Item) -> Tensor:
+        """A value as the network has it."""
+        how = self.partitioned.graph.normalisation
+        return normalised(self.graph, tensor, how) if how is not None and item.source == COORDINATOR else tensor
+
     def _held(self, tensor: Tensor, tile: Tile, step: Step) -> LocalTensor:
         key = tensor.name, tile, step.rule.exact
         if key not in self.ready:
@@ -140,7 +148,7 @@ def _empty(partitioned: Partition, segment: SegmentDraft) -> Graph:
     """A graph that only has the segment's inputs."""
     infos: list[Any] = []
     for name, item in segment.reads.items():
-        kind = onnx.helper.np_dtype_to_tensor_dtype(item.tensor.dtype)
+        kind = onnx.helper.np_dtype_to_tensor_dtype(dtype_of(partitioned.graph, item))
         infos.append(onnx.helper.make_tensor_value_info(name, kind, part_shape(item.tensor, item.tile)))
     opsets = [onnx.helper.make_opsetid(*entry) for entry in partitioned.graph.opsets.items() if entry[0] != DOMAIN]
     proto = onnx.helper.make_graph([], "segment", infos, infos)

@@ -8,6 +8,7 @@ import numpy as np
 
 from gkp import manifest
 from gkp.converter.artefact import staged
+from gkp.converter.pixels import of_pixels
 from gkp.converter.sources import GroupedModel
 from gkp.converter.verify import check_inputs, verify, worst
 from gkp.edge.device.in_process import InProcessExecutor
@@ -16,6 +17,7 @@ from gkp.edge.divide.draft import Draft
 from gkp.edge.divide.engines import Engine, OrtEngine
 from gkp.edge.plan.schema import FILE_NAME, Plan, SplitModel, device_folder, write_plan
 from gkp.errors import GkpError, UsageError, VerificationError
+from gkp.images.normalisation import Normalisation
 from gkp.types import Array, Progress, silent
 
 TOLERANCE = 5e-5
@@ -23,11 +25,14 @@ TOLERANCE = 5e-5
 
 
 def write(opened: GroupedModel, made: Draft, decision: Decision, out: Path, *, model: str = "", sha256: str | None = None,
-          force: bool = False, engine: Engine | None = None, progress: Progress = silent) -> Plan:
+          force: bool = False, engine: Engine | None = None, normalisation: Normalisation | None = None,
+          progress: Progress = silent) -> Plan:
     """Write a draft and verify it, all devices in this process, against the opened model; the plan as it was written. model,
-    sha256: name and hash of the source; engine: that the draft was made for, by default ONNX Runtime's. Nothing is left
-    behind when it fails."""
+    sha256: name and hash of the source; engine: that the draft was made for, by default ONNX Runtime's; normalisation: of
+    the pixels that it was made for. Nothing is left behind when it fails."""
     engine = engine or OrtEngine()
+    if normalisation is not None:
+        opened = of_pixels(opened, normalisation)
     check_folder(out, force)
     with staged(out) as folder:
         files: dict[str, dict[str, str]] = {}
@@ -43,7 +48,9 @@ def write(opened: GroupedModel, made: Draft, decision: Decision, out: Path, *, m
         verified = check(opened, made, folder, engine)
         plan = Plan(**{name: getattr(made.plan, name) for name in SplitModel.__struct_fields__}, model=model,
                     model_sha256=sha256, objective=decision.objective, predicted=decision.chosen.prediction,
-                    rejected=list(decision.rejected), notes=[*decision.notes, verified], files=files)
+                    rejected=list(decision.rejected), notes=[*decision.notes, verified], files=files,
+                    mean=None if normalisation is None else list(normalisation.mean),
+                    std=None if normalisation is None else list(normalisation.std))
         write_plan(plan, folder)
     return plan
 

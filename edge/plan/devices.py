@@ -24,17 +24,22 @@ MAX_DEVICES = 256
 _MAX_FILE = 256 * 1024
 _COLLECTIONS = 4 * MAX_DEVICES
 """Lists and mappings in a file, at most."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
-_ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253}):([0-9]{1,5})", re.ASCII)
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
+"""Of a device: a folder, and a part of its certificate."""
+ADDRESS = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]{2,45})\]|(?P<host>[A-Za-z0-9._-]{1,253})):(?P<port>[0-9]{1,5})", re.ASCII)
 
-OVERHEAD, CPU, ANSWER = 3e-4, 4.3e-4, 2.7e-4
+OVERHEAD, CPU, ANSWER, CPU_PER_BYTE = 3e-4, 4.3e-4, 2.7e-4, 1.6e-9
 """Seconds: what a message of a worker (a frame on a stream, mutual TLS) takes and costs on one core of a server: see
 docs/tasks/split.md for how it was measured."""
-LINKS: tuple[Link, ...] = (
-    Link(name="1gbe", bandwidth=117e6, rtt=2e-4, overhead=OVERHEAD, cpu=CPU, answer=ANSWER),
-    Link(name="wifi", bandwidth=6.25e6, rtt=3e-3, overhead=OVERHEAD, cpu=CPU, answer=ANSWER, shared=True),
-    Link(name="loopback", bandwidth=750e6, rtt=3e-5, overhead=OVERHEAD, cpu=CPU, answer=ANSWER),
-)
+
+
+def _link(name: str, bandwidth: float, rtt: float, shared: bool = False) -> Link:
+    return Link(name=name, bandwidth=bandwidth, rtt=rtt, shared=shared, overhead=OVERHEAD, cpu=CPU,
+                cpu_per_byte=CPU_PER_BYTE, answer=ANSWER)
+
+
+LINKS: tuple[Link, ...] = (_link("1gbe", 117e6, 2e-4), _link("wifi", 6.25e6, 3e-3, shared=True),
+                           _link("loopback", 750e6, 3e-5))
 """1gbe: switched, what TCP leaves of a gigabit; wifi: 50 Mbit/s that all devices share; loopback: processes of one machine,
 whose bandwidth is what encryption and copies leave."""
 
@@ -112,13 +117,13 @@ def _check_tokens(yaml: Any, data: bytes, path: Path) -> None:
 
 def _device(entry: _DeviceEntry, path: Path) -> Device:
     where = f"{path}: device {entry.name[:64]!r}"
-    if not _NAME.fullmatch(entry.name):
+    if not NAME.fullmatch(entry.name):
         raise UsageError(f"{where}: not a name", "letters, digits, dots, dashes and underscores, 63 at most")
     if not 1e-6 <= entry.speed <= 1e6:  # false for NaN, too
         raise UsageError(f"{where}: speed {entry.speed} makes no sense",
                          "1.0 is the machine that the profile was measured on, 0.5 half as fast")
-    address = None if entry.address is None else _ADDRESS.fullmatch(entry.address)
-    if entry.address is not None and (address is None or not 1 <= int(address[1]) <= 65535):
+    address = None if entry.address is None else ADDRESS.fullmatch(entry.address)
+    if entry.address is not None and (address is None or not 1 <= int(address["port"]) <= 65535):
         raise UsageError(f"{where}: address {entry.address[:80]!r} is not HOST:PORT", "e.g. 192.0.2.20:7000")
     return Device(name=entry.name, speed=entry.speed, address=entry.address,
                   memory_bytes=None if entry.memory is None else _bytes(entry.memory, where))
@@ -148,5 +153,4 @@ def parse_link(text: str) -> Link:
     rtt = float(delay[1]) * {"us": 1e-6, "ms": 1e-3, "s": 1.0}[delay[2].lower()]
     if rtt > 60:
         raise UsageError(f"--link {text[:80]!r}: a round trip of {rtt:g} s makes no sense", "e.g. 100mbit,2ms")
-    return Link(name=",".join(parts), bandwidth=bandwidth, rtt=rtt, shared=bool(parts[2:]), overhead=OVERHEAD, cpu=CPU,
-                answer=ANSWER)
+    return _link(",".join(parts), bandwidth, rtt, bool(parts[2:]))

@@ -43,7 +43,8 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Between any two devices: bandwidth in bytes per second each way, rtt and software overhead per message in seconds;
     shared: all devices share the bandwidth (WiFi). cpu: seconds of processor time of a message on both ends together, at
-    speed 1: in the overhead, and for what follows it (word that it was accepted). answer: overhead of the network's output,
+    speed 1: in the overhead, and for what follows it (word that it was accepted); cpu_per_byte: and for each of its bytes,
+    which is in what the bandwidth takes. answer: overhead of the network's output,
     which reaches the coordinator as the answer of a call that it made before; null: as of any message."""
 
     name: str
@@ -52,6 +53,7 @@ class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     overhead: float = 2e-4
     shared: bool = False
     cpu: float = 0.0
+    cpu_per_byte: float = 0.0
     answer: float | None = None
 
 
@@ -163,7 +165,7 @@ class SplitModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class Plan(SplitModel, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):
     """plan.json. objective: latency, throughput or memory; model_sha256: of the source; files: device index -> file name ->
     sha256; predicted, rejected: what the plan costs, and what every other mode would have; notes: in words, such as why not
-    to split."""
+    to split; mean, std: requests bring pixels, uint8, of which devices make (x / 255 - mean) / std per channel."""
 
     objective: str
     model: str
@@ -172,6 +174,8 @@ class Plan(SplitModel, frozen=True, kw_only=True, forbid_unknown_fields=True, di
     predicted: Prediction | None
     rejected: list[Prediction]
     notes: list[str]
+    mean: list[float] | None = None
+    std: list[float] | None = None
     schema_version: int = SCHEMA_VERSION
 
     def encode(self) -> bytes:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import re
 import ssl
 import stat
 from collections.abc import Iterable, Mapping
@@ -19,14 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gkp.edge.plan.devices import ADDRESS, NAME
 from gkp.errors import FileError, UnsafeFileError, UsageError
 from gkp.require import require
 
 CA, CERTIFICATE, KEY = "ca.pem", "cert.pem", "key.pem"
 COORDINATOR_URI = "gkp://coordinator"
 _WORKER, _PLAN = "gkp://worker/", "gkp://plan/"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
-_PORT = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]{2,45})\]|(?P<host>[A-Za-z0-9._-]{1,253})):(?P<port>[0-9]{1,5})", re.ASCII)
 _MAX_PEM = 1 << 20
 
 
@@ -60,7 +58,7 @@ def require_grpc() -> None:
 
 def check_name(name: str) -> str:
     """A device's name, which becomes a folder and part of a certificate. UsageError when it cannot."""
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise UsageError(f"device name {name[:64]!r} cannot stand in a certificate",
                          "letters, digits, dots, dashes and underscores, 63 at most")
     return name
@@ -156,7 +154,7 @@ def _handshake(client: ssl.SSLContext, server: ssl.SSLContext) -> Mapping[str, A
 # ---- addresses ------------------------------------------------------------------------------------------------------
 def check_address(address: str) -> str:
     """HOST:PORT, [IPV6]:PORT or unix:PATH. UsageError for anything else."""
-    match = _PORT.fullmatch(address)
+    match = ADDRESS.fullmatch(address)
     if not (address.startswith("unix:") and len(address) > 5) and (match is None or int(match["port"]) > 65535):
         raise UsageError(f"{address[:80]!r} is no address", "HOST:PORT, [IPV6]:PORT or unix:PATH")
     return address
@@ -166,7 +164,7 @@ def is_local(address: str) -> bool:
     """Does nobody outside this machine reach it? unix:PATH, localhost and loopback addresses."""
     if address.startswith("unix:"):
         return True
-    match = _PORT.fullmatch(address)
+    match = ADDRESS.fullmatch(address)
     host = (match["six"] or match["host"]) if match else ""
     if host.lower() == "localhost":
         return True

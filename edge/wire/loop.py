@@ -15,6 +15,8 @@ from gkp.edge.wire.buffers import Buffers
 
 TICK_S = 0.1
 """How often deadlines and signs of life are looked at."""
+SOON_S = 0.005
+"""What can wait, and is cheaper together with what comes after it, waits so long."""
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 RAW = 256 << 10
 """Bytes that are taken from a socket at once; then it is the next one's turn."""
@@ -31,6 +33,7 @@ class Loop:
         self.ticking: list[Callable[[float], None]] = []
         self._selector = selectors.DefaultSelector()
         self._calls: deque[Callable[[], None]] = deque()
+        self._later: deque[tuple[float, Callable[[], None]]] = deque()
         self._lock, self._closing = threading.Lock(), False
         self._woken, self._wake = os.pipe()
         for end in (self._woken, self._wake):
@@ -44,6 +47,10 @@ class Loop:
         self._calls.append(work)
         if threading.current_thread() is not self._thread:
             self._stir()
+
+    def soon(self, work: Callable[[], None]) -> None:
+        """Do it SOON_S from now. In the loop's thread."""
+        self._later.append((time.monotonic() + SOON_S, work))
 
     def listen(self, sock: socket, events: int, work: Callable[[int], None]) -> None:
         """Call work(events that happened) from now on, in place of what was said before. events: 0 for none."""
@@ -81,13 +88,15 @@ class Loop:
     def _run(self) -> None:
         due = 0.0
         while not self._closing:
-            wait = 0.0 if self._calls else max(0.0, due - time.monotonic())
+            wait = 0.0 if self._calls else max(0.0, min(due, self._later[0][0] if self._later else due) - time.monotonic())
             for key, events in self._selector.select(wait):
                 if self._selector.get_map().get(key.fd) is key:  # else: removed or changed by one before it
                     key.data(events)
             for _ in range(len(self._calls)):
                 self._calls.popleft()()
             now = time.monotonic()
+            while self._later and self._later[0][0] <= now:
+                self._later.popleft()[1]()
             if now >= due:
                 due = now + TICK_S
                 for tick in list(self.ticking):

@@ -25,7 +25,8 @@ from gkp.runtime.native import StepTime
 class Machine:
     """100 GFLOP/s, but every other time something else is running; 10 GB/s."""
 
-    def __init__(self) -> None:
+    def __init__(self, precision: str = "fp32") -> None:
+        assert precision == "fp32"
         self.bursts = 0
 
     def gflops(self) -> float:
@@ -115,7 +116,7 @@ def refuse(graph: Graph, threads: int) -> Any:
     raise BackendMissingError("no compiler", "install one")
 
 
-def no_peak() -> Any:
+def no_peak(precision: str) -> Any:
     raise BackendMissingError("no compiler for the peak", "install one")
 
 
@@ -124,7 +125,7 @@ def test_without_a_compiler_the_reason_is_reported() -> None:
     runner = Fake()
     assert native_layers("net", network(), lambda graph, threads: runner, no_peak).missing == "no compiler for the peak"
     assert runner.closed == 1
-    assert scaling("net", network(), refuse).missing is not None
+    assert scaling("net", "fp32", network(), refuse).missing is not None
 
 
 @pytest.fixture
@@ -137,13 +138,13 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Callable[[Graph, int], Fake]:
 
 
 def test_scaling_is_one_thread_over_two(start: Callable[[Graph, int], Fake]) -> None:
-    found = scaling("net", network(), start, batch=4)
+    found = scaling("net", "fp32", network(), start, batch=4)
     assert (found.name, found.batch, found.threads, found.missing) == ("net", 4, 2, None)
     assert found.speedup is not None
     assert found.speedup.value == pytest.approx(1 / 0.6)
 
 
 def test_scaling_needs_the_cores(start: Callable[[Graph, int], Fake]) -> None:
-    found = scaling("net", network(), start, threads=3)
+    found = scaling("net", "fp32", network(), start, threads=3)
     assert found.speedup is None
     assert found.missing == "this machine has fewer than 3 cores"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from cli_kit import small_net
 from gkp.benchmarks.adapter import Engines
 from gkp.benchmarks.cases import Case
 from gkp.benchmarks.engines import make_pair
-from gkp.benchmarks.precisions import pictures, stock_contenders
+from gkp.benchmarks.precisions import pictures, precision_contenders
 from gkp.converter.calibration import Calibration
 from gkp.converter.sources.base import GroupedModel
 from gkp.errors import BackendMissingError, FileError
@@ -78,7 +79,7 @@ def test_networks_are_quantised_once_and_only_when_they_are_started(model: Group
     quantised: list[Any] = []
     monkeypatch.setattr(Calibration, "graph", lambda self, graph: quantised.append(graph) or graph)
     pair = make_pair(model, None)
-    tried = list(stock_contenders(pair, 1, Engines(), found.calibration))
+    tried = list(precision_contenders(pair, 1, Engines(), found.calibration, cache(found.calibration.graph)))
     assert quantised == []
     for entry in tried:
         if entry.key == ("ort", "pruned", "int8"):
@@ -89,7 +90,20 @@ def test_networks_are_quantised_once_and_only_when_they_are_started(model: Group
 
 def test_ncnn_says_why_it_has_no_int8(model: GroupedModel) -> None:
     pytest.importorskip("ncnn")
-    tried = stock_contenders(make_pair(model, None), 1, Engines(), pictures(case(True), model, None, None, silent).calibration)
+    calibration = pictures(case(True), model, None, None, silent).calibration
+    tried = precision_contenders(make_pair(model, None), 1, Engines(), calibration, calibration.graph)
     (entry,) = (e for e in tried if e.key == ("ncnn", "dense", "int8"))
     with pytest.raises(BackendMissingError, match="ncnn2table and ncnn2int8, which the packages ncnn and pnnx lack"):
         entry.start()
+
+
+@pytest.mark.slow
+def test_int8_in_native_kernels_computes_what_onnx_runtime_computes(model: GroupedModel) -> None:
+    calibration = pictures(case(True), model, None, None, silent).calibration
+    tried = precision_contenders(make_pair(model, None), 1, Engines(), calibration, cache(calibration.graph))
+    started = {entry.engine: entry.start() for entry in tried if entry.key[1:] == ("pruned", "int8") and entry.form != "estimated"}
+    feeds = np.random.default_rng(1).standard_normal((2, *SHAPE)).astype(np.float32)
+    got, want = (started[engine].run({started[engine].inputs[0]: feeds})[0] for engine in ("native", "ort"))
+    assert np.abs(got - want).max() < 0.05 * np.abs(want).max()
+    for runner in started.values():
+        runner.close()

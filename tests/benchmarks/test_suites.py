@@ -18,10 +18,12 @@ from rich.console import Console, RenderableType
 
 from gkp.benchmarks import adapter, bench, suites
 from gkp.benchmarks.cases import Case
+from gkp.benchmarks.cases import named as cases_of
 from gkp.benchmarks.results import ArtefactRow, Bench, Comparison, EngineRow, LayerKind, NativeLayers, Scaling
 from gkp.benchmarks.suite_tables import suite_tables
 from gkp.converter.calibration import Calibration
 from gkp.converter.targets import make_target
+from gkp.errors import UsageError
 from gkp.manifest import LayerSpeed, Ratio, Rival, Roofline, Timing
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -253,7 +255,8 @@ def test_the_suite_runs_every_part_and_reports_what_is_missing(tmp_path: Path, m
             ("ort", "dense"), ("openvino", "dense"), ("ncnn", "dense"), ("native", "dense"), ("native", "pruned"),
             ("ort", "pruned"), ("openvino", "pruned")]
         assert [(r.engine, r.model, r.precision) for r in comparison.rows if r.precision != "fp32"] == [
-            *((engine, model, precision) for engine, precision in (("openvino", "bf16"), ("ort", "int8"), ("openvino", "int8"))
+            *((engine, model, precision) for engine, precision in (("openvino", "bf16"), ("ort", "int8"), ("openvino", "int8"),
+                                                                   ("native", "bf16"), ("native", "int8"))
               for model in ("dense", "pruned")), *(("ncnn", "dense", precision) for precision in ("bf16", "fp16", "int8"))]
         assert all((r.missing is None) == (r.ms is not None) for r in comparison.rows)
         assert all(r.missing is not None for r in comparison.rows if r.engine == "native")
@@ -263,3 +266,12 @@ def test_the_suite_runs_every_part_and_reports_what_is_missing(tmp_path: Path, m
     assert all(text.startswith("small, ") for text, _ in said)
     assert np.isfinite(found.environment["load_average"])
     assert draw(suite_tables(msgspec.json.decode(found.json(), type=Bench)))
+
+
+def test_only_takes_words_in_the_names_of_networks() -> None:
+    cases = [Case("TMI-GKP ResNet-20", lambda: None), Case("DSP ResNet-20 g4", lambda: None)]
+    assert cases_of(cases, ()) == cases
+    assert cases_of(cases, ("dsp",)) == cases[1:]
+    with pytest.raises(UsageError, match="nothing is called 'resnet-18'") as error:
+        cases_of(cases, ("DSP", "resnet-18"))
+    assert error.value.hint == "networks: TMI-GKP ResNet-20, DSP ResNet-20 g4"

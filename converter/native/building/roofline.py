@@ -13,7 +13,7 @@ from gkp.branched import BranchedConv
 from gkp.converter import node as branched_node
 from gkp.converter.graph import Graph, spatial
 from gkp.converter.native.building.peak import Peak
-from gkp.converter.native.dtypes import FLOAT32
+from gkp.converter.native.dtypes import FLOAT32, UINT8
 from gkp.converter.sources.base import sample_inputs
 from gkp.manifest import LayerSpeed, Roofline
 from gkp.runtime.native import StepTime
@@ -46,9 +46,9 @@ class Shape:
 
     @property
     def bytes(self) -> int:
-        """Weights, inputs that some branch reads, and outputs, each once."""
+        """Weights, inputs that some branch reads, and outputs, each once: floats, or integers where the weights are."""
         moved = int(self.conv.read.sum()) * prod(self.before) + self.conv.out_channels * prod(self.after)
-        return FLOAT32.bytes * (self.conv.params + moved)
+        return (FLOAT32 if self.conv.scale is None else UINT8).bytes * (self.conv.params + moved)
 
 
 def shapes(graph: Graph) -> dict[str, Shape]:
@@ -62,11 +62,14 @@ def shapes(graph: Graph) -> dict[str, Shape]:
     return found
 
 
-def network_roofline(runner: Any, graph: Graph, make_peak: Callable[[], Machine] = Peak, seconds: float = 1.0) -> Roofline:
-    """Of a NativeRunner with one thread that was compiled from `graph`, on a random image. BackendMissingError without a
-    compiler for the peak."""
+def network_roofline(runner: Any, graph: Graph, make_peak: Callable[[str], Machine] = Peak,
+                     seconds: float = 1.0, bf16: bool = False) -> Roofline:
+    """Of a NativeRunner with one thread that was compiled from `graph` (bf16: so that it may round), on a random image,
+    against the peak of the precision: of integers where there are layers in int8. BackendMissingError without a compiler for
+    the peak."""
     feeds = dict(zip(runner.inputs, sample_inputs(graph.to_model(), batch=1).values(), strict=True))
-    return measure(runner, graph, feeds, make_peak(), seconds)
+    quantised = any(shape.conv.scale is not None for shape in shapes(graph).values())
+    return measure(runner, graph, feeds, make_peak("int8" if quantised else "bf16" if bf16 else "fp32"), seconds)
 
 
 def measure(runner: Profiled, graph: Graph, feeds: Mapping[str, Any], machine: Machine, seconds: float = 1.0) -> Roofline:

@@ -36,7 +36,7 @@ def test_the_pages_are_what_the_tool_writes() -> None:
 def test_every_measured_row_is_on_the_page_of_rows() -> None:
     lines = edge_table.tables(RESULTS).splitlines()
     for group in RESULTS["groups"]:
-        start = lines.index(f"## {group['case']}, {group['devices']} devices, {group['link']}")
+        start = lines.index(f"## {edge_table.title(group)}")
         end = next((k for k, line in enumerate(lines) if k > start and line.startswith("## ")), len(lines))
         assert sum(line.startswith("| ") and "---" not in line for line in lines[start:end]) == len(group["rows"]) + 1
 

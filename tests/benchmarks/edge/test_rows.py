@@ -42,12 +42,12 @@ def counted(plan: Plan, **changes: int) -> Counted:
 
 
 def made(plan: Plan | None, ms: Sequence[float], what: str = "branch", cores: int = 2, linked: Plan | None = None,
-         dilation: float = 1.0, **fields: Any) -> EdgeRow:
+         share: float = 1.0, **fields: Any) -> EdgeRow:
     best = {DENSE: "dense, ort", GROUPED: "grouped, native"}
     name = best.get(what, what)
     taken = {"dense, ort": Taken(ms=DENSE_MS), "grouped, native": Taken(ms=GROUPED_MS)}
     taken[name] = Taken(ms=list(ms), **fields)
-    context = Context("case", 2, "loopback", best, cores, dilation, Profiles(), {"branch": 4})
+    context = Context("case", 2, "loopback", best, cores, share, Profiles(), {"branch": 4})
     entry = Subject(what, name, DENSE if what == DENSE else GROUPED, "ort", plan)
     return row(entry, Outcome(taken=taken, idle=10.0), context, linked)
 
@@ -74,10 +74,10 @@ def test_on_one_device_nothing_is_a_gain_of_distribution(plan: Plan) -> None:
 
 
 @given(st.floats(0.05, 20), st.integers(1, 16), st.integers(1, 16), st.booleans())
-def test_more_than_cores_or_devices_is_never_called_distribution(value: float, busy: int, cores: int, dilated: bool) -> None:
+def test_more_than_cores_or_devices_is_never_called_distribution(value: float, busy: int, cores: int, slowed: bool) -> None:
     refused: list[str] = []
-    kept = honest(Ratio(value=value, low=value, high=value), busy, cores, 3.0 if dilated else 1.0, refused)
-    possible = value <= (busy if dilated else min(busy, cores))
+    kept = honest(Ratio(value=value, low=value, high=value), busy, cores, 0.3 if slowed else 1.0, refused)
+    possible = value <= (busy if slowed else min(busy, cores))
     assert (kept is not None) == possible
     assert bool(refused) != possible
 

@@ -162,7 +162,7 @@ def test_the_command_writes_what_it_has_after_every_model_and_keeps_it_when_it_i
     (["--suite", "zoo", "--models", "zoo", "--only", "shuffled,resnet"], 2, "shuffled"),
     (["--suite", "zoo", "--models", "zoo", "--variants", "sparse"], 2, "dense,block,tmi"),
     (["--suite", "edge", "--models", "zoo"], 2, "--suite zoo"),
-    (["artefact", "--only", "shuffled"], 2, "--suite zoo"),
+    (["artefact", "--only", "shuffled"], 2, "--suite cpu, zoo and edge"),
 ])
 def test_what_cannot_be_measured_is_refused_with_what_to_say_instead(words: list[str], code: int, says: str, tmp_path: Path,
                                                                      monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,8 +146,8 @@ def test_every_mode_that_is_asked_for_computes_the_same(mode: str) -> None:
 def test_uneven_devices_get_uneven_parts_and_the_slowest_may_stay_idle() -> None:
     model = prepare(residual(32, 32))
     made, _ = Planner(model, options(of_speed(1, 0.25), "loopback", mode="spatial")).plan()
-    rows = next(layout.rows for layout in made.plan.layouts.values() if layout.kind == "rows")
-    assert sorted(end - first for first, end in rows) == [6, 26]
+    rows = [sorted(end - first for first, end in layout.rows) for layout in made.plan.layouts.values() if layout.kind == "rows"]
+    assert [6, 26] in rows
     hopeless = [*of_speed(0.01, 0.01), Device(name="snail", speed=1e-6)]
     made, chosen = Planner(model, options(hopeless)).plan()
     assert 2 not in {s.device for s in made.plan.segments}

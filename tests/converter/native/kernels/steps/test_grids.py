@@ -215,7 +215,7 @@ def depthwise(rng: Rng) -> Program:
         windows, [(1, 1), (2, 2), (1, 2), (3, 3)], [(1, 1), (1, 1), (2, 2), (1, 2)]))
     reach = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
     top, left, bottom, right = (int(rng.integers(0, r + 1)) for r in (*reach, *reach))
-    c, height, width = int(rng.choice([1, 8, 16, 17, 48])), *(int(max(1, r, rng.integers(1, 20))) for r in reach)
+    c, height, width = int(rng.choice([1, 8, 16, 17, 48])), *(max(1, r, int(rng.integers(1, 20))) for r in reach)
     out = [(n + p - r - 1) // s + 1 for n, p, r, s in zip((height, width), (top + bottom, left + right), reach, strides, strict=True)]
     source, target = Value(c, height, width, UINT8, grid(rng)), Value(c, out[0], out[1], UINT8, grid(rng, 0.05))
     scale = rng.uniform(0.002, 0.01, c).astype(np.float32)

@@ -1,0 +1,93 @@
+"""--device-speed: slow processors by quotas, links as they are; one device that computes alone is as slow."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from cli_kit import assert_refused, gkp
+from onnx import save
+from split_kit import aligned_net
+
+from gkp.benchmarks.cases import Case
+from gkp.benchmarks.edge import fit, group, quota, suite
+from gkp.edge.forecast.simulate import simulate
+from gkp.edge.plan.devices import parse_link
+from gkp.edge.plan.schema import Device
+from gkp.errors import BackendMissingError
+
+needs_quotas = pytest.mark.skipif(quota.groups_folder() is None or os.geteuid() != 0, reason="no control groups to write here")
+
+
+@pytest.mark.parametrize("speed", ["0", "-0.2", "1.5", "nan"])
+def test_speeds_that_make_no_sense_are_refused(speed: str) -> None:
+    assert_refused(gkp("bench", "--suite", "edge", "--device-speed", speed), 2, "--device-speed")
+
+
+def test_what_is_to_be_measured_must_exist() -> None:
+    assert_refused(gkp("bench", "--suite", "edge", "--only", "branch,nothing"), 2, "nothing is called 'nothing'")
+    assert_refused(gkp("bench", "--suite", "cpu", "--device-speed", "0.5"), 2, "--device-speed is of --suite edge")
+
+
+def test_slow_devices_need_no_dilation_but_cores_enough_for_all() -> None:
+    (four,) = group.sites(4, [parse_link("1gbe")], (0, 1), 0.2)
+    assert (four.dilation, four.speed, four.share) == (1.0, 0.2, 0.2)
+    (many,) = group.sites(16, [parse_link("1gbe")], (0, 1), 0.2)
+    with pytest.raises(BackendMissingError, match=r"16 devices of speed 0.2 need 3.2 cores"):
+        group.check(many)
+
+
+def test_a_link_that_cannot_be_emulated_is_refused() -> None:
+    (fast,) = group.sites(2, [parse_link("10gbit,0.1ms")], (0, 1))
+    with pytest.raises(BackendMissingError, match="more than the emulators carry"):
+        group.check(fast)
+
+
+def test_without_control_groups_slow_devices_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quota, "groups_folder", lambda: None)
+    (site,) = group.sites(2, [None], (0, 1), 0.2)
+    with pytest.raises(BackendMissingError, match="no control groups"):
+        group.check(site)
+
+
+@needs_quotas
+def test_how_a_quota_is_held_is_measured() -> None:
+    found = quota.held(0.3, 901)
+    assert 0.15 < found.share < 0.4
+    assert found.period_ms == pytest.approx(10 / 3, rel=0.01)
+    assert found.pause_ms > found.run_ms * 0.5
+    assert quota.own_group() is not None
+
+
+@pytest.mark.parametrize("size", [1000, 200_000])
+@pytest.mark.parametrize("speed", [1.0, 0.2])
+def test_a_fitted_link_predicts_what_was_fitted_whatever_the_devices_speed(speed: float, size: int, tmp_path: Path) -> None:
+    """A hop of a chain, simulated on slow devices with the link fitted there, takes what it took."""
+    link = fit.Fitted(3.0, 9.0, 0.0).link("l", 0.4, False, cpu_ms=0.4, speed=speed, cpu_ns_per_byte=1.5)
+    spent = []
+    for hops in fit.HOPS:
+        plan = fit.write_chains(tmp_path, 2, (size,))[tmp_path / fit.chain_name(size, hops)]
+        slow = [Device(name=d.name, speed=speed) for d in plan.devices]
+        made = type(plan)(**{**{f: getattr(plan, f) for f in plan.__struct_fields__}, "devices": slow, "link": link})
+        spent.append(simulate(made, [0.0] * len(plan.segments)).finished[0])
+    assert (spent[1] - spent[0]) / (fit.HOPS[1] - fit.HOPS[0]) == pytest.approx(3.0 + 9e-6 * size, rel=0.02)
+
+
+@needs_quotas
+@pytest.mark.slow
+def test_a_row_alone_is_measured_on_slow_devices_and_nothing_is_left(tmp_path: Path) -> None:
+    save(aligned_net(groups=2, width=32, size=16, shuffled=False), tmp_path / "tiny.onnx")
+    case = Case("tiny", lambda: tmp_path / "tiny.onnx", targets=("ort",))
+    settings = suite.Settings(links=("loopback",), seconds=0.3, cases=(case,), rows=("branch",), speed=0.3,
+                              scaling=False)
+    (found,) = suite.run_edge(settings, lambda text, share: None).groups
+    assert found.device_speed == 0.3
+    assert found.quota is not None
+    rows = {row.what: row for row in found.rows}
+    assert set(rows) == {"dense", "grouped", "stock", "sequential", "runtime", "branch", "auto"}
+    assert rows["branch"].error is None
+    assert rows["branch"].ms is not None
+    folder = quota.groups_folder()
+    assert folder is not None
+    assert not [name for name in os.listdir(folder) if name.startswith(f"gkp-{os.getpid()}-")]

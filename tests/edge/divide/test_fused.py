@@ -1,0 +1,86 @@
+"""Rows with fused halos: borders once per group of blocks, the same answers, and the planner takes them where messages cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx
+import pytest
+from edge_plans import of_speed
+from onnx_kit import Net
+from split_kit import LINK, assert_computes, between_devices, devices, residual
+
+from gkp.converter.graph import Graph
+from gkp.edge.divide.chain import blocks
+from gkp.edge.divide.draft import Draft, draft
+from gkp.edge.divide.fused import extended, fused_rows
+from gkp.edge.divide.modes import spatial_rows
+from gkp.edge.divide.planner import Planner, SplitOptions
+from gkp.edge.divide.prepare import prepare
+from gkp.edge.divide.rules import rule_of
+from gkp.edge.plan.schema import Link
+
+SLOW = Link(name="slow", bandwidth=1e9, rtt=0.0, overhead=0.05)
+FREE = Link(name="free", bandwidth=1e12, rtt=0.0, overhead=0.0)
+
+
+def chain_of_convs(count: int = 4, size: int = 24) -> onnx.ModelProto:
+    net, x = Net(1, 3, size, size), "x"
+    for k in range(count):
+        x = net.relu(net.conv3(x, 8 if k else 3, 8))
+    return net.model(x)
+
+
+def fused(model: onnx.ModelProto, link: Link, count: int = 2, **given: Any) -> Draft:
+    graph = prepare(model)
+    return draft(graph, "spatial", fused_rows(graph, blocks(graph), devices(count), link, **given), devices(count), LINK)
+
+
+def test_where_a_message_costs_much_only_the_ends_are_exchanged() -> None:
+    """Both devices compute from the image what they need: it is there."""
+    made = fused(chain_of_convs(), SLOW)
+    assert [(t.source, t.target) for t in made.plan.transfers if t.source != -1 and t.target != -1] == [(1, 0)]
+    assert_computes(made, chain_of_convs())
+
+
+def test_where_messages_cost_nothing_no_row_is_computed_twice() -> None:
+    graph = prepare(chain_of_convs())
+    placed = fused_rows(graph, blocks(graph), devices(2), FREE)
+    heights = [node.outputs[0].shape[2] for node in graph.nodes]
+    assert [sum(end - first for first, end in placed[n.name].rows) for n in graph.nodes] == heights
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("blocks_per_group", [1, 2, 3, 9])
+def test_groups_of_any_depth_compute_the_same(blocks_per_group: int, count: int) -> None:
+    """Through strides, shortcuts, pooling and the mean; also where planes have fewer rows than devices."""
+    model = residual()
+    graph = prepare(model)
+    rows, rules = spatial_rows(graph, count), {node.name: rule_of(node) for node in graph.nodes}
+    chain, placed = blocks(graph), {}
+    for k in range(0, len(chain), blocks_per_group):
+        placed.update(extended([n for block in chain[k:k + blocks_per_group] for n in block], rows, rules))
+    assert_computes(draft(graph, "spatial", placed, devices(count), LINK), model)
+
+
+def test_few_rows_at_the_end_are_left_to_the_fast_device() -> None:
+    """A slow one would compute nearly all of them, too."""
+    net = Net(1, 3, 64, 64)
+    x = net.relu(net.conv3(net.relu(net.conv3("x", 3, 32)), 32, 32))
+    x = net.op("MaxPool", x, kernel_shape=[16, 16], strides=[16, 16])
+    for _ in range(4):
+        x = net.relu(net.conv3(x, 32, 32))
+    model, uneven = net.model(x), of_speed(1, 0.3)
+    graph = prepare(model)
+    placed = fused_rows(graph, blocks(graph), uneven, Link(name="l", bandwidth=1e9, rtt=0.0, overhead=1e-5), [1, 0.3])
+    kinds = [placed[node.name].kind for node in graph.nodes]
+    assert (kinds[0], kinds[-1]) == ("rows", "whole")
+    assert_computes(draft(graph, "spatial", placed, devices(2), LINK), model)
+
+
+def test_the_planner_takes_fewer_messages_where_these_are_slow() -> None:
+    graph: Graph = prepare(chain_of_convs(6, 48))
+    many, few = (Planner(graph, SplitOptions(of_speed(1, 1), link, mode="spatial")).plan()[0]
+                 for link in (Link(name="f", bandwidth=1e12, rtt=0.0, overhead=0.0), SLOW))
+    assert len(few.plan.transfers) < len(many.plan.transfers)
+    assert between_devices(few.plan) != between_devices(many.plan)
