@@ -58,9 +58,9 @@ class Onto:
         low, high = bounds
         return f"relu({value})" if bounds == (0.0, inf) else f"clip({value}, {literal(low)}, {literal(high)})"
 
-    def saturated(self, last: Function, value: str) -> str:
-        """C++: the last function, the last factor and the clamp, one clamp where they can be; values that are too large are
-        left to store.put."""
+    def saturated(self, last: Function, value: str, low_too: bool = False) -> str:
+        """C++: the last function, the last factor and the clamp, one clamp where they can be; values that are too large
+        (low_too: or too small) are left to what stores them."""
         assert self.grid is not None
         ends = float(-self.grid.zero), float(HIGHEST - self.grid.zero)
         bounds = self.bounds(last) if self.step == 1 else None
@@ -68,6 +68,8 @@ class Onto:
             value = self.function(last, value) + ("" if self.step == 1 else f" * {literal(self.step)}")
             bounds = -inf, inf
         low, high = (float(np.clip(b, *ends)) for b in bounds)
+        if low_too and (low, high) == ends:
+            return value
         return (f"maximum({value}, splat({literal(low)}))" if high == ends[1]
                 else f"clip({value}, {literal(low)}, {literal(high)})")
 
@@ -83,6 +85,12 @@ class Scales:
     before: Onto | None
     back: float
     last: Onto
+
+    @property
+    def largest(self) -> float:
+        """Of u before the last function, as far as that is known."""
+        own = (HIGHEST + 1) * self.back if self.before else 2.0 ** 31 * float(self.factor.max(initial=0))
+        return own + (HIGHEST * self.added if self.residual_zero is not None else 0.0) if self.last.step == 1 else inf
 
 
 def scales(step: Conv, source: Value, target: Value, residual: Value | None) -> Scales:

@@ -41,6 +41,26 @@ _FUNCTIONS = '''
       __builtin_memcpy(p, &b, LANES);
     }
 '''
+_PUT_FOUR = '''
+    // Four vectors side by side, of values below 2^31.
+    static inline void put_four(unsigned char* p, V a, V b, V c, V d, int zero) {
+      I ab, cd, all;
+      asm("vcvtps2dq %1, %0" : "=v"(ab) : "v"(a));
+      asm("vcvtps2dq %1, %0" : "=v"(cd) : "v"(b));
+      asm("vpackssdw %2, %1, %0" : "=v"(ab) : "v"(ab), "v"(cd));
+      asm("vcvtps2dq %1, %0" : "=v"(cd) : "v"(c));
+      asm("vcvtps2dq %1, %0" : "=v"(all) : "v"(d));
+      asm("vpackssdw %2, %1, %0" : "=v"(cd) : "v"(cd), "v"(all));
+      if (zero != 0) {
+        const I zeros = I{} + zero * 0x00010001;
+        asm("vpaddsw %1, %0, %0" : "+v"(ab) : "v"(zeros));
+        asm("vpaddsw %1, %0, %0" : "+v"(cd) : "v"(zeros));
+      }
+      asm("vpackuswb %2, %1, %0" : "=v"(all) : "v"(ab), "v"(cd));  // of every quarter, a word of each vector
+      all = __builtin_shufflevector(all, all, 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+      __builtin_memcpy(p, &all, 4 * LANES);
+    }
+'''
 _PUT = '''
     v = minimum(v, splat(static_cast<float>(255 - zero)));
     // 1.5 * 2^23 + v is v as an integer, held in the low bits
@@ -64,6 +84,8 @@ class Store:
     def __init__(self, step: Conv, scales: Scales, target: Layout, residual: Layout | None, lanes: int) -> None:
         self._step, self._scales, self._target, self._residual, self._lanes = step, scales, target, residual, lanes
         zeros = zero_at_zero(step.activation) and zero_at_zero(step.final)
+        self._fours = lanes == 16 and target.value.grid is not None and scales.largest < 2.0 ** 31 \
+            and (residual is None or residual.value.grid is not None)
         self._masked = target.value.grid is None and target.value.channels % lanes != 0 and not zeros
 
     def constants(self, words: Words, added: npt.NDArray[np.int32], factor: npt.NDArray[np.float32], size: int) -> int:
@@ -79,18 +101,33 @@ class Store:
         return at
 
     def functions(self) -> str:
-        return fill(_FUNCTIONS, put=fill(_PUT_512 if self._lanes == 16 else _PUT))
+        put = fill(_FUNCTIONS, put=fill(_PUT_512 if self._lanes == 16 else _PUT))
+        return put + fill(_PUT_FOUR) if self._fours else put
 
     def statements(self, n: int, pixels: list[tuple[int, int]]) -> Iterator[str]:
         """C++ that stores the sums a<pixel>_<vector> of a tile."""
         yield f"const float* factors = reinterpret_cast<const float*>(constants + {n * self._lanes});"
-        for p, (row, column) in enumerate(pixels):
-            at = row * self._target.row + column * self._target.column
-            for v in range(n):
-                yield from self._one(f"a{p}_{v}", row, column, v * self._lanes, at + v * self._lanes, n)
+        spots = {row * self._target.row + column * self._target.column + v * self._lanes: (p, v, row, column)
+                 for p, (row, column) in enumerate(pixels) for v in range(n)}
+        while spots:
+            at = min(spots)
+            four = [at + k * self._lanes for k in range(4)]
+            if self._fours and all(other in spots for other in four):
+                values = ", ".join(self._value(*spots.pop(other), n, packs=True) for other in four)
+                yield f"put_four(y + {at}, {values}, {self._zero});"
+            else:
+                value = self._value(*spots.pop(at), n)
+                yield f"put(y + {at}, {value}, {self._zero});" if self._scales.last.grid else f"store(y + {at}, {value});"
 
-    def _one(self, name: str, row: int, column: int, lane: int, at: int, n: int) -> Iterator[str]:
-        s = self._scales
+    @property
+    def _zero(self) -> int:
+        return self._scales.last.grid.zero if self._scales.last.grid else 0
+
+    def _value(self, pixel: int, vector: int, row: int, column: int, n: int, packs: bool = False) -> str:
+        """C++: what becomes of the sums of a vector, but for the last rounding. packs: where low values are clamped by what
+        stores them."""
+        s, lane = self._scales, vector * self._lanes
+        name = f"a{pixel}_{vector}"
         value, last = f"__builtin_convertvector({name}, V) * load(factors + {lane})", self._step.activation
         if s.before is not None:
             high = literal(HIGHEST - s.before.grid.zero) if s.before.grid else ""
@@ -102,12 +139,11 @@ class Store:
             value = f"fused({read}, load(factors + {n * self._lanes + lane}), {s.last.function(last, value)})"
             last = self._step.final
         if s.last.grid is not None:
-            yield f"put(y + {at}, {s.last.saturated(last, value)}, {s.last.grid.zero});"
-            return
+            return s.last.saturated(last, value, packs)
         value = s.last.function(last, value)
         if self._masked:
             value = f"keep({value}, constants + {(3 if self._residual else 2) * n * self._lanes + lane})"
-        yield f"store(y + {at}, {value});"
+        return value
 
 
 class PanelStore(Store):
