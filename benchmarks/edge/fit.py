@@ -36,16 +36,17 @@ class Fitted:
     residual: float
 
     def link(self, name: str, rtt_ms: float | None, shared: bool, cpu_ms: float | None = None,
-             request_ms: float | None = None, speed: float = 1.0) -> Link:
-        """As gkp.edge counts: alpha is half a round trip, the processors' part at the speed of the devices, and the rest.
-        cpu_ms (at speed 1), request_ms: of the functions of these names; of a request, the input's message is alpha, and the
-        answer the rest."""
-        half, cpu = min((rtt_ms or 0.0) / 2, self.alpha_ms), cpu_ms or 0.0
-        software = self.alpha_ms - half
+             request_ms: float | None = None, speed: float = 1.0, cpu_ns_per_byte: float | None = None) -> Link:
+        """As gkp.edge counts: half a round trip, the processors' part at the speed of the devices, and the rest. cpu_ms and
+        cpu_ns_per_byte (at speed 1), request_ms: of the functions of these names; of a request, the input's message is
+        alpha, and the answer the rest."""
+        half, cpu, each = min((rtt_ms or 0.0) / 2, self.alpha_ms), cpu_ms or 0.0, cpu_ns_per_byte or 0.0
+        software, slower = self.alpha_ms - half, 1 / speed - 1  # the forecast adds what slow processors add
         rest = None if request_ms is None else min(max(request_ms - self.alpha_ms - half, 0.0), software)
-        overhead = max(software - cpu * (1 / speed - 1), software * speed)  # the forecast adds what slow processors add
-        return Link(name=name, bandwidth=1e9 / max(self.beta_ns_per_byte, 1e-3), rtt=2e-3 * half, shared=shared,
-                    overhead=overhead / 1e3, cpu=cpu / 1e3, answer=None if rest is None else rest / 1e3)
+        overhead = max(software - cpu * slower, software * speed)
+        beta = max(self.beta_ns_per_byte - each * slower, self.beta_ns_per_byte * speed, 1e-3)
+        return Link(name=name, bandwidth=1e9 / beta, rtt=2e-3 * half, shared=shared, overhead=overhead / 1e3, cpu=cpu / 1e3,
+                    cpu_per_byte=each * 1e-9, answer=None if rest is None else rest / 1e3)
 
 
 def straight_line(points: Sequence[tuple[int, float]]) -> Fitted:
@@ -107,6 +108,12 @@ def message_cpu_ms(taken: Mapping[str, Taken], size: int = SIZES[0]) -> float | 
     if short is None or long is None or short.cpu_ms is None or long.cpu_ms is None:
         return None
     return max(0.0, (long.cpu_ms - short.cpu_ms) / (HOPS[1] - HOPS[0]))
+
+
+def cpu_ns_per_byte(taken: Mapping[str, Taken]) -> float | None:
+    """Processor time of each byte of a message, on both ends together, by the smallest and the largest size."""
+    small, large = (message_cpu_ms(taken, size) for size in (SIZES[0], SIZES[-1]))
+    return None if small is None or large is None else max(0.0, large - small) * 1e6 / (SIZES[-1] - SIZES[0])
 
 
 # ---- the models -----------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from gkp.types import Progress
 MODES = ("local", "replicas", "branch", "spatial", "pipeline", "hybrid")
 SPATIAL_DENSE = "spatial-dense"
 ROWS = (*MODES, SPATIAL_DENSE)
-_COMPILED = 16
+_COMPILED = 24
 """Segments of a plan that are worth compiling: more of them take minutes, and wait for messages anyway."""
 
 

@@ -258,7 +258,8 @@ def _fitted(site: Site, outcome: Outcome, emulator: str) -> LinkFit:
     line = fit.straight_line(points)
     return msgspec.structs.replace(
         found, alpha_ms=line.alpha_ms, beta_ns_per_byte=line.beta_ns_per_byte, rtt_ms=outcome.rtt_ms, residual=line.residual,
-        points=points, request_ms=fit.request_ms(outcome.taken, points[0][1]), cpu_ms=fit.message_cpu_ms(outcome.taken))
+        points=points, request_ms=fit.request_ms(outcome.taken, points[0][1]), cpu_ms=fit.message_cpu_ms(outcome.taken),
+        cpu_ns_per_byte=fit.cpu_ns_per_byte(outcome.taken))
 
 
 def _link(found: LinkFit | None, site: Site, dilated: bool) -> Link | None:
@@ -269,7 +270,7 @@ def _link(found: LinkFit | None, site: Site, dilated: bool) -> Link | None:
     line = fit.Fitted(found.alpha_ms / by, found.beta_ns_per_byte / by, 0.0)
     trip, request = (None if ms is None else ms / by for ms in (found.rtt_ms, found.request_ms))
     return line.link(f"{site.name}, fitted", trip, site.link is not None and site.link.shared, found.cpu_ms, request,
-                     site.share if dilated else site.speed)
+                     site.share if dilated else site.speed, found.cpu_ns_per_byte)
 
 
 def _slowed(plan: Plan, site: Site) -> Plan:

@@ -138,8 +138,8 @@ def _remarks(rows: Sequence[EdgeRow]) -> Iterator[RenderableType]:
     if any(r.predicted is not None and r.predicted.within is False for r in rows):
         yield Text(f"!: the prediction is more than {WITHIN:.0%} off", "dim")
     split = [(row.what, row.ms, row.predicted.bound_ms) for row in rows if row.predicted is not None and row.same_as is None]
-    bounds = [f"{_what(what)} {milliseconds(bound)} (took {ms.median / bound:.2f} times as long)"
-              for what, ms, bound in split if ms is not None and bound]
+    bounds = [f"{_what(what)} {milliseconds(bound)} (took {ms.median / bound:.2f} times that)" for what, ms, bound in split
+              if ms is not None and bound]
     if bounds:
         yield Text(f"bound, ms, by segments and wires alone: {'; '.join(bounds)}", "dim")
     if any(r.wire is not None for r in rows):

@@ -115,15 +115,16 @@ class Costs:
                 continue
             near = sorted((d for d in owned if d != device), key=lambda d: (d - device) % len(self.devices))
             for source, tile in cover(missing, [(d, owned[d]) for d in near]):
-                taken = message_ms(self.link, tile.size * element_bytes(tensor)) + self._slowness_ms(source, device)
+                size = tile.size * element_bytes(tensor)
+                taken = message_ms(self.link, size) + self._slowness_ms(size, source, device)
                 for resource in [("medium", 0)] if self.link.shared else [("out", source), ("in", device)]:
                     busy[resource] += taken
         return max(busy.values()) + self.link.rtt / 2 * 1e3 if busy else 0.0
 
 
-    def _slowness_ms(self, *ends: int) -> float:
+    def _slowness_ms(self, size: int, *ends: int) -> float:
         """What slow processors add to a message."""
-        return handling_ms(self.link)[0] * sum(1 / self.devices[d].speed - 1 for d in ends if d != COORDINATOR)
+        return handling_ms(self.link, size)[0] * sum(1 / self.devices[d].speed - 1 for d in ends if d != COORDINATOR)
 
 
 def _by_input_rows(node: Node, placement: NodePlacement) -> bool:

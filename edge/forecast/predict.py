@@ -37,7 +37,7 @@ def busy_ms(plan: SplitModel, times: Sequence[float]) -> dict[tuple[str, int], f
     speed = {COORDINATOR: 1.0, **{k: d.speed for k, d in enumerate(plan.devices)}}
     for transfer in plan.transfers:
         answer = transfer.target == COORDINATOR
-        taken, handled = wire_ms(plan.link, transfer.bytes, answer), sum(handling_ms(plan.link, answer))
+        taken, handled = wire_ms(plan.link, transfer.bytes, answer), sum(handling_ms(plan.link, transfer.bytes, answer))
         for device in (transfer.source, transfer.target) if handled else ():
             busy["compute", device] += handled / speed[device]
         for resource in ([("medium", 0)] if plan.link.shared else [("out", transfer.source), ("in", transfer.target)]):

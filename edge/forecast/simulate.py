@@ -5,9 +5,9 @@ on a shared medium (WiFi) the medium in place of these. A message of b bytes bet
 
     overhead + b / bandwidth + rtt / 2                                                         (the alpha-beta model)
 
-and holds its directions for the first two. Of the overhead, up to cpu / 2 is work of the sender's processor before that,
-and as much of the receiver's after it; what is left of cpu / 2 at each end is work for nobody's waiting (LogGP's overhead o,
-Alexandrov et al. 1995, with an answer). The coordinator has a processor of speed 1.
+and holds its directions for the first two. Of these, up to (cpu + b * cpu_per_byte) / 2 is work of the sender's processor
+before that, and as much of the receiver's after it; what is left of it at each end is work for nobody's waiting (LogGP's
+overhead o, Alexandrov et al. 1995, with an answer). The coordinator has a processor of speed 1.
 
 Waiting segments and messages of a processor start in the order in which they became ready; of the messages that wait for the
 link the first whose receiver is free goes, and of those that became ready together first the one to the next device (0 to 1,
@@ -65,11 +65,12 @@ def message_ms(link: Link, size: int, answer: bool = False) -> float:
     return (_overhead(link, answer) + size / link.bandwidth) * 1e3
 
 
-def handling_ms(link: Link, answer: bool = False) -> tuple[float, float]:
-    """Milliseconds of the processor at each end of a message, at speed 1: of the overhead, and after it (an answer has
-    nothing after it)."""
-    within = min(link.cpu, _overhead(link, answer)) / 2
-    return within * 1e3, 0.0 if answer else (link.cpu / 2 - within) * 1e3
+def handling_ms(link: Link, size: int, answer: bool = False) -> tuple[float, float]:
+    """Milliseconds of the processor at each end of a message of `size` bytes, at speed 1: of message_ms, and after it (an
+    answer has nothing after it)."""
+    cpu = (link.cpu + size * link.cpu_per_byte) * 1e3
+    within = min(cpu, message_ms(link, size, answer)) / 2
+    return within, 0.0 if answer else cpu / 2 - within
 
 
 def _overhead(link: Link, answer: bool) -> float:
@@ -78,7 +79,7 @@ def _overhead(link: Link, answer: bool) -> float:
 
 def wire_ms(link: Link, size: int, answer: bool = False) -> float:
     """Milliseconds for which a message of `size` bytes holds the link."""
-    return message_ms(link, size, answer) - 2 * handling_ms(link, answer)[0]
+    return message_ms(link, size, answer) - 2 * handling_ms(link, size, answer)[0]
 
 
 def _answers(transfer: Transfer) -> bool:
@@ -139,7 +140,7 @@ class _Simulation:
         self.events: list[tuple[float, int, int, tuple[int, int, int]]] = []
         self.count = 0
         self.ready: dict[int, list[tuple[float, int, int, int]]] = defaultdict(list)  # (since, kind, request, number)
-        self.handled = bool(plan.link.cpu)
+        self.handled = bool(plan.link.cpu or plan.link.cpu_per_byte)
         self.speed = {COORDINATOR: 1.0, **{k: d.speed for k, d in enumerate(plan.devices)}}
         self.computing: set[int] = set()
         self.readers: dict[tuple[int, str], list[int]] = defaultdict(list)  # (device, value) -> segments
@@ -215,7 +216,7 @@ class _Simulation:
             self._queue(transfer.target, now, _UNPACK, request, number)
         elif kind != _AFTER:
             self._have(now, request, transfer.target, transfer.value)
-            for end in (transfer.source, transfer.target) if handling_ms(self.plan.link, _answers(transfer))[1] else ():
+            for end in (transfer.source, transfer.target) if self._handling_ms(transfer)[1] else ():
                 self._queue(end, now, _AFTER, request, number)
 
     def _queue(self, device: int, now: float, kind: int, request: int, number: int) -> None:
@@ -269,8 +270,11 @@ class _Simulation:
     def _work_ms(self, device: int, kind: int, number: int) -> float:
         if kind == _SEGMENT:
             return self.ms[number]
-        within, after = handling_ms(self.plan.link, _answers(self.plan.transfers[number]))
+        within, after = self._handling_ms(self.plan.transfers[number])
         return (after if kind == _AFTER else within) / self.speed[device]
+
+    def _handling_ms(self, transfer: Transfer) -> tuple[float, float]:
+        return handling_ms(self.plan.link, transfer.bytes, _answers(transfer))
 
     def _stuck(self, request: int) -> str:
         for (number, index), missing in self.missing.items():

@@ -28,14 +28,18 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
 """Of a device: a folder, and a part of its certificate."""
 ADDRESS = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]{2,45})\]|(?P<host>[A-Za-z0-9._-]{1,253})):(?P<port>[0-9]{1,5})", re.ASCII)
 
-OVERHEAD, CPU, ANSWER = 3e-4, 4.3e-4, 2.7e-4
+OVERHEAD, CPU, ANSWER, CPU_PER_BYTE = 3e-4, 4.3e-4, 2.7e-4, 1.6e-9
 """Seconds: what a message of a worker (a frame on a stream, mutual TLS) takes and costs on one core of a server: see
 docs/tasks/split.md for how it was measured."""
-LINKS: tuple[Link, ...] = (
-    Link(name="1gbe", bandwidth=117e6, rtt=2e-4, overhead=OVERHEAD, cpu=CPU, answer=ANSWER),
-    Link(name="wifi", bandwidth=6.25e6, rtt=3e-3, overhead=OVERHEAD, cpu=CPU, answer=ANSWER, shared=True),
-    Link(name="loopback", bandwidth=750e6, rtt=3e-5, overhead=OVERHEAD, cpu=CPU, answer=ANSWER),
-)
+
+
+def _link(name: str, bandwidth: float, rtt: float, shared: bool = False) -> Link:
+    return Link(name=name, bandwidth=bandwidth, rtt=rtt, shared=shared, overhead=OVERHEAD, cpu=CPU,
+                cpu_per_byte=CPU_PER_BYTE, answer=ANSWER)
+
+
+LINKS: tuple[Link, ...] = (_link("1gbe", 117e6, 2e-4), _link("wifi", 6.25e6, 3e-3, shared=True),
+                           _link("loopback", 750e6, 3e-5))
 """1gbe: switched, what TCP leaves of a gigabit; wifi: 50 Mbit/s that all devices share; loopback: processes of one machine,
 whose bandwidth is what encryption and copies leave."""
 
@@ -149,5 +153,4 @@ def parse_link(text: str) -> Link:
     rtt = float(delay[1]) * {"us": 1e-6, "ms": 1e-3, "s": 1.0}[delay[2].lower()]
     if rtt > 60:
         raise UsageError(f"--link {text[:80]!r}: a round trip of {rtt:g} s makes no sense", "e.g. 100mbit,2ms")
-    return Link(name=",".join(parts), bandwidth=bandwidth, rtt=rtt, shared=bool(parts[2:]), overhead=OVERHEAD, cpu=CPU,
-                answer=ANSWER)
+    return _link(",".join(parts), bandwidth, rtt, bool(parts[2:]))

@@ -43,7 +43,8 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Between any two devices: bandwidth in bytes per second each way, rtt and software overhead per message in seconds;
     shared: all devices share the bandwidth (WiFi). cpu: seconds of processor time of a message on both ends together, at
-    speed 1: in the overhead, and for what follows it (word that it was accepted). answer: overhead of the network's output,
+    speed 1: in the overhead, and for what follows it (word that it was accepted); cpu_per_byte: and for each of its bytes,
+    which is in what the bandwidth takes. answer: overhead of the network's output,
     which reaches the coordinator as the answer of a call that it made before; null: as of any message."""
 
     name: str
@@ -52,6 +53,7 @@ class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     overhead: float = 2e-4
     shared: bool = False
     cpu: float = 0.0
+    cpu_per_byte: float = 0.0
     answer: float | None = None
 
 

@@ -60,17 +60,18 @@ def test_how_a_quota_is_held_is_measured() -> None:
     assert quota.own_group() is not None
 
 
+@pytest.mark.parametrize("size", [1000, 200_000])
 @pytest.mark.parametrize("speed", [1.0, 0.2])
-def test_a_fitted_link_predicts_what_was_fitted_whatever_the_devices_speed(speed: float, tmp_path: Path) -> None:
+def test_a_fitted_link_predicts_what_was_fitted_whatever_the_devices_speed(speed: float, size: int, tmp_path: Path) -> None:
     """A hop of a chain, simulated on slow devices with the link fitted there, takes what it took."""
-    link = fit.Fitted(3.0, 9.0, 0.0).link("l", 0.4, False, cpu_ms=0.4, speed=speed)
+    link = fit.Fitted(3.0, 9.0, 0.0).link("l", 0.4, False, cpu_ms=0.4, speed=speed, cpu_ns_per_byte=1.5)
     spent = []
     for hops in fit.HOPS:
-        plan = fit.write_chains(tmp_path, 2, (1000,))[tmp_path / fit.chain_name(1000, hops)]
+        plan = fit.write_chains(tmp_path, 2, (size,))[tmp_path / fit.chain_name(size, hops)]
         slow = [Device(name=d.name, speed=speed) for d in plan.devices]
         made = type(plan)(**{**{f: getattr(plan, f) for f in plan.__struct_fields__}, "devices": slow, "link": link})
         spent.append(simulate(made, [0.0] * len(plan.segments)).finished[0])
-    assert (spent[1] - spent[0]) / (fit.HOPS[1] - fit.HOPS[0]) == pytest.approx(3.0 + 0.009, rel=0.02)
+    assert (spent[1] - spent[0]) / (fit.HOPS[1] - fit.HOPS[0]) == pytest.approx(3.0 + 9e-6 * size, rel=0.02)
 
 
 @needs_quotas

@@ -56,17 +56,17 @@ def copy(step: Copy, source: Layout, target: Layout, cpu: Cpu) -> Kernel:
                        False)
     zeros = elementwise(replace(written, pointer="t", origin=0), [], (1, *plane), lambda v: "V{}", True, cpu.lanes, False)
     body = fill('''
-        float* t = @t@;
+        auto* t = @t@;
         if (index[k] < 0) {
           @zeros@
         }
         else {
-          const float* s = @s@;
+          const auto* s = @s@;
           @rows@
         }
     ''', t=at("y", written.origin, ("k", target.channel)), zeros=zeros, rows=rows,
                 s=at("x", source.origin, ("index[k]", source.channel)))
-    return kernel(table + share(index.size) + loop("k", "begin", "end", body), data)
+    return typed(table + share(index.size) + loop("k", "begin", "end", body), source, target, data=data)
 
 
 def _pixels(step: Copy, source: Layout, target: Layout) -> str:
