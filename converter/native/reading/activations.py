@@ -11,7 +11,7 @@ import numpy as np
 from gkp.converter import quantiser
 from gkp.converter.graph import Node, Tensor, values
 from gkp.converter.native.program import Activation, Affine, Dequantise, Function, Grid, Parametric, PRelu, Quantise
-from gkp.converter.native.reading.axes import Oriented, bind, combined, like, mapped, oriented, per_channel
+from gkp.converter.native.reading.axes import Oriented, bind, combined, like, mapped, on_grid, oriented, per_channel
 from gkp.converter.native.reading.builder import Builder
 from gkp.converter.native.reading.moves import Refused
 from gkp.converter.native.reading.parameters import constant, floats
@@ -124,7 +124,7 @@ def quantised(b: Builder, node: Node) -> None:
     """gkp::FakeQuantize: integers, and what they stand for."""
     how, x = quantiser.read(node), oriented(b, node.inputs[0])
     grid = Grid(how.scale, how.zero_point - int(np.iinfo(how.dtype).min))
-    integers, target = b.on_grid(x.value, grid), like(b, x.value)
+    integers, target = on_grid(b, x.value, grid), like(b, x.value)
     b.steps += [Quantise(x.value, integers), Dequantise(integers, target)]
     bind(b, node.outputs[0], Oriented(target, x.shape, x.order))
 

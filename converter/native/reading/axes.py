@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gkp.converter.graph import Tensor
-from gkp.converter.native.program import Affine, Binary, Map, Normalise, Pool, Reduce, Value
+from gkp.converter.native.dtypes import UINT8
+from gkp.converter.native.program import Affine, Binary, Grid, Map, Normalise, Pool, Reduce, Value
 from gkp.converter.native.reading.builder import Builder, View, as_value
 from gkp.converter.native.reading.moves import Elements, Refused
 from gkp.converter.native.reading.orders import order_of
@@ -84,6 +85,13 @@ def like(b: Builder, value: int) -> int:
     """A new value of the same shape."""
     same = b.values[value]
     return b.value((same.channels, same.height, same.width), same.dtype)
+
+
+def on_grid(b: Builder, value: int, grid: Grid) -> int:
+    """A new value of the same shape, of integers."""
+    made = b.value(b.values[value].shape, UINT8)
+    b.values[made] = replace(b.values[made], grid=grid)
+    return made
 
 
 def per_channel(b: Builder, x: Oriented, array: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:

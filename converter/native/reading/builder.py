@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 
 import numpy as np
 
 from gkp.converter.graph import Node, Tensor, producer, values
-from gkp.converter.native.dtypes import DTYPES, FLOAT32, UINT8, DType
-from gkp.converter.native.program import Copy, Depthwise, Grid, Interleave, Paste, Permute, Reshape, Step, Value
+from gkp.converter.native.dtypes import DTYPES, FLOAT32, DType
+from gkp.converter.native.program import Copy, Depthwise, Interleave, Paste, Permute, Reshape, Step, Value
 from gkp.converter.native.reading.moves import ZERO, Elements, Refused, bounded, data_inputs, is_move, move
 from gkp.converter.native.reading.orders import order_of, permutation
 from gkp.converter.native.reading.runs import Concatenations, Run, gathered
@@ -82,12 +82,6 @@ class Builder:
         self.values.append(as_value(shape, dtype))
         self._starts.append(self._end)
         self._end += self.values[-1].size
-        return len(self.values) - 1
-
-    def on_grid(self, value: int, grid: Grid) -> int:
-        """A new value of the same shape, of integers."""
-        self.value(self.values[value].shape, UINT8)
-        self.values[-1] = replace(self.values[-1], grid=grid)
         return len(self.values) - 1
 
     def bind(self, tensor: Tensor, view: View | None) -> None:

@@ -21,7 +21,7 @@ from gkp.converter.native.kernels.emit import at, block, fill, loop, share, unit
 from gkp.converter.native.kernels.integers.dots import PICK_64
 from gkp.converter.native.kernels.integers.scales import Scales, scales
 from gkp.converter.native.kernels.integers.store import Store
-from gkp.converter.native.kernels.jobs import Words
+from gkp.converter.native.kernels.jobs import Words, part_sizes
 from gkp.converter.native.kernels.kernel import Kernel
 from gkp.converter.native.kernels.layout import Layout
 from gkp.converter.native.program import Conv, Depthwise, Grid
@@ -75,7 +75,7 @@ class _Writer:
 
     @property
     def tile(self) -> Pixel:
-        """Rows and columns."""
+        """Rows and columns, at most."""
         raise NotImplementedError
 
     def head(self) -> str:
@@ -101,22 +101,23 @@ class _Writer:
     sum_type = "I"
 
     def kernel(self) -> Kernel:
-        rows, columns = (min(n, m) for n, m in zip(self.tile, (self.target.value.height, self.target.value.width),
-                                                   strict=True))
         value, vectors = self.target.value, -(-self.target.value.channels // self.lanes)
-        whole, rest = self._columns(rows, columns), self._columns(1, columns)
-        body = f"const int row = item * {rows};\n"
-        body += block(f"if (row + {rows} <= {value.height})", whole)
-        if value.height % rows:
-            body += block("else", block(f"for (int n = row; n < {value.height}; ++n)", f"const int row = n;\n{rest}"))
-        text = fill(_ENTRY, begin=self.begin, share=share(-(-value.height // rows)), items=loop("item", "begin", "end", loop(
-            "f", 0, vectors, fill(_VECTOR, lanes=self.lanes, registers=self.registers()) + body)))
+        parts = part_sizes(value.height, self.tile[0])  # rows of the tiles, and how many have them
+        (less, few), (rows, _) = parts[0], parts[-1]
+        body = f"const int row = item * {less} + (item > {few} ? item - {few} : 0) * {rows - less};\n"
+        body += block(f"if (item < {few})", self._columns(less))
+        if len(parts) > 1:
+            body += block("else", self._columns(rows))
+        body = loop("f", 0, vectors, fill(_VECTOR, lanes=self.lanes, registers=self.registers()) + body)
+        text = fill(_ENTRY, begin=self.begin, share=share(sum(count for _, count in parts)),
+                    items=loop("item", "begin", "end", body))
         residual = self.residual.value.dtype if self.residual else FLOAT32
         head = fill(_HEAD, store=self.store.functions(), head=self.head())
         return Kernel(unit(text, head, UINT8, residual, value.dtype), self._data(vectors))
 
-    def _columns(self, rows: int, columns: int) -> str:
+    def _columns(self, rows: int) -> str:
         width = self.target.value.width
+        columns = min(self.tile[1], width)
         text = ""
         if width % columns:  # the last tile begins early
             text = f"const int column = at < {width - columns} ? at : {width - columns};\n"
@@ -196,7 +197,13 @@ class _Quads(_Writer):
 
     @property
     def tile(self) -> Pixel:
-        return 4, max(1, (self._groups * _QUAD - int(self.step.weight.shape[2])) // self._apart + 1)
+        return self._rows, max(1, (self._groups * _QUAD - int(self.step.weight.shape[2])) // self._apart + 1)
+
+    @property
+    def _rows(self) -> int:
+        """As many as there are registers for, beside those of the weights."""
+        _, kh, kw = self.step.weight.shape
+        return 8 if kh * kw <= 9 and self.step.strides == (1, 1) else 4
 
     @property
     def _apart(self) -> int:
