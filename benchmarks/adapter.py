@@ -81,12 +81,12 @@ def hybrid(measure: bool, progress: Progress) -> Target:
 
 
 class Engines:
-    """What runs models here. The native compiler compiles each network once, as long as somebody holds it. native: its
-    target."""
+    """What runs models here. The native compiler compiles each network once in each precision, as long as somebody holds it.
+    native: its target."""
 
     def __init__(self, native: Target | None = None) -> None:
         self._targets: dict[tuple[str, str], Target] = {} if native is None else {(native.name, native.precision): native}
-        self._native: WeakKeyDictionary[Graph, Built] = WeakKeyDictionary()
+        self._native: WeakKeyDictionary[Graph, dict[str, Built]] = WeakKeyDictionary()
 
     def stock(self, name: str, model: onnx.ModelProto, threads: int, precision: str = "fp32",
               any_batch: bool = True) -> Runner:
@@ -101,7 +101,7 @@ class Engines:
         return self.stock(name, lowered(network, name), threads, any_batch=any_batch)
 
     def native(self, graph: Graph, threads: int, precision: str = "fp32") -> Runner:
-        """A Start: the native compiler. precision: that of the graph."""
+        """A Start: the native compiler. precision: fp32 or bf16, or that of the graph (int8)."""
         return self._compiled(graph, threads, precision).runner(threads)
 
     def foreign(self, graph: Graph, threads: int) -> list[str]:
@@ -111,9 +111,10 @@ class Engines:
         return sorted({node.op for part in parts for node in part.nodes})
 
     def _compiled(self, graph: Graph, threads: int, precision: str = "fp32") -> Built:
-        if graph not in self._native:
-            self._native[graph] = self._target("native", precision).build(graph, {}, {}, Encoding(), threads)
-        return self._native[graph]
+        made = self._native.setdefault(graph, {})
+        if precision not in made:
+            made[precision] = self._target("native", precision).build(graph, {}, {}, Encoding(), threads)
+        return made[precision]
 
     def _target(self, name: str, precision: str = "fp32") -> Target:
         if (name, precision) not in self._targets:

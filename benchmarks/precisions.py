@@ -1,6 +1,6 @@
 """What the suite runs in less than float32: bf16 on OpenVINO, int8 as NNCF calibrates it, dense and pruned (this also in
-float32, on the same engines), and in native kernels; ncnn, dense, in what it has; and what images are at hand to calibrate
-with and to measure accuracy on."""
+float32, on the same engines), and both in native kernels; ncnn, dense, in what it has; and what images are at hand to
+calibrate with and to measure accuracy on."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from gkp.text import plural
 from gkp.types import Array, Progress
 
 _WAYS = (("fp32", ("ort", "openvino")), ("bf16", ("openvino",)), ("int8", ("ort", "openvino")))
+_NATIVE = ("bf16", "int8")
 _NCNN = ("bf16", "fp16", "int8")
 _BATCH = 64
 _RANDOM, _IMAGES = 32, 300
@@ -79,8 +80,9 @@ def precision_contenders(pair: Pair, threads: int, engines: Engines, calibration
         graph = quantised(networks[model]) if precision == "int8" else networks[model]
         return engines.stock(engine, lowered(graph, engine, forms), threads, precision)
 
-    def native(model: str) -> Runner:
-        return engines.native(quantised(networks[model]), threads, "int8")
+    def native(model: str, precision: str) -> Runner:
+        network = networks[model]
+        return engines.native(quantised(network) if precision == "int8" else network, threads, precision)
 
     stock = cache(lambda: calibration.stock(given))
     given = pair.given
@@ -96,8 +98,9 @@ def precision_contenders(pair: Pair, threads: int, engines: Engines, calibration
                 yield Contender(name, DENSE, "simplified", partial(start, name, DENSE, precision, "dense"), precision)
             for forms in ("dense", "estimated"):
                 yield Contender(name, PRUNED, forms, partial(start, name, PRUNED, precision, forms), precision)
-    for model in (DENSE, PRUNED):
-        yield Contender("native", model, "compiled", partial(native, model), "int8")
+    for precision in _NATIVE:
+        for model in (DENSE, PRUNED):
+            yield Contender("native", model, "compiled", partial(native, model, precision), precision)
     for precision in _NCNN:
         start_it = partial(start_ncnn, pair.dense, threads, precision=precision)
         yield Contender("ncnn", DENSE, "simplified", start_it, precision)

@@ -37,6 +37,11 @@ def prepare_fastest(source: Any, options: ConvertOptions, progress: Progress, ta
     for target in targets:
         wanted = replace(options, target=target.options, output=output)
         try:
+            target.require(options.precision)
+        except (BackendMissingError, UsageError) as e:  # of the processor: another target may do without
+            left_out.append(f"{target.name} ({e.message})")
+            continue
+        try:
             made[target.name] = prepare(Job(source, wanted, target, labelled(progress, target.name)))
         except (BackendMissingError, UnsupportedModelError) as e:
             left_out.append(f"{target.name} ({e.message})")

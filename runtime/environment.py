@@ -54,6 +54,11 @@ def cpu_flags() -> frozenset[str]:
     return frozenset(_flags(_cpuinfo()))
 
 
+def cpu_vendor() -> str:
+    """Who made the processor, in the words of cpuid ("AuthenticAMD"); empty where there is nothing to read."""
+    return _cpuinfo().get("vendor_id", "")
+
+
 def _cpuinfo() -> dict[str, str]:
     """Of one processor, as the kernel describes it (x86-64: with flags); empty where there is none to read."""
     try:

@@ -64,12 +64,13 @@ class Compiled:
 
 @dataclass(frozen=True)
 class Compiler:
-    """How to compile. timer: by what kernels are chosen."""
+    """How to compile. timer: by what kernels are chosen; bf16: may values and weights be rounded to bfloat16?"""
 
     cpu: Cpu
     tools: Toolchain
     timer: Timer
     progress: Progress
+    bf16: bool = False
 
     def compile(self, parts: Sequence[Part], inputs: Sequence[str], outputs: Sequence[str], folder: Path,
                 dynamic_batch: bool) -> Compiled:
@@ -105,7 +106,7 @@ class Compiler:
         return folder / LIBRARY
 
     def _library(self, program: Program, folder: Path) -> tuple[Mapping[str, Any], list[str], Mapping[str, float]]:
-        plan = make_plan(program, self.cpu, self.timer)
+        plan = make_plan(program, self.cpu, self.timer, self.bf16)
         written = write(plan, folder)
         self.progress("compiling", None)
         build(folder, self.cpu, self.tools)

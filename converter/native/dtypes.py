@@ -23,5 +23,7 @@ class DType:
 
 FLOAT32 = DType("float32", "float", 4)
 UINT8 = DType("uint8", "unsigned char", 1)
+BFLOAT16 = DType("bfloat16", "Bf16", 2)
+"""The upper half of a float32: inside a network only, and numpy has no such type."""
 DTYPES = (FLOAT32, UINT8)
-"""All that there are kernels for; gkp.runtime.native knows the same."""
+"""Of the caller's arrays; gkp.runtime.native knows the same."""

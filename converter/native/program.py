@@ -340,7 +340,7 @@ Step = (Conv | Depthwise | Pool | Binary | ConstantBinary | Affine | Copy | Past
 @dataclass(frozen=True)
 class Port:
     """An input or output of the network: its name in the model, its value, its shape without the batch, and the type of
-    the caller's array. An input of uint8 becomes a value of float32: the same numbers."""
+    the caller's array. An input of uint8 becomes a value of the same numbers, of float32 or on a grid."""
 
     name: str
     value: int

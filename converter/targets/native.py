@@ -29,7 +29,7 @@ from gkp.converter.native.artefact import Compiled, Compiler
 from gkp.converter.native.building.roofline import network_roofline
 from gkp.converter.native.building.toolchain import Toolchain, find, host_cpu, machine
 from gkp.converter.native.building.tune import Measured
-from gkp.converter.native.kernels.cpu import CPUS, Cpu
+from gkp.converter.native.kernels.cpu import BF16, CPUS, Cpu
 from gkp.converter.native.planning.timer import NOMINAL_HERTZ, Model, Timer
 from gkp.converter.native.program import beside
 from gkp.converter.native.reading.frontend import program
@@ -38,6 +38,7 @@ from gkp.converter.native.reading.parts import NATIVE, Part, parts
 from gkp.converter.sources.base import sample_inputs
 from gkp.converter.targets.base import About, Axes, Built, Emitted, Estimate, Feeds, Target
 from gkp.converter.verify import TOLERANCE, WINOGRAD_TOLERANCE
+from gkp.errors import UsageError
 from gkp.manifest import Roofline
 from gkp.options.targets import NativeOptions
 from gkp.runtime.hybrid import HybridRunner
@@ -73,7 +74,11 @@ class NativeTarget(Target):
         return self.cpu.lanes
 
     def require(self, precision: str) -> None:
-        """The compiler is looked for when it is needed: `gkp inspect` needs none."""
+        """The compiler is looked for when it is needed: `gkp inspect` needs none. UsageError for bf16 where there are no
+        kernels of it that are faster than those of fp32."""
+        if precision == "bf16" and BF16 not in self.cpu.instructions:
+            raise UsageError(f"--target native has no bf16 for {self.cpu.name}: its processor lacks AVX512-BF16, or is no "
+                             "faster in it than in fp32", "use --precision fp32 or int8, or --target openvino")
 
     @cached_property
     def tools(self) -> Toolchain:
@@ -169,8 +174,8 @@ class NativeBuilt(Built):
         folder.mkdir()
         target = self._target
         inputs, outputs = ([t.name for t in tensors] for tensors in (self._graph.inputs, self._graph.outputs))
-        return Compiler(cpu, target.tools, target.timer(cpu), target.progress).compile(self._parts, inputs, outputs, folder,
-                                                                                       self._any_batch)
+        compiler = Compiler(cpu, target.tools, target.timer(cpu), target.progress, target.precision == "bf16")
+        return compiler.compile(self._parts, inputs, outputs, folder, self._any_batch)
 
     @property
     def tolerance(self) -> float:
@@ -231,7 +236,9 @@ class NativeBuilt(Built):
         """Of a network that is native as a whole."""
         self._target.progress("measuring layers against the core's peak", None)
         with contextlib.closing(self._here.open(1)) as runner:
-            return network_roofline(runner, self._graph) if isinstance(runner, NativeRunner) else None
+            if not isinstance(runner, NativeRunner):
+                return None
+            return network_roofline(runner, self._graph, bf16=self._target.precision == "bf16")
 
     def about(self, measure: bool) -> About:
         """Of what is not compiled (yet), the multiply-accumulates of the graph."""

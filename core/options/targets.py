@@ -55,7 +55,7 @@ class NativeOptions(TargetOptions):
     summary: ClassVar[str] = "a library of its own kernels, without a runtime"
     implementation: ClassVar[str] = "gkp.converter.targets.native:NativeTarget"
     otherwise: ClassVar[str] = ", which compiles every layer as it is"
-    precisions: ClassVar[tuple[str, ...]] = ("fp32", "int8")
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "int8")
 
     cpu: str | None = option(None, "The processor to compile for. x86-64-v3 has AVX2, x86-64-v4 AVX-512, aarch64 is 64-bit "
                              "ARM; -vnni, -dotprod and -i8mm have sums of bytes, which make int8 fast. Only host uses "

@@ -25,7 +25,8 @@ from gkp.runtime.native import StepTime
 class Machine:
     """100 GFLOP/s, but every other time something else is running; 10 GB/s."""
 
-    def __init__(self) -> None:
+    def __init__(self, precision: str = "fp32") -> None:
+        assert precision == "fp32"
         self.bursts = 0
 
     def gflops(self) -> float:
@@ -115,7 +116,7 @@ def refuse(graph: Graph, threads: int) -> Any:
     raise BackendMissingError("no compiler", "install one")
 
 
-def no_peak() -> Any:
+def no_peak(precision: str) -> Any:
     raise BackendMissingError("no compiler for the peak", "install one")
 
 

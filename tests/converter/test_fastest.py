@@ -57,6 +57,19 @@ def test_what_is_not_installed_is_left_out_and_named(model: Path) -> None:
     assert "--target cpu left out: openvino (not here)" in made.manifest.notes
 
 
+class Slow(OpenVinoTarget):
+    """Of a processor without the precision."""
+
+    def require(self, precision: str) -> None:
+        raise UsageError("no bf16 here")
+
+
+def test_a_target_that_lacks_the_precision_on_this_processor_is_left_out(model: Path) -> None:
+    targets = [Slow(OpenVinoOptions()), OrtTarget(OrtOptions())]
+    made = convert(model, ConvertOptions(target=CpuOptions(), dry_run=True, threads=1), targets=targets)
+    assert "--target cpu left out: openvino (no bf16 here)" in made.manifest.notes
+
+
 def test_nothing_installed_is_one_error(model: Path) -> None:
     with pytest.raises(BackendMissingError, match=r"openvino \(not here\)"):
         convert(model, ConvertOptions(target=CpuOptions(), dry_run=True), targets=[Absent(OpenVinoOptions())])
@@ -67,7 +80,7 @@ def test_in_a_lower_precision_only_the_targets_that_have_it_are_tried() -> None:
         return [t.name for t in fastest.cpu_targets(convert_options("cpu", precision=precision, **more), silent)]
 
     assert names("fp32") == ["native", "openvino", "ort"]
-    assert names("bf16") == ["openvino"]
+    assert names("bf16") == ["native", "openvino"]
     assert names("int8", calibration="random") == ["native", "openvino", "ort"]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from gkp.converter.native.building.toolchain import build, host_cpu
+from gkp.converter.native.kernels.bfloats.direct import PAIRS
 from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.integers.dots import dots
 from gkp.converter.native.kernels.prelude import prelude
@@ -71,13 +72,13 @@ EXPORT int gkp_dots(long rounds, int x, int w) {
 
 
 class Peak:
-    """SOURCE, compiled for a processor of the machine's own kind. integers: the peak is that of its sums of bytes, else of
-    multiply-adds in float32. BackendMissingError without a compiler."""
+    """SOURCE, compiled for a processor of the machine's own kind. precision: the peak is that of its sums of bytes (int8),
+    of pairs of bfloat16 (bf16), or of multiply-adds in float32 (fp32). BackendMissingError without a compiler."""
 
-    def __init__(self, integers: bool = False, cpu: Cpu | None = None) -> None:
+    def __init__(self, precision: str = "fp32", cpu: Cpu | None = None) -> None:
         here = cpu or host_cpu()
-        self._integers, dot = integers, dots(here)[0]
-        self._products = here.lanes * (dot.word if integers else 1)
+        self._sums, dot = precision != "fp32", PAIRS if precision == "bf16" else dots(here, 127)[0]
+        self._products = here.lanes * (dot.word if self._sums else 1)
         with tempfile.TemporaryDirectory(prefix="gkp-") as name:
             folder = Path(name)
             (folder / "gkp.h").write_text(prelude(here), "ascii")
@@ -92,8 +93,8 @@ class Peak:
     def gflops(self, seconds: float = 0.0005) -> float:
         """Operations per second / 1e9 of one core, a product and its addition being two, in one burst of about `seconds`."""
         rounds = max(1, int(seconds * 4e9 / (_CHAINS / 2)))
-        if self._integers:
-            taken = _seconds(lambda: self._dots(rounds, 0x01020304, 0x05060708))
+        if self._sums:
+            taken = _seconds(lambda: self._dots(rounds, 0x3c013c01, 0x3c023c02))
         else:
             taken = _seconds(lambda: self._multiply_adds(rounds, 0.999, 0.001))
         return 2 * rounds * _CHAINS * self._products / taken / 1e9

@@ -28,7 +28,7 @@ from gkp.converter.native.kernels.cpu import AVX_VNNI, BF16, CPUS, DOTPROD, I8MM
 from gkp.errors import BackendMissingError, FileError
 from gkp.files import private_folder
 from gkp.require import install
-from gkp.runtime.environment import cpu_flags, vector_floats
+from gkp.runtime.environment import cpu_flags, cpu_vendor, vector_floats
 
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-fvisibility=hidden", "-fno-exceptions",
          "-fno-rtti", "-fno-stack-protector", "-Wno-psabi")
@@ -37,10 +37,12 @@ LIBRARIES = ("-lc", "-lm", "-lpthread")
 ANY_CPU = frozenset({"model.cpp", "weights.S"})
 """Sources that are compiled without the processor's flags: what runs before the processor is known to fit."""
 
-_WITH_512 = {"avx512_vnni": VNNI, "avx512_bf16": BF16, "avx512vbmi": PERMUTE}
+_WITH_512 = {"avx512_vnni": VNNI, "avx512vbmi": PERMUTE}
 _WITH_256 = {"avx_vnni": AVX_VNNI}
 _ARM = {"asimddp": DOTPROD, "i8mm": I8MM}
 """Instructions beside those that all processors with such vectors have, by the operating system's name of the flag."""
+_FULL_RATE_BF16 = ("AuthenticAMD",)
+"""Vendors whose AVX512-BF16 multiplies twice as many numbers in a cycle as fp32; Intel's, half as many (ADR 0035)."""
 _OLDEST = {"clang": 16, "gcc": 12}
 _GLIBC = "2.28"  # what zig links against, so that the library opens on boards with an old system
 _DYING = 10.0
@@ -92,7 +94,7 @@ def find(cpu: Cpu | None = None) -> Toolchain:
 
 
 def host_cpu() -> Cpu:
-    """The processor of this machine, with everything that it can do."""
+    """The processor of this machine, with everything that it can do fast."""
     here = cpu_flags()
     if platform.machine() == "aarch64":
         found = [name for flag, name in _ARM.items() if flag in here]
@@ -102,6 +104,8 @@ def host_cpu() -> Cpu:
         more = [name for flag, name in _WITH_256.items() if flag in here]
         return Cpu("host", 8, 16, ("-march=native",), instructions=(VECTORS, MADD, *more))
     more = [name for flag, name in {**_WITH_256, **_WITH_512}.items() if flag in here]
+    if "avx512_bf16" in here and cpu_vendor() in _FULL_RATE_BF16:
+        more.append(BF16)
     return Cpu("host", 16, 32, ("-march=native", "-mprefer-vector-width=512"), instructions=(VECTORS, MADD, *more))
 
 

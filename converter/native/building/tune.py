@@ -13,7 +13,7 @@ import numpy as np
 
 from gkp.converter.cache import Seconds
 from gkp.converter.native.building.toolchain import Toolchain, compile_objects, find, link
-from gkp.converter.native.dtypes import UINT8, DType
+from gkp.converter.native.dtypes import BFLOAT16, UINT8, DType
 from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.kernel import FUNCTION
 from gkp.converter.native.kernels.prelude import prelude
@@ -116,6 +116,8 @@ def _occupy(array: np.ndarray[tuple[int], np.dtype[np.uint8]], dtype: DType) -> 
     """No denormals, no zeros; bytes of all sizes."""
     if dtype == UINT8:
         array[:] = np.arange(array.size) * 37
+    elif dtype == BFLOAT16:
+        array.view(np.uint16)[:] = 0x3f00
     else:
         array.view(dtype.numpy)[:] = 0.5
 

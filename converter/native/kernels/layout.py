@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from gkp.converter.native.dtypes import BFLOAT16
 from gkp.converter.native.program import Value
 
-Kind = Literal["planar", "last"]
-"""Planes, or channels last."""
+Kind = Literal["planar", "last", "bf16"]
+"""Planes, or channels last; or these in bfloat16, whatever the value's own type."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Layout:
 
     @property
     def kind(self) -> Kind:
+        if self.value.dtype == BFLOAT16:
+            return "bf16"
         return "planar" if self.planar else "last"
 
     def channel_offsets(self, index: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -88,10 +91,20 @@ def integers(value: Value, halo: Halo = (0, 0, 0, 0)) -> Layout:
     return channels_last(value, halo, BYTES)
 
 
+def bfloats(value: Value, halo: Halo = (0, 0, 0, 0), lanes: int = 16) -> Layout:
+    """Channels last in bfloat16, of a value of float32. Lanes that hold no channel are zero."""
+    return channels_last(replace(value, dtype=BFLOAT16), halo, lanes)
+
+
+def slack(value: Value, lanes: int) -> int:
+    """Elements behind the last pixel of floats and bfloat16, channels last, for vectors that reach past the end."""
+    return _SLACK // value.dtype.bytes if value.dtype == BFLOAT16 else 2 * lanes
+
+
 def channels_last(value: Value, halo: Halo = (0, 0, 0, 0), lanes: int = 16) -> Layout:
     """All channels of a pixel side by side, padded to whole vectors. Lanes that hold no channel are zero."""
     top, left, bottom, right = halo
     padded = -(-value.channels // lanes) * lanes
     row = padded * (value.width + left + right)
-    slack = 2 * lanes if value.grid is None else _SLACK + _PIXELS * padded
-    return Layout(value, 1, row, padded, top * row + left * padded, row * (value.height + top + bottom) + slack, padded)
+    more = slack(value, lanes) if value.grid is None else _SLACK + _PIXELS * padded
+    return Layout(value, 1, row, padded, top * row + left * padded, row * (value.height + top + bottom) + more, padded)

@@ -1,10 +1,11 @@
-"""The two layouts that each value may have: planes, or channels last."""
+"""The layouts that each value may have: planes, or channels last; in a network in bf16 also these in bfloat16."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gkp.converter.native.kernels.layout import Halo, Kind, Layout, channels_last, integers, planar
+from gkp.converter.native.kernels.layout import Halo, Kind, Layout, bfloats, channels_last, integers, planar
+from gkp.converter.native.kernels.steps import knows_bfloats
 from gkp.converter.native.program import Conv, Depthwise, Program, Value
 
 KINDS: tuple[Kind, Kind] = ("planar", "last")
@@ -12,22 +13,25 @@ KINDS: tuple[Kind, Kind] = ("planar", "last")
 
 @dataclass(frozen=True)
 class Geometry:
-    """layouts[value][kind]. Planar values of one plane size share their halo, so that lines of pixels and residuals
-    match; a 1x1 plane is always a vector of channels, and integers lie channels last."""
+    """layouts[value][kind]: a value has the kinds that it may be written in. Planar values of one plane size share their
+    halo, so that lines of pixels and residuals match; a 1x1 plane is always a vector of channels, and integers lie channels
+    last."""
 
     layouts: tuple[dict[Kind, Layout], ...]
 
     def kinds(self, value: int) -> tuple[Kind, ...]:
-        found = self.layouts[value]["last"].value
-        return ("last",) if found.pixels == 1 or found.grid is not None else KINDS
+        found = self.layouts[value]
+        flat = found["last"].value.pixels == 1
+        return tuple(kind for kind in found if not (flat and kind == "planar"))
 
     def kind(self, value: int, wanted: Kind) -> Kind:
         """The wanted one, where the value may have it."""
         return wanted if wanted in self.kinds(value) else "last"
 
 
-def geometry(program: Program, lanes: int) -> Geometry:
-    """The halo of a value is what its convolutions read beyond the plane."""
+def geometry(program: Program, lanes: int, bf16: bool = False) -> Geometry:
+    """The halo of a value is what its convolutions read beyond the plane. bf16: may values be rounded to bfloat16? Outputs
+    and what only kernels of float32 write are not."""
     halos: list[Halo] = [(0, 0, 0, 0)] * len(program.values)
     for step in program.steps:
         if isinstance(step, Conv | Depthwise):
@@ -38,9 +42,16 @@ def geometry(program: Program, lanes: int) -> Geometry:
             continue
         key = (value.height, value.width)
         planes[key] = _join(planes.get(key, (0, 0, 0, 0)), halo)
-    return Geometry(tuple(
-        {"planar": planar(v, planes[v.height, v.width], lanes), "last": channels_last(v, halo, lanes)} if v.grid is None
-        else {"last": integers(v, halo)} for v, halo in zip(program.values, halos, strict=True)))
+    wide = {port.value for port in program.outputs} | {step.target for step in program.steps if not knows_bfloats(step)}
+    found = list[dict[Kind, Layout]]()
+    for number, (v, halo) in enumerate(zip(program.values, halos, strict=True)):
+        if v.grid is not None:
+            found.append({"last": integers(v, halo)})
+            continue
+        found.append({"planar": planar(v, planes[v.height, v.width], lanes), "last": channels_last(v, halo, lanes)})
+        if bf16 and number not in wide:
+            found[-1]["bf16"] = bfloats(v, halo, lanes)
+    return Geometry(tuple(found))
 
 
 def _join(a: Halo, b: Halo) -> Halo:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from gkp.converter.native.kernels.layout import Kind
-from gkp.converter.native.planning.geometry import KINDS, Geometry
+from gkp.converter.native.kernels.steps import knows_bfloats
+from gkp.converter.native.planning.geometry import Geometry
 from gkp.converter.native.program import Binary, Conv, Depthwise, Interleave, Program, Resize, Step, reads
 
 Times = Mapping[tuple[Kind, Kind], float]
@@ -34,13 +35,14 @@ def choose_layouts(program: Program, at: Geometry, times: Callable[[int], Times]
         return sum(step_seconds(program, at, number, kinds, times) for number in range(len(program.steps)))
 
     best: tuple[float, list[Kind]] | None = None
-    for start in KINDS:
+    every_kind = list(dict.fromkeys(kind for v in range(len(program.values)) for kind in at.kinds(v)))
+    for start in every_kind:
         kinds: list[Kind] = [start if start in at.kinds(v) else "last" for v in range(len(program.values))]
         cost, better = total(kinds), True
         while better:
             better = False
             for group in moves:
-                for kind in KINDS:
+                for kind in every_kind:
                     tried = list(kinds)
                     for v in group:
                         if kind in at.kinds(v):
@@ -77,8 +79,10 @@ def step_seconds(program: Program, at: Geometry, number: int, kinds: list[Kind],
             seconds += conversion_seconds(program, step.source)
     else:
         kind = kinds[step.target]
-        other = [v for v in reads(step) if kinds[v] != kind and len(at.kinds(v)) > 1]
-        seconds = program.values[step.target].bytes / _BYTES_PER_SECOND * _effort(program, step, kind)
+        other = [v for v in reads(step) if "planar" in at.kinds(v) and (kinds[v] == "planar") != (kind == "planar")]
+        seconds = at.layouts[step.target][kind].value.bytes / _BYTES_PER_SECOND * _effort(program, step, kind)
+        if not knows_bfloats(step):
+            seconds += sum(conversion_seconds(program, v) for v in reads(step) if kinds[v] == "bf16")
         if other and reads_as_it_writes(step):
             seconds += conversion_seconds(program, other[0])
         elif other:
@@ -97,7 +101,7 @@ def _effort(program: Program, step: Step, kind: Kind) -> float:
         return 1
     nearest = step.rows.nearest and step.columns.nearest
     source, target = program.values[step.source], program.values[step.target]
-    if kind == "last" or target.width % source.width == 0:
+    if kind != "planar" or target.width % source.width == 0:
         return 1.5 if nearest else 3
     return (1.5 if nearest else 3) + (2 if nearest else 7) * min(2, source.height / target.height)
 

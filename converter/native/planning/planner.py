@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from gkp.converter.native.kernels.cpu import Cpu
-from gkp.converter.native.kernels.layout import Kind, Layout
-from gkp.converter.native.kernels.steps import step_kernel
+from gkp.converter.native.kernels.layout import Kind, Layout, slack
+from gkp.converter.native.kernels.steps import knows_bfloats, step_kernel
 from gkp.converter.native.kernels.steps.convert import convert, pack, unpack
 from gkp.converter.native.kernels.way import Way
 from gkp.converter.native.planning.arena import Life, arrange
@@ -23,10 +23,11 @@ _MOST_BYTES = 1 << 30
 """Of one value. Offsets are 32-bit numbers, and Winograd's transforms are several times as large."""
 
 
-def make_plan(program: Program, cpu: Cpu, timer: Timer | None = None) -> Plan:
-    """Choose tiles and layouts by what `timer` says (default: the model), and lay everything out."""
+def make_plan(program: Program, cpu: Cpu, timer: Timer | None = None, bf16: bool = False) -> Plan:
+    """Choose tiles and layouts by what `timer` says (default: the model), and lay everything out. bf16: values and weights
+    may be rounded to bfloat16, where that is faster."""
     program = contiguous_outputs(program)
-    at = geometry(program, cpu.lanes)
+    at = geometry(program, cpu.lanes, bf16)
     _check_sizes(at)
     found = time_ways(conv_ways(program, at, cpu), timer or Model())
     times = {n: {w.kinds: w.seconds for w in ways} for n, ways in found.items()}
@@ -128,7 +129,7 @@ class _Planner:
         """Steps that compute little: in the layout of their target."""
         assert not isinstance(step, Conv)
         target = self.kinds[step.target]
-        kinds = {v: self._kind_for(v, target, reads_as_it_writes(step)) for v in reads(step)}
+        kinds = {v: self._kind_for(v, target, step) for v in reads(step)}
         sources = [self._read(v, kinds[v]) for v in reads(step)]
         layouts = {v: self._layout(v, kind) for v, kind in kinds.items()}
         layouts[step.target] = self._layout(step.target, target)
@@ -137,11 +138,14 @@ class _Planner:
         self._call(Call(kernel, sources[0], sources[1] if len(sources) > 1 else None, self._new(step.target, target),
                           getattr(step, "layer", ""), type(step).__name__.lower(), count))
 
-    def _kind_for(self, value: int, target: Kind, same: bool) -> Kind:
-        """The kind in which a simple step reads a value: the target's where the value is there in it, or has to be (same),
-        else its home."""
-        wanted = target in self.at.kinds(value) and (same or (value, target) in self.homes)
-        return target if wanted else self.kinds[value]
+    def _kind_for(self, value: int, target: Kind, step: Step) -> Kind:
+        """The kind in which a simple step reads a value: the target's where the value is there in it, or has to be, else its
+        home, if the step can read that."""
+        home = self.kinds[value]
+        wanted = target in self.at.kinds(value) and (reads_as_it_writes(step) or (value, target) in self.homes)
+        if wanted or (home == "bf16" and not knows_bfloats(step)):
+            return self.at.kind(value, target)
+        return home
 
     def _finish(self) -> Plan:
         lanes = self.cpu.lanes
@@ -164,4 +168,4 @@ def _has_zeros(layout: Layout, lanes: int) -> bool:
     the zero point? Where they have no channel they may be anything."""
     if layout.value.grid is not None:
         return layout.halo
-    return layout.size - 2 * lanes != layout.value.size
+    return layout.size - slack(layout.value, lanes) != layout.value.size

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from math import inf
 
 from gkp.converter.native.kernels import channel, groups, pixel, polyphase, winograd
+from gkp.converter.native.kernels.bfloats import direct as bfloats
 from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.integers import direct
 from gkp.converter.native.kernels.layout import Kind, Layout
@@ -23,8 +25,13 @@ FAMILIES: tuple[Family, ...] = (pixel.ways, polyphase.ways, channel.ways, groups
 """Of equally fast ways the first one is taken."""
 INTEGERS: tuple[Family, ...] = (direct.ways,)
 """Over sources with a grid."""
+BFLOATS: tuple[Family, ...] = (bfloats.ways,)
+"""Over sources in bfloat16."""
 _HOPELESS = 3.0
 """A sort is not tried at all if its best way takes more than so many times the cycles of the pair's best, by the model."""
+_WIDER = 1.5
+"""Nor is one over float32, where there are kernels over bfloat16, if the best of its pair takes more than so many times what
+the best of these takes."""
 _NEAR = 1.2
 """A sort is tried further if its best way takes at most so many times what the fastest for this pair of layouts takes."""
 _PAIR_NEAR = 1.5
@@ -38,10 +45,19 @@ _MATTERS = 0.004
 def conv_ways(program: Program, at: Geometry, cpu: Cpu, families: tuple[Family, ...] = FAMILIES) -> dict[int, list[Way]]:
     """By number of the step: the ways that run on the processor."""
     return {number: [w for s in at.kinds(step.source) for t in at.kinds(step.target)
-                     for family in (families if program.values[step.source].grid is None else INTEGERS)
+                     for family in _families(at.layouts[step.source][s], at.layouts[step.target][t], families)
                      for w in family(step, at.layouts[step.source][s], at.layouts[step.target][t],
                                      _residual(step, at, t), cpu) if w.runs_on(cpu)]
             for number, step in enumerate(program.steps) if isinstance(step, Conv)}
+
+
+def _families(source: Layout, target: Layout, floats: tuple[Family, ...]) -> tuple[Family, ...]:
+    """What reads and writes these types: only kernels of bfloat16 write it."""
+    if source.kind == "bf16":
+        return BFLOATS
+    if target.kind == "bf16":
+        return ()
+    return floats if source.value.grid is None else INTEGERS
 
 
 def _residual(step: Conv, at: Geometry, target: Kind) -> Layout | None:
@@ -86,7 +102,9 @@ def _sorts(ways: Iterable[Way]) -> list[list[Way]]:
     for w in ways:
         found.setdefault((w.kinds, w.sort), []).append(w)
         least[w.kinds] = min(w.cycles, least.get(w.kinds, w.cycles))
-    ranked = [sorted(of_sort, key=lambda w: w.cycles) for of_sort in found.values()]
+    narrow = min((cycles for (source, _), cycles in least.items() if source == "bf16"), default=inf)
+    chances = {kinds for kinds, cycles in least.items() if kinds[0] == "bf16" or cycles <= _WIDER * narrow}
+    ranked = [sorted(of_sort, key=lambda w: w.cycles) for (kinds, _), of_sort in found.items() if kinds in chances]
     return [of_sort for of_sort in ranked if of_sort[0].cycles <= _HOPELESS * least[of_sort[0].kinds]]
 
 

@@ -27,7 +27,6 @@ from gkp.converter.native.program import (
     Paste,
     Permute,
     Pool,
-    Port,
     PRelu,
     Program,
     Quantise,
@@ -247,7 +246,7 @@ def _could_write(net: Net, maker: Step | None) -> bool:
 def _packed(net: Net, step: Step) -> bool:
     """An input that is only quantised is, on the way in."""
     if not isinstance(step, Quantise) or step.source not in net.inputs or step.source in net.outputs \
-            or sum(step.source in reads(s) for s in net.steps) > 1 or _port(net, step.source).dtype.name != "float32":
+            or sum(step.source in reads(s) for s in net.steps) > 1:
         return False
     net.steps.remove(step)
     net.bring(step.source, step.target)
@@ -262,10 +261,6 @@ def _unpacked(net: Net, step: Step) -> bool:
     net.steps.remove(step)
     net.bring(step.target, step.source)
     return True
-
-
-def _port(net: Net, value: int) -> Port:
-    return next(port for port in net.source.inputs if port.value == value)
 
 
 INTEGERS = (_again, _moved, _reads, _sunk, _picked, _depthwise, _writes, _added, _packed, _unpacked)

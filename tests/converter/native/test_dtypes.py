@@ -20,7 +20,7 @@ from gkp.converter.native.dtypes import DTYPES, FLOAT32, UINT8, DType
 from gkp.converter.native.kernels.cpu import CPUS
 from gkp.converter.native.kernels.layout import channels_last, planar
 from gkp.converter.native.planning.planner import make_plan
-from gkp.converter.native.program import Copy, Port, Program, Value
+from gkp.converter.native.program import Copy, Dequantise, Grid, Port, Program, Quantise, Value
 from gkp.converter.native.reading.frontend import program
 from gkp.converter.native.reading.fuse import fuse
 from gkp.converter.native.reading.parts import parts
@@ -98,6 +98,19 @@ def test_an_input_of_bytes_becomes_the_same_numbers() -> None:
     assert {v.dtype for v in found.values} == {FLOAT32}
     np.testing.assert_allclose(native_run(make_plan(found, host_cpu()), {"x": x})[0], run_ort(model, {"x": x})[0], rtol=1e-5,
                                atol=1e-3)
+
+
+def test_an_input_of_bytes_that_is_quantised_is_so_on_the_way_in() -> None:
+    plain = fuse(program(Graph(bytes_net())))
+    grid = Grid(float(np.float32(2.3)), 40)
+    values = (plain.values[0], Value(*plain.values[0].shape, UINT8, grid), plain.values[0])
+    steps = (Quantise(0, 1), Dequantise(1, 2))
+    found = fuse(Program(values, steps, plain.inputs, (Port("y", 2, plain.values[0].shape),)))
+    assert [type(step) for step in found.steps] == [Dequantise]
+    x = np.arange(2 * 9 * 10 * 3).astype(np.uint8).reshape(2, *plain.inputs[0].shape)
+    got = native_run(make_plan(found, host_cpu()), {"x": x})[0]
+    want = (np.clip(np.rint(x / np.float32(2.3)) + 40, 0, 255) - 40) * np.float32(2.3)
+    np.testing.assert_array_equal(got, want.astype(np.float32).reshape(got.shape))
 
 
 def test_numbers_that_are_no_bytes_are_no_input_of_bytes() -> None:

@@ -12,14 +12,17 @@ import onnx
 import pytest
 from cli_kit import DENSE, FAST, GROUPED, assert_refused, listing, save, small_net
 from cli_kit import gkp as command
+from int8_kit import quantised
+from net_blocks import classifier, depthwise, tmi_block
 from onnx_kit import Net, feeds_of, run_ort
 
 import gkp
 from gkp import manifest
-from gkp.converter import measuring
+from gkp.converter import calibration, measuring
 from gkp.converter.compare import compare_models
 from gkp.converter.encoding import Encoding
 from gkp.converter.native.kernels.cpu import CPUS
+from gkp.converter.native.kernels.integers import direct, scales
 from gkp.converter.sources import OpenOptions
 from gkp.converter.targets import make_target
 from gkp.converter.verify import TOLERANCE, WINOGRAD_TOLERANCE
@@ -250,3 +253,38 @@ def test_a_model_is_compiled_once(tmp_path: Path, given: onnx.ModelProto) -> Non
     assert built.about(measure=False).memory is not None
     with pytest.raises(UnsupportedModelError):
         target.build_as_is(unsupported(), Encoding(), 1)
+
+
+# ---- int8 -----------------------------------------------------------------------------------------------------------
+def in_int8(folder: Path, monkeypatch: pytest.MonkeyPatch, *more: object) -> Any:
+    """What `gkp convert` says of a network that is quantised by hand."""
+    monkeypatch.setattr(calibration, "import_nncf", lambda: None)
+    monkeypatch.setattr(calibration, "quantise", lambda graph, *rest: quantised(graph.copy()))
+    net = Net(1, 3, 8, 8)
+    x = depthwise(net, tmi_block(net, net.relu(net.conv3("x", 3, 8, bias=True)), 8), 8)
+    save(net.model(classifier(net, net.relu(x), 8)), folder / "m.onnx")
+    np.save(folder / "x.npy", np.random.default_rng(0).standard_normal((4, 3, 8, 8)).astype(np.float32))
+    return command("convert", folder / "m.onnx", *NATIVE, "--precision", "int8", "--calibration", folder / "x.npy", "-o",
+                   folder / "out", *more)
+
+
+@pytest.mark.parametrize("cpu", ["host", "aarch64-dotprod"])
+def test_int8_is_verified_layer_by_layer(cpu: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if cpu != "host":
+        pytest.importorskip("ziglang")
+    outcome = in_int8(tmp_path, monkeypatch, "--cpu", cpu)
+    assert outcome.code == 0, outcome
+    made = manifest.read(tmp_path / "out")
+    assert made.precision == "int8"
+    assert made.verification is not None
+    names = [check.name for check in made.verification.checks]
+    assert sum(name.startswith("layer ") for name in names) == 5
+    assert {layer.reason for layer in made.layers if "int8" in layer.reason}
+
+
+def test_kernels_that_compute_something_else_are_found_in_their_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = scales.constants
+    monkeypatch.setattr(direct, "constants", lambda *given: right(*given) + 500)
+    outcome = in_int8(tmp_path, monkeypatch)
+    assert_refused(outcome, 1, "something else than its int8 form", "layer ")
+    assert not (tmp_path / "out").exists()

@@ -1,26 +1,26 @@
-"""Direct convolution of integers, channels last on both sides: sums of four products in one instruction.
+"""Direct convolution by sums of products, channels last on both sides: of integers, four products in one instruction.
 
-A tile is a few vectors of output channels times some output pixels, held in registers as sums of int32. The inner loop runs
-over the items of the panel (four channels for every lane) and the parts of the window; weights stream past in the order of
-reading. Sums become bytes, or floats, in registers.
+A tile is a few vectors of output channels times some output pixels, held in registers as sums of 32 bits. The inner loop
+runs over the items of the panel (a word of channels for every lane) and the parts of the window; weights stream past in the
+order of reading. Sums become elements of the target in registers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from gkp.converter.native.dtypes import FLOAT32, UINT8
+from gkp.converter.native.dtypes import FLOAT32
 from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.emit import fill, unit
-from gkp.converter.native.kernels.integers import store
 from gkp.converter.native.kernels.integers.dots import Dot, dots
-from gkp.converter.native.kernels.integers.panels import Panel, joined, packed, panels, row_bytes
-from gkp.converter.native.kernels.integers.scales import constants, scales, weights
+from gkp.converter.native.kernels.integers.panels import Panel, joined, packed, panels, row_elements
+from gkp.converter.native.kernels.integers.scales import weights
+from gkp.converter.native.kernels.integers.store import PanelStore
 from gkp.converter.native.kernels.integers.tiles import Tile, cycles, executed, groups, places, shapes, tiles
 from gkp.converter.native.kernels.jobs import Words
 from gkp.converter.native.kernels.kernel import Draft, Recipe
@@ -29,27 +29,51 @@ from gkp.converter.native.kernels.way import Trial, Way, layer_name
 from gkp.converter.native.program import Conv
 
 _Items = list[tuple[int, int, npt.NDArray[Any]]]
-"""(bytes from the window's first byte, which item of the panel, weights [taps, vectors, lanes, word])."""
+"""(elements from the window's first one, which item of the panel, weights [taps, vectors, lanes, word])."""
+
+
+class Storing(Protocol):
+    """What becomes of the sums of a tile; made of (step, dot, source, target, residual, lanes)."""
+
+    def panel(self, words: Words, panel: Panel) -> int:
+        """Puts the constants of a panel; their position. What the sums begin with comes first."""
+
+    def functions(self) -> str:
+        """C++ in front of the kernel."""
+
+    def statements(self, n: int, pixels: list[tuple[int, int]]) -> Iterator[str]:
+        """C++ that stores the sums a<pixel>_<vector> of a tile of n vectors."""
+
+
+MakeStore = Callable[[Conv, Dot, Layout, Layout, Layout | None, int], Storing]
 
 
 def ways(step: Conv, source: Layout, target: Layout, residual: Layout | None, cpu: Cpu, most: int = 6) -> Iterator[Way]:
     """The family, for sources with a grid: the `most` best tiles of each sort by the model."""
-    if source.value.grid is None or step.conv.scale is None or not store.fits(target, residual):
+    if source.value.grid is not None and step.conv.scale is not None:
+        largest = int(np.abs(weights(step.conv).astype(int)).max(initial=0))
+        yield from tiled(step, source, target, residual, cpu, dots(cpu, largest), PanelStore, most)
+
+
+def tiled(step: Conv, source: Layout, target: Layout, residual: Layout | None, cpu: Cpu, offered: Sequence[Dot],
+          store: MakeStore, most: int = 6) -> Iterator[Way]:
+    """The ways by these sums of products, if target and residual hold whole vectors of a pixel's channels."""
+    if not all(at.channel == 1 and at.block is None for at in (target, residual) if at):
         return
     plane, whole = _plane(step, source, target, residual), step.conv
-    offered, pixel = dots(cpu, int(np.abs(weights(whole).astype(int)).max(initial=0))), source.padded
+    pixel = source.padded
     forms = [(dot, whole, False) for dot in offered if _worth(dot, offered, whole.in_channels)]
     if whole.kernel_shape[1] > 1:
-        row = row_bytes(whole, pixel)
+        row = row_elements(whole, pixel)
         forms += [(dot, joined(whole, pixel), True) for dot in offered if row <= dot.window and _worth(dot, offered, row)]
     for dot, conv, is_joined in forms:
         for tile in tiles(conv, plane, dot, is_joined, cpu, most):
-            recipe = Recipe(partial(_draft, step, tile, source, target, residual, cpu), dot.needs)
+            recipe = Recipe(partial(_draft, step, tile, source, target, residual, cpu, store), dot.needs)
             trial = Trial(recipe, source, residual, target, cycles(conv, tile, plane, cpu))
             yield Way(layer_name(step), tile.label, trial, executed(conv, tile, target.value.pixels, cpu), tile.sort)
 
 
-def _worth(dot: Dot, offered: list[Dot], channels: int) -> bool:
+def _worth(dot: Dot, offered: Sequence[Dot], channels: int) -> bool:
     """A wider window only where a narrower one does not hold a pixel."""
     return not any(0 < other.window < dot.window and channels <= other.window for other in offered)
 
@@ -63,7 +87,7 @@ def _plane(step: Conv, source: Layout, target: Layout, residual: Layout | None) 
 
 
 _HEAD = '''
-    // @kh@x@kw@ convolution of integers, @conv.in_channels@ -> @conv.out_channels@ channels,
+    // @kh@x@kw@ convolution in @tile.dot.precision@, @conv.in_channels@ -> @conv.out_channels@ channels,
     // output @v.height@x@v.width@, tile: @tile.label@.
     struct Job { int vectors, items, table, weights, constants, out; };  // positions in words of the data
 
@@ -77,11 +101,11 @@ _HEAD = '''
     @functions@
 '''
 _TILE = '''
-    static void tile_@n@_@r@_@c@(const unsigned char* x, const int* data, const Job& job, @y@* y@more@) {
+    static void tile_@n@_@r@_@c@(const @x@* x, const int* data, const Job& job, @y@* y@more@) {
       const int *constants = data + job.constants, *w = data + job.weights, *at = data + job.table;
       @sums@
       for (int i = 0; i < job.items; ++i, w += @step@, at += @fields@) {
-        const unsigned char* p = x + at[0];
+        const @x@* p = x + at[0];
         $if picks: const I order = words(data + at[1]);
         @weights@
         @products@
@@ -110,18 +134,19 @@ _LOOP = '''
 '''
 
 
-def _draft(step: Conv, tile: Tile, source: Layout, target: Layout, residual: Layout | None, cpu: Cpu) -> Draft:
-    return _Writer(step, tile, source, target, residual, cpu).draft()
+def _draft(step: Conv, tile: Tile, source: Layout, target: Layout, residual: Layout | None, cpu: Cpu,
+           store: MakeStore) -> Draft:
+    return _Writer(step, tile, source, target, residual, cpu, store).draft()
 
 
 class _Writer:
-    def __init__(self, step: Conv, tile: Tile, source: Layout, target: Layout, residual: Layout | None, cpu: Cpu) -> None:
+    def __init__(self, step: Conv, tile: Tile, source: Layout, target: Layout, residual: Layout | None, cpu: Cpu,
+                 store: MakeStore) -> None:
         self.step, self.tile, self.source, self.target, self.residual = step, tile, source, target, residual
         self.lanes, self.conv = cpu.lanes, joined(step.conv, source.padded) if tile.joined else step.conv
         self.plane = _plane(step, source, target, residual)
         self.panels = panels(self.conv, tile.vectors, cpu.lanes, tile.dot)
-        self.scales = scales(step, source.value, target.value, residual.value if residual else None)
-        self.store = store.Store(step, self.scales, target, residual, cpu.lanes)
+        self.store = store(step, tile.dot, source, target, residual, cpu.lanes)
 
     def draft(self) -> Draft:
         counts = [(p.vectors, p.items) for p in self.panels]
@@ -131,18 +156,13 @@ class _Writer:
     def _data(self) -> bytes:
         """Job table, then per panel: where its items are read (and the orders in which lanes pick), weights, constants."""
         words, table = Words(len(self.panels), 6, align=self.lanes), list[list[int]]()
-        assert self.source.value.grid is not None
-        added = constants(self.conv, self.source.value.grid, self.tile.dot.offset)
         for panel in self.panels:
             items = self._items(panel)
             orders = words.put(self._orders(panel).view(np.int32), np.int32) if self.tile.dot.window else 0
             reads = [[at, orders + k * self.lanes] if self.tile.dot.window else [at] for at, k, _ in items]
             at = words.put(reads, np.int32)
             weights = words.put(np.array([w for *_, w in items]).ravel().view(np.int32), np.int32)
-            part = slice(panel.first, panel.first + panel.vectors * self.lanes)
-            table.append([panel.vectors, len(items), at, weights,
-                          self.store.constants(words, added[part], self.scales.factor[part], panel.vectors * self.lanes),
-                          panel.first])
+            table.append([panel.vectors, len(items), at, weights, self.store.panel(words, panel), panel.first])
         return words.bytes(table)
 
     def _items(self, panel: Panel) -> _Items:
@@ -155,8 +175,11 @@ class _Writer:
         return found
 
     def _orders(self, panel: Panel) -> npt.NDArray[np.uint8]:
-        """[items, bytes of a vector]: places in the window; what is above the byte of an element becomes zero."""
+        """[items, bytes of a vector]: places in the window; what is above the byte of an element becomes zero. Of elements
+        of 2 bytes the places have as many."""
         inside = np.where(panel.channels < 0, 0, panel.channels - panel.starts[:, None, None])
+        if self.tile.dot.element.bytes == 2:
+            return inside.astype(np.uint16).view(np.uint8).reshape(panel.items, 4 * self.lanes)
         spaced = np.full((*inside.shape, 4 // self.tile.dot.word), 0x80, np.uint8)
         spaced[..., 0] = inside
         return spaced.reshape(panel.items, 4 * self.lanes)
@@ -168,8 +191,8 @@ class _Writer:
                     dot=fill(self.tile.dot.code), store=self.store.functions(),
                     functions="\n".join(self._tile(n, *shape) for shape in cut for n in sizes))
         loops = "".join(self._loop(sizes, *shape, starts) for shape, starts in cut.items())
-        return unit(fill(_ENTRY, loops=loops), head, UINT8, self.residual.value.dtype if self.residual else FLOAT32,
-                    self.target.value.dtype)
+        return unit(fill(_ENTRY, loops=loops), head, self.source.value.dtype,
+                    self.residual.value.dtype if self.residual else FLOAT32, self.target.value.dtype)
 
     def _loop(self, sizes: list[int], rows: int, columns: int, starts: list[tuple[int, int]]) -> str:
         """The tiles of one shape, all panels; the parts share them."""
@@ -191,8 +214,9 @@ class _Writer:
                 for v in range(n)]
         more = f", const {self.residual.value.dtype.c}* r" if self.residual else ""
         weights = [f"const I w{t}_{v} = words(w + {(t * n + v) * self.lanes});" for t in range(taps) for v in range(n)]
-        return fill(_TILE, n=n, r=rows, c=columns, y=self.target.value.dtype.c, more=more, sums=sums, weights=weights,
-                    step=taps * n * self.lanes, fields=2 if self.tile.dot.window else 1, picks=bool(self.tile.dot.window),
+        return fill(_TILE, n=n, r=rows, c=columns, x=self.source.value.dtype.c, y=self.target.value.dtype.c, more=more,
+                    sums=sums, weights=weights, step=taps * n * self.lanes,
+                    fields=2 if self.tile.dot.window else 1, picks=bool(self.tile.dot.window),
                     products=self._products(n, rows, columns), store=self.store.statements(n, pixels))
 
     def _products(self, n: int, rows: int, columns: int) -> Iterator[str]:

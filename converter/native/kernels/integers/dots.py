@@ -1,22 +1,29 @@
-"""Instructions for sums of products: all that a kernel of integers needs of a processor beyond vectors of gkp.h."""
+"""Instructions for sums of products: all that a kernel of them needs of a processor beyond vectors of gkp.h."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy.typing as npt
+
+from gkp.branched import BranchedConv
+from gkp.converter.native.dtypes import UINT8, DType
 from gkp.converter.native.kernels.cpu import AVX_VNNI, DOTPROD, I8MM, MADD, PERMUTE, VECTORS, VNNI, Cpu
+from gkp.converter.native.kernels.integers.scales import weights
 
 
 @dataclass(frozen=True)
 class Dot:
-    """How a processor sums products into vectors of LANES sums of int32. `code` is C++ on vectors I of gkp.h and defines
-    - dot(sums, x, w): to each sum, the products of the elements of x and w in its word of 32 bits are added, exactly;
+    """How a processor sums products into vectors of LANES sums of 32 bits. `code` is C++ on vectors I of gkp.h and defines
+    - dot(sums, x, w): to each sum, the products of the elements of x and w in its word of 32 bits are added;
     - spread(p): the elements at p in every word;
-    - pick(order, p), where window is not 0: in every word any elements of the window of so many bytes at p.
+    - pick(order, p), where window is not 0: in every word any elements of the window of so many elements at p.
 
     name: for reports; needs: instructions; lanes: of which vectors; word: elements in a word of 32 bits (weights
-    have 32 / word bits); offset: what spread and pick subtract from every byte; largest: weight, beyond which it is not
-    exact."""
+    have 32 / word bits); offset: what spread and pick subtract from every element; largest: weight, beyond which it is not
+    exact; element: of the source; weights: of a layer, [F, C, kh, kw], as they are multiplied."""
 
     name: str
     needs: tuple[str, ...]
@@ -26,6 +33,16 @@ class Dot:
     code: str
     offset: int = 0
     largest: int = 128
+    element: DType = UINT8
+    weights: Callable[[BranchedConv], npt.NDArray[Any]] = weights
+
+    @property
+    def precision(self) -> str:
+        return "int8" if self.element == UINT8 else "bf16"
+
+    @property
+    def window_bytes(self) -> int:
+        return self.window * self.element.bytes
 
     def runs_on(self, cpu: Cpu) -> bool:
         return cpu.lanes in self.lanes and all(need in cpu.instructions for need in self.needs)

@@ -10,7 +10,7 @@ not, need not be known here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -20,7 +20,6 @@ import numpy.typing as npt
 
 from gkp.branched import Branch, BranchedConv
 from gkp.converter.native.kernels.integers.dots import Dot
-from gkp.converter.native.kernels.integers.scales import weights
 from gkp.converter.native.kernels.jobs import cuts
 
 Ints = npt.NDArray[np.int64]
@@ -46,14 +45,14 @@ def joined(conv: BranchedConv, pixel: int) -> BranchedConv:
     """The convolution whose window is a column: the pixels of a row of the window are one pixel of more channels, `pixel`
     of them from one to the next. A branch of 9 channels then fills 7 items for a row of 3 taps, not 9."""
     (kh, kw), (dy, dx), dense = conv.kernel_shape, conv.dilations, conv.to_dense()
-    weight = np.zeros((conv.out_channels, row_bytes(conv, pixel), kh, 1), np.float32)
+    weight = np.zeros((conv.out_channels, row_elements(conv, pixel), kh, 1), np.float32)
     for k in range(kw):
         weight[:, k * dx * pixel:k * dx * pixel + conv.in_channels, :, 0] = dense[:, :, :, k]
     every = Branch(np.arange(weight.shape[1]), np.arange(conv.out_channels), weight)
     return replace(conv, in_channels=weight.shape[1], branches=(every,), kernel_shape=(kh, 1), dilations=(dy, 1))
 
 
-def row_bytes(conv: BranchedConv, pixel: int) -> int:
+def row_elements(conv: BranchedConv, pixel: int) -> int:
     """From the first to the last channel of a row of the window."""
     return (conv.kernel_shape[1] - 1) * conv.dilations[1] * pixel + conv.in_channels
 
@@ -61,7 +60,7 @@ def row_bytes(conv: BranchedConv, pixel: int) -> int:
 @lru_cache(maxsize=256)
 def panels(conv: BranchedConv, vectors: int, lanes: int, dot: Dot) -> tuple[Panel, ...]:
     """The layer cut into panels of at most so many vectors."""
-    reads = _reads(conv)
+    reads = _reads(conv, dot.weights)
     found = []
     for lo, hi in cuts(-(-conv.out_channels // lanes), vectors):
         own = np.zeros(((hi - lo) * lanes, conv.in_channels), bool)
@@ -74,7 +73,7 @@ def panels(conv: BranchedConv, vectors: int, lanes: int, dot: Dot) -> tuple[Pane
 
 
 @lru_cache(maxsize=256)
-def _reads(conv: BranchedConv) -> npt.NDArray[np.bool_]:
+def _reads(conv: BranchedConv, weights: Callable[[BranchedConv], npt.NDArray[Any]]) -> npt.NDArray[np.bool_]:
     """[F, C]: does the output use the channel?"""
     return np.asarray((weights(conv) != 0).any((2, 3)))
 
@@ -106,7 +105,7 @@ def _picked(used: npt.NDArray[np.bool_], dot: Dot) -> tuple[Ints, Ints]:
 
 def packed(conv: BranchedConv, panel: Panel, lanes: int, taps: Sequence[tuple[int, int]], dot: Dot) -> npt.NDArray[Any]:
     """[items, taps, vectors, lanes, word]: the weights in the order of reading, of the given taps (ky, kx)."""
-    dense = weights(conv)
+    dense = dot.weights(conv)
     outputs = np.arange(panel.first, panel.first + panel.vectors * lanes).reshape(panel.vectors, lanes)
     there = (panel.channels >= 0) & (panel.channels < conv.in_channels)
     c = np.where(there, panel.channels, 0)[:, None]

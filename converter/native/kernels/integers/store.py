@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from gkp.converter.native.kernels.emit import fill
-from gkp.converter.native.kernels.integers.scales import HIGHEST, Scales
+from gkp.converter.native.kernels.integers.dots import Dot
+from gkp.converter.native.kernels.integers.panels import Panel
+from gkp.converter.native.kernels.integers.scales import HIGHEST, Scales, constants, scales
 from gkp.converter.native.kernels.jobs import Words
 from gkp.converter.native.kernels.kernel import literal
 from gkp.converter.native.kernels.layout import Layout
@@ -105,6 +108,26 @@ class Store:
         if self._masked:
             value = f"keep({value}, constants + {(3 if self._residual else 2) * n * self._lanes + lane})"
         yield f"store(y + {at}, {value});"
+
+
+class PanelStore(Store):
+    """Of a convolution in panels."""
+
+    def __init__(self, step: Conv, dot: Dot, source: Layout, target: Layout, residual: Layout | None, lanes: int) -> None:
+        super().__init__(step, scales(step, source.value, target.value, residual.value if residual else None), target,
+                         residual, lanes)
+        self._dot, self._source = dot, source.value
+
+    @cached_property
+    def _added(self) -> npt.NDArray[np.int32]:
+        assert self._source.grid is not None
+        return constants(self._step.conv, self._source.grid, self._dot.offset)
+
+    def panel(self, words: Words, panel: Panel) -> int:
+        """Puts the constants of a panel; their position."""
+        size = panel.vectors * self._lanes
+        part = slice(panel.first, panel.first + size)
+        return self.constants(words, self._added[part], self._scales.factor[part], size)
 
 
 def _padded(values: npt.NDArray[np.generic], size: int) -> npt.NDArray[np.generic]:

@@ -38,8 +38,8 @@ class Tile:
 
     @property
     def label(self) -> str:
-        return (f"int8 {self.sort} {self.vectors}x{self.rows}x{self.columns} taps {self.taps[0]}x{self.taps[1]}"
-                f"{' by tile' if self.by_tile else ''}")
+        return (f"{self.dot.precision} {self.sort} {self.vectors}x{self.rows}x{self.columns} "
+                f"taps {self.taps[0]}x{self.taps[1]}{' by tile' if self.by_tile else ''}")
 
     @property
     def sort(self) -> str:
@@ -49,7 +49,7 @@ class Tile:
     def registers(self) -> int:
         """What the inner loop holds at once, but for one of the weights of several taps, which may be loaded again."""
         taps = self.taps[0] * self.taps[1]
-        inputs = 3 + self.dot.window // 128 if self.dot.window else 1
+        inputs = 3 + self.dot.window_bytes // 128 if self.dot.window else 1
         return self.vectors * (self.rows * self.columns + taps) + inputs + (MADD in self.dot.needs) - (taps > 1)
 
 
@@ -92,7 +92,7 @@ def cycles(conv: BranchedConv, tile: Tile, plane: tuple[int, int], cpu: Cpu) -> 
     reads = rows * columns
     for axis, (n, taps) in enumerate(zip((tile.rows, tile.columns), tile.taps, strict=True)):
         reads *= len({p * conv.strides[axis] + t * conv.dilations[axis] for p in range(n) for t in range(taps)}) / n
-    total, wide = 0.0, max(1, tile.dot.window // (4 * cpu.lanes))
+    total, wide = 0.0, max(1, tile.dot.window_bytes // (4 * cpu.lanes))
     for panel in every:
         products = rows * columns * panel.vectors * tile.taps[0] * tile.taps[1]
         loads = reads * wide + panel.vectors * tile.taps[0] * tile.taps[1] + 1

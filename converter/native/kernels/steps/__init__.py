@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from gkp.converter.native.kernels.cpu import Cpu
@@ -25,6 +26,7 @@ from gkp.converter.native.program import (
     Affine,
     Binary,
     ConstantBinary,
+    Conv,
     Copy,
     Depthwise,
     Dequantise,
@@ -40,11 +42,12 @@ from gkp.converter.native.program import (
     Reshape,
     Resize,
     Softmax,
+    Step,
     Value,
     reads,
 )
 
-__all__ = ["SimpleStep", "convert", "pack", "space_to_depth", "step_kernel", "unpack"]
+__all__ = ["SimpleStep", "convert", "knows_bfloats", "pack", "space_to_depth", "step_kernel", "unpack"]
 
 SimpleStep = (Depthwise | Pool | Binary | ConstantBinary | Affine | Copy | Paste | Interleave | Reshape | Resize | Softmax
               | Reduce | Normalise | PRelu | Map | Permute | Quantise | Dequantise)
@@ -55,7 +58,7 @@ def step_kernel(step: SimpleStep, values: Sequence[Value], layouts: Mapping[int,
     operands of the kernel: x is the source (Binary: a), r the residual (Binary: b), y the target, which overlaps neither.
     Raises ValueError if the values do not fit the step or their layouts."""
     target = layouts[step.target]
-    if any(layouts[v].value != values[v] for v in (*reads(step), step.target)):
+    if any(replace(layouts[v].value, dtype=values[v].dtype) != values[v] for v in (*reads(step), step.target)):
         raise ValueError("a layout belongs to a value of another shape")
     if isinstance(step, Binary):
         return binary(step, layouts[step.a], layouts[step.b], target, cpu)
@@ -64,6 +67,11 @@ def step_kernel(step: SimpleStep, values: Sequence[Value], layouts: Mapping[int,
         make = depthwise if source.value.grid is None else integers.depthwise
         return make(step, source, target, None if step.residual is None else layouts[step.residual], cpu)
     return _KERNELS[type(step)](step, source, target, cpu)
+
+
+def knows_bfloats(step: Step) -> bool:
+    """Are there kernels of the step that read and write bfloat16?"""
+    return isinstance(step, Conv | Pool | Binary | ConstantBinary | Affine | Copy | Paste | Reshape | PRelu | Map | Permute)
 
 
 _KERNELS: Mapping[type[SimpleStep], Callable[[Any, Layout, Layout, Cpu], Kernel]] = {

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from gkp.converter.native.dtypes import FLOAT32, DType
 from gkp.converter.native.kernels.cpu import Cpu
-from gkp.converter.native.kernels.emit import at, block, chunks, fill, kernel, loop, planes, put, share, unit
+from gkp.converter.native.kernels.emit import at, block, chunks, fill, kernel, loop, planes, put, share
 from gkp.converter.native.kernels.kernel import Kernel
 from gkp.converter.native.kernels.layout import Layout
 from gkp.converter.native.kernels.steps.elementwise import elementwise, whole
-from gkp.converter.native.kernels.steps.grids import between, typed
-from gkp.converter.native.program import Value
+from gkp.converter.native.kernels.steps.grids import between, regridded, typed
+from gkp.converter.native.program import Grid, Value
 
 
 def convert(source: Layout, target: Layout, cpu: Cpu) -> Kernel:
@@ -207,20 +207,22 @@ def contiguous(value: Value) -> Layout:
 
 
 def pack(dtype: DType, layout: Layout, cpu: Cpu) -> Kernel:
-    """x: the user's contiguous [C, H, W] array of this type, of which nothing else is read; y: the layout's buffer, of
-    float32: the same numbers, or on a grid."""
+    """x: the user's contiguous [C, H, W] array of this type, of which nothing else is read; y: the layout's buffer: the same
+    numbers, or on a grid, or rounded."""
     given = contiguous(layout.value)
     if dtype == FLOAT32:
         return convert(given, layout, cpu)
-    value = layout.value
+    value, grid = layout.value, layout.value.grid
     body = planes(value.channels, value.height, fill('''
-        const @c@* s = @s@;
-        float* t = @t@;
-        for (int column = 0; column < @width@; ++column) @place@ = static_cast<float>(s[column]);
-    ''', c=dtype.c, s=at("x", 0, ("c", given.channel), ("row", given.row)), width=value.width,
+        const auto* s = @s@;
+        auto* t = @t@;
+        for (int column = 0; column < @width@; ++column) @place@ = @number@;
+    ''', s=at("x", 0, ("c", given.channel), ("row", given.row)), width=value.width,
         t=at("y", layout.origin, ("c", layout.channel), ("row", layout.row)),
-        place="t[column]" if layout.column == 1 else f"t[column * {layout.column}]"))
-    return Kernel(unit(body, x=dtype))
+        place="t[column]" if layout.column == 1 else f"t[column * {layout.column}]",
+        number="static_cast<float>(s[column])" if grid is None else "data[s[column]]"))
+    table = b"" if grid is None else regridded(Grid(1.0, 0), grid)
+    return typed(body, replace(given, value=replace(given.value, dtype=dtype)), layout, data=table)
 
 
 def unpack(layout: Layout, cpu: Cpu) -> Kernel:
@@ -233,7 +235,7 @@ def reshape(source: Layout, target: Layout, cpu: Cpu) -> Kernel:
     """Order of the elements: channel, row, column. Raises ValueError if the sizes differ."""
     if source.value.size != target.value.size or source.value.grid != target.value.grid:
         raise ValueError(f"cannot reshape {source.value} to {target.value}")
-    if source.value == target.value:
+    if source.value.shape == target.value.shape:
         return typed(conversion(source, target, cpu.lanes), source, target)
     if _contiguous(target):
         return typed(conversion(source, _view(target, source.value), cpu.lanes), source, target)

@@ -11,8 +11,8 @@ from gkp.converter.native.kernels.emit import at, block, fill, kernel, loop, sha
 from gkp.converter.native.kernels.kernel import Kernel, literal
 from gkp.converter.native.kernels.layout import Layout
 from gkp.converter.native.kernels.steps.elementwise import elementwise, whole
-from gkp.converter.native.kernels.steps.grids import typed
-from gkp.converter.native.program import Copy, Grid
+from gkp.converter.native.kernels.steps.grids import regridded, typed
+from gkp.converter.native.program import Copy
 
 _FEW = 8  # runs of consecutive channels that are written out one by one
 
@@ -48,7 +48,7 @@ def copy(step: Copy, source: Layout, target: Layout, cpu: Cpu) -> Kernel:
     table = "const int* index = reinterpret_cast<const int*>(data);\n"
     data = index.astype("<i4").tobytes()
     if value.grid is not None and source.value.grid is not None:
-        data += _onto(source.value.grid, value.grid)
+        data += regridded(source.value.grid, value.grid)
     if not planar:
         return typed(table + _pixels(step, source, target), source, target, data=data)
     channel = replace(strided, pointer="s", origin=0)
@@ -56,24 +56,17 @@ def copy(step: Copy, source: Layout, target: Layout, cpu: Cpu) -> Kernel:
                        False)
     zeros = elementwise(replace(written, pointer="t", origin=0), [], (1, *plane), lambda v: "V{}", True, cpu.lanes, False)
     body = fill('''
-        float* t = @t@;
+        auto* t = @t@;
         if (index[k] < 0) {
           @zeros@
         }
         else {
-          const float* s = @s@;
+          const auto* s = @s@;
           @rows@
         }
     ''', t=at("y", written.origin, ("k", target.channel)), zeros=zeros, rows=rows,
                 s=at("x", source.origin, ("index[k]", source.channel)))
-    return kernel(table + share(index.size) + loop("k", "begin", "end", body), data)
-
-
-def _onto(source: Grid, target: Grid) -> bytes:
-    """Each integer on another grid."""
-    numbers = (np.arange(256, dtype=np.float32) - np.float32(source.zero)) * np.float32(source.scale)
-    steps = np.rint(numbers / np.float32(target.scale)) + target.zero
-    return bytes(np.clip(steps, 0, 255).astype(np.uint8))
+    return typed(table + share(index.size) + loop("k", "begin", "end", body), source, target, data=data)
 
 
 def _pixels(step: Copy, source: Layout, target: Layout) -> str:

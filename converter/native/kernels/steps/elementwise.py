@@ -8,11 +8,12 @@ from math import prod
 
 import numpy as np
 
+from gkp.converter.native.dtypes import FLOAT32, DType
 from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.emit import at, block, chunks, get, loop, put, share
 from gkp.converter.native.kernels.kernel import Kernel, activation
 from gkp.converter.native.kernels.layout import Layout
-from gkp.converter.native.kernels.steps.grids import between, element, typed
+from gkp.converter.native.kernels.steps.grids import between, typed
 from gkp.converter.native.program import Affine, Binary, ConstantBinary, Grid, zero_at_zero
 
 _OPERATORS = {"add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "div": "{0} / {1}", "max": "maximum({0}, {1})",
@@ -22,18 +23,20 @@ _OPERATORS = {"add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "div":
 @dataclass(frozen=True)
 class Operand:
     """Element (c, y, x) lies at pointer[origin + c * strides[0] + y * strides[1] + x * strides[2]]. A stride of 0
-    broadcasts. grid: of integers; gaps: are there places without a channel between those with one?"""
+    broadcasts. grid: of integers; gaps: are there places without a channel between those with one? dtype: of the
+    elements."""
 
     pointer: str
     origin: int
     strides: tuple[int, int, int]
     grid: Grid | None = None
     gaps: bool = False
+    dtype: DType = FLOAT32
 
 
 def whole(pointer: str, layout: Layout) -> Operand:
     return Operand(pointer, layout.origin, (layout.channel, layout.row, layout.column), layout.value.grid,
-                   layout.padded != layout.value.channels)
+                   layout.padded != layout.value.channels, layout.value.dtype)
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,9 @@ def elementwise(target: Operand, operands: Sequence[Operand], shape: tuple[int, 
     *outer, inner = axes
     terms = [[(a.name, a.strides[k]) for a in outer] for k in range(1 + len(operands))]
     addresses = [at(o.pointer, o.origin, *t) for o, t in zip((target, *operands), terms, strict=True)]
-    body = f"{element(target.grid).c}* {target.pointer}s = {addresses[0]};\n"
+    body = f"{target.dtype.c}* {target.pointer}s = {addresses[0]};\n"
     for k, operand in enumerate(operands, 1):
-        body += (f"const {element(operand.grid).c}* {operand.pointer}s = {addresses[k]};\n" if inner.strides[k]
+        body += (f"const {operand.dtype.c}* {operand.pointer}s = {addresses[k]};\n" if inner.strides[k]
                  else f"const V {operand.pointer}v = splat(*({addresses[k]}));\n")
 
     def piece(position: str, n: int) -> str:

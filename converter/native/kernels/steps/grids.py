@@ -1,14 +1,17 @@
-"""Steps that read or write integers: loads that give the numbers they stand for, stores that round to them.
+"""Steps that read or write integers or bfloat16: loads that give the numbers they stand for, stores that round to them.
 
 A kernel written for vectors of floats computes with bytes when its pointers are of bytes: `load` and `store` of gkp.h have
-overloads here, on the integers as floats.
+overloads here, on the integers as floats. The same goes for bfloat16 (ELEMENTS).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from gkp.converter.native.dtypes import FLOAT32, UINT8, DType
+import numpy as np
+
+from gkp.converter.native.dtypes import BFLOAT16, FLOAT32
+from gkp.converter.native.kernels.bfloats.elements import ELEMENTS
 from gkp.converter.native.kernels.emit import fill, unit
 from gkp.converter.native.kernels.kernel import Kernel, literal
 from gkp.converter.native.kernels.layout import Layout
@@ -57,11 +60,6 @@ _BYTES = '''
 '''
 
 
-def element(grid: Grid | None) -> DType:
-    """Of a value with this grid."""
-    return FLOAT32 if grid is None else UINT8
-
-
 def numbers(expression: str, grid: Grid | None) -> str:
     """What integers stand for."""
     if grid is None:
@@ -86,7 +84,17 @@ def between(expression: Callable[[Sequence[str]], str], values: Sequence[str], g
     return integers(text, target)
 
 
+def regridded(source: Grid, target: Grid) -> bytes:
+    """Each integer on another grid: a table of 256."""
+    numbers = (np.arange(256, dtype=np.float32) - np.float32(source.zero)) * np.float32(source.scale)
+    steps = np.rint(numbers / np.float32(target.scale)) + target.zero
+    return bytes(np.clip(steps, 0, 255).astype(np.uint8))
+
+
 def typed(body: str, x: Layout, y: Layout, r: Layout | None = None, data: bytes = b"") -> Kernel:
-    """A kernel whose operands are of floats or of integers."""
-    head = fill(_BYTES) if any(layout.value.grid is not None for layout in (x, y, r or x)) else ""
+    """A kernel whose operands are of any type."""
+    values = [layout.value for layout in (x, y, r or x)]
+    head = fill(_BYTES) if any(value.grid is not None for value in values) else ""
+    if any(value.dtype == BFLOAT16 for value in values):
+        head += fill(ELEMENTS)
     return Kernel(unit(body, head, x.value.dtype, r.value.dtype if r else FLOAT32, y.value.dtype), data)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from gkp.converter.native.building.peak import Peak
-from gkp.converter.native.building.toolchain import find
+from gkp.converter.native.building.toolchain import find, host_cpu
+from gkp.converter.native.kernels.cpu import BF16
 from gkp.errors import BackendMissingError
 
 
@@ -33,9 +34,15 @@ def test_the_peak_is_that_of_vector_units_and_does_not_depend_on_how_long_it_run
 
 
 def test_sums_of_bytes_are_not_slower_than_multiply_adds(peak: Peak) -> None:
-    integers = Peak(integers=True)
+    integers = Peak("int8")
     floats, found = (max(p.gflops() for _ in range(40)) for p in (peak, integers))
     assert 0.7 * floats < found < 5000
+
+
+@pytest.mark.skipif(BF16 not in host_cpu().instructions, reason="this processor has no bf16 that is worth having")
+def test_where_bf16_is_offered_it_multiplies_faster_than_float32(peak: Peak) -> None:
+    floats, pairs = (max(p.gflops() for _ in range(40)) for p in (peak, Peak("bf16")))
+    assert 1.4 * floats < pairs < 5000
 
 
 def test_memory_is_slower_than_any_cache_and_faster_than_a_disk(peak: Peak) -> None:

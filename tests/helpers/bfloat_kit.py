@@ -1,0 +1,151 @@
+"""Convolutions of bfloat16: random ones, their results in float64, how far float32 sums may be from these, and every way to
+compute them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from conv_kit import needed_halo, place, random_conv, random_plane
+from integer_kit import ZEN4, Memory
+from kernel_kit import PARTS, check_walls, compile_kernels
+
+from gkp.branched import BranchedConv
+from gkp.converter.native.dtypes import BFLOAT16
+from gkp.converter.native.kernels.bfloats import direct
+from gkp.converter.native.kernels.bfloats.elements import bits
+from gkp.converter.native.kernels.kernel import Kernel
+from gkp.converter.native.kernels.layout import Layout, bfloats, channels_last
+from gkp.converter.native.kernels.way import Way
+from gkp.converter.native.program import Activation, Conv, Function, Parametric, Value
+
+Array = npt.NDArray[Any]
+Rng = np.random.Generator
+FUNCTIONS: tuple[Function, ...] = (Activation.NONE, Activation.RELU, Activation.RELU, Activation.RELU6, Activation.SIGMOID,
+                                   Parametric("leaky_relu", (0.1,)))
+"""None is steeper than the identity, so that errors do not grow."""
+_EPSILON, _HALF_STEP = 2.0 ** -24, 2.0 ** -8
+
+
+def narrow(values: Array) -> Array:
+    """float32, rounded to bfloat16."""
+    return widened(bits(np.asarray(values, np.float32)))
+
+
+def widened(halves: Array) -> Array:
+    return (halves.astype(np.uint32) << 16).view(np.float32)
+
+
+def _apply(function: Function, v: Array) -> Array:
+    if isinstance(function, Parametric):
+        return np.where(v < 0, v * np.float64(np.float32(0.1)), v)
+    bounds = {Activation.RELU: (0, np.inf), Activation.RELU6: (0, 6)}.get(function)
+    if function is Activation.SIGMOID:
+        return np.asarray(1 / (1 + np.exp(-v)))
+    return v if bounds is None else np.clip(v, *bounds)
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A convolution between layouts, what it is fed with, what comes out, and by how much that may be off."""
+
+    step: Conv
+    source: Layout
+    target: Layout
+    residual: Layout | None
+    x: Array
+    r: Array | None
+    expected: Array
+    allowed: Array
+
+    @property
+    def label(self) -> str:
+        c = self.step.conv
+        return (f"{self.source.value} to {self.target.value}, residual {self.residual and self.residual.value}, kernel "
+                f"{c.kernel_shape}, strides {c.strides}, pads {c.pads}, dilations {c.dilations}, branches "
+                f"{[b.weight.shape[:2] for b in c.branches]}, {self.step.activation}, {self.step.final}")
+
+
+def random_layer(rng: Rng, conv: BranchedConv | None = None, plane: tuple[int, int] | None = None, plain: bool = False) -> Layer:
+    """Of any structure, if none is given; to bfloat16 or float32, with a residual in either or none. plain: to bfloat16,
+    without activations, residual and more halo than is needed."""
+    conv = conv or random_conv(rng)
+    plane = plane or random_plane(rng, conv)
+    x = narrow(rng.standard_normal((conv.in_channels, *plane)))
+    exact = replace(conv, branches=tuple(replace(b, weight=narrow(b.weight).astype(np.float64)) for b in conv.branches),
+                    bias=conv.bias.astype(np.float64))
+    sums = exact(x.astype(np.float64)[None])[0]
+    largest = replace(exact, branches=tuple(replace(b, weight=np.abs(b.weight)) for b in exact.branches),
+                      bias=np.abs(exact.bias))(np.abs(x).astype(np.float64)[None])[0]
+    step = Conv(0, 1, conv, FUNCTIONS[0 if plain else rng.integers(len(FUNCTIONS))])
+    source, target = Value(conv.in_channels, *plane), Value(conv.out_channels, *sums.shape[1:])
+    expected, r, kind = _apply(step.activation, sums), None, "none" if plain else rng.choice(["none", "bf16", "float"])
+    if kind != "none":
+        step = replace(step, residual=2, final=FUNCTIONS[rng.integers(len(FUNCTIONS))])
+        r = np.asarray(rng.standard_normal(sums.shape), np.float32)
+        r = narrow(r) if kind == "bf16" else r
+        expected = _apply(step.final, expected + r.astype(np.float64))
+        largest = largest + np.abs(r) + 1
+    more = rng.integers(0, 2, 4) * rng.integers(0, 1 if plain else 3)
+    halos: list[Any] = [tuple(map(int, h)) for h in (more + needed_halo(conv, source, target),
+                                                     rng.integers(0, 3, 4) * rng.integers(0, 1 if plain else 2), rng.integers(0, 2, 4))]
+    to_floats = not plain and rng.integers(3) == 0
+    layouts = bfloats(source, halos[0]), (channels_last if to_floats else bfloats)(target, halos[1])
+    other = None if r is None else (bfloats if kind == "bf16" else channels_last)(target, halos[2])
+    terms = conv.in_channels * conv.kernel_shape[0] * conv.kernel_shape[1] + 8
+    allowed = terms * _EPSILON * largest + 1e-6 + (0 if to_floats else 1.01 * _HALF_STEP * np.abs(expected))
+    return Layer(step, layouts[0], layouts[1], other, x, r, expected, allowed)
+
+
+def layer_ways(layer: Layer, most: int = 6) -> Iterator[Way]:
+    return direct.ways(layer.step, layer.source, layer.target, layer.residual, ZEN4, most)
+
+
+def filled(layout: Layout, values: Array | None) -> Memory:
+    """The elements, and zeros around them. values None: nothing yet."""
+    flat = np.zeros(layout.size, np.float32)
+    if values is not None:
+        flat[place(layout)] = values
+    return Memory(bits(flat).tobytes() if layout.value.dtype == BFLOAT16 else flat.tobytes())
+
+
+def check_layers(cases: Sequence[tuple[Layer, Way]], parts: Iterable[int] = PARTS) -> None:
+    """Compiles all of them together; every kernel in every number of parts, and beside memory that nobody may touch."""
+    kernels = [way.trial.recipe.kernel() for _, way in cases]
+    sources = {source: n for n, source in enumerate(dict.fromkeys(k.source for k in kernels))}
+    include, used = '#include "gkp.h"\n', "".join(f"using ::{f};\n" for f in ("load", "load_first", "store", "store_first"))
+    functions = compile_kernels([Kernel(f"{include}namespace n{n} {{\n{used}{source.removeprefix(include)}\n}}\n")
+                                 for source, n in sources.items()], ZEN4)
+    for (layer, way), kernel in zip(cases, kernels, strict=True):
+        for n in parts:
+            _check(layer, kernel, functions[sources[kernel.source]], n, f"{way.name}, {n} parts: {layer.label}")
+    check_walls([(f"{way.name}: {layer.label}", partial(_operands, layer, kernel), functions[sources[kernel.source]])
+                 for (layer, way), kernel in zip(cases, kernels, strict=True)])
+
+
+def _operands(layer: Layer, kernel: Kernel) -> list[Array]:
+    r = filled(layer.residual, layer.r).flat if layer.residual else np.zeros(4, np.uint8)
+    return [filled(layer.source, layer.x).flat, r, filled(layer.target, None).flat, np.frombuffer(kernel.data, np.uint8)]
+
+
+def _check(layer: Layer, kernel: Kernel, function: Any, parts: int, what: str) -> None:
+    x, y = filled(layer.source, layer.x), filled(layer.target, None)
+    r = filled(layer.residual, layer.r) if layer.residual else None
+    data = Memory(kernel.data)
+    for part in reversed(range(parts)):
+        function(x.address, r.address if r else None, y.address, data.address, part, parts)
+    assert all(b.guards_hold for b in (x, y, data, *([r] if r else []))), f"{what}: writes out of bounds"
+    assert all((b.flat == b.before).all() for b in (x, data, *([r] if r else []))), f"{what}: overwrites its input"
+    is_narrow, where = layer.target.value.dtype == BFLOAT16, place(layer.target)
+    flat = widened(y.flat.view(np.uint16)) if is_narrow else y.flat.view(np.float32)
+    beside = np.ones(flat.size, bool)
+    beside[where] = False
+    assert (flat[beside] == 0).all(), f"{what}: what lies beside the elements is not zero"
+    got = flat[where]
+    wrong = ~(np.abs(got - layer.expected) <= layer.allowed)
+    assert not wrong.any(), (f"{what}: {wrong.sum()} of {wrong.size} wrong, first at {np.argwhere(wrong)[0]}: {got[wrong][0]} "
+                             f"for {layer.expected[wrong][0]}, {layer.allowed[wrong][0]} allowed")
