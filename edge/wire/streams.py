@@ -223,7 +223,7 @@ class Stream:
         if self._empty > _EMPTY:
             raise FrameError(f"{self._empty} bytes with nothing in them")
         with self._lock:  # TLS may have something to say to that
-            if not self._blocked:
+            if self._codec.waits and not self._blocked:
                 self._flush()
 
     def _pump(self) -> None:

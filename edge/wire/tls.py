@@ -24,6 +24,8 @@ class Plain:
 
     who: Identity | None = None
     ended = False
+    waits = False
+    """Has it bytes for the socket that nobody wrapped?"""
 
     def __init__(self) -> None:
         self._came = memoryview(b"")
@@ -63,7 +65,7 @@ class Tls:
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._in, self._out, server_side=name is None,
                                      server_hostname=None if name is None else identity.server_name(name))
-        self.ended = False
+        self.ended, self._filled = False, False  # by the last take: then there may be more in the same record
         self.who: Identity | None = None
 
     def shake(self) -> bool:
@@ -85,19 +87,25 @@ class Tls:
     def take(self, into: memoryview) -> int:
         """How many bytes of what the peer says are in `into` now; 0: no more came, or it ended (`ended`). ssl.SSLError when
         they are not the peer's."""
-        if not self._in.pending and not self._tls.pending():
+        if not self._in.pending and not self._filled:
             return 0  # sooner than by an exception
         try:
-            count = self._tls.read(len(into), into)
+            count: int = self._tls.read(len(into), into)  # type: ignore[assignment]
         except ssl.SSLWantReadError:
+            self._filled = False
             return 0
+        self._filled = count == len(into)
         self.ended = not count
-        return count  # type: ignore[return-value]
+        return count
 
     def wrap(self, data: memoryview | bytes) -> bool:
         """Something to say. Is it time to send it?"""
         self._tls.write(data)
         return self._out.pending >= _CHUNK
+
+    @property
+    def waits(self) -> bool:
+        return self._out.pending > 0
 
     def leaving(self) -> memoryview:
         """Bytes for the socket, and no longer kept here; empty: nothing."""

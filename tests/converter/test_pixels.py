@@ -27,7 +27,8 @@ def pixels(batch: int = 1) -> Any:
 
 @pytest.mark.parametrize(("target", "options"), [
     ("onnx", {}), ("ort", {}), ("ort", {"dynamic_batch": True}), ("openvino", {}), ("onnx", {"precision": "fp16"}),
-    ("ort", {"precision": "int8", "calibration": "random", "calibration_images": 4})])
+    ("ort", {"precision": "int8", "calibration": "random", "calibration_images": 4}),
+    pytest.param("native", {}, marks=pytest.mark.slow)])
 def test_pixels_give_what_the_checkpoint_gives_for_the_normalised_image(target: TargetName, options: Any,
                                                                        tmp_path: Path) -> None:
     model = save(small_net(), tmp_path / "m.onnx")
