@@ -22,7 +22,7 @@ from gkp.converter import calibration, measuring
 from gkp.converter.compare import compare_models
 from gkp.converter.encoding import Encoding
 from gkp.converter.native.kernels.cpu import CPUS
-from gkp.converter.native.kernels.integers import direct, scales
+from gkp.converter.native.kernels.integers import scales, store
 from gkp.converter.sources import OpenOptions
 from gkp.converter.targets import make_target
 from gkp.converter.verify import TOLERANCE, WINOGRAD_TOLERANCE
@@ -284,7 +284,7 @@ def test_int8_is_verified_layer_by_layer(cpu: str, tmp_path: Path, monkeypatch: 
 
 def test_kernels_that_compute_something_else_are_found_in_their_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = scales.constants
-    monkeypatch.setattr(direct, "constants", lambda *given: right(*given) + 500)
+    monkeypatch.setattr(store, "constants", lambda *given: right(*given) + 500)
     outcome = in_int8(tmp_path, monkeypatch)
     assert_refused(outcome, 1, "something else than its int8 form", "layer ")
     assert not (tmp_path / "out").exists()
