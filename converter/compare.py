@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from gkp.converter.compare_int8 import Pair, compare_int8
 from gkp.converter.sources import OpenOptions, open_model
 from gkp.converter.sources.base import sample_inputs
 from gkp.converter.verify import TOLERANCE, WINOGRAD_TOLERANCE, verify
-from gkp.errors import UsageError
+from gkp.errors import FileError, UsageError
 from gkp.images.normalisation import Normalisation
 from gkp.manifest import Manifest, Verification
 from gkp.runtime.load import open_runner
@@ -114,8 +115,13 @@ def _named(runnable: Runnable) -> Run:
 
 def _normalisation(written: Manifest) -> Normalisation | None:
     first = written.inputs[0] if written.inputs else None
-    return None if first is None or first.mean is None or first.std is None else Normalisation(tuple(first.mean),
-                                                                                               tuple(first.std))
+    if first is None or first.mean is None or first.std is None:
+        return None
+    sound = all(map(isfinite, (*first.mean, *first.std))) and min(first.std, default=0) >= float(np.finfo(np.float32).tiny)
+    if not sound or len(first.shape) != 4 or {len(first.mean), len(first.std)} != {first.shape[1]}:
+        raise FileError("the manifest's mean and std are not a number for each channel of the input, std above 0",
+                        "convert the model again")
+    return Normalisation(tuple(first.mean), tuple(first.std))
 
 
 def _fed_alike(a: Runnable, b: Runnable) -> tuple[Runnable, Runnable]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gkp.benchmarks.cases import edge_cases
 from gkp.benchmarks.edge.plans import ROWS
+from gkp.benchmarks.edge.quota import SLOWEST
 from gkp.benchmarks.edge.suite import LINKS, Settings, run_edge
 from gkp.benchmarks.edge.tables import edge_tables
 from gkp.benchmarks.kit import words
@@ -19,8 +20,9 @@ from gkp.text import clean
 def edge_bench(screen: Screen, devices: tuple[int, ...], checkpoints: Path | None, seconds: float, json_to: str | None,
                links: tuple[str, ...] = (), only: str | None = None, speed: float = 1.0) -> None:
     """Measure, show the tables, write the JSON. UsageError for words that name nothing, and speeds that are none."""
-    if not 0 < speed <= 1:
-        raise UsageError(f"--device-speed {speed:g} makes no sense", "above 0, at most 1 (a core of this machine)")
+    if not SLOWEST <= speed <= 1:
+        raise UsageError(f"--device-speed {speed:g} makes no sense",
+                         f"at least {SLOWEST:g}, at most 1 (a core of this machine)")
     for link in links:
         if link != "loopback":
             parse_link(link)

@@ -16,6 +16,8 @@ from gkp.errors import BackendMissingError
 
 _SHORTEST_US = 1000
 """The kernel takes no shorter quota, nor period."""
+SLOWEST = 0.002
+"""The kernel takes no period over a second."""
 _V1, _V2 = Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup")
 
 
@@ -121,6 +123,9 @@ def held(share: float, number: int) -> Held:
         try:
             quota.add(process.pid)
             got, run, pause = map(float, process.communicate("\n", timeout=60)[0].split())
+        except (subprocess.TimeoutExpired, ValueError) as e:
+            raise BackendMissingError(f"a process under a quota of {share:g} of a core came to no end",
+                                      "take a higher speed") from e
         finally:
             process.kill()
             process.wait()

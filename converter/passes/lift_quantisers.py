@@ -60,7 +60,8 @@ def check(graph: Graph) -> None:
             for b in conv.branches:
                 scale = spread(np.asarray(conv.scale)[b.out_index], 0, b.weight.ndim)
                 steps = np.rint(b.weight / scale)
-                if not (np.abs(steps) <= 128).all() or not np.allclose(steps * scale, b.weight, _ROUNDING, 0):
+                fits = steps.min(initial=0) >= -128 and steps.max(initial=0) <= 127
+                if not fits or not np.allclose(steps * scale, b.weight, _ROUNDING, 0):
                     raise FileError(f"the weights of BranchedConv {clean(node.name)} are not integers of 8 bits times its "
                                     "scales", "make the file again")
 

@@ -128,6 +128,8 @@ class NativeTarget(Target):
     def compute(self, parts: Sequence[tuple[Graph, Feeds]], forms: Forms, encoding: Encoding,
                 threads: int) -> Iterator[Sequence[Array]]:
         """All parts side by side in one library, in the kernels that the model takes for the fastest."""
+        if not parts:
+            return
         if self.options.hybrid:  # some may have no kernel
             yield from super().compute(parts, forms, encoding, threads)
             return

@@ -21,6 +21,8 @@ from gkp.edge.divide.tiles import Tile, whole
 from gkp.edge.plan.schema import Device, Link
 
 _REST = "rest"
+_LONGEST = 16
+"""Steps in a group, at most: longer ones compute most rows twice, and there are as many of them as the network has steps."""
 
 
 def fused_rows(graph: Graph, chain: Sequence[Sequence[Node]], devices: Sequence[Device], link: Link,
@@ -32,7 +34,7 @@ def fused_rows(graph: Graph, chain: Sequence[Sequence[Node]], devices: Sequence[
     steps = _steps(chain)
     ways: dict[str, Assignment] = {_REST: dict.fromkeys(rows, NodePlacement((root(len(devices), shares),)))}
     rules = {node.name: rule_of(node) for node in graph.nodes}
-    groups = {(i, k): f"{i}-{k}" for k in range(len(steps)) for i in range(k + 1)}
+    groups = {(i, k): f"{i}-{k}" for k in range(len(steps)) for i in _begins(k)}
     ways |= {name: extended(_joined(steps[i:k + 1]), rows, rules) for (i, k), name in groups.items()}
     costs = Costs(ways, devices, link, scale, layer_ms)
 
@@ -42,10 +44,15 @@ def fused_rows(graph: Graph, chain: Sequence[Sequence[Node]], devices: Sequence[
     best: list[tuple[float, list[str]]] = [(0.0, [])]  # of the steps before k: milliseconds, the way of each
     for k in range(len(steps)):
         best.append(min((best[i][0] + spent(_joined(steps[i:k + 1]), way := groups[i, k], best[i][1]),
-                         [*best[i][1], *[way] * (k + 1 - i)]) for i in range(k + 1)))
+                         [*best[i][1], *[way] * (k + 1 - i)]) for i in _begins(k)))
     ends = [(ms + (spent(_joined(steps[k:]), _REST, before) if k < len(steps) else 0.0),
              [*before, *[_REST] * (len(steps) - k)]) for k, (ms, before) in enumerate(best) if k]
     return {node.name: ways[way][node.name] for step, way in zip(steps, min(ends)[1], strict=True) for node in step}
+
+
+def _begins(end: int) -> range:
+    """Where a group may begin that ends with this step."""
+    return range(max(0, end + 1 - _LONGEST), end + 1)
 
 
 def _steps(chain: Sequence[Sequence[Node]]) -> list[list[Node]]:

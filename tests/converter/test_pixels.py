@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +95,13 @@ def test_what_takes_no_image_is_refused(tmp_path: Path) -> None:
     model = save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
     with pytest.raises(UsageError, match="for images"):
         library.convert(model, "onnx", tmp_path / "out", **BYTES)
+
+
+@pytest.mark.parametrize("changes", [{"std": [0.2, 0.2]}, {"std": [0.0, 0.2, 0.2]}, {"mean": [1e999, 0.0, 0.0]}, {"mean": [0.5], "std": [0.5]}])
+def test_a_manifest_with_another_normalisation_than_its_input_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
+    path = save(small_net(), tmp_path / "m.onnx")
+    library.convert(path, "onnx", tmp_path / "out", benchmark=False, **BYTES)
+    about = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    about["inputs"][0] |= changes
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps(about))
+    assert_refused(gkp("verify", path, tmp_path / "out"), 6, "")

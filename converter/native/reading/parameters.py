@@ -30,10 +30,12 @@ def constant(node: Node, place: int) -> npt.NDArray[np.float64] | None:
 
 
 def scale_of(node: Node, place: int, axis: int, count: int) -> Floats | None:
-    """Of a constant input that is dequantised: float32 [count], a scale for each slice of the axis; None of another."""
+    """Of a constant input that is dequantised from int8 with zero points of 0 (gkp.converter.passes.lift_quantisers makes
+    all such that fit): float32 [count], a scale for each slice of the axis; None of another."""
     maker = producer(node.inputs[place])
-    scale = None if maker is None else values(maker.inputs[1])
-    if maker is None or scale is None or (scale.size > 1 and int(maker.attrs.get("axis", 1)) != axis):
+    integers, scale, *zeros = (None, None) if maker is None else [values(t) for t in maker.inputs]
+    if maker is None or integers is None or integers.dtype != np.int8 or any(z is None or z.any() for z in zeros) \
+            or scale is None or (scale.size > 1 and int(maker.attrs.get("axis", 1)) != axis):
         return None
     return np.broadcast_to(np.asarray(scale, np.float32).ravel(), count)
 

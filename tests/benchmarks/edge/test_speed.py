@@ -20,7 +20,7 @@ from gkp.errors import BackendMissingError
 needs_quotas = pytest.mark.skipif(quota.groups_folder() is None or os.geteuid() != 0, reason="no control groups to write here")
 
 
-@pytest.mark.parametrize("speed", ["0", "-0.2", "1.5", "nan"])
+@pytest.mark.parametrize("speed", ["0", "-0.2", "1.5", "nan", "1e-320", "0.0005"])
 def test_speeds_that_make_no_sense_are_refused(speed: str) -> None:
     assert_refused(gkp("bench", "--suite", "edge", "--device-speed", speed), 2, "--device-speed")
 

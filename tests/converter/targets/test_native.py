@@ -288,3 +288,14 @@ def test_kernels_that_compute_something_else_are_found_in_their_layers(tmp_path:
     outcome = in_int8(tmp_path, monkeypatch)
     assert_refused(outcome, 1, "something else than its int8 form", "layer ")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_quantised_file_without_a_layer_is_compiled(tmp_path: Path) -> None:
+    """There is nothing then that could be verified alone."""
+    net = Net(1, 3, 8, 8)
+    scale, zero = net.const(np.float32(0.02)), net.const(np.uint8(128))
+    pair = net.op("DequantizeLinear", net.op("QuantizeLinear", "x", scale, zero), scale, zero)
+    path = save(net.model(net.relu(pair)), tmp_path / "m.onnx")
+    made = gkp.convert(path, "native", tmp_path / "out", benchmark=False, threads=1)
+    assert made.manifest.verification.passed

@@ -11,6 +11,7 @@ from onnx_kit import Net
 from split_kit import LINK, assert_computes, between_devices, devices, residual
 
 from gkp.converter.graph import Graph
+from gkp.edge.divide import fused as division
 from gkp.edge.divide.chain import blocks
 from gkp.edge.divide.draft import Draft, draft
 from gkp.edge.divide.fused import extended, fused_rows
@@ -84,3 +85,13 @@ def test_the_planner_takes_fewer_messages_where_these_are_slow() -> None:
                  for link in (Link(name="f", bandwidth=1e12, rtt=0.0, overhead=0.0), SLOW))
     assert len(few.plan.transfers) < len(many.plan.transfers)
     assert between_devices(few.plan) != between_devices(many.plan)
+
+
+def test_a_long_chain_has_groups_in_proportion_to_its_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planning a network of hundreds of layers must end."""
+    tried: list[int] = []
+    monkeypatch.setattr(division, "extended", lambda nodes, rows, rules: tried.append(len(nodes)) or extended(nodes, rows, rules))
+    for count in (20, 40):
+        tried.clear()
+        fused(chain_of_convs(count, 8), SLOW)
+        assert len(tried) <= 16 * count

@@ -45,7 +45,8 @@ def depthwise(step: Depthwise, source: Layout, target: Layout, residual: Layout 
     if source.value.grid is None or step.scale is None or source.value.channels != value.channels or target.channel != 1 \
             or step.weight.shape[0] != value.channels or (residual is not None and residual.channel != 1):
         raise ValueError(f"no kernel of integers takes {source.value} to {value}")
-    sums = _Quads if cpu.lanes == 16 and {VNNI, PERMUTE} <= set(cpu.instructions) else _Floats
+    close = step.dilations[1] == 1  # else places past the window lie farther apart than layouts have slack
+    sums = _Quads if close and cpu.lanes == 16 and {VNNI, PERMUTE} <= set(cpu.instructions) else _Floats
     return sums(step, source, target, residual, cpu.lanes).kernel()
 
 

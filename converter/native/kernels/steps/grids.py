@@ -17,7 +17,6 @@ from gkp.converter.native.kernels.kernel import Kernel, literal
 from gkp.converter.native.kernels.layout import Layout
 from gkp.converter.native.program import Grid
 
-HIGHEST = 255
 _BYTES = '''
     typedef unsigned char Byte;
     typedef Byte Bytes __attribute__((vector_size(LANES)));

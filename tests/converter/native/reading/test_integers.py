@@ -14,6 +14,7 @@ from int8_kit import by_hand
 from interpret import interpret
 from native_kit import native_runs
 from net_blocks import classifier, depthwise, dsp_block, networks, shuffle, tmi_block
+from onnx import helper, numpy_helper
 from onnx_kit import Net, feeds_of
 from program_kit import check_program, kinds
 
@@ -21,10 +22,12 @@ from gkp.branched import BranchedConv
 from gkp.converter.graph import Graph
 from gkp.converter.native.building.toolchain import host_cpu
 from gkp.converter.native.dtypes import UINT8
+from gkp.converter.native.kernels.cpu import CPUS
 from gkp.converter.native.planning.planner import make_plan
 from gkp.converter.native.program import Activation, Conv, Depthwise, Dequantise, Grid, Port, Program, Quantise, Value
 from gkp.converter.native.reading.frontend import program
 from gkp.converter.native.reading.fuse import fuse
+from gkp.converter.recognise import recognise, simplify
 from gkp.converter.reference import reference
 from gkp.errors import UnsupportedModelError
 
@@ -164,3 +167,40 @@ def test_depthwise_sums_that_floats_do_not_hold_stay_in_floats() -> None:
         made = fuse(Program(values, steps, (Port("x", 0, (4, 9, 9)),), (Port("y", 5, (4, 9, 9)),)))
         (found,) = [s for s in made.steps if isinstance(s, Depthwise)]
         assert (made.values[found.source].grid is not None) == integers
+
+
+# ---- files of others ------------------------------------------------------------------------------------------------
+def matrix(weight: Any) -> onnx.ModelProto:
+    """x - Q/DQ - MatMul with a dequantised weight."""
+    constants = {"s": np.float32(0.02), "z": np.uint8(128), "w": weight, "ws": np.float32(0.01), "wz": weight.dtype.type(0)}
+    nodes = [helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]), helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+             helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wf"]), helper.make_node("MatMul", ["d", "wf"], ["y"])]
+    graph = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 16])],
+                              [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 8])],
+                              [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+
+
+@pytest.mark.parametrize(("dtype", "integers"), [(np.int8, True), (np.uint8, False)])
+def test_weights_that_int8_does_not_hold_stay_in_floats(dtype: Any, integers: bool) -> None:
+    rng = np.random.default_rng(0)
+    info = np.iinfo(dtype)
+    model = matrix(rng.integers(info.min, info.max + 1, (16, 8)).astype(dtype))
+    made = fused(simplify(recognise(Graph(model))))
+    (conv,) = [s for s in made.steps if isinstance(s, Conv)]
+    assert (made.values[conv.source].grid is not None) == integers
+    x = rng.standard_normal((3, 16)).astype(np.float32)
+    got = interpret(made, [x.reshape(3, 16, 1, 1)], double=True)[0].reshape(3, 8)
+    np.testing.assert_allclose(got, np.concatenate([reference(model)({"x": one[None]})[0] for one in x]), atol=1e-4)
+
+
+def test_dilated_depthwise_layers_read_no_place_past_their_window() -> None:
+    """Four neighbours at once would: they lie as far apart as the dilation says, and buffers have less to spare."""
+    x = Value(256, 9, 9, UINT8, HALF)
+    values = (Value(256, 9, 9), x, x, Value(256, 9, 9))
+    for dilation in (1, 4):
+        step = Depthwise(1, 2, np.ones((256, 3, 3), np.float32), np.zeros(256, np.float32), (1, 1), (dilation,) * 4,
+                         (dilation, dilation), scale=np.ones(256, np.float32))
+        made = Program(values, (Quantise(0, 1), step, Dequantise(2, 3)), (Port("x", 0, (256, 9, 9)),), (Port("y", 3, (256, 9, 9)),))
+        sources = [call.kernel.source for call in make_plan(fuse(made), CPUS["x86-64-v4-vnni"]).calls]
+        assert any("neighbours(" in source for source in sources) == (dilation == 1)
