@@ -6,7 +6,7 @@ usage: python tools/update_readme.py
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +48,10 @@ def others() -> list[Bench]:
 
 def section(results: Bench, elsewhere: Sequence[Bench] = ()) -> str:
     """The tables and the conditions under them, as Markdown: the precisions, of artefacts their conversions. elsewhere: on
-    other processors, whose precisions come first."""
+    other processors, whose precisions come first; models that stand there are not repeated."""
     first = [line for other in elsewhere for line in (*_precisions(other), _conditions(other), "")]
-    here = _precisions(results) if results.engines else _conversions(results)
+    known = {comparison.name for other in elsewhere for comparison in other.engines}
+    here = _precisions(results, known) if results.engines else _conversions(results)
     return "\n".join([*first, *here, _conditions(results)])
 
 
@@ -62,23 +63,25 @@ def _conversions(results: Bench) -> Iterator[str]:
     yield ""
 
 
-def _precisions(results: Bench) -> Iterator[str]:
-    """Who is faster in every precision, what that was measured with, and what pruning buys."""
+def _precisions(results: Bench, known: Collection[str] = ()) -> Iterator[str]:
+    """Who is faster in every precision, what that was measured with, and what pruning buys. known: names of models whose
+    rows are left out."""
     found = standings(results)
     if not found:
         return
-    yield from (_lost(found), "")
+    shown = [standing for standing in found if standing.comparison.name not in known]
+    there = " Rows of the models above: [CPU figures](docs/benchmarks/cpu.md#every-row)." if len(shown) < len(found) else ""
+    yield from (_lost(found) + there, "")
     kept = [k for k in range(len(COLUMNS)) if any(s.duels[k].dense or s.duels[k].pruned for s in found)]
     installed = [_INSTALLED] if any(s.installed for s in found) else []
     headings = [f"{' or '.join(COLUMNS[k])} {model}" for k in kept for model in ("dense", "pruned")]
     yield _line(["model, batch", *headings, *installed])
     yield _line(["---", *["---:"] * (len(headings) + len(installed))])
-    for standing in found:
+    for standing in shown:
         yield _line([_setting(standing.comparison), *(cell for k in kept for cell in _duel_cells(standing.duels[k])),
                      *(_installed(standing) for _ in installed)])
-    yield from ("", " ".join([_CELLS, *_data(results.engines), *_reasons(results.engines)]), "")
-    if sentence := _pruning(results.engines):
-        yield from (sentence, "")
+    told = [_CELLS, *_data(results.engines), *_reasons(results.engines), _pruning(results.engines)]
+    yield from ("", " ".join(filter(None, told)))
 
 
 def _lost(found: list[Standing]) -> str:

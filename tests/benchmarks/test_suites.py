@@ -190,11 +190,15 @@ def test_rows_in_which_dense_is_faster_come_first_and_are_counted_above_the_tabl
 
 
 def test_other_processors_come_first_with_their_conditions() -> None:
-    tool, here = _tool(), results(engines=[_comparison("net", _in("fp32", "dense", "ort", 4.0, 1.0))])
-    text = tool.section(here, [msgspec.structs.replace(here, environment={**here.environment, "cpu": "another processor"})])
-    first, _, second = text.partition("another processor, ")
+    tool, one, two = _tool(), *(_comparison(name, _in("fp32", "dense", "ort", 4.0, 1.0)) for name in ("net", "other"))
+    here = results(engines=[one, two])
+    there = msgspec.structs.replace(here, engines=[one], environment={**here.environment, "cpu": "another processor"})
+    first, _, second = tool.section(here, [there]).partition("another processor, ")
     assert "| net, batch 1" in first
-    assert "| net, batch 1" in second
+    assert "| other, batch 1" in second
+    assert "| net, batch 1" not in second, "not twice"
+    assert "of 2 rows" in second
+    assert "Rows of the models above: [CPU figures]" in second
 
 
 def test_the_readme_says_what_accuracy_was_measured_on() -> None:
