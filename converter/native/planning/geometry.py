@@ -8,8 +8,6 @@ from gkp.converter.native.kernels.layout import Halo, Kind, Layout, bfloats, cha
 from gkp.converter.native.kernels.steps import knows_bfloats
 from gkp.converter.native.program import Conv, Depthwise, Program, Value
 
-KINDS: tuple[Kind, Kind] = ("planar", "last")
-
 
 @dataclass(frozen=True)
 class Geometry:

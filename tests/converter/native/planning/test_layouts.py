@@ -12,7 +12,7 @@ from plan_kit import random_program
 from gkp.branched import BranchedConv
 from gkp.converter.native.kernels.cpu import CPUS
 from gkp.converter.native.kernels.layout import Kind, channels_last, planar
-from gkp.converter.native.planning.geometry import KINDS, Geometry, geometry
+from gkp.converter.native.planning.geometry import Geometry, geometry
 from gkp.converter.native.planning.layouts import (
     Times,
     choose_layouts,
@@ -24,6 +24,7 @@ from gkp.converter.native.planning.ways import conv_ways
 from gkp.converter.native.program import Conv, Depthwise, Interleave, Port, Program, Resize, Sampling, Value
 
 Rng = np.random.Generator
+KINDS: tuple[Kind, Kind] = ("planar", "last")
 
 
 # ---- memory ---------------------------------------------------------------------------------------------------------
