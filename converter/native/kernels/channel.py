@@ -166,17 +166,18 @@ _SCATTER = '''
     }
 '''
 _TILE = '''
-    static void tile_@n@_@r@_@c@(const float* x, @at@, @taps@, const float* bias, float* y, @out@@more@) {
+    static @result@ tile_@n@_@r@_@c@(const float* x, @at@, @taps@, const float* bias, float* y, @out@@more@) {
       $if w.whole: y += out;
       @sums@
       @loop@
       @store@
+      $if w.ahead: return ahead;
     }
 '''
 _TAPS = '''
     for (int i = @first@; i < @end@; ++i, w += @step@) {
       const float* p = x + @place@;
-      $if w.ahead: __builtin_prefetch(ahead + i * @step@, 0, 2);
+      @fetch@
       @weights@
       @products@
     }
@@ -187,18 +188,32 @@ _RUNS = '''
       @loop@
     }
 '''
-_LOOPS = '''
+_STARTS = '''
     static const struct { int in, out, residual@runs@; } at_@number@[] = {@starts@};
-    @outer@
-      @inner@ {
+'''
+_BY_TILE = '''
+    for (const auto& at : at_@number@)
+      for (int j = begin; j < end; ++j) {
         const Job& job = jobs[j];
-        $if w.ahead: const int vector = turn++ % @count@;  // of the next panel, fetched meanwhile
-        $if w.ahead: const bool more = j + 1 < end && vector < (job.size & 255);
-        $if w.ahead: const float* ahead = floats + (more ? jobs[j + 1].weights + vector * LANES : job.weights);
-        switch (job.size & 255) {
-          @cases@
-        }
+        @call@
       }
+'''
+_BY_PANEL = '''
+    for (int j = begin; j < end; ++j) {
+      const Job& job = jobs[j];
+      $if w.ahead: const float* ahead = floats + jobs[j + 1 < end ? j + 1 : j].weights;
+      @tiles@
+    }
+'''
+_OF_SHAPE = '''
+    for (const auto& at : at_@number@) {
+      @call@
+    }
+'''
+_CALL = '''
+    switch (job.size & 255) {
+      @cases@
+    }
 '''
 
 
@@ -233,9 +248,17 @@ class _Writer:
         self.split = tile.in_regions
         self.runs = [[region.runs(order) for region in self.regions] for order in self.orders] if self.split else []
         self.most_runs = max((len(runs) for found in self.runs for runs in found), default=0)
+        self.passes = self._passes()
         self.panels = [(b, order, offsets, lo * self.lanes, hi * self.lanes)
                        for b, order, offsets in zip(self.branches, self.orders, self.offsets, strict=True)
                        for lo, hi in cuts(-(-len(b.out_index) // self.lanes), tile.vectors)]
+
+    def _passes(self) -> float:
+        """How often the tiles read a panel of weights, parts of it counted as such."""
+        kh, kw = self.step.conv.kernel_shape
+        return sum(ceil(region.height / rows) * ceil(region.width / columns)
+                   * (region.down[1] - region.down[0]) * (region.across[1] - region.across[0]) / (kh * kw)
+                   for region in self.regions for rows, columns in [self.tile.shape(region)])
 
     def _contiguous(self, b: Branch, zero: bool) -> bool:
         """Whole vectors of the target: consecutive channels, and what lies in the last vector's spare lanes is padding."""
@@ -296,27 +319,39 @@ class _Writer:
         head = fill(_HEAD, kh=c.kernel_shape[0], kw=c.kernel_shape[1], conv=c, v=v, tile=self.tile,
                     functions="\n".join(functions))
         start = self.source.origin - c.pads[0] * self.source.row - c.pads[1] * self.source.column
-        text = "int turn = 0;\n" if self.ahead else ""
-        text += "".join(self._loops(number, sizes, *shape) for number, shape in enumerate(shapes))
+        text = "".join(self._starts(number, starts) for number, (_, _, starts) in enumerate(shapes))
+        calls = [fill(_CALL, cases=[self._case(n, rows, columns) for n in sizes]) for rows, columns, _ in shapes]
+        if self.tile.by_tile:
+            text += "".join(fill(_BY_TILE, number=number, call=call) for number, call in enumerate(calls))
+        else:
+            tiles = "".join(fill(_OF_SHAPE, number=number, call=call) for number, call in enumerate(calls))
+            text += fill(_BY_PANEL, w=self, tiles=tiles)
         added = self.residual.origin if self.has_residual else None
         return unit(entry(len(self.panels), start, self.target.origin, added, text), head)
 
-    def _loops(self, number: int, sizes: list[int], rows: int, columns: int,
-               starts: list[tuple[int, int, int]]) -> str:
-        """The tiles of one shape."""
+    def _starts(self, number: int, starts: list[tuple[int, int, int]]) -> str:
+        """Where the tiles of one shape lie."""
         places = ", ".join(f"{{{y * self.step_y + x * self.step_x}, {y * self.target.row + x * self.target.column}, "
                            f"{y * self.residual.row + x * self.residual.column}"
                            f"{f', {2 * self.most_runs * region}' if self.split else ''}}}" for y, x, region in starts)
-        order = ["for (int j = begin; j < end; ++j)", f"for (const auto& at : at_{number})"]
-        outer, inner = reversed(order) if self.tile.by_tile else order
+        return fill(_STARTS, number=number, starts=places, runs=", runs" if self.split else "")
+
+    def _case(self, n: int, rows: int, columns: int) -> str:
+        """Computes a tile with n vectors of channels."""
         table = "job.in" if self.straight else "words + job.in"
         out = "job.out" if self.whole else "words + job.out, job.size >> 8"
         more = (", r + at.residual" if self.has_residual else "") + (", ahead" if self.ahead else "")
         taps = "words + job.taps + at.runs" if self.split else "job.taps"
-        cases = [f"case {n}: tile_{n}_{rows}_{columns}(x + at.in, {table}, {taps}, floats + job.weights, "
-                 f"floats + job.bias, y + at.out, {out}{more}); break;" for n in sizes]
-        return fill(_LOOPS, w=self, number=number, starts=places, outer=outer, inner=inner, count=len(starts), cases=cases,
-                    runs=", runs" if self.split else "")
+        return (f"case {n}: {'ahead = ' if self.ahead else ''}tile_{n}_{rows}_{columns}(x + at.in, {table}, {taps}, "
+                f"floats + job.weights, floats + job.bias, y + at.out, {out}{more}); break;")
+
+    def _fetch(self, n: int) -> list[str]:
+        """Fetches what a tile's share of the next panel is for one tap: together the tiles fetch it evenly."""
+        if not self.ahead:
+            return []
+        step = ceil(n * self.lanes / self.passes)
+        lines = [f"__builtin_prefetch(ahead + {at}, 0, 2);" for at in range(0, step, 16)]
+        return [*lines, f"ahead += {step};"]
 
     def _tile(self, n: int, rows: int, columns: int) -> str:
         pixels = [(r, c) for r in range(rows) for c in range(columns)]
@@ -324,12 +359,12 @@ class _Writer:
                     for p, (r, c) in enumerate(pixels))
         more = (", const float* r" if self.has_residual else "") + (", const float* ahead" if self.ahead else "")
         step = n * self.lanes
-        loop = fill(_TAPS, w=self, step=step, first="run[0]" if self.split else 0, end="run[1]" if self.split else "taps",
+        loop = fill(_TAPS, fetch=self._fetch(n), step=step, first="run[0]" if self.split else 0, end="run[1]" if self.split else "taps",
                     place="first + i" if self.straight else "in[i]", products=products,
                     weights=[f"const V w{v} = load(w + {v * self.lanes});" for v in range(n)])
         if self.split:
             loop = fill(_RUNS, count=2 * self.most_runs, step=step, loop=loop)
-        return fill(_TILE, w=self, n=n, r=rows, c=columns, at="int first" if self.straight else "const int* in",
+        return fill(_TILE, w=self, result="const float*" if self.ahead else "void", n=n, r=rows, c=columns, at="int first" if self.straight else "const int* in",
                     taps="const int* runs, const float* weights" if self.split else "int taps, const float* w",
                     out="int out" if self.whole else "const int* out, int outputs", more=more, loop=loop,
                     sums=[f"V a{p}_{v} = load(bias + {v * self.lanes});" for p in range(len(pixels)) for v in range(n)],
