@@ -26,10 +26,10 @@ _BUDGET = 0.006
 
 _TURNS = 2
 """All kernels are timed so many times over, some seconds apart: a busy phase of the machine hits few of them twice."""
-_LARGE, _WEIGHTS_BETWEEN = 256 << 10, 80 << 20
-"""Bytes. In a network with weights of this size, a layer's weights have left the cache when its turn comes again: large
-ones are timed with so many bytes of copies used in turn."""
-_METHOD = 2
+_LARGE = 256 << 10
+"""Bytes. In a network with weights of this size, a layer's weights have left the caches when its turn comes again: they are
+thrown out before every call. (Copies used in turn do not do it: a server's last cache holds hundreds of megabytes.)"""
+_METHOD = 3
 """Times that were taken in another way are not taken from the cache."""
 _TOGETHER = 16
 """Kernels in one call of the compiler, at most: starting it takes two thirds of the time that a kernel does."""
@@ -102,14 +102,11 @@ def _time(library: ctypes.CDLL, name: str, trial: Trial) -> float:
         if layout:
             _occupy(array, layout.value.dtype)
     content = np.frombuffer(trial.recipe.draft.fill(), np.uint8)
-    stride = max(64, -(-content.size // 64) * 64)
-    copies = max(1, min(64, _WEIGHTS_BETWEEN // stride)) if content.size > _LARGE else 1
-    data = _aligned(copies * stride)
-    for k in range(copies):
-        data[k * stride:k * stride + content.size] = content
+    data = _aligned(content.size)
+    data[:] = content
     pointers = [ctypes.c_void_p(a.ctypes.data) for a in (x, r, y, data)]
-    return float(library.gkp_time(getattr(library, name), *pointers, ctypes.c_long(copies), ctypes.c_long(stride),
-                                  ctypes.c_double(_BUDGET)))
+    cold = content.size if content.size > _LARGE else 0
+    return float(library.gkp_time(getattr(library, name), *pointers, ctypes.c_long(cold), ctypes.c_double(_BUDGET)))
 
 
 def _occupy(array: np.ndarray[tuple[int], np.dtype[np.uint8]], dtype: DType) -> None:
@@ -136,19 +133,32 @@ static double now() {
   clock_gettime(CLOCK_MONOTONIC, &t);
   return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
 }
+// Throws so many bytes out of all caches.
+static void forget(const unsigned char* data, long bytes) {
+  for (const unsigned char* p = data; p < data + bytes; p += 64) {
+#if defined(__CLFLUSHOPT__)
+    __builtin_ia32_clflushopt(p);
+#elif defined(__x86_64__)
+    __builtin_ia32_clflush(p);
+#else
+    asm volatile("dc civac, %0" : : "r"(p) : "memory");
+#endif
+  }
+  __sync_synchronize();
+}
+// cold: so many bytes of the data are in no cache when a call begins.
 extern "C" __attribute__((visibility("default"))) double gkp_time(Kernel f, const void* x, const void* r, void* y,
-                                                                  const unsigned char* data, long copies, long stride,
-                                                                  double budget) {
+                                                                  const unsigned char* data, long cold, double budget) {
   f(x, r, y, data, 0, 1);
   const double start = now();
   f(x, r, y, data, 0, 1);
   const double once = now() - start;
-  const int calls = once > 5e-5 ? 1 : static_cast<int>(5e-5 / (once + 1e-9)) + 1;
+  const int calls = cold > 0 || once > 5e-5 ? 1 : static_cast<int>(5e-5 / (once + 1e-9)) + 1;
   double best = 1e9, end = now() + budget;
-  long turn = 0;
   do {
+    forget(data, cold);
     const double before = now();
-    for (int i = 0; i < calls; ++i, ++turn) f(x, r, y, data + turn % copies * stride, 0, 1);
+    for (int i = 0; i < calls; ++i) f(x, r, y, data, 0, 1);
     const double t = (now() - before) / calls;
     if (t < best) best = t;
   } while (now() < end);

@@ -31,6 +31,9 @@ from gkp.types import Floats
 _Offsets = npt.NDArray[np.int64]
 _LARGE = 1 << 16
 """Weights of a layer that does not stay in the caches: the next panel's are fetched while this one's are used."""
+_BLOCK = 1 << 14
+"""Most weights of such a layer that the tiles of a plane use in turn before the next ones, in cache meanwhile: larger panels
+are cut, and the target holds the sums of the first parts."""
 _WORTH_IT = 0.97
 """Of the products: regions that leave out less cost more than they save."""
 _SPARE = 3  # registers for inputs and weights beside the accumulators
@@ -168,7 +171,8 @@ _SCATTER = '''
 _TILE = '''
     static @result@ tile_@n@_@r@_@c@(const float* x, @at@, @taps@, const float* bias, float* y, @out@@more@) {
       $if w.whole: y += out;
-      @sums@
+      V @sums@;
+      @begin@
       @loop@
       @store@
       $if w.ahead: return ahead;
@@ -188,6 +192,20 @@ _RUNS = '''
       @loop@
     }
 '''
+_BEGIN = '''
+    if (block == 0) {
+      @bias@
+    } else {
+      @sums@
+    }
+'''
+_END = '''
+    if (block == @last@) {
+      @results@
+    } else {
+      @sums@
+    }
+'''
 _STARTS = '''
     static const struct { int in, out, residual@runs@; } at_@number@[] = {@starts@};
 '''
@@ -199,9 +217,10 @@ _BY_TILE = '''
       }
 '''
 _BY_PANEL = '''
-    for (int j = begin; j < end; ++j) {
+    for (int j = begin * @w.blocks@; j < end * @w.blocks@; ++j) {
       const Job& job = jobs[j];
-      $if w.ahead: const float* ahead = floats + jobs[j + 1 < end ? j + 1 : j].weights;
+      $if w.cut: const int block = j % @w.blocks@;
+      $if w.ahead: const float* ahead = floats + (j + 1 < end * @w.blocks@ ? jobs[j + 1].weights : job.bias);  // behind it: the next layer's
       @tiles@
     }
 '''
@@ -217,17 +236,31 @@ _CALL = '''
 '''
 
 
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Some inputs of a branch. taps: those that count, rows (input, ky, kx) in the order of reading; offsets: where they are
+    read."""
+
+    branch: Branch
+    taps: _Offsets
+    offsets: _Offsets
+
+
 @lru_cache(maxsize=64)
-def _reads(step: Conv, source: Layout, by_window: bool) -> tuple[tuple[Branch, ...], list[_Offsets], list[_Offsets]]:
-    """The branches, and of each the taps that count, rows (input, ky, kx) in the order of reading (channels innermost where
-    they lie side by side, or by_window), and where they are read."""
-    (dy, dx), orders, offsets = step.conv.dilations, list[_Offsets](), list[_Offsets]()
+def _parts(step: Conv, source: Layout, by_window: bool, blocks: int) -> tuple[tuple[_Part, ...], ...]:
+    """Of every branch, cut into so many parts: channels innermost where they lie side by side, or by_window."""
+    (dy, dx), found = step.conv.dilations, list[tuple[_Part, ...]]()
     for b in with_rest(step.conv):
-        taps = used(b)
-        orders.append(taps[np.lexsort((taps[:, 0], taps[:, 2], taps[:, 1]))] if by_window or source.channel == 1 else taps)
-        c, ky, kx = orders[-1].T
-        offsets.append(source.channel_offsets(b.in_index[c]) + ky * dy * source.row + kx * dx * source.column)
-    return with_rest(step.conv), orders, offsets
+        taps, parts = used(b), list[_Part]()
+        if by_window or source.channel == 1:
+            taps = taps[np.lexsort((taps[:, 0], taps[:, 2], taps[:, 1]))]
+        for k in range(blocks):
+            low, high = (len(b.in_index) * n // blocks for n in (k, k + 1))
+            c, ky, kx = here = taps[(taps[:, 0] >= low) & (taps[:, 0] < high)].T
+            offsets = source.channel_offsets(b.in_index[c]) + ky * dy * source.row + kx * dx * source.column
+            parts.append(_Part(b, here.T, offsets))
+        found.append(tuple(parts))
+    return tuple(found)
 
 
 class _Writer:
@@ -238,20 +271,24 @@ class _Writer:
         self.height, self.width = _plane(step, source, residual, target)
         sy, sx = step.conv.strides
         self.step_y, self.step_x = sy * source.row, sx * source.column
-        self.branches, self.orders, self.offsets = _reads(step, source, tile.in_regions)
-        self.straight = all((np.diff(offsets) == 1).all() for offsets in self.offsets)
         zero = zero_at_zero(step.activation) and zero_at_zero(step.final)
-        weights = sum(len(offsets) * len(b.out_index) for b, offsets in zip(self.branches, self.offsets, strict=True))
-        self.ahead = not tile.by_tile and weights > _LARGE
-        self.whole = target.channel == 1 and all(self._contiguous(b, zero) for b in self.branches)
+        branches = with_rest(step.conv)
+        self.ahead = not tile.by_tile and macs(step.conv, windows=False) > _LARGE
+        self.whole = target.channel == 1 and all(self._contiguous(b, zero) for b in branches)
+        panel = max(len(used(b)) * min(tile.vectors * self.lanes, len(b.out_index)) for b in branches)
+        self.blocks = max(1, round(panel / _BLOCK)) if self.ahead and self.whole else 1
+        self.cut = self.blocks > 1
+        self.parts = _parts(step, source, tile.in_regions, self.blocks)
+        self.straight = all((np.diff(part.offsets) == 1).all() for parts in self.parts for part in parts)
         self.regions = _regions(step, tile, source, target, (self.height, self.width))
         self.split = tile.in_regions
-        self.runs = [[region.runs(order) for region in self.regions] for order in self.orders] if self.split else []
-        self.most_runs = max((len(runs) for found in self.runs for runs in found), default=0)
+        self.runs = {part: [region.runs(part.taps) for region in self.regions] for parts in self.parts for part in parts
+                     } if self.split else {}
+        self.most_runs = max((len(runs) for found in self.runs.values() for runs in found), default=0)
         self.passes = self._passes()
-        self.panels = [(b, order, offsets, lo * self.lanes, hi * self.lanes)
-                       for b, order, offsets in zip(self.branches, self.orders, self.offsets, strict=True)
-                       for lo, hi in cuts(-(-len(b.out_index) // self.lanes), tile.vectors)]
+        self.panels = [(part, lo * self.lanes, hi * self.lanes) for parts in self.parts
+                       for lo, hi in cuts(-(-len(parts[0].branch.out_index) // self.lanes), tile.vectors)
+                       for part in parts]
 
     def _passes(self) -> float:
         """How often the tiles read a panel of weights, parts of it counted as such."""
@@ -269,33 +306,32 @@ class _Writer:
 
     # ---- data ---------------------------------------------------------------------------------------------------
     def draft(self) -> Draft:
-        counts = [((hi - lo) // self.lanes, len(offsets)) for _, _, offsets, lo, hi in self.panels]
+        counts = [((hi - lo) // self.lanes, len(part.taps)) for part, lo, hi in self.panels]
         return Draft(self._source(sorted({n for n, _ in counts})), repr(counts), self._data)
 
     def _data(self) -> bytes:
-        """Job table, then per branch its offsets (in regions: and the runs of its taps, [regions, runs, 2]), per panel its
-        weights [taps, lanes], bias and output offsets (every array begins at a cache line)."""
+        """Job table, then per part of a branch its offsets (in regions: and the runs of its taps, [regions, runs, 2]), per
+        panel its weights [taps, lanes], bias and output offsets (every array begins at a cache line)."""
         words = Words(len(self.panels), 6, align=16)
         table: list[list[int]] = []
-        tables: dict[int, int] = {}
-        weights: dict[int, Floats] = {}  # of a branch in the order of reading
-        taps = {id(b): len(offsets) for b, offsets in zip(self.branches, self.offsets, strict=True)}
-        for b, found in zip(self.branches, self.runs, strict=False):
-            taps[id(b)] = words.put([[*runs, *[(0, 0)] * (self.most_runs - len(runs))] for runs in found], np.int32)
-        for b, order, offsets, lo, hi in self.panels:
-            if id(b) not in tables:
-                tables[id(b)] = int(offsets[0]) if self.straight and len(offsets) else words.put(offsets, np.int32)
+        tables: dict[_Part, tuple[int, int]] = {}
+        weights: dict[_Part, Floats] = {}  # in the order of reading
+        for part, lo, hi in self.panels:
+            b, taps = part.branch, len(part.taps)
+            if part not in tables:
+                runs = words.put([[*runs, *[(0, 0)] * (self.most_runs - len(runs))] for runs in self.runs[part]],
+                                 np.int32) if self.split else taps
+                tables[part] = (runs, int(part.offsets[0]) if self.straight and taps else words.put(part.offsets, np.int32))
+                flat = np.ravel_multi_index(tuple(part.taps.T), b.weight.shape[1:])
+                weights[part] = b.weight.reshape(len(b.out_index), -1).take(flat, axis=1)
             outs = b.out_index[lo:hi]
             n = len(outs)
-            if id(b) not in weights:
-                flat = np.ravel_multi_index(tuple(order.T), b.weight.shape[1:])
-                weights[id(b)] = b.weight.reshape(len(b.out_index), -1).take(flat, axis=1)
-            panel = np.zeros((len(offsets), hi - lo), np.float32)
-            panel[:, :n] = weights[id(b)][lo:hi].T
+            panel = np.zeros((taps, hi - lo), np.float32)
+            panel[:, :n] = weights[part][lo:hi].T
             bias = np.zeros(hi - lo, np.float32)
             bias[:n] = self.step.conv.bias[outs]
             size = (hi - lo) // self.lanes + (0 if self.whole else n << 8)
-            table.append([size, taps[id(b)], tables[id(b)], words.put(panel, np.float32), words.put(bias, np.float32),
+            table.append([size, *tables[part], words.put(panel, np.float32), words.put(bias, np.float32),
                           int(self.target.channel_offsets(outs[:1])[0]) if self.whole
                           else words.put(self.target.channel_offsets(outs), np.int32)])
         return words.bytes(table)
@@ -327,7 +363,7 @@ class _Writer:
             tiles = "".join(fill(_OF_SHAPE, number=number, call=call) for number, call in enumerate(calls))
             text += fill(_BY_PANEL, w=self, tiles=tiles)
         added = self.residual.origin if self.has_residual else None
-        return unit(entry(len(self.panels), start, self.target.origin, added, text), head)
+        return unit(entry(len(self.panels) // self.blocks, start, self.target.origin, added, text), head)
 
     def _starts(self, number: int, starts: list[tuple[int, int, int]]) -> str:
         """Where the tiles of one shape lie."""
@@ -339,7 +375,7 @@ class _Writer:
     def _case(self, n: int, rows: int, columns: int) -> str:
         """Computes a tile with n vectors of channels."""
         table = "job.in" if self.straight else "words + job.in"
-        out = "job.out" if self.whole else "words + job.out, job.size >> 8"
+        out = ("job.out" if self.whole else "words + job.out, job.size >> 8") + (", block" if self.cut else "")
         more = (", r + at.residual" if self.has_residual else "") + (", ahead" if self.ahead else "")
         taps = "words + job.taps + at.runs" if self.split else "job.taps"
         return (f"case {n}: {'ahead = ' if self.ahead else ''}tile_{n}_{rows}_{columns}(x + at.in, {table}, {taps}, "
@@ -358,17 +394,35 @@ class _Writer:
         products = (" ".join(f"a{p}_{v} += w{v} * p[{r * self.step_y + c * self.step_x}];" for v in range(n))
                     for p, (r, c) in enumerate(pixels))
         more = (", const float* r" if self.has_residual else "") + (", const float* ahead" if self.ahead else "")
+        out = ("int out" if self.whole else "const int* out, int outputs") + (", int block" if self.cut else "")
         step = n * self.lanes
-        loop = fill(_TAPS, fetch=self._fetch(n), step=step, first="run[0]" if self.split else 0, end="run[1]" if self.split else "taps",
-                    place="first + i" if self.straight else "in[i]", products=products,
-                    weights=[f"const V w{v} = load(w + {v * self.lanes});" for v in range(n)])
+        loop = fill(_TAPS, fetch=self._fetch(n), step=step, first="run[0]" if self.split else 0,
+                    end="run[1]" if self.split else "taps", place="first + i" if self.straight else "in[i]",
+                    products=products, weights=[f"const V w{v} = load(w + {v * self.lanes});" for v in range(n)])
         if self.split:
             loop = fill(_RUNS, count=2 * self.most_runs, step=step, loop=loop)
-        return fill(_TILE, w=self, result="const float*" if self.ahead else "void", n=n, r=rows, c=columns, at="int first" if self.straight else "const int* in",
+        sums = ", ".join(f"a{p}_{v}" for p in range(len(pixels)) for v in range(n))
+        return fill(_TILE, w=self, result="const float*" if self.ahead else "void", n=n, r=rows, c=columns,
+                    at="int first" if self.straight else "const int* in",
                     taps="const int* runs, const float* weights" if self.split else "int taps, const float* w",
-                    out="int out" if self.whole else "const int* out, int outputs", more=more, loop=loop,
-                    sums=[f"V a{p}_{v} = load(bias + {v * self.lanes});" for p in range(len(pixels)) for v in range(n)],
-                    store=self._stores(n, pixels))
+                    out=out, more=more, loop=loop, sums=sums, begin=self._begin(n, pixels), store=self._end(n, pixels))
+
+    def _begin(self, n: int, pixels: list[tuple[int, int]]) -> str:
+        """The sums before the first tap: the bias, or what the blocks before have left in the target."""
+        bias = [f"a{p}_{v} = load(bias + {v * self.lanes});" for p in range(len(pixels)) for v in range(n)]
+        return fill(_BEGIN, bias=bias, sums=[f"a{p}_{v} = load(y + {at});" for p, v, at in self._places(n, pixels)]
+                    ) if self.cut else "\n".join(bias)
+
+    def _end(self, n: int, pixels: list[tuple[int, int]]) -> str:
+        results = list(self._stores(n, pixels))
+        return fill(_END, last=self.blocks - 1, results=results,
+                    sums=[f"store(y + {at}, a{p}_{v});" for p, v, at in self._places(n, pixels)]
+                    ) if self.cut else "\n".join(results)
+
+    def _places(self, n: int, pixels: list[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
+        """Of pixel p and vector v, in a target that takes whole vectors."""
+        for p, (row, column) in enumerate(pixels):
+            yield from ((p, v, row * self.target.row + column * self.target.column + v * self.lanes) for v in range(n))
 
     def _stores(self, n: int, pixels: list[tuple[int, int]]) -> Iterator[str]:
         if self.whole and self.has_residual:
