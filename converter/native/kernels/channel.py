@@ -31,7 +31,7 @@ from gkp.types import Floats
 _Offsets = npt.NDArray[np.int64]
 _LARGE = 1 << 16
 """Weights of a layer that does not stay in the caches: the next panel's are fetched while this one's are used."""
-_BLOCK = 1 << 14
+_BLOCK = 1 << 13
 """Most weights of such a layer that the tiles of a plane use in turn before the next ones, in cache meanwhile: larger panels
 are cut, and the target holds the sums of the first parts."""
 _WORTH_IT = 0.97
