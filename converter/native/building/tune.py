@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from mmap import MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,7 @@ _TURNS = 2
 _LARGE = 256 << 10
 """Bytes. In a network with weights of this size, a layer's weights have left the caches when its turn comes again: they are
 thrown out before every call. (Copies used in turn do not do it: a server's last cache holds hundreds of megabytes.)"""
+_PAGE = 2 << 20
 _METHOD = 3
 """Times that were taken in another way are not taken from the cache."""
 _TOGETHER = 16
@@ -97,12 +100,12 @@ def _visible(source: str, name: str) -> str:
 
 
 def _time(library: ctypes.CDLL, name: str, trial: Trial) -> float:
-    x, r, y = (_aligned(layout.bytes if layout else 0) for layout in (trial.x, trial.r, trial.y))
+    x, r, y = (_pages(layout.bytes if layout else 0) for layout in (trial.x, trial.r, trial.y))
     for array, layout in ((x, trial.x), (r, trial.r)):
         if layout:
             _occupy(array, layout.value.dtype)
     content = np.frombuffer(trial.recipe.draft.fill(), np.uint8)
-    data = _aligned(content.size)
+    data = np.frombuffer(mmap(-1, max(1, content.size)), np.uint8)[:content.size]  # in small pages, as a library's
     data[:] = content
     pointers = [ctypes.c_void_p(a.ctypes.data) for a in (x, r, y, data)]
     cold = content.size if content.size > _LARGE else 0
@@ -119,9 +122,13 @@ def _occupy(array: np.ndarray[tuple[int], np.dtype[np.uint8]], dtype: DType) -> 
         array.view(dtype.numpy)[:] = 0.5
 
 
-def _aligned(size: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
-    raw = np.zeros(size + 64, np.uint8)
-    start = -raw.ctypes.data % 64
+def _pages(size: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    """Zeros that lie in large pages, as working memory does."""
+    memory = mmap(-1, size + _PAGE, MAP_PRIVATE | MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):
+        memory.madvise(MADV_HUGEPAGE)
+    raw = np.frombuffer(memory, np.uint8)
+    start = -raw.ctypes.data % _PAGE
     return raw[start:start + size]
 
 

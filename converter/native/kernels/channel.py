@@ -31,6 +31,10 @@ from gkp.types import Floats
 _Offsets = npt.NDArray[np.int64]
 _LARGE = 1 << 16
 """Weights of a layer that does not stay in the caches: the next panel's are fetched while this one's are used."""
+_FAR = 1 << 20
+"""Bytes of a value that L2 does not hold beside others."""
+_LINE = 16
+"""Elements of a line of the cache."""
 _BLOCK = 1 << 13
 """Most weights of such a layer that the tiles of a plane use in turn before the next ones, in cache meanwhile: larger panels
 are cut, and the target holds the sums of the first parts."""
@@ -213,6 +217,7 @@ _BY_TILE = '''
     for (const auto& at : at_@number@)
       for (int j = begin; j < end; ++j) {
         const Job& job = jobs[j];
+        @next@
         @call@
       }
 '''
@@ -220,7 +225,8 @@ _BY_PANEL = '''
     for (int j = begin * @w.blocks@; j < end * @w.blocks@; ++j) {
       const Job& job = jobs[j];
       $if w.cut: const int block = j % @w.blocks@;
-      $if w.ahead: const float* ahead = floats + (j + 1 < end * @w.blocks@ ? jobs[j + 1].weights : job.bias);  // behind it: the next layer's
+      $if w.ahead: const bool more = j + 1 < end * @w.blocks@;  // else it is the next layer's that lies behind
+      $if w.ahead: const float* ahead = floats + (more ? jobs[j + 1].weights : job.bias);
       @tiles@
     }
 '''
@@ -286,6 +292,7 @@ class _Writer:
                      } if self.split else {}
         self.most_runs = max((len(runs) for found in self.runs.values() for runs in found), default=0)
         self.passes = self._passes()
+        self.streams = self._streams()
         self.panels = [(part, lo * self.lanes, hi * self.lanes) for parts in self.parts
                        for lo, hi in cuts(-(-len(parts[0].branch.out_index) // self.lanes), tile.vectors)
                        for part in parts]
@@ -296,6 +303,15 @@ class _Writer:
         return sum(ceil(region.height / rows) * ceil(region.width / columns)
                    * (region.down[1] - region.down[0]) * (region.across[1] - region.across[0]) / (kh * kw)
                    for region in self.regions for rows, columns in [self.tile.shape(region)])
+
+    def _streams(self) -> dict[str, Layout]:
+        """Far values that tiles read or write from the first byte to the last, by their pointers: while a tile is computed,
+        those of the next one are fetched."""
+        flat = is_flat(self.step, self.source, self.residual, self.target)
+        if not (flat and self.tile.by_tile and self.straight and self.whole):
+            return {}
+        values = {"x": self.source, "y": self.target, **({"r": self.residual} if self.has_residual else {})}
+        return {name: at for name, at in values.items() if at.bytes > _FAR}
 
     def _contiguous(self, b: Branch, zero: bool) -> bool:
         """Whole vectors of the target: consecutive channels, and what lies in the last vector's spare lanes is padding."""
@@ -358,7 +374,8 @@ class _Writer:
         text = "".join(self._starts(number, starts) for number, (_, _, starts) in enumerate(shapes))
         calls = [fill(_CALL, cases=[self._case(n, rows, columns) for n in sizes]) for rows, columns, _ in shapes]
         if self.tile.by_tile:
-            text += "".join(fill(_BY_TILE, number=number, call=call) for number, call in enumerate(calls))
+            text += "".join(fill(_BY_TILE, number=number, call=call, next=self._next(shapes[number][1]))
+                            for number, call in enumerate(calls))
         else:
             tiles = "".join(fill(_OF_SHAPE, number=number, call=call) for number, call in enumerate(calls))
             text += fill(_BY_PANEL, w=self, tiles=tiles)
@@ -378,25 +395,39 @@ class _Writer:
         out = ("job.out" if self.whole else "words + job.out, job.size >> 8") + (", block" if self.cut else "")
         more = (", r + at.residual" if self.has_residual else "") + (", ahead" if self.ahead else "")
         taps = "words + job.taps + at.runs" if self.split else "job.taps"
+        more += "".join(f", next_{name}" for name in self.streams)
         return (f"case {n}: {'ahead = ' if self.ahead else ''}tile_{n}_{rows}_{columns}(x + at.in, {table}, {taps}, "
                 f"floats + job.weights, floats + job.bias, y + at.out, {out}{more}); break;")
 
-    def _fetch(self, n: int) -> list[str]:
-        """Fetches what a tile's share of the next panel is for one tap: together the tiles fetch it evenly."""
-        if not self.ahead:
-            return []
-        step = ceil(n * self.lanes / self.passes)
-        lines = [f"__builtin_prefetch(ahead + {at}, 0, 2);" for at in range(0, step, 16)]
-        return [*lines, f"ahead += {step};"]
+    def _per_tap(self, name: str, columns: int) -> int:
+        """Elements of a stream that are fetched while a tile of so many pixels reads one tap."""
+        return ceil(columns * self.streams[name].padded / max(1, sum(len(part.taps) for part, _, _ in self.panels)))
+
+    def _next(self, columns: int) -> list[str]:
+        """Where the streams go on behind a tile, and a panel's share of that."""
+        begin = {"x": "x + at.in", "y": "y + at.out", "r": "r + at.residual"}
+        return [f"const float* next_{name} = {begin[name]} + {columns * at.column} + "
+                f"(j - begin) * {self._per_tap(name, columns)} * job.taps;" for name, at in self.streams.items()]
+
+    def _fetch(self, n: int, columns: int) -> list[str]:
+        """Fetches what is needed after a tile, evenly over its taps: of the streams, or of the next panel, which all tiles
+        together fetch."""
+        found = [line for name in self.streams for line in (
+            f"__builtin_prefetch(next_{name}, {int(name == 'y')});", f"next_{name} += {self._per_tap(name, columns)};")]
+        if self.ahead:
+            step = ceil(n * self.lanes / self.passes)
+            found += [*(f"__builtin_prefetch(ahead + {at}, 0, 2);" for at in range(0, step, _LINE)), f"ahead += {step};"]
+        return found
 
     def _tile(self, n: int, rows: int, columns: int) -> str:
         pixels = [(r, c) for r in range(rows) for c in range(columns)]
         products = (" ".join(f"a{p}_{v} += w{v} * p[{r * self.step_y + c * self.step_x}];" for v in range(n))
                     for p, (r, c) in enumerate(pixels))
         more = (", const float* r" if self.has_residual else "") + (", const float* ahead" if self.ahead else "")
+        more += "".join(f", const float* next_{name}" for name in self.streams)
         out = ("int out" if self.whole else "const int* out, int outputs") + (", int block" if self.cut else "")
         step = n * self.lanes
-        loop = fill(_TAPS, fetch=self._fetch(n), step=step, first="run[0]" if self.split else 0,
+        loop = fill(_TAPS, fetch=self._fetch(n, columns), step=step, first="run[0]" if self.split else 0,
                     end="run[1]" if self.split else "taps", place="first + i" if self.straight else "in[i]",
                     products=products, weights=[f"const V w{v} = load(w + {v * self.lanes});" for v in range(n)])
         if self.split:

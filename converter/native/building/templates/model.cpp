@@ -4,6 +4,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -39,6 +40,7 @@ struct Step {
 
 constexpr int MAX_THREADS = 1024;
 constexpr size_t ARENA = @ARENA@;  // bytes of working memory for one image in flight, a multiple of 64
+constexpr size_t PAGE = ARENA < (4 << 20) ? 64 : 2 << 20;  // large arenas lie in large pages, where the system has them
 constexpr bool SHARED = @SHARED@;  // are steps long enough to be worth sharing among threads?
 constexpr int INPUTS = @INPUTS@, OUTPUTS = @OUTPUTS@;
 constexpr size_t INPUT_BYTES[] = {@INPUT_BYTES@};  // per image
@@ -72,7 +74,7 @@ thread_local const char* create_error = "";
 struct gkp_model {
   explicit gkp_model(int threads) : pool(threads) {}
 
-  char* arena(int worker) { return memory + (64 - reinterpret_cast<uintptr_t>(memory) % 64) % 64 + ARENA * worker; }
+  char* arena(int worker) { return memory + (PAGE - reinterpret_cast<uintptr_t>(memory) % PAGE) % PAGE + ARENA * worker; }
 
   Pool pool;
   char* memory = nullptr;  // of all arenas
@@ -187,7 +189,7 @@ int gkp_create(int threads, gkp_model** out) {
   if (const char* missing = missing_feature()) return fail_create(GKP_UNSUPPORTED_PROCESSOR, missing);
   const size_t bytes = ARENA * static_cast<size_t>(threads);
   void* place = aligned_alloc(alignof(gkp_model), sizeof(gkp_model));
-  char* memory = static_cast<char*>(calloc(bytes + 64, 1));  // kernels rely on zeros around planes
+  char* memory = static_cast<char*>(calloc(bytes + PAGE, 1));  // kernels rely on zeros around planes
   if (place == nullptr || memory == nullptr) {
     free(memory);
     free(place);
@@ -195,6 +197,7 @@ int gkp_create(int threads, gkp_model** out) {
   }
   gkp_model* model = new (place) gkp_model(threads);
   model->memory = memory;
+  if (PAGE > 64) madvise(model->arena(0), bytes / PAGE * PAGE, MADV_HUGEPAGE);  // may be refused
   for (int t = 0; t < threads; ++t)
     for (const Fill& fill : fills) memset(model->arena(t) + fill.first, fill.value, fill.bytes);
   if (!model->pool.create()) {
