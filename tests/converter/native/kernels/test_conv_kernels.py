@@ -182,6 +182,35 @@ def test_empty_branches_are_nothing(cpu: Cpu) -> None:
     check_chains(chains(rng, conv, (8, 8), cpu, lambda way: "winograd" not in way.name, most=4), cpu)
 
 
+# ---- what no cache holds --------------------------------------------------------------------------------------------
+LARGE = {
+    "blocks": (lambda rng: form(rng, 130, 160, [(range(130), range(96)), (range(3, 90), range(96, 160))]), (4, 5), "block == 0"),
+    "blocks, some of no tap": (lambda rng: form(rng, 130, 160, [(range(130), range(96)), ([5, 7], range(96, 160))]), (4, 5), "block == 0"),
+    "blocks, 1x1": (lambda rng: dense(rng, 1500, 64, (1, 1)), (3, 7), "block == 0"),
+    "blocks of zero taps": (lambda rng: form(rng, 300, 96, [(range(300), range(96))], zero=zero_most_taps), (3, 4), "block == 0"),
+    "outputs in other places": (lambda rng: form(rng, 100, 99, [(range(100), range(98, -1, -1))]), (3, 4), "prefetch(ahead"),
+    "values read and written in turn": (lambda rng: dense(rng, 60, 64, (1, 1)), (66, 80), "prefetch(next_y"),
+}
+"""Layers, and what their kernels must have."""
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("cpu", cpus())
+def test_large_weights_and_values(cpu: Cpu, residual: bool) -> None:
+    rng, cases = np.random.default_rng(3), list[Chain]()
+    for make, plane, word in LARGE.values():
+        conv = make(rng)
+        values = Value(conv.in_channels, *plane), Value(conv.out_channels, *plane)
+        at = Geometry(tuple({"last": channels_last(v, (conv.pads[0],) * 4 if n == 0 else (0,) * 4, cpu.lanes)}
+                            for n, v in enumerate([*values, values[1]])))
+        found = chains(rng, conv, plane, cpu, lambda way: way.sort.startswith("channel"), residual=residual, at=at)
+        met = [c for c in found if word in c.kernels[-1].source]
+        cases += [met[i] for i in rng.permutation(len(met))[:2]]
+        cases += [c for c in met if " in regions" in c.label and c not in cases][:1]
+        assert met, word
+    check_chains(cases, cpu)
+
+
 # ---- strides --------------------------------------------------------------------------------------------------------
 def phases_of(x: np.ndarray[tuple[int, ...], np.dtype[np.float32]], strides: tuple[int, int], offsets: tuple[int, int], value: Value
               ) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
