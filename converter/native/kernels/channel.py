@@ -101,6 +101,7 @@ def _memory(step: Conv, tile: ChannelTile, source: Layout, tiles: int, cpu: Cpu)
     """Cycles for what comes from beyond L2: large weights once from memory, then what the loops read again."""
     weights = macs(step.conv, windows=False)
     panels = max((ceil(len(b.out_index) / (tile.vectors * cpu.lanes)) for b in step.conv.branches), default=1)
+    read = max((len(b.in_index) for b in step.conv.branches), default=0) / source.padded * source.bytes  # of one branch
     again = (tiles - 1) * 4 * weights if tile.by_tile else (panels - 1) * source.bytes
-    far = (4 * weights if tile.by_tile else source.bytes) > FAR
+    far = (4 * weights if tile.by_tile else read) > FAR
     return (4 * weights / _FROM_MEMORY if weights > LARGE else 0.0) + (again / _FROM_L3 if far else 0.0)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gkp.branched import Branch
-from gkp.converter.native.kernels.channel_tile import FAR, LARGE, ChannelTile, is_flat, tile_plane, tile_regions
+from gkp.converter.native.kernels.channel_tile import FAR, LARGE, ChannelTile, tile_plane, tile_regions
 from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.emit import fill, unit
 from gkp.converter.native.kernels.jobs import Words, cuts, entry
@@ -130,6 +130,22 @@ class _Part:
     offsets: _Offsets
 
 
+@dataclass(frozen=True)
+class _Stream:
+    """Values that are needed soon. at: of the present tile, in C; first: from there to them; size: elements; write: for
+    writing (1) or reading (0); near: how near the processor they shall be (2: in L2, 3: in L1)."""
+
+    at: str
+    first: int
+    size: int
+    write: int
+    near: int
+
+    def per_tap(self, taps: int) -> int:
+        """Elements to fetch for each of so many taps."""
+        return ceil(self.size / max(1, taps))
+
+
 @lru_cache(maxsize=64)
 def _parts(step: Conv, source: Layout, by_window: bool, blocks: int) -> tuple[tuple[_Part, ...], ...]:
     """Of every branch, cut into so many parts: channels innermost where they lie side by side, or by_window."""
@@ -175,10 +191,11 @@ class _Writer:
                      } if self.split else {}
         self.most_runs = max((len(runs) for found in self.runs.values() for runs in found), default=0)
         self.passes = self._passes()
-        self.streams = self._streams()
         self.panels = [(part, lo * self.lanes, hi * self.lanes) for parts in self.parts
                        for lo, hi in cuts(-(-len(parts[0].branch.out_index) // self.lanes), tile.vectors)
                        for part in parts]
+        self.taps = sum(len(part.taps) for part, _, _ in self.panels)
+        self.streams = self._streams()
 
     def _passes(self) -> float:
         """How often the tiles read a panel of weights, parts of it counted as such."""
@@ -187,14 +204,22 @@ class _Writer:
                    * (region.down[1] - region.down[0]) * (region.across[1] - region.across[0]) / (kh * kw)
                    for region in self.regions for rows, columns in [self.tile.shape(region)])
 
-    def _streams(self) -> dict[str, Layout]:
-        """Far values that tiles read or write from the first byte to the last, by their pointers: while a tile is computed,
-        those of the next one are fetched."""
-        flat = is_flat(self.step, self.source, self.residual, self.target)
-        if not (flat and self.tile.by_tile and self.straight and self.whole):
-            return {}
-        values = {"x": self.source, "y": self.target, **({"r": self.residual} if self.has_residual else {})}
-        return {name: at for name, at in values.items() if at.bytes > FAR}
+    def _streams(self) -> tuple[_Stream, ...]:
+        """While a tile is computed: what lies behind its results, and of the source what lies behind its pixels, or (windows
+        and strides) the rows that only the tiles below read."""
+        if not self.tile.by_tile or self.tile.in_regions or self.tile.rows > 1:
+            return ()
+        c, results = self.step.conv, [("y", "out", self.target)]
+        if self.has_residual:
+            results.append(("r", "residual", self.residual))
+        found = [_Stream(f"{name} + at.{at}", span, span, write=int(name == "y"), near=3) for name, at, layout in results
+                 if layout.bytes > FAR for span in [self.tile.columns * layout.column]]
+        if self.source.bytes > FAR and c.dilations == (1, 1):
+            high, down, span = c.kernel_shape[0], c.strides[0], self.tile.columns * self.step_x
+            rows = [_Stream("x + at.in", row * self.source.row, span, write=0, near=2)
+                    for row in range(max(high, down), high + down)]
+            found += rows if max(high, down) > 1 else [_Stream("x + at.in", span, span, write=0, near=3)]
+        return tuple(found)
 
     def _contiguous(self, b: Branch, zero: bool) -> bool:
         """Whole vectors of the target: consecutive channels, and what lies in the last vector's spare lanes is padding."""
@@ -257,7 +282,7 @@ class _Writer:
         text = "".join(self._starts(number, starts) for number, (_, _, starts) in enumerate(shapes))
         calls = [fill(_CALL, cases=[self._case(n, rows, columns) for n in sizes]) for rows, columns, _ in shapes]
         if self.tile.by_tile:
-            text += "".join(fill(_BY_TILE, number=number, call=call, next=self._next(shapes[number][1]))
+            text += "".join(fill(_BY_TILE, number=number, call=call, next=self._next())
                             for number, call in enumerate(calls))
         else:
             tiles = "".join(fill(_OF_SHAPE, number=number, call=call) for number, call in enumerate(calls))
@@ -278,25 +303,20 @@ class _Writer:
         out = ("job.out" if self.whole else "words + job.out, job.size >> 8") + (", block" if self.cut else "")
         more = (", r + at.residual" if self.has_residual else "") + (", ahead" if self.ahead else "")
         taps = "words + job.taps + at.runs" if self.split else "job.taps"
-        more += "".join(f", next_{name}" for name in self.streams)
+        more += "".join(f", next_{k}" for k in range(len(self.streams)))
         return (f"case {n}: {'ahead = ' if self.ahead else ''}tile_{n}_{rows}_{columns}(x + at.in, {table}, {taps}, "
                 f"floats + job.weights, floats + job.bias, y + at.out, {out}{more}); break;")
 
-    def _per_tap(self, name: str, columns: int) -> int:
-        """Elements of a stream that are fetched while a tile of so many pixels reads one tap."""
-        return ceil(columns * self.streams[name].padded / max(1, sum(len(part.taps) for part, _, _ in self.panels)))
+    def _next(self) -> list[str]:
+        """Where a panel's share of the streams begins."""
+        return [f"const float* next_{k} = {s.at} + {s.first} + (j - begin) * {s.per_tap(self.taps)} * job.taps;"
+                for k, s in enumerate(self.streams)]
 
-    def _next(self, columns: int) -> list[str]:
-        """Where the streams go on behind a tile, and a panel's share of that."""
-        begin = {"x": "x + at.in", "y": "y + at.out", "r": "r + at.residual"}
-        return [f"const float* next_{name} = {begin[name]} + {columns * at.column} + "
-                f"(j - begin) * {self._per_tap(name, columns)} * job.taps;" for name, at in self.streams.items()]
-
-    def _fetch(self, n: int, columns: int) -> list[str]:
-        """Fetches what is needed after a tile, evenly over its taps: of the streams, or of the next panel, which all tiles
-        together fetch."""
-        found = [line for name in self.streams for line in (
-            f"__builtin_prefetch(next_{name}, {int(name == 'y')});", f"next_{name} += {self._per_tap(name, columns)};")]
+    def _fetch(self, n: int) -> list[str]:
+        """Fetches what is needed after a tile, evenly over its taps: of the streams, or of the next block of weights, which
+        all tiles together fetch."""
+        found = [line for k, s in enumerate(self.streams) for line in (
+            f"__builtin_prefetch(next_{k}, {s.write}, {s.near});", f"next_{k} += {s.per_tap(self.taps)};")]
         if self.ahead:
             step = ceil(n * self.lanes / self.passes)
             found += [*(f"__builtin_prefetch(ahead + {at}, 0, 2);" for at in range(0, step, _LINE)), f"ahead += {step};"]
@@ -307,10 +327,10 @@ class _Writer:
         products = (" ".join(f"a{p}_{v} += w{v} * p[{r * self.step_y + c * self.step_x}];" for v in range(n))
                     for p, (r, c) in enumerate(pixels))
         more = (", const float* r" if self.has_residual else "") + (", const float* ahead" if self.ahead else "")
-        more += "".join(f", const float* next_{name}" for name in self.streams)
+        more += "".join(f", const float* next_{k}" for k in range(len(self.streams)))
         out = ("int out" if self.whole else "const int* out, int outputs") + (", int block" if self.cut else "")
         step = n * self.lanes
-        loop = fill(_TAPS, fetch=self._fetch(n, columns), step=step, first="run[0]" if self.split else 0,
+        loop = fill(_TAPS, fetch=self._fetch(n), step=step, first="run[0]" if self.split else 0,
                     end="run[1]" if self.split else "taps", place="first + i" if self.straight else "in[i]",
                     products=products, weights=[f"const V w{v} = load(w + {v * self.lanes});" for v in range(n)])
         if self.split:

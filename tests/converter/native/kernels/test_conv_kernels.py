@@ -189,7 +189,7 @@ LARGE = {
     "blocks, 1x1": (lambda rng: dense(rng, 1500, 64, (1, 1)), (3, 7), "block == 0"),
     "blocks of zero taps": (lambda rng: form(rng, 300, 96, [(range(300), range(96))], zero=zero_most_taps), (3, 4), "block == 0"),
     "outputs in other places": (lambda rng: form(rng, 100, 99, [(range(100), range(98, -1, -1))]), (3, 4), "prefetch(ahead"),
-    "values read and written in turn": (lambda rng: dense(rng, 60, 64, (1, 1)), (66, 80), "prefetch(next_y"),
+    "values read and written in turn": (lambda rng: dense(rng, 60, 64, (1, 1)), (66, 80), "prefetch(next_1"),
 }
 """Layers, and what their kernels must have."""
 
