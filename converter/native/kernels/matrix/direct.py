@@ -109,7 +109,7 @@ _FINISH = '''
 _ENTRY = '''
     const int* table = reinterpret_cast<const int*>(data);
     const Job* jobs = reinterpret_cast<const Job*>(data);
-    alignas(64) int sums[@most@];
+    alignas(64) int sums[2][@most@];
     (void)r;
     @loops@
     asm volatile("tilerelease");
@@ -120,22 +120,34 @@ _LOOP = '''
       static const Run runs[] = {@runs@};
       static const Shapes shapes = {1, 0, {}, {@bytes@}, {@rows@}};
       asm volatile("ldtilecfg %0" : : "m"(shapes));
+      const auto multiply = [&](int n, int* to) {
+        const Job& job = jobs[@job@];
+        const int* in = blocks[@block@].in;
+        switch (job.vectors) {
+          @multiplied@
+        }
+      };
+      const auto finish = [&](int n, const int* from) {
+        const Job& job = jobs[@job@];
+        const int* first = blocks[@block@].runs;
+        switch (job.vectors) {
+          @finished@
+        }
+      };
+      // Sums are finished beside the next products, which other units of the core compute.
       const int begin = first_of(@total@, part, parts), end = first_of(@total@, part + 1, parts);
       for (int n = begin; n < end; ++n) {
-        const Job& job = jobs[@job@];
-        const auto& at = blocks[@block@];
-        switch (job.vectors) {
-          @cases@
-        }
+        multiply(n, sums[n % 2]);
+        if (n > begin) finish(n - 1, sums[(n - 1) % 2]);
       }
+      if (end > begin) finish(end - 1, sums[(end - 1) % 2]);
     }
 '''
-_CASE = '''
+_FINISHED = '''
     case @n@:
-      sums_@a@_@n@_@pixels@(@sources@, table, job, sums);
       for (int strip = 0; strip < @a@; ++strip)
-        for (int k = at.runs[strip]; k < at.runs[strip + 1]; ++k)
-          finish_@n@(sums + (strip * @pixels@ + runs[k].first) * @words@, runs[k].count, table + job.constants,
+        for (int k = first[strip]; k < first[strip + 1]; ++k)
+          finish_@n@(from + (strip * @pixels@ + runs[k].first) * @words@, runs[k].count, table + job.constants,
                      y + runs[k].target + job.out@more@);
       break;
 '''
@@ -209,15 +221,16 @@ class _Writer:
             begins.append(len(runs))
             rows.append(f"{{{{{_listed(s.source for s in block)}}}, {{{_listed(begins)}}}}}")
         more = ", r + runs[k].residual + job.out" if self.residual else ""
-        sources = ", ".join(f"x + at.in[{k}]" for k in range(a))
-        cases = [fill(_CASE, n=n, a=a, pixels=pixels, sources=sources, words=n * _LANES, more=more) for n in self.sizes]
+        sources = ", ".join(f"x + in[{k}]" for k in range(a))
+        multiplied = [f"case {n}: sums_{a}_{n}_{pixels}({sources}, table, job, to); break;" for n in self.sizes]
+        finished = [fill(_FINISHED, n=n, a=a, pixels=pixels, words=n * _LANES, more=more) for n in self.sizes]
         inner = len(self.panels) if self.tile.by_strip else len(blocks)
         names = ("block", "job") if self.tile.by_strip else ("job", "block")
         sums, left, right = self._registers(a)
         shape = {**dict.fromkeys(sums, (pixels, BYTES)), **dict.fromkeys(left, (pixels, 4 * self.tile.words)),
                  **dict.fromkeys(right, (self.tile.words, BYTES))}
-        return fill(_LOOP, blocks=", ".join(rows), runs=", ".join(runs), a=a, a_1=a + 1, cases="".join(cases),
-                    total=len(blocks) * len(self.panels),
+        return fill(_LOOP, blocks=", ".join(rows), runs=", ".join(runs), a=a, a_1=a + 1, multiplied=multiplied,
+                    finished="".join(finished), total=len(blocks) * len(self.panels),
                     bytes=_listed(shape.get(k, (0, 0))[1] for k in range(REGISTERS)),
                     rows=_listed(shape.get(k, (0, 0))[0] for k in range(REGISTERS)),
                     **dict(zip(names, (f"n / {inner}", f"n % {inner}"), strict=True)))
