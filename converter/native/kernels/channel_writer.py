@@ -23,7 +23,7 @@ from gkp.converter.native.kernels.jobs import Words, cuts, entry
 from gkp.converter.native.kernels.kernel import Draft, activation
 from gkp.converter.native.kernels.layout import Layout
 from gkp.converter.native.kernels.taps import macs, used, with_rest
-from gkp.converter.native.program import Conv, zero_at_zero
+from gkp.converter.native.program import Activation, Conv, zero_at_zero
 from gkp.types import Floats
 
 _Offsets = npt.NDArray[np.int64]
@@ -53,6 +53,7 @@ _SCATTER = '''
 _TILE = '''
     static @result@ tile_@n@_@r@_@c@(const float* x, @at@, @taps@, const float* bias, float* y, @out@@more@) {
       $if w.whole: y += out;
+      $if w.adds_whole: r += out;
       V @sums@;
       @begin@
       @loop@
@@ -181,7 +182,9 @@ class _Writer:
         self.ahead = not tile.by_tile and macs(step.conv, windows=False) > LARGE
         self.whole = target.channel == 1 and all(self._contiguous(b, zero) for b in branches)
         panel = max(len(used(b)) * min(tile.vectors * self.lanes, len(b.out_index)) for b in branches)
-        self.blocks = max(1, round(panel / _BLOCK)) if self.ahead and self.whole else 1
+        self.adds_whole = self.whole and self.has_residual
+        early = not self.has_residual or step.activation is Activation.NONE  # the residual, which the target may lie over
+        self.blocks = max(1, round(panel / _BLOCK)) if self.ahead and self.whole and early else 1
         self.cut = self.blocks > 1
         self.parts = _parts(step, source, tile.in_regions, self.blocks)
         self.straight = all((np.diff(part.offsets) == 1).all() for parts in self.parts for part in parts)
@@ -342,32 +345,41 @@ class _Writer:
                     out=out, more=more, loop=loop, sums=sums, begin=self._begin(n, pixels), store=self._end(n, pixels))
 
     def _begin(self, n: int, pixels: list[tuple[int, int]]) -> str:
-        """The sums before the first tap: the bias, or what the blocks before have left in the target."""
+        """The sums before the first tap: the bias (in blocks: and the residual), or what the blocks before have left in the
+        target."""
         bias = [f"a{p}_{v} = load(bias + {v * self.lanes});" for p in range(len(pixels)) for v in range(n)]
-        return fill(_BEGIN, bias=bias, sums=[f"a{p}_{v} = load(y + {at});" for p, v, at in self._places(n, pixels)]
-                    ) if self.cut else "\n".join(bias)
+        if not self.cut:
+            return "\n".join(bias)
+        if self.has_residual:
+            bias += [f"a{p}_{v} += load(r + {at});" for p, v, at in self._places(n, pixels, self.residual)]
+        sums = [f"a{p}_{v} = load(y + {at});" for p, v, at in self._places(n, pixels, self.target)]
+        return fill(_BEGIN, bias=bias, sums=sums)
 
     def _end(self, n: int, pixels: list[tuple[int, int]]) -> str:
         results = list(self._stores(n, pixels))
-        return fill(_END, last=self.blocks - 1, results=results,
-                    sums=[f"store(y + {at}, a{p}_{v});" for p, v, at in self._places(n, pixels)]
-                    ) if self.cut else "\n".join(results)
+        if not self.cut:
+            return "\n".join(results)
+        sums = [f"store(y + {at}, a{p}_{v});" for p, v, at in self._places(n, pixels, self.target)]
+        return fill(_END, last=self.blocks - 1, results=results, sums=sums)
 
-    def _places(self, n: int, pixels: list[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
-        """Of pixel p and vector v, in a target that takes whole vectors."""
+    def _places(self, n: int, pixels: list[tuple[int, int]], at: Layout) -> Iterator[tuple[int, int, int]]:
+        """Of pixel p and vector v, in a value that takes whole vectors."""
         for p, (row, column) in enumerate(pixels):
-            yield from ((p, v, row * self.target.row + column * self.target.column + v * self.lanes) for v in range(n))
+            yield from ((p, v, row * at.row + column * at.column + v * self.lanes) for v in range(n))
 
     def _stores(self, n: int, pixels: list[tuple[int, int]]) -> Iterator[str]:
-        if self.whole and self.has_residual:
-            yield "r += out;"
+        if self.whole:
+            there = {(p, v): at for p, v, at in self._places(n, pixels, self.residual)}
+            for p, v, at in self._places(n, pixels, self.target):
+                value = activation(self.step.activation, f"a{p}_{v}")
+                if self.has_residual:
+                    value = activation(self.step.final, value if self.cut else f"{value} + load(r + {there[p, v]})")
+                yield f"store(y + {at}, {value});"
+            return
         for p, (row, column) in enumerate(pixels):
-            at = row * self.target.row + column * self.target.column
-            there = row * self.residual.row + column * self.residual.column
+            at, there = (row * a.row + column * a.column for a in (self.target, self.residual))
             for v in range(n):
                 value, o = activation(self.step.activation, f"a{p}_{v}"), v * self.lanes
                 if self.has_residual:
-                    added = f"load(r + {there + o})" if self.whole else f"gather(r + {there}, out + {o}, outputs - {o})"
-                    value = activation(self.step.final, f"{value} + {added}")
-                yield (f"store(y + {at + o}, {value});" if self.whole
-                       else f"scatter(y + {at}, out + {o}, outputs - {o}, {value});")
+                    value = activation(self.step.final, f"{value} + gather(r + {there}, out + {o}, outputs - {o})")
+                yield f"scatter(y + {at}, out + {o}, outputs - {o}, {value});"
