@@ -377,9 +377,9 @@ class _Writer:
                 yield f"store(y + {at}, {value});"
             return
         for p, (row, column) in enumerate(pixels):
-            at, there = (row * a.row + column * a.column for a in (self.target, self.residual))
+            to, by = (row * a.row + column * a.column for a in (self.target, self.residual))
             for v in range(n):
                 value, o = activation(self.step.activation, f"a{p}_{v}"), v * self.lanes
                 if self.has_residual:
-                    value = activation(self.step.final, f"{value} + gather(r + {there}, out + {o}, outputs - {o})")
-                yield f"scatter(y + {at}, out + {o}, outputs - {o}, {value});"
+                    value = activation(self.step.final, f"{value} + gather(r + {by}, out + {o}, outputs - {o})")
+                yield f"scatter(y + {to}, out + {o}, outputs - {o}, {value});"
