@@ -53,6 +53,18 @@ def test_longer_kernels_take_longer(tmp_path: Path) -> None:
     assert found[0] < 0.1
 
 
+def reads(size: int) -> Trial:
+    """Reads the first 128 kB of so many bytes of weights."""
+    body = ("(void)x, (void)r, (void)part, (void)parts;\nconst float* w = reinterpret_cast<const float*>(data);\nV a{}, b{};\n"
+            "for (int i = 0; i < 32768; i += 2 * LANES) a += load(w + i), b += load(w + i + LANES);\nstore(y, a + b);\n")
+    return Trial(recipe(lambda: kernel(body, bytes(size))), BUFFER, None, BUFFER, cycles=1.0)
+
+
+def test_large_weights_are_in_memory_when_a_call_begins(tmp_path: Path) -> None:
+    small, large = Measured(CPU, cache=Seconds(tmp_path / "kernels.json")).seconds([reads(200 << 10), reads(300 << 10)])
+    assert large > 1.5 * small
+
+
 def test_what_was_measured_is_not_compiled_again(tmp_path: Path) -> None:
     """Not in the same session, nor in the next one; what is new is."""
     path, tools = tmp_path / "kernels.json", toolchain.find(CPU)
