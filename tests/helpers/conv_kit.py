@@ -150,9 +150,12 @@ def random_step(rng: Rng, conv: BranchedConv, residual: bool) -> Conv:
 
 
 def chains(rng: Rng, conv: BranchedConv, plane: tuple[int, int], cpu: Cpu, pick: Callable[[Way], bool] = lambda way: True,
-           most: int = 1_000_000, residual: bool | None = None, at: Geometry | None = None) -> list[Chain]:
-    """A convolution in the ways that `pick` accepts, `most` of them at random."""
+           most: int = 1_000_000, residual: bool | None = None, at: Geometry | None = None,
+           activation: Activation | None = None) -> list[Chain]:
+    """A convolution in the ways that `pick` accepts, `most` of them at random. activation: before the residual (default:
+    any)."""
     step = random_step(rng, conv, bool(rng.integers(2)) if residual is None else residual)
+    step = step if activation is None else replace(step, activation=activation)
     height, width = conv.out_shape(plane)
     source, target = Value(conv.in_channels, *plane), Value(conv.out_channels, height, width)
     values = (source, target, target) if step.residual is not None else (source, target)
