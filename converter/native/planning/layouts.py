@@ -14,6 +14,9 @@ Times = Mapping[tuple[Kind, Kind], float]
 
 _BYTES_PER_SECOND = 32e9
 """Moved by conversions and simple steps, by the model."""
+_LARGE, _LARGE_PER_SECOND = 256 << 10, 12e9
+"""Bytes of a value that L1 is far from holding; conversions move so many of it in a second, for they touch a line of every
+plane in turn."""
 _IMPOSSIBLE = 1e6
 """Seconds; not infinite, so that the descent can tell two such layers from one."""
 
@@ -65,7 +68,8 @@ def source_kind(program: Program, at: Geometry, kinds: list[Kind], times: Times,
 
 
 def conversion_seconds(program: Program, value: int) -> float:
-    return program.values[value].bytes / _BYTES_PER_SECOND + 0.2e-6
+    size = program.values[value].bytes
+    return size / (_LARGE_PER_SECOND if size > _LARGE else _BYTES_PER_SECOND) + 0.2e-6
 
 
 def step_seconds(program: Program, at: Geometry, number: int, kinds: list[Kind], times: Callable[[int], Times]) -> float:
