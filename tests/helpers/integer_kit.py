@@ -19,7 +19,7 @@ from gkp.converter.native.dtypes import FLOAT32, UINT8
 from gkp.converter.native.kernels.cpu import AVX_VNNI, BF16, CPUS, MADD, PERMUTE, VECTORS, VNNI, Cpu
 from gkp.converter.native.kernels.integers import direct
 from gkp.converter.native.kernels.kernel import Kernel
-from gkp.converter.native.kernels.layout import Layout, channels_last, integers
+from gkp.converter.native.kernels.layout import BYTES, WORD, Layout, channels_last, integers
 from gkp.converter.native.kernels.way import Way
 from gkp.converter.native.program import Activation, Conv, Function, Grid, Parametric, Value
 
@@ -142,9 +142,10 @@ class Layer:
 
 
 def random_layer(rng: Rng, conv: BranchedConv | None = None, plane: tuple[int, int] | None = None, lanes: int = 16,
-                 curves: bool = False, residual: str | None = None, floats: bool | None = None, largest: int | None = None
-                 ) -> Layer:
-    """Of any structure, and weights of 7 or 8 bits, if none is given. The target's grid is one that the results fill, or overflow."""
+                 curves: bool = False, residual: str | None = None, floats: bool | None = None, largest: int | None = None,
+                 pixel: int | None = None) -> Layer:
+    """Of any structure, and weights of 7 or 8 bits, if none is given. The target's grid is one that the results fill, or
+    overflow. pixel: of the source's layout."""
     grid = Grid(float(np.float32(rng.uniform(0.005, 0.1))), int(rng.choice([0, 1, 77, 128, 255])))
     conv = quantised(rng, conv or random_conv(rng), grid.scale, largest or int(rng.choice([64, 127])))
     plane = plane or random_plane(rng, conv)
@@ -172,13 +173,20 @@ def random_layer(rng: Rng, conv: BranchedConv | None = None, plane: tuple[int, i
             r = rng.integers(0, 256, acc.shape).astype(np.uint8)
     more = rng.integers(0, 2, 4) * rng.integers(0, 3)
     halos = [tuple(map(int, h)) for h in (more + needed_halo(conv, source, target), rng.integers(0, 3, 4) * rng.integers(0, 2))]
-    layouts = [_layout(v, halos[n % 2], lanes) for n, v in enumerate((source, target, other)) if v is not None]
+    pixel = pixel or int(rng.choice(pixels(conv)))
+    layouts = [_layout(v, halos[n % 2], lanes, pixel if n == 0 else BYTES)
+               for n, v in enumerate((source, target, other)) if v is not None]
     expected = outcome(step, acc, source, target, other, r)
     return Layer(step, layouts[0], layouts[1], layouts[2] if other else None, q, r, expected, 1 if curved else 0)
 
 
-def _layout(value: Value, halo: Any, lanes: int) -> Layout:
-    return channels_last(value, halo, lanes) if value.grid is None else integers(value, halo)
+def pixels(conv: BranchedConv) -> tuple[int, ...]:
+    """What the pixels of its source may be padded to."""
+    return (WORD, BYTES) if conv.in_channels <= WORD else (BYTES,)
+
+
+def _layout(value: Value, halo: Any, lanes: int, pixel: int) -> Layout:
+    return channels_last(value, halo, lanes) if value.grid is None else integers(value, halo, pixel)
 
 
 def rebuilt(layer: Layer, conv: BranchedConv) -> Layer:
