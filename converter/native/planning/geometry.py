@@ -57,7 +57,7 @@ def _words(program: Program) -> set[int]:
     """Values of integers whose pixels are words: of few channels, that only convolutions read and none writes, as it would
     store whole vectors."""
     windows = {step.source for step in program.steps if isinstance(step, Conv | Depthwise)}
-    others = {v for step in program.steps for v in reads(step) if not isinstance(step, Conv | Depthwise) or v != step.source}
+    others = {v for step in program.steps for v in reads(step)[1 if isinstance(step, Conv | Depthwise) else 0:]}
     written = {step.target for step in program.steps if isinstance(step, Conv | Depthwise)}
     return {v for v in windows - others - written if program.values[v].channels <= WORD}
 
