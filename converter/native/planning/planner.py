@@ -13,7 +13,7 @@ from gkp.converter.native.planning.arena import Life, arrange
 from gkp.converter.native.planning.geometry import Geometry, geometry
 from gkp.converter.native.planning.layouts import choose_layouts, reads_as_it_writes, source_kind
 from gkp.converter.native.planning.plan import Call, Fill, Place, Plan
-from gkp.converter.native.planning.reorder import contiguous_outputs
+from gkp.converter.native.planning.reorder import contiguous_channels
 from gkp.converter.native.planning.timer import Model, Timer
 from gkp.converter.native.planning.ways import conv_ways, time_ways
 from gkp.converter.native.program import Affine, Conv, Depthwise, Port, Program, Step, reads
@@ -26,7 +26,7 @@ _MOST_BYTES = 1 << 30
 def make_plan(program: Program, cpu: Cpu, timer: Timer | None = None, bf16: bool = False) -> Plan:
     """Choose tiles and layouts by what `timer` says (default: the model), and lay everything out. bf16: values and weights
     may be rounded to bfloat16, where that is faster."""
-    program = contiguous_outputs(program)
+    program = contiguous_channels(program)
     at = geometry(program, cpu.lanes, bf16)
     _check_sizes(at)
     found = time_ways(conv_ways(program, at, cpu), timer or Model())
