@@ -282,8 +282,9 @@ def _check(rng: Rng, layer: Layer, kernel: Kernel, function: Any, parts: int, wh
     assert all(b.guards_hold for b in (x, y, data, *([r] if r else []))), f"{what}: writes out of bounds"
     assert all((b.flat == b.before).all() for b in (x, data, *([r] if r else []))), f"{what}: overwrites its input"
     _check_target(layer, y.flat, y.before, what)
-    if r and layer.residual and (layer.residual.origin, layer.residual.bytes) == (layer.target.origin, layer.target.bytes):
-        both = filled(rng, layer.residual, layer.r)
+    other, target = layer.residual, layer.target
+    if r and other and (other.origin, other.bytes, other.value.dtype) == (target.origin, target.bytes, target.value.dtype):
+        both = filled(rng, other, layer.r)
         before = Memory(both.before)
         for part in reversed(range(parts)):
             function(x.address, both.address, both.address, data.address, part, parts)
