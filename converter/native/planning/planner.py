@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 
 from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.layout import Kind, Layout, slack
-from gkp.converter.native.kernels.steps import knows_bfloats, step_kernel
-from gkp.converter.native.kernels.steps.convert import convert, pack, unpack
+from gkp.converter.native.kernels.steps import knows_bfloats, step_kernel, words
+from gkp.converter.native.kernels.steps.convert import contiguous, convert, pack, unpack
 from gkp.converter.native.kernels.way import Way
 from gkp.converter.native.planning.arena import Life, arrange
 from gkp.converter.native.planning.geometry import Geometry, geometry
@@ -16,7 +16,7 @@ from gkp.converter.native.planning.plan import Call, Fill, Place, Plan
 from gkp.converter.native.planning.reorder import contiguous_channels
 from gkp.converter.native.planning.timer import Model, Timer
 from gkp.converter.native.planning.ways import conv_ways, time_ways
-from gkp.converter.native.program import Conv, Depthwise, Program, Step, reads
+from gkp.converter.native.program import Affine, Conv, Depthwise, Port, Program, Step, reads
 from gkp.errors import UnsupportedModelError
 
 _MOST_BYTES = 1 << 30
@@ -64,11 +64,10 @@ class _Planner:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def plan(self) -> Plan:
-        for number, port in enumerate(self.program.inputs):
-            layout = self._layout(port.value, self.kinds[port.value])
-            y = self._new(port.value, self.kinds[port.value])
-            self._call(Call(pack(port.dtype, layout, self.cpu), Place("input", number), None, y, kind="pack"))
+        done = [self._input(number, port) for number, port in enumerate(self.program.inputs)]
         for number, step in enumerate(self.program.steps):
+            if any(step is first for first in done):
+                continue
             if isinstance(step, Conv):
                 self._conv(number, step)
             else:
@@ -78,6 +77,28 @@ class _Planner:
             kernel = unpack(self._layout(port.value, self.kinds[port.value]), self.cpu)
             self._call(Call(kernel, x, None, Place("output", number), kind="unpack"))
         return self._finish()
+
+    def _input(self, number: int, port: Port) -> Affine | None:
+        """The step that this does already, where there is one."""
+        reader = self._reader(port)
+        written = port.value if reader is None else reader.target
+        layout, y = self._layout(written, self.kinds[written]), self._new(written, self.kinds[written])
+        if reader is None:
+            kernel = pack(port.dtype, layout, self.cpu)
+        else:
+            given = {port.value: contiguous(self.program.values[port.value], port.dtype), written: layout}
+            kernel = step_kernel(reader, self.program.values, given, self.cpu)
+        self._call(Call(kernel, Place("input", number), None, y, kind="pack"))
+        return reader
+
+    def _reader(self, port: Port) -> Affine | None:
+        """The only step that reads the input, where it can read the user's own array."""
+        readers = [step for step in self.program.steps if port.value in reads(step)]
+        if len(readers) != 1 or not isinstance(reader := readers[0], Affine) \
+                or any(port.value == out.value for out in self.program.outputs):
+            return None
+        target = self._layout(reader.target, self.kinds[reader.target])
+        return reader if words.fits(contiguous(self.program.values[port.value], port.dtype), target) else None
 
     def _layout(self, value: int, kind: Kind) -> Layout:
         return self.at.layouts[value][kind]
