@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from gkp.converter.native.kernels.cpu import Cpu
@@ -9,10 +10,11 @@ from gkp.converter.native.kernels.layout import Kind, Layout, slack
 from gkp.converter.native.kernels.steps import knows_bfloats, step_kernel
 from gkp.converter.native.kernels.steps.convert import convert, pack, unpack
 from gkp.converter.native.kernels.way import Way
+from gkp.converter.native.planning import batching
 from gkp.converter.native.planning.arena import Life, arrange
 from gkp.converter.native.planning.geometry import Geometry, geometry
 from gkp.converter.native.planning.layouts import choose_layouts, reads_as_it_writes, source_kind
-from gkp.converter.native.planning.plan import Call, Fill, Place, Plan
+from gkp.converter.native.planning.plan import Call, Fill, Group, Place, Plan
 from gkp.converter.native.planning.reorder import contiguous_outputs
 from gkp.converter.native.planning.timer import Model, Timer
 from gkp.converter.native.planning.ways import conv_ways, time_ways
@@ -149,18 +151,31 @@ class _Planner:
 
     def _finish(self) -> Plan:
         lanes = self.cpu.lanes
-        lives = [Life(b.layout.bytes, b.first, b.last, b.layout if _has_zeros(b.layout, lanes) else None)
-                 for b in self.buffers]
-        starts, arena = arrange(lives)
-        fills = tuple(dict.fromkeys(Fill(start, b.layout.bytes, b.layout.value.grid.zero)
-                                    for b, start, life in zip(self.buffers, starts, lives, strict=True)
-                                    if b.layout.value.grid is not None and life.zeros is not None))
+        lives = {n: Life(b.layout.bytes, b.first, b.last, b.layout if _has_zeros(b.layout, lanes) else None)
+                 for n, b in enumerate(self.buffers)}
+        starts, arena = self._arranged(lives)
+        chosen = batching.together(self.calls, [b.layout.bytes for b in self.buffers])
+        own = {n: life for n, life in lives.items() if any(chosen[:life.last + 1])}
+        further, size = self._arranged(own)
+        images = batching.images(size) if own else 1
 
         def settled(place: Place) -> Place:
-            return Place("arena", starts[place.at]) if place.where == "buffer" else place
+            return Place("arena", starts[place.at], further.get(place.at)) if place.where == "buffer" else place
 
-        calls = tuple(replace(c, x=settled(c.x), r=c.r and settled(c.r), y=settled(c.y)) for c in self.calls)
-        return Plan(self.cpu, calls, arena, self.program.inputs, self.program.outputs, self.seconds, fills)
+        calls = tuple(replace(c, x=settled(c.x), r=c.r and settled(c.r), y=settled(c.y), together=t)
+                      for c, t in zip(self.calls, chosen, strict=True))
+        return Plan(self.cpu, calls, arena, self.program.inputs, self.program.outputs, self.seconds,
+                    self._fills(lives, starts), Group(images, size, self._fills(own, further)))
+
+    def _arranged(self, lives: Mapping[int, Life]) -> tuple[dict[int, int], int]:
+        """First byte of each of these buffers, and the bytes of all."""
+        starts, size = arrange(list(lives.values()))
+        return dict(zip(lives, starts, strict=True)), size
+
+    def _fills(self, lives: Mapping[int, Life], starts: Mapping[int, int]) -> tuple[Fill, ...]:
+        layouts = {n: self.buffers[n].layout for n, life in lives.items() if life.zeros is not None}
+        return tuple(dict.fromkeys(Fill(starts[n], layout.bytes, layout.value.grid.zero)
+                                   for n, layout in layouts.items() if layout.value.grid is not None))
 
 
 def _has_zeros(layout: Layout, lanes: int) -> bool:
