@@ -6,7 +6,7 @@ What a call computes lies near, but only while there is one image. So what is we
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from gkp.converter.native.planning.plan import Call, Place
 
@@ -18,7 +18,7 @@ _MEMORY = 32 << 20
 """Bytes that a thread takes for the images of a group, at most."""
 
 
-def together(calls: Sequence[Call], sizes: Sequence[int]) -> tuple[int, ...]:
+def together(calls: Sequence[Call], sizes: Mapping[int, int]) -> tuple[int, ...]:
     """Of each call, the parts that are computed together (see Call). sizes: bytes of the buffers, by their numbers."""
     weights = [len(call.kernel.data) for call in calls]
     if sum(weights) <= _NEAR:
@@ -38,7 +38,7 @@ def _parts(call: Call) -> int:
     return max(1, -(-len(call.kernel.data) // _NEAR)) if call.macs else 1
 
 
-def _moved(call: Call, sizes: Sequence[int]) -> int:
+def _moved(call: Call, sizes: Mapping[int, int]) -> int:
     """Bytes of activations that a call reads and writes."""
     def size(place: Place | None) -> int:
         return sizes[place.at] if place is not None and place.where == "buffer" else 0

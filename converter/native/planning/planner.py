@@ -15,7 +15,7 @@ from gkp.converter.native.planning.arena import Life, arrange
 from gkp.converter.native.planning.geometry import Geometry, geometry
 from gkp.converter.native.planning.layouts import choose_layouts, reads_as_it_writes, source_kind
 from gkp.converter.native.planning.plan import Call, Fill, Group, Place, Plan
-from gkp.converter.native.planning.reorder import contiguous_outputs
+from gkp.converter.native.planning.reorder import contiguous_channels
 from gkp.converter.native.planning.timer import Model, Timer
 from gkp.converter.native.planning.ways import conv_ways, time_ways
 from gkp.converter.native.program import Conv, Depthwise, Program, Step, reads
@@ -28,7 +28,7 @@ _MOST_BYTES = 1 << 30
 def make_plan(program: Program, cpu: Cpu, timer: Timer | None = None, bf16: bool = False) -> Plan:
     """Choose tiles and layouts by what `timer` says (default: the model), and lay everything out. bf16: values and weights
     may be rounded to bfloat16, where that is faster."""
-    program = contiguous_outputs(program)
+    program = contiguous_channels(program)
     at = geometry(program, cpu.lanes, bf16)
     _check_sizes(at)
     found = time_ways(conv_ways(program, at, cpu), timer or Model())
@@ -60,7 +60,8 @@ class _Planner:
     kinds: list[Kind]
     ways: dict[int, list[Way]]
     calls: list[Call] = field(default_factory=list)
-    buffers: list[_Buffer] = field(default_factory=list)
+    buffers: dict[int, _Buffer] = field(default_factory=dict)
+    sums: list[int] = field(default_factory=list)
     homes: dict[tuple[int, Kind], Place] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -91,8 +92,9 @@ class _Planner:
 
     def _buffer(self, layout: Layout) -> Place:
         """A new buffer, by its number until it has a place in the arena."""
-        self.buffers.append(_Buffer(layout, len(self.calls), len(self.calls)))
-        return Place("buffer", len(self.buffers) - 1)
+        number = len(self.buffers)
+        self.buffers[number] = _Buffer(layout, len(self.calls), len(self.calls))
+        return Place("buffer", number)
 
     def _read(self, value: int, kind: Kind) -> Place:
         """The buffer that holds a value in this kind of layout, converted first where there is none yet."""
@@ -126,6 +128,8 @@ class _Planner:
         if way.after is not None:
             self._call(Call(way.after.recipe.kernel(), y, r, self._new(step.target, target), step.layer,
                               way.after.name))
+        if r is not None:
+            self.sums.append(len(self.calls) - 1)
 
     def _simple(self, step: Step) -> None:
         """Steps that compute little: in the layout of their target."""
@@ -150,32 +154,57 @@ class _Planner:
         return home
 
     def _finish(self) -> Plan:
-        lanes = self.cpu.lanes
+        lanes, moved = self.cpu.lanes, self._written_over()
         lives = {n: Life(b.layout.bytes, b.first, b.last, b.layout if _has_zeros(b.layout, lanes) else None)
-                 for n, b in enumerate(self.buffers)}
-        starts, arena = self._arranged(lives)
-        chosen = batching.together(self.calls, [b.layout.bytes for b in self.buffers])
+                 for n, b in self.buffers.items() if n not in moved}
+        starts, arena = _arranged(lives)
+        chosen = batching.together(self.calls, {n: b.layout.bytes for n, b in self.buffers.items()})
         own = {n: life for n, life in lives.items() if any(chosen[:life.last + 1])}
-        further, size = self._arranged(own)
-        images = batching.images(size) if own else 1
+        further, size = _arranged(own)
+        group = Group(batching.images(size), size, self._fills(own, further)) if own else Group()
 
         def settled(place: Place) -> Place:
-            return Place("arena", starts[place.at], further.get(place.at)) if place.where == "buffer" else place
+            number = moved.get(place.at, place.at)
+            return Place("arena", starts[number], further.get(number)) if place.where == "buffer" else place
 
-        calls = tuple(replace(c, x=settled(c.x), r=c.r and settled(c.r), y=settled(c.y), together=t)
-                      for c, t in zip(self.calls, chosen, strict=True))
+        calls = tuple(replace(c, x=settled(c.x), r=c.r and settled(c.r), y=settled(c.y), together=parts)
+                      for c, parts in zip(self.calls, chosen, strict=True))
         return Plan(self.cpu, calls, arena, self.program.inputs, self.program.outputs, self.seconds,
-                    self._fills(lives, starts), Group(images, size, self._fills(own, further)))
-
-    def _arranged(self, lives: Mapping[int, Life]) -> tuple[dict[int, int], int]:
-        """First byte of each of these buffers, and the bytes of all."""
-        starts, size = arrange(list(lives.values()))
-        return dict(zip(lives, starts, strict=True)), size
+                    self._fills(lives, starts), group)
 
     def _fills(self, lives: Mapping[int, Life], starts: Mapping[int, int]) -> tuple[Fill, ...]:
         layouts = {n: self.buffers[n].layout for n, life in lives.items() if life.zeros is not None}
         return tuple(dict.fromkeys(Fill(starts[n], layout.bytes, layout.value.grid.zero)
                                    for n, layout in layouts.items() if layout.value.grid is not None))
+
+    def _written_over(self) -> dict[int, int]:
+        """Buffers of sums that take the memory of a residual which nobody reads later: caches hold one of the two then.
+        Kernels of convolutions that write channels last read an element of the residual before they write the target's, and
+        none of it later. Those that write planes may write a vector over elements that others are yet to read."""
+        moved = dict[int, int]()
+        for number in self.sums:
+            call = self.calls[number]
+            assert call.r is not None
+            old, new = moved.get(call.r.at, call.r.at), call.y.at
+            before, after = self.buffers[old], self.buffers[new]
+            if (call.r != call.x and before.last == after.first == number and not after.layout.planar
+                    and _alike(before.layout, after.layout)):
+                moved[new] = old
+                before.last = after.last
+        return moved
+
+
+def _arranged(lives: Mapping[int, Life]) -> tuple[dict[int, int], int]:
+    """First byte of each of these buffers, and the bytes of all."""
+    places, size = arrange(list(lives.values()))
+    return dict(zip(lives, places, strict=True)), size
+
+
+def _alike(a: Layout, b: Layout) -> bool:
+    """May one buffer hold either, with the cells beside the elements?"""
+    if a.value.grid is not None and not a.halo:  # whatever its grid
+        a = replace(a, value=replace(a.value, grid=b.value.grid))
+    return a == b
 
 
 def _has_zeros(layout: Layout, lanes: int) -> bool:

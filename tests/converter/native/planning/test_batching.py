@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -41,21 +41,21 @@ def whole_net() -> Program:
 # ---- the choice -----------------------------------------------------------------------------------------------------
 def test_weights_that_outweigh_what_moves_are_read_once() -> None:
     calls = chain(MIB // 2, MIB // 2, 2 * MIB, MIB // 2)
-    assert batching.together(calls, [2 * MIB, 2 * MIB, MIB // 8, MIB // 8, MIB // 8]) == (0, 0, 2, 1)
+    assert batching.together(calls, dict(enumerate([2 * MIB, 2 * MIB, MIB // 8, MIB // 8, MIB // 8]))) == (0, 0, 2, 1)
 
 
 def test_a_call_with_few_weights_between_heavy_ones_stays_among_them() -> None:
-    assert batching.together(chain(MIB, 0, 3 * MIB), [MIB // 8] * 4) == (1, 1, 3)
+    assert batching.together(chain(MIB, 0, 3 * MIB), dict.fromkeys(range(4), MIB // 8)) == (1, 1, 3)
 
 
 @pytest.mark.parametrize(("weights", "moved"), [(MIB // 8, 1), (4 * MIB, 8 * MIB)], ids=["weights that stay near", "more that moves"])
 def test_other_networks_are_computed_image_by_image(weights: int, moved: int) -> None:
-    assert not any(batching.together(chain(weights, weights), [moved] * 3))
+    assert not any(batching.together(chain(weights, weights), dict.fromkeys(range(3), moved)))
 
 
 def test_what_is_no_convolution_is_not_cut() -> None:
     call = Call(Kernel("", bytes(4 * MIB)), Place("buffer", 0), None, Place("buffer", 1))
-    assert batching.together([call], [64, 64]) == (1,)
+    assert batching.together([call], {0: 64, 1: 64}) == (1,)
 
 
 def test_memory_bounds_the_group() -> None:
@@ -68,7 +68,7 @@ def test_every_image_gets_the_same_bits_as_alone(case: str | int, monkeypatch: p
     """Groups from the second or third call on, some calls among them image by image."""
     made = whole_net() if isinstance(case, str) else random_program(np.random.default_rng(case), 12)
 
-    def together(calls: Sequence[Call], sizes: Sequence[int]) -> tuple[int, ...]:
+    def together(calls: Sequence[Call], sizes: Mapping[int, int]) -> tuple[int, ...]:
         return tuple(0 if n < 2 or n % 4 == 0 else 1 + (call.macs > 0) for n, call in enumerate(calls))
 
     monkeypatch.setattr(batching, "together", together)
