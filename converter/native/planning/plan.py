@@ -25,7 +25,7 @@ class Place:
 class Call:
     """One step of the compiled network. layer: name in the model ("" for our own conversions), for reports only, never
     in code. macs: multiply-accumulates it executes for one image. kind: what it is, for reports ("conv 3x3"). together:
-    parts of it that are each computed for all images of a group before the next; 0: images are computed one after another."""
+    parts of it, each of which is computed for all images of a group before the next; 0: images are computed alone."""
 
     kernel: Kernel
     x: Place
