@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from gkp.converter.native.kernels.cpu import Cpu
@@ -9,10 +10,11 @@ from gkp.converter.native.kernels.layout import Kind, Layout, slack
 from gkp.converter.native.kernels.steps import knows_bfloats, step_kernel, words
 from gkp.converter.native.kernels.steps.convert import contiguous, convert, pack, unpack
 from gkp.converter.native.kernels.way import Way
+from gkp.converter.native.planning import batching
 from gkp.converter.native.planning.arena import Life, arrange
 from gkp.converter.native.planning.geometry import Geometry, geometry
 from gkp.converter.native.planning.layouts import choose_layouts, reads_as_it_writes, source_kind
-from gkp.converter.native.planning.plan import Call, Fill, Place, Plan
+from gkp.converter.native.planning.plan import Call, Fill, Group, Place, Plan
 from gkp.converter.native.planning.reorder import contiguous_channels
 from gkp.converter.native.planning.timer import Model, Timer
 from gkp.converter.native.planning.ways import conv_ways, time_ways
@@ -176,17 +178,25 @@ class _Planner:
         lanes, moved = self.cpu.lanes, self._written_over()
         lives = {n: Life(b.layout.bytes, b.first, b.last, b.layout if _has_zeros(b.layout, lanes) else None)
                  for n, b in self.buffers.items() if n not in moved}
-        places, arena = arrange(list(lives.values()))
-        starts = dict(zip(lives, places, strict=True))
-        fills = tuple(dict.fromkeys(Fill(start, b.layout.bytes, b.layout.value.grid.zero)
-                                    for n, start in starts.items() if (b := self.buffers[n]).layout.value.grid is not None
-                                    and lives[n].zeros is not None))
+        starts, arena = _arranged(lives)
+        chosen = batching.together(self.calls, {n: b.layout.bytes for n, b in self.buffers.items()})
+        own = {n: life for n, life in lives.items() if any(chosen[:life.last + 1])}
+        further, size = _arranged(own)
+        group = Group(batching.images(size), size, self._fills(own, further)) if own else Group()
 
         def settled(place: Place) -> Place:
-            return Place("arena", starts[moved.get(place.at, place.at)]) if place.where == "buffer" else place
+            number = moved.get(place.at, place.at)
+            return Place("arena", starts[number], further.get(number)) if place.where == "buffer" else place
 
-        calls = tuple(replace(c, x=settled(c.x), r=c.r and settled(c.r), y=settled(c.y)) for c in self.calls)
-        return Plan(self.cpu, calls, arena, self.program.inputs, self.program.outputs, self.seconds, fills)
+        calls = tuple(replace(c, x=settled(c.x), r=c.r and settled(c.r), y=settled(c.y), together=parts)
+                      for c, parts in zip(self.calls, chosen, strict=True))
+        return Plan(self.cpu, calls, arena, self.program.inputs, self.program.outputs, self.seconds,
+                    self._fills(lives, starts), group)
+
+    def _fills(self, lives: Mapping[int, Life], starts: Mapping[int, int]) -> tuple[Fill, ...]:
+        layouts = {n: self.buffers[n].layout for n, life in lives.items() if life.zeros is not None}
+        return tuple(dict.fromkeys(Fill(starts[n], layout.bytes, layout.value.grid.zero)
+                                   for n, layout in layouts.items() if layout.value.grid is not None))
 
     def _written_over(self) -> dict[int, int]:
         """Buffers of sums that take the memory of a residual which nobody reads later: caches hold one of the two then.
@@ -203,6 +213,12 @@ class _Planner:
                 moved[new] = old
                 before.last = after.last
         return moved
+
+
+def _arranged(lives: Mapping[int, Life]) -> tuple[dict[int, int], int]:
+    """First byte of each of these buffers, and the bytes of all."""
+    places, size = arrange(list(lives.values()))
+    return dict(zip(lives, places, strict=True)), size
 
 
 def _alike(a: Layout, b: Layout) -> bool:
