@@ -29,7 +29,8 @@ from gkp.converter.native.artefact import Compiled, Compiler
 from gkp.converter.native.building.roofline import network_roofline
 from gkp.converter.native.building.toolchain import Toolchain, find, host_cpu, machine
 from gkp.converter.native.building.tune import Measured
-from gkp.converter.native.kernels.cpu import BF16, CPUS, Cpu
+from gkp.converter.native.dtypes import BFLOAT16, FLOAT16
+from gkp.converter.native.kernels.cpu import BF16, CPUS, FP16, VECTORS, Cpu
 from gkp.converter.native.planning.timer import NOMINAL_HERTZ, Model, Timer
 from gkp.converter.native.program import beside
 from gkp.converter.native.reading.frontend import program
@@ -49,6 +50,10 @@ from gkp.types import Array, Progress, Run, silent
 
 _SOURCE = "source"
 _RUNS = 15
+_NARROW = {"bf16": BFLOAT16, "fp16": FLOAT16}
+_NEEDS = {"bf16": (BF16, "AVX512-BF16, or is no faster in it than in fp32"),
+          "fp16": (FP16, "arithmetic in fp16 (AVX512-FP16, or on aarch64 fp16)")}
+"""By precision: the instructions without which it is refused, and what a processor without them lacks."""
 
 
 class NativeTarget(Target):
@@ -74,11 +79,13 @@ class NativeTarget(Target):
         return self.cpu.lanes
 
     def require(self, precision: str) -> None:
-        """The compiler is looked for when it is needed: `gkp inspect` needs none. UsageError for bf16 where there are no
-        kernels of it that are faster than those of fp32."""
-        if precision == "bf16" and BF16 not in self.cpu.instructions:
-            raise UsageError(f"--target native has no bf16 for {self.cpu.name}: its processor lacks AVX512-BF16, or is no "
-                             "faster in it than in fp32", "use --precision fp32 or int8, or --target openvino")
+        """The compiler is looked for when it is needed: `gkp inspect` needs none. UsageError for bf16 and fp16 where there
+        are no kernels of it that are faster than those of fp32."""
+        family, lacking = _NEEDS.get(precision, (VECTORS, ""))
+        if family not in self.cpu.instructions:
+            other = ", or --target openvino" if precision == "bf16" else ""
+            raise UsageError(f"--target native has no {precision} for {self.cpu.name}: its processor lacks {lacking}",
+                             f"use --precision fp32 or int8{other}")
 
     @cached_property
     def tools(self) -> Toolchain:
@@ -176,7 +183,7 @@ class NativeBuilt(Built):
         folder.mkdir()
         target = self._target
         inputs, outputs = ([t.name for t in tensors] for tensors in (self._graph.inputs, self._graph.outputs))
-        compiler = Compiler(cpu, target.tools, target.timer(cpu), target.progress, target.precision == "bf16")
+        compiler = Compiler(cpu, target.tools, target.timer(cpu), target.progress, _NARROW.get(target.precision))
         return compiler.compile(self._parts, inputs, outputs, folder, self._any_batch)
 
     @property
@@ -240,7 +247,7 @@ class NativeBuilt(Built):
         with contextlib.closing(self._here.open(1)) as runner:
             if not isinstance(runner, NativeRunner):
                 return None
-            return network_roofline(runner, self._graph, bf16=self._target.precision == "bf16")
+            return network_roofline(runner, self._graph, precision=self._target.precision)
 
     def about(self, measure: bool) -> About:
         """Of what is not compiled (yet), the multiply-accumulates of the graph."""

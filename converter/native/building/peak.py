@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from gkp.converter.native.building.toolchain import build, host_cpu
-from gkp.converter.native.kernels.bfloats.direct import PAIRS
+from gkp.converter.native.kernels.bfloats import direct as bfloats
 from gkp.converter.native.kernels.cpu import Cpu
-from gkp.converter.native.kernels.integers.dots import dots
+from gkp.converter.native.kernels.halves import direct as halves
+from gkp.converter.native.kernels.integers.dots import Dot, dots
 from gkp.converter.native.kernels.prelude import prelude
 
 _CHAINS = 12
@@ -73,11 +74,11 @@ EXPORT int gkp_dots(long rounds, int x, int w) {
 
 class Peak:
     """SOURCE, compiled for a processor of the machine's own kind. precision: the peak is that of its sums of bytes (int8),
-    of pairs of bfloat16 (bf16), or of multiply-adds in float32 (fp32). BackendMissingError without a compiler."""
+    of pairs of bfloat16 (bf16), or of multiply-adds in float16 (fp16) or float32 (fp32). BackendMissingError without a compiler."""
 
     def __init__(self, precision: str = "fp32", cpu: Cpu | None = None) -> None:
         here = cpu or host_cpu()
-        self._sums, dot = precision != "fp32", PAIRS if precision == "bf16" else dots(here, 127)[0]
+        self._sums, dot = precision != "fp32", _dot(precision, here)
         self._products = here.lanes * (dot.word if self._sums else 1)
         with tempfile.TemporaryDirectory(prefix="gkp-") as name:
             folder = Path(name)
@@ -103,6 +104,12 @@ class Peak:
         """Bytes per second / 1e9 that one core reads from an array which no cache holds (256 MiB); best of `tries`."""
         array = np.ones(_BYTES // 4, np.float32)
         return _BYTES / min(_seconds(lambda: self._read(array.ctypes.data, array.size)) for _ in range(tries)) / 1e9
+
+
+def _dot(precision: str, cpu: Cpu) -> Dot:
+    """The first that the processor has."""
+    offered = {"bf16": bfloats.DOTS, "fp16": halves.DOTS}.get(precision, ())
+    return next((dot for dot in offered if dot.runs_on(cpu)), dots(cpu, 127)[0])
 
 
 def _seconds(call: Callable[[], object]) -> float:

@@ -63,13 +63,13 @@ def shapes(graph: Graph) -> dict[str, Shape]:
 
 
 def network_roofline(runner: Any, graph: Graph, make_peak: Callable[[str], Machine] = Peak,
-                     seconds: float = 1.0, bf16: bool = False) -> Roofline:
-    """Of a NativeRunner with one thread that was compiled from `graph` (bf16: so that it may round), on a random image,
+                     seconds: float = 1.0, precision: str = "fp32") -> Roofline:
+    """Of a NativeRunner with one thread that was compiled from `graph` in this precision, on a random image,
     against the peak of the precision: of integers where there are layers in int8. BackendMissingError without a compiler for
     the peak."""
     feeds = dict(zip(runner.inputs, sample_inputs(graph.to_model(), batch=1).values(), strict=True))
     quantised = any(shape.conv.scale is not None for shape in shapes(graph).values())
-    return measure(runner, graph, feeds, make_peak("int8" if quantised else "bf16" if bf16 else "fp32"), seconds)
+    return measure(runner, graph, feeds, make_peak("int8" if quantised else precision), seconds)
 
 
 def measure(runner: Profiled, graph: Graph, feeds: Mapping[str, Any], machine: Machine, seconds: float = 1.0) -> Roofline:

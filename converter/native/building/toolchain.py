@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from gkp.converter.native.kernels.cpu import AVX_VNNI, BF16, CPUS, DOTPROD, I8MM, MADD, PERMUTE, VECTORS, VNNI, Cpu
+from gkp.converter.native.kernels.cpu import AVX_VNNI, BF16, CPUS, DOTPROD, FP16, I8MM, MADD, PERMUTE, VECTORS, VNNI, Cpu
 from gkp.errors import BackendMissingError, FileError
 from gkp.files import private_folder
 from gkp.require import install
@@ -37,9 +37,9 @@ LIBRARIES = ("-lc", "-lm", "-lpthread")
 ANY_CPU = frozenset({"model.cpp", "weights.S"})
 """Sources that are compiled without the processor's flags: what runs before the processor is known to fit."""
 
-_WITH_512 = {"avx512_vnni": VNNI, "avx512vbmi": PERMUTE}
+_WITH_512 = {"avx512_vnni": VNNI, "avx512vbmi": PERMUTE, "avx512_fp16": FP16}
 _WITH_256 = {"avx_vnni": AVX_VNNI}
-_ARM = {"asimddp": DOTPROD, "i8mm": I8MM}
+_ARM = {"asimddp": DOTPROD, "i8mm": I8MM, "asimdhp": FP16}
 """Instructions beside those that all processors with such vectors have, by the operating system's name of the flag."""
 _FULL_RATE_BF16 = ("AuthenticAMD",)
 """Vendors whose AVX512-BF16 multiplies twice as many numbers in a cycle as fp32; Intel's, half as many (ADR 0035)."""
@@ -178,7 +178,8 @@ def _major(toolchain: Toolchain) -> int:
 def _zig_cpu(flag: str) -> str:
     """zig's name for the processor of an -march flag."""
     name, *features = flag.removeprefix("-march=").replace("-", "_").split("+")
-    return "+".join([{"armv8_a": "generic", "armv8.2_a": "generic+v8_2a"}.get(name, name), *features])
+    own = {"armv8_a": "generic", "armv8.2_a": "generic+v8_2a", "fp16": "fullfp16"}
+    return "+".join(own.get(part, part) for part in (name, *features))
 
 
 # ---- running --------------------------------------------------------------------------------------------------------

@@ -50,4 +50,5 @@ CPUS = {c.name: c for c in (
         (VECTORS, MADD, VNNI, PERMUTE)),
     Cpu("aarch64", 4, 32, ("-march=armv8-a",), _ARM),
     Cpu("aarch64-dotprod", 4, 32, ("-march=armv8.2-a+dotprod",), _ARM, (VECTORS, DOTPROD)),
+    Cpu("aarch64-fp16", 4, 32, ("-march=armv8.2-a+fp16",), _ARM, (VECTORS, FP16)),
     Cpu("aarch64-i8mm", 4, 32, ("-march=armv8.2-a+dotprod+i8mm",), _ARM, (VECTORS, DOTPROD, I8MM)))}

@@ -8,11 +8,12 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from gkp.converter.native.dtypes import BFLOAT16
+from gkp.converter.native.dtypes import BFLOAT16, FLOAT16, DType
 from gkp.converter.native.program import Value
 
-Kind = Literal["planar", "last", "bf16"]
-"""Planes, or channels last; or these in bfloat16, whatever the value's own type."""
+Kind = Literal["planar", "last", "narrow"]
+"""Planes, or channels last; or these in the floats of 16 bits that a plan has, whatever the value's own type."""
+NARROW = (BFLOAT16, FLOAT16)
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class Layout:
 
     @property
     def kind(self) -> Kind:
-        if self.value.dtype == BFLOAT16:
-            return "bf16"
+        if self.value.dtype in NARROW:
+            return "narrow"
         return "planar" if self.planar else "last"
 
     def channel_offsets(self, index: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -91,14 +92,14 @@ def integers(value: Value, halo: Halo = (0, 0, 0, 0)) -> Layout:
     return channels_last(value, halo, BYTES)
 
 
-def bfloats(value: Value, halo: Halo = (0, 0, 0, 0), lanes: int = 16) -> Layout:
-    """Channels last in bfloat16, of a value of float32. Lanes that hold no channel are zero."""
-    return channels_last(replace(value, dtype=BFLOAT16), halo, lanes)
+def narrowed(value: Value, dtype: DType, halo: Halo = (0, 0, 0, 0), lanes: int = 16) -> Layout:
+    """Channels last in floats of 16 bits, of a value of float32. Lanes that hold no channel are zero."""
+    return channels_last(replace(value, dtype=dtype), halo, lanes)
 
 
 def slack(value: Value, lanes: int) -> int:
-    """Elements behind the last pixel of floats and bfloat16, channels last, for vectors that reach past the end."""
-    return _SLACK // value.dtype.bytes if value.dtype == BFLOAT16 else 2 * lanes
+    """Elements behind the last pixel of floats, channels last, for vectors that reach past the end."""
+    return _SLACK // value.dtype.bytes if value.dtype in NARROW else 2 * lanes
 
 
 def channels_last(value: Value, halo: Halo = (0, 0, 0, 0), lanes: int = 16) -> Layout:

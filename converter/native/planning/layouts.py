@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from gkp.converter.native.kernels.layout import Kind
-from gkp.converter.native.kernels.steps import knows_bfloats
+from gkp.converter.native.kernels.steps import knows_narrow
 from gkp.converter.native.planning.geometry import Geometry
 from gkp.converter.native.program import Binary, Conv, Depthwise, Interleave, Program, Resize, Step, reads
 
@@ -81,8 +81,8 @@ def step_seconds(program: Program, at: Geometry, number: int, kinds: list[Kind],
         kind = kinds[step.target]
         other = [v for v in reads(step) if "planar" in at.kinds(v) and (kinds[v] == "planar") != (kind == "planar")]
         seconds = at.layouts[step.target][kind].value.bytes / _BYTES_PER_SECOND * _effort(program, step, kind)
-        if not knows_bfloats(step):
-            seconds += sum(conversion_seconds(program, v) for v in reads(step) if kinds[v] == "bf16")
+        if not knows_narrow(step):
+            seconds += sum(conversion_seconds(program, v) for v in reads(step) if kinds[v] == "narrow")
         if other and reads_as_it_writes(step):
             seconds += conversion_seconds(program, other[0])
         elif other:

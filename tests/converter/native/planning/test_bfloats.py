@@ -11,7 +11,7 @@ from plan_kit import Chance, assert_right, built, feeds_for, random_program, res
 
 from gkp.converter.native.dtypes import BFLOAT16
 from gkp.converter.native.kernels.cpu import CPUS
-from gkp.converter.native.kernels.steps import knows_bfloats
+from gkp.converter.native.kernels.steps import knows_narrow
 from gkp.converter.native.planning.geometry import geometry
 from gkp.converter.native.planning.planner import make_plan
 from gkp.converter.native.program import Program
@@ -22,7 +22,7 @@ needs_bf16 = pytest.mark.skipif(not has("avx512_bf16", "avx512_vnni"), reason="t
 
 def check(program: Program, timer: Chance | None, tolerance: float) -> int:
     """How many kernels read or write bfloat16."""
-    plan = make_plan(program, ZEN4, timer, bf16=True)
+    plan = make_plan(program, ZEN4, timer, narrow=BFLOAT16)
     with built(plan) as path:
         for batch, threads in ((2, 1), (3, 2)):
             runner = NativeRunner(path, threads)
@@ -49,20 +49,20 @@ def test_resnet20_with_overlapping_branches(timer: Chance | None) -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_outputs_and_what_only_floats_are_written_by_stay_float32(seed: int) -> None:
     program = random_program(np.random.default_rng((4, seed)), 12)
-    plain, at = geometry(program, 16), geometry(program, 16, bf16=True)
-    wide = {port.value for port in program.outputs} | {s.target for s in program.steps if not knows_bfloats(s)}
+    plain, at = geometry(program, 16), geometry(program, 16, narrow=BFLOAT16)
+    wide = {port.value for port in program.outputs} | {s.target for s in program.steps if not knows_narrow(s)}
     for value, found in enumerate(at.layouts):
-        assert {kind: layout for kind, layout in found.items() if kind != "bf16"} == plain.layouts[value]
-        assert ("bf16" in at.kinds(value)) == (value not in wide)
-        if "bf16" in found:
-            assert found["bf16"].value == replace(program.values[value], dtype=BFLOAT16)
-            assert found["bf16"].kind == "bf16"
-            assert found["bf16"].padded % 16 == 0
+        assert {kind: layout for kind, layout in found.items() if kind != "narrow"} == plain.layouts[value]
+        assert ("narrow" in at.kinds(value)) == (value not in wide)
+        if "narrow" in found:
+            assert found["narrow"].value == replace(program.values[value], dtype=BFLOAT16)
+            assert found["narrow"].kind == "narrow"
+            assert found["narrow"].padded % 16 == 0
 
 
 def test_processors_without_its_instructions_get_none() -> None:
     """The planner takes float32 then: there are no kernels of bfloat16 to choose from."""
-    plan = make_plan(resnet20(np.random.default_rng(1), 8), replace(CPUS["x86-64-v4"]), bf16=True)
+    plan = make_plan(resnet20(np.random.default_rng(1), 8), replace(CPUS["x86-64-v4"]), narrow=BFLOAT16)
     convolutions = [call for call in plan.calls if call.macs]
     assert convolutions
     assert not any("Bf16" in call.kernel.source for call in convolutions)

@@ -1,0 +1,69 @@
+"""Every way to convolve in float16 computes what the rounded inputs and weights give: sums of small integers exactly, others
+as closely as chains of so many roundings do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from bfloat_kit import HALF, Kind, Layer, Rng, check_emulated, check_layers, layer_ways, random_layer
+from conv_kit import random_conv
+from integer_kit import has
+
+from gkp.branched import BranchedConv
+from gkp.converter.native.kernels.cpu import CPUS
+from gkp.converter.native.kernels.halves.elements import bits
+from gkp.converter.native.kernels.way import Way
+
+needs_fp16 = pytest.mark.skipif(not has("avx512_fp16"), reason="this processor has no AVX512-FP16")
+ARM = replace(HALF, cpu=CPUS["aarch64-fp16"])
+
+
+def some_ways(rng: Rng, layer: Layer, most: int) -> list[tuple[Layer, Way]]:
+    """Of each sort one at random, but of all sorts at most so many."""
+    sorts: dict[str, list[Way]] = {}
+    for way in layer_ways(layer):
+        sorts.setdefault(way.sort, []).append(way)
+    assert sorts, layer.label
+    found = [ways[rng.integers(len(ways))] for ways in sorts.values()]
+    return [(layer, found[n]) for n in rng.permutation(len(found))[:most]]
+
+
+def dense(rng: Rng, ins: int, outs: int, kernel: int = 3, stride: int = 1) -> BranchedConv:
+    weight = rng.standard_normal((outs, ins, kernel, kernel)).astype(np.float32)
+    return BranchedConv.from_dense(weight, rng.standard_normal(outs).astype(np.float32), strides=(stride, stride), pads=(kernel // 2,) * 4)
+
+
+def corners(rng: Rng, kind: Kind) -> list[Layer]:
+    found = [((5, 7), (1, 1)), ((70, 130, 1), (1, 1)), ((3, 16, 7, 2), (15, 17)), ((3, 4, 7), (2, 3)), ((33, 48, 1), (7, 7)),
+             ((272, 20), (2, 3)), ((1, 1, 1), (1, 1)), ((32, 16), (4, 4))]
+    return [random_layer(rng, dense(rng, *shape), plane, of=kind) for shape, plane in found]
+
+
+def test_numbers_are_rounded_half_to_even() -> None:
+    values = np.array([1 + 2 ** -11, 1 + 3 * 2 ** -11, -0.0, 65504, 65520, 2 ** -24], np.float32)
+    assert [hex(b) for b in bits(values)] == ["0x3c00", "0x3c02", "0x0", "0x7bff", "0x7c00", "0x1"]
+
+
+@needs_fp16
+@pytest.mark.parametrize("seed", range(2))
+def test_random_layers(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    check_layers([case for _ in range(20) for case in some_ways(rng, random_layer(rng, of=HALF), 1)], parts=(1, 3))
+
+
+@needs_fp16
+def test_corners() -> None:
+    rng = np.random.default_rng(6)
+    cases = [case for layer in corners(rng, HALF) for case in some_ways(rng, layer, 3)]
+    check_layers(cases, parts=(1, 3))
+    assert {way.sort for _, way in cases} >= {"broadcast", "picked 32", "picked 64"}
+
+
+def test_aarch64() -> None:
+    rng = np.random.default_rng(8)
+    layers = [*corners(rng, ARM), *(random_layer(rng, random_conv(rng), of=ARM) for _ in range(6))]
+    cases = [case for layer in layers for case in some_ways(rng, layer, 3)]
+    assert {way.sort for _, way in cases} >= {"broadcast", "picked 8", "picked 16"}
+    check_emulated(cases, 2)
