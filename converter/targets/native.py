@@ -64,6 +64,7 @@ class NativeTarget(Target):
     signed: ClassVar[bool] = True
     any_size: ClassVar[bool] = False
     exact_bytes: ClassVar[bool] = True
+    half_files: ClassVar[bool] = False
 
     def __init__(self, options: NativeOptions, precision: str = "fp32", measure: bool = True,
                  progress: Progress = silent) -> None:

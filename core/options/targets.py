@@ -73,7 +73,7 @@ class CpuOptions(TargetOptions):
     summary: ClassVar[str] = "the fastest of ort, openvino, native"
     implementation: ClassVar[str] = ""
     otherwise: ClassVar[str] = ", which takes the fastest target as it is"
-    precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "int8")
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "fp16", "int8")
 
 
 TARGETS: tuple[type[TargetOptions], ...] = (OnnxOptions, OrtOptions, OpenVinoOptions, NativeOptions, TrtOptions)

@@ -24,8 +24,9 @@ from gkp.converter.native.kernels.bfloats import direct as bfloats
 from gkp.converter.native.kernels.bfloats.elements import bits
 from gkp.converter.native.kernels.cpu import FP16, VECTORS, Cpu
 from gkp.converter.native.kernels.halves import direct as halves
+from gkp.converter.native.kernels.halves import pixel
 from gkp.converter.native.kernels.kernel import Kernel
-from gkp.converter.native.kernels.layout import Layout, channels_last, narrowed
+from gkp.converter.native.kernels.layout import Layout, channels_last, narrow_planes, narrowed
 from gkp.converter.native.kernels.way import Way
 from gkp.converter.native.program import Activation, Conv, Function, Parametric, Value
 
@@ -40,13 +41,14 @@ _EPSILON = 2.0 ** -24
 @dataclass(frozen=True)
 class Kind:
     """Of floats. ways: the family of their kernels; half_step: by how much rounding changes a number, relative to it; numbers: at
-    random, which are rounded then."""
+    random, which are rounded then; planes: they lie in these, all of 16 bits."""
 
     dtype: DType
     cpu: Cpu
     ways: Callable[..., Iterator[Way]]
     half_step: float
     numbers: Callable[[Rng, Sequence[int]], Array]
+    planes: bool = False
 
     def bits(self, values: Array) -> Array:
         return bits(values) if self.dtype == BFLOAT16 else values.astype(np.float16).view(np.uint16)
@@ -68,6 +70,7 @@ def _integers(rng: Rng, shape: Sequence[int]) -> Array:
 BF16 = Kind(BFLOAT16, ZEN4, bfloats.ways, 2.0 ** -8, lambda rng, shape: rng.standard_normal(shape))
 SAPPHIRE_RAPIDS = Cpu("sapphire rapids", 16, 32, ZEN4.flags, instructions=(VECTORS, FP16))
 HALF = Kind(FLOAT16, SAPPHIRE_RAPIDS, halves.ways, 2.0 ** -11, _integers)
+PLANES = replace(HALF, ways=pixel.ways, planes=True)
 narrow = BF16.narrow
 
 
@@ -106,7 +109,7 @@ def random_layer(rng: Rng, conv: BranchedConv | None = None, plane: tuple[int, i
                  of: Kind = BF16) -> Layer:
     """Of any structure, if none is given; to floats of 16 bits or float32, with a residual in either or none. plain: to 16
     bits, without activations, residual and more halo than is needed."""
-    conv = conv or random_conv(rng)
+    conv = conv or random_conv(rng, strides=(1, 1) if of.planes else None)
     if of.dtype == FLOAT16:
         conv = replace(conv, branches=tuple(replace(b, weight=np.where(b.weight == 0, 0, _integers(rng, b.weight.shape)))
                                             for b in conv.branches))
@@ -119,7 +122,7 @@ def random_layer(rng: Rng, conv: BranchedConv | None = None, plane: tuple[int, i
                       bias=np.abs(exact.bias))(np.abs(x).astype(np.float64)[None])[0]
     step = Conv(0, 1, conv, FUNCTIONS[0 if plain else rng.integers(len(FUNCTIONS))])
     source, target = Value(conv.in_channels, *plane), Value(conv.out_channels, *sums.shape[1:])
-    expected, r, kind = _apply(step.activation, sums), None, "none" if plain else rng.choice(["none", "narrow", "float"])
+    expected, r, kind = _apply(step.activation, sums), None, "none" if plain else rng.choice(["none", "narrow", "narrow" if of.planes else "float"])
     if kind != "none":
         step = replace(step, residual=2, final=FUNCTIONS[rng.integers(len(FUNCTIONS))])
         r = np.asarray(rng.standard_normal(sums.shape), np.float32)
@@ -129,9 +132,13 @@ def random_layer(rng: Rng, conv: BranchedConv | None = None, plane: tuple[int, i
     more = rng.integers(0, 2, 4) * rng.integers(0, 1 if plain else 3)
     halos: list[Any] = [tuple(map(int, h)) for h in (more + needed_halo(conv, source, target),
                                                      rng.integers(0, 3, 4) * rng.integers(0, 1 if plain else 2), rng.integers(0, 2, 4))]
-    to_floats = not plain and rng.integers(3) == 0
+    if of.planes:  # those of one size share their halo, and often all their pitch
+        halos = [tuple(map(max, *halos))] * 3 if rng.integers(2) else [halos[0], halos[1], halos[1]]
+    to_floats = not plain and not of.planes and rng.integers(3) == 0
 
     def layout(value: Value, halo: Any, wide: bool) -> Layout:
+        if of.planes:
+            return narrow_planes(value, of.dtype, halo)
         return channels_last(value, halo, of.cpu.lanes) if wide else narrowed(value, of.dtype, halo, of.cpu.lanes)
 
     layouts = layout(source, halos[0], False), layout(target, halos[1], to_floats)

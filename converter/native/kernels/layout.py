@@ -11,9 +11,11 @@ import numpy.typing as npt
 from gkp.converter.native.dtypes import BFLOAT16, FLOAT16, DType
 from gkp.converter.native.program import Value
 
-Kind = Literal["planar", "last", "narrow"]
-"""Planes, or channels last; or these in the floats of 16 bits that a plan has, whatever the value's own type."""
-NARROW = (BFLOAT16, FLOAT16)
+Kind = Literal["planar", "last", "narrow", "narrow planes"]
+"""Planes, or channels last; or channels last or planes of the floats of 16 bits that a plan has, whatever the value's own
+type."""
+NARROW: tuple[Kind, ...] = ("narrow", "narrow planes")
+_OF_16_BITS = (BFLOAT16, FLOAT16)
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,8 @@ class Layout:
 
     @property
     def kind(self) -> Kind:
-        if self.value.dtype in NARROW:
-            return "narrow"
+        if self.value.dtype in _OF_16_BITS:
+            return "narrow planes" if self.planar else "narrow"
         return "planar" if self.planar else "last"
 
     def channel_offsets(self, index: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -97,9 +99,14 @@ def narrowed(value: Value, dtype: DType, halo: Halo = (0, 0, 0, 0), lanes: int =
     return channels_last(replace(value, dtype=dtype), halo, lanes)
 
 
+def narrow_planes(value: Value, dtype: DType, halo: Halo = (0, 0, 0, 0)) -> Layout:
+    """One plane per channel, in floats of 16 bits, of a value of float32."""
+    return planar(replace(value, dtype=dtype), halo, _SLACK // 4)
+
+
 def slack(value: Value, lanes: int) -> int:
-    """Elements behind the last pixel of floats, channels last, for vectors that reach past the end."""
-    return _SLACK // value.dtype.bytes if value.dtype in NARROW else 2 * lanes
+    """Elements behind the last pixel of floats, for vectors that reach past the end."""
+    return _SLACK // value.dtype.bytes if value.dtype in _OF_16_BITS else 2 * lanes
 
 
 def channels_last(value: Value, halo: Halo = (0, 0, 0, 0), lanes: int = 16) -> Layout:

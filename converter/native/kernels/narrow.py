@@ -46,6 +46,15 @@ _ELEMENTS = '''
       const Halves h = rounded(v);
       __builtin_memcpy(p, &h, 2 * N);
     }
+    template <int AT, int N> static inline void load_lanes(V& v, const @name@* p) {
+      const V part = load_first<N>(p);
+      __builtin_memcpy(reinterpret_cast<char*>(&v) + 4 * AT, &part, 4 * N);
+    }
+    template <int AT, int N> static inline void store_lanes(@name@* p, const V& v) {
+      V part{};
+      __builtin_memcpy(&part, reinterpret_cast<const char*>(&v) + 4 * AT, 4 * N);
+      store_first<N>(p, part);
+    }
     template <int N> static inline void store_strided(@name@* p, long stride, V v) {
       const Halves h = rounded(v);
       for (int i = 0; i < N; ++i) p[i * stride].bits = h[i];

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gkp.converter.native.dtypes import DType
-from gkp.converter.native.kernels.layout import Halo, Kind, Layout, channels_last, integers, narrowed, planar
+from gkp.converter.native.dtypes import FLOAT16, DType
+from gkp.converter.native.kernels.layout import Halo, Kind, Layout, channels_last, integers, narrow_planes, narrowed, planar
 from gkp.converter.native.kernels.steps import knows_narrow
 from gkp.converter.native.program import Conv, Depthwise, Program, Value
+
+_PLANES: tuple[Kind, ...] = ("planar", "narrow planes")
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Geometry:
     def kinds(self, value: int) -> tuple[Kind, ...]:
         found = self.layouts[value]
         flat = found["last"].value.pixels == 1
-        return tuple(kind for kind in found if not (flat and kind == "planar"))
+        return tuple(kind for kind in found if not (flat and kind in _PLANES))
 
     def kind(self, value: int, wanted: Kind) -> Kind:
         """The wanted one, where the value may have it."""
@@ -30,7 +32,8 @@ class Geometry:
 
 def geometry(program: Program, lanes: int, narrow: DType | None = None) -> Geometry:
     """The halo of a value is what its convolutions read beyond the plane. narrow: to floats of this type values may be
-    rounded. Outputs and what only kernels of float32 write are not."""
+    rounded. Outputs and what only kernels of float32 write are not. Planes of float16 hold what the caller gives and
+    convolutions write."""
     halos: list[Halo] = [(0, 0, 0, 0)] * len(program.values)
     for step in program.steps:
         if isinstance(step, Conv | Depthwise):
@@ -42,6 +45,7 @@ def geometry(program: Program, lanes: int, narrow: DType | None = None) -> Geome
         key = (value.height, value.width)
         planes[key] = _join(planes.get(key, (0, 0, 0, 0)), halo)
     wide = {port.value for port in program.outputs} | {step.target for step in program.steps if not knows_narrow(step)}
+    other = {step.target for step in program.steps if not isinstance(step, Conv)}
     found = list[dict[Kind, Layout]]()
     for number, (v, halo) in enumerate(zip(program.values, halos, strict=True)):
         if v.grid is not None:
@@ -50,6 +54,8 @@ def geometry(program: Program, lanes: int, narrow: DType | None = None) -> Geome
         found.append({"planar": planar(v, planes[v.height, v.width], lanes), "last": channels_last(v, halo, lanes)})
         if narrow is not None and number not in wide:
             found[-1]["narrow"] = narrowed(v, narrow, halo, lanes)
+            if narrow == FLOAT16 and number not in other:
+                found[-1]["narrow planes"] = narrow_planes(v, narrow, planes[v.height, v.width])
     return Geometry(tuple(found))
 
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from gkp.converter.native.dtypes import DType
 from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.layout import Kind, Layout, slack
-from gkp.converter.native.kernels.steps import knows_narrow, step_kernel
+from gkp.converter.native.kernels.steps import step_kernel
 from gkp.converter.native.kernels.steps.convert import convert, pack, unpack
 from gkp.converter.native.kernels.way import Way
 from gkp.converter.native.planning.arena import Life, arrange
 from gkp.converter.native.planning.geometry import Geometry, geometry
-from gkp.converter.native.planning.layouts import choose_layouts, reads_as_it_writes, source_kind
+from gkp.converter.native.planning.layouts import choose_layouts, readable, reads_as_it_writes, source_kind
 from gkp.converter.native.planning.plan import Call, Fill, Place, Plan
 from gkp.converter.native.planning.reorder import contiguous_outputs
 from gkp.converter.native.planning.timer import Model, Timer
@@ -100,7 +100,7 @@ class _Planner:
             x = self.homes[value, home]
             layout = self._layout(value, kind)
             kernel = convert(self._layout(value, home), layout, self.cpu)
-            name = layout.value.dtype.name if kind == "narrow" else kind
+            name = kind.replace("narrow", layout.value.dtype.name)
             self._call(Call(kernel, x, None, self._new(value, kind), kind=f"to {name}"))
         return self.homes[value, kind]
 
@@ -146,7 +146,7 @@ class _Planner:
         home, if the step can read that."""
         home = self.kinds[value]
         wanted = target in self.at.kinds(value) and (reads_as_it_writes(step) or (value, target) in self.homes)
-        if wanted or (home == "narrow" and not knows_narrow(step)):
+        if wanted or not readable(step, home):
             return self.at.kind(value, target)
         return home
 

@@ -15,8 +15,9 @@ from gkp.converter.native.kernels.bfloats import direct as bfloats
 from gkp.converter.native.dtypes import BFLOAT16
 from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.halves import direct as halves
+from gkp.converter.native.kernels.halves import pixel as halves_pixel
 from gkp.converter.native.kernels.integers import direct
-from gkp.converter.native.kernels.layout import Kind, Layout
+from gkp.converter.native.kernels.layout import NARROW, Kind, Layout
 from gkp.converter.native.kernels.way import Family, Kinds, Way
 from gkp.converter.native.planning.geometry import Geometry
 from gkp.converter.native.planning.timer import Timer
@@ -29,7 +30,7 @@ INTEGERS: tuple[Family, ...] = (direct.ways,)
 """Over sources with a grid."""
 BFLOATS: tuple[Family, ...] = (bfloats.ways,)
 """Over sources in bfloat16."""
-HALVES: tuple[Family, ...] = (halves.ways,)
+HALVES: tuple[Family, ...] = (halves.ways, halves_pixel.ways)
 """Over sources in float16."""
 _HOPELESS = 3.0
 """A sort is not tried at all if its best way takes more than so many times the cycles of the pair's best, by the model."""
@@ -57,9 +58,9 @@ def conv_ways(program: Program, at: Geometry, cpu: Cpu, families: tuple[Family, 
 
 def _families(source: Layout, target: Layout, floats: tuple[Family, ...]) -> tuple[Family, ...]:
     """What reads and writes these types: floats of 16 bits are written by kernels that read them."""
-    if source.kind == "narrow":
+    if source.kind in NARROW:
         return BFLOATS if source.value.dtype == BFLOAT16 else HALVES
-    if target.kind == "narrow":
+    if target.kind in NARROW:
         return ()
     return floats if source.value.grid is None else INTEGERS
 
@@ -106,8 +107,8 @@ def _sorts(ways: Iterable[Way]) -> list[list[Way]]:
     for w in ways:
         found.setdefault((w.kinds, w.sort), []).append(w)
         least[w.kinds] = min(w.cycles, least.get(w.kinds, w.cycles))
-    narrow = min((cycles for (source, _), cycles in least.items() if source == "narrow"), default=inf)
-    chances = {kinds for kinds, cycles in least.items() if kinds[0] == "narrow" or cycles <= _WIDER * narrow}
+    narrow = min((cycles for (source, _), cycles in least.items() if source in NARROW), default=inf)
+    chances = {kinds for kinds, cycles in least.items() if kinds[0] in NARROW or cycles <= _WIDER * narrow}
     ranked = [sorted(of_sort, key=lambda w: w.cycles) for (kinds, _), of_sort in found.items() if kinds in chances]
     return [of_sort for of_sort in ranked if of_sort[0].cycles <= _HOPELESS * least[of_sort[0].kinds]]
 

@@ -88,8 +88,8 @@ _PER_CYCLE = 2
 
 
 def ways(step: Conv, source: Layout, target: Layout, residual: Layout | None, cpu: Cpu, most: int = 6) -> Iterator[Way]:
-    """The family, for sources in float16, targets and residuals in it or in float32: the `most` best tiles of each sort by
+    """The family, for channels last in float16, targets and residuals in it or in float32: the `most` best tiles of each sort by
     the model. None for weights that float16 does not hold."""
-    if source.value.dtype == FLOAT16 and np.isfinite(weights(step.conv).view(np.float16)).all():
+    if source.value.dtype == FLOAT16 and source.channel == 1 and np.isfinite(weights(step.conv).view(np.float16)).all():
         for way in tiled(step, source, target, residual, cpu, [dot for dot in DOTS if dot.runs_on(cpu)], Store, most):
             yield replace(way, trial=replace(way.trial, cycles=way.trial.cycles / _PER_CYCLE))

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from bfloat_kit import HALF, Kind, Layer, Rng, check_emulated, check_layers, layer_ways, random_layer
+from bfloat_kit import HALF, PLANES, Kind, Layer, Rng, check_emulated, check_layers, layer_ways, random_layer
 from conv_kit import random_conv
 from integer_kit import has
 
@@ -18,6 +18,7 @@ from gkp.converter.native.kernels.way import Way
 
 needs_fp16 = pytest.mark.skipif(not has("avx512_fp16"), reason="this processor has no AVX512-FP16")
 ARM = replace(HALF, cpu=CPUS["aarch64-fp16"])
+ARM_PLANES = replace(PLANES, cpu=CPUS["aarch64-fp16"])
 
 
 def some_ways(rng: Rng, layer: Layer, most: int) -> list[tuple[Layer, Way]]:
@@ -25,7 +26,7 @@ def some_ways(rng: Rng, layer: Layer, most: int) -> list[tuple[Layer, Way]]:
     sorts: dict[str, list[Way]] = {}
     for way in layer_ways(layer):
         sorts.setdefault(way.sort, []).append(way)
-    assert sorts, layer.label
+    assert sorts or layer.kind.planes, layer.label
     found = [ways[rng.integers(len(ways))] for ways in sorts.values()]
     return [(layer, found[n]) for n in rng.permutation(len(found))[:most]]
 
@@ -54,6 +55,24 @@ def test_random_layers(seed: int) -> None:
 
 
 @needs_fp16
+@pytest.mark.parametrize("seed", range(2))
+def test_random_layers_in_planes(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    check_layers([case for _ in range(40) for case in some_ways(rng, random_layer(rng, of=PLANES), 1)], parts=(1, 3))
+
+
+@needs_fp16
+def test_planes_whose_rows_fill_parts_of_a_vector_or_lie_in_one_line() -> None:
+    rng, cases = np.random.default_rng(7), list[tuple[Layer, Way]]()
+    for side in (1, 2, 4, 7, 8, 16, 32, 56):
+        for _ in range(2):
+            layer = random_layer(rng, dense(rng, 12, 9), (side, side), of=PLANES)
+            cases += [(layer, way) for way in layer_ways(layer)][::3]
+    assert all(any(text in way.tile for _, way in cases) for text in ("line", "rows", "by tile"))
+    check_layers(cases, parts=(1, 3))
+
+
+@needs_fp16
 def test_corners() -> None:
     rng = np.random.default_rng(6)
     cases = [case for layer in corners(rng, HALF) for case in some_ways(rng, layer, 3)]
@@ -65,5 +84,6 @@ def test_aarch64() -> None:
     rng = np.random.default_rng(8)
     layers = [*corners(rng, ARM), *(random_layer(rng, random_conv(rng), of=ARM) for _ in range(6))]
     cases = [case for layer in layers for case in some_ways(rng, layer, 3)]
-    assert {way.sort for _, way in cases} >= {"broadcast", "picked 8", "picked 16"}
+    cases += [case for _ in range(20) for case in some_ways(rng, random_layer(rng, of=ARM_PLANES), 1)]
+    assert {way.sort for _, way in cases} >= {"broadcast", "picked 8", "picked 16", "pixel"}
     check_emulated(cases, 2)
