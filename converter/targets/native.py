@@ -31,6 +31,7 @@ from gkp.converter.native.building.toolchain import Toolchain, find, host_cpu, m
 from gkp.converter.native.building.tune import Measured
 from gkp.converter.native.dtypes import BFLOAT16, FLOAT16
 from gkp.converter.native.kernels.cpu import BF16, CPUS, FP16, VECTORS, Cpu
+from gkp.converter.native.kernels.halves.direct import CHAIN
 from gkp.converter.native.planning.timer import NOMINAL_HERTZ, Model, Timer
 from gkp.converter.native.program import beside
 from gkp.converter.native.reading.frontend import program
@@ -51,6 +52,8 @@ from gkp.types import Array, Progress, Run, silent
 _SOURCE = "source"
 _RUNS = 15
 _NARROW = {"bf16": BFLOAT16, "fp16": FLOAT16}
+_SUMS = {"fp16": (f"sums of fp16 are added to sums of fp32 after {CHAIN} multiply-adds; some layers may stay in fp32",)}
+"""By precision: what is to be said of the arithmetic."""
 _NEEDS = {"bf16": (BF16, "AVX512-BF16, or is no faster in it than in fp32"),
           "fp16": (FP16, "arithmetic in fp16 (AVX512-FP16, or on aarch64 fp16)")}
 """By precision: the instructions without which it is refused, and what a processor without them lacks."""
@@ -104,11 +107,11 @@ class NativeTarget(Target):
 
     @property
     def here(self) -> Cpu:
-        """The processor, or one like it that is at hand: vectors of any width compile for any processor."""
+        """The processor, or one like it that is at hand: vectors of any width, and of float16, compile for any processor."""
         if self.measurable():
             return self.cpu
         host = host_cpu()
-        both = tuple(name for name in self.cpu.instructions if name in host.instructions)
+        both = tuple(name for name in self.cpu.instructions if name in (*host.instructions, FP16))
         return replace(self.cpu, name=f"host ({self.cpu.name})", flags=host.flags, triple=None, instructions=both)
 
     def candidates(self, conv: BranchedConv, plane: Sequence[int]) -> tuple[Candidate, ...]:
@@ -261,7 +264,7 @@ class NativeBuilt(Built):
             macs[layer] = macs.get(layer, 0) + count
             kernels[layer] = max(kernels.get(layer, (-1, "")), (count, kind), key=lambda found: found[0])
         foreign = sum(graph_macs(lower(graph, {})) for graph in self.compiled.foreign)
-        notes = [*self._choice_notes(), *(self._hybrid_notes(measure) if self.compiled.hybrid else ())]
+        notes = [*_SUMS.get(self._target.precision, ()), *self._choice_notes(), *(self._hybrid_notes(measure) if self.compiled.hybrid else ())]
         return About({**plain, **macs}, sum(macs.values()) + foreign,
                      {layer: kind for layer, (_, kind) in kernels.items()}, tuple(notes), self.compiled.memory)
 

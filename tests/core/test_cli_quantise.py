@@ -122,6 +122,7 @@ def test_a_spec_that_names_no_images_is_refused(spec: str, code: int, words: str
     (["--precision", "fp16"], "openvino", ["computes in fp32, bf16, int8, not fp16"]),
     ([*INT8, "random", "--mean", "0,0,0"], "onnx", ["not normalised"]),
     ([*INT8, "random", "--std", "0"], "onnx", ["--std"]),
+    (["--precision", "fp16", "--io-precision", "fp16"], "native", ["takes and gives float32", "leave --io-precision out"]),
     ([*INT8, "random", "--io-precision", "fp16"], "onnx", ["--io-precision is for --precision fp16"]),
 ])
 def test_options_that_do_not_go_together_are_refused(options: list[str], target: str, words: list[str], model: Path,

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from gkp.converter.native.kernels.cpu import AVX_VNNI, BF16, CPUS, DOTPROD, FP16, I8MM, MADD, PERMUTE, VECTORS, VNNI, Cpu
+from gkp.converter.native.kernels.cpu import AVX_VNNI, BF16, CPUS, DOTPROD, FP16, I8MM, MADD, NEON, PERMUTE, VECTORS, VNNI, Cpu
 from gkp.errors import BackendMissingError, FileError
 from gkp.files import private_folder
 from gkp.require import install
@@ -99,7 +99,7 @@ def host_cpu() -> Cpu:
     if platform.machine() == "aarch64":
         found = [name for flag, name in _ARM.items() if flag in here]
         flags = ("-march=armv8.2-a" + "".join(f"+{name}" for name in found),) if found else CPUS["aarch64"].flags
-        return replace(CPUS["aarch64"], name="host", flags=flags, triple=None, instructions=(VECTORS, *found))
+        return replace(CPUS["aarch64"], name="host", flags=flags, triple=None, instructions=(VECTORS, NEON, *found))
     if vector_floats() < 16:
         more = [name for flag, name in _WITH_256.items() if flag in here]
         return Cpu("host", 8, 16, ("-march=native",), instructions=(VECTORS, MADD, *more))

@@ -14,7 +14,7 @@ import numpy as np
 
 from gkp.converter.native.dtypes import FLOAT16
 from gkp.converter.native.kernels.bfloats.direct import Store
-from gkp.converter.native.kernels.cpu import FP16, VECTORS, Cpu
+from gkp.converter.native.kernels.cpu import FP16, NEON, VECTORS, Cpu
 from gkp.converter.native.kernels.halves.elements import ELEMENTS, weights
 from gkp.converter.native.kernels.integers.direct import tiled
 from gkp.converter.native.kernels.integers.dots import Dot
@@ -22,7 +22,7 @@ from gkp.converter.native.kernels.layout import Layout
 from gkp.converter.native.kernels.way import Way
 from gkp.converter.native.program import Conv
 
-CHAIN = 64
+CHAIN = 128
 """Roundings to 11 bits one after another, at most."""
 _PAIRS = '''
 typedef _Float16 Pairs __attribute__((vector_size(4 * LANES)));
@@ -77,7 +77,7 @@ static inline I pick(I order, const Fp16* p) {
 
 
 def _pairs(name: str, lanes: int, window: int, code: str = "") -> Dot:
-    return Dot(name, (VECTORS, FP16), (lanes,), 2, window, ELEMENTS + _PAIRS + code, element=FLOAT16, weights=weights,
+    return Dot(name, (VECTORS, FP16, *([NEON] if window and lanes == 4 else [])), (lanes,), 2, window, ELEMENTS + _PAIRS + code, element=FLOAT16, weights=weights,
                chain=CHAIN)
 
 

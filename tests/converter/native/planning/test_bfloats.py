@@ -1,4 +1,4 @@
-"""Networks in bf16: every value may be rounded to bfloat16, and nothing else goes wrong."""
+"""Networks in bf16 and fp16: every value may be rounded to floats of 16 bits, and nothing else goes wrong."""
 
 from __future__ import annotations
 
@@ -6,23 +6,26 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from bfloat_kit import SAPPHIRE_RAPIDS
 from integer_kit import ZEN4, has
 from plan_kit import Chance, assert_right, built, feeds_for, random_program, resnet20
 
-from gkp.converter.native.dtypes import BFLOAT16
-from gkp.converter.native.kernels.cpu import CPUS
+from gkp.converter.native.dtypes import BFLOAT16, FLOAT16, DType
+from gkp.converter.native.kernels.cpu import CPUS, Cpu
+from gkp.converter.native.kernels.layout import NARROW
 from gkp.converter.native.kernels.steps import knows_narrow
 from gkp.converter.native.planning.geometry import geometry
 from gkp.converter.native.planning.planner import make_plan
-from gkp.converter.native.program import Program
+from gkp.converter.native.program import Conv, Program
 from gkp.runtime.native import NativeRunner
 
-needs_bf16 = pytest.mark.skipif(not has("avx512_bf16", "avx512_vnni"), reason="this processor has no AVX512-BF16")
+TYPES = [pytest.param(BFLOAT16, ZEN4, marks=pytest.mark.skipif(not has("avx512_bf16", "avx512_vnni"), reason="no AVX512-BF16 here"), id="bf16"),
+         pytest.param(FLOAT16, SAPPHIRE_RAPIDS, marks=pytest.mark.skipif(not has("avx512_fp16"), reason="no AVX512-FP16 here"), id="fp16")]
 
 
-def check(program: Program, timer: Chance | None, tolerance: float) -> int:
-    """How many kernels read or write bfloat16."""
-    plan = make_plan(program, ZEN4, timer, narrow=BFLOAT16)
+def check(program: Program, timer: Chance | None, tolerance: float, narrow: DType, cpu: Cpu) -> int:
+    """How many kernels read or write floats of 16 bits."""
+    plan = make_plan(program, cpu, timer, narrow=narrow)
     with built(plan) as path:
         for batch, threads in ((2, 1), (3, 2)):
             runner = NativeRunner(path, threads)
@@ -30,34 +33,37 @@ def check(program: Program, timer: Chance | None, tolerance: float) -> int:
                 feeds = feeds_for(program, batch, seed)
                 assert_right(program, feeds, runner.run(feeds), f"batch {batch}, {threads} threads, run {seed}", tolerance)
             runner.close()
-    return sum("Bf16" in call.kernel.source for call in plan.calls)
+    return sum(narrow.c in call.kernel.source for call in plan.calls)
 
 
-@needs_bf16
+@pytest.mark.parametrize(("narrow", "cpu"), TYPES)
 @pytest.mark.parametrize("seed", range(4))
-def test_random_programs_planned_by_chance(seed: int) -> None:
+def test_random_programs_planned_by_chance(seed: int, narrow: DType, cpu: Cpu) -> None:
     """Every way, layout and type is chosen sometimes, sensible or not."""
-    check(random_program(np.random.default_rng((3, seed)), 14), Chance(seed), 8e-2)
+    check(random_program(np.random.default_rng((3, seed)), 14), Chance(seed), 8e-2 if narrow == BFLOAT16 else 1e-2, narrow, cpu)
 
 
-@needs_bf16
+@pytest.mark.parametrize(("narrow", "cpu"), TYPES)
 @pytest.mark.parametrize("timer", [None, Chance(0)], ids=["model", "chance"])
-def test_resnet20_with_overlapping_branches(timer: Chance | None) -> None:
-    assert check(resnet20(np.random.default_rng(0)), timer, 4e-2) > 4
+def test_resnet20_with_overlapping_branches(timer: Chance | None, narrow: DType, cpu: Cpu) -> None:
+    assert check(resnet20(np.random.default_rng(0)), timer, 4e-2 if narrow == BFLOAT16 else 5e-3, narrow, cpu) > (0 if timer else 4)
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_outputs_and_what_only_floats_are_written_by_stay_float32(seed: int) -> None:
+@pytest.mark.parametrize("narrow", [BFLOAT16, FLOAT16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("seed", range(10))
+def test_outputs_and_what_only_floats_are_written_by_stay_float32(seed: int, narrow: DType) -> None:
     program = random_program(np.random.default_rng((4, seed)), 12)
-    plain, at = geometry(program, 16), geometry(program, 16, narrow=BFLOAT16)
+    plain, at = geometry(program, 16), geometry(program, 16, narrow)
     wide = {port.value for port in program.outputs} | {s.target for s in program.steps if not knows_narrow(s)}
+    others = {s.target for s in program.steps if not isinstance(s, Conv)}
     for value, found in enumerate(at.layouts):
-        assert {kind: layout for kind, layout in found.items() if kind != "narrow"} == plain.layouts[value]
+        assert {kind: layout for kind, layout in found.items() if kind not in NARROW} == plain.layouts[value]
         assert ("narrow" in at.kinds(value)) == (value not in wide)
-        if "narrow" in found:
-            assert found["narrow"].value == replace(program.values[value], dtype=BFLOAT16)
-            assert found["narrow"].kind == "narrow"
-            assert found["narrow"].padded % 16 == 0
+        assert ("narrow planes" in found) == (narrow == FLOAT16 and value not in wide | others)
+        for kind in NARROW:
+            if kind in found:
+                assert found[kind].value == replace(program.values[value], dtype=narrow)
+                assert found[kind].kind == kind
 
 
 def test_processors_without_its_instructions_get_none() -> None:
@@ -66,3 +72,5 @@ def test_processors_without_its_instructions_get_none() -> None:
     convolutions = [call for call in plan.calls if call.macs]
     assert convolutions
     assert not any("Bf16" in call.kernel.source for call in convolutions)
+    plan = make_plan(resnet20(np.random.default_rng(1), 8), ZEN4, narrow=FLOAT16)
+    assert not any("Fp16" in call.kernel.source for call in plan.calls if call.macs)
