@@ -85,15 +85,18 @@ def test_what_fp16_cannot_hold_is_refused_with_the_layers_name(scale: float, tmp
 
 
 @needs_fp16
-def test_sums_that_overflow_on_the_way_to_a_small_result_fail_verification(tmp_path: Path) -> None:
+def test_sums_that_overflow_on_the_way_to_a_small_result_are_refused(tmp_path: Path) -> None:
     """No value of the network is large, but what a layer adds up first is: infinity stays infinity."""
-    net = Net(2, 2, 8, 8)
-    x = net.op("Concat", *[net.op("Add", net.op("Mul", "x", net.const(np.float32(0))), net.const(np.float32(10)))] * 16, axis=1)
-    weight = np.concatenate([np.full((16, 16, 3, 3), 3e3), np.full((16, 16, 3, 3), -3e3)], 1).astype(np.float32)
+    net = Net(2, 4, 32, 32)
+    y = net.conv("x", net.weight(16, 4, 3, 3) / np.float32(1e5), bias=np.full(16, 10, np.float32), pads=[1] * 4)
+    signs = np.where(np.arange(16) < 8, 1, -1).reshape(1, 16, 1, 1)
+    y = net.conv(y, (np.full((16, 16, 3, 3), 3e3) * signs).astype(np.float32), bias=np.ones(16, np.float32))
+    y = net.conv(net.op("Relu", y), net.weight(16, 16, 3, 3))
     path = tmp_path / "net.onnx"
-    path.write_bytes(net.model(net.op("Relu", net.conv(x, weight, pads=[0] * 4, bias=np.ones(16, np.float32)))).SerializeToString())
-    with pytest.raises(VerificationError, match="something else"):
+    path.write_bytes(net.model(y).SerializeToString())
+    with pytest.raises(VerificationError, match="overflows fp16, whose largest number is 65504"):
         convert(path, options(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_rivals_of_fp16_on_the_cpu_compute_in_fp32() -> None:
