@@ -156,8 +156,8 @@ class LayerSpeed(msgspec.Struct, frozen=True, kw_only=True):
 
 class Roofline(msgspec.Struct, frozen=True, kw_only=True):
     """Layers against what one core of the machine can do: peak_gflops with its multiply-add units in float32 (in int8 with
-    its sums of products of bytes: operations of integers; in bf16 and fp16 with those of these), bandwidth_gbs reading from memory
-    (1e9 bytes per second). Both measured in the same run as the layers."""
+    its sums of products of bytes: operations of integers; in bf16 and fp16 with those of these), bandwidth_gbs reading from
+    memory (1e9 bytes per second). Both measured in the same run as the layers."""
 
     peak_gflops: float
     bandwidth_gbs: float

@@ -264,7 +264,8 @@ class NativeBuilt(Built):
             macs[layer] = macs.get(layer, 0) + count
             kernels[layer] = max(kernels.get(layer, (-1, "")), (count, kind), key=lambda found: found[0])
         foreign = sum(graph_macs(lower(graph, {})) for graph in self.compiled.foreign)
-        notes = [*_SUMS.get(self._target.precision, ()), *self._choice_notes(), *(self._hybrid_notes(measure) if self.compiled.hybrid else ())]
+        notes = [*_SUMS.get(self._target.precision, ()), *self._choice_notes(),
+                 *(self._hybrid_notes(measure) if self.compiled.hybrid else ())]
         return About({**plain, **macs}, sum(macs.values()) + foreign,
                      {layer: kind for layer, (_, kind) in kernels.items()}, tuple(notes), self.compiled.memory)
 

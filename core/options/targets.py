@@ -58,8 +58,9 @@ class NativeOptions(TargetOptions):
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "fp16", "int8")
 
     cpu: str | None = option(None, "The processor to compile for. x86-64-v3 has AVX2, x86-64-v4 AVX-512, aarch64 is 64-bit "
-                             "ARM; -vnni, -dotprod and -i8mm have sums of bytes, which make int8 fast, -fp16 has "
-                             "arithmetic in fp16. Only host uses everything that this machine can do. [default: host]", group=_NATIVE, choices=CPU_NAMES)
+                             "ARM; -vnni, -dotprod and -i8mm have sums of bytes, which make int8 fast, -fp16 has arithmetic "
+                             "in fp16. Only host uses everything that this machine can do. [default: host]", group=_NATIVE,
+                             choices=CPU_NAMES)
     keep_source: bool = option(False, "Keep the generated C++ in DIR/source, with a build.sh.", group=_NATIVE)
     hybrid: bool = option(False, "Let ONNX Runtime run the operators that have no kernel, between native segments. "
                           "Without it such a model is refused (exit code 3).", group=_NATIVE)

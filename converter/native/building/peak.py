@@ -74,7 +74,8 @@ EXPORT int gkp_dots(long rounds, int x, int w) {
 
 class Peak:
     """SOURCE, compiled for a processor of the machine's own kind. precision: the peak is that of its sums of bytes (int8),
-    of pairs of bfloat16 (bf16), or of multiply-adds in float16 (fp16) or float32 (fp32). BackendMissingError without a compiler."""
+    of pairs of bfloat16 (bf16), or of multiply-adds in float16 (fp16) or float32 (fp32). BackendMissingError without a
+    compiler."""
 
     def __init__(self, precision: str = "fp32", cpu: Cpu | None = None) -> None:
         here = cpu or host_cpu()

@@ -24,7 +24,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from gkp.converter.native.kernels.cpu import AVX_VNNI, BF16, CPUS, DOTPROD, FP16, I8MM, MADD, NEON, PERMUTE, VECTORS, VNNI, Cpu
+from gkp.converter.native.kernels.cpu import (
+    AVX_VNNI,
+    BF16,
+    CPUS,
+    DOTPROD,
+    FP16,
+    I8MM,
+    MADD,
+    NEON,
+    PERMUTE,
+    VECTORS,
+    VNNI,
+    Cpu,
+)
 from gkp.errors import BackendMissingError, FileError
 from gkp.files import private_folder
 from gkp.require import install

@@ -261,8 +261,9 @@ class Writer:
         for number, (v, _) in enumerate(groups):
             order = ["for (int j = begin; j < end; ++j)", f"for (int at : start_{number})"]
             outer, inner = reversed(order) if self.tile.by_tile else order
-            cases = [f"case {s}: tile_{s}_{v}(px, words + job.in, job.inputs, reinterpret_cast<const {self.weight}*>(words + "
-                     f"job.weights), words + job.out, py{more}); break;" for s in sizes]
+            weights = f"reinterpret_cast<const {self.weight}*>(words + job.weights)"
+            cases = [f"case {s}: tile_{s}_{v}(px, words + job.in, job.inputs, {weights}, words + job.out, py{more}); break;"
+                     for s in sizes]
             text += fill(_LOOPS, w=self, outer=outer, inner=inner, row=row, out_row=out_row, mask_at=5 * len(self.jobs),
                          cases=cases)
         first = self.source.origin - self.top * self.source.row - self.left

@@ -1,4 +1,4 @@
-"""The layouts that each value may have: planes, or channels last; in a network in bf16 or fp16 also these in floats of 16 bits."""
+"""The layouts that each value may have: planes, or channels last; in a network in bf16 or fp16 also in floats of 16 bits."""
 
 from __future__ import annotations
 

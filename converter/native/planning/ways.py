@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from math import inf
 
+from gkp.converter.native.dtypes import BFLOAT16
 from gkp.converter.native.kernels import channel, groups, pixel, polyphase, winograd
 from gkp.converter.native.kernels.bfloats import direct as bfloats
-from gkp.converter.native.dtypes import BFLOAT16
 from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.halves import direct as halves
 from gkp.converter.native.kernels.halves import pixel as halves_pixel
@@ -35,8 +35,8 @@ HALVES: tuple[Family, ...] = (halves.ways, halves_pixel.ways)
 _HOPELESS = 3.0
 """A sort is not tried at all if its best way takes more than so many times the cycles of the pair's best, by the model."""
 _WIDER = 1.5
-"""Nor is one over float32, where there are kernels over floats of 16 bits, if the best of its pair takes more than so many times what
-the best of these takes."""
+"""Nor is one over float32, where there are kernels over floats of 16 bits, if the best of its pair takes more than so many
+times what the best of these takes."""
 _NEAR = 1.2
 """A sort is tried further if its best way takes at most so many times what the fastest for this pair of layouts takes."""
 _PAIR_NEAR = 1.5

@@ -78,7 +78,7 @@ def test_an_artefact_rounds_to_fp16_and_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize("scale", [1e5, 1e9])
 def test_what_fp16_cannot_hold_is_refused_with_the_layers_name(scale: float, tmp_path: Path) -> None:
     """Values beyond its range, and weights."""
-    with pytest.raises(UnsupportedModelError, match="fp16 cannot hold what the network computes: conv_.*") as caught:
+    with pytest.raises(UnsupportedModelError, match="fp16 cannot hold what the network computes: conv_") as caught:
         convert(network(tmp_path / "net.onnx", scale), options(tmp_path / "out"))
     assert "fp32 or bf16" in caught.value.hint
     assert not (tmp_path / "out").exists()

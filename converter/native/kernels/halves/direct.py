@@ -77,8 +77,8 @@ static inline I pick(I order, const Fp16* p) {
 
 
 def _pairs(name: str, lanes: int, window: int, code: str = "") -> Dot:
-    return Dot(name, (VECTORS, FP16, *([NEON] if window and lanes == 4 else [])), (lanes,), 2, window, ELEMENTS + _PAIRS + code, element=FLOAT16, weights=weights,
-               chain=CHAIN)
+    needs = (VECTORS, FP16, *([NEON] if window and lanes == 4 else []))
+    return Dot(name, needs, (lanes,), 2, window, ELEMENTS + _PAIRS + code, element=FLOAT16, weights=weights, chain=CHAIN)
 
 
 DOTS = (_pairs("broadcast", 16, 0), _pairs("picked 32", 16, 32, _PICK_32), _pairs("picked 64", 16, 64, _PICK_64),
@@ -88,8 +88,8 @@ _PER_CYCLE = 2
 
 
 def ways(step: Conv, source: Layout, target: Layout, residual: Layout | None, cpu: Cpu, most: int = 6) -> Iterator[Way]:
-    """The family, for channels last in float16, targets and residuals in it or in float32: the `most` best tiles of each sort by
-    the model. None for weights that float16 does not hold."""
+    """The family, for channels last in float16, targets and residuals in it or in float32: the `most` best tiles of each
+    sort by the model. None for weights that float16 does not hold."""
     if source.value.dtype == FLOAT16 and source.channel == 1 and np.isfinite(weights(step.conv).view(np.float16)).all():
         for way in tiled(step, source, target, residual, cpu, [dot for dot in DOTS if dot.runs_on(cpu)], Store, most):
             yield replace(way, trial=replace(way.trial, cycles=way.trial.cycles / _PER_CYCLE))

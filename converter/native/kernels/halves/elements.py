@@ -19,7 +19,8 @@ ELEMENTS = "typedef _Float16 Numbers __attribute__((vector_size(2 * LANES)));\n"
 def bits(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
     """Rounded to float16, half to even; infinity beyond its range; a zero has no sign."""
     with np.errstate(over="ignore"):
-        return (values + np.float32(0)).astype(np.float16).view(np.uint16)
+        rounded = np.asarray(values + np.float32(0), np.float16)
+    return np.asarray(rounded.view(np.uint16))
 
 
 @lru_cache(maxsize=64)

@@ -1,4 +1,5 @@
-"""Direct convolution of float16 in planes: the tiles of gkp.converter.native.kernels.pixel, on vectors of twice as many pixels.
+"""Direct convolution of float16 in planes: the tiles of float32 (gkp.converter.native.kernels.pixel), on vectors of twice as
+many pixels.
 
 Any branch, without a product that it does not need. After CHAIN multiply-adds of float16 a sum is added to one of float32;
 what follows is float32 as well, and what is stored is rounded once.

@@ -1,4 +1,5 @@
-"""Steps that read or write integers or floats of 16 bits: loads that give the numbers they stand for, stores that round to them.
+"""Steps that read or write integers or floats of 16 bits: loads that give the numbers they stand for, stores that round to
+them.
 
 A kernel written for vectors of floats computes with bytes when its pointers are of bytes: `load` and `store` of gkp.h have
 overloads here, on the integers as floats. The same goes for floats of 16 bits (_ELEMENTS).

@@ -80,6 +80,22 @@ def test_corners() -> None:
     assert {way.sort for _, way in cases} >= {"broadcast", "picked 32", "picked 64"}
 
 
+def ones(rng: Rng, kind: Kind) -> Layer:
+    """4,608 products of ones in a sum: in float16 alone it would end at 2,048."""
+    conv = dense(rng, 512, 16)
+    layer = random_layer(rng, conv, (4, 4), plain=True, of=kind)
+    conv = replace(conv, branches=(replace(conv.branches[0], weight=np.ones((16, 512, 3, 3), np.float32)),), bias=np.zeros(16, np.float32))
+    rows = np.array([2, 3, 3, 2], np.float32)
+    return replace(layer, step=replace(layer.step, conv=conv), x=np.ones((512, 4, 4), np.float32),
+                   expected=np.broadcast_to(512 * rows[:, None] * rows, (16, 4, 4)), allowed=np.zeros((16, 4, 4)))
+
+
+@needs_fp16
+def test_long_sums_lose_nothing() -> None:
+    rng = np.random.default_rng(9)
+    check_layers([(layer, way) for layer in (ones(rng, HALF), ones(rng, PLANES)) for way in layer_ways(layer, 2)], parts=(1,))
+
+
 def test_aarch64() -> None:
     rng = np.random.default_rng(8)
     layers = [*corners(rng, ARM), *(random_layer(rng, random_conv(rng), of=ARM) for _ in range(6))]
