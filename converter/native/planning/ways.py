@@ -18,6 +18,7 @@ from gkp.converter.native.kernels.halves import direct as halves
 from gkp.converter.native.kernels.halves import pixel as halves_pixel
 from gkp.converter.native.kernels.integers import direct
 from gkp.converter.native.kernels.layout import NARROW, Kind, Layout
+from gkp.converter.native.kernels.matrix import direct as matrix
 from gkp.converter.native.kernels.way import Family, Kinds, Way
 from gkp.converter.native.planning.geometry import Geometry
 from gkp.converter.native.planning.timer import Timer
@@ -26,9 +27,9 @@ from gkp.converter.native.program import Conv, Program
 FAMILIES: tuple[Family, ...] = (pixel.ways, polyphase.ways, channel.ways, groups.ways, winograd.rows_ways,
                                 winograd.tiles_ways)
 """Of equally fast ways the first one is taken."""
-INTEGERS: tuple[Family, ...] = (direct.ways,)
+INTEGERS: tuple[Family, ...] = (direct.ways, matrix.ways)
 """Over sources with a grid."""
-BFLOATS: tuple[Family, ...] = (bfloats.ways,)
+BFLOATS: tuple[Family, ...] = (bfloats.ways, matrix.ways)
 """Over sources in bfloat16."""
 HALVES: tuple[Family, ...] = (halves.ways, halves_pixel.ways)
 """Over sources in float16."""
