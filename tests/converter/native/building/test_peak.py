@@ -9,7 +9,7 @@ import pytest
 
 from gkp.converter.native.building.peak import Peak
 from gkp.converter.native.building.toolchain import find, host_cpu
-from gkp.converter.native.kernels.cpu import BF16
+from gkp.converter.native.kernels.cpu import BF16, FP16
 from gkp.errors import BackendMissingError
 
 
@@ -43,6 +43,12 @@ def test_sums_of_bytes_are_not_slower_than_multiply_adds(peak: Peak) -> None:
 def test_where_bf16_is_offered_it_multiplies_faster_than_float32(peak: Peak) -> None:
     floats, pairs = (max(p.gflops() for _ in range(40)) for p in (peak, Peak("bf16")))
     assert 1.4 * floats < pairs < 5000
+
+
+@pytest.mark.skipif(FP16 not in host_cpu().instructions, reason="this processor has no arithmetic in fp16")
+def test_where_fp16_is_offered_it_multiplies_faster_than_float32(peak: Peak) -> None:
+    floats, halves = (max(p.gflops() for _ in range(40)) for p in (peak, Peak("fp16")))
+    assert 1.4 * floats < halves < 5000
 
 
 def test_memory_is_slower_than_any_cache_and_faster_than_a_disk(peak: Peak) -> None:
