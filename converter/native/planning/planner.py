@@ -14,7 +14,7 @@ from gkp.converter.native.planning.arena import Life, arrange
 from gkp.converter.native.planning.geometry import Geometry, geometry
 from gkp.converter.native.planning.layouts import choose_layouts, readable, reads_as_it_writes, source_kind
 from gkp.converter.native.planning.plan import Call, Fill, Place, Plan
-from gkp.converter.native.planning.reorder import contiguous_outputs
+from gkp.converter.native.planning.reorder import contiguous_channels
 from gkp.converter.native.planning.timer import Model, Timer
 from gkp.converter.native.planning.ways import conv_ways, time_ways
 from gkp.converter.native.program import Conv, Depthwise, Program, Step, reads
@@ -27,7 +27,7 @@ _MOST_BYTES = 1 << 30
 def make_plan(program: Program, cpu: Cpu, timer: Timer | None = None, narrow: DType | None = None) -> Plan:
     """Choose tiles and layouts by what `timer` says (default: the model), and lay everything out. narrow: values and weights
     may be rounded to this type, where that is faster."""
-    program = contiguous_outputs(program)
+    program = contiguous_channels(program)
     at = geometry(program, cpu.lanes, narrow)
     _check_sizes(at)
     found = time_ways(conv_ways(program, at, cpu), timer or Model())

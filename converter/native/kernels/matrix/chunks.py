@@ -73,6 +73,14 @@ def chunks(found: Lines, vectors: int, words: int, dot: Dot) -> list[Chunks]:
             for (lo, hi), used in zip(_parts(found, vectors), _used(found, vectors), strict=True)]
 
 
+def begins(found: Lines, vectors: int, words: int, dot: Dot) -> npt.NDArray[np.int64]:
+    """[chunks, 2]: line and element where those of the first panel begin."""
+    size, length = words * dot.word, found.weights.shape[2]
+    starts = [(n, max(0, min(start, length - size))) for n, line in enumerate(_used(found, vectors)[0])
+              for start in _cover(line, size)]
+    return np.array(starts, np.int64).reshape(-1, 2)
+
+
 def count(found: Lines, vectors: int, words: int, dot: Dot) -> list[tuple[int, int]]:
     """(vectors, chunks) of each panel."""
     return [(hi - lo, sum(len(_cover(line, words * dot.word)) for line in used))

@@ -52,7 +52,7 @@ def _tiled(step: Conv, source: Layout, target: Layout, residual: Layout | None, 
     cut = strips(step, plane, source, target, residual)
     for joined in (False, True) if step.conv.kernel_shape[1] > 1 and step.conv.dilations[1] == 1 else (False,):
         found = lines(step.conv, source.padded, dot.weights, joined)
-        times = {tile: cycles(found, tile, cut, residual is not None) for tile in tiles(found, joined, dot, cut)}
+        times = {tile: cycles(found, tile, cut, step, source) for tile in tiles(found, joined, dot, cut)}
         for tile in sorted(times, key=lambda tile: times[tile])[:most]:
             recipe = Recipe(partial(_draft, step, tile, cut, source, target, residual, store), dot.needs)
             trial = Trial(recipe, source, residual, target, times[tile])

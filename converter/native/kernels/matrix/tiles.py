@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from gkp.converter.native.kernels.integers.dots import Dot
 from gkp.converter.native.kernels.jobs import cuts
-from gkp.converter.native.kernels.matrix.chunks import COLUMNS, Lines, best_words, count
+from gkp.converter.native.kernels.layout import Layout
+from gkp.converter.native.kernels.matrix.chunks import COLUMNS, Lines, begins, best_words, count
 from gkp.converter.native.kernels.matrix.strips import ROWS, Strip
+from gkp.converter.native.program import Conv
 
 REGISTERS = 8
 _SHAPES = ((2, 2), (1, 4), (4, 1), (1, 3), (3, 1), (1, 2), (2, 1), (1, 1))
-_ROW, _STORE, _RESIDUAL, _CALL = 0.6, 2.6, 2.0, 40.0
-"""Cycles: to load a row of a register, to make elements of a vector of sums, to add a residual to it, to begin and end a
-block."""
+_ROW, _SPLIT, _STORE, _RESIDUAL, _CALL = 0.55, 3.0, 3.5, 4.0, 40.0
+"""Cycles: to load a row of a register, and if it lies in two lines of the cache; to make elements of a vector of sums, to add
+a residual to it, to begin and end a block."""
+_LINE, _SAMPLE = 64, 4
 
 
 @dataclass(frozen=True)
@@ -50,18 +55,31 @@ def tiles(found: Lines, joined: bool, dot: Dot, strips: Sequence[Strip]) -> Iter
                 yield Tile(rows, vectors, words, joined, dot, by_strip=True)
 
 
-def cycles(found: Lines, tile: Tile, strips: Sequence[Strip], residual: bool) -> float:
+def cycles(found: Lines, tile: Tile, strips: Sequence[Strip], step: Conv, source: Layout) -> float:
     """Of one image, by the model: a product takes as many cycles as a matrix has rows."""
     blocks, total = cuts(len(strips), tile.strips), 0.0
-    per_vector = _STORE + (_RESIDUAL if residual else 0.0)
+    per_vector = _STORE + (0.0 if step.residual is None else _RESIDUAL)
     pixels = sum(strip.pixels for strip in strips) / len(strips)
+    row = _ROW + _SPLIT * split(found, tile, strips, step, source)
     for vectors, items in count(found, tile.vectors, tile.words, tile.dot):
         for lo, hi in blocks:
             products = (hi - lo) * vectors * max(pixels, tile.words)
-            rows = (hi - lo) * pixels + vectors * tile.words
-            total += items * max(products, rows * _ROW) + (hi - lo) * vectors * pixels * per_vector + _CALL
+            loads = (hi - lo) * pixels * row + vectors * tile.words * _ROW
+            total += items * max(products, loads) + (hi - lo) * vectors * pixels * per_vector + _CALL
     few = found.weights.size < len(strips) * ROWS  # weights, by pixels
     return total * (1.0 if tile.by_strip == few else 1.005)
+
+
+def split(found: Lines, tile: Tile, strips: Sequence[Strip], step: Conv, source: Layout) -> float:
+    """Share of the pixels' rows that lie in two lines of the cache, of a few strips."""
+    starts, (dy, dx) = begins(found, tile.vectors, tile.words, tile.dot), step.conv.dilations
+    if not len(starts):
+        return 0.0
+    lines = np.array([y * dy * source.row + x * dx * source.column for y, x in found.places])
+    pixels = np.array([strip.source + k * step.conv.strides[1] * source.column
+                       for strip in strips[:_SAMPLE] for k in range(strip.pixels)])
+    first = (lines[starts[:, 0]] + starts[:, 1])[:, None] + pixels
+    return float(np.mean(first * source.value.dtype.bytes % _LINE + 4 * tile.words > _LINE))
 
 
 def executed(found: Lines, tile: Tile, strips: Sequence[Strip]) -> int:
