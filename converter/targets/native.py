@@ -27,10 +27,10 @@ from gkp.converter.lower.candidates import Candidate, Group, candidates
 from gkp.converter.lower.emit import lower
 from gkp.converter.native.artefact import Compiled, Compiler
 from gkp.converter.native.building.roofline import network_roofline
-from gkp.converter.native.building.toolchain import Toolchain, find, host_cpu, machine
+from gkp.converter.native.building.toolchain import Toolchain, find, host_cpu, machine, tiles_denied
 from gkp.converter.native.building.tune import Measured
-from gkp.converter.native.dtypes import BFLOAT16, FLOAT16
-from gkp.converter.native.kernels.cpu import BF16, CPUS, FP16, VECTORS, Cpu
+from gkp.converter.native.dtypes import BFLOAT16, FLOAT16, DType
+from gkp.converter.native.kernels.cpu import AMX_BF16, AMX_INT8, BF16, CPUS, FP16, Cpu
 from gkp.converter.native.kernels.halves.direct import CHAIN
 from gkp.converter.native.planning.timer import NOMINAL_HERTZ, Model, Timer
 from gkp.converter.native.program import beside
@@ -51,12 +51,18 @@ from gkp.types import Array, Progress, Run, silent
 
 _SOURCE = "source"
 _RUNS = 15
-_NARROW = {"bf16": BFLOAT16, "fp16": FLOAT16}
+_NARROW = {"bf16": (BFLOAT16, {BF16, AMX_BF16}), "fp16": (FLOAT16, {FP16})}
+"""By precision: what values may be rounded to, and the instructions of which one has to be there."""
+_LACKING = {"bf16": "has no AMX, and lacks AVX512-BF16 or is no faster in it than in fp32",
+            "fp16": "lacks arithmetic in fp16 (AVX512-FP16, or fp16 of aarch64)"}
 _SUMS = {"fp16": (f"sums of fp16 are added to sums of fp32 after {CHAIN} multiply-adds; some layers may stay in fp32",)}
 """By precision: what is to be said of the arithmetic."""
-_NEEDS = {"bf16": (BF16, "AVX512-BF16, or is no faster in it than in fp32"),
-          "fp16": (FP16, "arithmetic in fp16 (AVX512-FP16, or on aarch64 fp16)")}
-"""By precision: the instructions without which it is refused, and what a processor without them lacks."""
+
+
+def narrow_type(precision: str, cpu: Cpu) -> DType | None:
+    """What values may be rounded to, where the processor has instructions for it."""
+    dtype, needs = _NARROW.get(precision, (None, set[str]()))
+    return dtype if needs & set(cpu.instructions) else None
 
 
 class NativeTarget(Target):
@@ -85,10 +91,10 @@ class NativeTarget(Target):
     def require(self, precision: str) -> None:
         """The compiler is looked for when it is needed: `gkp inspect` needs none. UsageError for bf16 and fp16 where there
         are no kernels of it that are faster than those of fp32."""
-        family, lacking = _NEEDS.get(precision, (VECTORS, ""))
-        if family not in self.cpu.instructions:
+        if narrow_type(precision, self.cpu) is None and precision in _LACKING:
+            why = (self.denied() if precision == "bf16" else None) or f"its processor {_LACKING[precision]}"
             other = ", or --target openvino" if precision == "bf16" else ""
-            raise UsageError(f"--target native has no {precision} for {self.cpu.name}: its processor lacks {lacking}",
+            raise UsageError(f"--target native has no {precision} for {self.cpu.name}: {why}",
                              f"use --precision fp32 or int8{other}")
 
     @cached_property
@@ -104,6 +110,22 @@ class NativeTarget(Target):
         here = host_cpu()
         return machine(self.cpu) == platform.machine() and self.cpu.lanes <= here.lanes \
             and set(self.cpu.instructions) <= set(here.instructions)
+
+    def denied(self) -> str | None:
+        """That the kernel of the system denies this process AMX, which would be used."""
+        wanted = self.options.cpu not in CPUS or {AMX_INT8, AMX_BF16} & set(self.cpu.instructions)
+        why = tiles_denied() if wanted else None
+        return f"the system's kernel denies AMX to this process ({why})" if why else None
+
+    def unlike(self) -> str:
+        """Why what is made for the processor cannot be measured here."""
+        here = host_cpu()
+        if machine(self.cpu) != platform.machine():
+            return f"this machine is {platform.machine()}"
+        if self.cpu.lanes > here.lanes:
+            return "this machine is a processor with shorter vectors"
+        lacking = ", ".join(name for name in self.cpu.instructions if name not in here.instructions)
+        return self.denied() or f"this machine is a processor without {lacking}"
 
     @property
     def here(self) -> Cpu:
@@ -187,7 +209,8 @@ class NativeBuilt(Built):
         folder.mkdir()
         target = self._target
         inputs, outputs = ([t.name for t in tensors] for tensors in (self._graph.inputs, self._graph.outputs))
-        compiler = Compiler(cpu, target.tools, target.timer(cpu), target.progress, _NARROW.get(target.precision))
+        narrow = narrow_type(target.precision, cpu)
+        compiler = Compiler(cpu, target.tools, target.timer(cpu), target.progress, narrow)
         return compiler.compile(self._parts, inputs, outputs, folder, self._any_batch)
 
     @property
@@ -251,7 +274,7 @@ class NativeBuilt(Built):
         with contextlib.closing(self._here.open(1)) as runner:
             if not isinstance(runner, NativeRunner):
                 return None
-            return network_roofline(runner, self._graph, precision=self._target.precision)
+            return network_roofline(runner, self._graph)
 
     def about(self, measure: bool) -> About:
         """Of what is not compiled (yet), the multiply-accumulates of the graph."""
@@ -272,10 +295,13 @@ class NativeBuilt(Built):
     def _choice_notes(self) -> list[str]:
         target = self._target
         if not target.measurable():
-            here = platform.machine() if machine(target.cpu) != platform.machine() else "a processor with shorter vectors"
-            return [f"nothing was measured, and a model of the processor chose the kernels: the library is for "
-                    f"{target.cpu.name}, this machine is {here}"]
-        return [] if target.measure else ["a model of the processor chose the kernels: nothing was measured"]
+            found = (f"nothing was measured, and a model of the processor chose the kernels: the library is for "
+                     f"{target.cpu.name}, {target.unlike()}")
+            plain = target.precision in _NARROW and narrow_type(target.precision, target.here) is None
+            return [f"{found}; it was verified in float32"] if plain else [found]
+        denied = target.denied() if target.precision != "fp32" else None
+        return [*([f"{denied}: kernels without it were chosen"] if denied else []),
+                *([] if target.measure else ["a model of the processor chose the kernels: nothing was measured"])]
 
     def _hybrid_notes(self, measure: bool) -> list[str]:
         compiled = self.compiled

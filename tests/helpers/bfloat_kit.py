@@ -15,18 +15,19 @@ import numpy as np
 import numpy.typing as npt
 from conv_kit import needed_halo, place, random_conv, random_plane
 from emulated_kit import emulated
-from integer_kit import ZEN4, Memory
+from integer_kit import AMX, AMX_FLAGS, ZEN4, Memory, parameter
 from kernel_kit import PARTS, check_walls, compile_kernels
 
 from gkp.branched import BranchedConv
 from gkp.converter.native.dtypes import BFLOAT16, FLOAT16, DType
 from gkp.converter.native.kernels.bfloats import direct as bfloats
 from gkp.converter.native.kernels.bfloats.elements import bits
-from gkp.converter.native.kernels.cpu import FP16, VECTORS, Cpu
+from gkp.converter.native.kernels.cpu import AMX_BF16, FP16, VECTORS, Cpu
 from gkp.converter.native.kernels.halves import direct as halves
 from gkp.converter.native.kernels.halves import pixel
 from gkp.converter.native.kernels.kernel import Kernel
 from gkp.converter.native.kernels.layout import Layout, channels_last, narrow_planes, narrowed
+from gkp.converter.native.kernels.matrix import direct as matrix
 from gkp.converter.native.kernels.way import Way
 from gkp.converter.native.program import Activation, Conv, Function, Parametric, Value
 
@@ -35,6 +36,7 @@ Rng = np.random.Generator
 FUNCTIONS: tuple[Function, ...] = (Activation.NONE, Activation.RELU, Activation.RELU, Activation.RELU6, Activation.SIGMOID,
                                    Parametric("leaky_relu", (0.1,)))
 """None is steeper than the identity, so that errors do not grow."""
+PROCESSORS = [parameter(ZEN4, "avx512_bf16", "avx512_vnni"), parameter(AMX, *AMX_FLAGS)]
 _EPSILON = 2.0 ** -24
 
 
@@ -148,8 +150,10 @@ def random_layer(rng: Rng, conv: BranchedConv | None = None, plane: tuple[int, i
     return Layer(step, layouts[0], layouts[1], other, x, r, expected, allowed, of)
 
 
-def layer_ways(layer: Layer, most: int = 6) -> Iterator[Way]:
-    return layer.kind.ways(layer.step, layer.source, layer.target, layer.residual, layer.kind.cpu, most)
+def layer_ways(layer: Layer, cpu: Cpu, most: int = 6) -> Iterator[Way]:
+    """Of a processor with AMX those by matrices."""
+    family = matrix.ways if AMX_BF16 in cpu.instructions else layer.kind.ways
+    return family(layer.step, layer.source, layer.target, layer.residual, cpu, most)
 
 
 def filled(layout: Layout, values: Array | None, kind: Kind) -> Memory:
@@ -160,11 +164,11 @@ def filled(layout: Layout, values: Array | None, kind: Kind) -> Memory:
     return Memory(kind.bits(flat).tobytes() if layout.value.dtype == kind.dtype else flat.tobytes())
 
 
-def check_layers(cases: Sequence[tuple[Layer, Way]], parts: Iterable[int] = PARTS) -> None:
+def check_layers(cases: Sequence[tuple[Layer, Way]], cpu: Cpu, parts: Iterable[int] = PARTS) -> None:
     """Compiles all of them together; every kernel in every number of parts, and beside memory that nobody may touch."""
     kernels = [way.trial.recipe.kernel() for _, way in cases]
     sources = {source: n for n, source in enumerate(dict.fromkeys(k.source for k in kernels))}
-    functions = compile_kernels([Kernel(_spaced(source, n)) for source, n in sources.items()], cases[0][0].kind.cpu)
+    functions = compile_kernels([Kernel(_spaced(source, n)) for source, n in sources.items()], cpu)
     for (layer, way), kernel in zip(cases, kernels, strict=True):
         for n in parts:
             _check(layer, kernel, functions[sources[kernel.source]], n, f"{way.name}, {n} parts: {layer.label}")

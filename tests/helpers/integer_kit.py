@@ -15,11 +15,13 @@ from emulated_kit import emulated
 from kernel_kit import PARTS, check_walls, compile_kernels
 
 from gkp.branched import BranchedConv
+from gkp.converter.native.building import tiles
 from gkp.converter.native.dtypes import FLOAT32, UINT8
-from gkp.converter.native.kernels.cpu import AVX_VNNI, BF16, CPUS, MADD, PERMUTE, VECTORS, VNNI, Cpu
+from gkp.converter.native.kernels.cpu import AMX_BF16, AMX_INT8, AVX_VNNI, BF16, CPUS, MADD, PERMUTE, VECTORS, VNNI, Cpu
 from gkp.converter.native.kernels.integers import direct
 from gkp.converter.native.kernels.kernel import Kernel
 from gkp.converter.native.kernels.layout import Layout, channels_last, integers
+from gkp.converter.native.kernels.matrix import direct as matrix
 from gkp.converter.native.kernels.way import Way
 from gkp.converter.native.program import Activation, Conv, Function, Grid, Parametric, Value
 
@@ -30,20 +32,28 @@ CURVES: tuple[Function, ...] = (Activation.SILU, Activation.HARDSWISH, Parametri
 _POISON, _GUARD = 0x5a, 256
 _NATIVE = ("-march=native", "-mprefer-vector-width=512")
 ZEN4 = Cpu("zen4", 16, 32, _NATIVE, instructions=(VECTORS, VNNI, BF16, PERMUTE))
+AMX = Cpu("sapphire rapids", 16, 32, _NATIVE, instructions=(VECTORS, VNNI, PERMUTE, AMX_INT8, AMX_BF16))
+AMX_FLAGS = ("amx_tile", "amx_int8", "amx_bf16", "avx512_bf16", "avx512_vnni", "avx512vbmi")
 
 
 def processors() -> list[Any]:
     """Parameters: processors of every kind of instructions that this machine has, the others skipped."""
     avx2, avx512, vnni = ("avx2",), ("avx512bw", "avx512vl"), ("avx512_vnni", "avx512vl")
-    found = [(ZEN4, (*vnni, "avx512vbmi")),
+    found = [(ZEN4, (*vnni, "avx512vbmi")), (AMX, AMX_FLAGS),
              (Cpu("cascade lake", 16, 32, _NATIVE, instructions=(VECTORS, VNNI)), vnni),
              (Cpu("alder lake", 8, 16, _NATIVE, instructions=(VECTORS, MADD, AVX_VNNI)), vnni),  # the same on vectors of 256 bits
              (replace(CPUS["x86-64-v4"], instructions=(VECTORS, MADD)), avx512),
              (replace(CPUS["x86-64-v3"], instructions=(VECTORS, MADD)), avx2),
              (replace(CPUS["x86-64-v3"], lanes=4, name="plain"), avx2)]
-    return [pytest.param(cpu, id=cpu.name.replace(" ", "-"),
-                         marks=pytest.mark.skipif(not has(*flags), reason=f"this processor lacks one of {', '.join(flags)}"))
-            for cpu, flags in found]
+    return [parameter(cpu, *flags) for cpu, flags in found]
+
+
+def parameter(cpu: Cpu, *flags: str) -> Any:
+    """The processor, skipped where this machine's lacks one of these, or the kernel denies its tiles."""
+    missing = "" if has(*flags) else f"this processor lacks one of {', '.join(flags)}"
+    if not missing and AMX_INT8 in cpu.instructions and tiles.refusal():
+        missing = f"the kernel denies AMX: {tiles.refusal()}"
+    return pytest.param(cpu, id=cpu.name.replace(" ", "-"), marks=pytest.mark.skipif(bool(missing), reason=missing))
 
 
 def has(*flags: str) -> bool:
@@ -196,7 +206,9 @@ def refilled(layer: Layer, target: Grid, q: Array) -> Layer:
 
 # ---- running --------------------------------------------------------------------------------------------------------
 def layer_ways(layer: Layer, cpu: Cpu, most: int = 6) -> Iterator[Way]:
-    return direct.ways(layer.step, layer.source, layer.target, layer.residual, cpu, most)
+    """Of a processor with AMX those by matrices: it has the others from those without."""
+    family = matrix.ways if AMX_INT8 in cpu.instructions else direct.ways
+    return family(layer.step, layer.source, layer.target, layer.residual, cpu, most)
 
 
 class Memory:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
 
 from gkp.converter.native.building.toolchain import FLAGS, LIBRARIES, LINK
@@ -36,7 +36,8 @@ def write(plan: Plan, folder: Path, shared: bool | None = None) -> list[str]:
     files: dict[str, str | bytes] = {name: (_TEMPLATES / name).read_text("ascii") for name in _PLAIN}
     files["gkp.h"] = prelude(plan.cpu)
     files |= {f"kernel_{n}.cpp": re.sub(rf"\b{FUNCTION}\b", f"kernel_{n}", source) for source, n in kernels.items()}
-    files["processor.cpp"] = _fill("processor.cpp", {"FEATURES": _features()})
+    needs = {need for call in plan.calls for need in call.kernel.needs}
+    files["processor.cpp"] = _fill("processor.cpp", {"FEATURES": "\n".join(_features(needs))})
     files["model.cpp"] = _model(plan, kernels, offsets, _shared(plan) if shared is None else shared)
     files["weights.bin"], files["describe.json"] = weights, about
     digest = hashlib.sha256(weights)
@@ -59,7 +60,7 @@ def describe(plan: Plan, weights: int) -> str:
 
     about = {"format": FORMAT, "cpu": plan.cpu.name, "inputs": ports(plan.inputs), "outputs": ports(plan.outputs),
              "arena_bytes": arena, "weights_bytes": weights, "peak_bytes": arena + weights,
-             "steps": [{"layer": c.layer, "kind": c.kind, "macs": c.macs} for c in plan.calls]}
+             "steps": [{"layer": c.layer, "kind": c.kind, "macs": c.macs, "needs": c.kernel.needs} for c in plan.calls]}
     return json.dumps(about, ensure_ascii=True).replace("\x7f", "\\u007f")
 
 
@@ -100,10 +101,16 @@ def _model(plan: Plan, kernels: Mapping[str, int], offsets: list[int], shared: b
                            for n, (call, offset) in enumerate(zip(plan.calls, offsets, strict=True)))})
 
 
-def _features() -> str:
-    """What features.txt lists: an instruction set by the compiler's macro, and where cpuid says whether it is there."""
-    rows = [line.split() for line in (_TEMPLATES / "features.txt").read_text("ascii").splitlines()[1:]]
-    return "\n".join(f'#ifdef {macro}\n    NEED("{name}", {", ".join(where)})\n#endif' for macro, name, *where in rows)
+def _features(needs: Set[str]) -> Iterator[str]:
+    """What features.txt lists: an instruction set, and where cpuid says whether it is there. Those that compilers use by
+    themselves go by their macros, the others by what the kernels need."""
+    for line in (_TEMPLATES / "features.txt").read_text("ascii").splitlines()[1:]:
+        told_by, name, *where = line.split()
+        row = f'    NEED("{name}", {", ".join(where)})'
+        if told_by.startswith("__"):
+            yield f"#ifdef {told_by}\n{row}\n#endif"
+        elif told_by in needs:
+            yield row
 
 
 def _step(number: int, call: Call, kernel: int, offset: int) -> str:

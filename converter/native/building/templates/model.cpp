@@ -185,6 +185,7 @@ int gkp_create(int threads, gkp_model** out) {
   *out = nullptr;
   if (threads < 1 || threads > MAX_THREADS) return fail_create(GKP_BAD_ARGUMENT, "threads must be 1 to 1024");
   if (const char* missing = missing_feature()) return fail_create(GKP_UNSUPPORTED_PROCESSOR, missing);
+  if (tiles_denied()) return fail_create(GKP_DENIED, "the kernels need AMX, which the operating system denies this process");
   const size_t bytes = ARENA * static_cast<size_t>(threads);
   void* place = aligned_alloc(alignof(gkp_model), sizeof(gkp_model));
   char* memory = static_cast<char*>(calloc(bytes + 64, 1));  // kernels rely on zeros around planes

@@ -89,8 +89,20 @@ def test_the_description_says_what_memory_is_needed(tmp_path: Path) -> None:
     assert about["weights_bytes"] == 4
     assert about["peak_bytes"] == about["arena_bytes"] + about["weights_bytes"]
     assert about["inputs"] == [{"name": "x", "shape": [3, 5, 7], "dtype": "float32"}]
-    assert about["steps"] == [{"layer": "first", "kind": "scale", "macs": 105}, {"layer": "second", "kind": "add", "macs": 0}]
+    assert about["steps"] == [{"layer": "first", "kind": "scale", "macs": 105, "needs": ["vectors"]},
+                              {"layer": "second", "kind": "add", "macs": 0, "needs": ["vectors"]}]
     assert (about["format"], about["cpu"]) == (2, "x86-64-v3")
+
+
+@pytest.mark.parametrize(("needs", "asked"), [
+    (("vectors", "vnni"), []), (("vectors", "amx-int8"), ["AMX-TILE", "AMX-INT8"]), (("vectors", "amx-bf16"), ["AMX-TILE", "AMX-BF16"])])
+def test_a_library_asks_for_tiles_only_if_a_kernel_uses_them(needs: tuple[str, ...], asked: list[str], tmp_path: Path) -> None:
+    """Whatever its processor has: compilers never use them by themselves."""
+    made = two_step_plan(CPUS["x86-64-v4-amx"])
+    last = replace(made.calls[1], kernel=replace(made.calls[1].kernel, needs=needs))
+    files = written(replace(made, calls=(made.calls[0], last)), tmp_path)
+    assert re.findall(r'NEED\("(AMX-\w+)"', files["processor.cpp"].decode()) == asked
+    assert json.loads(files["describe.json"])["steps"][1]["needs"] == list(needs)
 
 
 def test_a_plan_without_weights_or_working_memory_is_written(tmp_path: Path) -> None:

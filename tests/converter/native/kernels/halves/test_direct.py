@@ -24,7 +24,7 @@ ARM_PLANES = replace(PLANES, cpu=CPUS["aarch64-fp16"])
 def some_ways(rng: Rng, layer: Layer, most: int) -> list[tuple[Layer, Way]]:
     """Of each sort one at random, but of all sorts at most so many."""
     sorts: dict[str, list[Way]] = {}
-    for way in layer_ways(layer):
+    for way in layer_ways(layer, layer.kind.cpu):
         sorts.setdefault(way.sort, []).append(way)
     assert sorts or layer.kind.planes, layer.label
     found = [ways[rng.integers(len(ways))] for ways in sorts.values()]
@@ -51,14 +51,14 @@ def test_numbers_are_rounded_half_to_even() -> None:
 @pytest.mark.parametrize("seed", range(2))
 def test_random_layers(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    check_layers([case for _ in range(20) for case in some_ways(rng, random_layer(rng, of=HALF), 1)], parts=(1, 3))
+    check_layers([case for _ in range(20) for case in some_ways(rng, random_layer(rng, of=HALF), 1)], HALF.cpu, parts=(1, 3))
 
 
 @needs_fp16
 @pytest.mark.parametrize("seed", range(2))
 def test_random_layers_in_planes(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    check_layers([case for _ in range(40) for case in some_ways(rng, random_layer(rng, of=PLANES), 1)], parts=(1, 3))
+    check_layers([case for _ in range(40) for case in some_ways(rng, random_layer(rng, of=PLANES), 1)], HALF.cpu, parts=(1, 3))
 
 
 @needs_fp16
@@ -67,16 +67,16 @@ def test_planes_whose_rows_fill_parts_of_a_vector_or_lie_in_one_line() -> None:
     for side in (1, 2, 4, 7, 8, 16, 32, 56):
         for _ in range(2):
             layer = random_layer(rng, dense(rng, 12, 9), (side, side), of=PLANES)
-            cases += [(layer, way) for way in layer_ways(layer)][::3]
+            cases += [(layer, way) for way in layer_ways(layer, layer.kind.cpu)][::3]
     assert all(any(text in way.tile for _, way in cases) for text in ("line", "rows", "by tile"))
-    check_layers(cases, parts=(1, 3))
+    check_layers(cases, HALF.cpu, parts=(1, 3))
 
 
 @needs_fp16
 def test_corners() -> None:
     rng = np.random.default_rng(6)
     cases = [case for layer in corners(rng, HALF) for case in some_ways(rng, layer, 3)]
-    check_layers(cases, parts=(1, 3))
+    check_layers(cases, HALF.cpu, parts=(1, 3))
     assert {way.sort for _, way in cases} >= {"broadcast", "picked 32", "picked 64"}
 
 
@@ -93,7 +93,7 @@ def ones(rng: Rng, kind: Kind) -> Layer:
 @needs_fp16
 def test_long_sums_lose_nothing() -> None:
     rng = np.random.default_rng(9)
-    check_layers([(layer, way) for layer in (ones(rng, HALF), ones(rng, PLANES)) for way in layer_ways(layer, 2)], parts=(1,))
+    check_layers([(layer, way) for layer in (ones(rng, HALF), ones(rng, PLANES)) for way in layer_ways(layer, HALF.cpu, 2)], HALF.cpu, parts=(1,))
 
 
 def test_aarch64() -> None:
