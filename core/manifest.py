@@ -170,7 +170,8 @@ class Roofline(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes that a native model needs: working memory of every thread, packed weights, and both for one thread."""
+    """Bytes that a native model needs: working memory of every thread (for groups of images too), packed weights, and
+    both for one thread."""
 
     arena_bytes_per_thread: int
     weights_bytes: int

@@ -20,7 +20,7 @@ from gkp.converter.native.dtypes import FLOAT32, UINT8
 from gkp.converter.native.kernels.cpu import AMX_BF16, AMX_INT8, AVX_VNNI, BF16, CPUS, MADD, PERMUTE, VECTORS, VNNI, Cpu
 from gkp.converter.native.kernels.integers import direct
 from gkp.converter.native.kernels.kernel import Kernel
-from gkp.converter.native.kernels.layout import Layout, channels_last, integers
+from gkp.converter.native.kernels.layout import BYTES, WORD, Layout, channels_last, integers
 from gkp.converter.native.kernels.matrix import direct as matrix
 from gkp.converter.native.kernels.way import Way
 from gkp.converter.native.program import Activation, Conv, Function, Grid, Parametric, Value
@@ -152,9 +152,10 @@ class Layer:
 
 
 def random_layer(rng: Rng, conv: BranchedConv | None = None, plane: tuple[int, int] | None = None, lanes: int = 16,
-                 curves: bool = False, residual: str | None = None, floats: bool | None = None, largest: int | None = None
-                 ) -> Layer:
-    """Of any structure, and weights of 7 or 8 bits, if none is given. The target's grid is one that the results fill, or overflow."""
+                 curves: bool = False, residual: str | None = None, floats: bool | None = None, largest: int | None = None,
+                 pixel: int | None = None) -> Layer:
+    """Of any structure, and weights of 7 or 8 bits, if none is given. The target's grid is one that the results fill, or
+    overflow. pixel: of the source's layout."""
     grid = Grid(float(np.float32(rng.uniform(0.005, 0.1))), int(rng.choice([0, 1, 77, 128, 255])))
     conv = quantised(rng, conv or random_conv(rng), grid.scale, largest or int(rng.choice([64, 127])))
     plane = plane or random_plane(rng, conv)
@@ -182,13 +183,20 @@ def random_layer(rng: Rng, conv: BranchedConv | None = None, plane: tuple[int, i
             r = rng.integers(0, 256, acc.shape).astype(np.uint8)
     more = rng.integers(0, 2, 4) * rng.integers(0, 3)
     halos = [tuple(map(int, h)) for h in (more + needed_halo(conv, source, target), rng.integers(0, 3, 4) * rng.integers(0, 2))]
-    layouts = [_layout(v, halos[n % 2], lanes) for n, v in enumerate((source, target, other)) if v is not None]
+    pixel = pixel or int(rng.choice(pixels(conv)))
+    layouts = [_layout(v, halos[n % 2], lanes, pixel if n == 0 else BYTES)
+               for n, v in enumerate((source, target, other)) if v is not None]
     expected = outcome(step, acc, source, target, other, r)
     return Layer(step, layouts[0], layouts[1], layouts[2] if other else None, q, r, expected, 1 if curved else 0)
 
 
-def _layout(value: Value, halo: Any, lanes: int) -> Layout:
-    return channels_last(value, halo, lanes) if value.grid is None else integers(value, halo)
+def pixels(conv: BranchedConv) -> tuple[int, ...]:
+    """What the pixels of its source may be padded to."""
+    return (WORD, BYTES) if conv.in_channels <= WORD else (BYTES,)
+
+
+def _layout(value: Value, halo: Any, lanes: int, pixel: int) -> Layout:
+    return channels_last(value, halo, lanes) if value.grid is None else integers(value, halo, pixel)
 
 
 def rebuilt(layer: Layer, conv: BranchedConv) -> Layer:
@@ -286,8 +294,9 @@ def _check(rng: Rng, layer: Layer, kernel: Kernel, function: Any, parts: int, wh
     assert all(b.guards_hold for b in (x, y, data, *([r] if r else []))), f"{what}: writes out of bounds"
     assert all((b.flat == b.before).all() for b in (x, data, *([r] if r else []))), f"{what}: overwrites its input"
     _check_target(layer, y.flat, y.before, what)
-    if r and layer.residual and (layer.residual.origin, layer.residual.bytes) == (layer.target.origin, layer.target.bytes):
-        both = filled(rng, layer.residual, layer.r)
+    other, target = layer.residual, layer.target
+    if r and other and (other.origin, other.bytes, other.value.dtype) == (target.origin, target.bytes, target.value.dtype):
+        both = filled(rng, other, layer.r)
         before = Memory(both.before)
         for part in reversed(range(parts)):
             function(x.address, both.address, both.address, data.address, part, parts)

@@ -5,9 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gkp.converter.native.dtypes import FLOAT16, DType
-from gkp.converter.native.kernels.layout import Halo, Kind, Layout, channels_last, integers, narrow_planes, narrowed, planar
+from gkp.converter.native.kernels.layout import (
+    BYTES,
+    WORD,
+    Halo,
+    Kind,
+    Layout,
+    channels_last,
+    integers,
+    narrow_planes,
+    narrowed,
+    planar,
+)
 from gkp.converter.native.kernels.steps import knows_narrow
-from gkp.converter.native.program import Conv, Depthwise, Program, Value
+from gkp.converter.native.program import Conv, Depthwise, Program, Value, reads
 
 _PLANES: tuple[Kind, ...] = ("planar", "narrow planes")
 
@@ -46,10 +57,11 @@ def geometry(program: Program, lanes: int, narrow: DType | None = None) -> Geome
         planes[key] = _join(planes.get(key, (0, 0, 0, 0)), halo)
     wide = {port.value for port in program.outputs} | {step.target for step in program.steps if not knows_narrow(step)}
     other = {step.target for step in program.steps if not isinstance(step, Conv)}
+    words = _words(program)
     found = list[dict[Kind, Layout]]()
     for number, (v, halo) in enumerate(zip(program.values, halos, strict=True)):
         if v.grid is not None:
-            found.append({"last": integers(v, halo)})
+            found.append({"last": integers(v, halo, WORD if number in words else BYTES)})
             continue
         found.append({"planar": planar(v, planes[v.height, v.width], lanes), "last": channels_last(v, halo, lanes)})
         if narrow is not None and number not in wide:
@@ -57,6 +69,15 @@ def geometry(program: Program, lanes: int, narrow: DType | None = None) -> Geome
             if narrow == FLOAT16 and number not in other:
                 found[-1]["narrow planes"] = narrow_planes(v, narrow, planes[v.height, v.width])
     return Geometry(tuple(found))
+
+
+def _words(program: Program) -> set[int]:
+    """Values of integers whose pixels are words: of few channels, that only convolutions read and none writes, as it would
+    store whole vectors."""
+    windows = {step.source for step in program.steps if isinstance(step, Conv | Depthwise)}
+    others = {v for step in program.steps for v in reads(step)[1 if isinstance(step, Conv | Depthwise) else 0:]}
+    written = {step.target for step in program.steps if isinstance(step, Conv | Depthwise)}
+    return {v for v in windows - others - written if program.values[v].channels <= WORD}
 
 
 def _join(a: Halo, b: Halo) -> Halo:

@@ -17,6 +17,7 @@ from gkp.converter.native.kernels.emit import fill, unit
 from gkp.converter.native.kernels.halves import elements as halves
 from gkp.converter.native.kernels.kernel import Kernel, literal
 from gkp.converter.native.kernels.layout import Layout
+from gkp.converter.native.kernels.steps import words
 from gkp.converter.native.program import Grid
 
 _BYTES = '''
@@ -100,4 +101,6 @@ def typed(body: str, x: Layout, y: Layout, r: Layout | None = None, data: bytes 
     values = [layout.value for layout in (x, y, r or x)]
     head = fill(_BYTES) if any(value.grid is not None for value in values) else ""
     head += "".join(code for dtype, code in _ELEMENTS.items() if any(value.dtype == dtype for value in values))
+    if y.words:
+        head += fill(words.CODE)
     return Kernel(unit(body, head, x.value.dtype, r.value.dtype if r else FLOAT32, y.value.dtype), data)

@@ -16,6 +16,7 @@ from integer_kit import (
     check_layers,
     layer_ways,
     parameter,
+    pixels,
     processors,
     quantised,
     random_layer,
@@ -94,7 +95,9 @@ def test_random_layers(cpu: Cpu) -> None:
 def test_corners(cpu: Cpu) -> None:
     rng, cases = np.random.default_rng(4), list[tuple[Layer, Way]]()
     for conv, plane in corners(rng).values():
-        cases += some_ways(rng, random_layer(rng, conv, plane, cpu.lanes), cpu, 4 if cpu in SORTS else 2)
+        for pixel in pixels(conv):
+            layer = random_layer(rng, conv, plane, cpu.lanes, pixel=pixel)
+            cases += some_ways(rng, layer, cpu, 4 if cpu in SORTS else 2)
     check_layers(rng, cases, cpu, parts=(1, 3))
     assert {way.sort for _, way in cases} >= SORTS.get(cpu, set())
 
@@ -133,7 +136,7 @@ def test_lanes_without_a_channel_are_zero_for_floats(cpu: Cpu) -> None:
 def test_aarch64(features: str, needs: tuple[str, ...]) -> None:
     rng, arm = np.random.default_rng(8), CPUS["aarch64"]
     cpu = replace(arm, flags=(f"-mcpu=generic{features.replace('8.', '8_')}",), instructions=(VECTORS, *needs))
-    layers = [random_layer(rng, conv, plane, 4) for conv, plane in corners(rng).values()]
+    layers = [random_layer(rng, conv, plane, 4, pixel=pixel) for conv, plane in corners(rng).values() for pixel in pixels(conv)]
     check_emulated(rng, [case for layer in layers for case in some_ways(rng, layer, cpu, 1)], cpu, 2)
 
 
