@@ -21,7 +21,7 @@ from gkp.edge.divide.decide import OBJECTIVES, Candidate, Decision, best_of, bre
 from gkp.edge.divide.draft import Draft, draft
 from gkp.edge.divide.engines import TARGETS, make_engine
 from gkp.edge.divide.fused import fused_rows
-from gkp.edge.divide.layouts import Costs, best_layouts, mixed
+from gkp.edge.divide.layouts import Costs, World, best_layouts, mixed
 from gkp.edge.divide.placement import Assignment, NodePlacement
 from gkp.edge.divide.prepare import prepare
 from gkp.edge.divide.single_device import OneDevice
@@ -199,8 +199,7 @@ class Planner:
             return [*chain.pipelines(self.whole.chain, self.whole.layer_ms, self.devices, self.link, shares)]
         plain = modes.assign(mode, self.graph, len(self.devices), shares)
         if mode == "spatial" and len(self.devices) > 1:
-            return [plain, fused_rows(self.graph, self.whole.chain, self.devices, self.link, shares,
-                                      self.options.profiles.scale(), self.whole.layer_ms)]
+            return [plain, fused_rows(self.graph, self.whole.chain, self._world(), shares)]
         return [plain]
 
     def _drafted(self, mode: str, assignment: Assignment) -> Variant:
@@ -215,12 +214,14 @@ class Planner:
                                        for mode in ("local", "branch", "spatial")}
         everyone = tuple(d for d, s in enumerate(shares) if s > 0)
         ways["everyone"] = {n.name: NodePlacement(everyone) for n in self.graph.nodes}
-        chosen = best_layouts(self.whole.chain, Costs(ways, self.devices, self.link, self.options.profiles.scale(),
-                                                      self.whole.layer_ms))
+        chosen = best_layouts(self.whole.chain, Costs(self.graph, ways, self._world()))
         if len(set(chosen)) == 1 and self.options.mode != "hybrid":
             self.impossible["hybrid"] = f"block by block, {chosen[0]} is best throughout"
             return None
         return mixed(self.whole.chain, chosen, ways)
+
+    def _world(self) -> World:
+        return World(self.devices, self.link, self.options.profiles.scale(), self.whole.layer_ms, self.options.wire)
 
     # ---- notes --------------------------------------------------------------------------------------------------
     def _unmeasured(self, decision: Decision) -> list[str]:
