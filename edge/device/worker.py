@@ -20,10 +20,10 @@ from contextlib import contextmanager
 from functools import partial
 
 import msgspec
-import numpy as np
 
 from gkp.edge.device import early
 from gkp.edge.device.dataflow import Dataflow, Done
+from gkp.edge.device.encoding import packed, unpacked, wire_dtype
 from gkp.edge.device.request import Key, Request, already, compute_failed, superseded
 from gkp.edge.device.shard import Shard
 from gkp.edge.plan.schema import COORDINATOR, Segment
@@ -157,7 +157,7 @@ class Worker:
     def take(self, shard: Shard, request: str, attempt: int, source: int, value: str, array: Array, deadline: float) -> str:
         """A value from another device: "new", "duplicate" or "late". It may be kept for a run call that has not come yet;
         Refusal when there is no room for that."""
-        came = early.Value(value, source, array.astype(shard.spec(value).dtype, copy=False), time.monotonic())
+        came = early.Value(value, source, unpacked(shard.view.values[value], array), time.monotonic())
         with self._book():
             key = (shard.hash, request)
             found = self._open.get(key)
@@ -353,10 +353,10 @@ class Worker:
     # ---- sending --------------------------------------------------------------------------------------------------
     def _send(self, request: Request, name: str, array: Array, target: int) -> None:
         shard, start = request.shard, time.monotonic()
-        spec = shard.spec(name, target)
-        if array.dtype != spec.dtype:
-            with np.errstate(over="ignore"):  # float16 on the wire: the receiver refuses infinity
-                array = array.astype(spec.dtype)
+        value = shard.view.values[name]
+        if wire_dtype(value, shard.plan.wire) == "uint8":  # where nobody would see it any more
+            check_finite(name, array)
+        array = packed(value, shard.plan.wire, array)
         call = Call(shard.hash, request.id, request.attempt, shard.device, {name: array})
         try:
             pending = self._peers[shard.plan.devices[target].name].start(call, request.left)
@@ -370,7 +370,7 @@ class Worker:
         if dropped:
             pending.cancel()
             return
-        pending.add_done_callback(partial(self._sent, request, name, target, spec.bytes))
+        pending.add_done_callback(partial(self._sent, request, name, target, array.nbytes))
 
     def _sent(self, request: Request, name: str, target: int, size: int, pending: Pending) -> None:
         try:

@@ -11,12 +11,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from gkp.branched import BranchedConv
 from gkp.converter import node as branched_node
 from gkp.converter.graph import Graph, Node, Tensor, is_branched, producer
-from gkp.edge.divide.chain import LayerMs, element_bytes, part_ms
+from gkp.edge.divide.chain import LayerMs, element_bytes, part_ms, travelling_bytes
 from gkp.edge.divide.partial_means import is_mean
 from gkp.edge.divide.placement import Assignment, NodePlacement, tiles_of
 from gkp.edge.divide.rules import Rule, rule_of
@@ -31,7 +29,7 @@ Parts = list[tuple[int, Tile]]
 class World:
     """What costs depend on besides the network. scale: measured over estimated time, from a profile; layer_ms: estimated
     times of layers in the form that they have wherever they are not divided by channels
-    (gkp.edge.divide.single_device.layer_ms); wire: dtype of float32 values on their way between devices."""
+    (gkp.edge.divide.single_device.layer_ms); wire: how float32 values travel between devices."""
 
     devices: Sequence[Device]
     link: Link
@@ -139,10 +137,9 @@ class Costs:
 
     def _bytes(self, tensor: Tensor, tile: Tile, source: int) -> int:
         """Of a part of a tensor on its way: the network's input comes as the pixels that it is made of."""
-        size = tile.size * element_bytes(tensor)
         if source == COORDINATOR:
-            return size // 4 if self._pixels else size
-        return size // 2 if self.world.wire == "float16" and tensor.dtype == np.float32 else size
+            return tile.size * element_bytes(tensor) // (4 if self._pixels else 1)
+        return travelling_bytes(tensor, tile, self.world.wire)
 
     def _slowness_ms(self, size: int, *ends: int) -> float:
         """What slow processors add to a message."""

@@ -15,6 +15,7 @@ from gkp import manifest
 from gkp.converter import node as branched_node
 from gkp.converter.graph import Graph, Node
 from gkp.converter.operators import UNARY
+from gkp.converter.quantiser import is_quantiser
 from gkp.converter.sources import OpenOptions, open_any
 from gkp.edge.divide import chain, modes
 from gkp.edge.divide.decide import OBJECTIVES, Candidate, Decision, best_of, break_even, candidate, decide
@@ -28,19 +29,18 @@ from gkp.edge.divide.single_device import OneDevice
 from gkp.edge.divide.write import check_folder, write
 from gkp.edge.forecast import report
 from gkp.edge.forecast.profile import Job, Profile, Profiles, measure, signature
-from gkp.edge.plan.schema import COORDINATOR, MODES, Device, Link, Plan, SplitModel
+from gkp.edge.plan.schema import COORDINATOR, MODES, WIRES, Device, Link, Plan, SplitModel
 from gkp.errors import UnsupportedModelError, UsageError
 from gkp.images.normalisation import Normalisation
 from gkp.text import clean, plural
 from gkp.types import Progress, silent
 
-WIRES = ("float32", "float16")
 SEARCHED = tuple(mode for mode in MODES if mode != "auto")
 
 
 @dataclass(frozen=True)
 class SplitOptions:
-    """What `gkp split` can be asked for; see its --help. wire: dtype of float32 values on their way between devices; target:
+    """What `gkp split` can be asked for; see its --help. wire: how float32 values travel between devices; target:
     what runs the segments (gkp.edge.divide.engines.TARGETS); cpu: that native libraries are for; normalisation: requests
     bring pixels, uint8, with which devices do this; None: they bring what the network takes."""
 
@@ -88,6 +88,9 @@ class Planner:
                  network: OneDevice | None = None) -> None:
         options.check()
         self.graph, self.options, self.progress, self.whole = graph, options, progress, network or OneDevice(graph)
+        if options.wire == "int8" and not any(is_quantiser(node) for node in graph.nodes):
+            raise UsageError("the network is not quantised: nothing in it could travel as int8",
+                             "--wire float16 rounds; gkp-convert --target onnx --precision int8 quantises")
         self.devices, self.link = list(options.devices), options.link
         self.impossible: dict[str, str] = {}
         self.engine = make_engine(options.target, options.cpu, progress)
@@ -196,7 +199,8 @@ class Planner:
             found = self._hybrid(shares)
             return [] if found is None else [found]
         if mode == "pipeline":  # not scaled: the cuts that gkp edge profile measures
-            return [*chain.pipelines(self.whole.chain, self.whole.layer_ms, self.devices, self.link, shares)]
+            return [*chain.pipelines(self.whole.chain, self.whole.layer_ms, self.devices, self.link, shares,
+                                     self.options.wire)]
         plain = modes.assign(mode, self.graph, len(self.devices), shares)
         if mode == "spatial" and len(self.devices) > 1:
             return [plain, fused_rows(self.graph, self.whole.chain, self._world(), shares)]
