@@ -34,7 +34,7 @@ def unpacked(value: Value, array: Array) -> Array:
     if array.dtype == value.dtype:
         return array
     if array.dtype == np.uint8 and value.grid is not None:
-        found = array.astype(np.float32)
+        found: Array = array.astype(np.float32)
         found -= np.float32(value.grid.zero)
         found *= np.float32(value.grid.scale)
         return found
@@ -46,4 +46,5 @@ def _integers(grid: Grid, array: Array) -> Array:
     np.rint(steps, out=steps)
     steps += np.float32(grid.zero)
     np.clip(steps, 0, 255, out=steps)
-    return steps.astype(np.uint8)
+    found: Array = steps.astype(np.uint8)
+    return found
