@@ -93,6 +93,7 @@ class Planner:
                              "--wire float16 rounds; gkp-convert --target onnx --precision int8 quantises")
         self.devices, self.link = list(options.devices), options.link
         self.impossible: dict[str, str] = {}
+        self._fused_rows: dict[tuple[float, ...], Assignment] = {}
         self.engine = make_engine(options.target, options.cpu, progress)
 
     def plan(self) -> tuple[Draft, Decision]:
@@ -203,8 +204,15 @@ class Planner:
                                      self.options.wire)]
         plain = modes.assign(mode, self.graph, len(self.devices), shares)
         if mode == "spatial" and len(self.devices) > 1:
-            return [plain, fused_rows(self.graph, self.whole.chain, self._world(), shares)]
+            return [plain, self._fused(shares)]
         return [plain]
+
+    def _fused(self, shares: Sequence[float]) -> Assignment:
+        """Rows with fused halos, found once for modes spatial and hybrid."""
+        key = tuple(shares)
+        if key not in self._fused_rows:
+            self._fused_rows[key] = fused_rows(self.graph, self.whole.chain, self._world(), shares)
+        return self._fused_rows[key]
 
     def _drafted(self, mode: str, assignment: Assignment) -> Variant:
         made = draft(self.graph, mode, assignment, self.devices, self.link, wire=self.options.wire, engine=self.engine,
@@ -218,6 +226,8 @@ class Planner:
                                        for mode in ("local", "branch", "spatial")}
         everyone = tuple(d for d, s in enumerate(shares) if s > 0)
         ways["everyone"] = {n.name: NodePlacement(everyone) for n in self.graph.nodes}
+        if count > 1:
+            ways["fused"] = self._fused(shares)
         chosen = best_layouts(self.whole.chain, Costs(self.graph, ways, self._world()))
         if len(set(chosen)) == 1 and self.options.mode != "hybrid":
             self.impossible["hybrid"] = f"block by block, {chosen[0]} is best throughout"
