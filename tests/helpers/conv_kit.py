@@ -258,6 +258,11 @@ def check_chain(case: Chain, functions: Sequence[Function], cpu: Cpu, parts: Ite
             assert all(b.untouched for b in (x, data, *([r] if r else []))), f"{what}: kernel {number} overwrites its input"
             _check_around(layout, y, cpu.lanes, f"{what}: kernel {number}")
         got = memory[-1].flat[place(case.layouts[-1])]
+        if second is not None and case.residual == case.layouts[-1] and not case.residual.planar:
+            for part in range(n):
+                functions[-1](memory[-2].address, second.address, second.address, data.address, part, n)
+            over = second.flat[place(case.layouts[-1])]
+            assert (over.view(np.int32) == got.view(np.int32)).all(), f"{what}: another sum where it is written over the residual"
         bad = ~(np.abs(got - case.expected) <= case.tolerance * max(1.0, float(np.abs(case.expected).max(initial=0))))
         assert not bad.any(), (f"{what}: {bad.sum()} of {bad.size} wrong, first at {np.argwhere(bad)[0]}: {got[bad][0]} for "
                                f"{case.expected[bad][0]}")

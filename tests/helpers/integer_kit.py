@@ -274,6 +274,12 @@ def _check(rng: Rng, layer: Layer, kernel: Kernel, function: Any, parts: int, wh
     assert all(b.guards_hold for b in (x, y, data, *([r] if r else []))), f"{what}: writes out of bounds"
     assert all((b.flat == b.before).all() for b in (x, data, *([r] if r else []))), f"{what}: overwrites its input"
     _check_target(layer, y.flat, y.before, what)
+    if r and layer.residual and (layer.residual.origin, layer.residual.bytes) == (layer.target.origin, layer.target.bytes):
+        both = filled(rng, layer.residual, layer.r)
+        before = Memory(both.before)
+        for part in reversed(range(parts)):
+            function(x.address, both.address, both.address, data.address, part, parts)
+        _check_target(layer, both.flat, before.flat, f"{what}, over the residual")
 
 
 def _check_target(layer: Layer, after: Array, untouched: Array, what: str) -> None:

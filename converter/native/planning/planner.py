@@ -13,7 +13,7 @@ from gkp.converter.native.planning.arena import Life, arrange
 from gkp.converter.native.planning.geometry import Geometry, geometry
 from gkp.converter.native.planning.layouts import choose_layouts, reads_as_it_writes, source_kind
 from gkp.converter.native.planning.plan import Call, Fill, Place, Plan
-from gkp.converter.native.planning.reorder import contiguous_outputs
+from gkp.converter.native.planning.reorder import contiguous_channels
 from gkp.converter.native.planning.timer import Model, Timer
 from gkp.converter.native.planning.ways import conv_ways, time_ways
 from gkp.converter.native.program import Conv, Depthwise, Program, Step, reads
@@ -26,7 +26,7 @@ _MOST_BYTES = 1 << 30
 def make_plan(program: Program, cpu: Cpu, timer: Timer | None = None, bf16: bool = False) -> Plan:
     """Choose tiles and layouts by what `timer` says (default: the model), and lay everything out. bf16: values and weights
     may be rounded to bfloat16, where that is faster."""
-    program = contiguous_outputs(program)
+    program = contiguous_channels(program)
     at = geometry(program, cpu.lanes, bf16)
     _check_sizes(at)
     found = time_ways(conv_ways(program, at, cpu), timer or Model())
@@ -58,7 +58,8 @@ class _Planner:
     kinds: list[Kind]
     ways: dict[int, list[Way]]
     calls: list[Call] = field(default_factory=list)
-    buffers: list[_Buffer] = field(default_factory=list)
+    buffers: dict[int, _Buffer] = field(default_factory=dict)
+    sums: list[int] = field(default_factory=list)
     homes: dict[tuple[int, Kind], Place] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -89,8 +90,9 @@ class _Planner:
 
     def _buffer(self, layout: Layout) -> Place:
         """A new buffer, by its number until it has a place in the arena."""
-        self.buffers.append(_Buffer(layout, len(self.calls), len(self.calls)))
-        return Place("buffer", len(self.buffers) - 1)
+        number = len(self.buffers)
+        self.buffers[number] = _Buffer(layout, len(self.calls), len(self.calls))
+        return Place("buffer", number)
 
     def _read(self, value: int, kind: Kind) -> Place:
         """The buffer that holds a value in this kind of layout, converted first where there is none yet."""
@@ -124,6 +126,8 @@ class _Planner:
         if way.after is not None:
             self._call(Call(way.after.recipe.kernel(), y, r, self._new(step.target, target), step.layer,
                               way.after.name))
+        if r is not None:
+            self.sums.append(len(self.calls) - 1)
 
     def _simple(self, step: Step) -> None:
         """Steps that compute little: in the layout of their target."""
@@ -148,19 +152,43 @@ class _Planner:
         return home
 
     def _finish(self) -> Plan:
-        lanes = self.cpu.lanes
-        lives = [Life(b.layout.bytes, b.first, b.last, b.layout if _has_zeros(b.layout, lanes) else None)
-                 for b in self.buffers]
-        starts, arena = arrange(lives)
+        lanes, moved = self.cpu.lanes, self._written_over()
+        lives = {n: Life(b.layout.bytes, b.first, b.last, b.layout if _has_zeros(b.layout, lanes) else None)
+                 for n, b in self.buffers.items() if n not in moved}
+        places, arena = arrange(list(lives.values()))
+        starts = dict(zip(lives, places, strict=True))
         fills = tuple(dict.fromkeys(Fill(start, b.layout.bytes, b.layout.value.grid.zero)
-                                    for b, start, life in zip(self.buffers, starts, lives, strict=True)
-                                    if b.layout.value.grid is not None and life.zeros is not None))
+                                    for n, start in starts.items() if (b := self.buffers[n]).layout.value.grid is not None
+                                    and lives[n].zeros is not None))
 
         def settled(place: Place) -> Place:
-            return Place("arena", starts[place.at]) if place.where == "buffer" else place
+            return Place("arena", starts[moved.get(place.at, place.at)]) if place.where == "buffer" else place
 
         calls = tuple(replace(c, x=settled(c.x), r=c.r and settled(c.r), y=settled(c.y)) for c in self.calls)
         return Plan(self.cpu, calls, arena, self.program.inputs, self.program.outputs, self.seconds, fills)
+
+    def _written_over(self) -> dict[int, int]:
+        """Buffers of sums that take the memory of a residual which nobody reads later: caches hold one of the two then.
+        Kernels of convolutions that write channels last read an element of the residual before they write the target's, and
+        none of it later. Those that write planes may write a vector over elements that others are yet to read."""
+        moved = dict[int, int]()
+        for number in self.sums:
+            call = self.calls[number]
+            assert call.r is not None
+            old, new = moved.get(call.r.at, call.r.at), call.y.at
+            before, after = self.buffers[old], self.buffers[new]
+            if (call.r != call.x and before.last == after.first == number and not after.layout.planar
+                    and _alike(before.layout, after.layout)):
+                moved[new] = old
+                before.last = after.last
+        return moved
+
+
+def _alike(a: Layout, b: Layout) -> bool:
+    """May one buffer hold either, with the cells beside the elements?"""
+    if a.value.grid is not None and not a.halo:  # whatever its grid
+        a = replace(a, value=replace(a.value, grid=b.value.grid))
+    return a == b
 
 
 def _has_zeros(layout: Layout, lanes: int) -> bool:

@@ -15,6 +15,7 @@ from gkp.converter.native.kernels.bfloats import direct as bfloats
 from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.integers import direct
 from gkp.converter.native.kernels.layout import Kind, Layout
+from gkp.converter.native.kernels.matrix import direct as matrix
 from gkp.converter.native.kernels.way import Family, Kinds, Way
 from gkp.converter.native.planning.geometry import Geometry
 from gkp.converter.native.planning.timer import Timer
@@ -23,9 +24,9 @@ from gkp.converter.native.program import Conv, Program
 FAMILIES: tuple[Family, ...] = (pixel.ways, polyphase.ways, channel.ways, groups.ways, winograd.rows_ways,
                                 winograd.tiles_ways)
 """Of equally fast ways the first one is taken."""
-INTEGERS: tuple[Family, ...] = (direct.ways,)
+INTEGERS: tuple[Family, ...] = (direct.ways, matrix.ways)
 """Over sources with a grid."""
-BFLOATS: tuple[Family, ...] = (bfloats.ways,)
+BFLOATS: tuple[Family, ...] = (bfloats.ways, matrix.ways)
 """Over sources in bfloat16."""
 _HOPELESS = 3.0
 """A sort is not tried at all if its best way takes more than so many times the cycles of the pair's best, by the model."""

@@ -17,7 +17,6 @@ from gkp.converter.native.kernels.cpu import BF16, VECTORS, Cpu
 from gkp.converter.native.kernels.emit import fill
 from gkp.converter.native.kernels.integers.direct import tiled
 from gkp.converter.native.kernels.integers.dots import Dot
-from gkp.converter.native.kernels.integers.panels import Panel
 from gkp.converter.native.kernels.jobs import Words
 from gkp.converter.native.kernels.kernel import activation
 from gkp.converter.native.kernels.layout import Layout
@@ -75,10 +74,10 @@ class Store:
         zeros = zero_at_zero(step.activation) and zero_at_zero(step.final)
         self._masked = target.value.channels % lanes != 0 and not zeros
 
-    def panel(self, words: Words, panel: Panel) -> int:
+    def panel(self, words: Words, first: int, vectors: int) -> int:
         """The bias, and a mask of the lanes that hold a channel, where the others would not become zero by themselves."""
-        size = panel.vectors * self._lanes
-        bias = np.asarray(self._step.conv.bias[panel.first:panel.first + size], np.float32)
+        size = vectors * self._lanes
+        bias = np.asarray(self._step.conv.bias[first:first + size], np.float32)
         at = words.put(np.pad(bias, (0, size - len(bias))), np.float32)
         if self._masked:
             words.put(-(np.arange(size) < len(bias)).astype(np.int32), np.int32)

@@ -35,8 +35,8 @@ _Items = list[tuple[int, int, npt.NDArray[Any]]]
 class Storing(Protocol):
     """What becomes of the sums of a tile; made of (step, dot, source, target, residual, lanes)."""
 
-    def panel(self, words: Words, panel: Panel) -> int:
-        """Puts the constants of a panel; their position. What the sums begin with comes first."""
+    def panel(self, words: Words, first: int, vectors: int) -> int:
+        """Puts the constants of so many vectors of outputs; their position. What the sums begin with comes first."""
 
     def functions(self) -> str:
         """C++ in front of the kernel."""
@@ -60,7 +60,7 @@ def tiled(step: Conv, source: Layout, target: Layout, residual: Layout | None, c
     """The ways by these sums of products, if target and residual hold whole vectors of a pixel's channels."""
     if not all(at.channel == 1 and at.block is None for at in (target, residual) if at):
         return
-    plane, whole = _plane(step, source, target, residual), step.conv
+    plane, whole = plane_of(step, source, target, residual), step.conv
     pixel = source.padded
     forms = [(dot, whole, False) for dot in offered if _worth(dot, offered, whole.in_channels)]
     if whole.kernel_shape[1] > 1:
@@ -78,7 +78,7 @@ def _worth(dot: Dot, offered: Sequence[Dot], channels: int) -> bool:
     return not any(0 < other.window < dot.window and channels <= other.window for other in offered)
 
 
-def _plane(step: Conv, source: Layout, target: Layout, residual: Layout | None) -> tuple[int, int]:
+def plane_of(step: Conv, source: Layout, target: Layout, residual: Layout | None) -> tuple[int, int]:
     """Rows and columns of the target as the tiles see them: one row where all lie without gaps."""
     c, v = step.conv, target.value
     flat = (c.kernel_shape == (1, 1) and c.strides == (1, 1) and not any(c.pads)
@@ -144,7 +144,7 @@ class _Writer:
                  store: MakeStore) -> None:
         self.step, self.tile, self.source, self.target, self.residual = step, tile, source, target, residual
         self.lanes, self.conv = cpu.lanes, joined(step.conv, source.padded) if tile.joined else step.conv
-        self.plane = _plane(step, source, target, residual)
+        self.plane = plane_of(step, source, target, residual)
         self.panels = panels(self.conv, tile.vectors, cpu.lanes, tile.dot)
         self.store = store(step, tile.dot, source, target, residual, cpu.lanes)
 
@@ -162,7 +162,8 @@ class _Writer:
             reads = [[at, orders + k * self.lanes] if self.tile.dot.window else [at] for at, k, _ in items]
             at = words.put(reads, np.int32)
             weights = words.put(np.array([w for *_, w in items]).ravel().view(np.int32), np.int32)
-            table.append([panel.vectors, len(items), at, weights, self.store.panel(words, panel), panel.first])
+            constants = self.store.panel(words, panel.first, panel.vectors)
+            table.append([panel.vectors, len(items), at, weights, constants, panel.first])
         return words.bytes(table)
 
     def _items(self, panel: Panel) -> _Items:

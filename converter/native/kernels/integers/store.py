@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from gkp.converter.native.kernels.emit import fill
 from gkp.converter.native.kernels.integers.dots import Dot
-from gkp.converter.native.kernels.integers.panels import Panel
 from gkp.converter.native.kernels.integers.scales import HIGHEST, Scales, constants, scales
 from gkp.converter.native.kernels.jobs import Words
 from gkp.converter.native.kernels.kernel import literal
@@ -159,10 +158,10 @@ class PanelStore(Store):
         assert self._source.grid is not None
         return constants(self._step.conv, self._source.grid, self._dot.offset)
 
-    def panel(self, words: Words, panel: Panel) -> int:
-        """Puts the constants of a panel; their position."""
-        size = panel.vectors * self._lanes
-        part = slice(panel.first, panel.first + size)
+    def panel(self, words: Words, first: int, vectors: int) -> int:
+        """Puts the constants of so many vectors of outputs; their position."""
+        size = vectors * self._lanes
+        part = slice(first, first + size)
         return self.constants(words, self._added[part], self._scales.factor[part], size)
 
 

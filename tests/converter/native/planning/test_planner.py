@@ -177,7 +177,7 @@ def test_a_plan_reads_what_was_written_within_its_arena(seed: int) -> None:
     for call in plan.calls:
         operands = [call.x] if call.r is None else [call.x, call.r]
         assert set(operands) <= written
-        assert call.y not in operands
+        assert call.y not in operands or (call.y == call.r != call.x and call.kind.startswith(("conv", "winograd")))
         written.add(call.y)
         for place in (*operands, call.y):
             assert place.where != "arena" or (place.at % 64 == 0 and 0 <= place.at < plan.arena)

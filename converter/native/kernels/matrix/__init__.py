@@ -1,0 +1,1 @@
+"""Convolutions by instructions that multiply matrices: of bytes and of bfloat16."""
