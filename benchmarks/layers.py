@@ -26,7 +26,7 @@ BARS: dict[str, float | None] = {"stride 1, 16x16 and larger": 0.75, "stride 1, 
 """Kinds of grouped 3x3 convolutions, by output plane, with the share of peak that each layer should reach."""
 
 
-def native_layers(name: str, graph: Graph, start: Start, make_peak: Callable[[str], Machine] = Peak,
+def native_layers(name: str, graph: Graph, start: Start, make_peak: Callable[[], Machine] = Peak,
                   seconds: float = 1.0) -> NativeLayers:
     """Compile the network with `start`, profile it on one image and compare with the core's peak."""
     try:

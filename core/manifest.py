@@ -141,8 +141,9 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True):
 class LayerSpeed(msgspec.Struct, frozen=True, kw_only=True):
     """How fast one layer ran inside the network, one thread, one image. macs: multiply-accumulates of its kept weights,
     macs_executed: what the kernel really does (fewer with Winograd, more with padding); gflops: 2 * macs / time, in units
-    of 1e9 per second; share: of the core's peak; intensity: floating point operations per byte of weights, inputs that
-    are read and outputs, each counted once."""
+    of 1e9 per second; share: of the core's peak with the units that computed the layer ("": files of earlier versions do not
+    say which); intensity: floating point operations per byte of weights, inputs that are read and outputs, each counted
+    once."""
 
     name: str
     kind: str
@@ -152,20 +153,25 @@ class LayerSpeed(msgspec.Struct, frozen=True, kw_only=True):
     gflops: float
     share: float
     intensity: float
+    units: str = ""
 
 
 class Roofline(msgspec.Struct, frozen=True, kw_only=True):
-    """Layers against what one core of the machine can do: peak_gflops with its multiply-add units in float32 (in int8 with
-    its sums of products of bytes: operations of integers; in bf16 with those of bfloat16), bandwidth_gbs reading from memory
-    (1e9 bytes per second). Both measured in the same run as the layers."""
+    """Layers against what one core of the machine can do: peaks with the units that compute them ("fp32": multiply-adds of
+    vectors; "int8": sums of products of bytes in vectors; "bf16": the same of bfloat16; "amx-int8", "amx-bf16": products of
+    tiles), in operations, of integers or floats, in 1e9 per second; peak_gflops: the highest of these; bandwidth_gbs reading
+    from memory (1e9 bytes per second). All measured in the same run as the layers. peaks is empty in files of earlier
+    versions."""
 
     peak_gflops: float
     bandwidth_gbs: float
     layers: list[LayerSpeed]
+    peaks: dict[str, float] = {}
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes that a native model needs: working memory of every thread, packed weights, and both for one thread."""
+    """Bytes that a native model needs: working memory of every thread (for groups of images too), packed weights, and
+    both for one thread."""
 
     arena_bytes_per_thread: int
     weights_bytes: int

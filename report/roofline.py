@@ -1,5 +1,6 @@
 """The roofline picture of the HTML report: layers as points, operations per byte against operations per second, both axes
-logarithmic, under the two limits of one core (Williams, Waterman, Patterson 2009)."""
+logarithmic, under the limits of one core: of the units that computed them, and of memory (Williams, Waterman, Patterson
+2009)."""
 
 from __future__ import annotations
 
@@ -14,6 +15,10 @@ HEIGHT = 300
 """Of the plot, in pixels. Positions across are percent of the width, so that text keeps its size on every screen."""
 
 STYLES = {"grouped": "layer with several branches", "dense": "layer with one", "winograd": "Winograd kernel"}
+
+UNITS = {"fp32": "multiply-adds", "int8": "sums of bytes", "bf16": "sums of bfloat16", "amx-int8": "AMX in int8",
+         "amx-bf16": "AMX in bf16"}
+"""Words for the units of gkp.manifest.Roofline.peaks."""
 
 _SPARE = 1.3
 _STEPS = (1, 2, 5)
@@ -38,13 +43,15 @@ class Tick:
 
 @dataclass(frozen=True)
 class Picture:
-    """ridge: where the two limits meet, percent; top: height of the peak, pixels; memory: where its line begins."""
+    """ridge: where memory meets the highest peak, percent; top: height of that, pixels; lower: the same of the other units;
+    memory: where its line begins."""
 
     points: tuple[Point, ...]
     across: tuple[Tick, ...]
     up: tuple[Tick, ...]
     ridge: float
     top: float
+    lower: tuple[tuple[float, float], ...]
     memory: tuple[float, float]
     limits: str
     description: str
@@ -97,13 +104,22 @@ def _drawn(found: Roofline, layers: list[LayerSpeed], known: Mapping[str, Layer]
     points = [Point(across.at(s.intensity), HEIGHT - up.at(s.gflops), _text(s),
                     _style(s, known.get(s.name)), s) for s in layers]
     shares = sorted(s.share for s in layers)
+    peaks = {units: peak for units, peak in found.peaks.items() if units in UNITS and bottom < peak <= found.peak_gflops}
+    lower = sorted(peak for peak in peaks.values() if peak < found.peak_gflops)
     return Picture(
         points=tuple(points), across=tuple(Tick(across.at(v), text) for v, text in across.ticks()),
         up=tuple(Tick(HEIGHT - up.at(v), text) for v, text in up.ticks()), ridge=across.at(ridge),
-        top=HEIGHT - up.at(found.peak_gflops), memory=(0.0, HEIGHT - up.at(across.low * found.bandwidth_gbs)),
-        limits=f"multiply-adds {found.peak_gflops:.0f} GFLOP/s (flat), memory {found.bandwidth_gbs:.0f} GB/s (slope)",
-        description=f"{len(layers)} layers at {100 * shares[0]:.0f} to {100 * shares[-1]:.0f} % of the core's peak of "
-                    f"{found.peak_gflops:.0f} GFLOP/s, median {100 * shares[len(shares) // 2]:.0f} %")
+        top=HEIGHT - up.at(found.peak_gflops),
+        lower=tuple((across.at(peak / found.bandwidth_gbs), HEIGHT - up.at(peak)) for peak in lower),
+        memory=(0.0, HEIGHT - up.at(across.low * found.bandwidth_gbs)),
+        limits=f"{_flat(peaks, found.peak_gflops)} GFLOP/s (flat), memory {found.bandwidth_gbs:.0f} GB/s (slope)",
+        description=f"{len(layers)} layers at {100 * shares[0]:.0f} to {100 * shares[-1]:.0f} % of the core's peak "
+                    f"({_flat(peaks, found.peak_gflops)} GFLOP/s), median {100 * shares[len(shares) // 2]:.0f} %")
+
+
+def _flat(peaks: Mapping[str, float], highest: float) -> str:
+    """Without peaks of single units, as in files of earlier versions: the only one."""
+    return ", ".join(f"{UNITS[units]} {peak:.0f}" for units, peak in peaks.items()) or f"multiply-adds {highest:.0f}"
 
 
 def _style(speed: LayerSpeed, layer: Layer | None) -> str:
@@ -115,7 +131,12 @@ def _style(speed: LayerSpeed, layer: Layer | None) -> str:
 
 def _text(speed: LayerSpeed) -> str:
     return (f"{wording.shorten(speed.name, 80)} ({wording.shorten(speed.kind, 40)}): {speed.gflops:.0f} GFLOP/s, "
-            f"{100 * speed.share:.0f} % of the peak; {speed.intensity:.1f} FLOP per byte; {speed.ms * 1e3:.1f} µs")
+            f"{100 * speed.share:.0f} % of the peak{_of(speed.units)}; {speed.intensity:.1f} FLOP per byte; "
+            f"{speed.ms * 1e3:.1f} µs")
+
+
+def _of(units: str) -> str:
+    return f" of {UNITS[units]}" if units in UNITS else ""
 
 
 def _positive(*values: float) -> bool:

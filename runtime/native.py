@@ -28,7 +28,9 @@ _STATUS: Mapping[int, tuple[type[GkpError], str]] = {
     2: (UsageError, "use fewer threads, or free some memory"),
     3: (BackendMissingError, "convert the model on this machine, or with another --cpu"),
     4: (UsageError, "load the artefact once for every thread"),
-    5: (UsageError, "use fewer threads")}
+    5: (UsageError, "use fewer threads"),
+    6: (BackendMissingError, "let the sandbox permit arch_prctl(ARCH_REQ_XCOMP_PERM), or convert the model with "
+                             "--cpu x86-64-v4-vnni")}
 """Error class and hint of the C interface's status codes (model.h)."""
 _DTYPES: Mapping[str, npt.DTypeLike] = {"float32": np.float32, "uint8": np.uint8}
 """By the names of the description."""
@@ -47,12 +49,13 @@ class _Port:
 @dataclass(frozen=True)
 class StepTime:
     """One step of the network. layer: name in the model, "" for steps without one; macs: executed for one image;
-    seconds: for the whole batch, one thread."""
+    seconds: for the whole batch, one thread; needs: the instructions that its kernel is made of."""
 
     layer: str
     kind: str
     macs: int
     seconds: float
+    needs: tuple[str, ...] = ()
 
 
 class NativeRunner:
@@ -61,7 +64,7 @@ class NativeRunner:
     The file's bytes are read once, hashed (UnsafeFileError when `sha256` is given and differs), and the library is opened
     from a sealed copy of just these bytes in memory: whoever can write to the folder cannot exchange the file between
     the check and the opening, nor change it while it runs. FileError when it is no library of ours, BackendMissingError
-    when its kernels need another processor."""
+    when its kernels need another processor, or instructions that the system denies this process."""
 
     def __init__(self, path: Path, threads: int, sha256: str | None = None) -> None:
         self._lock, self._handle = threading.Lock(), ctypes.c_void_p()
@@ -95,7 +98,8 @@ class NativeRunner:
         steps = self.description["steps"]
         seconds = (ctypes.c_double * len(steps))()
         self._call(feeds, self._library.gkp_profile, seconds)
-        return [StepTime(s["layer"], s["kind"], s["macs"], t) for s, t in zip(steps, seconds, strict=True)]
+        return [StepTime(s["layer"], s["kind"], s["macs"], t, tuple(s.get("needs", ())))
+                for s, t in zip(steps, seconds, strict=True)]
 
     def close(self) -> None:
         """Release threads, memory and library. Later calls are UsageErrors."""

@@ -53,9 +53,9 @@ class Compiled:
     @property
     def memory(self) -> Memory:
         """Of the native parts together: their working memory is not shared."""
-        arena, weights, peak = (sum(library[f"{what}_bytes"] for library in self.libraries)
-                                for what in ("arena", "weights", "peak"))
-        return Memory(arena_bytes_per_thread=arena, weights_bytes=weights, peak_bytes=peak)
+        arena, group, weights, peak = (sum(library[f"{what}_bytes"] for library in self.libraries)
+                                       for what in ("arena", "group", "weights", "peak"))
+        return Memory(arena_bytes_per_thread=arena + group, weights_bytes=weights, peak_bytes=peak)
 
     def steps(self) -> list[tuple[str, str, int]]:
         """(layer, kind of kernel, multiply-accumulates) of every native step."""

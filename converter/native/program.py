@@ -1,8 +1,8 @@
 """What the native compiler compiles: a list of steps over values, for one image.
 
 A value is [channels, height, width] (1-D data: height 1; a vector: height and width 1). Steps run in order; each
-writes one value once. The batch is not part of a program: images are computed one after another, or side by side by
-several threads.
+writes one value once. The batch is not part of a program: images are computed one after another, in groups
+(planning.batching), or side by side by several threads.
 """
 
 from __future__ import annotations

@@ -27,9 +27,9 @@ from gkp.converter.lower.candidates import Candidate, Group, candidates
 from gkp.converter.lower.emit import lower
 from gkp.converter.native.artefact import Compiled, Compiler
 from gkp.converter.native.building.roofline import network_roofline
-from gkp.converter.native.building.toolchain import Toolchain, find, host_cpu, machine
+from gkp.converter.native.building.toolchain import Toolchain, find, host_cpu, machine, tiles_denied
 from gkp.converter.native.building.tune import Measured
-from gkp.converter.native.kernels.cpu import BF16, CPUS, Cpu
+from gkp.converter.native.kernels.cpu import AMX_BF16, AMX_INT8, BF16, CPUS, Cpu
 from gkp.converter.native.planning.timer import NOMINAL_HERTZ, Model, Timer
 from gkp.converter.native.program import beside
 from gkp.converter.native.reading.frontend import program
@@ -47,6 +47,7 @@ from gkp.runtime.native import NativeRunner
 from gkp.text import clean, plural
 from gkp.types import Array, Progress, Run, silent
 
+_BF16 = {BF16, AMX_BF16}
 _SOURCE = "source"
 _RUNS = 15
 
@@ -76,9 +77,10 @@ class NativeTarget(Target):
     def require(self, precision: str) -> None:
         """The compiler is looked for when it is needed: `gkp inspect` needs none. UsageError for bf16 where there are no
         kernels of it that are faster than those of fp32."""
-        if precision == "bf16" and BF16 not in self.cpu.instructions:
-            raise UsageError(f"--target native has no bf16 for {self.cpu.name}: its processor lacks AVX512-BF16, or is no "
-                             "faster in it than in fp32", "use --precision fp32 or int8, or --target openvino")
+        if precision == "bf16" and not _BF16 & set(self.cpu.instructions):
+            why = self.denied() or "its processor has no AMX, and lacks AVX512-BF16 or is no faster in it than in fp32"
+            raise UsageError(f"--target native has no bf16 for {self.cpu.name}: {why}",
+                             "use --precision fp32 or int8, or --target openvino")
 
     @cached_property
     def tools(self) -> Toolchain:
@@ -93,6 +95,22 @@ class NativeTarget(Target):
         here = host_cpu()
         return machine(self.cpu) == platform.machine() and self.cpu.lanes <= here.lanes \
             and set(self.cpu.instructions) <= set(here.instructions)
+
+    def denied(self) -> str | None:
+        """That the kernel of the system denies this process AMX, which would be used."""
+        wanted = self.options.cpu not in CPUS or {AMX_INT8, AMX_BF16} & set(self.cpu.instructions)
+        why = tiles_denied() if wanted else None
+        return f"the system's kernel denies AMX to this process ({why})" if why else None
+
+    def unlike(self) -> str:
+        """Why what is made for the processor cannot be measured here."""
+        here = host_cpu()
+        if machine(self.cpu) != platform.machine():
+            return f"this machine is {platform.machine()}"
+        if self.cpu.lanes > here.lanes:
+            return "this machine is a processor with shorter vectors"
+        lacking = ", ".join(name for name in self.cpu.instructions if name not in here.instructions)
+        return self.denied() or f"this machine is a processor without {lacking}"
 
     @property
     def here(self) -> Cpu:
@@ -176,7 +194,8 @@ class NativeBuilt(Built):
         folder.mkdir()
         target = self._target
         inputs, outputs = ([t.name for t in tensors] for tensors in (self._graph.inputs, self._graph.outputs))
-        compiler = Compiler(cpu, target.tools, target.timer(cpu), target.progress, target.precision == "bf16")
+        bf16 = target.precision == "bf16" and bool(_BF16 & set(cpu.instructions))
+        compiler = Compiler(cpu, target.tools, target.timer(cpu), target.progress, bf16)
         return compiler.compile(self._parts, inputs, outputs, folder, self._any_batch)
 
     @property
@@ -240,7 +259,7 @@ class NativeBuilt(Built):
         with contextlib.closing(self._here.open(1)) as runner:
             if not isinstance(runner, NativeRunner):
                 return None
-            return network_roofline(runner, self._graph, bf16=self._target.precision == "bf16")
+            return network_roofline(runner, self._graph)
 
     def about(self, measure: bool) -> About:
         """Of what is not compiled (yet), the multiply-accumulates of the graph."""
@@ -260,10 +279,13 @@ class NativeBuilt(Built):
     def _choice_notes(self) -> list[str]:
         target = self._target
         if not target.measurable():
-            here = platform.machine() if machine(target.cpu) != platform.machine() else "a processor with shorter vectors"
-            return [f"nothing was measured, and a model of the processor chose the kernels: the library is for "
-                    f"{target.cpu.name}, this machine is {here}"]
-        return [] if target.measure else ["a model of the processor chose the kernels: nothing was measured"]
+            found = (f"nothing was measured, and a model of the processor chose the kernels: the library is for "
+                     f"{target.cpu.name}, {target.unlike()}")
+            plain = target.precision == "bf16" and not _BF16 & set(target.here.instructions)
+            return [f"{found}; it was verified in float32"] if plain else [found]
+        denied = target.denied() if target.precision != "fp32" else None
+        return [*([f"{denied}: kernels without it were chosen"] if denied else []),
+                *([] if target.measure else ["a model of the processor chose the kernels: nothing was measured"])]
 
     def _hybrid_notes(self, measure: bool) -> list[str]:
         compiled = self.compiled

@@ -23,15 +23,14 @@ from gkp.runtime.native import StepTime
 
 
 class Machine:
-    """100 GFLOP/s, but every other time something else is running; 10 GB/s."""
+    """100 GFLOP/s, in tiles 16 times of that, but every other time something else is running; 10 GB/s."""
 
-    def __init__(self, precision: str = "fp32") -> None:
-        assert precision == "fp32"
-        self.bursts = 0
+    def __init__(self) -> None:
+        self.bursts: dict[str, int] = {}
 
-    def gflops(self) -> float:
-        self.bursts += 1
-        return 100.0 if self.bursts % 2 else 40.0
+    def gflops(self, units: str) -> float:
+        self.bursts[units] = self.bursts.get(units, 0) + 1
+        return {"fp32": 100.0, "amx-bf16": 1600.0}[units] * (1.0 if self.bursts[units] % 2 else 0.4)
 
     def bandwidth(self) -> float:
         return 10.0
@@ -81,6 +80,7 @@ def test_a_layers_share_is_its_rate_over_the_peak() -> None:
     assert found.missing is None
     assert found.roofline is not None
     assert (found.roofline.peak_gflops, found.roofline.bandwidth_gbs) == (100, 10)
+    assert found.roofline.peaks == {"fp32": 100}
     first, dense = found.roofline.layers
     assert (first.name, first.kind, first.macs) == ("first", "conv 3x3", FIRST), "both steps of the layer together"
     assert (first.share, first.gflops) == pytest.approx((0.5, 50))
@@ -90,6 +90,17 @@ def test_a_layers_share_is_its_rate_over_the_peak() -> None:
     assert [(k.kind, k.bar, k.shares) for k in found.kinds] == [
         ("stride 1, 16x16 and larger", 0.75, [pytest.approx(0.5)])], "the dense layer is no grouped one"
     assert runner.closed == 1
+
+
+def test_each_layer_is_held_against_the_units_that_computed_it() -> None:
+    """Those of the step that multiplies, whatever stands around it."""
+    tiles = ("vectors", "amx-bf16")
+    steps = [StepTime("first", "conv 3x3", FIRST, 2 * FIRST / 800e9, tiles), StepTime("first", "to last", 0, 0, ("vectors",)),
+             StepTime("dense", "conv 3x3 winograd 4", 4 * FIRST, 8 * FIRST / 50e9, ("vectors",))]
+    found = native_layers("net", network(), lambda graph, threads: Fake(steps), Machine, seconds=0).roofline
+    assert found is not None
+    assert (found.peaks, found.peak_gflops) == ({"amx-bf16": 1600, "fp32": 100}, 1600)
+    assert [(layer.units, layer.share) for layer in found.layers] == [("amx-bf16", pytest.approx(0.5)), ("fp32", pytest.approx(0.5))]
 
 
 def conv(groups: int, stride: int = 1, kernel: int = 3, channels: int = 16) -> BranchedConv:
@@ -116,7 +127,7 @@ def refuse(graph: Graph, threads: int) -> Any:
     raise BackendMissingError("no compiler", "install one")
 
 
-def no_peak(precision: str) -> Any:
+def no_peak() -> Any:
     raise BackendMissingError("no compiler for the peak", "install one")
 
 

@@ -25,7 +25,7 @@ from gkp import console, manifest
 from gkp.converter import calibration
 from gkp.converter.fastest import cpu_targets
 from gkp.converter.native.building.toolchain import host_cpu
-from gkp.converter.native.kernels.cpu import BF16
+from gkp.converter.native.kernels.cpu import AMX_BF16, BF16
 from gkp.converter.reference import reference
 from gkp.errors import FileError, UsageError
 from gkp.options.convert import convert_options
@@ -299,7 +299,7 @@ def test_gkp_convert_takes_precision_and_calibration(hand: None, model: Path, im
     assert ops(written)["QuantizeLinear"] > 0
 
 
-IN_BF16 = [*(["native"] if BF16 in host_cpu().instructions else []), "openvino"]
+IN_BF16 = [*(["native"] if {BF16, AMX_BF16} & set(host_cpu().instructions) else []), "openvino"]
 
 
 @pytest.mark.parametrize(("precision", "names"), [("fp32", ["native", "openvino", "ort"]), ("bf16", IN_BF16), ("int8", ["native", "openvino", "ort"])])

@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from conv_kit import needed_halo, place, random_conv, random_plane
-from integer_kit import ZEN4, Memory
+from integer_kit import AMX, AMX_FLAGS, ZEN4, Memory, parameter
 from kernel_kit import PARTS, check_walls, compile_kernels
 
 from gkp.branched import BranchedConv
 from gkp.converter.native.dtypes import BFLOAT16
 from gkp.converter.native.kernels.bfloats import direct
 from gkp.converter.native.kernels.bfloats.elements import bits
+from gkp.converter.native.kernels.cpu import AMX_BF16, Cpu
 from gkp.converter.native.kernels.kernel import Kernel
 from gkp.converter.native.kernels.layout import Layout, bfloats, channels_last
+from gkp.converter.native.kernels.matrix import direct as matrix
 from gkp.converter.native.kernels.way import Way
 from gkp.converter.native.program import Activation, Conv, Function, Parametric, Value
 
@@ -28,6 +30,7 @@ Rng = np.random.Generator
 FUNCTIONS: tuple[Function, ...] = (Activation.NONE, Activation.RELU, Activation.RELU, Activation.RELU6, Activation.SIGMOID,
                                    Parametric("leaky_relu", (0.1,)))
 """None is steeper than the identity, so that errors do not grow."""
+PROCESSORS = [parameter(ZEN4, "avx512_bf16", "avx512_vnni"), parameter(AMX, *AMX_FLAGS)]
 _EPSILON, _HALF_STEP = 2.0 ** -24, 2.0 ** -8
 
 
@@ -101,8 +104,10 @@ def random_layer(rng: Rng, conv: BranchedConv | None = None, plane: tuple[int, i
     return Layer(step, layouts[0], layouts[1], other, x, r, expected, allowed)
 
 
-def layer_ways(layer: Layer, most: int = 6) -> Iterator[Way]:
-    return direct.ways(layer.step, layer.source, layer.target, layer.residual, ZEN4, most)
+def layer_ways(layer: Layer, cpu: Cpu, most: int = 6) -> Iterator[Way]:
+    """Of a processor with AMX those by matrices."""
+    family = matrix.ways if AMX_BF16 in cpu.instructions else direct.ways
+    return family(layer.step, layer.source, layer.target, layer.residual, cpu, most)
 
 
 def filled(layout: Layout, values: Array | None) -> Memory:
@@ -113,13 +118,13 @@ def filled(layout: Layout, values: Array | None) -> Memory:
     return Memory(bits(flat).tobytes() if layout.value.dtype == BFLOAT16 else flat.tobytes())
 
 
-def check_layers(cases: Sequence[tuple[Layer, Way]], parts: Iterable[int] = PARTS) -> None:
+def check_layers(cases: Sequence[tuple[Layer, Way]], cpu: Cpu, parts: Iterable[int] = PARTS) -> None:
     """Compiles all of them together; every kernel in every number of parts, and beside memory that nobody may touch."""
     kernels = [way.trial.recipe.kernel() for _, way in cases]
     sources = {source: n for n, source in enumerate(dict.fromkeys(k.source for k in kernels))}
     include, used = '#include "gkp.h"\n', "".join(f"using ::{f};\n" for f in ("load", "load_first", "store", "store_first"))
     functions = compile_kernels([Kernel(f"{include}namespace n{n} {{\n{used}{source.removeprefix(include)}\n}}\n")
-                                 for source, n in sources.items()], ZEN4)
+                                 for source, n in sources.items()], cpu)
     for (layer, way), kernel in zip(cases, kernels, strict=True):
         for n in parts:
             _check(layer, kernel, functions[sources[kernel.source]], n, f"{way.name}, {n} parts: {layer.label}")

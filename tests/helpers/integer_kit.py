@@ -15,11 +15,13 @@ from emulated_kit import emulated
 from kernel_kit import PARTS, check_walls, compile_kernels
 
 from gkp.branched import BranchedConv
+from gkp.converter.native.building import tiles
 from gkp.converter.native.dtypes import FLOAT32, UINT8
-from gkp.converter.native.kernels.cpu import AVX_VNNI, BF16, CPUS, MADD, PERMUTE, VECTORS, VNNI, Cpu
+from gkp.converter.native.kernels.cpu import AMX_BF16, AMX_INT8, AVX_VNNI, BF16, CPUS, MADD, PERMUTE, VECTORS, VNNI, Cpu
 from gkp.converter.native.kernels.integers import direct
 from gkp.converter.native.kernels.kernel import Kernel
-from gkp.converter.native.kernels.layout import Layout, channels_last, integers
+from gkp.converter.native.kernels.layout import BYTES, WORD, Layout, channels_last, integers
+from gkp.converter.native.kernels.matrix import direct as matrix
 from gkp.converter.native.kernels.way import Way
 from gkp.converter.native.program import Activation, Conv, Function, Grid, Parametric, Value
 
@@ -30,20 +32,28 @@ CURVES: tuple[Function, ...] = (Activation.SILU, Activation.HARDSWISH, Parametri
 _POISON, _GUARD = 0x5a, 256
 _NATIVE = ("-march=native", "-mprefer-vector-width=512")
 ZEN4 = Cpu("zen4", 16, 32, _NATIVE, instructions=(VECTORS, VNNI, BF16, PERMUTE))
+AMX = Cpu("sapphire rapids", 16, 32, _NATIVE, instructions=(VECTORS, VNNI, PERMUTE, AMX_INT8, AMX_BF16))
+AMX_FLAGS = ("amx_tile", "amx_int8", "amx_bf16", "avx512_bf16", "avx512_vnni", "avx512vbmi")
 
 
 def processors() -> list[Any]:
     """Parameters: processors of every kind of instructions that this machine has, the others skipped."""
     avx2, avx512, vnni = ("avx2",), ("avx512bw", "avx512vl"), ("avx512_vnni", "avx512vl")
-    found = [(ZEN4, (*vnni, "avx512vbmi")),
+    found = [(ZEN4, (*vnni, "avx512vbmi")), (AMX, AMX_FLAGS),
              (Cpu("cascade lake", 16, 32, _NATIVE, instructions=(VECTORS, VNNI)), vnni),
              (Cpu("alder lake", 8, 16, _NATIVE, instructions=(VECTORS, MADD, AVX_VNNI)), vnni),  # the same on vectors of 256 bits
              (replace(CPUS["x86-64-v4"], instructions=(VECTORS, MADD)), avx512),
              (replace(CPUS["x86-64-v3"], instructions=(VECTORS, MADD)), avx2),
              (replace(CPUS["x86-64-v3"], lanes=4, name="plain"), avx2)]
-    return [pytest.param(cpu, id=cpu.name.replace(" ", "-"),
-                         marks=pytest.mark.skipif(not has(*flags), reason=f"this processor lacks one of {', '.join(flags)}"))
-            for cpu, flags in found]
+    return [parameter(cpu, *flags) for cpu, flags in found]
+
+
+def parameter(cpu: Cpu, *flags: str) -> Any:
+    """The processor, skipped where this machine's lacks one of these, or the kernel denies its tiles."""
+    missing = "" if has(*flags) else f"this processor lacks one of {', '.join(flags)}"
+    if not missing and AMX_INT8 in cpu.instructions and tiles.refusal():
+        missing = f"the kernel denies AMX: {tiles.refusal()}"
+    return pytest.param(cpu, id=cpu.name.replace(" ", "-"), marks=pytest.mark.skipif(bool(missing), reason=missing))
 
 
 def has(*flags: str) -> bool:
@@ -142,9 +152,10 @@ class Layer:
 
 
 def random_layer(rng: Rng, conv: BranchedConv | None = None, plane: tuple[int, int] | None = None, lanes: int = 16,
-                 curves: bool = False, residual: str | None = None, floats: bool | None = None, largest: int | None = None
-                 ) -> Layer:
-    """Of any structure, and weights of 7 or 8 bits, if none is given. The target's grid is one that the results fill, or overflow."""
+                 curves: bool = False, residual: str | None = None, floats: bool | None = None, largest: int | None = None,
+                 pixel: int | None = None) -> Layer:
+    """Of any structure, and weights of 7 or 8 bits, if none is given. The target's grid is one that the results fill, or
+    overflow. pixel: of the source's layout."""
     grid = Grid(float(np.float32(rng.uniform(0.005, 0.1))), int(rng.choice([0, 1, 77, 128, 255])))
     conv = quantised(rng, conv or random_conv(rng), grid.scale, largest or int(rng.choice([64, 127])))
     plane = plane or random_plane(rng, conv)
@@ -172,13 +183,20 @@ def random_layer(rng: Rng, conv: BranchedConv | None = None, plane: tuple[int, i
             r = rng.integers(0, 256, acc.shape).astype(np.uint8)
     more = rng.integers(0, 2, 4) * rng.integers(0, 3)
     halos = [tuple(map(int, h)) for h in (more + needed_halo(conv, source, target), rng.integers(0, 3, 4) * rng.integers(0, 2))]
-    layouts = [_layout(v, halos[n % 2], lanes) for n, v in enumerate((source, target, other)) if v is not None]
+    pixel = pixel or int(rng.choice(pixels(conv)))
+    layouts = [_layout(v, halos[n % 2], lanes, pixel if n == 0 else BYTES)
+               for n, v in enumerate((source, target, other)) if v is not None]
     expected = outcome(step, acc, source, target, other, r)
     return Layer(step, layouts[0], layouts[1], layouts[2] if other else None, q, r, expected, 1 if curved else 0)
 
 
-def _layout(value: Value, halo: Any, lanes: int) -> Layout:
-    return channels_last(value, halo, lanes) if value.grid is None else integers(value, halo)
+def pixels(conv: BranchedConv) -> tuple[int, ...]:
+    """What the pixels of its source may be padded to."""
+    return (WORD, BYTES) if conv.in_channels <= WORD else (BYTES,)
+
+
+def _layout(value: Value, halo: Any, lanes: int, pixel: int) -> Layout:
+    return channels_last(value, halo, lanes) if value.grid is None else integers(value, halo, pixel)
 
 
 def rebuilt(layer: Layer, conv: BranchedConv) -> Layer:
@@ -196,7 +214,9 @@ def refilled(layer: Layer, target: Grid, q: Array) -> Layer:
 
 # ---- running --------------------------------------------------------------------------------------------------------
 def layer_ways(layer: Layer, cpu: Cpu, most: int = 6) -> Iterator[Way]:
-    return direct.ways(layer.step, layer.source, layer.target, layer.residual, cpu, most)
+    """Of a processor with AMX those by matrices: it has the others from those without."""
+    family = matrix.ways if AMX_INT8 in cpu.instructions else direct.ways
+    return family(layer.step, layer.source, layer.target, layer.residual, cpu, most)
 
 
 class Memory:
@@ -274,8 +294,9 @@ def _check(rng: Rng, layer: Layer, kernel: Kernel, function: Any, parts: int, wh
     assert all(b.guards_hold for b in (x, y, data, *([r] if r else []))), f"{what}: writes out of bounds"
     assert all((b.flat == b.before).all() for b in (x, data, *([r] if r else []))), f"{what}: overwrites its input"
     _check_target(layer, y.flat, y.before, what)
-    if r and layer.residual and (layer.residual.origin, layer.residual.bytes) == (layer.target.origin, layer.target.bytes):
-        both = filled(rng, layer.residual, layer.r)
+    other, target = layer.residual, layer.target
+    if r and other and (other.origin, other.bytes, other.value.dtype) == (target.origin, target.bytes, target.value.dtype):
+        both = filled(rng, other, layer.r)
         before = Memory(both.before)
         for part in reversed(range(parts)):
             function(x.address, both.address, both.address, data.address, part, parts)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from gkp.converter.native.building import source, toolchain
 from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.emit import unit
 from gkp.converter.native.kernels.kernel import Kernel
-from gkp.converter.native.planning.plan import Call, Place, Plan
+from gkp.converter.native.planning.plan import Call, Fill, Group, Place, Plan
 from gkp.converter.native.program import Port
 from gkp.runtime.native import NativeRunner
 
@@ -176,6 +177,19 @@ def two_step_plan(cpu: Cpu, shape: tuple[int, ...] = (3, 5, 7), factor: float = 
     calls = (Call(scale_kernel(size, factor), Place("input", 0), None, Place("arena", 64), "first", "scale", size),
              Call(add_kernel(size), Place("arena", 64), Place("input", 0), Place("output", 0), "second", "add", 0))
     return Plan(cpu, calls, 64 + 4 * size, (Port("x", 0, shape),), (Port("y", 1, shape),))
+
+
+def grouped_plan(cpu: Cpu, images: int = 3, parts: int = 2, own: int = 0) -> Plan:
+    """x [40] -> z + (3 * (2 * x) + z + 1) + 1, z being 7 of a fill that nobody writes. 2 * x lies where the images of a
+    group share memory, 3 * (2 * x) where none do; in the arena it lies where 2 * x did. own: bytes of memory of each."""
+    shared, z, last = Place("arena", 64), Place("arena", 512, 0), Place("arena", 1024, 448)
+    calls = (Call(scale_kernel(40, 2.0), Place("input", 0), None, shared), Call(scale_kernel(40, 3.0), shared, None, last),
+             Call(add_kernel(40), last, z, Place("arena", 64, 192), together=parts),
+             Call(add_kernel(40), z, Place("arena", 64, 192), Place("output", 0)))
+    seven = np.float32([7]).view(np.uint8).tolist()
+    fills = tuple(Fill(4 * n + k, 1, value) for n in range(40) for k, value in enumerate(seven))
+    return Plan(cpu, calls, 1280, (Port("x", 0, (40,)),), (Port("y", 1, (40,)),), {},
+                tuple(replace(f, first=f.first + 512) for f in fills), Group(images, own or 640, fills))
 
 
 def two_port_plan(cpu: Cpu) -> Plan:

@@ -62,6 +62,22 @@ def test_the_page_shows_every_point_with_its_numbers(make_manifest: Make) -> Non
     assert "multiply-adds 266 GFLOP/s (flat), memory 39 GB/s (slope)" in page
 
 
+def test_every_unit_has_a_limit_and_layers_name_theirs(make_manifest: Make) -> None:
+    layers = [replace(speed("tiled", 3000, 90, 6000), units="amx-int8"), replace(speed("narrow", 400, 40, 800), units="int8")]
+    peaks = {"int8": 800.0, "amx-int8": 6000.0, "<b>": 100.0, "fp32": math.nan}
+    made = make_manifest(roofline=Roofline(peak_gflops=6000, bandwidth_gbs=40, layers=layers, peaks=peaks))
+    found = picture(made)
+    assert found is not None
+    (ridge, top), = found.lower
+    assert ridge < found.ridge
+    assert found.top < top < found.points[1].y
+    page = report.render_html(made)
+    assert page.count('class="limit lower"') == 1
+    assert "sums of bytes 800, AMX in int8 6000 GFLOP/s (flat), memory 40 GB/s (slope)" in page
+    assert "3000 GFLOP/s, 50 % of the peak of AMX in int8; " in page
+    assert "400 GFLOP/s, 50 % of the peak of sums of bytes; " in page
+
+
 def test_without_a_roofline_the_page_says_nothing_of_it(make_manifest: Make) -> None:
     assert picture(make_manifest()) is None
     assert "Roofline" not in report.render_html(make_manifest())

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
 
 from gkp.converter.native.building.toolchain import FLAGS, LIBRARIES, LINK
 from gkp.converter.native.kernels.kernel import FUNCTION
 from gkp.converter.native.kernels.prelude import prelude
-from gkp.converter.native.planning.plan import Call, Place, Plan
+from gkp.converter.native.planning.plan import Call, Fill, Place, Plan
 from gkp.converter.native.program import Port
 
 FORMAT = 2
@@ -36,7 +36,8 @@ def write(plan: Plan, folder: Path, shared: bool | None = None) -> list[str]:
     files: dict[str, str | bytes] = {name: (_TEMPLATES / name).read_text("ascii") for name in _PLAIN}
     files["gkp.h"] = prelude(plan.cpu)
     files |= {f"kernel_{n}.cpp": re.sub(rf"\b{FUNCTION}\b", f"kernel_{n}", source) for source, n in kernels.items()}
-    files["processor.cpp"] = _fill("processor.cpp", {"FEATURES": _features()})
+    needs = {need for call in plan.calls for need in call.kernel.needs}
+    files["processor.cpp"] = _fill("processor.cpp", {"FEATURES": "\n".join(_features(needs))})
     files["model.cpp"] = _model(plan, kernels, offsets, _shared(plan) if shared is None else shared)
     files["weights.bin"], files["describe.json"] = weights, about
     digest = hashlib.sha256(weights)
@@ -51,15 +52,16 @@ def write(plan: Plan, folder: Path, shared: bool | None = None) -> list[str]:
 
 
 def describe(plan: Plan, weights: int) -> str:
-    """What gkp_describe returns. arena_bytes: working memory per thread; peak_bytes: of one thread, with the weights."""
-    arena = _arena(plan)
+    """What gkp_describe returns. arena_bytes: working memory per thread; group_bytes: what a thread takes beside it when
+    batches are computed; peak_bytes: of one thread, with the weights."""
+    arena, group = _arena(plan), _lines(plan.group.bytes) * (plan.group.images - 1)
 
     def ports(of: tuple[Port, ...]) -> list[dict[str, object]]:
         return [{"name": p.name, "shape": list(p.shape), "dtype": p.dtype.name} for p in of]
 
     about = {"format": FORMAT, "cpu": plan.cpu.name, "inputs": ports(plan.inputs), "outputs": ports(plan.outputs),
-             "arena_bytes": arena, "weights_bytes": weights, "peak_bytes": arena + weights,
-             "steps": [{"layer": c.layer, "kind": c.kind, "macs": c.macs} for c in plan.calls]}
+             "arena_bytes": arena, "group_bytes": group, "weights_bytes": weights, "peak_bytes": arena + group + weights,
+             "steps": [{"layer": c.layer, "kind": c.kind, "macs": c.macs, "needs": c.kernel.needs} for c in plan.calls]}
     return json.dumps(about, ensure_ascii=True).replace("\x7f", "\\u007f")
 
 
@@ -77,7 +79,12 @@ def _pack(blobs: Iterable[bytes]) -> tuple[bytes, list[int]]:
 
 def _arena(plan: Plan) -> int:
     """Bytes of one arena: whole cache lines, and at least one."""
-    return max(_ALIGN, -(-plan.arena // _ALIGN) * _ALIGN)
+    return max(_ALIGN, _lines(plan.arena))
+
+
+def _lines(size: int) -> int:
+    """Bytes of whole cache lines."""
+    return -(-size // _ALIGN) * _ALIGN
 
 
 def _shared(plan: Plan) -> bool:
@@ -89,31 +96,44 @@ def _shared(plan: Plan) -> bool:
 def _model(plan: Plan, kernels: Mapping[str, int], offsets: list[int], shared: bool) -> str:
     return _fill("model.cpp", {
         "KERNELS": "\n".join(f"KERNEL(kernel_{n});" for n in kernels.values()),
-        "ARENA": str(_arena(plan)), "SHARED": "true" if shared else "false", "COUNT": str(len(plan.calls)),
+        "ARENA": str(_arena(plan)), "GROUP": str(plan.group.images), "FURTHER": str(_lines(plan.group.bytes)),
+        "SHARED": "true" if shared else "false", "COUNT": str(len(plan.calls)),
         "INPUTS": str(len(plan.inputs)), "OUTPUTS": str(len(plan.outputs)),
         "INPUT_BYTES": ", ".join(str(p.bytes) for p in plan.inputs),
         "OUTPUT_BYTES": ", ".join(str(p.bytes) for p in plan.outputs),
-        "FILLS": "".join(f"    {{{f.first}, {f.bytes}, {f.value}}},\n" for f in plan.fills),
+        "FILLS": _fills(plan.fills), "FURTHER_FILLS": _fills(plan.group.fills),
         "INPUT_ELEMENT": ", ".join(str(p.dtype.bytes) for p in plan.inputs),
         "OUTPUT_ELEMENT": ", ".join(str(p.dtype.bytes) for p in plan.outputs),
         "STEPS": "\n".join(_step(n, call, kernels[call.kernel.source], offset)
                            for n, (call, offset) in enumerate(zip(plan.calls, offsets, strict=True)))})
 
 
-def _features() -> str:
-    """What features.txt lists: an instruction set by the compiler's macro, and where cpuid says whether it is there."""
-    rows = [line.split() for line in (_TEMPLATES / "features.txt").read_text("ascii").splitlines()[1:]]
-    return "\n".join(f'#ifdef {macro}\n    NEED("{name}", {", ".join(where)})\n#endif' for macro, name, *where in rows)
+def _features(needs: Set[str]) -> Iterator[str]:
+    """What features.txt lists: an instruction set, and where cpuid says whether it is there. Those that compilers use by
+    themselves go by their macros, the others by what the kernels need."""
+    for line in (_TEMPLATES / "features.txt").read_text("ascii").splitlines()[1:]:
+        told_by, name, *where = line.split()
+        row = f'    NEED("{name}", {", ".join(where)})'
+        if told_by.startswith("__"):
+            yield f"#ifdef {told_by}\n{row}\n#endif"
+        elif told_by in needs:
+            yield row
 
 
 def _step(number: int, call: Call, kernel: int, offset: int) -> str:
     places = ", ".join(map(_place, (call.x, call.r, call.y)))
     kind = re.sub(r"[^A-Za-z0-9 .+_-]", " ", call.kind)
-    return f"    {{kernel_{kernel}, {places}, {offset}}},  // {number}: {kind}".rstrip(": ")
+    return f"    {{kernel_{kernel}, {places}, {offset}, {call.together}}},  // {number}: {kind}".rstrip(": ")
 
 
 def _place(place: Place | None) -> str:
-    return "none" if place is None else f"{place.where}({place.at})"
+    if place is None:
+        return "none"
+    return f"{place.where}({place.at})" if place.further is None else f"own({place.at}, {place.further})"
+
+
+def _fills(fills: Iterable[Fill]) -> str:
+    return "".join(f"    {{{f.first}, {f.bytes}, {f.value}}},\n" for f in fills)
 
 
 def _fill(template: str, values: Mapping[str, str]) -> str:

@@ -24,7 +24,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from gkp.converter.native.kernels.cpu import AVX_VNNI, BF16, CPUS, DOTPROD, I8MM, MADD, PERMUTE, VECTORS, VNNI, Cpu
+from gkp.converter.native.building import tiles
+from gkp.converter.native.kernels.cpu import (
+    AMX_BF16,
+    AMX_INT8,
+    AVX_VNNI,
+    BF16,
+    CPUS,
+    DOTPROD,
+    I8MM,
+    MADD,
+    PERMUTE,
+    VECTORS,
+    VNNI,
+    Cpu,
+)
 from gkp.errors import BackendMissingError, FileError
 from gkp.files import private_folder
 from gkp.require import install
@@ -41,6 +55,9 @@ _WITH_512 = {"avx512_vnni": VNNI, "avx512vbmi": PERMUTE}
 _WITH_256 = {"avx_vnni": AVX_VNNI}
 _ARM = {"asimddp": DOTPROD, "i8mm": I8MM}
 """Instructions beside those that all processors with such vectors have, by the operating system's name of the flag."""
+_WITH_TILES = {AMX_INT8: {"amx_tile", "amx_int8", "avx512_vnni", "avx512vbmi"},
+               AMX_BF16: {"amx_tile", "amx_bf16", "avx512_bf16"}}
+"""Their flags, and those of what their kernels use besides."""
 _FULL_RATE_BF16 = ("AuthenticAMD",)
 """Vendors whose AVX512-BF16 multiplies twice as many numbers in a cycle as fp32; Intel's, half as many (ADR 0035)."""
 _OLDEST = {"clang": 16, "gcc": 12}
@@ -94,7 +111,7 @@ def find(cpu: Cpu | None = None) -> Toolchain:
 
 
 def host_cpu() -> Cpu:
-    """The processor of this machine, with everything that it can do fast."""
+    """The processor of this machine, with everything that it can do fast, and that the kernel lets this process do."""
     here = cpu_flags()
     if platform.machine() == "aarch64":
         found = [name for flag, name in _ARM.items() if flag in here]
@@ -106,7 +123,15 @@ def host_cpu() -> Cpu:
     more = [name for flag, name in {**_WITH_256, **_WITH_512}.items() if flag in here]
     if "avx512_bf16" in here and cpu_vendor() in _FULL_RATE_BF16:
         more.append(BF16)
+    tiled = _tiled(here)
+    if tiled and tiles.refusal() is None:
+        more += tiled
     return Cpu("host", 16, 32, ("-march=native", "-mprefer-vector-width=512"), instructions=(VECTORS, MADD, *more))
+
+
+def tiles_denied() -> str | None:
+    """Why the kernel denies this process AMX, which the processor has. None: it does not, or there is nothing to deny."""
+    return tiles.refusal() if _tiled(cpu_flags()) else None
 
 
 def machine(cpu: Cpu | None) -> str:
@@ -144,6 +169,10 @@ def link(folder: Path, objects: Sequence[str], cpu: Cpu, toolchain: Toolchain | 
     made = toolchain or find(cpu)
     _run_all([(output, [*made.command, *LINK, *made.flags(None, machine(cpu)), *objects, "-o", output, *LIBRARIES])], folder)
     return folder / output
+
+
+def _tiled(flags: frozenset[str]) -> list[str]:
+    return [name for name, needed in _WITH_TILES.items() if needed <= flags]
 
 
 # ---- finding --------------------------------------------------------------------------------------------------------

@@ -48,6 +48,9 @@ CPUS = {c.name: c for c in (
     Cpu("x86-64-v4", 16, 32, ("-march=x86-64-v4", _WIDE), None, (VECTORS, MADD)),
     Cpu("x86-64-v4-vnni", 16, 32, ("-march=x86-64-v4", "-mavx512vnni", "-mavx512vbmi", _WIDE), None,
         (VECTORS, MADD, VNNI, PERMUTE)),
+    Cpu("x86-64-v4-amx", 16, 32, ("-march=x86-64-v4", "-mavx512vnni", "-mavx512vbmi", "-mavx512bf16", "-mamx-tile",
+                                  "-mamx-int8", "-mamx-bf16", _WIDE), None,
+        (VECTORS, MADD, VNNI, PERMUTE, AMX_INT8, AMX_BF16)),
     Cpu("aarch64", 4, 32, ("-march=armv8-a",), _ARM),
     Cpu("aarch64-dotprod", 4, 32, ("-march=armv8.2-a+dotprod",), _ARM, (VECTORS, DOTPROD)),
     Cpu("aarch64-i8mm", 4, 32, ("-march=armv8.2-a+dotprod+i8mm",), _ARM, (VECTORS, DOTPROD, I8MM)))}

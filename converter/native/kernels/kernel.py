@@ -25,10 +25,12 @@ class Kernel:
     source: a translation unit that includes "gkp.h" and defines `extern "C" void KERNEL(SIGNATURE)`: it is given the first
     bytes of the buffers of source, residual or second operand, and target (not their origins). Part `part` of `parts` is
     computed: the parts are disjoint and together make the whole; any number of parts is allowed.
-    data: weights and tables of this step, placed at an address that is a multiple of 64 bytes."""
+    data: weights and tables of this step, placed at an address that is a multiple of 64 bytes. needs: instructions that it
+    is made of."""
 
     source: str
     data: bytes = b""
+    needs: tuple[str, ...] = (VECTORS,)
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Recipe:
         return self.draft.source
 
     def kernel(self) -> Kernel:
-        return Kernel(self.source, self.draft.fill())
+        return Kernel(self.source, self.draft.fill(), self.needs)
 
 
 def recipe(make: Callable[[], Kernel]) -> Recipe:

@@ -49,6 +49,11 @@ class Layout:
         return self.size - _SLACK - _PIXELS * self.padded != self.padded * self.value.pixels
 
     @property
+    def words(self) -> bool:
+        """Of integers: is a pixel one word?"""
+        return self.value.grid is not None and self.channel == 1 and self.padded == self.column == WORD
+
+    @property
     def kind(self) -> Kind:
         if self.value.dtype == BFLOAT16:
             return "bf16"
@@ -80,15 +85,18 @@ def planar(value: Value, halo: Halo = (0, 0, 0, 0), lanes: int = 16, pitch: int 
 
 BYTES = 16
 """Channels of integers are padded to a multiple of so many: what one vector of 16 sums is stored as."""
+WORD = 4
+"""Or, where there are no more and no such vector is stored, to so many: a word of the sums of products."""
 
 
 _SLACK, _PIXELS = 128, 3
 
 
-def integers(value: Value, halo: Halo = (0, 0, 0, 0)) -> Layout:
+def integers(value: Value, halo: Halo = (0, 0, 0, 0), pixel: int = BYTES) -> Layout:
     """Channels last, of a value with a grid. The halo holds its zero point; what lies where no channel is has no meaning,
-    but is initialised. Past the last pixel may be read 128 bytes and three pixels."""
-    return channels_last(value, halo, BYTES)
+    but is initialised. Past the last pixel may be read 128 bytes and three pixels. pixel: channels are padded to a multiple
+    of so many, BYTES or WORD."""
+    return channels_last(value, halo, pixel)
 
 
 def bfloats(value: Value, halo: Halo = (0, 0, 0, 0), lanes: int = 16) -> Layout:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gkp.converter.native.kernels.layout import Halo, Kind, Layout, bfloats, channels_last, integers, planar
+from gkp.converter.native.kernels.layout import BYTES, WORD, Halo, Kind, Layout, bfloats, channels_last, integers, planar
 from gkp.converter.native.kernels.steps import knows_bfloats
-from gkp.converter.native.program import Conv, Depthwise, Program, Value
+from gkp.converter.native.program import Conv, Depthwise, Program, Value, reads
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,25 @@ def geometry(program: Program, lanes: int, bf16: bool = False) -> Geometry:
         key = (value.height, value.width)
         planes[key] = _join(planes.get(key, (0, 0, 0, 0)), halo)
     wide = {port.value for port in program.outputs} | {step.target for step in program.steps if not knows_bfloats(step)}
+    words = _words(program)
     found = list[dict[Kind, Layout]]()
     for number, (v, halo) in enumerate(zip(program.values, halos, strict=True)):
         if v.grid is not None:
-            found.append({"last": integers(v, halo)})
+            found.append({"last": integers(v, halo, WORD if number in words else BYTES)})
             continue
         found.append({"planar": planar(v, planes[v.height, v.width], lanes), "last": channels_last(v, halo, lanes)})
         if bf16 and number not in wide:
             found[-1]["bf16"] = bfloats(v, halo, lanes)
     return Geometry(tuple(found))
+
+
+def _words(program: Program) -> set[int]:
+    """Values of integers whose pixels are words: of few channels, that only convolutions read and none writes, as it would
+    store whole vectors."""
+    windows = {step.source for step in program.steps if isinstance(step, Conv | Depthwise)}
+    others = {v for step in program.steps for v in reads(step)[1 if isinstance(step, Conv | Depthwise) else 0:]}
+    written = {step.target for step in program.steps if isinstance(step, Conv | Depthwise)}
+    return {v for v in windows - others - written if program.values[v].channels <= WORD}
 
 
 def _join(a: Halo, b: Halo) -> Halo:

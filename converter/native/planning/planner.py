@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.layout import Kind, Layout, slack
-from gkp.converter.native.kernels.steps import knows_bfloats, step_kernel
-from gkp.converter.native.kernels.steps.convert import convert, pack, unpack
+from gkp.converter.native.kernels.steps import knows_bfloats, step_kernel, words
+from gkp.converter.native.kernels.steps.convert import contiguous, convert, pack, unpack
 from gkp.converter.native.kernels.way import Way
+from gkp.converter.native.planning import batching
 from gkp.converter.native.planning.arena import Life, arrange
 from gkp.converter.native.planning.geometry import Geometry, geometry
 from gkp.converter.native.planning.layouts import choose_layouts, reads_as_it_writes, source_kind
-from gkp.converter.native.planning.plan import Call, Fill, Place, Plan
+from gkp.converter.native.planning.plan import Call, Fill, Group, Place, Plan
 from gkp.converter.native.planning.reorder import contiguous_channels
 from gkp.converter.native.planning.timer import Model, Timer
 from gkp.converter.native.planning.ways import conv_ways, time_ways
-from gkp.converter.native.program import Conv, Depthwise, Program, Step, reads
+from gkp.converter.native.program import Affine, Conv, Depthwise, Port, Program, Step, reads
 from gkp.errors import UnsupportedModelError
 
 _MOST_BYTES = 1 << 30
@@ -64,11 +66,10 @@ class _Planner:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def plan(self) -> Plan:
-        for number, port in enumerate(self.program.inputs):
-            layout = self._layout(port.value, self.kinds[port.value])
-            y = self._new(port.value, self.kinds[port.value])
-            self._call(Call(pack(port.dtype, layout, self.cpu), Place("input", number), None, y, kind="pack"))
+        done = [self._input(number, port) for number, port in enumerate(self.program.inputs)]
         for number, step in enumerate(self.program.steps):
+            if any(step is first for first in done):
+                continue
             if isinstance(step, Conv):
                 self._conv(number, step)
             else:
@@ -78,6 +79,28 @@ class _Planner:
             kernel = unpack(self._layout(port.value, self.kinds[port.value]), self.cpu)
             self._call(Call(kernel, x, None, Place("output", number), kind="unpack"))
         return self._finish()
+
+    def _input(self, number: int, port: Port) -> Affine | None:
+        """The step that this does already, where there is one."""
+        reader = self._reader(port)
+        written = port.value if reader is None else reader.target
+        layout, y = self._layout(written, self.kinds[written]), self._new(written, self.kinds[written])
+        if reader is None:
+            kernel = pack(port.dtype, layout, self.cpu)
+        else:
+            given = {port.value: contiguous(self.program.values[port.value], port.dtype), written: layout}
+            kernel = step_kernel(reader, self.program.values, given, self.cpu)
+        self._call(Call(kernel, Place("input", number), None, y, kind="pack"))
+        return reader
+
+    def _reader(self, port: Port) -> Affine | None:
+        """The only step that reads the input, where it can read the user's own array."""
+        readers = [step for step in self.program.steps if port.value in reads(step)]
+        if len(readers) != 1 or not isinstance(reader := readers[0], Affine) \
+                or any(port.value == out.value for out in self.program.outputs):
+            return None
+        target = self._layout(reader.target, self.kinds[reader.target])
+        return reader if words.fits(contiguous(self.program.values[port.value], port.dtype), target) else None
 
     def _layout(self, value: int, kind: Kind) -> Layout:
         return self.at.layouts[value][kind]
@@ -155,17 +178,25 @@ class _Planner:
         lanes, moved = self.cpu.lanes, self._written_over()
         lives = {n: Life(b.layout.bytes, b.first, b.last, b.layout if _has_zeros(b.layout, lanes) else None)
                  for n, b in self.buffers.items() if n not in moved}
-        places, arena = arrange(list(lives.values()))
-        starts = dict(zip(lives, places, strict=True))
-        fills = tuple(dict.fromkeys(Fill(start, b.layout.bytes, b.layout.value.grid.zero)
-                                    for n, start in starts.items() if (b := self.buffers[n]).layout.value.grid is not None
-                                    and lives[n].zeros is not None))
+        starts, arena = _arranged(lives)
+        chosen = batching.together(self.calls, {n: b.layout.bytes for n, b in self.buffers.items()})
+        own = {n: life for n, life in lives.items() if any(chosen[:life.last + 1])}
+        further, size = _arranged(own)
+        group = Group(batching.images(size), size, self._fills(own, further)) if own else Group()
 
         def settled(place: Place) -> Place:
-            return Place("arena", starts[moved.get(place.at, place.at)]) if place.where == "buffer" else place
+            number = moved.get(place.at, place.at)
+            return Place("arena", starts[number], further.get(number)) if place.where == "buffer" else place
 
-        calls = tuple(replace(c, x=settled(c.x), r=c.r and settled(c.r), y=settled(c.y)) for c in self.calls)
-        return Plan(self.cpu, calls, arena, self.program.inputs, self.program.outputs, self.seconds, fills)
+        calls = tuple(replace(c, x=settled(c.x), r=c.r and settled(c.r), y=settled(c.y), together=parts)
+                      for c, parts in zip(self.calls, chosen, strict=True))
+        return Plan(self.cpu, calls, arena, self.program.inputs, self.program.outputs, self.seconds,
+                    self._fills(lives, starts), group)
+
+    def _fills(self, lives: Mapping[int, Life], starts: Mapping[int, int]) -> tuple[Fill, ...]:
+        layouts = {n: self.buffers[n].layout for n, life in lives.items() if life.zeros is not None}
+        return tuple(dict.fromkeys(Fill(starts[n], layout.bytes, layout.value.grid.zero)
+                                   for n, layout in layouts.items() if layout.value.grid is not None))
 
     def _written_over(self) -> dict[int, int]:
         """Buffers of sums that take the memory of a residual which nobody reads later: caches hold one of the two then.
@@ -182,6 +213,12 @@ class _Planner:
                 moved[new] = old
                 before.last = after.last
         return moved
+
+
+def _arranged(lives: Mapping[int, Life]) -> tuple[dict[int, int], int]:
+    """First byte of each of these buffers, and the bytes of all."""
+    places, size = arrange(list(lives.values()))
+    return dict(zip(lives, places, strict=True)), size
 
 
 def _alike(a: Layout, b: Layout) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from native_kit import native_run, qemu_run, sanitized_run, two_port_plan, two_step_plan
+from native_kit import grouped_plan, native_run, native_runs, qemu_run, sanitized_run, two_port_plan, two_step_plan
 
 from gkp.converter.native.building.toolchain import host_cpu
 from gkp.converter.native.kernels.cpu import CPUS
@@ -29,6 +29,29 @@ def test_several_inputs_and_outputs() -> None:
     total, triple = native_run(two_port_plan(CPU), {"a": a, "b": b}, 2)
     np.testing.assert_allclose(total, a + b + 1, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(triple, 3 * a, rtol=1e-6)
+
+
+def test_images_in_groups_are_what_they_are_alone() -> None:
+    """Whatever the batch leaves for the last group, and for each thread."""
+    x = images(23, 40)
+    runs = [(x[:batch], threads) for threads in (1, 2, 5) for batch in (1, 2, 3, 4, 7, 23)]
+    for shared in (False, True):
+        found = native_runs(grouped_plan(CPU), [({"x": part}, threads) for part, threads in runs], shared)
+        for (part, threads), (y,) in zip(runs, found, strict=True):
+            np.testing.assert_allclose(y, 6 * part + 16, rtol=1e-5, atol=1e-5, err_msg=f"{len(part)} images, {threads} threads")
+
+
+def test_without_memory_for_groups_images_are_computed_alone() -> None:
+    x = images(9, 40)
+    y, = native_run(grouped_plan(CPU, own=1 << 44), {"x": x}, 2)  # no address space has so much
+    np.testing.assert_allclose(y, 6 * x + 16, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("sanitize", ["address,undefined", "thread"])
+def test_the_sanitizers_find_nothing_in_groups(sanitize: str) -> None:
+    x = images(17, 40)
+    y, = sanitized_run(grouped_plan(CPU), {"x": x}, 3, False, sanitize)
+    np.testing.assert_allclose(y, 6 * x + 16, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("threads", "batch", "shared"), [(1, 1, True), (1, 7, False), (2, 5, True), (3, 7, False), (8, 3, True)])

@@ -12,12 +12,13 @@ from onnx_kit import Net
 from gkp.converter.convert import ConvertOptions, convert
 from gkp.converter.native.building import toolchain
 from gkp.converter.native.building.toolchain import host_cpu
-from gkp.converter.native.kernels.cpu import BF16, VNNI
+from gkp.converter.native.kernels.cpu import AMX_BF16, BF16, VNNI
 from gkp.converter.targets import make_target
 from gkp.errors import UsageError
 from gkp.options.targets import NativeOptions
 
-needs_bf16 = pytest.mark.skipif(BF16 not in host_cpu().instructions, reason="this processor has no bf16 that is worth having")
+needs_bf16 = pytest.mark.skipif(not {BF16, AMX_BF16} & set(host_cpu().instructions),
+                                reason="this processor has no bf16 that is worth having, or the kernel denies it")
 
 
 @pytest.mark.parametrize(("vendor", "flags", "offered"), [

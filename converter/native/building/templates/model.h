@@ -25,7 +25,8 @@ enum gkp_status {
   GKP_OUT_OF_MEMORY = 2,
   GKP_UNSUPPORTED_PROCESSOR = 3, /* the kernels need instructions that are not here */
   GKP_BUSY = 4,                  /* the handle is in use by another thread */
-  GKP_NO_THREADS = 5             /* the system refused to start a thread */
+  GKP_NO_THREADS = 5,            /* the system refused to start a thread */
+  GKP_DENIED = 6                 /* the system denies this process instructions that the kernels need */
 };
 
 /* A handle that computes with `threads` threads, the caller's among them. *out is NULL after a failure. */

@@ -17,6 +17,10 @@ class Atomic {
   T load_acquire() const { return __atomic_load_n(&value_, __ATOMIC_ACQUIRE); }
   void store(T value) { __atomic_store_n(&value_, value, __ATOMIC_SEQ_CST); }
   T exchange(T value) { return __atomic_exchange_n(&value_, value, __ATOMIC_SEQ_CST); }
+  // Whether the value was *expected, which it is set to otherwise.
+  bool compare_exchange(T* expected, T value) {
+    return __atomic_compare_exchange_n(&value_, expected, value, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+  }
   T fetch_add(T more) { return __atomic_fetch_add(&value_, more, __ATOMIC_SEQ_CST); }
 
  private:

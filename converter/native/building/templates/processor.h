@@ -18,6 +18,8 @@ extern "C" __attribute__((visibility("hidden"))) const Feature gkp_features[];
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 static inline unsigned long saved_registers() {
   unsigned words[4];
@@ -37,6 +39,14 @@ static inline const char* missing_feature() {
   }
   return nullptr;
 }
+
+// Linux gives the registers of AMX, the tiles, to a process that asks. To ask again changes nothing.
+static inline bool tiles_denied() {
+  constexpr int REQUEST = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, bit of XCR0
+  bool needed = false;
+  for (const Feature* f = gkp_features; f->missing != nullptr; ++f) needed |= f->saved >> TILE_DATA & 1;
+  return needed && syscall(SYS_arch_prctl, REQUEST, TILE_DATA) != 0;
+}
 #else
 #include <sys/auxv.h>
 
@@ -45,4 +55,6 @@ static inline const char* missing_feature() {
     if (!(getauxval(f->leaf) >> f->bit & 1)) return f->missing;
   return nullptr;
 }
+
+static inline bool tiles_denied() { return false; }
 #endif

@@ -40,9 +40,9 @@ _FUNCTIONS = '''
       __builtin_memcpy(p, &b, LANES);
     }
 '''
-_PUT_FOUR = '''
-    // Four vectors side by side, of values below 2^31.
-    static inline void put_four(unsigned char* p, V a, V b, V c, V d, int zero) {
+_PACKED = '''
+    // Of four vectors of values below 2^31, 16 bytes each.
+    static inline I packed(V a, V b, V c, V d, int zero) {
       I ab, cd, all;
       asm("vcvtps2dq %1, %0" : "=v"(ab) : "v"(a));
       asm("vcvtps2dq %1, %0" : "=v"(cd) : "v"(b));
@@ -56,8 +56,26 @@ _PUT_FOUR = '''
         asm("vpaddsw %1, %0, %0" : "+v"(cd) : "v"(zeros));
       }
       asm("vpackuswb %2, %1, %0" : "=v"(all) : "v"(ab), "v"(cd));  // of every quarter, a word of each vector
-      all = __builtin_shufflevector(all, all, 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-      __builtin_memcpy(p, &all, 4 * LANES);
+      return __builtin_shufflevector(all, all, 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    }
+    typedef int Half __attribute__((vector_size(2 * LANES)));
+    typedef int Quarter __attribute__((vector_size(LANES)));
+    static inline void put_whole(unsigned char* y, I all, int a) { __builtin_memcpy(y + a, &all, sizeof all); }
+    static inline void put_halves(unsigned char* y, I all, int a, int b) {
+      const Half low = __builtin_shufflevector(all, all, 0, 1, 2, 3, 4, 5, 6, 7);
+      const Half high = __builtin_shufflevector(all, all, 8, 9, 10, 11, 12, 13, 14, 15);
+      __builtin_memcpy(y + a, &low, sizeof low);
+      __builtin_memcpy(y + b, &high, sizeof high);
+    }
+    static inline void put_quarters(unsigned char* y, I all, int a, int b, int c, int d) {
+      const Quarter first = __builtin_shufflevector(all, all, 0, 1, 2, 3);
+      const Quarter second = __builtin_shufflevector(all, all, 4, 5, 6, 7);
+      const Quarter third = __builtin_shufflevector(all, all, 8, 9, 10, 11);
+      const Quarter fourth = __builtin_shufflevector(all, all, 12, 13, 14, 15);
+      __builtin_memcpy(y + a, &first, sizeof first);
+      __builtin_memcpy(y + b, &second, sizeof second);
+      __builtin_memcpy(y + c, &third, sizeof third);
+      __builtin_memcpy(y + d, &fourth, sizeof fourth);
     }
 '''
 _PUT = '''
@@ -101,22 +119,20 @@ class Store:
 
     def functions(self) -> str:
         put = fill(_FUNCTIONS, put=fill(_PUT_512 if self._lanes == 16 else _PUT))
-        return put + fill(_PUT_FOUR) if self._fours else put
+        return put + fill(_PACKED) if self._fours else put
 
     def statements(self, n: int, pixels: list[tuple[int, int]]) -> Iterator[str]:
         """C++ that stores the sums a<pixel>_<vector> of a tile."""
         yield f"const float* factors = reinterpret_cast<const float*>(constants + {n * self._lanes});"
         spots = {row * self._target.row + column * self._target.column + v * self._lanes: (p, v, row, column)
                  for p, (row, column) in enumerate(pixels) for v in range(n)}
-        while spots:
-            at = min(spots)
-            four = [at + k * self._lanes for k in range(4)]
-            if self._fours and all(other in spots for other in four):
-                values = ", ".join(self._value(*spots.pop(other), n, packs=True) for other in four)
-                yield f"put_four(y + {at}, {values}, {self._zero});"
-            else:
-                value = self._value(*spots.pop(at), n)
-                yield f"put(y + {at}, {value}, {self._zero});" if self._scales.last.grid else f"store(y + {at}, {value});"
+        fours = _fours(sorted(spots), self._lanes) if self._fours else []
+        for name, starts, every in fours:
+            values = ", ".join(self._value(*spots.pop(at), n, packs=True) for at in every)
+            yield f"{name}(y, packed({values}, {self._zero}), {', '.join(map(str, starts))});"
+        for at, spot in sorted(spots.items()):
+            value = self._value(*spot, n)
+            yield f"put(y + {at}, {value}, {self._zero});" if self._scales.last.grid else f"store(y + {at}, {value});"
 
     @property
     def _zero(self) -> int:
@@ -167,3 +183,21 @@ class PanelStore(Store):
 
 def _padded(values: npt.NDArray[np.generic], size: int) -> npt.NDArray[np.generic]:
     return np.pad(values, (0, size - len(values)))
+
+
+def _fours(places: list[int], lanes: int) -> list[tuple[str, list[int], list[int]]]:
+    """Of vectors that lie at these places, in ascending order, four at a time: by what they are stored (put_...), where, and
+    which. At most three are left over."""
+    found, taken = list[tuple[str, list[int], list[int]]](), set[int]()
+    for size, name in ((4, "put_whole"), (2, "put_halves"), (1, "put_quarters")):
+        parts = list[list[int]]()
+        for at in places:
+            part = [at + k * lanes for k in range(size)]
+            if not taken & set(part) and set(part) <= set(places):
+                parts.append(part)
+                taken |= set(part)
+        whole = len(parts) * size // 4 * 4 // size
+        found += [(name, [p[0] for p in group], [at for p in group for at in p])
+                  for k in range(0, whole, 4 // size) if (group := parts[k:k + 4 // size])]
+        taken -= {at for part in parts[whole:] for at in part}
+    return found

@@ -6,6 +6,7 @@ chunks cover what its outputs use, which the weights tell: narrow branches that 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -59,6 +60,7 @@ def lines(conv: BranchedConv, pixel: int, weights: Callable[[BranchedConv], npt.
     return Lines(flat, tuple((y, 0) for y in range(kh)))
 
 
+@lru_cache(maxsize=256)
 def best_words(found: Lines, vectors: int, dot: Dot) -> int:
     """The fewest words in a row of a chunk with which as few chunks are enough as with the most."""
     used = _used(found, vectors)
@@ -81,6 +83,7 @@ def begins(found: Lines, vectors: int, words: int, dot: Dot) -> npt.NDArray[np.i
     return np.array(starts, np.int64).reshape(-1, 2)
 
 
+@lru_cache(maxsize=256)
 def count(found: Lines, vectors: int, words: int, dot: Dot) -> list[tuple[int, int]]:
     """(vectors, chunks) of each panel."""
     return [(hi - lo, sum(len(_cover(line, words * dot.word)) for line in used))
@@ -92,22 +95,23 @@ def _parts(found: Lines, vectors: int) -> list[tuple[int, int]]:
 
 
 @lru_cache(maxsize=64)
-def _used(found: Lines, vectors: int) -> tuple[tuple[npt.NDArray[np.int64], ...], ...]:
+def _used(found: Lines, vectors: int) -> tuple[tuple[tuple[int, ...], ...], ...]:
     """Of each panel and line, the elements that have a weight."""
-    return tuple(tuple(np.flatnonzero(line) for line in (found.weights[lo * COLUMNS:hi * COLUMNS] != 0).any(0))
+    kept = found.weights != 0
+    return tuple(tuple(tuple(np.flatnonzero(line).tolist()) for line in kept[lo * COLUMNS:hi * COLUMNS].any(0))
                  for lo, hi in _parts(found, vectors))
 
 
-def _cover(used: npt.NDArray[np.int64], size: int) -> list[int]:
+def _cover(used: tuple[int, ...], size: int) -> list[int]:
     """Where chunks of so many elements begin that cover these."""
     starts, k = list[int](), 0
     while k < len(used):
-        starts.append(int(used[k]))
-        k = int(np.searchsorted(used, used[k] + size))
+        starts.append(used[k])
+        k = bisect_left(used, used[k] + size, k)
     return starts
 
 
-def _panel(found: Lines, lo: int, vectors: int, words: int, dot: Dot, used: tuple[npt.NDArray[np.int64], ...]) -> Chunks:
+def _panel(found: Lines, lo: int, vectors: int, words: int, dot: Dot, used: tuple[tuple[int, ...], ...]) -> Chunks:
     size, own = words * dot.word, found.weights[lo * COLUMNS:(lo + vectors) * COLUMNS]
     length = own.shape[2]
     padded = np.zeros((vectors * COLUMNS, own.shape[1], length + size), own.dtype)

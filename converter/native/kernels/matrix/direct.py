@@ -81,8 +81,8 @@ _HEAD = '''
     @functions@
 '''
 _SUMS = '''
-    // Sums of strips x and vectors of outputs, into the array: strips, pixels, outputs.
-    static inline void sums_@a@_@n@_@rows@(@sources@, const int* data, const Job& job, int* sums) {
+    // Sums of strips x and vectors of outputs, in registers.
+    static inline void multiply_@a@_@n@_@half@(@sources@, const int* data, const Job& job) {
       asm volatile("" : : : "memory");  // what is loaded below has been stored
       const int *constants = data + job.constants, *w = data + job.weights, *at = data + job.table;
       @begin@
@@ -90,7 +90,12 @@ _SUMS = '''
         const long from = at[i];
         @products@
       }
-      @end@
+    }
+'''
+_STORED = '''
+    // Into the array: strips, pixels, outputs.
+    static inline void keep_@a@_@n@_@rows@_@half@(int* sums) {
+      @stores@
     }
 '''
 _FINISH = '''
@@ -120,27 +125,35 @@ _LOOP = '''
       static const Run runs[] = {@runs@};
       static const Shapes shapes = {1, 0, {}, {@bytes@}, {@rows@}};
       asm volatile("ldtilecfg %0" : : "m"(shapes));
-      const auto multiply = [&](int n, int* to) {
+      const auto multiply = [&](int n) {
         const Job& job = jobs[@job@];
         const int* in = blocks[@block@].in;
-        switch (job.vectors) {
+        switch (@case@) {
           @multiplied@
         }
       };
-      const auto finish = [&](int n, const int* from) {
+      const auto keep = [&](int n) {
+        const Job& job = jobs[@job@];
+        switch (@case@) {
+          @kept@
+        }
+      };
+      const auto finish = [&](int n) {
         const Job& job = jobs[@job@];
         const int* first = blocks[@block@].runs;
+        const int* from = sums[n % 2];
         switch (job.vectors) {
           @finished@
         }
       };
-      // Sums are finished beside the next products, which other units of the core compute.
+      // Sums are stored when the next ones are on their way, where registers hold both, because what works on tiles does so
+      // in order; and finished beside that.
       const int begin = first_of(@total@, part, parts), end = first_of(@total@, part + 1, parts);
-      for (int n = begin; n < end; ++n) {
-        multiply(n, sums[n % 2]);
-        if (n > begin) finish(n - 1, sums[(n - 1) % 2]);
+      for (int n = begin; n < end + @delay@ + 1; ++n) {
+        if (n < end) multiply(n);
+        if (n - @delay@ >= begin && n - @delay@ < end) keep(n - @delay@);
+        if (n - @delay@ - 1 >= begin) finish(n - @delay@ - 1);
       }
-      if (end > begin) finish(end - 1, sums[(end - 1) % 2]);
     }
 '''
 _FINISHED = '''
@@ -192,7 +205,9 @@ class _Writer:
     # ---- source -----------------------------------------------------------------------------------------------------
     def _source(self) -> str:
         blocks, c = self._blocks(), self.step.conv
-        functions = [self._sums(a, n, pixels) for a, pixels in blocks for n in self.sizes]
+        shapes, halves = dict.fromkeys(a for a, _ in blocks), range(self.tile.ahead + 1)
+        functions = [self._multiply(a, n, half) for a in shapes for n in self.sizes for half in halves]
+        functions += [self._keep(a, n, pixels, half) for a, pixels in blocks for n in self.sizes for half in halves]
         head = fill(_HEAD, kh=c.kernel_shape[0], kw=c.kernel_shape[1], conv=c, v=self.target.value, tile=self.tile,
                     dot=self.tile.dot.code, store=self.store.functions(),
                     functions="\n".join([*functions, *map(self._finish, self.sizes)]))
@@ -222,14 +237,18 @@ class _Writer:
             rows.append(f"{{{{{_listed(s.source for s in block)}}}, {{{_listed(begins)}}}}}")
         more = ", r + runs[k].residual + job.out" if self.residual else ""
         sources = ", ".join(f"x + in[{k}]" for k in range(a))
-        multiplied = [f"case {n}: sums_{a}_{n}_{pixels}({sources}, table, job, to); break;" for n in self.sizes]
+        ahead = self.tile.ahead
+        halves = [(n, half, 2 * n + half if ahead else n) for n in self.sizes for half in range(ahead + 1)]
+        multiplied = [f"case {k}: multiply_{a}_{n}_{half}({sources}, table, job); break;" for n, half, k in halves]
+        kept = [f"case {k}: keep_{a}_{n}_{pixels}_{half}(sums[n % 2]); break;" for n, half, k in halves]
         finished = [fill(_FINISHED, n=n, a=a, pixels=pixels, words=n * _LANES, more=more) for n in self.sizes]
         inner = len(self.panels) if self.tile.by_strip else len(blocks)
         names = ("block", "job") if self.tile.by_strip else ("job", "block")
         sums, left, right = self._registers(a)
         shape = {**dict.fromkeys(sums, (pixels, BYTES)), **dict.fromkeys(left, (pixels, 4 * self.tile.words)),
                  **dict.fromkeys(right, (self.tile.words, BYTES))}
-        return fill(_LOOP, blocks=", ".join(rows), runs=", ".join(runs), a=a, a_1=a + 1, multiplied=multiplied,
+        return fill(_LOOP, blocks=", ".join(rows), runs=", ".join(runs), a=a, a_1=a + 1, multiplied=multiplied, kept=kept,
+                    case="2 * job.vectors + n % 2" if ahead else "job.vectors", delay=int(ahead),
                     finished="".join(finished), total=len(blocks) * len(self.panels),
                     bytes=_listed(shape.get(k, (0, 0))[1] for k in range(REGISTERS)),
                     rows=_listed(shape.get(k, (0, 0))[0] for k in range(REGISTERS)),
@@ -238,21 +257,26 @@ class _Writer:
     def _registers(self, a: int) -> tuple[range, list[int], list[int]]:
         """Which hold sums, which hold pixels, which hold weights: of what there is less of, all at once."""
         most = max(self.sizes)
-        free, few = list(range(a * most, REGISTERS)), min(a, most)
-        return range(a * most), *((free[few:], free[:few]) if most <= a else (free[:few], free[few:]))
+        sums = a * most * (self.tile.ahead + 1)
+        free, few = list(range(sums, REGISTERS)), min(a, most)
+        return range(sums), *((free[few:], free[:few]) if most <= a else (free[:few], free[few:]))
 
-    def _sums(self, a: int, n: int, pixels: int) -> str:
-        x, every = self.source.value.dtype.c, [(k, v) for k in range(a) for v in range(n)]
-        begin = [_load(self._sum(k, v), f"constants + {v * _LANES}", 0) for k, v in every]
-        end = [f'asm volatile("tilestored %%tmm{self._sum(k, v)}, (%0,%1,1)" : : '
-               f'"r"(sums + {(k * pixels * n + v) * _LANES}), "r"({4 * n * _LANES}L) : "memory");' for k, v in every]
-        return fill(_SUMS, a=a, n=n, rows=pixels, sources=", ".join(f"const {x}* x{k}" for k in range(a)), begin=begin,
-                    end=end, step=n * self.tile.words * _LANES, products=list(self._products(a, n)))
+    def _multiply(self, a: int, n: int, half: int) -> str:
+        x = self.source.value.dtype.c
+        begin = [_load(self._sum(a, k, v, half), f"constants + {v * _LANES}", 0) for k in range(a) for v in range(n)]
+        return fill(_SUMS, a=a, n=n, half=half, sources=", ".join(f"const {x}* x{k}" for k in range(a)), begin=begin,
+                    step=n * self.tile.words * _LANES, products=list(self._products(a, n, half)))
 
-    def _sum(self, strip: int, vector: int) -> int:
-        return strip * max(self.sizes) + vector
+    def _keep(self, a: int, n: int, pixels: int, half: int) -> str:
+        stores = [f'asm volatile("tilestored %%tmm{self._sum(a, k, v, half)}, (%0,%1,1)" : : '
+                  f'"r"(sums + {(k * pixels * n + v) * _LANES}), "r"({4 * n * _LANES}L) : "memory");'
+                  for k in range(a) for v in range(n)]
+        return fill(_STORED, a=a, n=n, rows=pixels, half=half, stores=stores)
 
-    def _products(self, a: int, n: int) -> Iterator[str]:
+    def _sum(self, a: int, strip: int, vector: int, half: int) -> int:
+        return (half * a + strip) * max(self.sizes) + vector
+
+    def _products(self, a: int, n: int, half: int) -> Iterator[str]:
         """Of one chunk; each register is loaded where it is used first."""
         _, left, right = self._registers(a)
         distance = self.step.conv.strides[1] * self.source.column * self.source.value.dtype.bytes
@@ -266,10 +290,10 @@ class _Writer:
                 if text not in loaded:
                     loaded.add(text)
                     yield text
-            yield f'asm volatile("{self.tile.dot.name} %%tmm{weights}, %%tmm{pixels}, %%tmm{self._sum(k, v)}" : :);'
+            yield f'asm volatile("{self.tile.dot.name} %%tmm{weights}, %%tmm{pixels}, %%tmm{self._sum(a, k, v, half)}" : :);'
 
     def _finish(self, n: int) -> str:
-        group, y = max(1, 4 // n), self.target.value.dtype.c
+        group, y = 4 if n < 4 else 1, self.target.value.dtype.c
         more = f", const {self.residual.value.dtype.c}* r" if self.residual else ""
 
         def step(pixels: int) -> str:

@@ -16,28 +16,33 @@ from gkp.converter.native.program import Conv
 
 REGISTERS = 8
 _SHAPES = ((2, 2), (1, 4), (4, 1), (1, 3), (3, 1), (1, 2), (2, 1), (1, 1))
-_ROW, _SPLIT, _STORE, _RESIDUAL, _CALL = 0.55, 3.0, 3.5, 4.0, 40.0
-"""Cycles: to load a row of a register, and if it lies in two lines of the cache; to make elements of a vector of sums, to add
-a residual to it, to begin and end a block."""
+_AHEAD = 3
+"""Registers of sums, twice as many of which leave enough for what is multiplied."""
+_ROW, _SPLIT, _STORE, _RESIDUAL, _CALL, _LATENCY = 0.55, 3.0, 3.5, 4.0, 20.0, 52.0
+"""Cycles, measured: to load a row of a register, and if it lies in two lines of the cache; to make elements of a vector of
+sums, to add a residual to it, to begin and end a block; from a product to the next one that is added to the same sums, or
+until these can be stored."""
 _LINE, _SAMPLE = 64, 4
 
 
 @dataclass(frozen=True)
 class Tile:
     """What is summed at once: strips x vectors registers of sums. words: of 32 bits in a row of a chunk; joined: a row of
-    the window is one line (chunks.lines). by_strip: all outputs of some strips before the next strips."""
+    the window is one line (chunks.lines). ahead: the next sums are begun before these are stored. by_strip: all outputs of
+    some strips before the next strips."""
 
     strips: int
     vectors: int
     words: int
     joined: bool
     dot: Dot
+    ahead: bool = False
     by_strip: bool = False
 
     @property
     def label(self) -> str:
-        return (f"{self.dot.precision} {self.sort} {self.strips}x{self.vectors} words {self.words}"
-                f"{' by strip' if self.by_strip else ''}")
+        return (f"{self.dot.precision} {self.sort} {self.strips}x{self.vectors}{' ahead' if self.ahead else ''} "
+                f"words {self.words}{' by strip' if self.by_strip else ''}")
 
     @property
     def sort(self) -> str:
@@ -50,9 +55,10 @@ def tiles(found: Lines, joined: bool, dot: Dot, strips: Sequence[Strip]) -> Iter
     for rows, vectors in _SHAPES:
         if rows <= len(strips) and vectors <= outputs:
             words = best_words(found, vectors, dot)
-            yield Tile(rows, vectors, words, joined, dot)
-            if vectors < outputs and rows < len(strips):
-                yield Tile(rows, vectors, words, joined, dot, by_strip=True)
+            for ahead in (False, True)[:1 + (rows * vectors < _AHEAD)]:
+                yield Tile(rows, vectors, words, joined, dot, ahead)
+                if vectors < outputs and rows < len(strips):
+                    yield Tile(rows, vectors, words, joined, dot, ahead, by_strip=True)
 
 
 def cycles(found: Lines, tile: Tile, strips: Sequence[Strip], step: Conv, source: Layout) -> float:
@@ -65,7 +71,8 @@ def cycles(found: Lines, tile: Tile, strips: Sequence[Strip], step: Conv, source
         for lo, hi in blocks:
             products = (hi - lo) * vectors * max(pixels, tile.words)
             loads = (hi - lo) * pixels * row + vectors * tile.words * _ROW
-            total += items * max(products, loads) + (hi - lo) * vectors * pixels * per_vector + _CALL
+            total += items * max(products, loads, _LATENCY if items > 1 else 0.0) + (hi - lo) * vectors * pixels * per_vector
+            total += _CALL + (0.0 if tile.ahead else _LATENCY)
     few = found.weights.size < len(strips) * ROWS  # weights, by pixels
     return total * (1.0 if tile.by_strip == few else 1.005)
 

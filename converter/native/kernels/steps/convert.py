@@ -10,6 +10,7 @@ from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.emit import at, block, chunks, fill, kernel, loop, planes, put, share
 from gkp.converter.native.kernels.kernel import Kernel
 from gkp.converter.native.kernels.layout import Layout
+from gkp.converter.native.kernels.steps import words
 from gkp.converter.native.kernels.steps.elementwise import elementwise, whole
 from gkp.converter.native.kernels.steps.grids import between, regridded, typed
 from gkp.converter.native.program import Grid, Value
@@ -26,6 +27,8 @@ def conversion(source: Layout, target: Layout, lanes: int) -> str:
     value = target.value
     if source.value.shape != value.shape:
         raise ValueError(f"cannot convert a value of shape {source.value} to {value}")
+    if words.fits(source, target):
+        return words.from_planes(source, target, lanes)
     if source.planar == target.planar or value.pixels == 1 or value.channels == 1:
         return elementwise(whole("y", target), [whole("x", source)], value.shape, lambda v: v[0], True, lanes)
     return _Transposition(source, target, lanes).body()
@@ -200,17 +203,17 @@ def _halves(width: int, out: int, sx: int, ox: int, lanes: int) -> str:
 
 
 # ---- the user's arrays ------------------------------------------------------------------------------------------
-def contiguous(value: Value) -> Layout:
-    """A [C, H, W] array of float32 without any slack; its address is a multiple of 4 bytes only."""
-    plain = replace(value, dtype=FLOAT32, grid=None)
+def contiguous(value: Value, dtype: DType = FLOAT32) -> Layout:
+    """A [C, H, W] array without any slack; its address is a multiple of an element's bytes only."""
+    plain = replace(value, dtype=dtype, grid=None)
     return Layout(plain, value.pixels, value.width, 1, 0, value.size, value.channels)
 
 
 def pack(dtype: DType, layout: Layout, cpu: Cpu) -> Kernel:
     """x: the user's contiguous [C, H, W] array of this type, of which nothing else is read; y: the layout's buffer: the same
     numbers, or on a grid, or rounded."""
-    given = contiguous(layout.value)
-    if dtype == FLOAT32:
+    given = contiguous(layout.value, dtype)
+    if dtype == FLOAT32 or words.fits(given, layout):
         return convert(given, layout, cpu)
     value, grid = layout.value, layout.value.grid
     body = planes(value.channels, value.height, fill('''
@@ -222,7 +225,7 @@ def pack(dtype: DType, layout: Layout, cpu: Cpu) -> Kernel:
         place="t[column]" if layout.column == 1 else f"t[column * {layout.column}]",
         number="static_cast<float>(s[column])" if grid is None else "data[s[column]]"))
     table = b"" if grid is None else regridded(Grid(1.0, 0), grid)
-    return typed(body, replace(given, value=replace(given.value, dtype=dtype)), layout, data=table)
+    return typed(body, given, layout, data=table)
 
 
 def unpack(layout: Layout, cpu: Cpu) -> Kernel:

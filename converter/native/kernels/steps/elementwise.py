@@ -13,6 +13,7 @@ from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.emit import at, block, chunks, get, loop, put, share
 from gkp.converter.native.kernels.kernel import Kernel, activation
 from gkp.converter.native.kernels.layout import Layout
+from gkp.converter.native.kernels.steps import words
 from gkp.converter.native.kernels.steps.grids import between, typed
 from gkp.converter.native.program import Affine, Binary, ConstantBinary, Grid, zero_at_zero
 
@@ -125,8 +126,12 @@ def affine(step: Affine, source: Layout, target: Layout, cpu: Cpu) -> Kernel:
     constants = "const float* scale = reinterpret_cast<const float*>(data);\n" \
         + f"const float* shift = scale + {value.channels};\n"
     operands = [whole("x", source), Operand("scale", 0, (1, 0, 0)), Operand("shift", 0, (1, 0, 0))]
-    body = elementwise(whole("y", target), operands, value.shape,
-                       lambda v: activation(step.activation, f"{v[0]} * {v[1]} + {v[2]}"), False, cpu.lanes)
+    if words.fits(source, target):
+        body = words.from_planes(source, target, cpu.lanes, lambda c, v: activation(
+            step.activation, f"{v} * splat(scale[{c}]) + splat(shift[{c}])"))
+    else:
+        body = elementwise(whole("y", target), operands, value.shape,
+                           lambda v: activation(step.activation, f"{v[0]} * {v[1]} + {v[2]}"), False, cpu.lanes)
     data = np.concatenate([step.scale, step.shift]).astype("<f4").tobytes()
     return typed(constants + body, source, target, data=data)
 

@@ -15,6 +15,7 @@ from gkp.converter.native.kernels.bfloats.elements import ELEMENTS
 from gkp.converter.native.kernels.emit import fill, unit
 from gkp.converter.native.kernels.kernel import Kernel, literal
 from gkp.converter.native.kernels.layout import Layout
+from gkp.converter.native.kernels.steps import words
 from gkp.converter.native.program import Grid
 
 _BYTES = '''
@@ -96,4 +97,6 @@ def typed(body: str, x: Layout, y: Layout, r: Layout | None = None, data: bytes 
     head = fill(_BYTES) if any(value.grid is not None for value in values) else ""
     if any(value.dtype == BFLOAT16 for value in values):
         head += fill(ELEMENTS)
+    if y.words:
+        head += fill(words.CODE)
     return Kernel(unit(body, head, x.value.dtype, r.value.dtype if r else FLOAT32, y.value.dtype), data)

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from gkp.converter.native.building.peak import Peak
+from gkp.converter.native.building.peak import FP32, INT8, Peak
 from gkp.converter.native.building.toolchain import find, host_cpu
-from gkp.converter.native.kernels.cpu import BF16
+from gkp.converter.native.kernels.cpu import AMX_BF16, AMX_INT8, BF16
 from gkp.errors import BackendMissingError
+
+INSTRUCTIONS = host_cpu().instructions
 
 
 @pytest.fixture(scope="module")
@@ -26,23 +28,42 @@ def test_the_peak_is_that_of_vector_units_and_does_not_depend_on_how_long_it_run
     """A scalar loop or one that waits for its own results stays below 10; the compiler leaving work out has no limit."""
     short = long = 0.0
     for turn in range(1000):  # on a busy machine it takes some turns until both have had the core to themselves
-        short, long = max(short, peak.gflops(0.0005)), max(long, peak.gflops(0.002))
+        short, long = max(short, peak.gflops(seconds=0.0005)), max(long, peak.gflops(seconds=0.002))
         if turn >= 40 and short == pytest.approx(long, rel=0.4):
             break
     assert 10 < short < 1000
     assert short == pytest.approx(long, rel=0.4)
 
 
+def best(peak: Peak, units: str) -> float:
+    return max(peak.gflops(units) for _ in range(40))
+
+
 def test_sums_of_bytes_are_not_slower_than_multiply_adds(peak: Peak) -> None:
-    integers = Peak("int8")
-    floats, found = (max(p.gflops() for _ in range(40)) for p in (peak, integers))
+    floats, found = (best(peak, units) for units in (FP32, INT8))
     assert 0.7 * floats < found < 5000
 
 
-@pytest.mark.skipif(BF16 not in host_cpu().instructions, reason="this processor has no bf16 that is worth having")
+@pytest.mark.skipif(BF16 not in INSTRUCTIONS, reason="this processor's bf16 is no faster than float32, or is AMX")
 def test_where_bf16_is_offered_it_multiplies_faster_than_float32(peak: Peak) -> None:
-    floats, pairs = (max(p.gflops() for _ in range(40)) for p in (peak, Peak("bf16")))
+    floats, pairs = (best(peak, units) for units in (FP32, BF16))
     assert 1.4 * floats < pairs < 5000
+
+
+@pytest.mark.skipif(AMX_INT8 not in INSTRUCTIONS, reason="this processor has no AMX, or the kernel denies it")
+def test_tiles_multiply_several_times_faster_than_vectors(peak: Peak) -> None:
+    """A product of tiles is 16384 of bytes, in 16 cycles, where a vector has 64 in half a cycle: 8 times; bf16: half of that."""
+    vectors, tiles = (best(peak, units) for units in (INT8, AMX_INT8))
+    assert 4 * vectors < tiles < 12 * vectors
+    if AMX_BF16 in INSTRUCTIONS:
+        assert 0.3 * tiles < best(peak, AMX_BF16) < 0.7 * tiles
+
+
+def test_a_processor_has_peaks_for_its_own_units(peak: Peak) -> None:
+    assert {FP32, INT8} <= set(peak.units) <= {FP32, INT8, *INSTRUCTIONS}
+    assert {BF16, AMX_INT8, AMX_BF16} & set(INSTRUCTIONS) <= set(peak.units)
+    for units in peak.units:
+        assert peak.gflops(units) > 0
 
 
 def test_memory_is_slower_than_any_cache_and_faster_than_a_disk(peak: Peak) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from native_kit import add_kernel, scale_kernel, two_port_plan, two_step_plan
+from native_kit import add_kernel, grouped_plan, scale_kernel, two_port_plan, two_step_plan
 
 from gkp.converter.native.building import source
 from gkp.converter.native.kernels.cpu import CPUS
@@ -48,7 +48,7 @@ def test_equal_kernels_are_written_once(tmp_path: Path) -> None:
 
 def test_equal_weights_are_stored_once_and_all_are_aligned(tmp_path: Path) -> None:
     files = written(scales(1, 2, 1, 3), tmp_path)
-    offsets = [int(n) for n in re.findall(rb"output\(0\), (\d+)\}", files["model.cpp"])]
+    offsets = [int(n) for n in re.findall(rb"output\(0\), (\d+), 0\}", files["model.cpp"])]
     assert offsets == [0, 64, 0, 128]
     assert [np.frombuffer(files["weights.bin"], np.float32, 1, o)[0] for o in offsets] == [1, 2, 1, 3]
 
@@ -89,8 +89,26 @@ def test_the_description_says_what_memory_is_needed(tmp_path: Path) -> None:
     assert about["weights_bytes"] == 4
     assert about["peak_bytes"] == about["arena_bytes"] + about["weights_bytes"]
     assert about["inputs"] == [{"name": "x", "shape": [3, 5, 7], "dtype": "float32"}]
-    assert about["steps"] == [{"layer": "first", "kind": "scale", "macs": 105}, {"layer": "second", "kind": "add", "macs": 0}]
+    assert about["steps"] == [{"layer": "first", "kind": "scale", "macs": 105, "needs": ["vectors"]},
+                              {"layer": "second", "kind": "add", "macs": 0, "needs": ["vectors"]}]
     assert (about["format"], about["cpu"]) == (2, "x86-64-v3")
+
+
+def test_the_memory_of_groups_counts(tmp_path: Path) -> None:
+    about = json.loads(written(grouped_plan(CPU, images=4), tmp_path)["describe.json"])
+    assert about["group_bytes"] == 3 * 640
+    assert about["peak_bytes"] == about["arena_bytes"] + about["group_bytes"] + about["weights_bytes"]
+
+
+@pytest.mark.parametrize(("needs", "asked"), [
+    (("vectors", "vnni"), []), (("vectors", "amx-int8"), ["AMX-TILE", "AMX-INT8"]), (("vectors", "amx-bf16"), ["AMX-TILE", "AMX-BF16"])])
+def test_a_library_asks_for_tiles_only_if_a_kernel_uses_them(needs: tuple[str, ...], asked: list[str], tmp_path: Path) -> None:
+    """Whatever its processor has: compilers never use them by themselves."""
+    made = two_step_plan(CPUS["x86-64-v4-amx"])
+    last = replace(made.calls[1], kernel=replace(made.calls[1].kernel, needs=needs))
+    files = written(replace(made, calls=(made.calls[0], last)), tmp_path)
+    assert re.findall(r'NEED\("(AMX-\w+)"', files["processor.cpp"].decode()) == asked
+    assert json.loads(files["describe.json"])["steps"][1]["needs"] == list(needs)
 
 
 def test_a_plan_without_weights_or_working_memory_is_written(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from conv_kit import place
 from plan_kit import random_program
 
 from gkp.branched import BranchedConv
+from gkp.converter.native.dtypes import UINT8
 from gkp.converter.native.kernels.cpu import CPUS
 from gkp.converter.native.kernels.layout import Kind, channels_last, planar
 from gkp.converter.native.planning.geometry import Geometry, geometry
@@ -21,7 +22,18 @@ from gkp.converter.native.planning.layouts import (
     step_seconds,
 )
 from gkp.converter.native.planning.ways import conv_ways
-from gkp.converter.native.program import Conv, Depthwise, Interleave, Port, Program, Resize, Sampling, Value
+from gkp.converter.native.program import (
+    Conv,
+    Depthwise,
+    Dequantise,
+    Grid,
+    Interleave,
+    Port,
+    Program,
+    Resize,
+    Sampling,
+    Value,
+)
 
 Rng = np.random.Generator
 KINDS: tuple[Kind, Kind] = ("planar", "last")
@@ -175,6 +187,18 @@ def test_every_convolution_of_a_program_has_a_way_to_a_channels_last_target(cpu:
             step = program.steps[number]
             assert isinstance(step, Conv)
             assert {(s, "last") for s in at.kinds(step.source)} <= {w.kinds for w in ways}
+
+
+def test_integers_of_few_channels_lie_in_words_where_only_convolutions_read_them_and_none_writes_them() -> None:
+    grid = Grid(0.5, 3)
+    values = (*(Value(c, 8, 8, UINT8, grid) for c in (3, 4, 5, 3, 3, 3, 3, 3)), Value(3, 8, 8))
+    conv = {(i, o): BranchedConv.from_dense(np.ones((o, i, 1, 1), np.float32)) for i in (3, 4, 5) for o in (3, 4, 5)}
+    steps = (Conv(0, 1, conv[3, 4]), Conv(1, 2, conv[4, 5]), Conv(2, 3, conv[5, 3]), Conv(4, 3, conv[3, 3], residual=6),
+             Conv(7, 3, conv[3, 3], residual=7), Dequantise(5, 8), Conv(5, 3, conv[3, 3]), Conv(6, 3, conv[3, 3]),
+             Depthwise(0, 3, np.ones((3, 1, 1), np.float32), np.zeros(3, np.float32), (1, 1), (0, 0, 0, 0), (1, 1)))
+    at = geometry(Program(values, steps, (), ()), 16)
+    assert [at.layouts[n]["last"].words for n in range(9)] == [n in (0, 4) for n in range(9)]
+    assert [at.layouts[n]["last"].column for n in range(8)] == [4, 16, 16, 16, 4, 16, 16, 16]
 
 
 # ---- planes of another size -----------------------------------------------------------------------------------------

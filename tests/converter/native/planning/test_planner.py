@@ -11,17 +11,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from interpret import interpret
 from kernel_kit import NARROW, cpus
-from native_kit import qemu_run, sanitized_run
+from native_kit import native_run, qemu_run, sanitized_run
 from plan_kit import Array, Chance, assert_right, built, feeds_for, random_program, resnet20
 
 from gkp.branched import BranchedConv
 from gkp.converter.native.building import source
 from gkp.converter.native.building.toolchain import host_cpu
+from gkp.converter.native.dtypes import UINT8
 from gkp.converter.native.kernels.cpu import CPUS, Cpu
 from gkp.converter.native.planning.plan import Place
 from gkp.converter.native.planning.planner import make_plan
-from gkp.converter.native.program import Activation, Affine, Binary, Conv, Port, Program, Reshape, Value
+from gkp.converter.native.program import Activation, Affine, Binary, Conv, Grid, Port, Program, Reshape, Value
 from gkp.errors import UnsupportedModelError
 from gkp.runtime.native import NativeRunner
 
@@ -40,6 +42,21 @@ def check(program: Program, cpu: Cpu, timer: Chance | None = None, runs: tuple[t
                 feeds = feeds_for(program, batch, seed)
                 assert_right(program, feeds, runner.run(feeds), f"batch {batch}, {threads} threads, run {seed}")
             runner.close()
+
+
+# ---- inputs ---------------------------------------------------------------------------------------------------------
+def test_pixels_become_integers_of_the_first_convolution_where_the_users_array_is_read() -> None:
+    """Two images on two threads, normalised by numbers that are exact."""
+    values = (Value(3, 9, 21), Value(3, 9, 21, UINT8, Grid(2.0 ** -5, 77)), Value(8, 9, 21))
+    rng = np.random.default_rng(0)
+    weight = (rng.integers(-127, 128, (8, 3, 3, 3)) * 2.0 ** -6).astype(np.float32)
+    conv = BranchedConv.from_dense(weight, pads=(1, 1, 1, 1), scale=np.full(8, 2.0 ** -6, np.float32))
+    normalise = Affine(0, 1, np.array([1, 0.5, -0.25], np.float32) / 32, np.array([-4, 0.5, 4], np.float32))
+    program = Program(values, (normalise, Conv(1, 2, conv)), (Port("x", 0, (3, 9, 21), UINT8),), (Port("y", 2, (8, 9, 21)),))
+    plan = make_plan(program, CPU)
+    assert [call.kind for call in plan.calls if "conv" not in call.kind] == ["pack", "unpack"]
+    x = rng.integers(0, 256, (2, 3, 9, 21)).astype(np.uint8)
+    assert (native_run(plan, {"x": x}, 2)[0] == interpret(program, [x])[0]).all()
 
 
 # ---- random programs ------------------------------------------------------------------------------------------------

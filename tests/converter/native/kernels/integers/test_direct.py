@@ -8,12 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from integer_kit import (
+    AMX,
+    AMX_FLAGS,
     ZEN4,
     Layer,
     check_emulated,
     check_layers,
-    has,
     layer_ways,
+    parameter,
+    pixels,
     processors,
     quantised,
     random_layer,
@@ -28,7 +31,7 @@ from gkp.converter.native.kernels.way import Way
 from gkp.converter.native.program import Activation, Grid
 
 Rng = np.random.Generator
-needs_vnni = pytest.mark.skipif(not has("avx512_vnni", "avx512vbmi"), reason="this processor has no AVX512-VNNI with VBMI")
+SORTS = {ZEN4: {"broadcast", "picked 64", "picked 128", "picked 64 rows"}, AMX: {"matrix", "matrix rows"}}
 
 
 def some_ways(rng: Rng, layer: Layer, cpu: Cpu, most: int) -> list[tuple[Layer, Way]]:
@@ -84,7 +87,7 @@ def corners(rng: Rng) -> dict[str, tuple[BranchedConv, tuple[int, int]]]:
 @pytest.mark.parametrize("cpu", processors())
 def test_random_layers(cpu: Cpu) -> None:
     rng = np.random.default_rng(3)
-    layers = [random_layer(rng, lanes=cpu.lanes, curves=True) for _ in range(24 if cpu is ZEN4 else 8)]
+    layers = [random_layer(rng, lanes=cpu.lanes, curves=True) for _ in range(24 if cpu in SORTS else 8)]
     check_layers(rng, [case for layer in layers for case in some_ways(rng, layer, cpu, 2)], cpu)
 
 
@@ -92,10 +95,11 @@ def test_random_layers(cpu: Cpu) -> None:
 def test_corners(cpu: Cpu) -> None:
     rng, cases = np.random.default_rng(4), list[tuple[Layer, Way]]()
     for conv, plane in corners(rng).values():
-        cases += some_ways(rng, random_layer(rng, conv, plane, cpu.lanes), cpu, 4 if cpu is ZEN4 else 2)
+        for pixel in pixels(conv):
+            layer = random_layer(rng, conv, plane, cpu.lanes, pixel=pixel)
+            cases += some_ways(rng, layer, cpu, 4 if cpu in SORTS else 2)
     check_layers(rng, cases, cpu, parts=(1, 3))
-    if cpu is ZEN4:
-        assert {way.sort for _, way in cases} >= {"broadcast", "picked 64", "picked 128", "picked 64 rows"}
+    assert {way.sort for _, way in cases} >= SORTS.get(cpu, set())
 
 
 @pytest.mark.parametrize("cpu", processors())
@@ -117,14 +121,14 @@ def test_sums_that_saturate_at_both_ends(cpu: Cpu) -> None:
     check_layers(rng, cases, cpu, parts=(1,))
 
 
-@needs_vnni
-def test_lanes_without_a_channel_are_zero_for_floats() -> None:
+@pytest.mark.parametrize("cpu", [parameter(ZEN4, "avx512_vnni", "avx512vbmi"), parameter(AMX, *AMX_FLAGS)])
+def test_lanes_without_a_channel_are_zero_for_floats(cpu: Cpu) -> None:
     """Also where the function is not zero at zero, and where the residual's integers there are anything."""
     rng, cases = np.random.default_rng(6), list[tuple[Layer, Way]]()
     for function in (Activation.SIGMOID, Activation.RELU):
         layer = random_layer(rng, dense(rng, 8, 19), (4, 4), residual="integers", floats=True)
-        cases += some_ways(rng, replace(layer, step=replace(layer.step, activation=function, final=Activation.NONE), quanta=-1), ZEN4, 3)
-    check_layers(rng, cases, ZEN4, parts=(1, 2))
+        cases += some_ways(rng, replace(layer, step=replace(layer.step, activation=function, final=Activation.NONE), quanta=-1), cpu, 3)
+    check_layers(rng, cases, cpu, parts=(1, 2))
 
 
 @pytest.mark.parametrize(("features", "needs"), [("", ()), ("+v8.2a+dotprod", (DOTPROD,)), ("+v8.6a+i8mm", (DOTPROD, I8MM))],
@@ -132,11 +136,12 @@ def test_lanes_without_a_channel_are_zero_for_floats() -> None:
 def test_aarch64(features: str, needs: tuple[str, ...]) -> None:
     rng, arm = np.random.default_rng(8), CPUS["aarch64"]
     cpu = replace(arm, flags=(f"-mcpu=generic{features.replace('8.', '8_')}",), instructions=(VECTORS, *needs))
-    layers = [random_layer(rng, conv, plane, 4) for conv, plane in corners(rng).values()]
+    layers = [random_layer(rng, conv, plane, 4, pixel=pixel) for conv, plane in corners(rng).values() for pixel in pixels(conv)]
     check_emulated(rng, [case for layer in layers for case in some_ways(rng, layer, cpu, 1)], cpu, 2)
 
 
-def test_a_source_of_floats_is_left_to_others() -> None:
+@pytest.mark.parametrize("cpu", SORTS, ids=lambda cpu: cpu.name)
+def test_a_source_of_floats_is_left_to_others(cpu: Cpu) -> None:
     layer = random_layer(np.random.default_rng(7))
     floats = replace(layer.source.value, dtype=FLOAT32, grid=None)
-    assert not list(layer_ways(replace(layer, source=replace(layer.source, value=floats)), ZEN4))
+    assert not list(layer_ways(replace(layer, source=replace(layer.source, value=floats)), cpu))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,19 @@ from interpret import interpret, on_grid
 from kernel_kit import cpus
 from native_kit import native_runs
 
+from gkp.branched import Branch, BranchedConv
 from gkp.converter.native.building.toolchain import host_cpu
 from gkp.converter.native.dtypes import FLOAT32, UINT8
 from gkp.converter.native.kernels.cpu import CPUS, Cpu
+from gkp.converter.native.kernels.layout import WORD
+from gkp.converter.native.planning.geometry import geometry
 from gkp.converter.native.planning.planner import make_plan
 from gkp.converter.native.program import (
     Activation,
     Affine,
     Binary,
     ConstantBinary,
+    Conv,
     Copy,
     Depthwise,
     Dequantise,
@@ -207,6 +212,27 @@ def test_integers_are_moved_as_they_are(cpu: Cpu) -> None:
     check(programs, cpu, rng, 0)
 
 
+@pytest.mark.parametrize("cpu", cpus())
+def test_integers_of_few_channels_that_a_convolution_reads(cpu: Cpu) -> None:
+    """Their pixels are words. Quantised, packed or moved to them; the convolution chooses each channel once."""
+    rng = np.random.default_rng((2, cpu.lanes))
+    programs = []
+    for make in (*MOVE, _quantise) * 4:
+        source = replace(small(rng), channels=int(rng.choice([1, 2, 3, 4, 4])))
+        step, target, _ = make(rng, source)
+        if target.channels > WORD or target.grid is None:
+            continue
+        n, scale = target.channels, np.full(target.channels, 2.0 ** -6, np.float32)
+        every = Branch(np.arange(n), rng.permutation(n), np.eye(n, dtype=np.float32)[:, :, None, None])
+        conv = BranchedConv(n, n, (every,), np.zeros(n, np.float32), (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), scale)
+        program = alone(step, target, (source,))
+        programs.append(Program((*program.values, on(target, None)), (step, Conv(1, 2, conv)), program.inputs,
+                                (Port("y", 2, target.shape),)))
+        assert geometry(programs[-1], cpu.lanes).layouts[1]["last"].words
+    assert len({type(p.steps[0]) for p in programs}) > 4
+    check(programs, cpu, rng, 0)
+
+
 # ---- depthwise ----------------------------------------------------------------------------------------------------------
 def depthwise(rng: Rng) -> Program:
     """Of any window, with or without a residual."""
@@ -215,7 +241,7 @@ def depthwise(rng: Rng) -> Program:
         windows, [(1, 1), (2, 2), (1, 2), (3, 3)], [(1, 1), (1, 1), (2, 2), (1, 2)]))
     reach = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
     top, left, bottom, right = (int(rng.integers(0, r + 1)) for r in (*reach, *reach))
-    c, height, width = int(rng.choice([1, 8, 16, 17, 48])), *(max(1, r, int(rng.integers(1, 20))) for r in reach)
+    c, height, width = int(rng.choice([1, 3, 8, 16, 17, 48])), *(max(1, r, int(rng.integers(1, 20))) for r in reach)
     out = [(n + p - r - 1) // s + 1 for n, p, r, s in zip((height, width), (top + bottom, left + right), reach, strides, strict=True)]
     source, target = Value(c, height, width, UINT8, grid(rng)), Value(c, out[0], out[1], UINT8, grid(rng, 0.05))
     scale = rng.uniform(0.002, 0.01, c).astype(np.float32)
