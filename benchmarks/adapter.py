@@ -101,7 +101,7 @@ class Engines:
         return self.stock(name, lowered(network, name), threads, any_batch=any_batch)
 
     def native(self, graph: Graph, threads: int, precision: str = "fp32") -> Runner:
-        """A Start: the native compiler. precision: fp32 or bf16, or that of the graph (int8)."""
+        """A Start: the native compiler. precision: fp32, bf16 or fp16, or that of the graph (int8)."""
         return self._compiled(graph, threads, precision).runner(threads)
 
     def foreign(self, graph: Graph, threads: int) -> list[str]:

@@ -22,7 +22,7 @@ from gkp.text import plural
 from gkp.types import Array, Progress
 
 _WAYS = (("fp32", ("ort", "openvino")), ("bf16", ("openvino",)), ("int8", ("ort", "openvino")))
-_NATIVE = ("bf16", "int8")
+_NATIVE = ("bf16", "fp16", "int8")
 _NCNN = ("bf16", "fp16", "int8")
 _BATCH = 64
 _RANDOM, _IMAGES = 32, 300

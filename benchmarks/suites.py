@@ -66,15 +66,12 @@ def _measure(case: Case, engines: Engines, out: Bench, progress: Progress, secon
     layers = native_layers(case.name, pair.pruned, engines.native)
     progress("native, two threads", None)
     out.scaling.append(scaling(case.name, "fp32", pair.pruned, engines.native))
-    out.scaling.append(scaling(case.name, "bf16", pair.pruned, partial(_native_bf16, engines)))
+    for precision in ("bf16", "fp16"):
+        out.scaling.append(scaling(case.name, precision, pair.pruned, partial(engines.native, precision=precision)))
     out.scaling.append(scaling(case.name, "int8", pair.pruned, partial(_native_int8, engines, quantised)))
     out.layers.append(layers)
     out.engines.extend(replace(comparison, **found.told) for comparison in made)
     out.rows.extend(rows)
-
-
-def _native_bf16(engines: Engines, graph: Graph, threads: int) -> Runner:
-    return engines.native(graph, threads, "bf16")
 
 
 def _native_int8(engines: Engines, quantised: Callable[[Graph], Graph], graph: Graph, threads: int) -> Runner:

@@ -212,7 +212,11 @@ def choose_forms(job: Job, opened: Opened, recognised: Recognised) -> Chosen:
     notes: tuple[str, ...] = ()
     if options.precision == "fp16":
         wide = _overflow(job, opened, recognised.graph)
-        encoding, notes = replace(encoding, wide=wide), _told(wide)
+        if not job.target.half_files:
+            _require_none(wide)
+            encoding = replace(encoding, precision="fp32")
+        else:
+            encoding, notes = replace(encoding, wide=wide), _told(wide)
     settings = Settings(strategy=options.forms.strategy, overrides=options.forms.layers, threads=job.threads,
                         batches=opened.batches, measure=job.measured, dynamic=opened.dynamic,
                         default="given" if recognised.kind == "as_is" else "dense", own_groups=recognised.own_groups,
@@ -233,6 +237,15 @@ def _overflow(job: Job, opened: Opened, graph: Graph) -> Mapping[str, str]:
     except UsageError as e:
         raise UnsupportedModelError(f"the model does not run: {e.message}",
                                     "check the file in its own runtime, or give another --input-shape") from e
+
+
+def _require_none(wide: Mapping[str, str]) -> None:
+    """UnsupportedModelError when fp16 cannot hold something."""
+    if wide:
+        first, why = next(iter(wide.items()))
+        more = f" ({len(wide)} operators)" if len(wide) > 1 else ""
+        raise UnsupportedModelError(f"fp16 cannot hold what the network computes: {clean(first)}, {why}{more}",
+                                    "use --precision fp32 or bf16")
 
 
 def _told(wide: Mapping[str, str]) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from gkp.converter.recognise import recognise, simplify
 from gkp.converter.stages import Chosen, Dense, Job, Opened, Recognised
 from gkp.converter.targets import Built, Target, make_target
 from gkp.converter.targets.base import Axes, StockBuilt, StockOnnx
-from gkp.errors import BackendMissingError
+from gkp.errors import BackendMissingError, UsageError
 from gkp.options.targets import OpenVinoOptions, OrtOptions
 from gkp.runtime.runners import AS_INSTALLED, openvino_precision
 
@@ -53,7 +53,8 @@ def installed(target: Target) -> bool:
 
 def rival_engines(target: Target, int8: bool = False) -> Engines:
     """The stock engines of CPUs for a target that computes there, itself first if it is one of them; else, or where none is
-    installed, the target alone. int8: also in this precision."""
+    installed, the target alone. In a precision that none of them has here (fp16), they compute in float32. int8: also in
+    this precision."""
     if not target.on_cpu:
         return Engines((target,))
     ways = [(options, precision) for precision in dict.fromkeys((target.precision, "fp32", *(["int8"] if int8 else [])))
@@ -64,12 +65,16 @@ def rival_engines(target: Target, int8: bool = False) -> Engines:
         engine = target if itself else make_target(options(), precision)
         try:
             engine.require(precision)
+        except UsageError:  # not on CPUs
+            continue
         except BackendMissingError as e:
             known = None if installed(engine) else precision
             missing.append(manifest.Rival(engine=options.name, precision=known, as_installed=installed(engine),
                                           missing=e.message))
         else:
             (own if precision == target.precision else beside).append(engine)
+    if not own and all(rival.precision != target.precision for rival in missing):
+        own, beside = ([e for e in beside if (e.precision == "fp32") == wide] for wide in (True, False))
     own.sort(key=lambda engine: engine is not target)
     return Engines(tuple(own) or (target,), tuple(beside), tuple(missing))
 

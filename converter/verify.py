@@ -18,6 +18,8 @@ TOLERANCE = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 8e-2}
 WINOGRAD_TOLERANCE = 5e-5
 """The tolerance of float32 where Winograd's algorithm computes convolutions: its transforms add rounding errors."""
 _TOP1 = {"fp32": 1.0, "fp16": 0.995, "bf16": 0.99}
+INFINITE = 1e308
+"""Says an error that is infinite, or no number, in JSON."""
 _LARGEST = 32
 _EDGE = (("random", 1.0), ("zeros", 0.0), ("large", 16.0), ("small", 1e-3))
 
@@ -74,7 +76,7 @@ def compare(got: Sequence[Array], want: Sequence[Array], name: str, batch: int, 
         error = float("inf")
     allowed = relative if relative is not None and precision == "fp32" else TOLERANCE[precision]
     tolerance = allowed * max(1.0, largest)
-    return Check(name=name, batch=batch, max_abs_error=min(error, 1e308), tolerance=tolerance, max_abs_reference=largest,
+    return Check(name=name, batch=batch, max_abs_error=min(error, INFINITE), tolerance=tolerance, max_abs_reference=largest,
                  top1_agreement=agreement,
                  passed=error <= tolerance and (precision == "fp32" or agreement >= _TOP1[precision]))
 

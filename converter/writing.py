@@ -25,7 +25,7 @@ from gkp.converter.sources.base import fed
 from gkp.converter.stages import Prepared
 from gkp.converter.targets.base import About, Emitted, StockBuilt
 from gkp.converter.twin import has_groups, keeps_groups
-from gkp.converter.verify import check_inputs, first_difference, verified_batches, verify, worst
+from gkp.converter.verify import INFINITE, check_inputs, first_difference, verified_batches, verify, worst
 from gkp.converter.verify_int8 import (
     SHARE,
     SHARE_OF_ROUNDING,
@@ -138,6 +138,9 @@ def _verified_int8(prepared: Prepared, inputs: Sequence[tuple[str, int, Feeds]],
 
 def _differs(prepared: Prepared, result: manifest.Verification, feeds: Mapping[str, Any]) -> VerificationError:
     bad = worst(result)
+    if prepared.job.options.precision == "fp16" and bad.max_abs_error == INFINITE:
+        return VerificationError(f"the network overflows fp16, whose largest number is 65504 (inputs: {bad.name}, batch "
+                                 f"{bad.batch})", "nothing was written; use --precision fp32 or bf16")
     stock = prepared.measured.built.stock if prepared.job.options.precision == "fp32" else None
     if stock is None:
         stock = free_axes(lower(prepared.recognised.graph, {}).to_model(), prepared.opened.dynamic)

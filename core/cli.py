@@ -221,8 +221,9 @@ def prune(**options: Any) -> None:
               "may be local: do not split. Any other is obeyed, with a warning when it loses.")
 @click.option("--profile", "profiles", multiple=True, metavar="[DEVICE=]FILE", help="Measured times, of gkp edge profile; "
               "with DEVICE=, measured on that device. [default: estimates]")
-@click.option("--wire", type=click.Choice(["float32", "float16"]), default="float32", show_default=True,
-              help="How arrays travel between devices; float16 halves the bytes and rounds.")
+@click.option("--wire", type=click.Choice(["float32", "float16", "int8"]), default="float32", show_default=True,
+              help="How arrays travel between devices; float16 halves the bytes and rounds; int8: what is quantised travels "
+                   "as its integers, a quarter of the bytes, and is the same to the bit.")
 @pixels
 @segments
 @click.option("-o", "--output", type=PATH, help="Directory to write. [default: MODEL-stem.split]")

@@ -158,10 +158,10 @@ class LayerSpeed(msgspec.Struct, frozen=True, kw_only=True):
 
 class Roofline(msgspec.Struct, frozen=True, kw_only=True):
     """Layers against what one core of the machine can do: peaks with the units that compute them ("fp32": multiply-adds of
-    vectors; "int8": sums of products of bytes in vectors; "bf16": the same of bfloat16; "amx-int8", "amx-bf16": products of
-    tiles), in operations, of integers or floats, in 1e9 per second; peak_gflops: the highest of these; bandwidth_gbs reading
-    from memory (1e9 bytes per second). All measured in the same run as the layers. peaks is empty in files of earlier
-    versions."""
+    vectors; "int8": sums of products of bytes in vectors; "bf16": the same of bfloat16; "fp16": multiply-adds of float16;
+    "amx-int8", "amx-bf16": products of tiles), in operations, of integers or floats, in 1e9 per second; peak_gflops: the
+    highest of these; bandwidth_gbs reading from memory (1e9 bytes per second). All measured in the same run as the layers.
+    peaks is empty in files of earlier versions."""
 
     peak_gflops: float
     bandwidth_gbs: float

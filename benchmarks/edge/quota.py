@@ -16,6 +16,8 @@ from gkp.errors import BackendMissingError
 
 _SHORTEST_US = 1000
 """The kernel takes no shorter quota, nor period."""
+_BEFORE_OTHERS = 16
+"""Times the usual weight: a device has its share of a core whatever else runs on this machine."""
 SLOWEST = 0.002
 """The kernel takes no period over a second."""
 _V1, _V2 = Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup")
@@ -72,8 +74,10 @@ class Quota:
             if folder == _V1:
                 self._write("cpu.cfs_period_us", str(period))
                 self._write("cpu.cfs_quota_us", str(quota))
+                self._write("cpu.shares", str(1024 * _BEFORE_OTHERS))
             else:
                 self._write("cpu.max", f"{quota} {period}")
+                self._write("cpu.weight", str(100 * _BEFORE_OTHERS))
         except OSError as e:
             self.close()
             raise BackendMissingError(f"no processor quota can be set here: {e.strerror}", "run as root") from e

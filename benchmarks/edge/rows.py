@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import msgspec
 
 from gkp.benchmarks.edge.job import Counted, Outcome, Taken
+from gkp.benchmarks.edge.plans import DENSE, GROUPED
 from gkp.benchmarks.edge.results import EdgeRow, Payload, Predicted, Rate, Wire
 from gkp.edge.divide.write import TOLERANCE
 from gkp.edge.forecast.predict import predict
@@ -18,7 +19,6 @@ from gkp.errors import GkpError
 from gkp.manifest import Ratio
 from gkp.runtime.measure import ratio, timing
 
-DENSE, GROUPED = "dense", "grouped"
 WHAT: Mapping[str, str] = {
     DENSE: "dense alone", GROUPED: "grouped alone", "stock": "grouped alone, as worker",
     "sequential": "shards in turn, alone", "runtime": "one worker", "replicas": "replicas",

@@ -22,10 +22,10 @@ from gkp.benchmarks.edge.group import Site, Wanted
 from gkp.benchmarks.edge.job import Alone, Outcome, Taken
 from gkp.benchmarks.edge.netns import Janitor, remove_stale
 from gkp.benchmarks.edge.opening import Opened, Opener
-from gkp.benchmarks.edge.plans import SPATIAL_DENSE, Split, Splits, decide, in_phase, make_splits, on_link
+from gkp.benchmarks.edge.plans import DENSE, GROUPED, SPATIAL_DENSE, Split, Splits, decide, in_phase, make_splits, on_link
 from gkp.benchmarks.edge.quota import Held, groups_folder
 from gkp.benchmarks.edge.results import EdgeBench, EdgeRow, Group, LinkFit, ScalePoint
-from gkp.benchmarks.edge.rows import DENSE, GROUPED, WHAT, Context, Subject, row
+from gkp.benchmarks.edge.rows import WHAT, Context, Subject, row
 from gkp.benchmarks.edge.scaling import scale
 from gkp.edge.plan.devices import parse_link
 from gkp.edge.plan.schema import Device, Link, Plan, device_folder
@@ -151,7 +151,7 @@ class _Suite:
         best = self._screen(opened, report)
         profiles = None
         for devices, some in sites.items():
-            native = GROUPED in best and best[GROUPED].name.endswith("native")
+            native = [network for network, means in best.items() if means.name.endswith("native")]
             splits = make_splits(opened, devices, some[0].link or parse_link("loopback"), self._work(), report,
                                  self.settings.seconds, native, self.settings.speed, self.settings.rows)
             profiles = profiles or splits.profiles

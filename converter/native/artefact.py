@@ -12,6 +12,7 @@ from typing import Any
 from gkp.converter.graph import Graph
 from gkp.converter.native.building.source import write
 from gkp.converter.native.building.toolchain import Toolchain, build
+from gkp.converter.native.dtypes import DType
 from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.planning.planner import make_plan
 from gkp.converter.native.planning.timer import Timer
@@ -64,13 +65,13 @@ class Compiled:
 
 @dataclass(frozen=True)
 class Compiler:
-    """How to compile. timer: by what kernels are chosen; bf16: may values and weights be rounded to bfloat16?"""
+    """How to compile. timer: by what kernels are chosen; narrow: the type that values and weights may be rounded to."""
 
     cpu: Cpu
     tools: Toolchain
     timer: Timer
     progress: Progress
-    bf16: bool = False
+    narrow: DType | None = None
 
     def compile(self, parts: Sequence[Part], inputs: Sequence[str], outputs: Sequence[str], folder: Path,
                 dynamic_batch: bool) -> Compiled:
@@ -106,7 +107,7 @@ class Compiler:
         return folder / LIBRARY
 
     def _library(self, program: Program, folder: Path) -> tuple[Mapping[str, Any], list[str], Mapping[str, float]]:
-        plan = make_plan(program, self.cpu, self.timer, self.bf16)
+        plan = make_plan(program, self.cpu, self.timer, self.narrow)
         written = write(plan, folder)
         self.progress("compiling", None)
         build(folder, self.cpu, self.tools)

@@ -25,5 +25,7 @@ FLOAT32 = DType("float32", "float", 4)
 UINT8 = DType("uint8", "unsigned char", 1)
 BFLOAT16 = DType("bfloat16", "Bf16", 2)
 """The upper half of a float32: inside a network only, and numpy has no such type."""
+FLOAT16 = DType("float16", "Fp16", 2)
+"""IEEE's: inside a network only."""
 DTYPES = (FLOAT32, UINT8)
 """Of the caller's arrays; gkp.runtime.native knows the same."""

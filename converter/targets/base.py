@@ -122,12 +122,14 @@ class Built(ABC):
 class Target(ABC):
     """One file of this folder. `name`: as in --target. `signed`: its artefacts hold programs, and are signed by their maker
     (gkp.runtime.trust). `any_size`: takes images of other heights and widths than the model was opened with, where the model
-    does. `exact_bytes`: adds products of bytes in 32 bits on any CPU. `provider`: of ONNX Runtime, for the manifest."""
+    does. `exact_bytes`: adds products of bytes in 32 bits on any CPU. `half_files`: in fp16 the
+    model is written in it, but for operators that overflow; else none may. `provider`: of ONNX Runtime, for the manifest."""
 
     name: ClassVar[str]
     signed: ClassVar[bool] = False
     any_size: ClassVar[bool] = True
     exact_bytes: ClassVar[bool] = False
+    half_files: ClassVar[bool] = True
     provider: str | None = None
 
     @property

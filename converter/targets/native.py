@@ -29,7 +29,9 @@ from gkp.converter.native.artefact import Compiled, Compiler
 from gkp.converter.native.building.roofline import network_roofline
 from gkp.converter.native.building.toolchain import Toolchain, find, host_cpu, machine, tiles_denied
 from gkp.converter.native.building.tune import Measured
-from gkp.converter.native.kernels.cpu import AMX_BF16, AMX_INT8, BF16, CPUS, Cpu
+from gkp.converter.native.dtypes import BFLOAT16, FLOAT16, DType
+from gkp.converter.native.kernels.cpu import AMX_BF16, AMX_INT8, BF16, CPUS, FP16, Cpu
+from gkp.converter.native.kernels.halves.direct import CHAIN
 from gkp.converter.native.planning.timer import NOMINAL_HERTZ, Model, Timer
 from gkp.converter.native.program import beside
 from gkp.converter.native.reading.frontend import program
@@ -47,9 +49,20 @@ from gkp.runtime.native import NativeRunner
 from gkp.text import clean, plural
 from gkp.types import Array, Progress, Run, silent
 
-_BF16 = {BF16, AMX_BF16}
 _SOURCE = "source"
 _RUNS = 15
+_NARROW = {"bf16": (BFLOAT16, {BF16, AMX_BF16}), "fp16": (FLOAT16, {FP16})}
+"""By precision: what values may be rounded to, and the instructions of which one has to be there."""
+_LACKING = {"bf16": "has no AMX, and lacks AVX512-BF16 or is no faster in it than in fp32",
+            "fp16": "lacks arithmetic in fp16 (AVX512-FP16, or fp16 of aarch64)"}
+_SUMS = {"fp16": (f"sums of fp16 are added to sums of fp32 after {CHAIN} multiply-adds; some layers may stay in fp32",)}
+"""By precision: what is to be said of the arithmetic."""
+
+
+def narrow_type(precision: str, cpu: Cpu) -> DType | None:
+    """What values may be rounded to, where the processor has instructions for it."""
+    dtype, needs = _NARROW.get(precision, (None, set[str]()))
+    return dtype if needs & set(cpu.instructions) else None
 
 
 class NativeTarget(Target):
@@ -60,6 +73,7 @@ class NativeTarget(Target):
     signed: ClassVar[bool] = True
     any_size: ClassVar[bool] = False
     exact_bytes: ClassVar[bool] = True
+    half_files: ClassVar[bool] = False
 
     def __init__(self, options: NativeOptions, precision: str = "fp32", measure: bool = True,
                  progress: Progress = silent) -> None:
@@ -75,12 +89,13 @@ class NativeTarget(Target):
         return self.cpu.lanes
 
     def require(self, precision: str) -> None:
-        """The compiler is looked for when it is needed: `gkp inspect` needs none. UsageError for bf16 where there are no
-        kernels of it that are faster than those of fp32."""
-        if precision == "bf16" and not _BF16 & set(self.cpu.instructions):
-            why = self.denied() or "its processor has no AMX, and lacks AVX512-BF16 or is no faster in it than in fp32"
-            raise UsageError(f"--target native has no bf16 for {self.cpu.name}: {why}",
-                             "use --precision fp32 or int8, or --target openvino")
+        """The compiler is looked for when it is needed: `gkp inspect` needs none. UsageError for bf16 and fp16 where there
+        are no kernels of it that are faster than those of fp32."""
+        if narrow_type(precision, self.cpu) is None and precision in _LACKING:
+            why = (self.denied() if precision == "bf16" else None) or f"its processor {_LACKING[precision]}"
+            other = ", or --target openvino" if precision == "bf16" else ""
+            raise UsageError(f"--target native has no {precision} for {self.cpu.name}: {why}",
+                             f"use --precision fp32 or int8{other}")
 
     @cached_property
     def tools(self) -> Toolchain:
@@ -114,11 +129,11 @@ class NativeTarget(Target):
 
     @property
     def here(self) -> Cpu:
-        """The processor, or one like it that is at hand: vectors of any width compile for any processor."""
+        """The processor, or one like it that is at hand: vectors of any width, and of float16, compile for any processor."""
         if self.measurable():
             return self.cpu
         host = host_cpu()
-        both = tuple(name for name in self.cpu.instructions if name in host.instructions)
+        both = tuple(name for name in self.cpu.instructions if name in (*host.instructions, FP16))
         return replace(self.cpu, name=f"host ({self.cpu.name})", flags=host.flags, triple=None, instructions=both)
 
     def candidates(self, conv: BranchedConv, plane: Sequence[int]) -> tuple[Candidate, ...]:
@@ -194,8 +209,8 @@ class NativeBuilt(Built):
         folder.mkdir()
         target = self._target
         inputs, outputs = ([t.name for t in tensors] for tensors in (self._graph.inputs, self._graph.outputs))
-        bf16 = target.precision == "bf16" and bool(_BF16 & set(cpu.instructions))
-        compiler = Compiler(cpu, target.tools, target.timer(cpu), target.progress, bf16)
+        narrow = narrow_type(target.precision, cpu)
+        compiler = Compiler(cpu, target.tools, target.timer(cpu), target.progress, narrow)
         return compiler.compile(self._parts, inputs, outputs, folder, self._any_batch)
 
     @property
@@ -272,7 +287,8 @@ class NativeBuilt(Built):
             macs[layer] = macs.get(layer, 0) + count
             kernels[layer] = max(kernels.get(layer, (-1, "")), (count, kind), key=lambda found: found[0])
         foreign = sum(graph_macs(lower(graph, {})) for graph in self.compiled.foreign)
-        notes = [*self._choice_notes(), *(self._hybrid_notes(measure) if self.compiled.hybrid else ())]
+        notes = [*_SUMS.get(self._target.precision, ()), *self._choice_notes(),
+                 *(self._hybrid_notes(measure) if self.compiled.hybrid else ())]
         return About({**plain, **macs}, sum(macs.values()) + foreign,
                      {layer: kind for layer, (_, kind) in kernels.items()}, tuple(notes), self.compiled.memory)
 
@@ -281,7 +297,7 @@ class NativeBuilt(Built):
         if not target.measurable():
             found = (f"nothing was measured, and a model of the processor chose the kernels: the library is for "
                      f"{target.cpu.name}, {target.unlike()}")
-            plain = target.precision == "bf16" and not _BF16 & set(target.here.instructions)
+            plain = target.precision in _NARROW and narrow_type(target.precision, target.here) is None
             return [f"{found}; it was verified in float32"] if plain else [found]
         denied = target.denied() if target.precision != "fp32" else None
         return [*([f"{denied}: kernels without it were chosen"] if denied else []),

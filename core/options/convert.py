@@ -16,7 +16,7 @@ from gkp.images.normalisation import INPUTS, Normalisation, numbers, of_input
 from gkp.manifest import MAX_THREADS
 from gkp.options.base import Declared, Options, declared, option
 from gkp.options.forms import FormOptions, TargetOptions
-from gkp.options.targets import EVERY, OrtOptions, TargetKeywords
+from gkp.options.targets import EVERY, CpuOptions, NativeOptions, OrtOptions, TargetKeywords
 from gkp.text import clean
 
 Precision = Literal["fp32", "bf16", "fp16", "int8", "auto"]
@@ -125,6 +125,9 @@ class ConvertOptions(Options):
                              "add --data cifar10:DIR, folder:DIR or FILE.npz")
         if self.io_precision != "fp32" and self.precision != "fp16":
             raise UsageError("--io-precision is for --precision fp16", "leave it out, or add --precision fp16")
+        if self.io_precision != "fp32" and isinstance(self.target, NativeOptions | CpuOptions):
+            raise UsageError(f"--target {self.target.name} takes and gives float32, whatever it computes in",
+                             "leave --io-precision out")
         of_input(self.input_type, self.mean, self.std)
 
 

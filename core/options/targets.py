@@ -12,7 +12,7 @@ from gkp.options.trt import TrtKeywords, TrtOptions
 TargetName = Literal["onnx", "ort", "openvino", "native", "trt", "cpu"]
 """What --target takes: the names of EVERY."""
 CpuName = Literal["host", "x86-64-v3", "x86-64-v3-vnni", "x86-64-v4", "x86-64-v4-vnni", "x86-64-v4-amx", "aarch64",
-                  "aarch64-dotprod", "aarch64-i8mm"]
+                  "aarch64-dotprod", "aarch64-fp16", "aarch64-i8mm"]
 _NATIVE = "Of --target native"
 CPU_NAMES: tuple[CpuName, ...] = get_args(CpuName)
 
@@ -55,12 +55,12 @@ class NativeOptions(TargetOptions):
     summary: ClassVar[str] = "a library of its own kernels, without a runtime"
     implementation: ClassVar[str] = "gkp.converter.targets.native:NativeTarget"
     otherwise: ClassVar[str] = ", which compiles every layer as it is"
-    precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "int8")
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "fp16", "int8")
 
     cpu: str | None = option(None, "The processor to compile for. x86-64-v3 has AVX2, x86-64-v4 AVX-512, aarch64 is 64-bit "
                              "ARM; -vnni, -dotprod and -i8mm have sums of bytes, which make int8 fast, -amx has products "
-                             "of matrices, for int8 and bf16. Only host uses everything that this machine can do. "
-                             "[default: host]", group=_NATIVE, choices=CPU_NAMES)
+                             "of matrices, for int8 and bf16, -fp16 arithmetic in fp16. Only host uses everything that this "
+                             "machine can do. [default: host]", group=_NATIVE, choices=CPU_NAMES)
     keep_source: bool = option(False, "Keep the generated C++ in DIR/source, with a build.sh.", group=_NATIVE)
     hybrid: bool = option(False, "Let ONNX Runtime run the operators that have no kernel, between native segments. "
                           "Without it such a model is refused (exit code 3).", group=_NATIVE)
@@ -74,7 +74,7 @@ class CpuOptions(TargetOptions):
     summary: ClassVar[str] = "the fastest of ort, openvino, native"
     implementation: ClassVar[str] = ""
     otherwise: ClassVar[str] = ", which takes the fastest target as it is"
-    precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "int8")
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "fp16", "int8")
 
 
 TARGETS: tuple[type[TargetOptions], ...] = (OnnxOptions, OrtOptions, OpenVinoOptions, NativeOptions, TrtOptions)

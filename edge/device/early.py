@@ -75,6 +75,8 @@ class EarlyValues:
 
     def sweep(self) -> bool:
         """Let go what nobody asked for in time. Was there any?"""
+        if not any(self._kept.values()):
+            return False
         now, before = time.monotonic(), len(self)
         for sender, mine in self._kept.items():
             for attempt in [a for a, kept in mine.items() if kept.deadline < now]:

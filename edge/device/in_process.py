@@ -6,9 +6,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from gkp.edge.device.dataflow import Dataflow, DeviceView, entering
+from gkp.edge.device.encoding import packed, unpacked
 from gkp.edge.device.segment_file import open_segment
 from gkp.edge.plan.schema import COORDINATOR, Plan, Segment, SplitModel, Transfer, device_folder
 from gkp.errors import GkpError
@@ -19,15 +18,15 @@ Open = Callable[[Segment], Runner]
 
 
 class InProcessExecutor:
-    """Runs a plan with one session per segment. devices: to open, by default all that compute something; wire: what float32
-    values between devices are rounded to. moved: the values that devices handed to each other during the last request, with
+    """Runs a plan with one session per segment. devices: to open, by default all that compute something; wire: how
+    float32 values travel between devices. moved: the values that devices handed to each other during the last request, with
     the bytes of the arrays themselves (the coordinator's included)."""
 
     def __init__(self, plan: SplitModel, open_segment: Open, devices: Sequence[int] | None = None,
                  wire: str = "float32") -> None:
         self.plan, self.wire = plan, wire
         self.moved: list[Transfer] = []
-        self._replicas = plan.replicas
+        self._replicas, self._values = plan.replicas, {v.name: v for v in plan.values}
         self._views = {d: DeviceView(plan, d) for d in (plan.busy_devices if devices is None else devices)}
         self._runners: Mapping[int, Runner] = {s.index: open_segment(s) for s in plan.segments if s.device in self._views}
 
@@ -70,16 +69,14 @@ class InProcessExecutor:
             if target == COORDINATOR:
                 answer.append(array)
             elif target in flows:
-                ready.extend(flows[target].give(name, self._rounded(array) if source != COORDINATOR else array))
+                ready.extend(flows[target].give(name, self._moved(name, array) if source != COORDINATOR else array))
             else:
                 continue
             self.moved.append(Transfer(value=name, source=source, target=target, bytes=array.nbytes))
 
-    def _rounded(self, array: Array) -> Array:
-        if self.wire == "float32" or array.dtype != np.float32:
-            return array
-        with np.errstate(over="ignore"):  # infinity is for the caller to see
-            return array.astype(self.wire).astype(np.float32)
+    def _moved(self, name: str, array: Array) -> Array:
+        value = self._values[name]
+        return unpacked(value, packed(value, self.wire, array))
 
     def close(self) -> None:
         """Let the sessions go."""

@@ -6,14 +6,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
+from math import inf, prod
 from pathlib import Path
 
 import numpy as np
 
 from gkp.edge.device.dataflow import DeviceView
+from gkp.edge.device.encoding import wire_dtype
 from gkp.edge.device.segment_file import open_segment
-from gkp.edge.plan.schema import COORDINATOR, DEVICE_FILE, DeviceManifest, Plan, Segment, Value, read_plan
+from gkp.edge.plan.schema import COORDINATOR, DEVICE_FILE, WIRES, DeviceManifest, Plan, Segment, Value, read_plan
 from gkp.edge.wire import identity
 from gkp.edge.wire.oip import DATATYPES, MAX_AXES, Spec
 from gkp.errors import FileError, UnsafeFileError
@@ -74,15 +75,9 @@ class Shard:
 
     def spec(self, value: str, other: int | None = None) -> Spec:
         """A value as it is inside a segment, or (other: a device) as it travels to or from another device."""
-        found = self._values[value]
-        dtype = found[0]
-        if other not in (None, COORDINATOR) and dtype == "float32":
-            dtype = self.plan.wire
-        return Spec(value, dtype, found[1])
-
-    @cached_property
-    def _values(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        return {v.name: (v.dtype, tuple(v.shape)) for v in self.plan.values}
+        found = self.view.values[value]
+        travels = other not in (None, COORDINATOR)
+        return Spec(value, wire_dtype(found, self.plan.wire) if travels else found.dtype, tuple(found.shape))
 
     def run(self, index: int, feeds: Mapping[str, Array]) -> list[Array]:
         """One segment. feeds: its inputs by value name. FileError when the file makes something else than the plan says."""
@@ -143,13 +138,15 @@ def check_plan(plan: Plan) -> None:
     _must(len({d.name.lower() for d in plan.devices}) == len(plan.devices), "two devices have the same name")
     for device in plan.devices:
         identity.check_name(device.name)
-    _must(plan.wire in ("float32", "float16"), f"wire type {plan.wire!r}")
+    _must(plan.wire in WIRES, f"wire type {plan.wire!r}")
     _must([s.index for s in plan.segments] == list(range(len(plan.segments))), "segments are not numbered in order")
     for v in plan.values:
         _must(v.dtype in DATATYPES and len(v.shape) <= MAX_AXES and all(1 <= d < 2**31 for d in v.shape)
               and prod(v.shape) < 2**31, f"value {v.name[:40]!r} has a dtype or shape that makes no sense")
         _must(v.producer == COORDINATOR or v.producer in range(len(plan.segments)),
               f"value {v.name[:40]!r} comes from nowhere")
+        _must(v.grid is None or (0 < v.grid.scale < inf and 0 <= v.grid.zero <= 255 and v.dtype == "float32"),
+              f"value {v.name[:40]!r} has a grid that makes no sense")
     _must(any(plan.output in s.outputs for s in plan.segments), "no segment makes the output")
     there = {(t.value, t.target) for t in plan.transfers} | {(n, s.device) for s in plan.segments for n in s.outputs}
     for s in plan.segments:

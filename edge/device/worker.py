@@ -15,15 +15,15 @@ import math
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import TracebackType
 
 import msgspec
-import numpy as np
 
 from gkp.edge.device import early
 from gkp.edge.device.dataflow import Dataflow, Done
+from gkp.edge.device.encoding import packed, unpacked, wire_dtype
 from gkp.edge.device.request import Key, Request, already, compute_failed, superseded
 from gkp.edge.device.shard import Shard
 from gkp.edge.plan.schema import COORDINATOR, Segment
@@ -49,6 +49,7 @@ class Worker:
         self._peers, self._limit = peers, queue
         self._lock = threading.Condition()
         self._later: deque[Callable[[], object]] = deque()  # to do without the lock
+        self._book = _Book(self._lock, self._later)
         self._open: dict[Key, Request] = {}
         self._early = early.EarlyValues(queue)
         self._closed: OrderedDict[Key, int] = OrderedDict()  # the highest attempt
@@ -66,7 +67,7 @@ class Worker:
         """A run call: open the request, and take up what devices sent for it before. deadline: of time.monotonic; done:
         called once, from any thread, when it has ended. Refusal when the queue is full, the worker drains, the attempt is
         old, or had its run call before."""
-        with self._book():
+        with self._book:
             key = (shard.hash, request)
             older = self._open.get(key)
             newest = max(self._closed.get(key, 0), older.attempt if older else 0)
@@ -90,7 +91,7 @@ class Worker:
 
     def give(self, request: Request, value: str, array: Array) -> None:
         """A value that the coordinator sends after the run call. One that comes twice, or too late, is dropped."""
-        with self._book():
+        with self._book:
             if request.flow is not None and value not in request.seen:
                 self._give(request, value, array)
 
@@ -103,7 +104,7 @@ class Worker:
     def outcome(self, request: Request, profile: bool) -> tuple[dict[str, Array], dict[str, Parameter]]:
         """The answer of a run call that has ended: the plan's output if it is made here, and counters. Refusal when the
         request failed."""
-        with self._book():
+        with self._book:
             self._forget(request)
         if request.failure is not None:
             raise request.failure
@@ -122,7 +123,7 @@ class Worker:
 
     def fail(self, request: Request, failure: Refusal) -> None:
         """End it with an error, unless it ended before."""
-        with self._book():
+        with self._book:
             self._drop(request, failure)
 
     def compute(self, shard: Shard, index: int, feeds: Mapping[str, Array], deadline: float) -> tuple[list[Array], float]:
@@ -157,8 +158,8 @@ class Worker:
     def take(self, shard: Shard, request: str, attempt: int, source: int, value: str, array: Array, deadline: float) -> str:
         """A value from another device: "new", "duplicate" or "late". It may be kept for a run call that has not come yet;
         Refusal when there is no room for that."""
-        came = early.Value(value, source, array.astype(shard.spec(value).dtype, copy=False), time.monotonic())
-        with self._book():
+        came = early.Value(value, source, unpacked(shard.view.values[value], array), time.monotonic())
+        with self._book:
             key = (shard.hash, request)
             found = self._open.get(key)
             if found is not None and found.deadline < came.at:
@@ -207,20 +208,6 @@ class Worker:
             probe.done.set()
         for shard in self.shards.values() if not self._thread.is_alive() else ():
             shard.close()
-
-    @contextmanager
-    def _book(self) -> Iterator[None]:
-        """The lock; after it, whoever waits for what happened is told."""
-        try:
-            with self._lock:
-                yield
-        finally:
-            while self._later:
-                try:
-                    work = self._later.popleft()
-                except IndexError:  # another thread took it
-                    break
-                work()
 
     # ---- the book; all of it with the lock held -------------------------------------------------------------------
     def _check_room(self, known: bool = False) -> None:
@@ -280,7 +267,7 @@ class Worker:
         self._lock.notify_all()
 
     def _end(self, request: Request, failure: Refusal) -> None:
-        with self._book():
+        with self._book:
             self._drop(request, failure)
             self._forget(request)
 
@@ -326,7 +313,7 @@ class Worker:
     def _computed(self, request: Request, segment: Segment, outputs: Sequence[Array], start: float,
                   end: float) -> list[tuple[str, Array, int]]:
         """What the outputs set going here; (value, array, device) for every message."""
-        with self._book():
+        with self._book:
             if request.flow is None:
                 return []
             request.note("segment", f"segment_{segment.index}", None, start, end)
@@ -353,10 +340,10 @@ class Worker:
     # ---- sending --------------------------------------------------------------------------------------------------
     def _send(self, request: Request, name: str, array: Array, target: int) -> None:
         shard, start = request.shard, time.monotonic()
-        spec = shard.spec(name, target)
-        if array.dtype != spec.dtype:
-            with np.errstate(over="ignore"):  # float16 on the wire: the receiver refuses infinity
-                array = array.astype(spec.dtype)
+        value = shard.view.values[name]
+        if wire_dtype(value, shard.plan.wire) == "uint8":  # where nobody would see it any more
+            check_finite(name, array)
+        array = packed(value, shard.plan.wire, array)
         call = Call(shard.hash, request.id, request.attempt, shard.device, {name: array})
         try:
             pending = self._peers[shard.plan.devices[target].name].start(call, request.left)
@@ -370,7 +357,7 @@ class Worker:
         if dropped:
             pending.cancel()
             return
-        pending.add_done_callback(partial(self._sent, request, name, target, spec.bytes))
+        pending.add_done_callback(partial(self._sent, request, name, target, array.nbytes))
 
     def _sent(self, request: Request, name: str, target: int, size: int, pending: Pending) -> None:
         try:
@@ -382,11 +369,30 @@ class Worker:
         except Exception as e:
             self.fail(request, Refusal("INTERNAL", "compute", f"sending {name}: {type(e).__name__}", target))
             return
-        with self._book():
+        with self._book:
             request.sends.discard(pending)
             request.sends_left -= 1
             request.count(sent_bytes=size, sent_messages=1)
             self._check_finished(request)
+
+
+class _Book:
+    """The worker's lock; after it, whoever waits for what happened is told. (A generator would take twice as long.)"""
+
+    def __init__(self, lock: threading.Condition, later: deque[Callable[[], object]]) -> None:
+        self._lock, self._later = lock, later
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._lock.release()
+        while self._later:
+            try:
+                work = self._later.popleft()
+            except IndexError:  # another thread took it
+                break
+            work()
 
 
 class _Probe:

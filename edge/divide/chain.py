@@ -9,11 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import NamedTuple
+
+import numpy as np
 
 from gkp.branched import BranchedConv
 from gkp.converter import node as branched_node
+from gkp.converter import quantiser
 from gkp.converter.graph import Graph, Node, Tensor, is_branched, producer, values
-from gkp.edge.divide.costs import conv_ms, node_ms
+from gkp.edge.divide.costs import conv_ms, node_ms, weights_ms
 from gkp.edge.divide.placement import NodePlacement
 from gkp.edge.divide.tiles import Tile, whole
 from gkp.edge.forecast.simulate import message_ms
@@ -22,6 +26,13 @@ from gkp.errors import UsageError
 from gkp.require import require
 
 _START, _END = "\0start", "\0end"
+
+
+class LayerMs(NamedTuple):
+    """Estimated time of a convolution: what its pixels take, and its weights."""
+
+    pixels: float
+    weights: float
 
 
 def blocks(graph: Graph) -> list[list[Node]]:
@@ -62,7 +73,8 @@ def part_ms(node: Node, tile: Tile, conv: BranchedConv | None = None) -> float:
     shape = node.outputs[0].shape
     mine, plane = set(tile.channels), shape[0] * prod(shape[2:]) * rows  # of all images
     counts = [(len(mine.intersection(b.out_index.tolist())), b.in_index.size) for b in conv.branches]
-    return sum(conv_ms(o, i, prod(conv.kernel_shape) * plane) for o, i in counts if o)
+    taps = prod(conv.kernel_shape)
+    return sum(conv_ms(o, i, taps * plane) for o, i in counts if o) + weights_ms(taps * sum(o * i for o, i in counts))
 
 
 def element_bytes(tensor: Tensor) -> int:
@@ -70,6 +82,14 @@ def element_bytes(tensor: Tensor) -> int:
     shape = tensor.shape or [1]
     size = int((tensor.dtype and tensor.dtype.itemsize) or 4)
     return int(shape[0]) * size * prod(int(n) for n in shape[3:])
+
+
+def travelling_bytes(tensor: Tensor, tile: Tile, wire: str) -> int:
+    """Bytes of a part of a tensor on its way between devices."""
+    size = tile.size * element_bytes(tensor)
+    if tensor.dtype != np.float32:
+        return size
+    return size // {"float32": 1, "float16": 2, "int8": 4 if quantiser.of(tensor) is not None else 1}[wire]
 
 
 # ---- pipeline -------------------------------------------------------------------------------------------------------
@@ -82,17 +102,18 @@ class Stage:
     out_bytes: int
 
 
-def stages(chain: Sequence[Sequence[Node]], layer_ms: Mapping[str, float] | None = None) -> list[Stage]:
+def stages(chain: Sequence[Sequence[Node]], layer_ms: Mapping[str, LayerMs] | None = None,
+           wire: str = "float32") -> list[Stage]:
     """The stage of every block. layer_ms: estimated time of layers in the form they have on one device
-    (gkp.edge.divide.single_device.layer_ms), where it is not the one by branches."""
+    (gkp.edge.divide.single_device.layer_ms), where it is not the one by branches; wire: how values travel."""
     layer_ms = layer_ms or {}
     found = []
     for nodes in chain:
         everything = [(node, whole(node.outputs[0])) for node in nodes]
         weights = {id(t): v.nbytes for node in nodes for t in node.inputs if (v := values(t)) is not None}
         last = nodes[-1].outputs[0]
-        ms = sum(layer_ms[node.name] if node.name in layer_ms else part_ms(node, tile) for node, tile in everything)
-        found.append(Stage(ms, sum(weights.values()), whole(last).size * element_bytes(last)))
+        ms = sum(sum(layer_ms[node.name]) if node.name in layer_ms else part_ms(node, tile) for node, tile in everything)
+        found.append(Stage(ms, sum(weights.values()), travelling_bytes(last, whole(last), wire)))
     return found
 
 
@@ -138,13 +159,13 @@ def cut(found: Sequence[Stage], devices: Sequence[Device], link: Link, order: Se
     return owner
 
 
-def pipelines(chain: Sequence[Sequence[Node]], layer_ms: Mapping[str, float], devices: Sequence[Device],
-              link: Link, shares: Sequence[float]) -> list[dict[str, NodePlacement]]:
+def pipelines(chain: Sequence[Sequence[Node]], layer_ms: Mapping[str, LayerMs], devices: Sequence[Device],
+              link: Link, shares: Sequence[float], wire: str = "float32") -> list[dict[str, NodePlacement]]:
     """The ways to give consecutive blocks to the devices that have a share, the fastest first: cut so that the slowest stage
     is fastest, and so that the fullest device is emptiest (what the cut knows of memory are the weights, and the arrays may
-    be too much for the first). layer_ms: as `stages` takes it. UsageError when there is none."""
+    be too much for the first). layer_ms, wire: as `stages` takes them. UsageError when there is none."""
     order = sorted((d for d, share in enumerate(shares) if share > 0), key=lambda d: (-devices[d].speed, d))
-    found = stages(chain, layer_ms)
+    found = stages(chain, layer_ms, wire)
     owners = [cut(found, devices, link, order, by_memory) for by_memory in (False, True)]
     kept = [owner for k, owner in enumerate(owners) if owner is not None and owner not in owners[:k]]
     if not kept:

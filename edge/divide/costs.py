@@ -1,7 +1,8 @@
 """Estimated times: what a segment would take on the cost model's core, for lack of a measured profile.
 
     ms = 0.01 for the call + sum over operators of
-         convolutions:  macs / (efficiency x peak)      efficiency falls with the share of the vector block that is filled
+         convolutions:  macs / (efficiency x peak) + bytes of weights / bandwidth, if they are many
+                        efficiency falls with the share of the vector block that is filled
          Gemm, MatMul:  macs / peak + bytes of weights / bandwidth
          others:        bytes read and written / bandwidth, nothing where runtimes fuse it into the convolution before it
 
@@ -24,6 +25,8 @@ BLOCK = 16
 """Channels per vector of the model's core."""
 CALL_MS = 0.01
 """What one call of a runtime takes by itself."""
+CACHED = 256 << 10
+"""Bytes of a layer's weights that are in the cache still when its turn comes again."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,14 @@ def estimate(graph: Graph) -> Cost:
                 weights_bytes=sum(w.nbytes for w in weights.values() if w is not None), working_bytes=_peak(graph))
 
 
+def weights_ms(count: float) -> float:
+    """Estimated time in which so many weights of a convolution come from memory, however few pixels they are for: divided by
+    rows, every device reads all of them."""
+    return 4 * count / 2 / BYTES_PER_MS if 4 * count > CACHED else 0.0
+
+
 def conv_ms(outputs: int, inputs: int, work: float) -> float:
-    """Estimated time of a standard convolution; work: taps times pixels of the output."""
+    """Estimated time of a standard convolution, but for its weights; work: taps times pixels of the output."""
     return outputs * inputs * work / (PEAK_MACS_PER_MS * efficiency(outputs, inputs))
 
 
@@ -64,7 +73,7 @@ def node_ms(node: Node) -> float:
     weight = values(node.inputs[1]) if len(node.inputs) > 1 else None
     if node.op == "Conv" and weight is not None:
         filled = efficiency(weight.shape[0], weight.shape[1], int(node.attrs.get("group", 1)))
-        return node_macs(node) / (PEAK_MACS_PER_MS * filled)
+        return node_macs(node) / (PEAK_MACS_PER_MS * filled) + weights_ms(weight.size)
     if node.op in ("Gemm", "MatMul") and weight is not None:
         return node_macs(node) / PEAK_MACS_PER_MS + weight.nbytes / 2 / BYTES_PER_MS
     if node.op in RESHAPES | COPIES or _fused(node):

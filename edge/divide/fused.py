@@ -2,7 +2,8 @@
 are computed by both (fused tile partition: DeepThings, Zhao et al. 2018; AOFL, Zhou et al. 2019).
 
 Which blocks make a group is found by dynamic programming: more of them, fewer messages, more rows that are computed twice.
-From some block on, where planes have few rows, one device may do the rest.
+From some block on, where planes have few rows and layers many weights (of which every device reads all for its rows), output
+channels are divided instead, or one device does the rest.
 """
 
 from __future__ import annotations
@@ -12,31 +13,30 @@ from dataclasses import replace
 
 from gkp.converter.graph import Graph, Node, Tensor, producer
 from gkp.converter.operators import UNARY
-from gkp.edge.divide.layouts import Costs
-from gkp.edge.divide.modes import root, spatial_rows
+from gkp.edge.divide.layouts import Costs, World
+from gkp.edge.divide.modes import branch, local, spatial_rows
 from gkp.edge.divide.partial_means import is_mean
 from gkp.edge.divide.placement import Assignment, NodePlacement
 from gkp.edge.divide.rules import Rule, rule_of
 from gkp.edge.divide.tiles import Tile, whole
-from gkp.edge.plan.schema import Device, Link
 
-_REST = "rest"
+_TAILS = _CHANNELS, _REST = "channels", "rest"
 _LONGEST = 16
 """Steps in a group, at most: longer ones compute most rows twice, and there are as many of them as the network has steps."""
 
 
-def fused_rows(graph: Graph, chain: Sequence[Sequence[Node]], devices: Sequence[Device], link: Link,
-               shares: Sequence[float] | None = None, scale: float = 1.0,
-               layer_ms: Mapping[str, float] | None = None) -> dict[str, NodePlacement]:
+def fused_rows(graph: Graph, chain: Sequence[Sequence[Node]], world: World,
+               shares: Sequence[float] | None = None) -> dict[str, NodePlacement]:
     """The assignment that the cost model likes best. chain: the graph's blocks (gkp.edge.divide.chain.blocks); shares: as of
-    gkp.edge.divide.modes; scale, layer_ms: as of Costs."""
-    rows = spatial_rows(graph, len(devices), shares)
+    gkp.edge.divide.modes."""
+    devices = len(world.devices)
+    rows = spatial_rows(graph, devices, shares)
     steps = _steps(chain)
-    ways: dict[str, Assignment] = {_REST: dict.fromkeys(rows, NodePlacement((root(len(devices), shares),)))}
+    ways: dict[str, Assignment] = {_REST: local(graph, devices, shares), _CHANNELS: branch(graph, devices, shares)}
     rules = {node.name: rule_of(node) for node in graph.nodes}
     groups = {(i, k): f"{i}-{k}" for k in range(len(steps)) for i in _begins(k)}
     ways |= {name: extended(_joined(steps[i:k + 1]), rows, rules) for (i, k), name in groups.items()}
-    costs = Costs(ways, devices, link, scale, layer_ms)
+    costs = Costs(graph, ways, world)
 
     def spent(nodes: Sequence[Node], way: str, before: Sequence[str]) -> float:
         return costs.exchange_ms(nodes, before[-1] if before else way, way) + costs.compute_ms(nodes, way)
@@ -45,8 +45,8 @@ def fused_rows(graph: Graph, chain: Sequence[Sequence[Node]], devices: Sequence[
     for k in range(len(steps)):
         best.append(min((best[i][0] + spent(_joined(steps[i:k + 1]), way := groups[i, k], best[i][1]),
                          [*best[i][1], *[way] * (k + 1 - i)]) for i in _begins(k)))
-    ends = [(ms + (spent(_joined(steps[k:]), _REST, before) if k < len(steps) else 0.0),
-             [*before, *[_REST] * (len(steps) - k)]) for k, (ms, before) in enumerate(best) if k]
+    ends = [(ms + (spent(_joined(steps[k:]), tail, before) if k < len(steps) else 0.0),
+             [*before, *[tail] * (len(steps) - k)]) for k, (ms, before) in enumerate(best) if k for tail in _TAILS]
     return {node.name: ways[way][node.name] for step, way in zip(steps, min(ends)[1], strict=True) for node in step}
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from gkp.branched import BranchedConv
 from gkp.converter import node as branched_node
-from gkp.converter.graph import Node, Tensor, is_branched, producer
-from gkp.edge.divide.chain import element_bytes, part_ms
+from gkp.converter.graph import Graph, Node, Tensor, is_branched, producer
+from gkp.edge.divide.chain import LayerMs, element_bytes, part_ms, travelling_bytes
 from gkp.edge.divide.partial_means import is_mean
 from gkp.edge.divide.placement import Assignment, NodePlacement, tiles_of
 from gkp.edge.divide.rules import Rule, rule_of
@@ -24,13 +25,25 @@ from gkp.edge.plan.schema import COORDINATOR, Device, Link
 Parts = list[tuple[int, Tile]]
 
 
-class Costs:
-    """What blocks cost in the ways given. scale: measured over estimated time, from a profile; layer_ms: estimated time of
-    layers in the form that they have wherever they are not divided by channels (gkp.edge.divide.single_device.layer_ms)."""
+@dataclass(frozen=True)
+class World:
+    """What costs depend on besides the network. scale: measured over estimated time, from a profile; layer_ms: estimated
+    times of layers in the form that they have wherever they are not divided by channels
+    (gkp.edge.divide.single_device.layer_ms); wire: how float32 values travel between devices."""
 
-    def __init__(self, ways: Mapping[str, Assignment], devices: Sequence[Device], link: Link, scale: float = 1.0,
-                 layer_ms: Mapping[str, float] | None = None) -> None:
-        self.ways, self.devices, self.link, self.scale, self.layer_ms = ways, devices, link, scale, layer_ms or {}
+    devices: Sequence[Device]
+    link: Link
+    scale: float = 1.0
+    layer_ms: Mapping[str, LayerMs] = field(default_factory=dict)
+    wire: str = "float32"
+
+
+class Costs:
+    """What blocks of a network cost in the ways given."""
+
+    def __init__(self, graph: Graph, ways: Mapping[str, Assignment], world: World) -> None:
+        self.ways, self.world, self.devices, self.link = ways, world, world.devices, world.link
+        self._pixels = graph.normalisation is not None
         self._rules: dict[str, Rule] = {}
         self._convs: dict[str, BranchedConv] = {}
         self._made: dict[tuple[str, str], Parts] = {}
@@ -45,11 +58,12 @@ class Costs:
                 parts = [(d, parts[0][1]) for d in placement.devices]
             for device, tile in parts:
                 load[device] += self._part_ms(node, tile, placement) / self.devices[device].speed
-        return max(load.values(), default=0.0) * self.scale
+        return max(load.values(), default=0.0) * self.world.scale
 
     def _part_ms(self, node: Node, tile: Tile, placement: NodePlacement) -> float:
-        if node.name in self.layer_ms and placement.kind != "channels":
-            return self.layer_ms[node.name] * tile.size / max(1, whole(node.outputs[0]).size)
+        layer = self.world.layer_ms.get(node.name)
+        if layer is not None and placement.kind != "channels":
+            return layer.pixels * tile.size / max(1, whole(node.outputs[0]).size) + layer.weights
         return part_ms(node, tile, self._conv(node))
 
     def exchange_ms(self, nodes: Sequence[Node], before: str, way: str) -> float:
@@ -115,12 +129,17 @@ class Costs:
                 continue
             near = sorted((d for d in owned if d != device), key=lambda d: (d - device) % len(self.devices))
             for source, tile in cover(missing, [(d, owned[d]) for d in near]):
-                size = tile.size * element_bytes(tensor)
+                size = self._bytes(tensor, tile, source)
                 taken = message_ms(self.link, size) + self._slowness_ms(size, source, device)
                 for resource in [("medium", 0)] if self.link.shared else [("out", source), ("in", device)]:
                     busy[resource] += taken
         return max(busy.values()) + self.link.rtt / 2 * 1e3 if busy else 0.0
 
+    def _bytes(self, tensor: Tensor, tile: Tile, source: int) -> int:
+        """Of a part of a tensor on its way: the network's input comes as the pixels that it is made of."""
+        if source == COORDINATOR:
+            return tile.size * element_bytes(tensor) // (4 if self._pixels else 1)
+        return travelling_bytes(tensor, tile, self.world.wire)
 
     def _slowness_ms(self, size: int, *ends: int) -> float:
         """What slow processors add to a message."""

@@ -10,17 +10,20 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 
 import numpy as np
 
+from gkp.converter import quantiser
 from gkp.converter.graph import Graph, Node, Tensor, producer
 from gkp.converter.operators import HEAVY
+from gkp.edge.device.encoding import wire_dtype
 from gkp.edge.divide.builder import part_shape
 from gkp.edge.divide.partial_means import add_partial_means, is_mean
 from gkp.edge.divide.placement import Assignment, NodePlacement, lanes_of, tiles_of
 from gkp.edge.divide.rules import ROWS, Rule, rule_of
 from gkp.edge.divide.tiles import Tile, cover, union, whole, without
-from gkp.edge.plan.schema import COORDINATOR, Layout, Transfer, Value
+from gkp.edge.plan.schema import COORDINATOR, Grid, Layout, Transfer, Value
 from gkp.errors import UnsupportedModelError, UsageError
 from gkp.text import clean, folded
 
@@ -75,6 +78,12 @@ def dtype_of(graph: Graph, item: Item) -> DType:
     return np.dtype(np.uint8) if pixels else np.dtype(item.tensor.dtype)
 
 
+def _grid(tensor: Tensor) -> Grid | None:
+    """Of a tensor that a quantiser makes; its integers as bytes without a sign."""
+    how = quantiser.of(tensor)
+    return None if how is None else Grid(scale=how.scale, zero=how.zero_point + (128 if how.type == "int8" else 0))
+
+
 @dataclass
 class SegmentDraft:
     """A segment before its file is written. reads: value name -> what it holds; writes: the same for what it makes."""
@@ -104,7 +113,7 @@ class Partition:
 def partition(graph: Graph, assignment: Assignment, devices: int, wire: str = "float32") -> Partition:
     """Divide a prepared graph (gkp.edge.divide.prepare; it is not changed). assignment: of every node. What an assignment
     divides in a way that its operator does not allow is computed whole on the first of its devices, and a note says so.
-    wire: dtype of float32 values on their way between devices. UsageError when an assignment leaves out a node or a part, or
+    wire: how float32 values travel between devices. UsageError when an assignment leaves out a node or a part, or
     names a device that there is not."""
     return _Partitioning(graph, assignment, devices, wire).run()
 
@@ -351,7 +360,7 @@ class _Wiring:
                 name=name, tensor=clean(item.tensor.name), shape=part_shape(item.tensor, mine),
                 dtype=dtype_of(self.s.graph, item).name, producer=COORDINATOR if maker is None else maker.index,
                 channels=None if mine.channels == all_of_it.channels else list(mine.channels),
-                rows=None if mine.rows == all_of_it.rows else mine.rows))
+                rows=None if mine.rows == all_of_it.rows else mine.rows, grid=_grid(item.tensor)))
         return self.names[key]
 
     def _transfer(self, name: str, source: int, target: int) -> None:
@@ -360,6 +369,6 @@ class _Wiring:
             raise UnsupportedModelError(f"{value.tensor} is of type {value.dtype}, and would move between devices",
                                         "place the nodes that make and read it on one device")
         between = COORDINATOR not in (source, target)  # what the coordinator sends and gets stays as it is
-        halved = between and value.dtype == "float32" and self.s.wire == "float16"
-        self.transfers.append(Transfer(value=name, source=source, target=target, bytes=value.bytes // (2 if halved else 1)))
+        size = prod(value.shape) * np.dtype(wire_dtype(value, self.s.wire) if between else value.dtype).itemsize
+        self.transfers.append(Transfer(value=name, source=source, target=target, bytes=size))
 

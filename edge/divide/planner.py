@@ -15,32 +15,32 @@ from gkp import manifest
 from gkp.converter import node as branched_node
 from gkp.converter.graph import Graph, Node
 from gkp.converter.operators import UNARY
+from gkp.converter.quantiser import is_quantiser
 from gkp.converter.sources import OpenOptions, open_any
 from gkp.edge.divide import chain, modes
 from gkp.edge.divide.decide import OBJECTIVES, Candidate, Decision, best_of, break_even, candidate, decide
 from gkp.edge.divide.draft import Draft, draft
 from gkp.edge.divide.engines import TARGETS, make_engine
 from gkp.edge.divide.fused import fused_rows
-from gkp.edge.divide.layouts import Costs, best_layouts, mixed
+from gkp.edge.divide.layouts import Costs, World, best_layouts, mixed
 from gkp.edge.divide.placement import Assignment, NodePlacement
 from gkp.edge.divide.prepare import prepare
 from gkp.edge.divide.single_device import OneDevice
 from gkp.edge.divide.write import check_folder, write
 from gkp.edge.forecast import report
 from gkp.edge.forecast.profile import Job, Profile, Profiles, measure, signature
-from gkp.edge.plan.schema import COORDINATOR, MODES, Device, Link, Plan, SplitModel
+from gkp.edge.plan.schema import COORDINATOR, MODES, WIRES, Device, Link, Plan, SplitModel
 from gkp.errors import UnsupportedModelError, UsageError
 from gkp.images.normalisation import Normalisation
 from gkp.text import clean, plural
 from gkp.types import Progress, silent
 
-WIRES = ("float32", "float16")
 SEARCHED = tuple(mode for mode in MODES if mode != "auto")
 
 
 @dataclass(frozen=True)
 class SplitOptions:
-    """What `gkp split` can be asked for; see its --help. wire: dtype of float32 values on their way between devices; target:
+    """What `gkp split` can be asked for; see its --help. wire: how float32 values travel between devices; target:
     what runs the segments (gkp.edge.divide.engines.TARGETS); cpu: that native libraries are for; normalisation: requests
     bring pixels, uint8, with which devices do this; None: they bring what the network takes."""
 
@@ -88,8 +88,12 @@ class Planner:
                  network: OneDevice | None = None) -> None:
         options.check()
         self.graph, self.options, self.progress, self.whole = graph, options, progress, network or OneDevice(graph)
+        if options.wire == "int8" and not any(is_quantiser(node) for node in graph.nodes):
+            raise UsageError("the network is not quantised: nothing in it could travel as int8",
+                             "--wire float16 rounds; gkp-convert --target onnx --precision int8 quantises")
         self.devices, self.link = list(options.devices), options.link
         self.impossible: dict[str, str] = {}
+        self._fused_rows: dict[tuple[float, ...], Assignment] = {}
         self.engine = make_engine(options.target, options.cpu, progress)
 
     def plan(self) -> tuple[Draft, Decision]:
@@ -196,12 +200,19 @@ class Planner:
             found = self._hybrid(shares)
             return [] if found is None else [found]
         if mode == "pipeline":  # not scaled: the cuts that gkp edge profile measures
-            return [*chain.pipelines(self.whole.chain, self.whole.layer_ms, self.devices, self.link, shares)]
+            return [*chain.pipelines(self.whole.chain, self.whole.layer_ms, self.devices, self.link, shares,
+                                     self.options.wire)]
         plain = modes.assign(mode, self.graph, len(self.devices), shares)
         if mode == "spatial" and len(self.devices) > 1:
-            return [plain, fused_rows(self.graph, self.whole.chain, self.devices, self.link, shares,
-                                      self.options.profiles.scale(), self.whole.layer_ms)]
+            return [plain, self._fused(shares)]
         return [plain]
+
+    def _fused(self, shares: Sequence[float]) -> Assignment:
+        """Rows with fused halos, found once for modes spatial and hybrid."""
+        key = tuple(shares)
+        if key not in self._fused_rows:
+            self._fused_rows[key] = fused_rows(self.graph, self.whole.chain, self._world(), shares)
+        return self._fused_rows[key]
 
     def _drafted(self, mode: str, assignment: Assignment) -> Variant:
         made = draft(self.graph, mode, assignment, self.devices, self.link, wire=self.options.wire, engine=self.engine,
@@ -215,12 +226,16 @@ class Planner:
                                        for mode in ("local", "branch", "spatial")}
         everyone = tuple(d for d, s in enumerate(shares) if s > 0)
         ways["everyone"] = {n.name: NodePlacement(everyone) for n in self.graph.nodes}
-        chosen = best_layouts(self.whole.chain, Costs(ways, self.devices, self.link, self.options.profiles.scale(),
-                                                      self.whole.layer_ms))
+        if count > 1:
+            ways["fused"] = self._fused(shares)
+        chosen = best_layouts(self.whole.chain, Costs(self.graph, ways, self._world()))
         if len(set(chosen)) == 1 and self.options.mode != "hybrid":
             self.impossible["hybrid"] = f"block by block, {chosen[0]} is best throughout"
             return None
         return mixed(self.whole.chain, chosen, ways)
+
+    def _world(self) -> World:
+        return World(self.devices, self.link, self.options.profiles.scale(), self.whole.layer_ms, self.options.wire)
 
     # ---- notes --------------------------------------------------------------------------------------------------
     def _unmeasured(self, decision: Decision) -> list[str]:

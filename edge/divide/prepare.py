@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 
 from gkp.converter.graph import Graph, Node, Tensor, producer, values
+from gkp.converter.linear import is_dequantise, linear, spread
 from gkp.converter.lower.emit import lower
 from gkp.converter.pixels import check_image
 from gkp.converter.recognise import recognise, simplify
@@ -29,6 +30,8 @@ def prepare(model: onnx.ModelProto, normalisation: Normalisation | None = None) 
     for node in graph.nodes:
         if not node.domain and node.op in ("Split", "Slice"):
             _as_gathers(graph, node)
+        elif is_dequantise(node):
+            _as_constant(graph, node)
     graph.cleanup()
     graph.normalisation = normalisation
     for node in graph.nodes:
@@ -37,6 +40,17 @@ def prepare(model: onnx.ModelProto, normalisation: Normalisation | None = None) 
     if producer(graph.outputs[0]) is None:
         raise UnsupportedModelError("the model computes nothing", "its output is its input")
     return graph
+
+
+def _as_constant(graph: Graph, node: Node) -> None:
+    """Weights of a matrix that are integers: as the floats that they stand for, so that it can be divided. (Those of
+    convolutions know their scale in the one form.)"""
+    integers, how = values(node.inputs[0]), linear(node)
+    if integers is None or how is None:
+        return
+    scale, zero = (spread(array, how.axis, integers.ndim) for array in (how.scale, how.zero.astype(np.float32)))
+    graph.redirect(node.outputs[0], graph.constant("weights", (integers.astype(np.float32) - zero) * scale))
+    graph.remove(node)
 
 
 def _as_gathers(graph: Graph, node: Node) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from gkp.converter.graph import Node, Tensor, is_branched, values
 from gkp.converter.operators import is_batchnorm
+from gkp.converter.quantiser import is_quantiser
 from gkp.edge.divide import operators
 from gkp.edge.divide.builder import Builder, LocalTensor, part_shape, take
 from gkp.edge.divide.convs import Branches
@@ -44,7 +45,7 @@ class Rule(Protocol):
 def rule_of(node: Node) -> Rule:
     """The rule for a node; one instance serves all parts of the node (it may keep what parts share)."""
     x, y = next((t for t in node.inputs if values(t) is None), None), node.outputs[0]
-    if node.domain and not is_branched(node):
+    if node.domain and not is_branched(node) and not is_quantiser(node):
         return Opaque(node)
     if is_branched(node):
         return Branched(node)
@@ -230,7 +231,8 @@ class Elementwise:
         inputs = [self._constant(builder, t, out) if h is None else h.tensor
                   for t, h in zip(self.node.inputs, held, strict=True)]
         y = builder.tensor(self.y, out)
-        builder.graph.add(self.node.op, inputs, [y], name=clean(self.node.name), attrs=dict(self.node.attrs))
+        builder.graph.add(self.node.op, inputs, [y], name=clean(self.node.name), attrs=dict(self.node.attrs),
+                          domain=self.node.domain)
         return [y]
 
     def _constant(self, builder: Builder, tensor: Tensor, out: Tile) -> Tensor:

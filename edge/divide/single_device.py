@@ -16,8 +16,8 @@ from gkp.converter import node as branched_node
 from gkp.converter.cost import PEAK_MACS_PER_MS, estimate_ms
 from gkp.converter.graph import Graph, spatial
 from gkp.converter.lower.candidates import Candidate, candidates, dense, grouped, split
-from gkp.edge.divide.chain import blocks
-from gkp.edge.divide.costs import BLOCK, efficiency, estimate
+from gkp.edge.divide.chain import LayerMs, blocks
+from gkp.edge.divide.costs import BLOCK, efficiency, estimate, weights_ms
 from gkp.edge.divide.modes import assign
 from gkp.edge.divide.partition import partition
 from gkp.edge.divide.subgraph import Subgraph, build
@@ -45,7 +45,7 @@ class OneDevice:
         return best_forms(self.subgraph)
 
     @cached_property
-    def layer_ms(self) -> dict[str, float]:
+    def layer_ms(self) -> dict[str, LayerMs]:
         """Of its convolutions in these forms."""
         return layer_ms(in_forms(self.subgraph, self.forms))
 
@@ -65,16 +65,17 @@ def best_forms(subgraph: Subgraph) -> Forms:
     return min((own, cheapest, exact), key=lambda forms: estimate(in_forms(subgraph, forms).lowered()).ms)
 
 
-def layer_ms(subgraph: Subgraph) -> dict[str, float]:
+def layer_ms(subgraph: Subgraph) -> dict[str, LayerMs]:
     """Estimated milliseconds at speed 1 of every convolution of the whole network, in the forms that the subgraph has."""
-    found: dict[str, float] = {}
+    found: dict[str, LayerMs] = {}
     for node in subgraph.graph.branched():
         if (form := subgraph.forms.get(node.name)) is not None:
             outputs, inputs = form.groups[0].shape[:2]
             count = 1 if form.parallel else len(form.groups)
             filled = efficiency(outputs * count, inputs, count)
             macs = form.macs(spatial(node.outputs[0]) or (1,)) * int(node.outputs[0].shape[0])
-            found[node.name] = macs / (PEAK_MACS_PER_MS * filled)
+            weights = weights_ms(form.macs((1,)))
+            found[node.name] = LayerMs(macs / (PEAK_MACS_PER_MS * filled), weights)
     return found
 
 

@@ -27,6 +27,8 @@ _HINT = "split the model again"
 COORDINATOR = -1
 """Stands for the coordinator where a device index is expected: it sends the input and receives the output."""
 
+WIRES = ("float32", "float16", "int8")
+"""How float32 values travel between devices: as they are; rounded; those with a grid as integers, the others as they are."""
 MODES = ("auto", "local", "replicas", "branch", "spatial", "pipeline", "hybrid")
 
 
@@ -67,10 +69,18 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     rows: list[tuple[int, int]] = []
 
 
+class Grid(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Numbers of float32 that are (q - zero) * scale of integers q from 0 to 255."""
+
+    scale: float
+    zero: int
+
+
 class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a segment makes or the request brings: one array. name: "v<number>" (the input is "v0"); tensor: of the network,
     that it is (a part of); shape, batch first; dtype: numpy's name; producer: a segment's index, or COORDINATOR for (a part
-    of) the input. channels: of the tensor, on axis 1, that it holds; rows: (first, end) on axis 2; None: all."""
+    of) the input. channels: of the tensor, on axis 1, that it holds; rows: (first, end) on axis 2; None: all. grid: of a
+    quantised one, to travel as integers (wire "int8")."""
 
     name: str
     tensor: str
@@ -79,6 +89,7 @@ class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     producer: int
     channels: list[int] | None = None
     rows: tuple[int, int] | None = None
+    grid: Grid | None = None
 
     @property
     def bytes(self) -> int:
@@ -132,7 +143,7 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 class SplitModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What runs where, and what moves: all that a forecast needs. mode: one of MODES but "auto"; layouts: of the network's
-    tensors; wire: dtype of float32 values on their way between devices."""
+    tensors; wire: how float32 values travel between devices, one of WIRES."""
 
     mode: str
     devices: list[Device]

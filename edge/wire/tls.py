@@ -87,15 +87,18 @@ class Tls:
     def take(self, into: memoryview) -> int:
         """How many bytes of what the peer says are in `into` now; 0: no more came, or it ended (`ended`). ssl.SSLError when
         they are not the peer's."""
-        if not self._in.pending and not self._filled:
-            return 0  # sooner than by an exception
+        count, room, more = 0, len(into), self._filled
         try:
-            count: int = self._tls.read(len(into), into)  # type: ignore[assignment]
+            while count < room and (more or self._in.pending):  # record by record; sooner at its end than by an exception
+                more = False
+                came: int = self._tls.read(room - count, into[count:])  # type: ignore[assignment]
+                if not came:
+                    self.ended = True
+                    break
+                count += came
         except ssl.SSLWantReadError:
-            self._filled = False
-            return 0
-        self._filled = count == len(into)
-        self.ended = not count
+            pass
+        self._filled = count == room
         return count
 
     def wrap(self, data: memoryview | bytes) -> bool:

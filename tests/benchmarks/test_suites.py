@@ -260,7 +260,7 @@ def test_the_suite_runs_every_part_and_reports_what_is_missing(tmp_path: Path, m
             ("ort", "pruned"), ("openvino", "pruned")]
         assert [(r.engine, r.model, r.precision) for r in comparison.rows if r.precision != "fp32"] == [
             *((engine, model, precision) for engine, precision in (("openvino", "bf16"), ("ort", "int8"), ("openvino", "int8"),
-                                                                   ("native", "bf16"), ("native", "int8"))
+                                                                   ("native", "bf16"), ("native", "fp16"), ("native", "int8"))
               for model in ("dense", "pruned")), *(("ncnn", "dense", precision) for precision in ("bf16", "fp16", "int8"))]
         assert all((r.missing is None) == (r.ms is not None) for r in comparison.rows)
         assert all(r.missing is not None for r in comparison.rows if r.engine == "native")

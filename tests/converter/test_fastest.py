@@ -81,6 +81,7 @@ def test_in_a_lower_precision_only_the_targets_that_have_it_are_tried() -> None:
 
     assert names("fp32") == ["native", "openvino", "ort"]
     assert names("bf16") == ["native", "openvino"]
+    assert names("fp16") == ["native", "ort"]
     assert names("int8", calibration="random") == ["native", "openvino", "ort"]
 
 

@@ -218,8 +218,8 @@ def test_target_cpu_tries_each_target_in_each_of_its_precisions(folder: Path, mo
     write_data(images(marked=11))
     made = convert(Path("m.onnx"), convert_options("cpu", precision="auto", threads=1, data=DATA, output="out")).manifest
     tried = [(t.target, t.precision) for t in made.tried]
-    assert tried == [("native", "fp32"), ("native", "bf16"), ("native", "int8"), ("openvino", "fp32"), ("openvino", "bf16"),
-                     ("openvino", "int8"), ("ort", "fp32"), ("ort", "int8")]
+    assert tried == [("native", "fp32"), ("native", "bf16"), ("native", "fp16"), ("native", "int8"), ("openvino", "fp32"),
+                     ("openvino", "bf16"), ("openvino", "int8"), ("ort", "fp32"), ("ort", "fp16"), ("ort", "int8")]
     assert [(t.target, t.precision) for t in made.tried if t.taken] == [("openvino", "fp32")]
     assert (made.target, made.precision) == ("openvino", "fp32")
     written = json.loads(Path("out/manifest.json").read_text())

@@ -21,7 +21,7 @@ from cli_kit import entry_point
 from oip_kit import Front
 from onnx import TensorProto, helper
 
-from gkp.edge.plan.schema import COORDINATOR, Device, Link, Plan, Segment, Transfer, Value, device_folder, write_plan
+from gkp.edge.plan.schema import COORDINATOR, Device, Grid, Link, Plan, Segment, Transfer, Value, device_folder, write_plan
 from gkp.edge.wire import keys as keys_module
 from gkp.edge.wire.client import Call, Connection, message_limit
 from gkp.edge.wire.identity import Keys, read_keys
@@ -41,6 +41,10 @@ def expected(x: Any) -> Any:
     return 2 * x + x.mean((2, 3), keepdims=True)
 
 
+GRID = Grid(scale=0.25, zero=128)
+"""Of what the devices hand to each other, where it travels as integers."""
+
+
 def write_split(directory: Path, wire: str = "float32", names: tuple[str, str] = ("left", "right"), shape: tuple[int, ...] = SHAPE,
                 note: str = "") -> Plan:
     """The split network in `directory`, as gkp split writes it. note: makes it another plan."""
@@ -50,14 +54,14 @@ def write_split(directory: Path, wire: str = "float32", names: tuple[str, str] =
     plan = Plan(
         mode="hybrid", objective="latency", model="by hand", model_sha256=None, devices=[Device(name=n) for n in names],
         link=Link(name="loopback", bandwidth=1e9, rtt=1e-4), input="v0", output="v2",
-        values=[Value(name=n, tensor=t, shape=list(shape), dtype="float32", producer=p)
+        values=[Value(name=n, tensor=t, shape=list(shape), dtype="float32", producer=p, grid=GRID if n == "v1" else None)
                 for n, t, p in (("v0", "x", COORDINATOR), ("v1", "a", 0), ("v2", "y", 1))],
         segments=[Segment(index=0, device=LEFT, file="segment_0.onnx", inputs=["v0"], outputs=["v1"], layers=[], macs=0, weights_bytes=0),
                   Segment(index=1, device=RIGHT, file="segment_1.onnx", inputs=["v0", "v1"], outputs=["v2"], layers=[], macs=0,
                           weights_bytes=0)],
         transfers=[Transfer(value="v0", source=COORDINATOR, target=LEFT, bytes=size),
                    Transfer(value="v0", source=COORDINATOR, target=RIGHT, bytes=size),
-                   Transfer(value="v1", source=LEFT, target=RIGHT, bytes=size // (2 if wire == "float16" else 1)),
+                   Transfer(value="v1", source=LEFT, target=RIGHT, bytes=size // {"float32": 1, "float16": 2, "int8": 4}[wire]),
                    Transfer(value="v2", source=RIGHT, target=COORDINATOR, bytes=size)],
         layouts={}, files={"0": {"segment_0.onnx": hashlib.sha256(double).hexdigest()},
                            "1": {"segment_1.onnx": hashlib.sha256(add).hexdigest()}},

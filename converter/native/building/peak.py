@@ -13,7 +13,8 @@ import numpy as np
 
 from gkp.converter.native.building.toolchain import build, host_cpu
 from gkp.converter.native.kernels.bfloats.direct import PAIRS
-from gkp.converter.native.kernels.cpu import AMX_BF16, AMX_INT8, BF16, Cpu
+from gkp.converter.native.kernels.cpu import AMX_BF16, AMX_INT8, BF16, FP16, Cpu
+from gkp.converter.native.kernels.halves.direct import DOTS
 from gkp.converter.native.kernels.integers.dots import Dot, dots
 from gkp.converter.native.kernels.prelude import prelude
 
@@ -145,6 +146,8 @@ def _bursts(cpu: Cpu) -> dict[str, _Burst]:
     found = {FP32: _Burst("", _CHAINS * cpu.lanes, _CHAINS // 2), INT8: _sums(INT8, dots(cpu, 127)[0], cpu)}
     if BF16 in cpu.instructions:
         found[BF16] = _sums(BF16, PAIRS, cpu)
+    if FP16 in cpu.instructions:
+        found[FP16] = _sums(FP16, next(dot for dot in DOTS if dot.runs_on(cpu)), cpu)
     for units, instruction, depth in ((AMX_INT8, "tdpbusd", 64), (AMX_BF16, "tdpbf16ps", 32)):
         if units in cpu.instructions:
             code = _PRODUCT.replace("@NAME@", _name(units)).replace("@INSTRUCTION@", instruction)

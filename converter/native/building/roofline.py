@@ -14,7 +14,7 @@ from gkp.converter import node as branched_node
 from gkp.converter.graph import Graph, spatial
 from gkp.converter.native.building.peak import FP32, INT8, Peak
 from gkp.converter.native.dtypes import FLOAT32, UINT8
-from gkp.converter.native.kernels.cpu import AMX_BF16, AMX_INT8, BF16
+from gkp.converter.native.kernels.cpu import AMX_BF16, AMX_INT8, BF16, FP16
 from gkp.converter.sources.base import sample_inputs
 from gkp.manifest import LayerSpeed, Roofline
 from gkp.runtime.native import StepTime
@@ -111,7 +111,7 @@ def _timed(steps: Sequence[StepTime], known: Mapping[str, Shape]) -> list[_Timed
 
 def _units(step: StepTime, shape: Shape) -> str:
     """What computes a step, in the words of Peak."""
-    special = [units for units in (AMX_INT8, AMX_BF16, BF16) if units in step.needs]
+    special = [units for units in (AMX_INT8, AMX_BF16, BF16, FP16) if units in step.needs]
     return special[0] if special else FP32 if shape.conv.scale is None else INT8
 
 

@@ -32,8 +32,10 @@ from gkp.converter.native.kernels.cpu import (
     BF16,
     CPUS,
     DOTPROD,
+    FP16,
     I8MM,
     MADD,
+    NEON,
     PERMUTE,
     VECTORS,
     VNNI,
@@ -51,9 +53,9 @@ LIBRARIES = ("-lc", "-lm", "-lpthread")
 ANY_CPU = frozenset({"model.cpp", "weights.S"})
 """Sources that are compiled without the processor's flags: what runs before the processor is known to fit."""
 
-_WITH_512 = {"avx512_vnni": VNNI, "avx512vbmi": PERMUTE}
+_WITH_512 = {"avx512_vnni": VNNI, "avx512vbmi": PERMUTE, "avx512_fp16": FP16}
 _WITH_256 = {"avx_vnni": AVX_VNNI}
-_ARM = {"asimddp": DOTPROD, "i8mm": I8MM}
+_ARM = {"asimddp": DOTPROD, "i8mm": I8MM, "asimdhp": FP16}
 """Instructions beside those that all processors with such vectors have, by the operating system's name of the flag."""
 _WITH_TILES = {AMX_INT8: {"amx_tile", "amx_int8", "avx512_vnni", "avx512vbmi"},
                AMX_BF16: {"amx_tile", "amx_bf16", "avx512_bf16"}}
@@ -116,7 +118,7 @@ def host_cpu() -> Cpu:
     if platform.machine() == "aarch64":
         found = [name for flag, name in _ARM.items() if flag in here]
         flags = ("-march=armv8.2-a" + "".join(f"+{name}" for name in found),) if found else CPUS["aarch64"].flags
-        return replace(CPUS["aarch64"], name="host", flags=flags, triple=None, instructions=(VECTORS, *found))
+        return replace(CPUS["aarch64"], name="host", flags=flags, triple=None, instructions=(VECTORS, NEON, *found))
     if vector_floats() < 16:
         more = [name for flag, name in _WITH_256.items() if flag in here]
         return Cpu("host", 8, 16, ("-march=native",), instructions=(VECTORS, MADD, *more))
@@ -207,7 +209,8 @@ def _major(toolchain: Toolchain) -> int:
 def _zig_cpu(flag: str) -> str:
     """zig's name for the processor of an -march flag."""
     name, *features = flag.removeprefix("-march=").replace("-", "_").split("+")
-    return "+".join([{"armv8_a": "generic", "armv8.2_a": "generic+v8_2a"}.get(name, name), *features])
+    own = {"armv8_a": "generic", "armv8.2_a": "generic+v8_2a", "fp16": "fullfp16"}
+    return "+".join(own.get(part, part) for part in (name, *features))
 
 
 # ---- running --------------------------------------------------------------------------------------------------------

@@ -23,6 +23,8 @@ MADD = "madd"
 """Sums of two products of 16 bits: every x86-64 with AVX2."""
 DOTPROD = "dotprod"
 """aarch64: sums of four products of int8."""
+NEON = "neon"
+"""aarch64: shuffles of 16 bytes."""
 I8MM = "i8mm"
 """aarch64: sums of four products of uint8 and int8."""
 
@@ -53,4 +55,5 @@ CPUS = {c.name: c for c in (
         (VECTORS, MADD, VNNI, PERMUTE, AMX_INT8, AMX_BF16)),
     Cpu("aarch64", 4, 32, ("-march=armv8-a",), _ARM),
     Cpu("aarch64-dotprod", 4, 32, ("-march=armv8.2-a+dotprod",), _ARM, (VECTORS, DOTPROD)),
+    Cpu("aarch64-fp16", 4, 32, ("-march=armv8.2-a+fp16",), _ARM, (VECTORS, NEON, FP16)),
     Cpu("aarch64-i8mm", 4, 32, ("-march=armv8.2-a+dotprod+i8mm",), _ARM, (VECTORS, DOTPROD, I8MM)))}

@@ -8,11 +8,14 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from gkp.converter.native.dtypes import BFLOAT16
+from gkp.converter.native.dtypes import BFLOAT16, FLOAT16, DType
 from gkp.converter.native.program import Value
 
-Kind = Literal["planar", "last", "bf16"]
-"""Planes, or channels last; or these in bfloat16, whatever the value's own type."""
+Kind = Literal["planar", "last", "narrow", "narrow planes"]
+"""Planes, or channels last; or channels last or planes of the floats of 16 bits that a plan has, whatever the value's own
+type."""
+NARROW: tuple[Kind, ...] = ("narrow", "narrow planes")
+_OF_16_BITS = (BFLOAT16, FLOAT16)
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,8 @@ class Layout:
 
     @property
     def kind(self) -> Kind:
-        if self.value.dtype == BFLOAT16:
-            return "bf16"
+        if self.value.dtype in _OF_16_BITS:
+            return "narrow planes" if self.planar else "narrow"
         return "planar" if self.planar else "last"
 
     def channel_offsets(self, index: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -99,14 +102,19 @@ def integers(value: Value, halo: Halo = (0, 0, 0, 0), pixel: int = BYTES) -> Lay
     return channels_last(value, halo, pixel)
 
 
-def bfloats(value: Value, halo: Halo = (0, 0, 0, 0), lanes: int = 16) -> Layout:
-    """Channels last in bfloat16, of a value of float32. Lanes that hold no channel are zero."""
-    return channels_last(replace(value, dtype=BFLOAT16), halo, lanes)
+def narrowed(value: Value, dtype: DType, halo: Halo = (0, 0, 0, 0), lanes: int = 16) -> Layout:
+    """Channels last in floats of 16 bits, of a value of float32. Lanes that hold no channel are zero."""
+    return channels_last(replace(value, dtype=dtype), halo, lanes)
+
+
+def narrow_planes(value: Value, dtype: DType, halo: Halo = (0, 0, 0, 0)) -> Layout:
+    """One plane per channel, in floats of 16 bits, of a value of float32."""
+    return planar(replace(value, dtype=dtype), halo, _SLACK // 4)
 
 
 def slack(value: Value, lanes: int) -> int:
-    """Elements behind the last pixel of floats and bfloat16, channels last, for vectors that reach past the end."""
-    return _SLACK // value.dtype.bytes if value.dtype == BFLOAT16 else 2 * lanes
+    """Elements behind the last pixel of floats, for vectors that reach past the end."""
+    return _SLACK // value.dtype.bytes if value.dtype in _OF_16_BITS else 2 * lanes
 
 
 def channels_last(value: Value, halo: Halo = (0, 0, 0, 0), lanes: int = 16) -> Layout:

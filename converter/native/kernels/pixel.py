@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from gkp.branched import Branch
+from gkp.converter.native.dtypes import FLOAT32, DType
 from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.emit import fill, unit
 from gkp.converter.native.kernels.jobs import Words, cuts, entry, part_sizes
@@ -27,6 +28,8 @@ from gkp.converter.native.kernels.taps import is_sparse, macs, used, with_rest
 from gkp.converter.native.kernels.way import Trial, Way, layer_name
 from gkp.converter.native.program import Conv
 
+Spot = tuple[int, int]
+"""Row and column of a vector of a tile."""
 _SPARE = 3  # registers for inputs and weights beside the accumulators
 
 
@@ -57,7 +60,7 @@ def ways(step: Conv, source: Layout, target: Layout, residual: Layout | None, cp
 
 
 def _draft(step: Conv, tile: PixelTile, source: Layout, target: Layout, cpu: Cpu) -> Draft:
-    return _Writer(step, tile, source, target, cpu).draft()
+    return Writer(step, tile, source, target, cpu).draft()
 
 
 # ---- tiles ------------------------------------------------------------------------------------------------------
@@ -100,7 +103,7 @@ def _sizes(whole: int, fit: int) -> list[int]:
 def cycles(step: Conv, tile: PixelTile, source: Layout, target: Layout, cpu: Cpu) -> float:
     """Cycles of one image by the model (gkp.converter.native.planning.timer)."""
     plane, (kh, kw) = target.value, step.conv.kernel_shape
-    straddle = 2.0 if cpu.lanes == 16 else 1.5
+    straddle = 2.0 if cpu.lanes >= 16 else 1.5
     if tile.line:
         vectors = ceil(((plane.height - 1) * target.row + plane.width) / cpu.lanes)
         per_tile = ceil(vectors / ceil(vectors / tile.vectors))
@@ -132,23 +135,27 @@ _HEAD = '''
     @functions@
 '''
 _TILE = '''
-    static void tile_@o@_@v@(const float* x, const int* in, int inputs, const float* w, const int* out, float* y@more@) {
+    static void tile_@o@_@v@(const @w.element.c@* x, const int* in, int inputs, const @w.weight@* w, const int* out,
+                             @w.element.c@* y@more@) {
       const float* bias = reinterpret_cast<const float*>(out + @o@);
       @sums@
-      for (int i = 0; i < inputs; ++i) {
-        const float* p = x + in[i];
-        @multiply@
-      }
       @store@
+    }
+'''
+_SUMS = '''
+    @begun@
+    for (int i = 0; i < inputs; ++i) {
+      const float* p = x + in[i];
+      @multiply@
     }
 '''
 _LOOPS = '''
     @outer@
       @inner@ {
         const Job& job = jobs[j];
-        const float* px = x + at@row@;
-        float* py = y + at@out_row@;
-        $if w.residual: const float* pr = r + at@out_row@;
+        const @w.element.c@* px = x + at@row@;
+        @w.element.c@* py = y + at@out_row@;
+        $if w.residual: const @w.element.c@* pr = r + at@out_row@;
         $if w.masked: const int* mask = words + @mask_at@ + at;
         switch (job.outputs) {
           @cases@
@@ -157,7 +164,11 @@ _LOOPS = '''
 '''
 
 
-class _Writer:
+class Writer:
+    element, vector, weight = FLOAT32, "V", "float"
+    """Of the values; what C++ calls a vector of them, and a weight."""
+    load, load_rows = "load", "load_rows"
+
     def __init__(self, step: Conv, tile: PixelTile, source: Layout, target: Layout, cpu: Cpu) -> None:
         self.step, self.tile, self.source, self.target, self.lanes = step, tile, source, target, cpu.lanes
         self.kh, self.kw = step.conv.kernel_shape
@@ -192,9 +203,12 @@ class _Writer:
             outs = b.out_index[part]
             out_at = words.put(outs * self.target.channel, np.int32)
             words.put(self.step.conv.bias[outs], np.float32)
-            weights = words.put(self._weights(b, part), np.float32)
+            weights = self._put_weights(words, self._weights(b, part))
             table.append([len(outs), len(self._offsets(b)), shared[id(b)], weights, out_at])
         return words.bytes(table)
+
+    def _put_weights(self, words: Words, weights: Any) -> int:
+        return words.put(weights, np.float32)
 
     def _offsets(self, b: Branch) -> Any:
         """Of what the inner loop runs over: the branch's channels, or its taps that are not zero for all outputs."""
@@ -218,7 +232,7 @@ class _Writer:
         functions = [*self._rows(), *(self._tile(o, n) for n in variants for o in sizes)]
         head = fill(_HEAD, w=self, conv=self.step.conv, functions="\n".join(functions))
         counts = [(part.stop - part.start, len(used(b) if self.sparse else b.in_index)) for b, part in self.jobs]
-        return Draft(unit(self._entry(sizes, starts), head), repr(counts), self._data)
+        return Draft(unit(self._entry(sizes, starts), head, *[self.element] * 3), repr(counts), self._data)
 
     def _rows(self) -> list[str]:
         """Loads and stores of vectors that cover several rows."""
@@ -247,8 +261,9 @@ class _Writer:
         for number, (v, _) in enumerate(groups):
             order = ["for (int j = begin; j < end; ++j)", f"for (int at : start_{number})"]
             outer, inner = reversed(order) if self.tile.by_tile else order
-            cases = [f"case {s}: tile_{s}_{v}(px, words + job.in, job.inputs, floats + job.weights, "
-                     f"words + job.out, py{more}); break;" for s in sizes]
+            weights = f"reinterpret_cast<const {self.weight}*>(words + job.weights)"
+            cases = [f"case {s}: tile_{s}_{v}(px, words + job.in, job.inputs, {weights}, words + job.out, py{more}); break;"
+                     for s in sizes]
             text += fill(_LOOPS, w=self, outer=outer, inner=inner, row=row, out_row=out_row, mask_at=5 * len(self.jobs),
                          cases=cases)
         first = self.source.origin - self.top * self.source.row - self.left
@@ -256,13 +271,20 @@ class _Writer:
 
     def _tile(self, outputs: int, vectors: int) -> str:
         spots = self._spots(vectors)
-        more = (", const float* r" if self.residual else "") + (", const int* mask" if self.masked else "")
-        sums = [f"V {', '.join(f'a{o}_{s} = splat(bias[{o}])' for s in range(len(spots)))};" for o in range(outputs)]
-        multiply = self._taps_body(outputs, spots) if self.sparse else self._window_body(outputs, spots)
+        more = (f", const {self.element.c}* r" if self.residual else "") + (", const int* mask" if self.masked else "")
         store = [line for o in range(outputs) for line in self._stores(o, spots)]
-        return fill(_TILE, o=outputs, v=vectors, more=more, sums=sums, multiply=multiply, store=store)
+        return fill(_TILE, w=self, o=outputs, v=vectors, more=more, sums=self._sums(outputs, spots), store=store)
 
-    def _spots(self, vectors: int) -> list[tuple[int, int]]:
+    def _sums(self, outputs: int, spots: list[Spot]) -> str:
+        """C++: the sums a<output>_<vector> of a tile."""
+        begun = [f"V {', '.join(f'a{o}_{s} = splat(bias[{o}])' for s in range(len(spots)))};" for o in range(outputs)]
+        return fill(_SUMS, begun=begun, multiply=self._products("a", outputs, spots))
+
+    def _products(self, sums: str, outputs: int, spots: list[Spot]) -> Iterator[str]:
+        """What an input adds to the sums of this name."""
+        return self._taps_body(sums, outputs, spots) if self.sparse else self._window_body(sums, outputs, spots)
+
+    def _spots(self, vectors: int) -> list[Spot]:
         """(row, column) of each vector of a tile, in the plane; in line mode (0, position)."""
         if self.tile.line:
             last = max(0, self.length - self.lanes)  # the last vector overlaps the one before rather than spill
@@ -271,31 +293,31 @@ class _Writer:
 
     def _load(self, y: int, x: int) -> str:
         where = f"p + {y} * ROW + {x}" if y else f"p + {x}" if x else "p"
-        return f"load_rows({where})" if self.per_vector > 1 else f"load({where})"
+        return f"{self.load_rows if self.per_vector > 1 else self.load}({where})"
 
-    def _taps_body(self, outputs: int, spots: list[tuple[int, int]]) -> Iterator[str]:
+    def _taps_body(self, sums: str, outputs: int, spots: list[Spot]) -> Iterator[str]:
         for s, (y, x) in enumerate(spots):
-            yield f"const V x{s} = {self._load(y, x)};"
+            yield f"const {self.vector} x{s} = {self._load(y, x)};"
         for o in range(outputs):
-            yield f"const float w{o} = w[{o}];"
-            yield from (f"a{o}_{s} += x{s} * w{o};" for s in range(len(spots)))
+            yield f"const {self.weight} w{o} = w[{o}];"
+            yield from (f"{sums}{o}_{s} += x{s} * w{o};" for s in range(len(spots)))
         yield f"w += {outputs};"
 
-    def _window_body(self, outputs: int, spots: list[tuple[int, int]]) -> Iterator[str]:
+    def _window_body(self, sums: str, outputs: int, spots: list[Spot]) -> Iterator[str]:
         for kx in range(self.kw):
-            users: dict[tuple[int, int], list[tuple[int, int]]] = {}
+            users: dict[Spot, list[tuple[int, int]]] = {}
             for s, (y, x) in enumerate(spots):
                 for ky in range(self.kh):
                     users.setdefault((y + ky * self.dy, x + kx * self.dx), []).append((s, ky))
             yield "{"
             for n, ((y, x), users_here) in enumerate(sorted(users.items())):
-                yield f"  const V x{n} = {self._load(y, x)};"
-                yield from (f"  a{o}_{s} += x{n} * w[{(kx * self.kh + ky) * outputs + o}];"
+                yield f"  const {self.vector} x{n} = {self._load(y, x)};"
+                yield from (f"  {sums}{o}_{s} += x{n} * w[{(kx * self.kh + ky) * outputs + o}];"
                             for s, ky in users_here for o in range(outputs))
             yield "}"
         yield f"w += {outputs * self.kh * self.kw};"
 
-    def _stores(self, o: int, spots: list[tuple[int, int]]) -> Iterator[str]:
+    def _stores(self, o: int, spots: list[Spot]) -> Iterator[str]:
         yield f"float* y{o} = y + out[{o}];"
         if self.residual:
             yield f"const float* r{o} = r + out[{o}];"
@@ -308,37 +330,39 @@ class _Writer:
             if self.masked:
                 value = f"keep({value}, mask + {x})"
             if self.tile.line and self.length < self.lanes:
-                yield f"store_part(y{o}{at}, {value}, {self.length});"
+                yield f"store_first<{self.length}>(y{o}{at}, {value});"
             else:
                 yield f"store{rows}(y{o}{at}, {value});"
 
 
 # ---- several rows in a vector -----------------------------------------------------------------------------------
 _LOAD_TWO = '''
-    static inline V @name@(const float* p) {
-      typedef float Row __attribute__((vector_size(@bytes@), aligned(4), may_alias));
+    static inline @vector@ @name@(const @element@* p) {
+      typedef @number@ Row __attribute__((vector_size(@bytes@), aligned(@aligned@), may_alias));
       const Row a = *reinterpret_cast<const Row*>(p), b = *reinterpret_cast<const Row*>(p + @row@);
       return __builtin_shufflevector(a, b, @order@);
     }
 '''
 _LOAD_MORE = '''
-    static inline V @name@(const float* p) {
-      V v;
+    static inline @vector@ @name@(const @element@* p) {
+      @vector@ v;
       for (int i = 0; i < @rows@; ++i)
-        __builtin_memcpy(reinterpret_cast<float*>(&v) + i * @width@, p + i * @row@, @bytes@);
+        __builtin_memcpy(reinterpret_cast<@number@*>(&v) + i * @width@, p + i * @row@, @bytes@);
       return v;
     }
 '''
 _STORE = '''
-    static inline void @name@(float* p, V v) {
+    static inline void @name@(@element@* p, @vector@ v) {
       for (int i = 0; i < @rows@; ++i)
-        __builtin_memcpy(p + i * @row@, reinterpret_cast<const float*>(&v) + i * @width@, @bytes@);
+        __builtin_memcpy(p + i * @row@, reinterpret_cast<const @number@*>(&v) + i * @width@, @bytes@);
     }
 '''
 
 
-def join_rows(load: str, store: str, row: str, width: int, rows: int) -> str:
-    """C++ functions that load and store a vector of several whole rows of `width` floats, `row` floats apart."""
+def join_rows(load: str, store: str, row: str, width: int, rows: int, element: DType = FLOAT32, vector: str = "V",
+              number: str = "float") -> str:
+    """C++ functions that load and store a vector of several whole rows of `width` elements, `row` elements apart."""
     order = ", ".join(map(str, range(width * rows)))
-    values = {"row": row, "rows": rows, "width": width, "bytes": 4 * width, "order": order}
+    values = {"row": row, "rows": rows, "width": width, "bytes": element.bytes * width, "order": order, "vector": vector,
+              "number": number, "element": element.c, "aligned": element.bytes}
     return fill(_LOAD_TWO if rows == 2 else _LOAD_MORE, name=load, **values) + fill(_STORE, name=store, **values)

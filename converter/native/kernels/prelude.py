@@ -51,7 +51,6 @@ typedef float Vu __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 static inline V load(const float* p) { return *reinterpret_cast<const Vu*>(p); }
 static inline void store(float* p, V v) { *reinterpret_cast<Vu*>(p) = v; }
-static inline void store_part(float* p, V v, int n) { for (int i = 0; i < n; ++i) p[i] = v[i]; }
 static inline V splat(float f) { return V{} + f; }
 // v where the mask is set, else zero.
 static inline V keep(V v, const int* mask) {

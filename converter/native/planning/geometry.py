@@ -1,12 +1,26 @@
-"""The layouts that each value may have: planes, or channels last; in a network in bf16 also these in bfloat16."""
+"""The layouts that each value may have: planes, or channels last; in a network in bf16 or fp16 also in floats of 16 bits."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gkp.converter.native.kernels.layout import BYTES, WORD, Halo, Kind, Layout, bfloats, channels_last, integers, planar
-from gkp.converter.native.kernels.steps import knows_bfloats
+from gkp.converter.native.dtypes import FLOAT16, DType
+from gkp.converter.native.kernels.layout import (
+    BYTES,
+    WORD,
+    Halo,
+    Kind,
+    Layout,
+    channels_last,
+    integers,
+    narrow_planes,
+    narrowed,
+    planar,
+)
+from gkp.converter.native.kernels.steps import knows_narrow
 from gkp.converter.native.program import Conv, Depthwise, Program, Value, reads
+
+_PLANES: tuple[Kind, ...] = ("planar", "narrow planes")
 
 
 @dataclass(frozen=True)
@@ -20,16 +34,17 @@ class Geometry:
     def kinds(self, value: int) -> tuple[Kind, ...]:
         found = self.layouts[value]
         flat = found["last"].value.pixels == 1
-        return tuple(kind for kind in found if not (flat and kind == "planar"))
+        return tuple(kind for kind in found if not (flat and kind in _PLANES))
 
     def kind(self, value: int, wanted: Kind) -> Kind:
         """The wanted one, where the value may have it."""
         return wanted if wanted in self.kinds(value) else "last"
 
 
-def geometry(program: Program, lanes: int, bf16: bool = False) -> Geometry:
-    """The halo of a value is what its convolutions read beyond the plane. bf16: may values be rounded to bfloat16? Outputs
-    and what only kernels of float32 write are not."""
+def geometry(program: Program, lanes: int, narrow: DType | None = None) -> Geometry:
+    """The halo of a value is what its convolutions read beyond the plane. narrow: to floats of this type values may be
+    rounded. Outputs and what only kernels of float32 write are not. Planes of float16 hold what the caller gives and
+    convolutions write."""
     halos: list[Halo] = [(0, 0, 0, 0)] * len(program.values)
     for step in program.steps:
         if isinstance(step, Conv | Depthwise):
@@ -40,7 +55,8 @@ def geometry(program: Program, lanes: int, bf16: bool = False) -> Geometry:
             continue
         key = (value.height, value.width)
         planes[key] = _join(planes.get(key, (0, 0, 0, 0)), halo)
-    wide = {port.value for port in program.outputs} | {step.target for step in program.steps if not knows_bfloats(step)}
+    wide = {port.value for port in program.outputs} | {step.target for step in program.steps if not knows_narrow(step)}
+    other = {step.target for step in program.steps if not isinstance(step, Conv)}
     words = _words(program)
     found = list[dict[Kind, Layout]]()
     for number, (v, halo) in enumerate(zip(program.values, halos, strict=True)):
@@ -48,8 +64,10 @@ def geometry(program: Program, lanes: int, bf16: bool = False) -> Geometry:
             found.append({"last": integers(v, halo, WORD if number in words else BYTES)})
             continue
         found.append({"planar": planar(v, planes[v.height, v.width], lanes), "last": channels_last(v, halo, lanes)})
-        if bf16 and number not in wide:
-            found[-1]["bf16"] = bfloats(v, halo, lanes)
+        if narrow is not None and number not in wide:
+            found[-1]["narrow"] = narrowed(v, narrow, halo, lanes)
+            if narrow == FLOAT16 and number not in other:
+                found[-1]["narrow planes"] = narrow_planes(v, narrow, planes[v.height, v.width])
     return Geometry(tuple(found))
 
 

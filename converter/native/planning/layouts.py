@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from gkp.converter.native.kernels.layout import Kind
-from gkp.converter.native.kernels.steps import knows_bfloats
+from gkp.converter.native.kernels.layout import NARROW, Kind
+from gkp.converter.native.kernels.steps import knows_narrow
 from gkp.converter.native.planning.geometry import Geometry
 from gkp.converter.native.program import Binary, Conv, Depthwise, Interleave, Program, Resize, Step, reads
 
@@ -24,6 +24,11 @@ _IMPOSSIBLE = 1e6
 def reads_as_it_writes(step: Step) -> bool:
     """Is the step's source converted to the target's layout before? Between two layouts these go element by element."""
     return isinstance(step, Interleave | Resize)
+
+
+def readable(step: Step, kind: Kind) -> bool:
+    """Can the step, which is no convolution, read what lies so?"""
+    return kind not in NARROW or (kind == "narrow" and knows_narrow(step))
 
 
 def choose_layouts(program: Program, at: Geometry, times: Callable[[int], Times]) -> list[Kind]:
@@ -85,8 +90,7 @@ def step_seconds(program: Program, at: Geometry, number: int, kinds: list[Kind],
         kind = kinds[step.target]
         other = [v for v in reads(step) if "planar" in at.kinds(v) and (kinds[v] == "planar") != (kind == "planar")]
         seconds = at.layouts[step.target][kind].value.bytes / _BYTES_PER_SECOND * _effort(program, step, kind)
-        if not knows_bfloats(step):
-            seconds += sum(conversion_seconds(program, v) for v in reads(step) if kinds[v] == "bf16")
+        seconds += sum(conversion_seconds(program, v) for v in reads(step) if not readable(step, kinds[v]))
         if other and reads_as_it_writes(step):
             seconds += conversion_seconds(program, other[0])
         elif other:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from gkp.converter.native.dtypes import DType
 from gkp.converter.native.kernels.cpu import Cpu
 from gkp.converter.native.kernels.layout import Kind, Layout, slack
-from gkp.converter.native.kernels.steps import knows_bfloats, step_kernel, words
+from gkp.converter.native.kernels.steps import step_kernel, words
 from gkp.converter.native.kernels.steps.convert import contiguous, convert, pack, unpack
 from gkp.converter.native.kernels.way import Way
 from gkp.converter.native.planning import batching
 from gkp.converter.native.planning.arena import Life, arrange
 from gkp.converter.native.planning.geometry import Geometry, geometry
-from gkp.converter.native.planning.layouts import choose_layouts, reads_as_it_writes, source_kind
+from gkp.converter.native.planning.layouts import choose_layouts, readable, reads_as_it_writes, source_kind
 from gkp.converter.native.planning.plan import Call, Fill, Group, Place, Plan
 from gkp.converter.native.planning.reorder import contiguous_channels
 from gkp.converter.native.planning.timer import Model, Timer
@@ -25,11 +26,11 @@ _MOST_BYTES = 1 << 30
 """Of one value. Offsets are 32-bit numbers, and Winograd's transforms are several times as large."""
 
 
-def make_plan(program: Program, cpu: Cpu, timer: Timer | None = None, bf16: bool = False) -> Plan:
-    """Choose tiles and layouts by what `timer` says (default: the model), and lay everything out. bf16: values and weights
-    may be rounded to bfloat16, where that is faster."""
+def make_plan(program: Program, cpu: Cpu, timer: Timer | None = None, narrow: DType | None = None) -> Plan:
+    """Choose tiles and layouts by what `timer` says (default: the model), and lay everything out. narrow: values and weights
+    may be rounded to this type, where that is faster."""
     program = contiguous_channels(program)
-    at = geometry(program, cpu.lanes, bf16)
+    at = geometry(program, cpu.lanes, narrow)
     _check_sizes(at)
     found = time_ways(conv_ways(program, at, cpu), timer or Model())
     times = {n: {w.kinds: w.seconds for w in ways} for n, ways in found.items()}
@@ -122,8 +123,10 @@ class _Planner:
         if (value, kind) not in self.homes:
             home = self.kinds[value]
             x = self.homes[value, home]
-            kernel = convert(self._layout(value, home), self._layout(value, kind), self.cpu)
-            self._call(Call(kernel, x, None, self._new(value, kind), kind=f"to {kind}"))
+            layout = self._layout(value, kind)
+            kernel = convert(self._layout(value, home), layout, self.cpu)
+            name = kind.replace("narrow", layout.value.dtype.name)
+            self._call(Call(kernel, x, None, self._new(value, kind), kind=f"to {name}"))
         return self.homes[value, kind]
 
     def _call(self, call: Call) -> None:
@@ -170,7 +173,7 @@ class _Planner:
         home, if the step can read that."""
         home = self.kinds[value]
         wanted = target in self.at.kinds(value) and (reads_as_it_writes(step) or (value, target) in self.homes)
-        if wanted or (home == "bf16" and not knows_bfloats(step)):
+        if wanted or not readable(step, home):
             return self.at.kind(value, target)
         return home
 

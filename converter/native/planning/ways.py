@@ -10,11 +10,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from math import inf
 
+from gkp.converter.native.dtypes import BFLOAT16
 from gkp.converter.native.kernels import channel, groups, pixel, polyphase, winograd
 from gkp.converter.native.kernels.bfloats import direct as bfloats
 from gkp.converter.native.kernels.cpu import Cpu
+from gkp.converter.native.kernels.halves import direct as halves
+from gkp.converter.native.kernels.halves import pixel as halves_pixel
 from gkp.converter.native.kernels.integers import direct
-from gkp.converter.native.kernels.layout import Kind, Layout
+from gkp.converter.native.kernels.layout import NARROW, Kind, Layout
 from gkp.converter.native.kernels.matrix import direct as matrix
 from gkp.converter.native.kernels.way import Family, Kinds, Way
 from gkp.converter.native.planning.geometry import Geometry
@@ -28,11 +31,13 @@ INTEGERS: tuple[Family, ...] = (direct.ways, matrix.ways)
 """Over sources with a grid."""
 BFLOATS: tuple[Family, ...] = (bfloats.ways, matrix.ways)
 """Over sources in bfloat16."""
+HALVES: tuple[Family, ...] = (halves.ways, halves_pixel.ways)
+"""Over sources in float16."""
 _HOPELESS = 3.0
 """A sort is not tried at all if its best way takes more than so many times the cycles of the pair's best, by the model."""
 _WIDER = 1.5
-"""Nor is one over float32, where there are kernels over bfloat16, if the best of its pair takes more than so many times what
-the best of these takes."""
+"""Nor is one over float32, where there are kernels over floats of 16 bits, if the best of its pair takes more than so many
+times what the best of these takes."""
 _NEAR = 1.2
 """A sort is tried further if its best way takes at most so many times what the fastest for this pair of layouts takes."""
 _PAIR_NEAR = 1.5
@@ -53,10 +58,10 @@ def conv_ways(program: Program, at: Geometry, cpu: Cpu, families: tuple[Family, 
 
 
 def _families(source: Layout, target: Layout, floats: tuple[Family, ...]) -> tuple[Family, ...]:
-    """What reads and writes these types: only kernels of bfloat16 write it."""
-    if source.kind == "bf16":
-        return BFLOATS
-    if target.kind == "bf16":
+    """What reads and writes these types: floats of 16 bits are written by kernels that read them."""
+    if source.kind in NARROW:
+        return BFLOATS if source.value.dtype == BFLOAT16 else HALVES
+    if target.kind in NARROW:
         return ()
     return floats if source.value.grid is None else INTEGERS
 
@@ -103,8 +108,8 @@ def _sorts(ways: Iterable[Way]) -> list[list[Way]]:
     for w in ways:
         found.setdefault((w.kinds, w.sort), []).append(w)
         least[w.kinds] = min(w.cycles, least.get(w.kinds, w.cycles))
-    narrow = min((cycles for (source, _), cycles in least.items() if source == "bf16"), default=inf)
-    chances = {kinds for kinds, cycles in least.items() if kinds[0] == "bf16" or cycles <= _WIDER * narrow}
+    narrow = min((cycles for (source, _), cycles in least.items() if source in NARROW), default=inf)
+    chances = {kinds for kinds, cycles in least.items() if kinds[0] in NARROW or cycles <= _WIDER * narrow}
     ranked = [sorted(of_sort, key=lambda w: w.cycles) for (kinds, _), of_sort in found.items() if kinds in chances]
     return [of_sort for of_sort in ranked if of_sort[0].cycles <= _HOPELESS * least[of_sort[0].kinds]]
 

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gkp.benchmarks.edge.job import Counted, Outcome, Taken
+from gkp.benchmarks.edge.plans import DENSE, GROUPED
 from gkp.benchmarks.edge.results import EdgeRow
-from gkp.benchmarks.edge.rows import DENSE, GROUPED, Context, Subject, honest, payload_of, row
+from gkp.benchmarks.edge.rows import Context, Subject, honest, payload_of, row
 from gkp.edge.forecast.profile import Profiles
 from gkp.edge.plan.schema import COORDINATOR, Plan
 from gkp.manifest import Ratio

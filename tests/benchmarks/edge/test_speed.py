@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cli_kit import assert_refused, gkp
@@ -11,7 +12,9 @@ from onnx import save
 from split_kit import aligned_net
 
 from gkp.benchmarks.cases import Case
-from gkp.benchmarks.edge import fit, group, quota, suite
+from gkp.benchmarks.edge import coordinator, fit, group, quota, suite
+from gkp.benchmarks.edge.job import Job, Route
+from gkp.edge.coordinate.failures import DeadlineError
 from gkp.edge.forecast.simulate import simulate
 from gkp.edge.plan.devices import parse_link
 from gkp.edge.plan.schema import Device
@@ -49,6 +52,39 @@ def test_without_control_groups_slow_devices_say_so(monkeypatch: pytest.MonkeyPa
     (site,) = group.sites(2, [None], (0, 1), 0.2)
     with pytest.raises(BackendMissingError, match="no control groups"):
         group.check(site)
+
+
+def test_control_groups_that_may_not_be_made_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quota, "groups_folder", lambda: Path("/proc"))  # nobody makes folders there
+    (site,) = group.sites(2, [None], (0, 1), 0.2)
+    with pytest.raises(BackendMissingError, match="no processor quota can be set here"):
+        group.check(site)
+
+
+class TooSlow:
+    """A cluster whose devices have so little of a core that no request is answered in time."""
+
+    plan = SimpleNamespace(input="v0", values=[SimpleNamespace(name="v0", shape=[1, 1], dtype="float32")])
+
+    def __init__(self, *args: object, **options: object) -> None:
+        self.deadline = options["deadline"]
+
+    def __enter__(self) -> TooSlow:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+    def run(self, x: object) -> None:
+        raise DeadlineError(f"no answer in {self.deadline} s", "allow more time")
+
+
+def test_devices_too_slow_for_the_deadline_are_a_row_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coordinator, "Cluster", TooSlow)
+    route = Route(name="branch", directory="d", cluster="c", in_flight=2)
+    outcome = coordinator.measure(Job(shape=[1, 1], routes=[route], idle_s=0.0, latency_s=0.1, deadline_s=3.0))
+    assert outcome.taken["branch"].ms == []
+    assert outcome.taken["branch"].failed == "no answer in 3.0 s"
 
 
 @needs_quotas

@@ -62,6 +62,17 @@ def test_half_precision_on_the_wire_halves_the_bytes_between_devices_only(tmp_pa
         refused(lambda: left.infer(pair.call(request, large), 10), "INVALID_ARGUMENT", "not-finite", kit.RIGHT)
 
 
+def test_what_is_quantised_travels_as_integers_between_devices(tmp_path: Path) -> None:
+    with kit.Pair(tmp_path, wire="int8", sockets=True) as pair:
+        left, right, request = pair.connect("left"), pair.connect("right"), new()
+        x = np.rint(kit.example() * 4).astype(np.float32) / 8  # twice that is on the grid
+        first, second = left.start(pair.call(request, x), 10), right.start(pair.call(request, x), 10)
+        assert first.result().parameters["sent_bytes"] == kit.BYTES // 4
+        np.testing.assert_allclose(second.result().values["v2"], kit.expected(x), atol=1e-6)
+        request, large = new(), np.full(kit.SHAPE, 3e38, np.float32)  # twice that is infinity
+        refused(lambda: left.infer(pair.call(request, large), 10), "INVALID_ARGUMENT", "not-finite", kit.LEFT)
+
+
 # ---- stock clients --------------------------------------------------------------------------------------------------
 @pytest.fixture
 def stock(pair: kit.Pair) -> Iterator[Any]:

@@ -151,6 +151,17 @@ def test_the_oldest_request_is_computed_first(book: Worker, right: Shard, runner
     assert runner.order == [0, 1, 2]
 
 
+def test_the_next_request_is_computed_while_values_of_the_last_one_travel(book: Worker, right: Shard, runner: FakeRunner) -> None:
+    """What --objective throughput reckons with, in modes that exchange values."""
+    first, second = begin(book, right, "r0"), begin(book, right, "r1")
+    assert take(book, right, "r1") == "new"  # that of r0 is still on its way
+    np.testing.assert_allclose(book.wait(second, False)[0]["v2"], kit.expected(kit.example()), atol=1e-5)
+    assert not first.finished.is_set()
+    assert take(book, right, "r0") == "new"
+    np.testing.assert_allclose(book.wait(first, False)[0]["v2"], kit.expected(kit.example()), atol=1e-5)
+    assert runner.calls == 2
+
+
 # ---- duplicates, attempts -------------------------------------------------------------------------------------------
 def test_a_second_value_changes_nothing(book: Worker, right: Shard, runner: FakeRunner) -> None:
     take(book, right)

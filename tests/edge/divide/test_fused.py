@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import onnx
 import pytest
 from edge_plans import of_speed
@@ -15,6 +13,7 @@ from gkp.edge.divide import fused as division
 from gkp.edge.divide.chain import blocks
 from gkp.edge.divide.draft import Draft, draft
 from gkp.edge.divide.fused import extended, fused_rows
+from gkp.edge.divide.layouts import World
 from gkp.edge.divide.modes import spatial_rows
 from gkp.edge.divide.planner import Planner, SplitOptions
 from gkp.edge.divide.prepare import prepare
@@ -32,9 +31,9 @@ def chain_of_convs(count: int = 4, size: int = 24) -> onnx.ModelProto:
     return net.model(x)
 
 
-def fused(model: onnx.ModelProto, link: Link, count: int = 2, **given: Any) -> Draft:
+def fused(model: onnx.ModelProto, link: Link, count: int = 2) -> Draft:
     graph = prepare(model)
-    return draft(graph, "spatial", fused_rows(graph, blocks(graph), devices(count), link, **given), devices(count), LINK)
+    return draft(graph, "spatial", fused_rows(graph, blocks(graph), World(devices(count), link)), devices(count), LINK)
 
 
 def test_where_a_message_costs_much_only_the_ends_are_exchanged() -> None:
@@ -46,7 +45,7 @@ def test_where_a_message_costs_much_only_the_ends_are_exchanged() -> None:
 
 def test_where_messages_cost_nothing_no_row_is_computed_twice() -> None:
     graph = prepare(chain_of_convs())
-    placed = fused_rows(graph, blocks(graph), devices(2), FREE)
+    placed = fused_rows(graph, blocks(graph), World(devices(2), FREE))
     heights = [node.outputs[0].shape[2] for node in graph.nodes]
     assert [sum(end - first for first, end in placed[n.name].rows) for n in graph.nodes] == heights
 
@@ -73,9 +72,22 @@ def test_few_rows_at_the_end_are_left_to_the_fast_device() -> None:
         x = net.relu(net.conv3(x, 32, 32))
     model, uneven = net.model(x), of_speed(1, 0.3)
     graph = prepare(model)
-    placed = fused_rows(graph, blocks(graph), uneven, Link(name="l", bandwidth=1e9, rtt=0.0, overhead=1e-5), [1, 0.3])
+    world = World(uneven, Link(name="l", bandwidth=1e9, rtt=0.0, overhead=1e-5))
+    placed = fused_rows(graph, blocks(graph), world, [1, 0.3])
     kinds = [placed[node.name].kind for node in graph.nodes]
     assert (kinds[0], kinds[-1]) == ("rows", "whole")
+    assert_computes(draft(graph, "spatial", placed, devices(2), LINK), model)
+
+
+def test_large_weights_at_the_end_are_divided_instead_of_rows() -> None:
+    """By rows every device would read all of them."""
+    net = Net(1, 3, 32, 32)
+    x = net.op("MaxPool", net.relu(net.conv3("x", 3, 256)), kernel_shape=[8, 8], strides=[8, 8])
+    model = net.model(net.relu(net.conv3(net.relu(net.conv3(x, 256, 256)), 256, 256)))
+    graph = prepare(model)
+    placed = fused_rows(graph, blocks(graph), World(devices(2), Link(name="l", bandwidth=1e9, rtt=0.0, overhead=1e-5)))
+    kinds = [placed[node.name].kind for node in graph.nodes]
+    assert (kinds[0], kinds[-1]) == ("rows", "channels")
     assert_computes(draft(graph, "spatial", placed, devices(2), LINK), model)
 
 

@@ -15,8 +15,9 @@ from split_kit import residual
 from gkp.converter.graph import Graph
 from gkp.converter.sources import OpenOptions, open_any
 from gkp.edge.divide.balance import balance, last_end
-from gkp.edge.divide.chain import Stage, blocks, cut, part_ms
-from gkp.edge.divide.layouts import Costs, best_layouts, mixed
+from gkp.edge.divide.chain import LayerMs, Stage, blocks, cut, part_ms
+from gkp.edge.divide.costs import weights_ms
+from gkp.edge.divide.layouts import Costs, World, best_layouts, mixed
 from gkp.edge.divide.modes import assign
 from gkp.edge.divide.partition import partition
 from gkp.edge.divide.placement import NodePlacement
@@ -24,6 +25,7 @@ from gkp.edge.divide.prepare import prepare
 from gkp.edge.divide.tiles import Tile, whole
 from gkp.edge.plan.schema import COORDINATOR, Device, Link
 from gkp.errors import UsageError
+from gkp.images.normalisation import Normalisation
 
 C = COORDINATOR
 
@@ -126,7 +128,7 @@ def ways_of(graph: Graph, count: int) -> dict[str, dict[str, NodePlacement]]:
 def test_the_cost_of_a_block_is_its_slowest_device_and_what_has_to_move() -> None:
     graph, link = two_convs(), Link(name="x", bandwidth=1e6, rtt=2e-3, overhead=1e-3)
     first, second = blocks(graph)
-    costs = Costs(ways_of(graph, 2), of_speed(1, 0.5), link)
+    costs = Costs(graph, ways_of(graph, 2), World(of_speed(1, 0.5), link))
     alone = part_ms(second[0], whole(second[0].outputs[0]))
     assert costs.compute_ms(second, "local") == pytest.approx(alone)
     assert costs.compute_ms(second, "spatial") == pytest.approx(alone / 2 / 0.5)  # the slow one has half of the rows
@@ -137,12 +139,35 @@ def test_the_cost_of_a_block_is_its_slowest_device_and_what_has_to_move() -> Non
     assert costs.exchange_ms(second, "local", "spatial") == pytest.approx(1 + 33 * 4.096 + 1)
     # the input comes from the coordinator: 33 rows to each, one message after the other
     assert costs.exchange_ms(first, "spatial", "spatial") == pytest.approx(2 * (1 + 33 * 4.096) + 1)
-    assert Costs(ways_of(graph, 2), of_speed(1, 1), link, scale=3.0).compute_ms(second, "local") == pytest.approx(3 * alone)
+    assert Costs(graph, ways_of(graph, 2), World(of_speed(1, 1), link, scale=3.0)).compute_ms(second, "local") == pytest.approx(3 * alone)
+
+
+def test_pixels_and_halved_values_cost_what_they_take_on_the_way() -> None:
+    graph, link = two_convs(), Link(name="x", bandwidth=1e6, rtt=0, overhead=0)
+    first, second = blocks(graph)
+    graph.normalisation = Normalisation((0.0,) * 16, (1.0,) * 16)
+    costs = Costs(graph, ways_of(graph, 2), World(of_speed(1, 1), link, wire="float16"))
+    assert costs.exchange_ms(first, "spatial", "spatial") == pytest.approx(2 * 33 * 4.096 / 4)
+    assert costs.exchange_ms(second, "spatial", "spatial") == pytest.approx(4.096 / 2)
+
+
+def test_large_weights_cost_a_device_their_reading_however_few_rows_it_has() -> None:
+    net = Net(1, 256, 8, 8)
+    graph = prepare(net.model(net.conv3("x", 256, 256)))
+    node, layer = graph.nodes[0], LayerMs(pixels=3.0, weights=2.0)
+    costs = Costs(graph, ways_of(graph, 2), World(of_speed(1, 1), LINK, layer_ms={node.name: layer}))
+    assert costs.compute_ms([node], "local") == pytest.approx(5.0)
+    assert costs.compute_ms([node], "spatial") == pytest.approx(3.5)
+    everything, read = whole(node.outputs[0]), weights_ms(256 * 256 * 9)
+    alone = part_ms(node, everything)
+    assert alone > read > 0
+    assert part_ms(node, Tile(everything.channels, (0, 4))) == pytest.approx((alone - read) / 2 + read)
+    assert part_ms(node, Tile(everything.channels[:128], everything.rows)) == pytest.approx(alone / 2)
 
 
 def test_on_a_shared_medium_both_halos_wait_for_each_other() -> None:
     graph, link = two_convs(), Link(name="x", bandwidth=1e6, rtt=0, overhead=0, shared=True)
-    costs = Costs(ways_of(graph, 2), of_speed(1, 1), link)
+    costs = Costs(graph, ways_of(graph, 2), World(of_speed(1, 1), link))
     assert costs.exchange_ms(blocks(graph)[1], "spatial", "spatial") == pytest.approx(2 * 4.096)
 
 

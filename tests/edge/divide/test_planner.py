@@ -204,7 +204,7 @@ def test_measured_segments_of_all_modes_make_measured_predictions() -> None:
 
 
 def test_options_that_make_no_sense_are_refused() -> None:
-    for wrong in (options(2, mode="fast"), options(2, objective="beauty"), options(2, wire="int8"), options([]),
+    for wrong in (options(2, mode="fast"), options(2, objective="beauty"), options(2, wire="bfloat16"), options([]),
                   options(2, profiles=Profiles(None, {"nobody": None}))):  # type: ignore[dict-item]
         with pytest.raises(UsageError):
             wrong.check()

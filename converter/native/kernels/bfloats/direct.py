@@ -14,7 +14,6 @@ import numpy as np
 from gkp.converter.native.dtypes import BFLOAT16
 from gkp.converter.native.kernels.bfloats.elements import ELEMENTS, weights
 from gkp.converter.native.kernels.cpu import BF16, VECTORS, Cpu
-from gkp.converter.native.kernels.emit import fill
 from gkp.converter.native.kernels.integers.direct import tiled
 from gkp.converter.native.kernels.integers.dots import Dot
 from gkp.converter.native.kernels.jobs import Words
@@ -49,7 +48,7 @@ static inline I pick(I order, const Bf16* p) {
 
 
 def _pairs(name: str, window: int, code: str = "") -> Dot:
-    return Dot(name, (VECTORS, BF16), (16,), 2, window, fill(ELEMENTS) + _PAIRS + code, element=BFLOAT16, weights=weights)
+    return Dot(name, (VECTORS, BF16), (16,), 2, window, ELEMENTS + _PAIRS + code, element=BFLOAT16, weights=weights)
 
 
 PAIRS = _pairs("broadcast", 0)

@@ -104,14 +104,33 @@ _TILE = '''
     static void tile_@n@_@r@_@c@(const @x@* x, const int* data, const Job& job, @y@* y@more@) {
       const int *constants = data + job.constants, *w = data + job.weights, *at = data + job.table;
       @sums@
-      for (int i = 0; i < job.items; ++i, w += @step@, at += @fields@) {
-        const @x@* p = x + at[0];
-        $if picks: const I order = words(data + at[1]);
-        @weights@
-        @products@
-      }
       @store@
     }
+'''
+_SUMS = '''
+    @begun@
+    for (int i = 0; i < job.items; ++i, w += @step@, at += @fields@) {
+      @products@
+    }
+    @added@
+'''
+# What is summed in narrow numbers is added to sums of float32 now and then.
+_CHAINS = '''
+    @begun@
+    for (int i = 0; i < job.items;) {
+      const int end = i + @most@ < job.items ? i + @most@ : job.items;
+      @chains@
+      for (; i < end; ++i, w += @step@, at += @fields@) {
+        @products@
+      }
+      @added@
+    }
+'''
+_PRODUCTS = '''
+    const @x@* p = x + at[0];
+    $if picks: const I order = words(data + at[1]);
+    @weights@
+    @products@
 '''
 _ENTRY = '''
     const int* table = reinterpret_cast<const int*>(data);
@@ -210,19 +229,33 @@ class _Writer:
                     **dict(zip(names, (f"n / {inner}", f"n % {inner}"), strict=True)))
 
     def _tile(self, n: int, rows: int, columns: int) -> str:
-        taps, pixels = self.tile.taps[0] * self.tile.taps[1], [(r, c) for r in range(rows) for c in range(columns)]
-        sums = [f"I {', '.join(f'a{p}_{v} = words(constants + {v * self.lanes})' for p in range(len(pixels)))};"
-                for v in range(n)]
         more = f", const {self.residual.value.dtype.c}* r" if self.residual else ""
-        weights = [f"const I w{t}_{v} = words(w + {(t * n + v) * self.lanes});" for t in range(taps) for v in range(n)]
         return fill(_TILE, n=n, r=rows, c=columns, x=self.source.value.dtype.c, y=self.target.value.dtype.c, more=more,
-                    sums=sums, weights=weights, step=taps * n * self.lanes,
-                    fields=2 if self.tile.dot.window else 1, picks=bool(self.tile.dot.window),
-                    products=self._products(n, rows, columns), store=self.store.statements(n, pixels))
+                    sums=self._sums(n, rows, columns),
+                    store=self.store.statements(n, [(r, c) for r in range(rows) for c in range(columns)]))
 
-    def _products(self, n: int, rows: int, columns: int) -> Iterator[str]:
+    def _sums(self, n: int, rows: int, columns: int) -> str:
+        """C++: the sums a<pixel>_<vector> of a tile."""
+        taps, dot = self.tile.taps[0] * self.tile.taps[1], self.tile.dot
+        spots = [(f"{p}_{v}", v * self.lanes) for p in range(rows * columns) for v in range(n)]
+        begun = [f"I a{spot} = words(constants + {at});" for spot, at in spots]
+        form, most, chains, added = _SUMS, 0, list[str](), list[str]()
+        if dot.chain:
+            chains = [f"I h{spot}{{}};" for spot, _ in spots]
+            added = [f"a{spot} = (I)((V)a{spot} + total(h{spot}));" for spot, _ in spots]
+            form, most = _CHAINS, max(1, dot.chain // taps)
+            if max(p.items for p in self.panels) * len(groups(self.conv, self.tile)) <= most:  # one chain
+                form, begun, added = _SUMS, chains, [*begun, *added]
+        weights = [f"const I w{t}_{v} = words(w + {(t * n + v) * self.lanes});" for t in range(taps) for v in range(n)]
+        products = fill(_PRODUCTS, x=self.source.value.dtype.c, picks=bool(dot.window), weights=weights,
+                        products=self._products("h" if dot.chain else "a", n, rows, columns))
+        return fill(form, begun=begun, most=most, chains=chains, added=added, products=products, step=taps * n * self.lanes,
+                    fields=2 if dot.window else 1)
+
+    def _products(self, sums: str, n: int, rows: int, columns: int) -> Iterator[str]:
+        """Each product that an item has in a tile, added to a sum of this name."""
         for (y, x), users in places(self.conv, self.tile, rows, columns).items():
             where = f"p + {y * self.source.row + x * self.source.column}"
             value = f"pick(order, {where})" if self.tile.dot.window else f"spread({where})"
-            sums = " ".join(f"a{p}_{v} = dot(a{p}_{v}, s, w{t}_{v});" for p, t in users for v in range(n))
-            yield f"{{ const I s = {value}; {sums} }}"
+            adds = " ".join(f"{sums}{p}_{v} = dot({sums}{p}_{v}, s, w{t}_{v});" for p, t in users for v in range(n))
+            yield f"{{ const I s = {value}; {adds} }}"

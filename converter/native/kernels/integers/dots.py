@@ -9,7 +9,7 @@ from typing import Any
 import numpy.typing as npt
 
 from gkp.branched import BranchedConv
-from gkp.converter.native.dtypes import UINT8, DType
+from gkp.converter.native.dtypes import BFLOAT16, FLOAT16, UINT8, DType
 from gkp.converter.native.kernels.cpu import AVX_VNNI, DOTPROD, I8MM, MADD, PERMUTE, VECTORS, VNNI, Cpu
 from gkp.converter.native.kernels.integers.scales import weights
 
@@ -23,7 +23,9 @@ class Dot:
 
     name: for reports; needs: instructions; lanes: of which vectors; word: elements in a word of 32 bits (weights
     have 32 / word bits); offset: what spread and pick subtract from every element; largest: weight, beyond which it is not
-    exact; element: of the source; weights: of a layer, [F, C, kh, kw], as they are multiplied."""
+    exact; element: of the source; weights: of a layer, [F, C, kh, kw], as they are multiplied; chain: where sums are numbers
+    of the element's type, how many multiply-adds one takes before `total(sums)`, of each word in float32, is added to
+    others (0: sums take any number)."""
 
     name: str
     needs: tuple[str, ...]
@@ -35,10 +37,11 @@ class Dot:
     largest: int = 128
     element: DType = UINT8
     weights: Callable[[BranchedConv], npt.NDArray[Any]] = weights
+    chain: int = 0
 
     @property
     def precision(self) -> str:
-        return "int8" if self.element == UINT8 else "bf16"
+        return {UINT8: "int8", BFLOAT16: "bf16", FLOAT16: "fp16"}[self.element]
 
     @property
     def window_bytes(self) -> int:

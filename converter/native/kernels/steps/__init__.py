@@ -47,7 +47,7 @@ from gkp.converter.native.program import (
     reads,
 )
 
-__all__ = ["SimpleStep", "convert", "knows_bfloats", "pack", "space_to_depth", "step_kernel", "unpack"]
+__all__ = ["SimpleStep", "convert", "knows_narrow", "pack", "space_to_depth", "step_kernel", "unpack"]
 
 SimpleStep = (Depthwise | Pool | Binary | ConstantBinary | Affine | Copy | Paste | Interleave | Reshape | Resize | Softmax
               | Reduce | Normalise | PRelu | Map | Permute | Quantise | Dequantise)
@@ -69,8 +69,8 @@ def step_kernel(step: SimpleStep, values: Sequence[Value], layouts: Mapping[int,
     return _KERNELS[type(step)](step, source, target, cpu)
 
 
-def knows_bfloats(step: Step) -> bool:
-    """Are there kernels of the step that read and write bfloat16?"""
+def knows_narrow(step: Step) -> bool:
+    """Are there kernels of the step that read and write floats of 16 bits?"""
     return isinstance(step, Conv | Pool | Binary | ConstantBinary | Affine | Copy | Paste | Reshape | PRelu | Map | Permute)
 
 

@@ -1,7 +1,8 @@
-"""Steps that read or write integers or bfloat16: loads that give the numbers they stand for, stores that round to them.
+"""Steps that read or write integers or floats of 16 bits: loads that give the numbers they stand for, stores that round to
+them.
 
 A kernel written for vectors of floats computes with bytes when its pointers are of bytes: `load` and `store` of gkp.h have
-overloads here, on the integers as floats. The same goes for bfloat16 (ELEMENTS).
+overloads here, on the integers as floats. The same goes for floats of 16 bits (_ELEMENTS).
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from gkp.converter.native.dtypes import BFLOAT16, FLOAT32
-from gkp.converter.native.kernels.bfloats.elements import ELEMENTS
+from gkp.converter.native.dtypes import BFLOAT16, FLOAT16, FLOAT32
+from gkp.converter.native.kernels.bfloats import elements as bfloats
 from gkp.converter.native.kernels.emit import fill, unit
+from gkp.converter.native.kernels.halves import elements as halves
 from gkp.converter.native.kernels.kernel import Kernel, literal
 from gkp.converter.native.kernels.layout import Layout
 from gkp.converter.native.kernels.steps import words
@@ -91,12 +93,14 @@ def regridded(source: Grid, target: Grid) -> bytes:
     return bytes(np.clip(steps, 0, 255).astype(np.uint8))
 
 
+_ELEMENTS = {BFLOAT16: bfloats.ELEMENTS, FLOAT16: halves.ELEMENTS}
+
+
 def typed(body: str, x: Layout, y: Layout, r: Layout | None = None, data: bytes = b"") -> Kernel:
     """A kernel whose operands are of any type."""
     values = [layout.value for layout in (x, y, r or x)]
     head = fill(_BYTES) if any(value.grid is not None for value in values) else ""
-    if any(value.dtype == BFLOAT16 for value in values):
-        head += fill(ELEMENTS)
+    head += "".join(code for dtype, code in _ELEMENTS.items() if any(value.dtype == dtype for value in values))
     if y.words:
         head += fill(words.CODE)
     return Kernel(unit(body, head, x.value.dtype, r.value.dtype if r else FLOAT32, y.value.dtype), data)

@@ -9,7 +9,7 @@ import pytest
 
 from gkp.converter.native.building.peak import FP32, INT8, Peak
 from gkp.converter.native.building.toolchain import find, host_cpu
-from gkp.converter.native.kernels.cpu import AMX_BF16, AMX_INT8, BF16
+from gkp.converter.native.kernels.cpu import AMX_BF16, AMX_INT8, BF16, FP16
 from gkp.errors import BackendMissingError
 
 INSTRUCTIONS = host_cpu().instructions
@@ -50,6 +50,12 @@ def test_where_bf16_is_offered_it_multiplies_faster_than_float32(peak: Peak) -> 
     assert 1.4 * floats < pairs < 5000
 
 
+@pytest.mark.skipif(FP16 not in INSTRUCTIONS, reason="this processor has no arithmetic in fp16")
+def test_where_fp16_is_offered_it_multiplies_faster_than_float32(peak: Peak) -> None:
+    floats, halves = (best(peak, units) for units in (FP32, FP16))
+    assert 1.4 * floats < halves < 5000
+
+
 @pytest.mark.skipif(AMX_INT8 not in INSTRUCTIONS, reason="this processor has no AMX, or the kernel denies it")
 def test_tiles_multiply_several_times_faster_than_vectors(peak: Peak) -> None:
     """A product of tiles is 16384 of bytes, in 16 cycles, where a vector has 64 in half a cycle: 8 times; bf16: half of that."""
@@ -61,7 +67,7 @@ def test_tiles_multiply_several_times_faster_than_vectors(peak: Peak) -> None:
 
 def test_a_processor_has_peaks_for_its_own_units(peak: Peak) -> None:
     assert {FP32, INT8} <= set(peak.units) <= {FP32, INT8, *INSTRUCTIONS}
-    assert {BF16, AMX_INT8, AMX_BF16} & set(INSTRUCTIONS) <= set(peak.units)
+    assert {BF16, FP16, AMX_INT8, AMX_BF16} & set(INSTRUCTIONS) <= set(peak.units)
     for units in peak.units:
         assert peak.gflops(units) > 0
 

@@ -28,7 +28,7 @@ FEATURES: dict[str, Callable[[Chain], bool]] = {
     "whole rows": lambda c: " rows" in c.label and "load_rows" not in c.kernels[-1].source,
     "several rows in a vector": lambda c: "load_rows" in c.kernels[-1].source,
     "cells between the rows of a line": lambda c: "keep(" in c.kernels[-1].source,
-    "a line shorter than a vector": lambda c: "store_part(" in c.kernels[-1].source,
+    "a line shorter than a vector": lambda c: "store_first<" in c.kernels[-1].source,
     "vectors of channels": lambda c: "channel " in c.label,
     "channels in other places": lambda c: "scatter(" in c.kernels[-1].source,
     "channels side by side": lambda c: "first + i" in c.kernels[-1].source,

@@ -1,4 +1,4 @@
-"""Networks in bf16: every value may be rounded to bfloat16, and nothing else goes wrong."""
+"""Networks in bf16 and fp16: every value may be rounded to floats of 16 bits, and nothing else goes wrong."""
 
 from __future__ import annotations
 
@@ -6,23 +6,27 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from bfloat_kit import PROCESSORS
+from bfloat_kit import PROCESSORS, SAPPHIRE_RAPIDS
+from integer_kit import ZEN4, parameter
 from plan_kit import Chance, assert_right, built, feeds_for, random_program, resnet20
 
-from gkp.converter.native.dtypes import BFLOAT16
-from gkp.converter.native.kernels.cpu import CPUS, Cpu
-from gkp.converter.native.kernels.steps import knows_bfloats
+from gkp.converter.native.dtypes import BFLOAT16, FLOAT16, DType
+from gkp.converter.native.kernels.cpu import CPUS, FP16, Cpu
+from gkp.converter.native.kernels.layout import NARROW
+from gkp.converter.native.kernels.steps import knows_narrow
 from gkp.converter.native.planning.geometry import geometry
 from gkp.converter.native.planning.planner import make_plan
-from gkp.converter.native.program import Program
+from gkp.converter.native.program import Conv, Program
 from gkp.runtime.native import NativeRunner
 
-every_processor = pytest.mark.parametrize("cpu", PROCESSORS)
+every_processor = pytest.mark.parametrize("cpu", [*PROCESSORS, parameter(SAPPHIRE_RAPIDS, "avx512_fp16")])
 
 
 def check(program: Program, cpu: Cpu, timer: Chance | None, tolerance: float) -> int:
-    """How many kernels read or write bfloat16."""
-    plan = make_plan(program, cpu, timer, bf16=True)
+    """How many kernels read or write floats of 16 bits. tolerance: of bfloat16; float16 has three bits more."""
+    narrow = FLOAT16 if FP16 in cpu.instructions else BFLOAT16
+    tolerance = tolerance / 8 if narrow == FLOAT16 else tolerance
+    plan = make_plan(program, cpu, timer, narrow=narrow)
     with built(plan) as path:
         for batch, threads in ((2, 1), (3, 2)):
             runner = NativeRunner(path, threads)
@@ -30,7 +34,7 @@ def check(program: Program, cpu: Cpu, timer: Chance | None, tolerance: float) ->
                 feeds = feeds_for(program, batch, seed)
                 assert_right(program, feeds, runner.run(feeds), f"batch {batch}, {threads} threads, run {seed}", tolerance)
             runner.close()
-    return sum("Bf16" in call.kernel.source for call in plan.calls)
+    return sum(narrow.c in call.kernel.source for call in plan.calls)
 
 
 @every_processor
@@ -50,23 +54,28 @@ def test_resnet20_planned_by_chance(cpu: Cpu) -> None:
     assert check(resnet20(np.random.default_rng(0)), cpu, Chance(0), 4e-2) > 4
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_outputs_and_what_only_floats_are_written_by_stay_float32(seed: int) -> None:
+@pytest.mark.parametrize("narrow", [BFLOAT16, FLOAT16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("seed", range(10))
+def test_outputs_and_what_only_floats_are_written_by_stay_float32(seed: int, narrow: DType) -> None:
     program = random_program(np.random.default_rng((4, seed)), 12)
-    plain, at = geometry(program, 16), geometry(program, 16, bf16=True)
-    wide = {port.value for port in program.outputs} | {s.target for s in program.steps if not knows_bfloats(s)}
+    plain, at = geometry(program, 16), geometry(program, 16, narrow)
+    wide = {port.value for port in program.outputs} | {s.target for s in program.steps if not knows_narrow(s)}
+    others = {s.target for s in program.steps if not isinstance(s, Conv)}
     for value, found in enumerate(at.layouts):
-        assert {kind: layout for kind, layout in found.items() if kind != "bf16"} == plain.layouts[value]
-        assert ("bf16" in at.kinds(value)) == (value not in wide)
-        if "bf16" in found:
-            assert found["bf16"].value == replace(program.values[value], dtype=BFLOAT16)
-            assert found["bf16"].kind == "bf16"
-            assert found["bf16"].padded % 16 == 0
+        assert {kind: layout for kind, layout in found.items() if kind not in NARROW} == plain.layouts[value]
+        assert ("narrow" in at.kinds(value)) == (value not in wide)
+        assert ("narrow planes" in found) == (narrow == FLOAT16 and value not in wide | others)
+        for kind in NARROW:
+            if kind in found:
+                assert found[kind].value == replace(program.values[value], dtype=narrow)
+                assert found[kind].kind == kind
 
 
 def test_processors_without_its_instructions_get_none() -> None:
     """The planner takes float32 then: there are no kernels of bfloat16 to choose from."""
-    plan = make_plan(resnet20(np.random.default_rng(1), 8), replace(CPUS["x86-64-v4"]), bf16=True)
+    plan = make_plan(resnet20(np.random.default_rng(1), 8), replace(CPUS["x86-64-v4"]), narrow=BFLOAT16)
     convolutions = [call for call in plan.calls if call.macs]
     assert convolutions
     assert not any("Bf16" in call.kernel.source for call in convolutions)
+    plan = make_plan(resnet20(np.random.default_rng(1), 8), ZEN4, narrow=FLOAT16)
+    assert not any("Fp16" in call.kernel.source for call in plan.calls if call.macs)
