@@ -169,7 +169,7 @@ def test_the_table_is_what_the_tool_writes() -> None:
     tool, readme = _tool(), _read(README)
     results, details = tool.read(), _read(tool.DETAILS)
     assert readme == tool.updated(readme, tool.section(results, tool.others()))
-    assert details == tool.updated(details, tool.details(results))
+    assert details == tool.updated(details, tool.details(results, tool.others()))
 
 
 def test_the_tool_writes_one_row_per_measurement_and_keeps_the_rest() -> None:

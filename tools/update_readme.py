@@ -1,5 +1,5 @@
 """Writes the benchmark tables of README.md and docs/benchmarks/cpu.md from docs/benchmarks/data/cpu.json and, for other
-processors, cpu-NAME.json beside it (the first table only), which `gkp bench --suite cpu --json` wrote.
+processors, cpu-NAME.json beside it (the precisions only), which `gkp bench --suite cpu --json` wrote.
 
 usage: python tools/update_readme.py
 """
@@ -48,11 +48,12 @@ def others() -> list[Bench]:
 
 def section(results: Bench, elsewhere: Sequence[Bench] = ()) -> str:
     """The tables and the conditions under them, as Markdown: the precisions, of artefacts their conversions. elsewhere: on
-    other processors, whose precisions come first; models that stand there are not repeated."""
-    first = [line for other in elsewhere for line in (*_precisions(other), _conditions(other), "")]
-    known = {comparison.name for other in elsewhere for comparison in other.engines}
-    here = _precisions(results, known) if results.engines else _conversions(results)
-    return "\n".join([*first, *here, _conditions(results)])
+    other processors, whose precisions come first; a model is shown once, on the first of them that it was measured on."""
+    lines, known = list[str](), set[str]()
+    for other in (*elsewhere, results):
+        lines += [*(_precisions(other, known) if other.engines else _conversions(other)), _conditions(other), ""]
+        known |= {comparison.name for comparison in other.engines}
+    return "\n".join(lines[:-1])
 
 
 def _conversions(results: Bench) -> Iterator[str]:
@@ -70,8 +71,10 @@ def _precisions(results: Bench, known: Collection[str] = ()) -> Iterator[str]:
     if not found:
         return
     shown = [standing for standing in found if standing.comparison.name not in known]
-    there = " Rows of the models above: [CPU figures](docs/benchmarks/cpu.md#every-row)." if len(shown) < len(found) else ""
+    there = " Rows of the models above: [CPU figures](docs/benchmarks/cpu.md)." if len(shown) < len(found) else ""
     yield from (_lost(found) + there, "")
+    if not shown:
+        return
     kept = [k for k in range(len(COLUMNS)) if any(s.duels[k].dense or s.duels[k].pruned for s in found)]
     installed = [_INSTALLED] if any(s.installed for s in found) else []
     headings = [f"{' or '.join(COLUMNS[k])} {model}" for k in kept for model in ("dense", "pruned")]
@@ -170,14 +173,16 @@ def _engine_cells(comparison: Comparison) -> list[str]:
 
 
 def _pruning(comparisons: list[Comparison]) -> str:
-    """What pruning buys where both networks run in the same kernels."""
-    told = []
+    """What pruning buys where both networks run in the same kernels, by precision."""
+    told: dict[str, list[str]] = {}
     for comparison in comparisons:
-        found = {row.model: row.ms for row in comparison.rows if row.engine == "native" and row.precision == "fp32"}
-        dense, pruned = found.get("dense"), found.get("pruned")
-        if dense is not None and pruned is not None:
-            told.append(f"{_plain(comparison.name)} (batch {comparison.batch}) {times(dense.median / pruned.median)}")
-    return f"Native dense over native pruned: {', '.join(told)}." if told else ""
+        found = {(row.precision, row.model): row.ms for row in comparison.rows if row.engine == "native"}
+        for precision in dict.fromkeys(precision for precision, _ in found):
+            dense, pruned = found.get((precision, "dense")), found.get((precision, "pruned"))
+            if dense is not None and pruned is not None:
+                told.setdefault(precision, []).append(
+                    f"{_plain(comparison.name)} (batch {comparison.batch}) {times(dense.median / pruned.median)}")
+    return " ".join(f"Native dense over native pruned in {precision}: {', '.join(rows)}." for precision, rows in told.items())
 
 
 def _milliseconds(row: EngineRow, bold: bool = False) -> str:
@@ -235,12 +240,14 @@ def _range(values: Sequence[float]) -> str:
     return f"{times(min(values))} to {times(max(values))}"
 
 
-def details(results: Bench) -> str:
+def details(results: Bench, elsewhere: Sequence[Bench] = ()) -> str:
     """As Markdown: what follows, then the tables: every engine in float32, what the stock targets gave, and what the layers
-    of the native kernels reach."""
+    of the native kernels reach. elsewhere: on other processors, whose precisions stand at the end."""
     conversions = _conversions(results) if results.engines else ()
     tables = "\n".join([*_engines(results), *conversions, *_layers(results.layers)]).rstrip("\n")
-    return "\n".join([*_conclusions(results), "", _conditions(results), "", "## Every row", "", tables])
+    others = [line for other in elsewhere for line in ("", f"## {_plain(other.environment['cpu'])}", "", *_precisions(other), "",
+                                                       _scaling(other), "", _conditions(other))]
+    return "\n".join([*_conclusions(results), "", _conditions(results), "", "## Every row", "", tables, *others])
 
 
 def updated(page: str, text: str) -> str:
@@ -281,7 +288,7 @@ def _conditions(results: Bench) -> str:
 
 def main() -> None:
     results = read()
-    for page, text in ((README, section(results, others())), (DETAILS, details(results))):
+    for page, text in ((README, section(results, others())), (DETAILS, details(results, others()))):
         page.write_text(updated(page.read_text(encoding="utf-8"), text), encoding="utf-8")
 
 

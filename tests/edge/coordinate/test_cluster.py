@@ -110,7 +110,7 @@ def test_deadlines_that_make_no_sense_are_refused(local: Cluster, deadline: floa
 
 def test_a_deadline_that_is_too_short_is_an_error(local: Cluster) -> None:
     with pytest.raises(DeadlineError):
-        local.run(kit.images(), 1e-4)
+        local.run(kit.images(), 1e-6)
 
 
 def test_a_closed_cluster_says_so(tmp_path: Path) -> None:
