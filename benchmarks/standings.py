@@ -38,8 +38,13 @@ class Standing:
     @property
     def lost(self) -> bool:
         """Is a dense network faster beyond doubt, in some precision or as installed?"""
+        return any(duel.lost for duel in self.duels) or self.installed_is_faster
+
+    @property
+    def installed_is_faster(self) -> bool:
+        """Beyond doubt, than the fastest conversion to float32?"""
         ratio = None if self.installed is None else self.installed.ratio
-        return any(duel.lost for duel in self.duels) or (ratio is not None and ratio.high < 1)
+        return ratio is not None and ratio.high < 1
 
 
 def standings(results: Bench) -> list[Standing]:

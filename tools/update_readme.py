@@ -51,8 +51,13 @@ def section(results: Bench, elsewhere: Sequence[Bench] = ()) -> str:
     other processors, whose precisions come first; a model is shown once, on the first of them that it was measured on."""
     lines, known = list[str](), set[str]()
     for other in (*elsewhere, results):
-        lines += [*(_precisions(other, known) if other.engines else _conversions(other)), _conditions(other), ""]
-        known |= {comparison.name for comparison in other.engines}
+        names = {comparison.name for comparison in other.engines}
+        if names and names <= known:
+            told = _lost(standings(other))
+            lines += [f"{_plain(other.environment['cpu'])}: {told} [Its table](docs/benchmarks/cpu.md).", ""]
+        else:
+            lines += [*(_precisions(other, known) if names else _conversions(other)), _conditions(other), ""]
+        known |= names
     return "\n".join(lines[:-1])
 
 
@@ -73,8 +78,6 @@ def _precisions(results: Bench, known: Collection[str] = ()) -> Iterator[str]:
     shown = [standing for standing in found if standing.comparison.name not in known]
     there = " Rows of the models above: [CPU figures](docs/benchmarks/cpu.md)." if len(shown) < len(found) else ""
     yield from (_lost(found) + there, "")
-    if not shown:
-        return
     kept = [k for k in range(len(COLUMNS)) if any(s.duels[k].dense or s.duels[k].pruned for s in found)]
     installed = [_INSTALLED] if any(s.installed for s in found) else []
     headings = [f"{' or '.join(COLUMNS[k])} {model}" for k in kept for model in ("dense", "pruned")]
@@ -89,13 +92,16 @@ def _precisions(results: Bench, known: Collection[str] = ()) -> Iterator[str]:
 
 def _lost(found: list[Standing]) -> str:
     """In how many rows dense is faster, and what was not measured in any."""
-    lost = sum(standing.lost for standing in found)
+    same = sum(any(duel.lost for duel in standing.duels) for standing in found)
+    installed = sum(standing.installed_is_faster for standing in found)
     unknown = [" and ".join(names) for k, names in enumerate(COLUMNS)
                if all(s.duels[k].dense is s.duels[k].pruned is None for s in found)]
     unknown += ["OpenVINO as installed"] if all(s.installed is None for s in found) else []
-    told = f"Dense is faster in **{lost} of {len(found)} rows**" + (", which come first" if lost else "")
-    return f"{told} (in the same precision, or in OpenVINO as installed)." + (
-        f" Not measured here: {', '.join(unknown)}." if unknown else "")
+    told = f"In the same precision dense is faster in **{same} of {len(found)} rows**"
+    if any(standing.installed for standing in found):
+        told += f"; OpenVINO as installed runs dense faster than the float32 conversion in **{installed}**"
+    told += ". Rows in which dense is faster come first." if same or installed else "."
+    return told + (f" Not measured here: {', '.join(unknown)}." if unknown else "")
 
 
 def _setting(comparison: Comparison) -> str:
@@ -182,7 +188,7 @@ def _pruning(comparisons: list[Comparison]) -> str:
             if dense is not None and pruned is not None:
                 told.setdefault(precision, []).append(
                     f"{_plain(comparison.name)} (batch {comparison.batch}) {times(dense.median / pruned.median)}")
-    return " ".join(f"Native dense over native pruned in {precision}: {', '.join(rows)}." for precision, rows in told.items())
+    return " ".join(f"Native dense over native pruned in {name}: {', '.join(rows)}." for name, rows in told.items())
 
 
 def _milliseconds(row: EngineRow, bold: bool = False) -> str:
@@ -245,9 +251,10 @@ def details(results: Bench, elsewhere: Sequence[Bench] = ()) -> str:
     of the native kernels reach. elsewhere: on other processors, whose precisions stand at the end."""
     conversions = _conversions(results) if results.engines else ()
     tables = "\n".join([*_engines(results), *conversions, *_layers(results.layers)]).rstrip("\n")
-    others = [line for other in elsewhere for line in ("", f"## {_plain(other.environment['cpu'])}", "", *_precisions(other), "",
-                                                       _scaling(other), "", _conditions(other))]
-    return "\n".join([*_conclusions(results), "", _conditions(results), "", "## Every row", "", tables, *others])
+    parts = [("", f"## {_plain(other.environment['cpu'])}", "", *_precisions(other), "", _scaling(other), "",
+              _conditions(other)) for other in elsewhere]
+    return "\n".join([*_conclusions(results), "", _conditions(results), "", "## Every row", "", tables,
+                      *(line for part in parts for line in part)])
 
 
 def updated(page: str, text: str) -> str:
