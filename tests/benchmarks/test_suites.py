@@ -170,7 +170,7 @@ def test_the_readme_has_every_precision_first_dense_beside_pruned() -> None:
     assert "| int8 pruned |" in text
     assert "| OpenVINO as installed, dense |" not in text, "nothing was measured of it"
     assert "Not measured: ncnn dense int8 (no / table)." in text
-    assert "Dense is faster in **0 of 1 rows** (in the same precision, or in OpenVINO as installed). Not measured here: OpenVINO as installed." in text
+    assert "In the same precision dense is faster in **0 of 1 rows**. Not measured here: OpenVINO as installed." in text
 
 
 @pytest.mark.parametrize("how", ["int8", "as installed"])
@@ -184,7 +184,10 @@ def test_rows_in_which_dense_is_faster_come_first_and_are_counted_above_the_tabl
     text = _tool().section(results(rows=rows, engines=[won, lost]))
     first, second = _table(text)
     assert (first[0][:4], second[0][:3]) == ("lost", "won")
-    assert text.startswith("Dense is faster in **1 of 2 rows**, which come first (in the same precision, or in OpenVINO as installed).")
+    assert text.startswith({
+        "int8": "In the same precision dense is faster in **1 of 2 rows**. Rows in which dense is faster come first.",
+        "as installed": "In the same precision dense is faster in **0 of 2 rows**; OpenVINO as installed runs dense faster than the float32 "
+                        "conversion in **1**. Rows in which dense is faster come first."}[how])
     assert first[-1] == ("bf16 1.00<br>**0.50x** (0.49 to 0.51)" if how == "as installed" else "ORT 2.00<br>**0.50x** (0.49 to 0.51)")
     assert second[-1] == "not measured"
 
@@ -197,6 +200,10 @@ def test_other_processors_come_first_with_their_conditions() -> None:
     assert "| net, batch 1" in first
     assert "| other, batch 1" in second
     assert "| net, batch 1" not in second, "not twice"
+    brief = tool.section(msgspec.structs.replace(here, engines=[one]), [there]).partition("another processor, ")[2]
+    assert "[Its table](docs/benchmarks/cpu.md)" in brief
+    assert "| net" not in brief
+    assert "| net, batch 1" in tool.details(here, [there]).partition("## another processor")[2]
     assert "of 2 rows" in second
     assert "Rows of the models above: [CPU figures]" in second
 
