@@ -188,16 +188,16 @@ def _padded(values: npt.NDArray[np.generic], size: int) -> npt.NDArray[np.generi
 def _fours(places: list[int], lanes: int) -> list[tuple[str, list[int], list[int]]]:
     """Of vectors that lie at these places, in ascending order, four at a time: by what they are stored (put_...), where, and
     which. At most three are left over."""
-    found, taken = list[tuple[str, list[int], list[int]]](), set[int]()
+    found, left = list[tuple[str, list[int], list[int]]](), set(places)
     for size, name in ((4, "put_whole"), (2, "put_halves"), (1, "put_quarters")):
         parts = list[list[int]]()
         for at in places:
             part = [at + k * lanes for k in range(size)]
-            if not taken & set(part) and set(part) <= set(places):
+            if left.issuperset(part):
                 parts.append(part)
-                taken |= set(part)
+                left.difference_update(part)
         whole = len(parts) * size // 4 * 4 // size
         found += [(name, [p[0] for p in group], [at for p in group for at in p])
                   for k in range(0, whole, 4 // size) if (group := parts[k:k + 4 // size])]
-        taken -= {at for part in parts[whole:] for at in part}
+        left.update(at for part in parts[whole:] for at in part)
     return found
