@@ -66,3 +66,39 @@ def elements(name: str, rounded: str, widened: str) -> str:
     """The C++ of a type of elements. rounded, widened: the bodies of the functions from V v to Halves and from Halves h to
     V."""
     return fill(_ELEMENTS, name=name, rounded=rounded, widened=widened)
+
+
+def spread(name: str) -> str:
+    """C++: the two elements at p in every word."""
+    return fill(_SPREAD, name=name)
+
+
+def pick_32(name: str) -> str:
+    """C++: in every word any two of the 32 elements at p (x86-64, 16 lanes)."""
+    return fill(_PICK_32, name=name)
+
+
+def pick_64(name: str) -> str:
+    """C++: in every word any two of the 64 elements at p."""
+    return fill(_PICK_64, name=name)
+
+
+_SPREAD = '''
+    static inline I spread(const @name@* p) {
+      int word;
+      __builtin_memcpy(&word, p, 4);
+      return I{} + word;
+    }
+'''
+_PICK_32 = '''
+    static inline I pick(I order, const @name@* p) {
+      asm("vpermw %1, %0, %0" : "+v"(order) : "v"(words(p)));
+      return order;
+    }
+'''
+_PICK_64 = '''
+    static inline I pick(I order, const @name@* p) {
+      asm("vpermi2w %2, %1, %0" : "+v"(order) : "v"(words(p)), "v"(words(p + 32)));
+      return order;
+    }
+'''

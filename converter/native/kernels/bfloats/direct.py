@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from gkp.converter.native.dtypes import BFLOAT16
+from gkp.converter.native.kernels import narrow
 from gkp.converter.native.kernels.bfloats.elements import ELEMENTS, weights
 from gkp.converter.native.kernels.cpu import BF16, VECTORS, Cpu
 from gkp.converter.native.kernels.integers.direct import tiled
@@ -27,32 +28,16 @@ static inline I dot(I sums, I x, I w) {
   asm("vdpbf16ps %2, %1, %0" : "+v"(sums) : "v"(x), "v"(w));
   return sums;
 }
-static inline I spread(const Bf16* p) {
-  int word;
-  __builtin_memcpy(&word, p, 4);
-  return I{} + word;
-}
-'''
-_PICK_32 = '''
-static inline I pick(I order, const Bf16* p) {
-  asm("vpermw %1, %0, %0" : "+v"(order) : "v"(words(p)));
-  return order;
-}
-'''
-_PICK_64 = '''
-static inline I pick(I order, const Bf16* p) {
-  asm("vpermi2w %2, %1, %0" : "+v"(order) : "v"(words(p)), "v"(words(p + 32)));
-  return order;
-}
 '''
 
 
 def _pairs(name: str, window: int, code: str = "") -> Dot:
-    return Dot(name, (VECTORS, BF16), (16,), 2, window, ELEMENTS + _PAIRS + code, element=BFLOAT16, weights=weights)
+    code = ELEMENTS + _PAIRS + narrow.spread("Bf16") + code
+    return Dot(name, (VECTORS, BF16), (16,), 2, window, code, element=BFLOAT16, weights=weights)
 
 
 PAIRS = _pairs("broadcast", 0)
-DOTS = (PAIRS, _pairs("picked 32", 32, _PICK_32), _pairs("picked 64", 64, _PICK_64))
+DOTS = (PAIRS, _pairs("picked 32", 32, narrow.pick_32("Bf16")), _pairs("picked 64", 64, narrow.pick_64("Bf16")))
 
 _PER_CYCLE = 2
 """Products of vectors, where the model of kernels of float32 counts two multiply-adds: both are issued equally fast, and the

@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from gkp.converter.native.dtypes import FLOAT16
+from gkp.converter.native.kernels import narrow
 from gkp.converter.native.kernels.bfloats.direct import Store
 from gkp.converter.native.kernels.cpu import FP16, NEON, VECTORS, Cpu
 from gkp.converter.native.kernels.halves.elements import ELEMENTS, weights
@@ -31,23 +32,6 @@ static inline I dot(I sums, I x, I w) { return (I)((Pairs)x * (Pairs)w + (Pairs)
 static inline V total(I sums) {
   typedef unsigned U __attribute__((vector_size(4 * LANES)));
   return widened(__builtin_convertvector((U)sums, Halves)) + widened(__builtin_convertvector((U)sums >> 16, Halves));
-}
-static inline I spread(const Fp16* p) {
-  int word;
-  __builtin_memcpy(&word, p, 4);
-  return I{} + word;
-}
-'''
-_PICK_32 = '''
-static inline I pick(I order, const Fp16* p) {
-  asm("vpermw %1, %0, %0" : "+v"(order) : "v"(words(p)));
-  return order;
-}
-'''
-_PICK_64 = '''
-static inline I pick(I order, const Fp16* p) {
-  asm("vpermi2w %2, %1, %0" : "+v"(order) : "v"(words(p)), "v"(words(p + 32)));
-  return order;
 }
 '''
 # Channels to bytes; a place beyond the table gives zero (tbl) or leaves what there is (tbx).
@@ -78,10 +62,12 @@ static inline I pick(I order, const Fp16* p) {
 
 def _pairs(name: str, lanes: int, window: int, code: str = "") -> Dot:
     needs = (VECTORS, FP16, *([NEON] if window and lanes == 4 else []))
-    return Dot(name, needs, (lanes,), 2, window, ELEMENTS + _PAIRS + code, element=FLOAT16, weights=weights, chain=CHAIN)
+    code = ELEMENTS + _PAIRS + narrow.spread("Fp16") + code
+    return Dot(name, needs, (lanes,), 2, window, code, element=FLOAT16, weights=weights, chain=CHAIN)
 
 
-DOTS = (_pairs("broadcast", 16, 0), _pairs("picked 32", 16, 32, _PICK_32), _pairs("picked 64", 16, 64, _PICK_64),
+DOTS = (_pairs("broadcast", 16, 0), _pairs("picked 32", 16, 32, narrow.pick_32("Fp16")),
+        _pairs("picked 64", 16, 64, narrow.pick_64("Fp16")),
         _pairs("broadcast", 4, 0), _pairs("picked 8", 4, 8, _BYTES + _PICK_8), _pairs("picked 16", 4, 16, _BYTES + _PICK_16))
 _PER_CYCLE = 2
 """As in bfloat16: what the model of tiles counts as one product is two, issued as fast as a multiply-add of float32."""

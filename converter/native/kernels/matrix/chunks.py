@@ -77,9 +77,8 @@ def chunks(found: Lines, vectors: int, words: int, dot: Dot) -> list[Chunks]:
 
 def begins(found: Lines, vectors: int, words: int, dot: Dot) -> npt.NDArray[np.int64]:
     """[chunks, 2]: line and element where those of the first panel begin."""
-    size, length = words * dot.word, found.weights.shape[2]
-    starts = [(n, max(0, min(start, length - size))) for n, line in enumerate(_used(found, vectors)[0])
-              for start in _cover(line, size)]
+    starts = [(n, start) for n, line in enumerate(_used(found, vectors)[0])
+              for start in _within(line, words * dot.word, found.weights.shape[2])]
     return np.array(starts, np.int64).reshape(-1, 2)
 
 
@@ -111,6 +110,11 @@ def _cover(used: tuple[int, ...], size: int) -> list[int]:
     return starts
 
 
+def _within(used: tuple[int, ...], size: int, length: int) -> list[int]:
+    """The same for chunks that end with the line: beyond it may lie what is no number."""
+    return [max(0, min(start, length - size)) for start in _cover(used, size)]
+
+
 def _panel(found: Lines, lo: int, vectors: int, words: int, dot: Dot, used: tuple[tuple[int, ...], ...]) -> Chunks:
     size, own = words * dot.word, found.weights[lo * COLUMNS:(lo + vectors) * COLUMNS]
     length = own.shape[2]
@@ -119,8 +123,7 @@ def _panel(found: Lines, lo: int, vectors: int, words: int, dot: Dot, used: tupl
     starts, weights = list[tuple[int, int]](), list[npt.NDArray[Any]]()
     for line, of_line in enumerate(used):
         end = 0
-        for start in _cover(of_line, size):
-            begin = max(0, min(start, length - size))  # nothing beyond the line is read that could be no number
+        for begin in _within(of_line, size, length):
             part = padded[:, line, begin:begin + size].copy()
             part[:, :max(0, end - begin)] = 0
             starts.append((line, begin))
