@@ -59,10 +59,16 @@ def test_where_fp16_is_offered_it_multiplies_faster_than_float32(peak: Peak) -> 
 @pytest.mark.skipif(AMX_INT8 not in INSTRUCTIONS, reason="this processor has no AMX, or the kernel denies it")
 def test_tiles_multiply_several_times_faster_than_vectors(peak: Peak) -> None:
     """A product of tiles is 16384 of bytes, in 16 cycles, where a vector has 64 in half a cycle: 8 times; bf16: half of that."""
-    vectors, tiles = (best(peak, units) for units in (INT8, AMX_INT8))
+    vectors = tiles = pairs = 0.0
+    for turn in range(1000):  # two threads of a core share its only unit for tiles: it takes some turns to have it alone
+        vectors, tiles = max(vectors, peak.gflops(INT8)), max(tiles, peak.gflops(AMX_INT8))
+        if AMX_BF16 in INSTRUCTIONS:
+            pairs = max(pairs, peak.gflops(AMX_BF16))
+        if turn >= 40 and 6 * vectors < tiles:
+            break
     assert 4 * vectors < tiles < 12 * vectors
     if AMX_BF16 in INSTRUCTIONS:
-        assert 0.3 * tiles < best(peak, AMX_BF16) < 0.7 * tiles
+        assert 0.3 * tiles < pairs < 0.7 * tiles
 
 
 def test_a_processor_has_peaks_for_its_own_units(peak: Peak) -> None:
