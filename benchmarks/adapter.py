@@ -35,10 +35,11 @@ Start = Callable[[Graph, int], Runner]
 """start(graph, threads): a network in the one form, compiled for any batch. GkpError when it cannot be."""
 
 
-def convert(source: Any, target: str, progress: Progress = silent, **options: Any) -> Artefact:
-    """What `gkp convert` does with a path or a module; options: as in gkp.convert. GkpError, also for an engine that was not
-    built because its package is missing."""
-    made = run(source, convert_options(target, **options), progress)
+def convert(source: Any, target: str, progress: Progress = silent, batches: tuple[int, ...] | None = None,
+            **options: Any) -> Artefact:
+    """What `gkp convert` does with a path or a module; options: as in gkp.convert; batches: that it is measured at, None:
+    its own choice. GkpError, also for an engine that was not built because its package is missing."""
+    made = run(source, convert_options(target, **options), progress, batches=batches)
     if made.incomplete is not None:
         raise made.incomplete
     return made

@@ -3,7 +3,7 @@ is here. Needs no onnx, but for the dense baseline in int8."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -100,7 +100,7 @@ def _row(directory: Path, written: Manifest, int8: bytes | str | None, batch: in
               for i in written.inputs]
 
     @contextmanager
-    def opened() -> Iterator[dict[str, Call]]:
+    def opened(without: Container[str]) -> Iterator[dict[str, Call]]:
         with ExitStack() as stack:
             runners = {"converted": open_runner(directory, written, trust_code)}
             for number, (rival, runner) in enumerate(_opened(directory, written, int8, trust_code)):

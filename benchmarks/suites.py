@@ -83,7 +83,7 @@ def _conversion(case: Case, source: Any, target: str, progress: Progress) -> lis
     from gkp.benchmarks.adapter import convert
 
     try:
-        made = convert(source, target, lambda text, share: progress(f"{target}: {text}", share), threads=1,
+        made = convert(source, target, lambda text, share: progress(f"{target}: {text}", share), BATCHES, threads=1,
                        dynamic_batch=True, dry_run=True, baseline=case.baseline() if case.baseline else None,
                        input_shapes=case.shapes)
     except GkpError as e:

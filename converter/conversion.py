@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from math import inf
 from typing import Any, TypeVar
 
 from gkp.converter.artefact import Artefact, check_destination
@@ -23,7 +24,7 @@ from gkp.converter.quantiser import is_quantised
 from gkp.converter.recognise import left_over, recognise, simplify
 from gkp.converter.sources import GroupedModel, OpenOptions, open_any
 from gkp.converter.sources.base import sample_inputs
-from gkp.converter.stages import Chosen, Job, Opened, Prepared, Recognised
+from gkp.converter.stages import Chosen, Job, Opened, Prepared, Ready, Recognised
 from gkp.converter.targets.base import Axes
 from gkp.converter.twin import dense_twin, leaves_out, widened
 from gkp.converter.verify import check_inputs
@@ -38,14 +39,27 @@ T = TypeVar("T")
 _IN_INT8 = ("int8", "auto")
 _FEW = 0.01
 """Of a smaller share nothing is said."""
+_BATCHES, _LONGEST_MS = (1, 64), 800.0
+"""Measured where any batch may come; a call at the larger one takes so long at most, else it is a fraction of it."""
 
 
 def prepare(job: Job) -> Prepared:
     """Everything but writing. What fails, fails as early as it can be known."""
+    return measured(made_ready(job))
+
+
+def made_ready(job: Job) -> Ready:
+    """Everything before measuring."""
     job.target.require(job.options.precision)
     check_output(job)
     opened, recognised, seconds = opened_form(job)
-    return prepare_opened(job, opened, recognised, seconds)
+    return _ready(job, opened, recognised, seconds)
+
+
+def measured(ready: Ready) -> Prepared:
+    seconds: dict[str, float] = {}
+    found = _timed(seconds, "measure", lambda: measure(ready))
+    return Prepared.of(ready, found, seconds["measure"])
 
 
 def opened_form(job: Job) -> tuple[Opened, Recognised, dict[str, float]]:
@@ -57,14 +71,17 @@ def opened_form(job: Job) -> tuple[Opened, Recognised, dict[str, float]]:
 
 def prepare_opened(job: Job, opened: Opened, given: Recognised, spent: Mapping[str, float]) -> Prepared:
     """The stages behind `opened_form`. given: changed in nothing but its twin, which is simplified; spent: seconds."""
+    return measured(_ready(job, opened, given, spent))
+
+
+def _ready(job: Job, opened: Opened, given: Recognised, spent: Mapping[str, float]) -> Ready:
     seconds, recognised = dict(spent), given
     if opened.calibration is not None:
         recognised = _timed(seconds, "quantise", lambda: quantised(opened, given))
     picked = _timed(seconds, "choose", lambda: choose_forms(job, opened, recognised))
     if job.options.benchmark or not job.options.dry_run:
         _timed(seconds, "compile", picked.built.prepare)
-    measured = _timed(seconds, "measure", lambda: measure(job, opened, recognised, picked))
-    return Prepared(job, opened, recognised, picked, measured, seconds)
+    return Ready(job, opened, recognised, picked, seconds)
 
 
 def finish(prepared: Prepared) -> Artefact:
@@ -111,8 +128,10 @@ def open_source(job: Job) -> Opened:
     dynamic, notes = _free_axes(job, model)
     dims = model.model.graph.input[0].type.tensor_type.shape.dim
     batches: tuple[int, ...] = (dims[0].dim_value if dims else 1,)
+    longest = inf
     if job.measured and any(0 in axes for axes in dynamic.values()):
-        batches = tuple(sorted(set((options.target.batch_range or (1, 64))[:2])))
+        asked = job.batches or (options.target.batch_range or ())[:2]
+        batches, longest = tuple(sorted(set(asked or _BATCHES))), inf if asked else _LONGEST_MS
     baseline = None
     if options.baseline is not None:
         job.progress(f"opening the baseline {clean(options.baseline.name)}", None)
@@ -129,7 +148,7 @@ def open_source(job: Job) -> Opened:
         notes = (*notes, "the model is quantised: its own integers and scales are kept")
         if baseline is not None and not is_quantised(baseline.model):
             notes = (*notes, "the baseline is not quantised: it computes in float32")
-    return Opened(model, dynamic, batches, baseline, notes, own, calibration)
+    return Opened(model, dynamic, batches, baseline, notes, own, calibration, longest)
 
 
 def _as_taken(model: GroupedModel, options: ConvertOptions) -> GroupedModel:

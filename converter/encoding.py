@@ -11,6 +11,7 @@ import onnx
 from onnx import version_converter
 
 from gkp.converter.half import to_half
+from gkp.converter.same import digest
 from gkp.errors import UnsupportedModelError, UsageError
 from gkp.text import first_line
 
@@ -27,6 +28,11 @@ class OnnxFile:
     @cached_property
     def model(self) -> onnx.ModelProto:
         return onnx.load_from_string(self.data)
+
+    @cached_property
+    def network(self) -> bytes | None:
+        """gkp.converter.same.digest."""
+        return digest(onnx.load_from_string(self.data))
 
     def check(self) -> None:
         """UnsupportedModelError when it is no valid ONNX."""

@@ -3,15 +3,15 @@ nothing beats it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from gkp.converter.dynamic import free_axes
 from gkp.converter.encoding import Encoding
 from gkp.converter.forms import Choice
 from gkp.converter.rivals import AtBatch, Engines, dense_rows, given_rows, rival_engines, simplified_rows, told
-from gkp.converter.rows import Shown, Timed, measurements, time_rows
-from gkp.converter.stages import Chosen, Dense, Job, Measured, Opened, Recognised
+from gkp.converter.rows import Shown, Timed, Within, measurements, time_rows
+from gkp.converter.stages import Chosen, Dense, Job, Measured, Opened, Ready, Recognised
 from gkp.converter.targets import Built, Target
 from gkp.manifest import Rival
 from gkp.text import plural
@@ -19,48 +19,111 @@ from gkp.text import plural
 _UNCHANGED = "the model as given is faster than every rewritten form: it was written unchanged"
 
 
-def measure(job: Job, opened: Opened, recognised: Recognised, chosen: Chosen) -> Measured:
+@dataclass(frozen=True)
+class Contest:
+    """What is timed of a conversion, and beside what. given, simplified: rows by name, with their engines; default: the
+    model in its default forms, None where these were chosen."""
+
+    ready: Ready
+    engines: Engines
+    dense: Dense
+    given: Mapping[str, tuple[AtBatch, Target]]
+    simplified: Mapping[str, tuple[AtBatch, Target]]
+    default: Built | None
+
+    @property
+    def rows(self) -> dict[str, AtBatch]:
+        """All models, by name; "converted" first."""
+        return {"converted": _always(self.ready.chosen.built),
+                **{name: at_batch for name, (at_batch, _) in {**self.given, **self.simplified}.items()},
+                **{name: _always(built) for name, (built, _) in {**self.dense.rows, **self.dense.beside}.items()},
+                **({"default": _always(self.default)} if self.default is not None else {})}
+
+    @property
+    def within(self) -> dict[str, Within]:
+        """Of all but what the guard and speedups need. The fastest of a kind stays, unless it is far from the artefact."""
+        own = self.engines.own
+        stock = [name for name, (_, target) in {**self.given, **self.simplified}.items() if target in own]
+        others = {**{name: target for name, (_, target) in self.dense.beside.items()},
+                  **{name: target for name, (_, target) in self.given.items() if target not in own}}
+        ancestor = self.ready.recognised.kind != "as_is"
+        return {**{name: Within(("converted", *stock), "converted" if name in self.simplified or ancestor else "")
+                   for name in stock if name != "as_is"},
+                **{name: Within(tuple(self.dense.rows)) for name in self.dense.rows},
+                **{name: Within(("converted", *(peer for peer in others if others[peer].precision == target.precision)))
+                   for name, target in others.items()}}
+
+
+def measure(ready: Ready) -> Measured:
     """Times at every batch, and what is written by them. Where nothing can be measured, what was chosen."""
+    if not ready.job.measured:
+        return _unmeasured(ready)
+    contest, job, opened = contest_of(ready), ready.job, ready.opened
+    timed = time_rows(contest.rows, opened.model.model, opened.batches, opened.dynamic, threads=job.threads,
+                      longest_ms=opened.longest_ms, io=job.options.io_precision, within=contest.within,
+                      progress=job.progress)
+    return judged(contest, timed)
+
+
+def contest_of(ready: Ready) -> Contest:
+    """Errors of the targets' builds."""
+    job, opened, recognised, chosen = ready.job, ready.opened, ready.recognised, ready.chosen
     engines = rival_engines(job.target, opened.rivals is not None)
-    if not job.measured:
-        elsewhere = job.options.benchmark and job.target.signed  # for another processor or GPU: it is measured there
-        dense = dense_rows(job, opened, recognised, chosen, Engines(engines.own) if elsewhere else None)
-        macs = recognised.macs if dense.macs is None else dense.macs
-        first = next((built for built, _ in dense.rows.values()), None)
-        return Measured(chosen.choice, chosen.built, chosen.built, first, macs, (), None,
-                        _theoretical(dense, recognised), ())
-    dense = dense_rows(job, opened, recognised, chosen, engines)
-    given = given_rows(job, opened, recognised, chosen, engines)
-    simplified = simplified_rows(job, opened, recognised, chosen, engines)
     same = all(chosen.forms[n].name == c.name for n, c in chosen.default.items())
-    rows = {"converted": _always(chosen.built),
-            **{name: at_batch for name, (at_batch, _) in {**given, **simplified}.items()},
-            **{name: _always(built) for name, (built, _) in {**dense.rows, **dense.beside}.items()}}
-    default = chosen.built
-    if not same:
-        default = job.target.build(recognised.graph, chosen.default, opened.dynamic, _written_in(job, chosen), job.threads)
-        rows["default"] = _always(default)
-    optional = [*simplified, *(name for name in given if name != "as_is" and recognised.kind != "as_is")]
-    timed = time_rows(rows, opened.model.model, opened.batches, opened.dynamic, threads=job.threads,
-                      io=job.options.io_precision, within=dict.fromkeys(optional, "converted"), progress=job.progress)
+    default = None if same else job.target.build(recognised.graph, chosen.default, opened.dynamic, _written_in(job, chosen),
+                                                 job.threads)
+    return Contest(ready, engines, dense_rows(job, opened, recognised, chosen, engines),
+                   given_rows(job, opened, recognised, chosen, engines),
+                   simplified_rows(job, opened, recognised, chosen, engines), default)
+
+
+def written_row(contest: Contest, timed: Timed) -> tuple[str, tuple[str, ...]]:
+    """The row that is written, with what is to be said of it: a form that does not beat the default at every batch gives way
+    to it, and every form to a model as given that is faster, if it was designed with groups or is nobody's descendant. A
+    target that is no stock engine writes what was asked for; the report says what is faster (Measurement.stock)."""
+    job, recognised = contest.ready.job, contest.ready.recognised
+    auto = job.options.forms.strategy == "auto"
+    doubt = any(not form.is_dense for form in contest.ready.chosen.forms.values())
+    if contest.default is not None and auto and not job.options.forms.layers \
+            and not timed.faster("converted", "default", beyond_doubt=doubt):
+        return "default", ()
+    designed = contest.ready.opened.calibration is None and (recognised.kind == "as_is" or bool(recognised.own_groups))
+    may = job.target in contest.engines.own and designed and auto
+    return ("as_is", (_UNCHANGED,)) if may and timed.slower("converted", "as_is") else ("converted", ())
+
+
+def judged(contest: Contest, timed: Timed) -> Measured:
+    """What is written, and what the report says, by these times."""
+    ready, engines, dense = contest.ready, contest.engines, contest.dense
+    job, opened, recognised, chosen = ready.job, ready.opened, ready.recognised, ready.chosen
     theoretical = _theoretical(dense, recognised)
-    designed = opened.calibration is None and (recognised.kind == "as_is" or bool(recognised.own_groups))
-    row, notes = _guard(job, designed, timed, chosen, None if same else default, engines.own)
-    built = {"default": default, "converted": chosen.built}.get(row) or job.target.build_as_is(
+    row, notes = written_row(contest, timed)
+    built = {"default": contest.default, "converted": chosen.built}.get(row) or job.target.build_as_is(
         free_axes(opened.model.model, opened.dynamic), _written_in(job, chosen), job.threads)
-    choice = _given_way(chosen) if row == "default" else chosen.choice
     best = {batch: name for batch, s in timed.samples.items() if (name := s.fastest(list(dense.rows)))}
     baseline = dense.rows[next(iter(best.values()), next(iter(dense.rows)))][0] if dense.rows else None
+    given = contest.given
     others = {name: found for name, found in given.items() if name != "as_is"} if recognised.kind == "as_is" else {}
-    stock = {**given, **simplified} if simplified else {}
+    stock = {**given, **contest.simplified} if contest.simplified else {}
     shown = Shown({"converted": [row], "as_is": ["as_is"], "dense": list(dense.rows)},
                   _rivals({**dense.rows, **dense.beside} or others),
                   _rivals({name: found for name, found in stock.items() if found[1] in engines.own}), engines.missing)
-    return Measured(choice, built, built if row != "as_is" else chosen.built, baseline,
+    return Measured(_given_way(chosen) if row == "default" else chosen.choice, built,
+                    built if row != "as_is" else chosen.built, baseline,
                     recognised.macs if dense.macs is None else dense.macs,
                     tuple(measurements(timed, shown, job.threads, theoretical)), built.roofline(), theoretical,
                     (*notes, *timed.notes, *_baseline_notes(job, engines.own[0], best), *_int8_notes(opened)),
                     _beside(opened, dense, timed))
+
+
+def _unmeasured(ready: Ready) -> Measured:
+    job, recognised, chosen = ready.job, ready.recognised, ready.chosen
+    elsewhere = job.options.benchmark and job.target.signed  # for another processor or GPU: it is measured there
+    engines = Engines(rival_engines(job.target, ready.opened.rivals is not None).own) if elsewhere else None
+    dense = dense_rows(job, ready.opened, recognised, chosen, engines)
+    macs = recognised.macs if dense.macs is None else dense.macs
+    first = next((built for built, _ in dense.rows.values()), None)
+    return Measured(chosen.choice, chosen.built, chosen.built, first, macs, (), None, _theoretical(dense, recognised), ())
 
 
 def _rivals(found: Mapping[str, tuple[object, Target]]) -> list[tuple[Rival, list[str]]]:
@@ -74,20 +137,6 @@ def _rivals(found: Mapping[str, tuple[object, Target]]) -> list[tuple[Rival, lis
 def _written_in(job: Job, chosen: Chosen) -> Encoding:
     """The encoding of what may be written."""
     return replace(chosen.encoding, opset=job.options.forms.opset)
-
-
-def _guard(job: Job, designed: bool, timed: Timed, chosen: Chosen, default: Built | None,
-           own_engines: Sequence[Target]) -> tuple[str, tuple[str, ...]]:
-    """The row that is written, with what is to be said of it: a form that does not beat the default at every batch gives way
-    to it, and every form to a model as given that is faster, if it was designed with groups or is nobody's descendant. A
-    target that is no stock engine writes what was asked for; the report says what is faster (Measurement.stock)."""
-    auto = job.options.forms.strategy == "auto"
-    doubt = any(not form.is_dense for form in chosen.forms.values())
-    if default is not None and auto and not job.options.forms.layers \
-            and not timed.faster("converted", "default", beyond_doubt=doubt):
-        return "default", ()
-    may = job.target in own_engines and designed and auto
-    return ("as_is", (_UNCHANGED,)) if may and timed.slower("converted", "as_is") else ("converted", ())
 
 
 def _given_way(chosen: Chosen) -> Choice:

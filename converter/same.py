@@ -22,6 +22,13 @@ def same_network(one: onnx.ModelProto, other: onnx.ModelProto) -> bool:
     return digests[0] is not None and digests[0] == digests[1]
 
 
+def digest(model: onnx.ModelProto) -> bytes | None:
+    """Equal for the same networks (see same_network) with inputs of the same types and shapes; None: cannot be told."""
+    outputs = _outputs(model)
+    ports = [value.type.SerializeToString(deterministic=True) for value in model.graph.input]
+    return None if outputs is None else _digest(*outputs, *ports)
+
+
 def _outputs(model: onnx.ModelProto) -> list[bytes] | None:
     """A digest of all that each output is computed from; None where a part is not looked into."""
     graph = model.graph

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,14 @@ from gkp.types import Progress, silent
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be converted, and for what. source: a path or a module."""
+    """What is to be converted, and for what. source: a path or a module; batches: a model that takes any batch is measured
+    at these, None: at 1, and at 64 or a fraction of it."""
 
     source: Any
     options: ConvertOptions
     target: Target
     progress: Progress = silent
+    batches: tuple[int, ...] | None = None
 
     @property
     def path(self) -> Path | None:
@@ -57,9 +60,10 @@ def default_output(source: Path, target: str) -> Path:
 
 @dataclass(frozen=True)
 class Opened:
-    """The checkpoint. dynamic: the axes that are free at run time; batches: the sizes that count; baseline: the dense model
-    that was given; calibration: how the model is quantised, None but for int8; rivals: how the dense baseline is, to
-    be measured in int8, None where that is not asked for."""
+    """The checkpoint. dynamic: the axes that are free at run time; batches: the sizes that count; longest_ms: that a call
+    at the second of them may take, else a fraction of it is measured; baseline: the dense model that was given; calibration:
+    how the model is quantised, None but for int8; rivals: how the dense baseline is, to be measured in int8, None where that
+    is not asked for."""
 
     model: GroupedModel
     dynamic: Axes
@@ -68,6 +72,7 @@ class Opened:
     notes: tuple[str, ...]
     calibration: Calibration | None = None
     rivals: Calibration | None = None
+    longest_ms: float = inf
 
     @property
     def quantised(self) -> bool:
@@ -108,6 +113,17 @@ class Chosen:
     encoding: Encoding
     built: Built
     notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What is to be measured and written. seconds: by stage."""
+
+    job: Job
+    opened: Opened
+    recognised: Recognised
+    chosen: Chosen
+    seconds: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -152,3 +168,9 @@ class Prepared:
     notes: tuple[str, ...] = ()
     tried: tuple[manifest.Tried, ...] = ()
     accuracy_data: manifest.AccuracyData | None = None
+
+    @classmethod
+    def of(cls, ready: Ready, measured: Measured, seconds: float) -> Prepared:
+        """seconds: that measuring took."""
+        return cls(ready.job, ready.opened, ready.recognised, ready.chosen, measured,
+                   {**ready.seconds, "measure": round(seconds, 3)})

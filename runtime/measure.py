@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import accumulate
+from types import MappingProxyType
 from typing import TypeVar
 
 import numpy as np
@@ -16,59 +18,95 @@ from gkp.runtime.statistics import block_interval, quartiles, ratio_interval
 
 Call = Callable[[], object]
 Opened = AbstractContextManager[Mapping[str, Call]]
+Stop = Callable[[Mapping[str, Sequence[float]], int], Iterable[str]]
+"""stop(ms, blocks): of models with these milliseconds in so many blocks, those that are not to be run again. 0 blocks: the
+first round, a look; what is stopped then is not timed at all."""
 K = TypeVar("K")
 BLOCKS, FEWEST_BLOCKS = 5, 3
-_FEWEST, _PATIENCE, _LATE, _SAMPLE_MS = 5, 10, 25, 5.0
+FIRST_STOP = 2
+"""Blocks before a model may be stopped: of fewer a ratio has no interval."""
+_FEWEST, _PATIENCE, _LATE, _SAMPLE_MS = 5, 10, 4, 5.0
+_PATIENCE_OF_BLOCKS = 4
 
 
 @dataclass(frozen=True)
 class Samples:
     """Models that took turns. ms: milliseconds per call by name, one entry per round; blocks: how many rounds there were
-    each time that the models had been opened anew; load: what else ran."""
+    each time that the models had been opened anew; load: what else ran; stopped: the models that were not run to the end,
+    which have the rounds of the first blocks only."""
 
     ms: Mapping[str, Sequence[float]]
     blocks: tuple[int, ...]
     load: Load
+    stopped: frozenset[str] = frozenset()
 
     def timing(self, name: str) -> Timing:
         return timing(self.ms[name])
 
-    def ratio(self, reference: str, other: str) -> Ratio:
-        """gkp.runtime.statistics.block_interval: above 1, `other` is the faster."""
-        value, low, high = block_interval(self.ms[reference], self.ms[other], self.blocks)
+    def ratio(self, reference: str, other: str) -> Ratio | None:
+        """gkp.runtime.statistics.block_interval over the blocks in which both ran: above 1, `other` is the faster. None:
+        there are less than two."""
+        rounds = min(len(self.ms[reference]), len(self.ms[other]))
+        blocks = [n for n, end in zip(self.blocks, accumulate(self.blocks), strict=True) if end <= rounds]
+        if len(blocks) < FIRST_STOP:
+            return None
+        value, low, high = block_interval(self.ms[reference][:rounds], self.ms[other][:rounds], blocks)
         return Ratio(value=value, low=low, high=high)
 
     def fastest(self, among: Iterable[str] | None = None) -> str | None:
         return fastest(self.ms, among)
 
 
-def interleave_anew(opened: Callable[[], Opened], *, threads: int, budget_s: float, blocks: int = BLOCKS,
-                    done: Callable[[float], None] = lambda share: None) -> Samples:
+def interleave_anew(opened: Callable[[Container[str]], Opened], *, threads: int, budget_s: float, blocks: int = BLOCKS,
+                    stop: Stop = lambda ms, blocks: (), done: Callable[[float], None] = lambda share: None) -> Samples:
     """`interleave` in blocks, for each of which all models are opened anew: an opening settles by chance where memory lies,
-    and with it some percent of the time. opened: opens the models, runs each once, and gives their calls.
+    and with it some percent of the time. opened: opens the models but for those that it is given, runs each once, and gives
+    their calls.
 
-    `budget_s` counts from the first opening and holds the others, but a block has 2 rounds, or 1 where these would take
-    eleven times its share; and once 25 budgets are spent, FEWEST_BLOCKS are enough: a ResNet-50 at batch 64 takes
-    seconds per call. If others took the processor (Load.heavy), blocks are added until as much time again is spent, at
-    most as many again. Names that are not in every block are left out. done: is told the share of the blocks that are."""
+    `budget_s` counts from the first opening and holds the others, but a block has 2 rounds, or 1 where that takes four
+    times its share; and once 4 budgets are spent, FEWEST_BLOCKS are enough: a ResNet-50 takes half a second per call. If
+    others took the processor (Load.heavy), blocks are added until as much time again is spent, at most as many again.
+    stop: is asked after the first round, and after every block from the second on. Names that are not in every block,
+    though nobody stopped them, are left out. done: is told the share that is done, in time, by what the blocks have taken
+    (in the first one, its first round)."""
     found: list[dict[str, list[float]]] = []
     repeats: dict[str, int] = {}
+    stopped, left_out = set[str](), set[str]()
     share, watch = budget_s / blocks, Watch(threads)
-    start = time.perf_counter()
+    begin = start = time.perf_counter()
+
+    def told(taken: float, block_s: float) -> None:
+        done(min(1.0, taken / _expected(block_s, blocks, budget_s)))
+
     while _more(len(found), blocks, time.perf_counter() - start, budget_s, watch):
-        with opened() as calls:
-            start = start if found else time.perf_counter()
-            for name, call in calls.items():
-                if name not in repeats:
-                    repeats[name] = _repeats(call, _SAMPLE_MS)
-                elif repeats[name] > 1:
-                    _sample(call, repeats[name])
+        with opened(left_out | stopped) as calls:
+            first: dict[str, list[float]] = {}
+            rounds = time.perf_counter()
+            if not found:
+                start = rounds
+                first = _look(calls, repeats)
+                left_out |= set(stop(first, 0))
+                now = time.perf_counter()
+                block_s = max(start + share, now) - begin
+                told((now - begin) / block_s, block_s)
+            calls = {name: call for name, call in calls.items() if name not in left_out}
+            for name in () if first else calls:
+                if repeats[name] > 1:
+                    _sample(calls[name], repeats[name])
             found.append(_rounds(calls, repeats, end=start + (len(found) + 1) * share, fewest=2, fewest_slow=1,
-                                 slow=time.perf_counter() + _PATIENCE * share, most=80, seed=len(found)))
-        done(min(1.0, len(found) / blocks))
-    names = [name for name in found[0] if all(name in block for block in found)]
-    return Samples({name: [ms for block in found for ms in block[name]] for name in names},
-                   tuple(len(next(iter(block.values()), ())) for block in found), watch.read())
+                                 slow=rounds + _PATIENCE_OF_BLOCKS * share, most=80, seed=len(found),
+                                 first={name: first[name] for name in calls if name in first}))
+        if len(found) >= FIRST_STOP:
+            stopped |= set(stop(_joined(found, stopped), len(found)))
+        told(len(found), (time.perf_counter() - begin) / len(found))
+    return Samples(_joined(found, stopped), tuple(len(next(iter(block.values()), ())) for block in found), watch.read(),
+                   frozenset(stopped))
+
+
+def _joined(found: Sequence[Mapping[str, Sequence[float]]], stopped: Container[str]) -> dict[str, list[float]]:
+    """The rounds of all blocks, of those that ran in every one or were stopped."""
+    names = [name for name in found[0] if name in stopped or all(name in block for block in found)]
+    return {name: [ms for block in found for ms in block.get(name, ())] for name in names}
 
 
 def _more(taken: int, blocks: int, spent_s: float, budget_s: float, watch: Watch) -> bool:
@@ -76,6 +114,11 @@ def _more(taken: int, blocks: int, spent_s: float, budget_s: float, watch: Watch
     if taken < blocks:
         return taken < FEWEST_BLOCKS or spent_s < _LATE * budget_s
     return taken < 2 * blocks and spent_s < 2 * budget_s and watch.read().heavy
+
+
+def _expected(block_s: float, blocks: int, budget_s: float) -> int:
+    """How many blocks there will be if each takes so long."""
+    return next((n for n in range(FEWEST_BLOCKS, blocks) if n * block_s >= _LATE * budget_s), blocks)
 
 
 def interleave(calls: Mapping[str, Call], *, budget_s: float, min_rounds: int = 7, max_rounds: int = 400,
@@ -95,18 +138,29 @@ def interleave(calls: Mapping[str, Call], *, budget_s: float, min_rounds: int = 
 
 
 def _rounds(calls: Mapping[str, Call], repeats: Mapping[str, int], *, end: float, fewest: int, fewest_slow: int, slow: float,
-            most: int, seed: int) -> dict[str, list[float]]:
-    """Until the clock shows `end`, but `fewest` rounds; when it shows `slow`, `fewest_slow` are enough."""
+            most: int, seed: int, first: Mapping[str, list[float]] = MappingProxyType({})) -> dict[str, list[float]]:
+    """Until the clock shows `end`, but `fewest` rounds; when it shows `slow`, `fewest_slow` are enough. first: a round that
+    has been taken."""
     names = list(calls)
-    samples: dict[str, list[float]] = {name: [] for name in names}
+    samples: dict[str, list[float]] = {name: list(first.get(name, ())) for name in names}
     rng = np.random.default_rng(seed)
-    for round_number in range(most):
+    for round_number in range(1 if first else 0, most):
         now = time.perf_counter()
         if (round_number >= fewest and now > end) or (round_number >= fewest_slow and now > slow):
             break
         for name in rng.permutation(names).tolist():
             samples[name].append(_sample(calls[name], repeats[name]))
     return samples
+
+
+def _look(calls: Mapping[str, Call], repeats: dict[str, int]) -> dict[str, list[float]]:
+    """A round of models that have run once, in random order. repeats: takes how many calls make a sample."""
+    found = {name: [0.0] for name in calls}
+    for name in np.random.default_rng(BLOCKS).permutation(list(calls)).tolist():
+        once = _sample(calls[name], 1)
+        repeats[name] = 1 if once >= _SAMPLE_MS else _repeats(calls[name], _SAMPLE_MS)
+        found[name] = [once if repeats[name] == 1 else _sample(calls[name], repeats[name])]
+    return found
 
 
 def _sample(call: Call, count: int) -> float:
@@ -122,11 +176,6 @@ def _repeats(call: Call, sample_ms: float) -> int:
     if _sample(call, 1) >= sample_ms:
         return 1
     return max(1, min(200, round(sample_ms / max(_sample(call, 5), 1e-4))))
-
-
-def once(call: Call) -> float:
-    """Milliseconds of the shorter of two calls: a first look."""
-    return min(_sample(call, 1) for _ in range(2))
 
 
 def fastest(samples: Mapping[K, Sequence[float]], among: Iterable[K] | None = None) -> K | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -78,6 +78,11 @@ class Built(ABC):
     @property
     def missing(self) -> GkpError | None:
         return None
+
+    @property
+    def same(self) -> Hashable:
+        """Equal for models that are one network in one engine: what one takes, the other does."""
+        return id(self)
 
     @property
     def stock(self) -> onnx.ModelProto | None:
@@ -252,6 +257,11 @@ class StockBuilt(Built):
     @property
     def operators(self) -> Mapping[str, int]:
         return self.file.operators
+
+    @property
+    def same(self) -> Hashable:
+        target = self.target
+        return (target.name, target.precision, target.provider, self.threads, self.file.network or id(self))
 
     @property
     def stock(self) -> onnx.ModelProto:

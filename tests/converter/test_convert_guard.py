@@ -52,7 +52,7 @@ def test_a_gain_at_every_batch_is_kept(measured: Callable[..., Manifest]) -> Non
 
 def test_a_loss_at_batch_64_that_no_trial_saw_gives_way_to_dense(measured: Callable[..., Manifest]) -> None:
     """The trials stop at a batch that runs in a fraction of a second; the whole model is timed at 64."""
-    made = measured(lambda model, batch: batch * (60.0 if is_dense(model) else 30.0 if batch < 64 else 90.0))
+    made = measured(lambda model, batch: batch * (6.0 if is_dense(model) else 3.0 if batch < 64 else 9.0))
     assert chosen(made) == "dense"
     assert "not faster" in next(layer.reason for layer in made.layers if layer.name == LAYER)
     for row in made.measurements:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
@@ -89,7 +89,7 @@ def test_equal_samples_have_the_ratio_one() -> None:
 
 
 # ---- in blocks ------------------------------------------------------------------------------------------------------
-Opener = Callable[[], AbstractContextManager[dict[str, Call]]]
+Opener = Callable[[Container[str]], AbstractContextManager[dict[str, Call]]]
 
 
 class FakeWatch:
@@ -110,7 +110,7 @@ def anew(clock: Clock, opening_ms: float = 0.0, ms: Callable[[int], float] = lam
     is_open = [0]
 
     @contextmanager
-    def opened() -> Iterator[dict[str, Call]]:
+    def opened(without: Container[str]) -> Iterator[dict[str, Call]]:
         block = len(is_open) // 2
         is_open.append(1)
         clock.now += opening_ms / 1e3
@@ -144,12 +144,12 @@ def test_blocks_share_the_budget_with_the_openings(ms: float, opening_ms: float,
     assert min(made.blocks) == (1 if ms > 100 else min(made.blocks)) >= 1
 
 
-def test_three_blocks_are_enough_where_25_budgets_are_spent(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As by a dozen of a ResNet-50 at batch 64."""
+def test_three_blocks_are_enough_where_four_budgets_are_spent(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a dozen of a ResNet-50 at batch 16."""
     monkeypatch.setattr(measure, "Watch", FakeWatch)
     opened, _ = anew(clock, ms=lambda block: 9000.0)
     assert len(interleave_anew(opened, threads=1, budget_s=2.0).blocks) == 3
-    opened, _ = anew(clock, ms=lambda block: 900.0)
+    opened, _ = anew(clock, ms=lambda block: 450.0)
     assert len(interleave_anew(opened, threads=1, budget_s=2.0).blocks) == BLOCKS
 
 
@@ -168,7 +168,7 @@ def test_under_load_as_many_blocks_again_are_taken(share: float | None, blocks: 
 def test_slow_models_under_load_do_not_take_longer_than_the_extra_time(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "Watch", FakeWatch)
     monkeypatch.setattr(FakeWatch, "share", 0.5)
-    opened, _ = anew(clock, ms=lambda block: 900.0)
+    opened, _ = anew(clock, ms=lambda block: 300.0)
     assert len(interleave_anew(opened, threads=1, budget_s=1.0).blocks) == BLOCKS
 
 
@@ -177,8 +177,90 @@ def test_a_model_that_does_not_open_again_is_left_out(clock: Clock, monkeypatch:
     count = [0]
 
     @contextmanager
-    def opened() -> Iterator[dict[str, Call]]:
+    def opened(without: Container[str]) -> Iterator[dict[str, Call]]:
         count[0] += 1
         yield {"a": clock.spend(1.0), **({"b": clock.spend(2.0)} if count[0] < 3 else {})}
 
     assert list(interleave_anew(opened, threads=1, budget_s=0.1).ms) == ["a"]
+
+
+# ---- stopping early -------------------------------------------------------------------------------------------------
+def racing(clock: Clock, ms: dict[str, float]) -> tuple[Opener, list[list[str]], list[str]]:
+    """Models that take so long; and which were opened for each block, and every call."""
+    blocks: list[list[str]] = []
+    log: list[str] = []
+
+    @contextmanager
+    def opened(without: Container[str]) -> Iterator[dict[str, Call]]:
+        blocks.append([name for name in ms if name not in without])
+        yield {name: clock.spend(ms[name], log, name) for name in blocks[-1]}
+
+    return opened, blocks, log
+
+
+def slower_than(limit: float, after: int) -> measure.Stop:
+    """Stops what takes longer, from so many blocks on."""
+    return lambda ms, blocks: [name for name, found in ms.items() if blocks >= after and min(found) > limit]
+
+
+def test_a_stopped_model_is_neither_opened_nor_run_again_and_keeps_what_was_measured(clock: Clock,
+                                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "Watch", FakeWatch)
+    opened, blocks, log = racing(clock, {"a": 10.0, "b": 30.0, "c": 12.0})
+    made = interleave_anew(opened, threads=1, budget_s=1.0, stop=slower_than(20.0, 1))
+    assert blocks == [["a", "b", "c"]] * 2 + [["a", "c"]] * (BLOCKS - 2)
+    assert made.stopped == {"b"}
+    assert len(made.ms["b"]) == sum(made.blocks[:2]) == log.count("b") > 2
+    assert len(made.ms["a"]) == len(made.ms["c"]) == sum(made.blocks)
+    found = made.ratio("b", "a")
+    assert found is not None
+    assert (found.low, found.value, found.high) == pytest.approx((3.0,) * 3)
+    assert made.timing("b").runs == sum(made.blocks[:2])
+
+
+def test_the_ratio_of_a_stopped_model_is_that_of_the_blocks_in_which_both_ran() -> None:
+    """The other one was slower later."""
+    a, b = [1.0, 1.0, 2.0, 2.0, 2.0, 2.0], [3.0, 3.0, 3.3, 3.3]
+    made = measure.Samples({"a": a, "b": b}, (2, 2, 2), FakeWatch(1).read(), frozenset("b"))
+    found, same = made.ratio("b", "a"), measure.Samples({"a": a[:4], "b": b}, (2, 2), FakeWatch(1).read()).ratio("b", "a")
+    assert found is not None
+    assert found == same
+    assert found.value == pytest.approx((3.0 * 1.65) ** 0.5)
+    assert found.high / found.low > 100, "two openings say little"
+
+
+def test_of_one_block_there_is_no_ratio() -> None:
+    made = measure.Samples({"a": [1.0] * 4, "b": [2.0] * 2}, (2, 2), FakeWatch(1).read(), frozenset("b"))
+    assert made.ratio("b", "a") is None
+    assert made.timing("b").median == 2.0
+
+
+def test_what_a_first_look_stops_is_not_timed_at_all(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "Watch", FakeWatch)
+    opened, blocks, log = racing(clock, {"a": 10.0, "b": 30.0})
+    made = interleave_anew(opened, threads=1, budget_s=1.0, stop=slower_than(20.0, 0))
+    assert blocks == [["a", "b"]] + [["a"]] * (BLOCKS - 1)
+    assert (list(made.ms), made.stopped, log.count("b")) == (["a"], frozenset(), 1)
+
+
+def test_the_first_look_is_a_round_that_counts(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "Watch", FakeWatch)
+    opened, _, log = racing(clock, {"a": 900.0, "b": 800.0})
+    made = interleave_anew(opened, threads=1, budget_s=0.5)
+    assert made.blocks == (1, 1, 1)
+    assert len(log) == 6
+
+
+@pytest.mark.parametrize("ms", [5.0, 300.0, 4000.0])
+def test_progress_tells_the_share_of_the_time_from_the_first_round_on(ms: float, clock: Clock,
+                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "Watch", FakeWatch)
+    opened, _, _ = racing(clock, {"a": ms, "b": ms})
+    told: list[tuple[float, float]] = []
+    interleave_anew(opened, threads=1, budget_s=2.0, done=lambda share: told.append((clock.now, share)))
+    shares = [share for _, share in told]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+    assert len(told) > 3
+    for now, share in told:
+        assert now / clock.now == pytest.approx(share, abs=0.2)
