@@ -80,16 +80,18 @@ def _best(made: Mapping[str, Contest], progress: Progress) -> Prepared:
 
 
 def _within(made: Mapping[str, Contest]) -> dict[str, Within]:
-    """Of each target's rows; and what only one of them is, or gives way to, counts beside what the others would write."""
+    """Of each target's rows. What a target may write, and the model as given beside it, counts as long as any of this keeps
+    up with what other targets may write."""
     def whole(name: str, rows: Sequence[str]) -> tuple[str, ...]:
         return tuple(f"{name}: {row}" for row in rows)
 
     limits = {f"{name}: {row}": replace(within, peers=whole(name, within.peers),
                                         first=f"{name}: {within.first}" if within.first else "")
               for name, contest in made.items() for row, within in contest.within.items()}
-    for name in made if len(made) > 1 else ():
-        others = tuple(f"{other}: converted" for other in made if other != name)
-        limits |= {row: Within(others) for row in whole(name, ("converted", "default", "as_is"))}
+    own = {name: whole(name, contest.own) for name, contest in made.items()}
+    for name, rows in own.items() if len(made) > 1 else ():
+        others = tuple(row for other, peers in own.items() if other != name for row in peers)
+        limits |= {row: Within(others, unless=rows) for row in (*rows, f"{name}: as_is")}
     return limits
 
 

@@ -40,6 +40,12 @@ class Contest:
                 **({"default": _always(self.default)} if self.default is not None else {})}
 
     @property
+    def own(self) -> tuple[str, ...]:
+        """The rows that may be written."""
+        rows = ("converted", *(["default"] if self.default is not None else []))
+        return (*rows, "as_is") if self.ready.job.target in self.engines.own else rows
+
+    @property
     def within(self) -> dict[str, Within]:
         """Of all but what the guard and speedups need. The fastest of a kind stays, unless it is far from the artefact."""
         own = self.engines.own
@@ -47,7 +53,7 @@ class Contest:
         others = {**{name: target for name, (_, target) in self.dense.beside.items()},
                   **{name: target for name, (_, target) in self.given.items() if target not in own}}
         ancestor = self.ready.recognised.kind != "as_is"
-        return {**{name: Within(("converted", *stock), "converted" if name in self.simplified or ancestor else "")
+        return {**{name: Within(("converted", *stock), first="converted" if name in self.simplified or ancestor else "")
                    for name in stock if name != "as_is"},
                 **{name: Within(tuple(self.dense.rows)) for name in self.dense.rows},
                 **{name: Within(("converted", *(peer for peer in others if others[peer].precision == target.precision)))

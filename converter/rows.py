@@ -34,9 +34,11 @@ _SMALLER = 4
 @dataclass(frozen=True)
 class Within:
     """Of a row that counts only beside others. peers: it is stopped once it is clearly slower than the fastest of them;
-    first: it is not timed at all where a first look shows twice the time of this one ("": it is timed in any case)."""
+    unless: and all of these are, too; first: it is not timed at all where a first look shows twice the time of this one
+    ("": it is timed in any case)."""
 
     peers: tuple[str, ...]
+    unless: tuple[str, ...] = ()
     first: str = ""
 
 
@@ -173,7 +175,8 @@ class _Race:
         if blocks == 0:
             return min(self._samples(row, ms)) > _HOPELESS * min(self._samples(limits.first, ms), default=inf)
         to_beat = [float(np.median(found)) for peer in limits.peers if len(found := self._samples(peer, ms))]
-        return min(self._samples(row, ms)) > _BEHIND * min(to_beat, default=inf)
+        best = min(min(found) for name in (row, *limits.unless) if len(found := self._samples(name, ms)))
+        return best > _BEHIND * min(to_beat, default=inf)
 
     def _samples(self, row: str, ms: Mapping[str, Sequence[float]]) -> Sequence[float]:
         """Of whatever ran for the row."""

@@ -60,8 +60,8 @@ class Rival(msgspec.Struct, frozen=True, kw_only=True):
     """The dense baseline (where there is none, the model as given, in other engines) in one that may run it here.
 
     engine: its target's name; precision: in which it computes; as_installed: with the engine's defaults but for the threads,
-    and precision is what it chose (null: it is not here); ratio: time of this / time of the converted model; missing: why it
-    has no time."""
+    and precision is what it chose (null: it is not here); ratio: time of this / time of the converted model (null: too
+    briefly run for an interval); missing: why it has no time."""
 
     engine: str
     precision: str | None

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,8 @@ class Compiler:
     def _library(self, program: Program, folder: Path) -> tuple[Mapping[str, Any], list[str], Mapping[str, float]]:
         plan = make_plan(program, self.cpu, self.timer, self.narrow)
         written = write(plan, folder)
-        self.progress("compiling", None)
-        build(folder, self.cpu, self.tools)
+        told = partial(self.progress, "compiling")
+        told(0.0)
+        build(folder, self.cpu, self.tools, told)
         library: Mapping[str, Any] = json.loads((folder / "describe.json").read_text("ascii"))
         return library, written, plan.seconds

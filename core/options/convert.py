@@ -69,7 +69,7 @@ class ConvertOptions(Options):
                             "as fp32, see --data.", choices=PRECISIONS, metavar="NAME")
     baseline: Path | None = option(None, "The dense model that this one was pruned from. [default: a dense twin]",
                                    metavar="MODEL", path=True)
-    dynamic_batch: bool = option(False, "Any batch size at run time; measured at 1 and 64.")
+    dynamic_batch: bool = option(False, "Any batch size at run time; measured at 1 and 64 (16 or 4 if that takes long).")
     threads: int | None = option(None, "Threads at run time. [default: physical cores]", metavar="N",
                                  between=(1, MAX_THREADS))
     benchmark: bool = option(True, "Measure nothing; forms and kernels are chosen by estimates.")

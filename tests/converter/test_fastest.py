@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import onnx
 import pytest
+from fake_target import FakeTarget
 from onnx_kit import Net
 
 from gkp.converter import fastest
@@ -15,9 +18,11 @@ from gkp.converter.convert import ConvertOptions, convert
 from gkp.converter.targets.openvino import OpenVinoTarget
 from gkp.converter.targets.ort import OrtTarget
 from gkp.errors import BackendMissingError, UsageError
+from gkp.manifest import Manifest
 from gkp.options.convert import convert_options
 from gkp.options.targets import CpuOptions, OpenVinoOptions, OrtOptions
 from gkp.runtime.load import load
+from gkp.runtime.measure import BLOCKS
 from gkp.types import silent
 
 
@@ -41,6 +46,54 @@ def test_the_fastest_of_all_installed_targets_is_written(model: Path, tmp_path: 
     assert len(re.findall(r"\d ms \((?:slower|faster|not surely different), \d+\.\d\dx, \d", note)) == len(names) - 1, note
     with load(out) as opened:
         assert opened.manifest.target == json.loads((out / "manifest.json").read_text())["target"] == made.manifest.target
+
+
+class FakeOrt(FakeTarget):
+    name: ClassVar[str] = "ort"
+
+
+class FakeOpenVino(FakeTarget):
+    name: ClassVar[str] = "openvino"
+
+
+class FakeNative(FakeTarget):
+    name: ClassVar[str] = "native"
+
+
+Costs = Callable[[onnx.ModelProto, int], float]
+
+
+def on_one_clock(monkeypatch: pytest.MonkeyPatch, **costs: Costs) -> list[FakeTarget]:
+    kinds = {"ort": FakeOrt, "openvino": FakeOpenVino, "native": FakeNative}
+    made = [kinds[name](monkeypatch, cost) for name, cost in costs.items()]
+    for target in made:
+        target.clock = made[-1].clock
+    return made
+
+
+def taken(model: Path, targets: list[FakeTarget]) -> tuple[Manifest, str]:
+    """What is written, and the note that says why."""
+    made = convert(model, ConvertOptions(target=CpuOptions(), dry_run=True, threads=1), targets=targets).manifest
+    return made, next(note for note in made.notes if note.startswith("--target cpu took"))
+
+
+def test_a_target_that_is_clearly_behind_is_not_run_to_the_end(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    targets = on_one_clock(monkeypatch, native=lambda model, batch: 30.0, openvino=lambda model, batch: 10.0,
+                           ort=lambda model, batch: 11.0)
+    made, note = taken(model, targets)
+    assert made.target == "openvino"
+    assert re.search(r"batch 1: 10 ms, native 30 ms \(slower, 3.00x, .*ort 11 ms \(slower, 1.10x", note), note
+    native, openvino, ort = (len(target.calls) for target in targets)
+    assert native < 0.6 * openvino
+    assert ort == openvino
+
+
+def test_the_numbers_that_chose_are_those_of_the_report(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, note = taken(model, on_one_clock(monkeypatch, openvino=lambda model, batch: 10.0, ort=lambda model, batch: 11.0))
+    assert made.latency_ms.converted is not None
+    assert made.latency_ms.converted.median == pytest.approx(10.0)
+    assert made.measurements[0].blocks == BLOCKS
+    assert "batch 1: 10 ms" in note
 
 
 class Absent(OpenVinoTarget):

@@ -127,6 +127,14 @@ def test_the_fastest_of_all_is_never_stopped_nor_left_out(ms: list[float], again
     assert len(samples.ms[best]) == sum(samples.blocks)
 
 
+def test_rows_that_stand_or_fall_together_are_stopped_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A form, and the model as given that the guard may write in its place."""
+    for as_is, stopped in ((9.0, set[str]()), (14.0, {"form", "given"})):
+        made, _ = timed(monkeypatch, {"mine": 10.0, "form": 30.0, "given": as_is},
+                        within={name: Within(("mine",), unless=("form", "given")) for name in ("form", "given")})
+        assert made.samples[1].stopped == stopped
+
+
 def test_a_row_shared_with_one_that_has_to_stay_is_not_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     """The model as given and the simplified one may be the same network; the guard needs the first."""
     made, _ = timed(monkeypatch, {"mine": 10.0, "other": 30.0},

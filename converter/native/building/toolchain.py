@@ -19,7 +19,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -67,6 +67,9 @@ _GLIBC = "2.28"  # what zig links against, so that the library opens on boards w
 _DYING = 10.0
 """Seconds for killed processes to be gone."""
 _ZIG = ("-fno-sanitize=all", "-g0", "-fomit-frame-pointer")
+
+
+Done = Callable[[float], None]
 
 
 class CompileError(BackendMissingError):
@@ -143,17 +146,18 @@ def machine(cpu: Cpu | None) -> str:
     return "x86_64" if cpu is not None and cpu.name.startswith("x86-64") else platform.machine()
 
 
-def build(folder: Path, cpu: Cpu, toolchain: Toolchain | None = None) -> Path:
-    """Compile every source in the folder (as gkp.converter.native.building.source wrote it) and link model.so there.
-    BackendMissingError without a compiler, CompileError when it refuses."""
+def build(folder: Path, cpu: Cpu, toolchain: Toolchain | None = None, done: Done = lambda share: None) -> Path:
+    """Compile every source in the folder (as gkp.converter.native.building.source wrote it) and link model.so there. done:
+    is told the share of the sources. BackendMissingError without a compiler, CompileError when it refuses."""
     toolchain = toolchain or find(cpu)
     sources = sorted(p.name for p in folder.iterdir() if p.suffix in (".cpp", ".S"))
-    return link(folder, compile_objects(folder, sources, cpu, toolchain), cpu, toolchain)
+    return link(folder, compile_objects(folder, sources, cpu, toolchain, done), cpu, toolchain)
 
 
-def compile_objects(folder: Path, sources: Sequence[str], cpu: Cpu, toolchain: Toolchain | None = None) -> list[str]:
+def compile_objects(folder: Path, sources: Sequence[str], cpu: Cpu, toolchain: Toolchain | None = None,
+                    done: Done = lambda share: None) -> list[str]:
     """Compile sources of the folder side by side, on as many cores as there are; the names of the objects, in the folder,
-    in the same order."""
+    in the same order. done: is told the share of the sources."""
     made = toolchain or find(cpu)
     objects = [f"{Path(name).stem}.o" for name in sources]
     commands = []
@@ -161,7 +165,7 @@ def compile_objects(folder: Path, sources: Sequence[str], cpu: Cpu, toolchain: T
         selected = made.flags(None if name in ANY_CPU else cpu, machine(cpu))
         general = () if name.endswith(".S") else FLAGS
         commands.append((name, [*made.command, *general, *selected, "-c", name, "-o", obj]))
-    _run_all(commands, folder)
+    _run_all(commands, folder, done)
     return objects
 
 
@@ -226,9 +230,9 @@ def environment(scratch: str | None) -> dict[str, str]:
     return {**os.environ, "ZIG_GLOBAL_CACHE_DIR": str(base), "ZIG_LOCAL_CACHE_DIR": scratch or str(base), "LC_ALL": "C"}
 
 
-def _run_all(commands: Sequence[tuple[str, list[str]]], folder: Path) -> None:
-    """Run (what it makes, command) in the folder, as many at a time as there are cores. On an error or an interruption
-    every child ends, with the children of its own."""
+def _run_all(commands: Sequence[tuple[str, list[str]]], folder: Path, done: Done = lambda share: None) -> None:
+    """Run (what it makes, command) in the folder, as many at a time as there are cores. done: is told the share that ended.
+    On an error or an interruption every child ends, with the children of its own."""
     cores, waiting = len(os.sched_getaffinity(0)), list(reversed(commands))
     with tempfile.TemporaryDirectory(prefix="gkp-") as scratch, _children() as (running, lifeline):
         variables = environment(scratch)
@@ -243,6 +247,7 @@ def _run_all(commands: Sequence[tuple[str, list[str]]], folder: Path) -> None:
             time.sleep(0.002)
             for child in [c for c in running if c.poll() is not None]:
                 _check(child, *running.pop(child))
+                done(1 - (len(waiting) + len(running)) / len(commands))
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from mmap import MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from pathlib import Path
 
@@ -68,9 +69,10 @@ class Measured:
         (folder / "gkp.h").write_text(prelude(self._cpu).replace("#pragma once", ""))  # each namespace has its own
         (folder / "driver.cpp").write_text(_DRIVER)
         sources = {t.recipe.source: f"kernel_{n}" for n, t in enumerate(trials.values())}
-        self._progress(f"compiling {len(sources)} kernels to try", None)
+        told = partial(self._progress, f"compiling {len(sources)} kernels to try")
+        told(0.0)
         files = ["driver.cpp", *_write_together(sources, folder)]
-        objects = compile_objects(folder, files, self._cpu, self._toolchain)
+        objects = compile_objects(folder, files, self._cpu, self._toolchain, told)
         library = ctypes.CDLL(str(link(folder, objects, self._cpu, self._toolchain, "trials.so")))
         library.gkp_time.restype = ctypes.c_double
         best = dict.fromkeys(trials, float("inf"))
