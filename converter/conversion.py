@@ -35,6 +35,8 @@ from gkp.runtime.trust import make_key
 from gkp.text import clean
 
 T = TypeVar("T")
+Form = tuple[Opened, Recognised, Mapping[str, float]]
+"""A checkpoint, the one form of it, and seconds by stage."""
 
 _IN_INT8 = ("int8", "auto")
 _FEW = 0.01
@@ -45,24 +47,12 @@ _BATCHES, _LONGEST_MS = (1, 64), 800.0
 
 def prepare(job: Job) -> Prepared:
     """Everything but writing. What fails, fails as early as it can be known."""
-    return measured(made_ready(job))
-
-
-def made_ready(job: Job) -> Ready:
-    """Everything before measuring."""
     job.target.require(job.options.precision)
     check_output(job)
-    opened, recognised, seconds = opened_form(job)
-    return _ready(job, opened, recognised, seconds)
+    return prepare_opened(job, *opened_form(job))
 
 
-def measured(ready: Ready) -> Prepared:
-    seconds: dict[str, float] = {}
-    found = _timed(seconds, "measure", lambda: measure(ready))
-    return Prepared.of(ready, found, seconds["measure"])
-
-
-def opened_form(job: Job) -> tuple[Opened, Recognised, dict[str, float]]:
+def opened_form(job: Job) -> Form:
     """The stages that do not depend on the precision: the checkpoint, the one form of it, and what that took."""
     seconds: dict[str, float] = {}
     opened = _timed(seconds, "open", lambda: open_source(job))
@@ -71,10 +61,13 @@ def opened_form(job: Job) -> tuple[Opened, Recognised, dict[str, float]]:
 
 def prepare_opened(job: Job, opened: Opened, given: Recognised, spent: Mapping[str, float]) -> Prepared:
     """The stages behind `opened_form`. given: changed in nothing but its twin, which is simplified; spent: seconds."""
-    return measured(_ready(job, opened, given, spent))
+    ready, seconds = make_ready(job, opened, given, spent), dict[str, float]()
+    found = _timed(seconds, "measure", lambda: measure(ready))
+    return Prepared.of(ready, found, seconds["measure"])
 
 
-def _ready(job: Job, opened: Opened, given: Recognised, spent: Mapping[str, float]) -> Ready:
+def make_ready(job: Job, opened: Opened, given: Recognised, spent: Mapping[str, float]) -> Ready:
+    """As `prepare_opened`, before measuring."""
     seconds, recognised = dict(spent), given
     if opened.calibration is not None:
         recognised = _timed(seconds, "quantise", lambda: quantised(opened, given))
@@ -112,6 +105,14 @@ def _timed(seconds: dict[str, float], name: str, stage: Callable[[], T]) -> T:
 
 
 # ---- open -----------------------------------------------------------------------------------------------------------
+def opened_for(job: Job, form: Form) -> Form:
+    """What `opened_form` gives of the same checkpoint for another target. form: as it was given, not changed since."""
+    opened, recognised, seconds = form
+    twin = recognised.twin  # which the dense baseline simplifies
+    return (_opened(job, opened.model, opened.baseline), replace(recognised, twin=None if twin is None else twin.copy()),
+            seconds)
+
+
 def open_source(job: Job) -> Opened:
     """The checkpoint, and the baseline that was given with it. UsageError when these two do not fit together."""
     options = job.options
@@ -125,13 +126,6 @@ def open_source(job: Job) -> Opened:
         raise UsageError("the model is quantised already",
                          "leave --precision and --calibration out: its own integers and scales are kept; or give the "
                          "float model")
-    dynamic, notes = _free_axes(job, model)
-    dims = model.model.graph.input[0].type.tensor_type.shape.dim
-    batches: tuple[int, ...] = (dims[0].dim_value if dims else 1,)
-    longest = inf
-    if job.measured and any(0 in axes for axes in dynamic.values()):
-        asked = job.batches or (options.target.batch_range or ())[:2]
-        batches, longest = tuple(sorted(set(asked or _BATCHES))), inf if asked else _LONGEST_MS
     baseline = None
     if options.baseline is not None:
         job.progress(f"opening the baseline {clean(options.baseline.name)}", None)
@@ -140,6 +134,19 @@ def open_source(job: Job) -> Opened:
         if is_quantised(baseline.model) and not given:
             raise UsageError("the baseline is quantised, and the model is not",
                              "give the float model as the baseline: with --precision int8 it is quantised as well")
+    return _opened(job, model, baseline)
+
+
+def _opened(job: Job, model: GroupedModel, baseline: GroupedModel | None) -> Opened:
+    """As the target takes it."""
+    options, given = job.options, is_quantised(model.model)
+    dynamic, notes = _free_axes(job, model)
+    dims = model.model.graph.input[0].type.tensor_type.shape.dim
+    batches: tuple[int, ...] = (dims[0].dim_value if dims else 1,)
+    longest = inf
+    if job.measured and any(0 in axes for axes in dynamic.values()):
+        asked = job.batches or (options.target.batch_range or ())[:2]
+        batches, longest = tuple(sorted(set(asked or _BATCHES))), inf if asked else _LONGEST_MS
     calibration = read_calibration(options, model, job.progress, job.target.on_cpu)
     own = calibration if options.precision in _IN_INT8 else None
     if own is not None and job.target.exact_bytes:

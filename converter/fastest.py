@@ -9,7 +9,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from gkp.converter.conversion import made_ready
+from gkp.converter.conversion import check_output, make_ready, opened_for, opened_form
 from gkp.converter.measuring import Contest, contest_of, judged, written_row
 from gkp.converter.rows import Timed, Within, time_rows
 from gkp.converter.stages import Job, Prepared, default_output
@@ -37,6 +37,7 @@ def prepare_fastest(source: Any, options: ConvertOptions, progress: Progress, ta
     output = options.output or (default_output(Path(source), CpuOptions.name) if isinstance(source, str | Path) else None)
     made: dict[str, Contest] = {}
     left_out: list[str] = []
+    form = None
     for target in targets:
         wanted = replace(options, target=target.options, output=output)
         try:
@@ -45,7 +46,10 @@ def prepare_fastest(source: Any, options: ConvertOptions, progress: Progress, ta
             left_out.append(f"{target.name} ({e.message})")
             continue
         try:
-            made[target.name] = contest_of(made_ready(Job(source, wanted, target, labelled(progress, target.name))))
+            job = Job(source, wanted, target, labelled(progress, target.name))
+            check_output(job)
+            form = form or opened_form(job)
+            made[target.name] = contest_of(make_ready(job, *opened_for(job, form)))
         except (BackendMissingError, UnsupportedModelError) as e:
             left_out.append(f"{target.name} ({e.message})")
     if not made:

@@ -171,7 +171,8 @@ def given_rows(job: Job, opened: Opened, recognised: Recognised, chosen: Chosen,
 
     def build(target: Target) -> AtBatch:
         int8 = target.precision == "int8"
-        return lambda batch: target.build_as_is(model(batch if at_batch else None, int8), chosen.encoding, job.threads)
+        made = cache(lambda batch: target.build_as_is(model(batch, int8), chosen.encoding, job.threads))
+        return lambda batch: made(batch if at_batch else None)
 
     first, *others = engines.own
     rows = {"as_is": (build(first), first)}

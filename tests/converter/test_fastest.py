@@ -13,7 +13,7 @@ import pytest
 from fake_target import FakeTarget
 from onnx_kit import Net
 
-from gkp.converter import fastest
+from gkp.converter import conversion, fastest
 from gkp.converter.convert import ConvertOptions, convert
 from gkp.converter.targets.openvino import OpenVinoTarget
 from gkp.converter.targets.ort import OrtTarget
@@ -94,6 +94,15 @@ def test_the_numbers_that_chose_are_those_of_the_report(model: Path, monkeypatch
     assert made.latency_ms.converted.median == pytest.approx(10.0)
     assert made.measurements[0].blocks == BLOCKS
     assert "batch 1: 10 ms" in note
+
+
+def test_the_checkpoint_is_opened_once_for_all_targets(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[object] = []
+    open_any = conversion.open_any
+    monkeypatch.setattr(conversion, "open_any", lambda source, *more: opened.append(source) or open_any(source, *more))
+    made, _ = taken(model, on_one_clock(monkeypatch, openvino=lambda model, batch: 10.0, ort=lambda model, batch: 11.0))
+    assert opened == [model]
+    assert made.layers
 
 
 class Absent(OpenVinoTarget):
