@@ -66,12 +66,12 @@ def prepare_opened(job: Job, opened: Opened, given: Recognised, spent: Mapping[s
     return Prepared.of(ready, found, seconds["measure"])
 
 
-def make_ready(job: Job, opened: Opened, given: Recognised, spent: Mapping[str, float]) -> Ready:
-    """As `prepare_opened`, before measuring."""
+def make_ready(job: Job, opened: Opened, given: Recognised, spent: Mapping[str, float], trials: bool = True) -> Ready:
+    """As `prepare_opened`, before measuring. trials: forms are tried by measuring, where the job may; else estimated."""
     seconds, recognised = dict(spent), given
     if opened.calibration is not None:
         recognised = _timed(seconds, "quantise", lambda: quantised(opened, given))
-    picked = _timed(seconds, "choose", lambda: choose_forms(job, opened, recognised))
+    picked = _timed(seconds, "choose", lambda: choose_forms(job, opened, recognised, trials))
     if job.options.benchmark or not job.options.dry_run:
         _timed(seconds, "compile", picked.built.prepare)
     return Ready(job, opened, recognised, picked, seconds)
@@ -231,8 +231,8 @@ def _zeros_told(graph: Graph, macs: int, twin: Graph | None) -> tuple[str, ...]:
     return (f"{start}; {stray:.1%} of the weights that convolutions multiply are zeros without structure: they stay",)
 
 
-def choose_forms(job: Job, opened: Opened, recognised: Recognised) -> Chosen:
-    """A form for every layer, and the model in these forms. Errors of the target's build."""
+def choose_forms(job: Job, opened: Opened, recognised: Recognised, trials: bool) -> Chosen:
+    """A form for every layer, and the model in these forms. trials: see make_ready. Errors of the target's build."""
     options = job.options
     encoding = Encoding(options.precision, options.io_precision)
     notes: tuple[str, ...] = ()
@@ -244,7 +244,7 @@ def choose_forms(job: Job, opened: Opened, recognised: Recognised) -> Chosen:
         else:
             encoding, notes = replace(encoding, wide=wide), _told(wide)
     settings = Settings(strategy=options.forms.strategy, overrides=options.forms.layers, threads=job.threads,
-                        batches=opened.batches, measure=job.measured, dynamic=opened.dynamic,
+                        batches=opened.batches, measure=trials and job.measured, dynamic=opened.dynamic,
                         default="given" if recognised.kind == "as_is" else "dense", own_groups=recognised.own_groups,
                         encoding=encoding)
     choice = choose(recognised.graph, job.target, settings, job.progress)

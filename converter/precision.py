@@ -233,7 +233,7 @@ class _Trial:
         rows = {name: (lambda batch, p=p: p.measured.built) for name, (_, p) in made.items()}
         opened = first.opened
         timed = time_rows(rows, opened.model.model, opened.batches, opened.dynamic, threads=first.job.threads,
-                          progress=self.progress)
+                          longest_ms=opened.longest_ms, progress=self.progress)
         if not all(s.ms for s in timed.samples.values()):
             return by_bits, timed.notes
         for name, (way, _) in made.items():

@@ -10,13 +10,17 @@ from typing import Any, ClassVar
 
 import onnx
 import pytest
-from fake_target import FakeTarget
+from cli_kit import save, small_net
+from fake_target import FakeTarget, groups
 from onnx_kit import Net
 
 from gkp.converter import conversion, fastest
 from gkp.converter.convert import ConvertOptions, convert
+from gkp.converter.lower.candidates import candidates
+from gkp.converter.sources import open_any
 from gkp.converter.targets.openvino import OpenVinoTarget
 from gkp.converter.targets.ort import OrtTarget
+from gkp.converter.trials import Trials
 from gkp.errors import BackendMissingError, UsageError
 from gkp.manifest import Manifest
 from gkp.options.convert import convert_options
@@ -82,10 +86,46 @@ def test_a_target_that_is_clearly_behind_is_not_run_to_the_end(model: Path, monk
                            ort=lambda model, batch: 11.0)
     made, note = taken(model, targets)
     assert made.target == "openvino"
-    assert re.search(r"batch 1: 10 ms, native 30 ms \(slower, 3.00x, .*ort 11 ms \(slower, 1.10x", note), note
+    assert note.startswith("--target cpu took openvino: batch 1: 10 ms, ort 11 ms (slower, 1.10x, 1.10 to 1.10), ")
+    assert "native 30 ms (slower, 3.00x, 3.00 to 3.00) in a first run" in note
     native, openvino, ort = (len(target.calls) for target in targets)
     assert native < 0.6 * openvino
     assert ort == openvino
+
+
+def two_forms(tmp_path: Path) -> Path:
+    """A model with a layer that has several forms."""
+    return save(small_net(channels=32), tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize(("times", "tried"), [(1.2, True), (3.0, False)])
+def test_forms_are_tried_only_on_engines_that_come_near_the_fastest(times: float, tried: bool, tmp_path: Path,
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another engine has one form of everything, as native kernels have."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model, asked = two_forms(tmp_path), list[str]()
+    run = Trials.run
+    monkeypatch.setattr(Trials, "run", lambda self: asked.append(self.target.name) or run(self))
+    native, openvino = on_one_clock(monkeypatch, native=lambda model, batch: 10.0,
+                                    openvino=lambda model, batch: 10.0 * times)
+    monkeypatch.setattr(native, "candidates", lambda conv, plane: candidates(conv, 4, plane)[:1])
+    made, note = taken(model, [native, openvino])
+    assert made.target == "native"
+    assert f"openvino {10 * times:.3g} ms (slower, {times:.2f}x" in note
+    assert asked == (["openvino"] if tried else [])
+
+
+def test_the_fastest_engine_is_written_in_the_forms_that_were_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cost model expects something else."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    ort, openvino = on_one_clock(monkeypatch, ort=lambda model, batch: 30.0,
+                                 openvino=lambda model, batch: 5.0 if groups(model) == 2 else 10.0)
+    made, _ = taken(two_forms(tmp_path), [ort, openvino])
+    assert made.target == "openvino"
+    assert made.latency_ms.converted is not None
+    assert made.latency_ms.converted.median == pytest.approx(5.0)
+    (layer,) = (layer for layer in made.layers if len(layer.candidates) > 1)
+    assert "measured" in layer.reason
 
 
 def test_the_numbers_that_chose_are_those_of_the_report(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +138,6 @@ def test_the_numbers_that_chose_are_those_of_the_report(model: Path, monkeypatch
 
 def test_the_checkpoint_is_opened_once_for_all_targets(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[object] = []
-    open_any = conversion.open_any
     monkeypatch.setattr(conversion, "open_any", lambda source, *more: opened.append(source) or open_any(source, *more))
     made, _ = taken(model, on_one_clock(monkeypatch, openvino=lambda model, batch: 10.0, ort=lambda model, batch: 11.0))
     assert opened == [model]
