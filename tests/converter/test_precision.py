@@ -115,14 +115,14 @@ def row(tried: Sequence[Tried], precision: str) -> Tried:
 # ---- which one is taken ---------------------------------------------------------------------------------------------
 def test_the_fastest_within_half_a_point_of_fp32_is_taken(auto: Made) -> None:
     write_data(images(marked=10))
-    made = auto({"fp32": 400.0, "bf16": 100.0}, data=DATA)
+    made = auto({"fp32": 4.0, "bf16": 1.0}, data=DATA)
     low, full = row(made.tried, "bf16"), row(made.tried, "fp32")
     assert (made.precision, low.taken, full.taken) == ("bf16", True, False)
     assert (low.correct, low.total, full.correct, full.total) == (1990, 2000, 2000, 2000)
     assert "0.50 points below fp32" in low.reason
     assert full.reason == "slower than fake bf16"
     assert low.latency_ms is not None
-    assert {batch: t.median for batch, t in low.latency_ms.items()} == pytest.approx({"1": 100.0, "64": 100.0})
+    assert {batch: t.median for batch, t in low.latency_ms.items()} == pytest.approx({"1": 1.0, "64": 1.0})
     assert made.accuracy_data is not None
     assert (made.accuracy_data.kind, made.accuracy_data.count, made.accuracy_data.left_out) == ("npz", 2000, 0)
 
