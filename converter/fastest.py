@@ -107,9 +107,10 @@ class _Race:
         """The others' times at every batch, and how sure it is that they are longer. before: where some were only."""
         others = [name for name in self.written if name != self.best]
         told = {batch: [self._versus(name, batch) for name in others] for batch in self.timed.samples}
-        for batch in before.timed.samples if before is not None else ():
-            told.setdefault(batch, []).extend(f"{before._versus(name, batch)} in a first run" for name in before.written
-                                              if name not in self.written)
+        if before is not None:
+            gone = [name for name in before.written if name not in self.written]
+            for batch in before.timed.samples:
+                told.setdefault(batch, []).extend(f"{before._versus(name, batch)} in a first run" for name in gone)
         best = self.written[self.best]
         return "; ".join(f"batch {batch}: " + ", ".join(
             [*([f"{s.timing(best).median:.3g} ms"] if (s := self.timed.samples.get(batch)) else []), *found])
