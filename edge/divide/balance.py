@@ -2,13 +2,13 @@
 
     min T:   sum_d x[k, d] = 1 for every item k,   sum_k time[k] x[k, d] / speed[d] <= T for every device d,   x in {0, 1}
 
-solved by scipy.optimize.milp (HiGHS), which is quick for the few dozen groups that a layer has; longest first stands
-in when it does not end in time, and where all is equal there is nothing to solve.
+solved by scipy.optimize.milp (HiGHS), which is quick for the few dozen groups that a layer has; longest-first with exchanges
+stands in when it does not end in time, and where all is equal there is nothing to solve.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -36,7 +36,7 @@ def _balanced(times: tuple[float, ...], speeds: tuple[float, ...]) -> tuple[int,
     active = [d for d, s in enumerate(speeds) if s > 0]
     if len(set(times)) <= 1 and len({speeds[d] for d in active}) == 1:
         return tuple(active[k * len(active) // len(times)] for k in range(len(times)))
-    found = _longest_first(times, speeds, active)
+    found = _exchanged(_longest_first(times, speeds, active), times, speeds, active)
     if len(times) * len(active) <= _LARGEST and last_end(found, times, speeds) > _bound(times, speeds) * (1 + 1e-9):
         solved = _program(times, speeds, active)
         if solved is not None and last_end(solved, times, speeds) < last_end(found, times, speeds) * (1 - 1e-9):
@@ -64,6 +64,27 @@ def _longest_first(times: Sequence[float], speeds: Sequence[float], active: Sequ
         device[k] = min(active, key=lambda d: (load[d] + times[k]) / speeds[d])
         load[device[k]] += times[k]
     return device
+
+
+def _exchanged(device: list[int], times: Sequence[float], speeds: Sequence[float], active: Sequence[int]) -> list[int]:
+    """Local search: the last device gives an item away, or exchanges one, while all are done earlier by that."""
+    while True:
+        end = {d: sum(t for e, t in zip(device, times, strict=True) if e == d) / speeds[d] for d in active}
+        last = max(active, key=lambda d: end[d])
+        better = next((changed for changed in _neighbours(device, active, last)
+                       if last_end(changed, times, speeds) < end[last] * (1 - 1e-9)), None)
+        if better is None:
+            return device
+        device = better
+
+
+def _neighbours(device: Sequence[int], active: Sequence[int], last: int) -> Iterator[list[int]]:
+    for k in (k for k, now in enumerate(device) if now == last):
+        yield from ([*device[:k], d, *device[k + 1:]] for d in active if d != last)
+        for other in (j for j, now in enumerate(device) if now != last):
+            changed = list(device)
+            changed[k], changed[other] = device[other], last
+            yield changed
 
 
 def _program(times: Sequence[float], speeds: Sequence[float], active: Sequence[int]) -> list[int] | None:

@@ -41,10 +41,11 @@ def _expand(graph: Graph, node: Node, placement: NodePlacement, placed: dict[str
         if first == end:
             continue
         mine = NodePlacement((device,))
-        rows = graph.take(x, range(first, end), 2, "rows", name=f"{name}/rows")
+        bounds = [graph.constant("rows", np.array([v], np.int64)) for v in (first, end, 2)]
+        rows = graph.variable("rows", x.dtype, [*x.shape[:2], end - first, *x.shape[3:]])
         mean, term = (graph.variable(hint, y.dtype, y.shape) for hint in ("mean", "term"))
         share = graph.constant("share", np.asarray((end - first) / height, y.dtype))
-        steps = (rows.inputs[0],
+        steps = (graph.add("Slice", [x, *bounds], [rows], name=f"{name}/rows"),
                  graph.add("GlobalAveragePool", [rows], [mean], name=f"{name}/mean"),
                  graph.add("Mul", [mean, share], [term], name=f"{name}/share"))
         placed.update({step.name: mine for step in steps})
