@@ -40,6 +40,7 @@ class Rule:
     op: str | None = None
     """That computes a part, where it is not the node's own."""
     hint = "constant"
+    """In the names of constants."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
