@@ -48,13 +48,14 @@ class Artefact:
             return None
 
 
-def check_destination(path: Path, force: bool) -> None:
-    """Refuse a destination that cannot or must not be written, before any work is done."""
+def check_destination(path: Path, force: bool, mark: str = FILE_NAME, writer: str = "gkp") -> None:
+    """Refuse a destination that cannot or must not be written, before any work is done. mark: the file by which a folder is
+    known that `writer` wrote, and may be overwritten. UsageError, FileError."""
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise UsageError(f"{path} exists and is not a directory", "choose another name with -o")
     if path.is_dir() and any(path.iterdir()):
-        if not (path / FILE_NAME).is_file():
-            raise UsageError(f"{path} exists and was not written by gkp", "choose another directory with -o")
+        if not (path / mark).is_file():
+            raise UsageError(f"{path} exists and was not written by {writer}", "choose another directory with -o")
         if not force:
             raise UsageError(f"{path} exists", "overwrite it with --force, or choose another directory with -o")
     parent = path.absolute().parent

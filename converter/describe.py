@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 def graph_macs(graph: Graph) -> int:
     """Multiply-accumulates for one image: BranchedConv (kept weights), stock Conv, Gemm and MatMul with constant weights.
     A BranchedConv that only moves channels counts nothing."""
-    return sum(_macs(node) for node in graph.nodes)
+    return sum(node_macs(node) for node in graph.nodes)
 
 
 def layer_macs(graph: Graph) -> dict[str, int]:
     """Name of every BranchedConv -> the multiply-accumulates for one image of its kept weights; 0 for one that only moves
     channels. Of a dense twin this is the layer's full size."""
-    return {node.name: _macs(node) for node in graph.branched()}
+    return {node.name: node_macs(node) for node in graph.branched()}
 
 
 def full_macs(graph: Graph) -> dict[str, int]:
@@ -51,11 +51,12 @@ def executed_macs(graph: Graph, lowered: Graph) -> dict[str, int]:
     for node in lowered.nodes:
         name = node.name if node.name in executed else node.name.rpartition("/")[0]
         if (node.op == "Conv" or is_branched(node)) and name in executed:
-            executed[name] += _macs(node)
+            executed[name] += node_macs(node)
     return executed
 
 
-def _macs(node: Node) -> int:
+def node_macs(node: Node) -> int:
+    """As `graph_macs`, of one node."""
     if is_branched(node):
         conv = branched_node.read(node)
         plane = spatial(node.outputs[0])

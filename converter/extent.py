@@ -126,7 +126,7 @@ def _steady(graph: Graph, sizes: Mapping[int, int]) -> int:
 def _peak(graph: Graph, sizes: Mapping[int, int]) -> int:
     """The most bytes alive at once: in the order of the file, or depth first with a node's inputs from either side."""
     nodes = graph.nodes
-    return max(_alive(graph, order, sizes)
+    return max(alive_bytes(graph, order, sizes)
                for order in (nodes, _depth_first(graph, lambda inputs: inputs), _depth_first(graph, reversed)))
 
 
@@ -145,14 +145,16 @@ def _depth_first(graph: Graph, side: Callable[[list[Tensor]], Iterable[Tensor]])
     return order
 
 
-def _alive(graph: Graph, order: list[Node], sizes: Mapping[int, int]) -> int:
+def alive_bytes(graph: Graph, order: list[Node], sizes: Mapping[int, int]) -> int:
+    """The most bytes alive at once in an order of the nodes. sizes: of what they make, and of inputs that count from the
+    beginning, by identity."""
     last = {id(t): k for k, node in enumerate(order) for t in (*node.outputs, *node.inputs)}
     last |= {id(t): len(order) for t in graph.outputs}
     dying: dict[int, list[int]] = {}
     for tensor, place in last.items():
         if tensor in sizes:
             dying.setdefault(place, []).append(sizes[tensor])
-    alive = peak = 0
+    alive = peak = sum(sizes.get(id(t), 0) for t in graph.inputs)
     for k, node in enumerate(order):
         alive += sum(sizes[id(t)] for t in node.outputs)
         peak = max(peak, alive)

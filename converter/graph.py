@@ -146,6 +146,18 @@ class Graph:
         self.rename(node, name or self._name(op))
         return node
 
+    def take(self, x: Tensor, index: Sequence[int], axis: int, hint: str = "taken", *, name: str = "") -> gs.Variable:
+        """A new tensor of these elements of x along an axis: by a Slice where they are neighbours, else by a Gather."""
+        y = self.variable(hint, x.dtype, None if x.shape is None else [*x.shape[:axis], len(index), *x.shape[axis + 1:]])
+        first, end = int(index[0]), int(index[0]) + len(index)
+        if np.array_equal(index, np.arange(first, end)):
+            bounds = [self.constant("slice", np.array([v], np.int64)) for v in (first, end, axis)]
+            self.add("Slice", [x, *bounds], [y], name=name)
+        else:
+            places = self.constant("index", np.asarray(index, np.int64))
+            self.add("Gather", [x, places], [y], name=name, attrs={"axis": axis})
+        return y
+
     def rename(self, node: Node, name: str) -> None:
         """Give a node a name; a number is appended when another node has it."""
         self.budget.steps(len(self.gs.nodes))

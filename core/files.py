@@ -1,9 +1,10 @@
-"""Writing single files, completely or not at all; folders of this user's own."""
+"""Writing single files, completely or not at all, and reading plain ones; folders of this user's own."""
 
 from __future__ import annotations
 
 import json
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -21,6 +22,22 @@ def private_folder(folder: Path) -> None:
     specification wants that of ~/.config and the like). One that is there stays as it is. OSError when that cannot be."""
     for missing in [f for f in reversed([folder, *folder.parents]) if not f.is_dir()]:
         missing.mkdir(mode=0o700, exist_ok=True)
+
+
+def read_plain(path: Path, limit: int, hint: str) -> bytes:
+    """The bytes of a plain file: no link is followed, and nothing waited for. limit: bytes. FileError when it is something
+    else, larger, or cannot be read."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode):
+                raise FileError(f"{path} is no plain file", hint)
+            data = file.read(limit + 1) if about.st_size <= limit else b""
+    except OSError as e:
+        raise FileError(f"{path} cannot be read: {e.strerror}", hint) from e
+    if max(about.st_size, len(data)) > limit:
+        raise FileError(f"{path} is over {limit >> 30} GiB", hint)
+    return data
 
 
 def check_writable(path: Path) -> None:

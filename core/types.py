@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,3 +19,19 @@ Run = Callable[[Mapping[str, Array]], list[Array]]
 
 def silent(text: str, share: float | None) -> None:
     """A Progress that nobody sees."""
+
+
+class Closing(ABC):
+    """A context manager that is closed at its end."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    def __enter__(self: _Closing) -> _Closing:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+_Closing = TypeVar("_Closing", bound=Closing)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -67,15 +67,21 @@ def render_notebook(manifest: Manifest) -> str:
 
 
 def _rendered(template: str, **view: Any) -> str:
-    jinja2 = require_jinja2()
-    folder = resources.files("gkp.report")
-    # Every string is cleaned on its way out and then escaped, whatever it is, so no template line can forget it.
+    filters = {"ms": wording.milliseconds, "mega": wording.mega, "times": wording.times, "span": wording.span,
+               "cross": wording.cross, "interval": wording.interval, "shorten": wording.shorten,
+               "batch_name": wording.batch_name, "candidate_time": wording.candidate_time}
+    return rendered("gkp.report", template, view, filters, _finalize)
+
+
+def rendered(package: str, template: str, view: Mapping[str, Any], filters: Mapping[str, Any],
+             finalize: Callable[[Any], Any]) -> str:
+    """A template of a package as text. finalize: cleans what is about to be written: every string is cleaned on its way out
+    and then escaped, whatever it is, so no template line can forget it. BackendMissingError without jinja2."""
+    jinja2, folder = require_jinja2(), resources.files(package)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
-                                     lstrip_blocks=True, finalize=_finalize,
+                                     lstrip_blocks=True, finalize=finalize,
                                      loader=jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text("utf-8")))
-    environment.filters.update(ms=wording.milliseconds, mega=wording.mega, times=wording.times, span=wording.span,
-                               cross=wording.cross, interval=wording.interval, shorten=wording.shorten,
-                               batch_name=wording.batch_name, candidate_time=wording.candidate_time)
+    environment.filters.update(filters)
     return str(environment.get_template(template).render(**view))
 
 

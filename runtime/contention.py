@@ -63,3 +63,26 @@ def _busy() -> float | None:
     except (OSError, ValueError, IndexError):
         return None
     return ticks / os.sysconf("SC_CLK_TCK")
+
+
+class Stolen:
+    """What the hypervisor takes of the machine's processor time, from when it is made."""
+
+    def __init__(self) -> None:
+        self._before = _ticks()
+
+    def share(self) -> float | None:
+        """So far; None: not told."""
+        before, after = self._before, _ticks()
+        if before is None or after is None or after[0] <= before[0]:
+            return None
+        return round((after[1] - before[1]) / (after[0] - before[0]), 4)
+
+
+def _ticks() -> tuple[int, int] | None:
+    """(all, stolen) ticks of the machine so far."""
+    try:
+        numbers = [int(n) for n in _STAT.read_text("ascii").splitlines()[0].split()[1:9]]
+        return sum(numbers), numbers[7]
+    except (OSError, ValueError, IndexError):
+        return None

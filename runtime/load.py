@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ from gkp.runtime.runners import (
 from gkp.runtime.trt import TrtRunner, pick_engine, runtime_cache_file
 from gkp.runtime.trust import require_trust
 from gkp.text import clean
-from gkp.types import Array
+from gkp.types import Array, Closing
 
 DENSE = "dense.onnx"
 """The dense baseline, in an artefact whose target runs ONNX; in int8, where the artefact is."""
@@ -96,7 +95,7 @@ RUNNERS: Mapping[str, Opener] = {
 """How the artefacts of each target are opened, by its name."""
 
 
-class LoadedModel:
+class LoadedModel(Closing):
     """An artefact ready to run. Use as a context manager, or call close()."""
 
     def __init__(self, directory: Path, manifest: Manifest, runner: Runner) -> None:
@@ -136,12 +135,6 @@ class LoadedModel:
 
     def close(self) -> None:
         self._runner.close()
-
-    def __enter__(self) -> LoadedModel:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
 
     def _names(self) -> str:
         return ", ".join(repr(i.name) for i in self.manifest.inputs)

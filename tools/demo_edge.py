@@ -20,7 +20,6 @@ from rich.console import Console
 import gkp
 from gkp.edge import Cluster
 from gkp.edge.coordinate import trace as tracing
-from gkp.edge.plan.schema import COORDINATOR
 
 IMAGES = 20
 
@@ -50,7 +49,7 @@ def main() -> int:
         _, trace = cluster.trace(x)
     for table in tracing.tables(trace):
         console.print(table)
-    planned = sum(t.bytes for t in plan.transfers if COORDINATOR not in (t.source, t.target))
+    planned = sum(t.bytes for t in plan.between)
     equal = worst <= 5e-5
     console.print(f"{len(trace.shares)} worker processes, mTLS; mode {plan.mode}: {trace.sent_bytes:,} bytes between "
                   f"devices per request, the plan says {planned:,}", highlight=False, soft_wrap=True)

@@ -24,7 +24,7 @@ from gkp.edge.divide.planner import Planner, SplitOptions
 from gkp.edge.divide.prepare import prepare
 from gkp.edge.divide.write import TOLERANCE, write
 from gkp.edge.plan.devices import parse_devices, parse_link
-from gkp.edge.plan.schema import COORDINATOR, MODES
+from gkp.edge.plan.schema import MODES
 
 
 def row(opened: GroupedModel, graph: Any, mode: str, devices: int) -> tuple[bool, str]:
@@ -38,7 +38,7 @@ def row(opened: GroupedModel, graph: Any, mode: str, devices: int) -> tuple[bool
         plan = write(opened, *planned, Path(folder) / "split")
         with Cluster(Path(folder) / "split", local=True, fallback=False, threads=1, deadline=120) as cluster:
             y, trace = cluster.trace(x)
-    between = [t for t in plan.transfers if COORDINATOR not in (t.source, t.target)]
+    between = plan.between
     error = apart(y, want)
     counted = trace.sent_bytes, sum(share.sent_messages for share in trace.shares)
     equal = trace.ran == "devices" and error <= TOLERANCE and counted == (sum(t.bytes for t in between), len(between))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gkp.benchmarks.edge.job import Counter
 from gkp.benchmarks.edge.results import Machine
+from gkp.runtime.contention import Stolen
 
 WORD = 8
 """Bytes of a count in the relay's file, which holds ports x ports of them: [from][to], in the machine's byte order."""
@@ -81,23 +82,11 @@ class Counters:
         return sum(words[k * self._ports + j] for k in range(1, self._ports) for j in range(1, self._ports))
 
 
-def ticks() -> tuple[int, int] | None:
-    """(all, stolen) ticks of the machine so far."""
-    try:
-        numbers = [int(n) for n in Path("/proc/stat").read_text(encoding="ascii").splitlines()[0].split()[1:9]]
-        return sum(numbers), numbers[7]
-    except (OSError, ValueError, IndexError):
-        return None
-
-
 class Watch:
     """The conditions from its making to .machine()."""
 
     def __init__(self) -> None:
-        self._ticks, self._load = ticks(), os.getloadavg()[0]
+        self._stolen, self._load = Stolen(), os.getloadavg()[0]
 
     def machine(self) -> Machine:
-        now, steal = ticks(), None
-        if now is not None and self._ticks is not None and now[0] > self._ticks[0]:
-            steal = round((now[1] - self._ticks[1]) / (now[0] - self._ticks[0]), 4)
-        return Machine(load_average=(round(self._load, 2), round(os.getloadavg()[0], 2)), steal=steal)
+        return Machine(load_average=(round(self._load, 2), round(os.getloadavg()[0], 2)), steal=self._stolen.share())

@@ -10,9 +10,9 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
 from gkp.errors import BackendMissingError
+from gkp.types import Closing
 
 NAMES = re.compile(r"gkp-([0-9]+)-[0-9]+", re.ASCII)
 RUN = Path("/var/run/netns")
@@ -55,7 +55,7 @@ def unavailable() -> str | None:
         return e.message
 
 
-class Namespaces:
+class Namespaces(Closing):
     """`count` network namespaces, with loopback up. names: theirs. A context manager; BackendMissingError."""
 
     def __init__(self, count: int) -> None:
@@ -77,12 +77,6 @@ class Namespaces:
             with contextlib.suppress(BackendMissingError):
                 ip("netns", "del", name)
         self.names = []
-
-    def __enter__(self) -> Namespaces:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
 
 
 def stale(names: Sequence[str], alive: Sequence[int]) -> list[str]:
@@ -112,7 +106,7 @@ def remove_stale(groups: Path | None = None) -> list[str]:
     return removed
 
 
-class Janitor:
+class Janitor(Closing):
     """A shell that waits for the end of this process, whatever ends it, and then removes what bears its number, and
     `folder`. groups: where its control groups are."""
 
@@ -127,9 +121,3 @@ class Janitor:
             self._shell.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._shell.wait(30)
-
-    def __enter__(self) -> Janitor:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()

@@ -8,11 +8,11 @@ import subprocess
 import sys
 from math import ceil
 from pathlib import Path
-from types import TracebackType
 
 import msgspec
 
 from gkp.errors import BackendMissingError
+from gkp.types import Closing
 
 _SHORTEST_US = 1000
 """The kernel takes no shorter quota, nor period."""
@@ -59,7 +59,7 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
     pause_ms: float
 
 
-class Quota:
+class Quota(Closing):
     """A group whose processes get `share` of one core, each group for itself. add() puts a process in; path: the
     group's folder. A context manager; BackendMissingError where there can be none."""
 
@@ -96,12 +96,6 @@ class Quota:
         """Its processes must have ended before."""
         with contextlib.suppress(OSError):
             self.path.rmdir()
-
-    def __enter__(self) -> Quota:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
 
 
 _SPIN = """

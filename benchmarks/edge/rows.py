@@ -14,7 +14,7 @@ from gkp.benchmarks.edge.results import EdgeRow, Payload, Predicted, Rate, Wire
 from gkp.edge.divide.write import TOLERANCE
 from gkp.edge.forecast.predict import predict
 from gkp.edge.forecast.profile import Profiles
-from gkp.edge.plan.schema import COORDINATOR, Plan
+from gkp.edge.plan.schema import Plan
 from gkp.errors import GkpError
 from gkp.manifest import Ratio
 from gkp.runtime.measure import ratio, timing
@@ -95,24 +95,23 @@ def honest(gain: Ratio | None, busy: int, cores: int, share: float, refused: lis
 
 def payload_of(counted: Counted, plan: Plan) -> Payload:
     """What the workers counted beside what the plan says, device by device and hop by hop."""
-    between = [t for t in plan.transfers if COORDINATOR not in (t.source, t.target)]
     names = [d.name for d in plan.devices]
     sent, received = (Count[str](), Count[str]()), (Count[str](), Count[str]())
-    for t in between:
+    for t in plan.between:
         for tally, device in ((sent, names[t.source]), (received, names[t.target])):
             tally[0][device] += t.bytes
             tally[1][device] += 1
     wanted = {(name, sent[0][name], sent[1][name], received[0][name], received[1][name]) for name in names}
     nothing = {(name, 0, 0, 0, 0) for name in names}
-    hops = Count((t.value, names[t.source], names[t.target]) for t in between)
+    hops = Count((t.value, names[t.source], names[t.target]) for t in plan.between)
     equal = set(counted.shares) - nothing == wanted - nothing and Count(counted.hops) == hops
-    size = {(t.value, names[t.source], names[t.target]): t.bytes for t in between}
+    size = {(t.value, names[t.source], names[t.target]): t.bytes for t in plan.between}
     totals: dict[tuple[str, str], tuple[int, int]] = {}
     for hop in counted.hops if equal else []:
         messages, moved = totals.get(hop[1:], (0, 0))
         totals[hop[1], hop[2]] = messages + 1, moved + size[hop]
     return Payload(counted_bytes=sum(s[1] for s in counted.shares), counted_messages=sum(s[2] for s in counted.shares),
-                   plan_bytes=sum(t.bytes for t in between), plan_messages=len(between), equal=equal,
+                   plan_bytes=sum(t.bytes for t in plan.between), plan_messages=len(plan.between), equal=equal,
                    hops=[(*ends, *total) for ends, total in sorted(totals.items())] if equal else None)
 
 

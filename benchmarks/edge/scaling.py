@@ -15,7 +15,7 @@ from gkp.edge.forecast.predict import period_ms
 from gkp.edge.forecast.profile import Profiles, plan_times
 from gkp.edge.forecast.simulate import simulate
 from gkp.edge.plan.devices import parse_devices
-from gkp.edge.plan.schema import COORDINATOR, Link, SplitModel
+from gkp.edge.plan.schema import Link, SplitModel
 from gkp.errors import GkpError
 from gkp.types import Progress
 
@@ -87,7 +87,7 @@ def _point(case: str, link: str, plan: SplitModel, profiles: Profiles, measured:
 
 def _moves_the_same(row: EdgeRow, plan: SplitModel) -> bool:
     """gkp split may cut a pipeline elsewhere, as the link asks: then it is another plan."""
-    between = [t.bytes for t in plan.transfers if COORDINATOR not in (t.source, t.target)]
+    between = [t.bytes for t in plan.between]
     return row.payload is not None and (row.payload.plan_messages, row.payload.plan_bytes) == (len(between), sum(between))
 
 

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 
 import msgspec
 
@@ -20,12 +19,13 @@ from gkp.benchmarks.edge.quota import Quota
 from gkp.edge.plan.schema import Plan, device_folder
 from gkp.edge.wire.keys import make_keys
 from gkp.errors import GkpError
+from gkp.types import Closing
 
 _START_S = 180.0
 _STOP_S = 10.0
 
 
-class Workers:
+class Workers(Closing):
     """Started and listening. folders: of the split models, whose devices have the same names. cores: device k runs on
     cores[k % len(cores)]; quotas: device k's, none when empty. cluster_files: folder -> its cluster.yaml. A context
     manager; GkpError with a worker's own words when it does not start."""
@@ -113,9 +113,3 @@ class Workers:
                 if stream is not None:
                     with contextlib.suppress(OSError):
                         stream.close()
-
-    def __enter__(self) -> Workers:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()

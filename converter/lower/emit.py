@@ -151,20 +151,13 @@ class _Emission:
         return self.graph.variable("part", self.y.dtype, with_channels(self.y.shape, n))
 
     def _gather(self, x: Tensor, layout: Index, wanted: Index) -> Tensor:
-        """Channels `wanted` (original numbers; PAD: any) of x. Slice when they are contiguous."""
+        """Channels `wanted` (original numbers; PAD: any) of x."""
         place = np.zeros(int(max(layout.max(), wanted.max(), 0)) + 1, np.int64)
         place[layout[layout >= 0]] = np.flatnonzero(layout >= 0)
         index = np.where(wanted >= 0, place[np.maximum(wanted, 0)], 0)
         if np.array_equal(index, np.arange(layout.size)):
             return x
-        out = self.graph.variable("gathered", x.dtype, with_channels(x.shape, index.size))
-        start = int(index[0])
-        if np.array_equal(index, np.arange(start, start + index.size)):
-            bounds = [self.graph.constant("slice", np.array([v], np.int64)) for v in (start, start + index.size, 1)]
-            self.graph.add("Slice", [x, *bounds], [out])
-        else:
-            self.graph.add("Gather", [x, self.graph.constant("index", index)], [out], attrs={"axis": 1})
-        return out
+        return self.graph.take(x, index.tolist(), 1, "gathered")
 
     def _gather_out(self, part: Tensor, natural: Index) -> None:
         place = np.zeros(int(natural.max()) + 1, np.int64)

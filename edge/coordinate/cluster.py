@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
@@ -28,12 +27,12 @@ from gkp.edge.wire.loop import Loop
 from gkp.errors import UnsafeFileError, UsageError
 from gkp.manifest import Tensor
 from gkp.runtime.load import check_input
-from gkp.types import Array
+from gkp.types import Array, Closing
 
 MAX_DEADLINE_S = 600.0
 
 
-class Cluster:
+class Cluster(Closing):
     """Opens the split model in `directory` (what `gkp split` wrote) on the workers of the inventory file `cluster`, or
     with local=True on worker processes of its own, on this machine.
 
@@ -140,10 +139,10 @@ class Cluster:
         keys: Keys | None = None
         addresses: Mapping[str, str] = {}
         if cluster is not None:
-            inventory = read_inventory(Path(cluster))
-            keys, addresses = None if inventory.keys is None else read_keys(inventory.keys), inventory.addresses
-            plans += [self._like(folder) for folder in inventory.fallback]
-            folders = [self.directory, *inventory.fallback]
+            inventory, beside = read_inventory(Path(cluster)), Path(cluster).resolve().parent
+            keys, addresses = None if inventory.keys is None else read_keys(beside / inventory.keys), inventory.devices
+            folders = [self.directory, *(beside / folder for folder in inventory.fallback)]
+            plans += [self._like(folder) for folder in folders[1:]]
             named = {plan.hash for plan in plans} if keys is None else keys.identity.plans
             unknown = [folder for folder, plan in zip(folders, plans, strict=True) if plan.hash not in named]
             if unknown:
@@ -183,12 +182,6 @@ class Cluster:
         self._closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._open.close()
-
-    def __enter__(self) -> Cluster:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
 
 
 def _closed() -> UsageError:

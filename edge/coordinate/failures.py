@@ -41,15 +41,19 @@ class ComputeError(ClusterError):
 
 
 class Verdict(Enum):
-    """What an error means for the next step."""
+    """What an error means for the next step: (the error for the user, what to do about it)."""
 
-    LOST = "lost"  # the connection to the worker itself, or the worker is leaving
-    PEER = "peer"  # a worker could not reach another
-    BUSY = "busy"  # a queue is full: wait a little
-    CORRUPT = "corrupt"
-    DEADLINE = "deadline"
-    REFUSED = "refused"
-    FAILED = "failed"  # the same would happen again
+    # the connection to the worker itself, or the worker is leaving
+    LOST = DeviceLostError, "start its worker again, or name plans for fewer devices under fallback in the cluster file"
+    # a worker could not reach another
+    PEER = DeviceLostError, "let the devices reach each other's ports: the addresses are the plan's, or gkp serve --peer"
+    # a queue is full: wait a little
+    BUSY = DeadlineError, "send fewer requests at once, or allow more time"
+    CORRUPT = CorruptDataError, "look for broken memory or network hardware on the way to that device"
+    DEADLINE = DeadlineError, "allow more time, or see what keeps the device busy"
+    REFUSED = RefusedError, "run gkp edge keys with all the plans again, and copy each device's folder and keys to it"
+    # the same would happen again
+    FAILED = ComputeError, "gkp run --local tells whether it is the model or that device"
 
 
 def verdict(error: RemoteError) -> Verdict:
@@ -66,22 +70,10 @@ def verdict(error: RemoteError) -> Verdict:
             "UNAUTHENTICATED": Verdict.REFUSED}.get(status, Verdict.FAILED)
 
 
-_HINTS = {
-    Verdict.LOST: "start its worker again, or name plans for fewer devices under fallback in the cluster file",
-    Verdict.PEER: "let the devices reach each other's ports: the addresses are the plan's, or gkp serve --peer",
-    Verdict.BUSY: "send fewer requests at once, or allow more time",
-    Verdict.CORRUPT: "look for broken memory or network hardware on the way to that device",
-    Verdict.DEADLINE: "allow more time, or see what keeps the device busy",
-    Verdict.REFUSED: "run gkp edge keys with all the plans again, and copy each device's folder and keys to it",
-    Verdict.FAILED: "gkp run --local tells whether it is the model or that device"}
-
-
 def typed(error: RemoteError) -> ClusterError:
     """The error for the user."""
-    kinds = {Verdict.LOST: DeviceLostError, Verdict.PEER: DeviceLostError, Verdict.BUSY: DeadlineError,
-             Verdict.CORRUPT: CorruptDataError, Verdict.DEADLINE: DeadlineError, Verdict.REFUSED: RefusedError,
-             Verdict.FAILED: ComputeError}
-    what = verdict(error)
-    finite = "an input far out of range does that; so does float16 between devices, above 65504: gkp split --wire float32"
-    hint = finite if error.error == "not-finite" else _HINTS[what]
-    return kinds[what](error.message, error.hint or hint)
+    kind, hint = verdict(error).value
+    if error.error == "not-finite":
+        hint = "an input far out of range does that; so does float16 between devices, above 65504: gkp split --wire float32"
+    made: ClusterError = kind(error.message, error.hint or hint)
+    return made

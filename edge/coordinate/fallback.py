@@ -7,7 +7,6 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotInTime
 from pathlib import Path
-from types import TracebackType
 
 from gkp.edge.coordinate.failures import ComputeError, DeadlineError
 from gkp.edge.coordinate.trace import Trace
@@ -16,10 +15,10 @@ from gkp.edge.device.shard import open_shard
 from gkp.edge.plan.schema import Plan, device_folder
 from gkp.edge.wire.oip import check_finite
 from gkp.errors import GkpError
-from gkp.types import Array
+from gkp.types import Array, Closing
 
 
-class LocalFallback:
+class LocalFallback(Closing):
     """plan: one whose programs may run here. Opens the devices' folders in `directory` in the background, so that it is
     there at once when devices are lost. Computes one request at a time, with all cores. A context manager."""
 
@@ -69,9 +68,3 @@ class LocalFallback:
         self._pool.shutdown(wait=True, cancel_futures=True)
         if self._opened is not None and self.there:
             self._opened.result().close()
-
-    def __enter__(self) -> LocalFallback:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -19,27 +18,20 @@ from gkp.edge.wire.identity import check_address, check_name
 from gkp.errors import UsageError
 
 
-class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Inventory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """devices: name -> "host:port"; keys: folder of the coordinator's, None for plaintext on loopback (insecure); fallback:
+    folders of split models. Paths are relative to the file."""
+
     devices: dict[str, str] = {}
     keys: str | None = None
     insecure: bool = False
     fallback: list[str] = []
 
 
-@dataclass(frozen=True)
-class Inventory:
-    """addresses: device name -> "host:port"; keys: folder of the coordinator's, None for plaintext on loopback; fallback:
-    folders of split models."""
-
-    addresses: dict[str, str]
-    keys: Path | None
-    fallback: tuple[Path, ...] = ()
-
-
 def read_inventory(path: Path) -> Inventory:
     """A cluster.yaml. UsageError when an entry makes no sense or there are no keys, FileError when it cannot be read."""
     try:
-        found = msgspec.convert(load_yaml(path), _File)
+        found = msgspec.convert(load_yaml(path), Inventory)
     except msgspec.ValidationError as e:
         raise UsageError(f"{path}: {e}", "it holds devices (name: host:port), keys, and perhaps fallback") from e
     if (found.keys is None) != found.insecure:
@@ -48,6 +40,4 @@ def read_inventory(path: Path) -> Inventory:
     for name, address in found.devices.items():
         check_name(name)
         check_address(address)
-    here = path.resolve().parent
-    return Inventory(found.devices, None if found.keys is None else here / found.keys,
-                     tuple(here / folder for folder in found.fallback))
+    return found

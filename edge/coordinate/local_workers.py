@@ -15,7 +15,6 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import msgspec
 
@@ -23,6 +22,7 @@ from gkp.edge.plan.schema import Plan, device_folder
 from gkp.edge.wire.identity import Keys, read_keys
 from gkp.edge.wire.keys import CA_KEY, make_keys
 from gkp.errors import GkpError, UsageError
+from gkp.types import Closing
 
 _START_S = 120.0
 _STOP_S = 12.0
@@ -40,7 +40,7 @@ class _Worker:
     started: float
 
 
-class LocalWorkers:
+class LocalWorkers(Closing):
     """Starts a worker for every device of the plan in `directory` that computes something, and waits until they listen.
     threads: of each worker; by default the cores, shared out. A context manager. UsageError for a plan whose devices
     cannot be started here, GkpError with the worker's own words when one ends at once."""
@@ -103,12 +103,6 @@ class LocalWorkers:
                 worker.process.wait()
                 _forget(worker.process)
             shutil.rmtree(self._folder, ignore_errors=True)
-
-    def __enter__(self) -> LocalWorkers:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
 
     def _command(self, folder: Path, name: str, threads: int) -> list[str]:
         peers = [f"--peer={other}={address}" for other, address in self.addresses.items() if other != name]

@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from types import TracebackType
 
 from gkp.edge.wire.client import KEEPALIVE_S, Connection, RemoteError
+from gkp.types import Closing
 
 EVERY, PATIENCE = 0.25, 1.5
 """Shares of a keepalive interval: from an answer to the next health check, and for its answer. A device that stops right
@@ -42,7 +42,7 @@ class _Watched:
     heard: float = 0.0  # of time.monotonic: when it last took part in an answer
 
 
-class Supervisor:
+class Supervisor(Closing):
     """connections (its own from now on), plans: by device name; plans: hashes that the worker should serve. revive: called
     with the name of a lost device before it is asked again (--local starts its process again). Thread safe; a context
     manager."""
@@ -113,12 +113,6 @@ class Supervisor:
             watched.connection.close()
         for thread in self._threads:
             thread.join()
-
-    def __enter__(self) -> Supervisor:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
 
     def _connectivity(self, name: str, connected: bool) -> None:
         if not connected:

@@ -9,8 +9,10 @@ import msgspec
 from rich.table import Table
 
 from gkp.edge.coordinate.routes import Route
+from gkp.edge.device.request import Event
 from gkp.edge.plan.schema import COORDINATOR
 from gkp.edge.wire.client import Reply
+from gkp.report.kit import left, right
 
 SCHEMA_VERSION = 1
 
@@ -74,13 +76,11 @@ def _steps(route: Route, device: int, said: Mapping[str, Any]) -> list[Step]:
     names = [d.name for d in route.plan.devices]
     sizes = {(t.value, t.source, t.target): t.bytes for t in route.plan.transfers}
     found = []
-    for entry in msgspec.json.decode(str(said.get("timing", "[]")), type=list[dict[str, Any]]):
-        peer = entry.get("peer")
-        peer = COORDINATOR if peer is None else int(peer)
-        ends = (device, peer) if entry["what"] == "send" else (peer, device)
-        found.append(Step(device=names[device], what=str(entry["what"]), name=str(entry["name"]),
-                          peer=None if peer == COORDINATOR else names[peer], bytes=sizes.get((str(entry["name"]), *ends)),
-                          start_ms=float(entry["start_ms"]), ms=float(entry["ms"])))
+    for event in msgspec.json.decode(str(said.get("timing", "[]")), type=list[Event]):
+        peer = COORDINATOR if event.peer is None else event.peer
+        ends = (device, peer) if event.what == "send" else (peer, device)
+        found.append(Step(device=names[device], what=event.what, name=event.name, start_ms=event.start_ms, ms=event.ms,
+                          peer=None if peer == COORDINATOR else names[peer], bytes=sizes.get((event.name, *ends))))
     return sorted(found, key=lambda step: step.start_ms)
 
 
@@ -89,18 +89,9 @@ def tables(trace: Trace, every_step: bool = False) -> list[Table]:
     return [_hops(trace), _shares(trace), *([_steps_table(trace)] if every_step else [])]
 
 
-def _table(title: str, words: tuple[str, ...], numbers: tuple[str, ...]) -> Table:
-    made = Table(title=title, title_justify="left")
-    for column in words:
-        made.add_column(column)
-    for column in numbers:
-        made.add_column(column, justify="right", no_wrap=True)
-    return made
-
-
 def _hops(trace: Trace) -> Table:
-    shown = _table(f"one request: {trace.total_ms:.2f} ms, {trace.sent_bytes:,} bytes moved", ("from", "to"),
-                   ("messages", "bytes", "ms in all"))
+    shown = Table(left("from"), left("to"), *map(right, ("messages", "bytes", "ms in all")), title_justify="left",
+                  title=f"one request: {trace.total_ms:.2f} ms, {trace.sent_bytes:,} bytes moved")
     hops: dict[tuple[str, str], list[Step]] = {}
     for step in trace.steps:
         if step.what == "send" and step.peer is not None:
@@ -112,7 +103,8 @@ def _hops(trace: Trace) -> Table:
 
 
 def _shares(trace: Trace) -> Table:
-    shown = _table(f"computed by the {trace.ran}", ("device",), ("segments", "compute ms", "bytes sent", "bytes received"))
+    shown = Table(left("device"), *map(right, ("segments", "compute ms", "bytes sent", "bytes received")),
+                  title=f"computed by the {trace.ran}", title_justify="left")
     for share in trace.shares:
         segments = sum(s.what == "segment" and s.device == share.device for s in trace.steps)
         shown.add_row(share.device, str(segments), f"{share.compute_ms:.2f}", f"{share.sent_bytes:,}",
@@ -121,8 +113,8 @@ def _shares(trace: Trace) -> Table:
 
 
 def _steps_table(trace: Trace) -> Table:
-    shown = _table("step by step, by each device's own clock", ("device", "what", "name", "to or from"),
-                   ("bytes", "start ms", "ms"))
+    shown = Table(*map(left, ("device", "what", "name", "to or from")), *map(right, ("bytes", "start ms", "ms")),
+                  title="step by step, by each device's own clock", title_justify="left")
     for step in trace.steps:
         other = "" if step.what == "segment" else step.peer or "coordinator"
         shown.add_row(step.device, step.what, step.name, other, "" if step.bytes is None else f"{step.bytes:,}",

@@ -27,6 +27,7 @@ class InProcessExecutor:
         self.plan, self.wire = plan, wire
         self.moved: list[Transfer] = []
         self._replicas, self._values = plan.replicas, {v.name: v for v in plan.values}
+        self._sends = DeviceView(plan, COORDINATOR).targets
         self._views = {d: DeviceView(plan, d) for d in (plan.busy_devices if devices is None else devices)}
         self._runners: Mapping[int, Runner] = {s.index: open_segment(s) for s in plan.segments if s.device in self._views}
 
@@ -43,7 +44,7 @@ class InProcessExecutor:
         answer: list[Array] = []
         ready: deque[Segment] = deque()
         for name, array in entering(self.plan, x).items():
-            self._hand_over(name, array, COORDINATOR, self._targets(name), flows, ready, answer)
+            self._hand_over(name, array, COORDINATOR, self._sends[name], flows, ready, answer)
         while ready:
             segment = ready.popleft()
             outputs = self._compute(segment, flows[segment.device])
@@ -54,9 +55,6 @@ class InProcessExecutor:
         if not answer or not all(f.finished for f in flows.values()):
             raise GkpError("the plan came to no end: a segment waits for a value that nobody makes", "split the model again")
         return answer[0]
-
-    def _targets(self, name: str) -> tuple[int, ...]:
-        return tuple(t.target for t in self.plan.transfers if t.value == name and t.source == COORDINATOR)
 
     def _compute(self, segment: Segment, flow: Dataflow) -> Sequence[Array]:
         runner = self._runners[segment.index]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path, PurePosixPath
 
 from gkp.edge.plan.schema import Plan, Segment
 from gkp.errors import FileError, UnsafeFileError
+from gkp.files import read_plain
 from gkp.runtime.native import NativeRunner
 from gkp.runtime.runners import OrtRunner, Runner
 
@@ -41,14 +41,7 @@ def open_segment(folder: Path, plan: Plan, segment: Segment, threads: int, *, tr
 
 def _read_checked(path: Path, digest: str) -> bytes:
     """The bytes that are hashed are those that run."""
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-        with os.fdopen(handle, "rb") as file:
-            if os.fstat(handle).st_size > _MAX_BYTES:
-                raise FileError(f"{path} is over {_MAX_BYTES >> 30} GiB", "split the model again")
-            data = file.read()
-    except OSError as e:
-        raise FileError(f"{path} cannot be read: {e.strerror}", "copy the whole folder again") from e
+    data = read_plain(path, _MAX_BYTES, "copy the whole folder again")
     if hashlib.sha256(data).hexdigest() != digest:
         raise FileError(f"{path} is not the file that the plan names (checksum differs)", "copy the whole folder again")
     return data

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import ssl
 import tempfile
 import threading
 import time
@@ -26,7 +25,7 @@ from gkp.edge.wire.door import Door
 from gkp.edge.wire.identity import Keys, is_local
 from gkp.edge.wire.loop import Loop
 from gkp.edge.wire.streams import KEEPALIVE_S, KEEPALIVE_TIMEOUT_S
-from gkp.edge.wire.tls import Codec, Plain, Tls, server_context
+from gkp.edge.wire.tls import Plain, Tls, server_context
 from gkp.errors import UsageError
 
 _IN_TRANSIT = 4
@@ -49,7 +48,7 @@ class Server:
         self._front = _Front(Service(worker, keys is not None, queue), keys, queue, max_bytes)
         self._plane = DataPlane(worker, loop, keys is not None)
         self._loop = Loop("gkp-door")
-        codec = Plain if keys is None else partial(_tls, server_context(keys))
+        codec = Plain if keys is None else partial(Tls, server_context(keys), None)
         self._door = Door(self._loop, listener, codec, self._plane.admit, self._front.connect)
 
     def start(self) -> None:
@@ -68,10 +67,6 @@ class Server:
         if self._path:
             with suppress(OSError):
                 os.unlink(self._path)
-
-
-def _tls(context: ssl.SSLContext) -> Codec:
-    return Tls(context, None)
 
 
 def _listener(listen: str) -> socket.socket:

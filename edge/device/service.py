@@ -11,7 +11,6 @@ import re
 import threading
 import time
 import uuid
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -48,9 +47,24 @@ EXTENSION = "gkp.edge/1"
 OTHERS = 16
 """Calls at once of the coordinator besides its open requests (health checks, and requests that are being refused), and of
 all certificates together that take no part in the plans."""
-_IN_TRANSIT = 4
-"""Calls that wait for a thread, which refuses them or reads their message: so many times the threads."""
 _SEGMENT = re.compile(r"segment_([0-9]{1,6})", re.ASCII)
+
+
+class _Share:
+    """How many calls a peer may have at once."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self._left = most, threading.Semaphore(most)
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Within it there is one more. Refusal when there are too many."""
+        if not self._left.acquire(blocking=False):
+            raise Refusal("RESOURCE_EXHAUSTED", "full", f"{self.most} calls of yours are under way already")
+        try:
+            yield
+        finally:
+            self._left.release()
 
 
 class Service:
@@ -59,13 +73,12 @@ class Service:
 
     def __init__(self, worker: Worker, secured: bool, queue: int) -> None:
         self._worker, self._secured = worker, secured
-        self._shares = {"coordinator": queue + OTHERS, "other": OTHERS}
-        self._calls, self._lock = Counter[str](), threading.Lock()
+        self._coordinator, self._others = _Share(queue + OTHERS), _Share(OTHERS)
 
     @property
     def most_calls(self) -> int:
         """All shares together: threads that are enough for them."""
-        return sum(self._shares.values())
+        return self._coordinator.most + self._others.most
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """What a grpc.server answers its calls with."""
@@ -79,7 +92,7 @@ class Service:
         """A gRPC handler on bytes: refusals become statuses, anything unexpected INTERNAL without a word about what."""
         def handle(messages: Iterator[bytes], context: Any) -> bytes:
             try:
-                with self._share(context):
+                with self._share(context).taken():
                     made: bytes = answer(_only(messages), context).SerializeToString()
                 return made
             except Refusal as e:
@@ -95,28 +108,11 @@ class Service:
 
         return handle
 
-    @contextmanager
-    def _share(self, context: Any) -> Iterator[None]:
-        """Within it the call counts as one of its peer's. Refusal when that has too many."""
-        peer, most = self._peer(context)
-        with self._lock:
-            if self._calls[peer] >= most:
-                raise Refusal("RESOURCE_EXHAUSTED", "full", f"{most} calls of yours are under way already")
-            self._calls[peer] += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._calls[peer] -= 1
-                if not self._calls[peer]:
-                    del self._calls[peer]
-
-    def _peer(self, context: Any) -> tuple[str, int]:
-        """Who calls, and how many calls it may have at once. By what its certificate says."""
+    def _share(self, context: Any) -> _Share:
+        """The calls that count together with this one, by what the peer's certificate says."""
         who = peer_identity(context.auth_context()) if self._secured else None
         own = who is not None and who.worker is None and bool(who.plans & set(self._worker.shards))
-        peer = "coordinator" if own or not self._secured else "other"
-        return peer, self._shares[peer]
+        return self._coordinator if own or not self._secured else self._others
 
     # ---- health and metadata --------------------------------------------------------------------------------------
     def _server_live(self, data: bytes, context: Any) -> Any:

@@ -99,7 +99,9 @@ def open_shard(folder: Path, threads: int, signed: frozenset[str] | None) -> Sha
     """Open the folder of one device, run every segment once, and say what it serves. signed: hashes in the own certificate;
     None: there is none (plaintext), and then no native library is opened. FileError when something is missing, altered or
     contradicts itself, UnsafeFileError for a plan that the authority did not sign."""
-    plan, manifest = read_plan(folder), _read_manifest(folder)
+    plan = read_plan(folder)
+    manifest = read_json(folder / DEVICE_FILE, DeviceManifest, limit=_MAX_MANIFEST, what="the manifest of a device",
+                         hint="give the folder of one device: DIR/device_0, ...", missing=f"{folder} holds no {DEVICE_FILE}")
     check_plan(plan)
     digest = plan.hash
     if manifest.plan != digest:
@@ -115,11 +117,6 @@ def open_shard(folder: Path, threads: int, signed: frozenset[str] | None) -> Sha
     for segment in mine:
         _warm_up(shard, segment)
     return shard
-
-
-def _read_manifest(folder: Path) -> DeviceManifest:
-    return read_json(folder / DEVICE_FILE, DeviceManifest, limit=_MAX_MANIFEST, what="the manifest of a device",
-                     hint="give the folder of one device: DIR/device_0, ...", missing=f"{folder} holds no {DEVICE_FILE}")
 
 
 def _warm_up(shard: Shard, segment: Segment) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -68,25 +67,23 @@ def _longest_first(times: Sequence[float], speeds: Sequence[float], active: Sequ
 
 
 def _exchanged(device: list[int], times: Sequence[float], speeds: Sequence[float], active: Sequence[int]) -> list[int]:
-    """Local search: move an item, or exchange two, while the last device ends earlier."""
-    best, improved = last_end(device, times, speeds), True
-    while improved:
-        improved = False
-        for changed in _neighbours(device, active):
-            end = last_end(changed, times, speeds)
-            if end < best * (1 - 1e-9):
-                device, best, improved = changed, end, True
-                break
-    return device
+    """Local search: the last device gives an item away, or exchanges one, while all are done earlier by that."""
+    while True:
+        end = {d: sum(t for e, t in zip(device, times, strict=True) if e == d) / speeds[d] for d in active}
+        last = max(active, key=lambda d: end[d])
+        better = next((changed for changed in _neighbours(device, active, last)
+                       if last_end(changed, times, speeds) < end[last] * (1 - 1e-9)), None)
+        if better is None:
+            return device
+        device = better
 
 
-def _neighbours(device: Sequence[int], active: Sequence[int]) -> Iterator[list[int]]:
-    for k, now in enumerate(device):
-        yield from ([*device[:k], d, *device[k + 1:]] for d in active if d != now)
-    for a, b in combinations(range(len(device)), 2):
-        if device[a] != device[b]:
+def _neighbours(device: Sequence[int], active: Sequence[int], last: int) -> Iterator[list[int]]:
+    for k in (k for k, now in enumerate(device) if now == last):
+        yield from ([*device[:k], d, *device[k + 1:]] for d in active if d != last)
+        for other in (j for j, now in enumerate(device) if now != last):
             changed = list(device)
-            changed[a], changed[b] = device[b], device[a]
+            changed[k], changed[other] = device[other], last
             yield changed
 
 

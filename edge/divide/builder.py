@@ -6,19 +6,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
-
 from gkp.converter.graph import Graph, Tensor
 from gkp.converter.lower.candidates import Candidate
 from gkp.edge.divide.tiles import Tile
 
 
 class LocalTensor(NamedTuple):
-    """A tensor of a device's graph: these channels of the network's tensor, in this order, by these rows."""
+    """A tensor of a device's graph, and the part of the network's tensor that it is; its channels may be in any order."""
 
     tensor: Tensor
-    channels: tuple[int, ...]
-    rows: tuple[int, int]
+    tile: Tile
 
 
 @dataclass(frozen=True)
@@ -43,30 +40,12 @@ def part_shape(tensor: Tensor, tile: Tile) -> list[int]:
     return shape
 
 
-def take(builder: Builder, held: LocalTensor, channels: tuple[int, ...]) -> LocalTensor:
-    """These channels of it, in this order: a Slice where they are neighbours, else a Gather; nothing where they are all."""
-    if channels == held.channels:
-        return held
-    place = {c: k for k, c in enumerate(held.channels)}
-    index = np.asarray([place[c] for c in channels], np.int64)
-    out = builder.graph.variable("taken", held.tensor.dtype, [held.tensor.shape[0], len(channels), *held.tensor.shape[2:]])
-    if np.array_equal(index, np.arange(index[0], index[0] + index.size)):
-        builder.graph.add("Slice", [held.tensor, *_bounds(builder, int(index[0]), int(index[0]) + index.size, 1)], [out])
-    else:
-        builder.graph.add("Gather", [held.tensor, builder.graph.constant("index", index)], [out], attrs={"axis": 1})
-    return LocalTensor(out, channels, held.rows)
-
-
-def take_rows(builder: Builder, held: LocalTensor, rows: tuple[int, int]) -> LocalTensor:
-    """These rows of it."""
-    if rows == held.rows:
-        return held
-    first, end = rows[0] - held.rows[0], rows[1] - held.rows[0]
-    shape = [*held.tensor.shape[:2], end - first, *held.tensor.shape[3:]]
-    out = builder.graph.variable("rows", held.tensor.dtype, shape)
-    builder.graph.add("Slice", [held.tensor, *_bounds(builder, first, end, 2)], [out])
-    return LocalTensor(out, held.channels, rows)
-
-
-def _bounds(builder: Builder, first: int, end: int, axis: int) -> list[Tensor]:
-    return [builder.graph.constant("slice", np.array([v], np.int64)) for v in (first, end, axis)]
+def take(builder: Builder, held: LocalTensor, tile: Tile) -> LocalTensor:
+    """This part of it, channels in this order; nothing is done where it is all."""
+    tensor, start = held.tensor, held.tile.rows[0]
+    if tile.rows != held.tile.rows:
+        tensor = builder.graph.take(tensor, range(tile.rows[0] - start, tile.rows[1] - start), 2, "rows")
+    if tile.channels != held.tile.channels:
+        place = {c: k for k, c in enumerate(held.tile.channels)}
+        tensor = builder.graph.take(tensor, [place[c] for c in tile.channels], 1)
+    return LocalTensor(tensor, tile)

@@ -61,9 +61,12 @@ def blocks(graph: Graph) -> list[list[Node]]:
     return found
 
 
-def part_ms(node: Node, tile: Tile, conv: BranchedConv | None = None) -> float:
-    """Estimated time of a part of a node's output. conv: the node's form, where it has been read already."""
+def part_ms(node: Node, tile: Tile, layer: LayerMs | None = None, conv: BranchedConv | None = None) -> float:
+    """Estimated time of a part of a node's output. layer: of all of it in another form than by branches; conv: the node's
+    form, where it has been read already."""
     everything = whole(node.outputs[0])
+    if layer is not None:
+        return layer.pixels * tile.size / max(1, everything.size) + layer.weights
     if not is_branched(node):
         return node_ms(node) * tile.size / max(1, everything.size)
     conv = conv or branched_node.read(node)
@@ -109,10 +112,9 @@ def stages(chain: Sequence[Sequence[Node]], layer_ms: Mapping[str, LayerMs] | No
     layer_ms = layer_ms or {}
     found = []
     for nodes in chain:
-        everything = [(node, whole(node.outputs[0])) for node in nodes]
         weights = {id(t): v.nbytes for node in nodes for t in node.inputs if (v := values(t)) is not None}
         last = nodes[-1].outputs[0]
-        ms = sum(sum(layer_ms[node.name]) if node.name in layer_ms else part_ms(node, tile) for node, tile in everything)
+        ms = sum(part_ms(node, whole(node.outputs[0]), layer_ms.get(node.name)) for node in nodes)
         found.append(Stage(ms, sum(weights.values()), travelling_bytes(last, whole(last), wire)))
     return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import prod
 
 import numpy as np
@@ -10,9 +9,8 @@ import numpy as np
 from gkp.branched import BranchedConv
 from gkp.converter import node as branched_node
 from gkp.converter.cost import BYTES_PER_MS, EFFICIENCY_FULL, PEAK_MACS_PER_MS, estimate_ms
-from gkp.converter.graph import Graph, Node, Tensor, spatial
+from gkp.converter.graph import Node
 from gkp.converter.lower.candidates import Candidate, Group, dense, split
-from gkp.text import clean
 
 _BLOCK = 16
 Channels = tuple[int, ...]
@@ -22,11 +20,9 @@ class Branches:
     """A BranchedConv node of the network, and its parts so far (devices with the same part share its weights)."""
 
     def __init__(self, node: Node) -> None:
-        self.name = clean(node.name)
         self.conv: BranchedConv = branched_node.read(node)
         self._all = tuple(range(self.conv.out_channels))
-        self._parts: dict[tuple[Channels, Channels], BranchedConv] = {}
-        self._forms: dict[tuple[Channels, Channels], Candidate] = {}
+        self._parts: dict[tuple[Channels, Channels], tuple[BranchedConv, Candidate]] = {}
 
     def reads(self, out: Channels) -> Channels:
         """Input channels that the given output channels read; one where they read none, because a device must know the
@@ -37,28 +33,18 @@ class Branches:
                 found[b.in_index] = True
         return tuple(np.flatnonzero(found).tolist()) or (0,)
 
-    def write(self, graph: Graph, x: Tensor, order: Channels, y: Tensor, out: Channels,
-              pads: tuple[int, int]) -> tuple[str, Candidate]:
-        """Append the convolution from x, whose channels are the network's in this order, to the channels `out`; its name,
-        and the form to lower it in. pads: before the first row and after the last."""
+    def part(self, out: Channels, order: Channels, plane: tuple[int, ...]) -> tuple[BranchedConv, Candidate]:
+        """The filters of the output channels `out` over an input whose channels are the network's in this order, and the
+        form to lower them in. plane: of the output."""
         key = out, order
         if key not in self._parts:
-            self._parts[key] = self._part(out, order)
-        part = self._parts[key]
-        all_pads = list(part.pads)
-        all_pads[0], all_pads[len(all_pads) // 2] = pads
-        node = branched_node.write(graph, replace(part, pads=tuple(all_pads)), x, y, self.name)
-        if key not in self._forms:
-            self._forms[key] = cheapest(part, spatial(y) or (1,))
-        return node.name, self._forms[key]
-
-    def _part(self, out: Channels, order: Channels) -> BranchedConv:
-        part = self.conv if out == self._all else self.conv.take_outputs(out)
-        if order == tuple(range(part.in_channels)):
-            return part
-        place = np.full(part.in_channels, -1, np.int64)
-        place[list(order)] = np.arange(len(order))
-        return part.gather_inputs(place, len(order))
+            part = self.conv if out == self._all else self.conv.take_outputs(out)
+            if order != tuple(range(part.in_channels)):
+                place = np.full(part.in_channels, -1, np.int64)
+                place[list(order)] = np.arange(len(order))
+                part = part.gather_inputs(place, len(order))
+            self._parts[key] = part, cheapest(part, plane)
+        return self._parts[key]
 
 
 def cheapest(conv: BranchedConv, plane: tuple[int, ...]) -> Candidate:

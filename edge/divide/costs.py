@@ -18,7 +18,9 @@ from math import prod
 import numpy as np
 
 from gkp.converter.cost import BYTES_PER_MS, EFFICIENCY_FULL, PEAK_MACS_PER_MS
-from gkp.converter.graph import Graph, Node, Tensor, producer, spatial, values
+from gkp.converter.describe import node_macs
+from gkp.converter.extent import alive_bytes
+from gkp.converter.graph import Graph, Node, Tensor, producer, values
 from gkp.converter.operators import COPIES, FUSED, RESHAPES
 
 BLOCK = 16
@@ -42,9 +44,11 @@ class Cost:
 
 def estimate(graph: Graph) -> Cost:
     """The cost of one call of a graph of stock operators with static shapes."""
-    weights = {id(t): values(t) for node in graph.nodes for t in node.inputs if values(t) is not None}
-    return Cost(ms=CALL_MS + sum(node_ms(node) for node in graph.nodes), macs=sum(node_macs(node) for node in graph.nodes),
-                weights_bytes=sum(w.nbytes for w in weights.values() if w is not None), working_bytes=_peak(graph))
+    nodes = graph.nodes
+    weights = {id(t): w.nbytes for node in nodes for t in node.inputs if (w := values(t)) is not None}
+    sizes = {id(t): _bytes(t) for t in (*graph.inputs, *(t for node in nodes for t in node.outputs))}
+    return Cost(ms=CALL_MS + sum(map(node_ms, nodes)), macs=sum(map(_macs, nodes)),
+                weights_bytes=sum(weights.values()), working_bytes=alive_bytes(graph, nodes, sizes))
 
 
 def weights_ms(count: float) -> float:
@@ -58,24 +62,14 @@ def conv_ms(outputs: int, inputs: int, work: float) -> float:
     return outputs * inputs * work / (PEAK_MACS_PER_MS * efficiency(outputs, inputs))
 
 
-def node_macs(node: Node) -> int:
-    """Multiply-accumulates of a Conv, Gemm or MatMul with constant weights; 0 for other operators."""
-    weight = values(node.inputs[1]) if len(node.inputs) > 1 else None
-    if weight is None:
-        return 0
-    if node.op == "Conv":
-        return int(weight.size) * prod(spatial(node.outputs[0]) or (0,)) * _batch(node.outputs[0])
-    return int(weight.size) * _batch(node.inputs[0]) if node.op in ("Gemm", "MatMul") else 0
-
-
 def node_ms(node: Node) -> float:
     """Estimated milliseconds of one operator."""
     weight = values(node.inputs[1]) if len(node.inputs) > 1 else None
     if node.op == "Conv" and weight is not None:
         filled = efficiency(weight.shape[0], weight.shape[1], int(node.attrs.get("group", 1)))
-        return node_macs(node) / (PEAK_MACS_PER_MS * filled) + weights_ms(weight.size)
+        return _macs(node) / (PEAK_MACS_PER_MS * filled) + weights_ms(weight.size)
     if node.op in ("Gemm", "MatMul") and weight is not None:
-        return node_macs(node) / PEAK_MACS_PER_MS + weight.nbytes / 2 / BYTES_PER_MS
+        return _macs(node) / PEAK_MACS_PER_MS + weight.nbytes / 2 / BYTES_PER_MS
     if node.op in RESHAPES | COPIES or _fused(node):
         return 0.0
     moved = sum(map(_bytes, node.inputs)) + sum(map(_bytes, node.outputs))
@@ -103,9 +97,10 @@ def _filled(channels: int) -> float:
     return channels / (-(-channels // BLOCK) * BLOCK) if channels else 1.0
 
 
-def _batch(tensor: Tensor) -> int:
-    shape = tensor.shape
-    return int(shape[0]) if shape and isinstance(shape[0], int) else 1
+def _macs(node: Node) -> int:
+    """Of all images of a batch."""
+    shape = node.outputs[0].shape
+    return node_macs(node) * (int(shape[0]) if shape and isinstance(shape[0], int) else 1)
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -113,22 +108,3 @@ def _bytes(tensor: Tensor) -> int:
     if values(tensor) is not None or tensor.shape is None or not all(isinstance(n, int) for n in tensor.shape):
         return 0
     return prod(int(n) for n in tensor.shape) * np.dtype(tensor.dtype or np.float32).itemsize
-
-
-def _peak(graph: Graph) -> int:
-    """Bytes of the variables alive at once, when the operators run in their order."""
-    nodes = graph.nodes
-    last: dict[int, int] = {}
-    for place, node in enumerate(nodes):
-        for tensor in node.inputs:
-            last[id(tensor)] = place
-    alive = {id(t): _bytes(t) for t in graph.inputs}
-    kept = {id(t) for t in graph.outputs}
-    most = sum(alive.values())
-    for place, node in enumerate(nodes):
-        alive.update({id(t): _bytes(t) for t in node.outputs})
-        most = max(most, sum(alive.values()))
-        for tensor in (*node.inputs, *node.outputs):
-            if last.get(id(tensor), -1) <= place and id(tensor) not in kept:
-                alive.pop(id(tensor), None)
-    return most

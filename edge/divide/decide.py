@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, prod
 
 import msgspec
@@ -91,8 +91,9 @@ def decide(candidates: Sequence[Candidate], objective: str, asked: str = "auto",
                          "leave --mode out, and see what the other modes cost")
     notes = [*_warnings(chosen, by_mode, objective, asked, why), *_full(chosen, by_mode, asked), *_idle(chosen)]
     notes += [f"mode {mode} is not possible: {clean(text, 200)}" for mode, text in (impossible or {}).items()]
-    rejected = [_with_reason(c.prediction, _against(c, chosen, objective)) for c in candidates if c is not chosen]
-    taken = Candidate(chosen.plan, _with_reason(chosen.prediction, why), chosen.too_full, chosen.compute_ms, chosen.link_ms)
+    rejected = [msgspec.structs.replace(c.prediction, reason=_against(c, chosen, objective))
+                for c in candidates if c is not chosen]
+    taken = replace(chosen, prediction=msgspec.structs.replace(chosen.prediction, reason=why))
     return Decision(objective, taken, tuple(rejected), tuple(notes))
 
 
@@ -128,8 +129,9 @@ def _warnings(chosen: Candidate, by_mode: Mapping[str, Candidate], objective: st
     mine = describe.amount(chosen.prediction, objective)
     if chosen.mode == "local" and asked == "auto":
         others = [c for c in by_mode.values() if c is not chosen]
+        others.sort(key=lambda c: describe.cost(c.prediction, objective))
         told = "; ".join(f"{c.mode} {describe.amount(c.prediction, objective)}"
-                         + (f" ({c.too_full[0]})" if c.too_full else "") for c in _sorted(others, objective))
+                         + (f" ({c.too_full[0]})" if c.too_full else "") for c in others)
         what = "one device does" if objective == "throughput" else "one device needs"
         inside = f" (computing: {milliseconds(chosen.compute_ms)} ms)" if objective == "latency" else ""
         notes.append(f"do not split: {what} {mine}{inside}" + (f", the other modes: {told}" if told else "")
@@ -167,10 +169,6 @@ def _beyond_parallelism(chosen: Candidate, local: Candidate, objective: str) -> 
             "whose parts are faster than their share, or from wrong times"]
 
 
-def _sorted(candidates: Sequence[Candidate], objective: str) -> list[Candidate]:
-    return sorted(candidates, key=lambda c: describe.cost(c.prediction, objective))
-
-
 def _idle(chosen: Candidate) -> list[str]:
     busy = set(chosen.plan.busy_devices)
     idle = [clean(d.name, 40, middle=True) for k, d in enumerate(chosen.plan.devices) if k not in busy]
@@ -195,10 +193,6 @@ def _why_slow(c: Candidate) -> str:
         return f"{computing}, {link}, nothing moves between devices"
     return (f"{computing}, {link}, {plural(c.prediction.messages, 'message')} of {describe.size(c.prediction.bytes)} "
             "between devices")
-
-
-def _with_reason(prediction: Prediction, reason: str) -> Prediction:
-    return msgspec.structs.replace(prediction, reason=reason)
 
 
 # ---- the break-even of a grouped convolution ------------------------------------------------------------------------

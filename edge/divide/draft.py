@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import msgspec
-import onnx
 
 from gkp.converter.graph import Graph
 from gkp.edge.device.segment_file import NATIVE
 from gkp.edge.divide.costs import Cost, estimate
-from gkp.edge.divide.engines import Engine, OrtEngine
+from gkp.edge.divide.engines import Engine
 from gkp.edge.divide.partition import Partition, SegmentDraft, partition
 from gkp.edge.divide.placement import Assignment, NodePlacement
 from gkp.edge.divide.single_device import Forms, in_forms
@@ -31,11 +29,6 @@ class Draft:
     subgraphs: Sequence[Subgraph]
     notes: Sequence[str] = ()
 
-    @cached_property
-    def models(self) -> list[onnx.ModelProto]:
-        """The segments as stock ONNX (made here, not before)."""
-        return [subgraph.model() for subgraph in self.subgraphs]
-
 
 def draft(graph: Graph, mode: str, assignment: Assignment, devices: Sequence[Device], link: Link, *, wire: str = "float32",
           engine: Engine | None = None, forms: Forms | None = None, profiles: Profiles | None = None) -> Draft:
@@ -48,7 +41,8 @@ def draft(graph: Graph, mode: str, assignment: Assignment, devices: Sequence[Dev
         assignment = {name: NodePlacement((copies[0],)) for name in assignment}
     parts = partition(graph, assignment, len(devices), wire)
     undivided = {name: form for name, form in (forms or {}).items() if assignment[name].kind != "channels"}
-    subgraphs = [_in_forms((engine or OrtEngine()).prepare(build(parts, segment)), undivided) for segment in parts.segments]
+    subgraphs = [(engine or Engine()).prepare(build(parts, segment)) for segment in parts.segments]
+    subgraphs = [s if s.suffix == NATIVE else in_forms(s, undivided) for s in subgraphs]  # a library chooses forms itself
     segments = [_segment(source, subgraph, estimate(subgraph.lowered()))
                 for source, subgraph in zip(parts.segments, subgraphs, strict=True)]
     transfers, layouts = parts.transfers, parts.layouts
@@ -61,11 +55,6 @@ def draft(graph: Graph, mode: str, assignment: Assignment, devices: Sequence[Dev
     plan = SplitModel(mode=mode, devices=list(devices), link=link, input=parts.input, output=parts.output,
                       values=parts.values, segments=segments, transfers=transfers, layouts=layouts, wire=wire)
     return Draft(plan, subgraphs, parts.notes)
-
-
-def _in_forms(subgraph: Subgraph, forms: Forms) -> Subgraph:
-    """A native library chooses forms of its own."""
-    return subgraph if subgraph.suffix == NATIVE else in_forms(subgraph, forms)
 
 
 def _segment(source: SegmentDraft, subgraph: Subgraph, cost: Cost) -> Segment:

@@ -7,9 +7,6 @@ import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
-
-import onnx
 
 from gkp.converter.encoding import Encoding
 from gkp.converter.native.artefact import LIBRARY
@@ -20,48 +17,37 @@ from gkp.errors import UnsupportedModelError
 from gkp.options.targets import NativeOptions
 from gkp.runtime.native import NativeRunner
 from gkp.runtime.runners import OrtRunner, Runner
-from gkp.text import clean
 from gkp.types import Progress, silent
 
 TARGETS = ("ort", "native")
 
 
-class Engine(Protocol):
-    """Writes segments. about: for the verification's note."""
-
-    about: str
-
-    def prepare(self, subgraph: Subgraph) -> Subgraph:
-        """The subgraph as this engine runs it."""
-
-    def write(self, subgraph: Subgraph, path: Path) -> None:
-        """Its file. UnsupportedModelError where it cannot be written."""
-
-    def open(self, subgraph: Subgraph, path: Path | None, threads: int) -> Runner:
-        """What runs it here: the written file, or without one the subgraph itself."""
-
-
-class OrtEngine:
-    """Stock ONNX, for ONNX Runtime (or any other runtime that reads it)."""
+class Engine:
+    """Stock ONNX, for ONNX Runtime (or any other runtime that reads it). about: for the verification's note."""
 
     about = "ONNX Runtime"
 
     def prepare(self, subgraph: Subgraph) -> Subgraph:
+        """The subgraph as this engine runs it."""
         return subgraph
 
     def write(self, subgraph: Subgraph, path: Path) -> None:
-        path.write_bytes(_checked(subgraph.model()).SerializeToString())
+        """Its file. UnsupportedModelError where it cannot be written."""
+        file = Encoding().file(subgraph.model())
+        file.check()
+        path.write_bytes(file.data)
 
     def open(self, subgraph: Subgraph, path: Path | None, threads: int) -> Runner:
+        """What runs it here: the written file, or without one the subgraph itself."""
         return OrtRunner(path.read_bytes() if path is not None else subgraph.model().SerializeToString(), threads)
 
 
-class NativeEngine:
+class NativeEngine(Engine):
     """Libraries of native kernels for `cpu` (gkp.options.targets.CPU_NAMES); a segment with an operator that has no kernel
     is left to ONNX Runtime. Compiled libraries are kept until the engine goes: devices and modes have segments in common."""
 
     def __init__(self, cpu: str = "host", progress: Progress = silent) -> None:
-        self._target, self._stock = NativeTarget(NativeOptions(cpu=cpu), progress=progress), OrtEngine()
+        self._target = NativeTarget(NativeOptions(cpu=cpu), progress=progress)
         self._built: dict[bytes, NativeBuilt] = {}
         self.about = self._target.version()
 
@@ -80,7 +66,7 @@ class NativeEngine:
 
     def write(self, subgraph: Subgraph, path: Path) -> None:
         if subgraph.suffix != NATIVE:
-            self._stock.write(subgraph, path)
+            super().write(subgraph, path)
             return
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             self._of(subgraph).emit(Path(folder))
@@ -89,7 +75,7 @@ class NativeEngine:
     def open(self, subgraph: Subgraph, path: Path | None, threads: int) -> Runner:
         """Kernels for another processor are compiled for this one once more, and those run."""
         if subgraph.suffix != NATIVE:
-            return self._stock.open(subgraph, path, threads)
+            return super().open(subgraph, path, threads)
         if path is not None and self._target.measurable():
             return NativeRunner(path, threads)
         return self._of(subgraph).runner(threads)
@@ -97,12 +83,4 @@ class NativeEngine:
 
 def make_engine(target: str, cpu: str = "host", progress: Progress = silent) -> Engine:
     """target: one of TARGETS. BackendMissingError without the compiler that native needs."""
-    return NativeEngine(cpu, progress) if target == "native" else OrtEngine()
-
-
-def _checked(model: onnx.ModelProto) -> onnx.ModelProto:
-    try:
-        onnx.checker.check_model(model)
-    except (onnx.checker.ValidationError, ValueError) as e:
-        raise UnsupportedModelError(f"a segment is not valid ONNX: {clean(str(e))[:200]}", "please report this model") from e
-    return model
+    return NativeEngine(cpu, progress) if target == "native" else Engine()

@@ -11,13 +11,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from gkp.branched import BranchedConv
-from gkp.converter import node as branched_node
-from gkp.converter.graph import Graph, Node, Tensor, is_branched, producer
+from gkp.converter.graph import Graph, Node, Tensor, producer
 from gkp.edge.divide.chain import LayerMs, element_bytes, part_ms, travelling_bytes
 from gkp.edge.divide.partial_means import is_mean
 from gkp.edge.divide.placement import Assignment, NodePlacement, tiles_of
-from gkp.edge.divide.rules import Rule, rule_of
+from gkp.edge.divide.rules import Branched, rule_of
 from gkp.edge.divide.tiles import Tile, cover, union, whole, without
 from gkp.edge.forecast.simulate import handling_ms, message_ms
 from gkp.edge.plan.schema import COORDINATOR, Device, Link
@@ -44,8 +42,7 @@ class Costs:
     def __init__(self, graph: Graph, ways: Mapping[str, Assignment], world: World) -> None:
         self.ways, self.world, self.devices, self.link = ways, world, world.devices, world.link
         self._pixels = graph.normalisation is not None
-        self._rules: dict[str, Rule] = {}
-        self._convs: dict[str, BranchedConv] = {}
+        self.rules = {node.name: rule_of(node) for node in graph.nodes}
         self._made: dict[tuple[str, str], Parts] = {}
 
     def compute_ms(self, nodes: Sequence[Node], way: str) -> float:
@@ -61,10 +58,9 @@ class Costs:
         return max(load.values(), default=0.0) * self.world.scale
 
     def _part_ms(self, node: Node, tile: Tile, placement: NodePlacement) -> float:
-        layer = self.world.layer_ms.get(node.name)
-        if layer is not None and placement.kind != "channels":
-            return layer.pixels * tile.size / max(1, whole(node.outputs[0]).size) + layer.weights
-        return part_ms(node, tile, self._conv(node))
+        layer = self.world.layer_ms.get(node.name) if placement.kind != "channels" else None
+        rule = self.rules[node.name]
+        return part_ms(node, tile, layer, rule.branches.conv if isinstance(rule, Branched) else None)
 
     def exchange_ms(self, nodes: Sequence[Node], before: str, way: str) -> float:
         """Until every device has what it needs for these nodes: of the tensors that they read, each once. before: the way of
@@ -90,11 +86,6 @@ class Costs:
         size = whole(node.outputs[0]).size * element_bytes(node.outputs[0])
         return (len(placement.devices) - 1) * message_ms(self.link, size) + self.link.rtt / 2 * 1e3
 
-    def _conv(self, node: Node) -> BranchedConv | None:
-        if is_branched(node) and node.name not in self._convs:
-            self._convs[node.name] = branched_node.read(node)
-        return self._convs.get(node.name)
-
     def _parts(self, node: Node, way: str) -> Parts:
         """Who makes which part of the output."""
         key = node.name, way
@@ -110,11 +101,8 @@ class Costs:
         if _by_input_rows(node, placement):
             x, pairs = node.inputs[0], zip(placement.devices, placement.rows, strict=True)
             return [(d, x, Tile(whole(x).channels, rows)) for d, rows in pairs]
-        if node.name not in self._rules:
-            self._rules[node.name] = rule_of(node)
-        rule = self._rules[node.name]
         return [(device, tensor, need) for device, tile in self._parts(node, way)
-                for tensor, need in zip(node.inputs, rule.needs(tile), strict=True) if need is not None]
+                for tensor, need in zip(node.inputs, self.rules[node.name].needs(tile), strict=True) if need is not None]
 
     def _tensor_ms(self, tensor: Tensor, way: str, needs: Mapping[int, Sequence[Tile]]) -> float:
         """Every device's directions are busy one message after the other; a shared medium carries all of them."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 
-from gkp.converter.graph import Graph, Node, Tensor, values
+from gkp.converter.graph import Graph, Node, values
 from gkp.edge.divide.owners import owner_maps
 from gkp.edge.divide.partial_means import is_mean
 from gkp.edge.divide.partition import shardable
@@ -77,7 +77,7 @@ def spatial_rows(graph: Graph, devices: int, shares: Sequence[float] | None = No
     weights, first = checked(devices, shares), root(devices, shares)
     found = {}
     for node in graph.nodes:
-        height = _height(node.inputs[0] if is_mean(node) else node.outputs[0])
+        height = whole(node.inputs[0] if is_mean(node) else node.outputs[0]).rows[1]
         ranges = [r for r in _ranges(height, weights) if r[1][0] < r[1][1]]
         if ROWS in shardable(node) and len(ranges) > 1:
             ranges.sort(key=lambda r: r[0] != first)  # the first one puts a mean together
@@ -101,10 +101,6 @@ def checked(devices: int, shares: Sequence[float] | None) -> list[float]:
     if len(given) != devices or any(not 0 <= s < float("inf") for s in given) or sum(given) <= 0:
         raise UsageError(f"shares {given} for {devices} devices", "one number of 0 or more per device, not all 0")
     return [s / sum(given) for s in given]
-
-
-def _height(tensor: Tensor) -> int:
-    return whole(tensor).rows[1]
 
 
 def _weights(node: Node) -> int:

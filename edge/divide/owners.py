@@ -18,20 +18,7 @@ import numpy.typing as npt
 
 from gkp.converter.graph import Graph, Node, spatial, values
 from gkp.edge.divide.balance import balance, require_scipy
-from gkp.edge.divide.rules import (
-    BatchNorm,
-    Branched,
-    Concatenated,
-    Depthwise,
-    Elementwise,
-    Flattened,
-    Plane,
-    Pool,
-    RowSlice,
-    Taken,
-    Unflattened,
-    rule_of,
-)
+from gkp.edge.divide.rules import Branched, Channelwise, Concatenated, Elementwise, Flattened, Taken, rule_of
 
 Index = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -99,17 +86,17 @@ def _atoms(graph: Graph) -> tuple[dict[str, Index], int]:
             made = np.arange(count, count + width)
             count += width
         labels[tensor.name] = made
-    rows = np.concatenate([a for a, _ in ties]) if ties else np.zeros(0, np.int64)
-    columns = np.concatenate([b for _, b in ties]) if ties else np.zeros(0, np.int64)
-    number, atom = _connected(rows, columns, count)
-    return {name: atom[ids].astype(np.int64) for name, ids in labels.items()}, int(number)
+    number, atom = _connected(ties, count)
+    return {name: atom[ids].astype(np.int64) for name, ids in labels.items()}, number
 
 
-def _connected(a: Index, b: Index, count: int) -> tuple[int, Index]:
-    """(how many there are, which one each of `count` belongs to) of the components that the pairs (a, b) connect."""
+def _connected(ties: Sequence[tuple[Index, Index]], count: int) -> tuple[int, Index]:
+    """(how many there are, which one each of `count` belongs to) of the components that ties connect: each element of an
+    array to that at its place in the other."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
+    a, b = (np.concatenate([np.zeros(0, np.int64), *(tie[side] for tie in ties)]) for side in (0, 1))
     number, component = connected_components(coo_matrix((np.ones(a.size), (a, b)), (count, count)), directed=False)
     return int(number), component
 
@@ -120,7 +107,7 @@ def _followed(node: Node, labels: dict[str, Index], ties: list[tuple[Index, Inde
     known = [labels[t.name] for t in node.inputs if values(t) is None and t.name in labels]
     if not known:
         return None
-    if isinstance(rule, Depthwise | Pool | Plane | BatchNorm | Unflattened | RowSlice):
+    if isinstance(rule, Channelwise):
         return known[0]
     if isinstance(rule, Flattened):
         return np.repeat(known[0], rule.pixels)
@@ -150,32 +137,20 @@ def _layer(node: Node, labels: dict[str, Index]) -> _Layer:
 
 def _components(layers: Sequence[_Layer], count: int) -> Index:
     """Component of each atom, tied by the branches of grouped convolutions."""
-    rows, columns = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for layer in layers:
-        for ins, outs in layer.branches if len(layer.branches) > 1 else ():
-            atoms = np.concatenate([ins, outs])
-            rows.append(atoms[:-1])
-            columns.append(atoms[1:])
-    a, b = np.concatenate(rows), np.concatenate(columns)
-    found = _connected(a, b, count)[1]
-    return found
+    branches = [np.concatenate(branch) for layer in layers if len(layer.branches) > 1 for branch in layer.branches]
+    return _connected([(atoms[:-1], atoms[1:]) for atoms in branches], count)[1]
 
 
 def _classes(layers: Sequence[_Layer], labels: dict[str, Index]) -> list[tuple[Index, list[_Layer]]]:
     """(atoms, layers that write them): atoms by the layer that writes them first, then those that no layer writes."""
     found: list[tuple[Index, list[_Layer]]] = []
     seen: set[int] = set()
-    for layer in layers:
-        new = [a for a in dict.fromkeys(layer.outs.tolist()) if a not in seen]
+    for atoms in (*(layer.outs for layer in layers), *labels.values()):
+        new = [a for a in dict.fromkeys(atoms.tolist()) if a not in seen]
         seen.update(new)
         if new:
             mine = set(new)
             found.append((np.asarray(new, np.int64), [w for w in layers if not mine.isdisjoint(w.outs.tolist())]))
-    for atoms in labels.values():
-        new = [a for a in dict.fromkeys(atoms.tolist()) if a not in seen]
-        seen.update(new)
-        if new:
-            found.append((np.asarray(new, np.int64), []))
     return found
 
 

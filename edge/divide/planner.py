@@ -13,6 +13,7 @@ from pathlib import Path
 
 from gkp import manifest
 from gkp.converter import node as branched_node
+from gkp.converter.artefact import check_destination
 from gkp.converter.graph import Graph, Node
 from gkp.converter.operators import UNARY
 from gkp.converter.quantiser import is_quantiser
@@ -23,15 +24,16 @@ from gkp.edge.divide.draft import Draft, draft
 from gkp.edge.divide.engines import TARGETS, make_engine
 from gkp.edge.divide.fused import fused_rows
 from gkp.edge.divide.layouts import Costs, World, best_layouts, mixed
-from gkp.edge.divide.placement import Assignment, NodePlacement
+from gkp.edge.divide.placement import Assignment
 from gkp.edge.divide.prepare import prepare
 from gkp.edge.divide.single_device import OneDevice
-from gkp.edge.divide.write import check_folder, write
+from gkp.edge.divide.write import write
 from gkp.edge.forecast import report
 from gkp.edge.forecast.profile import Job, Profile, Profiles, measure, signature
-from gkp.edge.plan.schema import COORDINATOR, MODES, WIRES, Device, Link, Plan, SplitModel
+from gkp.edge.plan.schema import FILE_NAME, MODES, WIRES, Device, Link, Plan, SplitModel
 from gkp.errors import UnsupportedModelError, UsageError
 from gkp.images.normalisation import Normalisation
+from gkp.report.html import require_jinja2
 from gkp.text import clean, plural
 from gkp.types import Progress, silent
 
@@ -224,8 +226,7 @@ class Planner:
         count = len(self.devices)
         ways: dict[str, Assignment] = {mode: modes.assign(mode, self.graph, count, shares)
                                        for mode in ("local", "branch", "spatial")}
-        everyone = tuple(d for d, s in enumerate(shares) if s > 0)
-        ways["everyone"] = {n.name: NodePlacement(everyone) for n in self.graph.nodes}
+        ways["everyone"] = modes.replicas(self.graph, count, shares)
         if count > 1:
             ways["fused"] = self._fused(shares)
         chosen = best_layouts(self.whole.chain, Costs(self.graph, ways, self._world()))
@@ -267,7 +268,7 @@ def _scattered(plan: SplitModel, grouped: Sequence[Node]) -> bool:
         moved.add(clean(tensor.name))
         made += [t for n in tensor.outputs if n.op in UNARY | {"BatchNormalization"} for t in n.outputs]
     tensors = {v.name: v.tensor for v in plan.values}
-    return any(tensors[t.value] in moved for t in plan.transfers if COORDINATOR not in (t.source, t.target))
+    return any(tensors[t.value] in moved for t in plan.between)
 
 
 def _same(plan: SplitModel, found: Mapping[str, Variant]) -> str | None:
@@ -290,11 +291,11 @@ def split(model: Path, out: Path, options: SplitOptions, progress: Progress = si
 
     Errors: those of gkp.converter.sources and gkp.edge.divide.write.write; UsageError for options that make no sense."""
     options.check()
-    check_folder(out, options.force)
+    check_destination(out, options.force, FILE_NAME, "gkp split")
     progress(f"opening {clean(model.name)}", None)
     opened = open_any(model, options.opening)
     graph = prepare(opened.model, options.normalisation)
-    report.require_jinja2()
+    require_jinja2()
     planner = Planner(graph, options, progress)
     plan = write(opened, *planner.plan(), out, model=clean(model.name), sha256=manifest.sha256(model), force=options.force,
                  engine=planner.engine, normalisation=options.normalisation, progress=progress)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import onnx
 
-from gkp.converter.graph import Graph, Node, Tensor, producer, values
+from gkp.converter.graph import Graph, Node, Tensor, channels, producer, values
 from gkp.converter.linear import is_dequantise, linear, spread
-from gkp.converter.lower.emit import lower
 from gkp.converter.pixels import check_image
+from gkp.converter.probe import selections
 from gkp.converter.recognise import recognise, simplify
 from gkp.errors import UnsupportedModelError
 from gkp.images.normalisation import Normalisation
@@ -54,61 +52,26 @@ def _as_constant(graph: Graph, node: Node) -> None:
 
 
 def _as_gathers(graph: Graph, node: Node) -> None:
-    """Split, and Slice with step 1, of the channels: one Gather per output."""
-    x = node.inputs[0]
-    if x.shape is None or len(x.shape) < 2 or not isinstance(x.shape[1], int):
+    """Split and Slice that take whole channels: one Gather per output."""
+    x, name, outputs = node.inputs[0], node.name, [y for y in node.outputs if y.name]
+    if channels(x) is None:
         return
-    parts = _split_parts(node) if node.op == "Split" else _slice_part(node)
-    if parts is None or any(not p for p in parts):
-        return
-    outputs, name = list(node.outputs), node.name
-    graph.remove(node)
-    for y, part in zip(outputs, parts, strict=True):
-        graph.add("Gather", [x, graph.constant("index", np.asarray(part, np.int64))], [y], name=name, attrs={"axis": 1})
-
-
-def _split_parts(node: Node) -> list[list[int]] | None:
-    shape = node.inputs[0].shape
-    if node.attrs.get("axis", 0) % len(shape) != 1:
-        return None
-    sizes: Sequence[int] | None = None
-    if len(node.inputs) > 1:
-        value = values(node.inputs[1])
-        sizes = None if value is None else [int(n) for n in value]
-    elif all(y.shape is not None and len(y.shape) > 1 and isinstance(y.shape[1], int) for y in node.outputs):
-        sizes = [int(y.shape[1]) for y in node.outputs]
-    if sizes is None or sum(sizes) != shape[1]:
-        return None
-    ends = np.cumsum([0, *sizes])
-    return [list(range(a, b)) for a, b in zip(ends.tolist(), ends[1:].tolist(), strict=False)]
-
-
-def _slice_part(node: Node) -> list[list[int]] | None:
-    given = [values(t) for t in node.inputs[1:]]
-    shape = node.inputs[0].shape
-    if len(given) < 3 or any(v is None or v.size != 1 for v in given):
-        return None
-    first, end, axis = (int(np.ravel(v)[0]) for v in given[:3])  # type: ignore[arg-type]
-    step = int(np.ravel(given[3])[0]) if len(given) > 3 else 1  # type: ignore[arg-type]
-    return [list(range(shape[1]))[first:end:step]] if axis % len(shape) == 1 else None
+    with graph.budget.running():
+        found = [selections(graph, y, [node], [x], 1) for y in outputs]
+    if all(terms is not None and terms[0].is_gather for terms in found):
+        graph.remove(node)
+        for y, (term,) in zip(outputs, filter(None, found), strict=True):
+            graph.add("Gather", [x, graph.constant("index", term.index)], [y], name=name, attrs={"axis": 1})
 
 
 def _know_shapes(graph: Graph) -> None:
-    """Fill in shapes that the passes left open, by ONNX's shape inference of the dense lowering."""
-    unknown = [t for n in graph.nodes for t in n.outputs if t.name and not _known(t)]
-    if not unknown:
-        return
-    inferred = onnx.shape_inference.infer_shapes(lower(graph, {}).to_model(), data_prop=True)
-    found = {v.name: v for v in (*inferred.graph.value_info, *inferred.graph.output)}
-    for tensor in unknown:
-        info = found.get(tensor.name)
-        dims = [d.dim_value if d.HasField("dim_value") else None for d in info.type.tensor_type.shape.dim] if info else []
-        if info is None or None in dims or not info.type.tensor_type.HasField("shape"):
-            raise UnsupportedModelError(f"the shape of {clean(tensor.name)!r} is not known before the model runs",
-                                        "a split model needs fixed shapes: export it for one input size")
-        tensor.shape = dims
-        tensor.dtype = tensor.dtype or onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
+    """Fill in shapes that the passes left open."""
+    def unknown() -> list[Tensor]:
+        return [t for n in graph.nodes for t in n.outputs
+                if t.name and (t.dtype is None or t.shape is None or not all(isinstance(n, int) for n in t.shape))]
 
-
-def _known(tensor: Tensor) -> bool:
-    return tensor.shape is not None and all(isinstance(n, int) for n in tensor.shape) and tensor.dtype is not None
+    if unknown():
+        graph.infer()
+    if left := unknown():
+        raise UnsupportedModelError(f"the shape of {clean(left[0].name)!r} is not known before the model runs",
+                                    "a split model needs fixed shapes: export it for one input size")

@@ -6,317 +6,283 @@ operator for a part into a device's graph. What no rule knows is only computed w
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
 from math import prod
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from gkp.converter.graph import Node, Tensor, is_branched, values
+from gkp.converter import node as branched_node
+from gkp.converter.graph import Node, Tensor, is_branched, spatial, values
 from gkp.converter.operators import is_batchnorm
 from gkp.converter.quantiser import is_quantiser
 from gkp.edge.divide import operators
 from gkp.edge.divide.builder import Builder, LocalTensor, part_shape, take
 from gkp.edge.divide.convs import Branches
 from gkp.edge.divide.tiles import Tile, whole
-from gkp.edge.divide.windows import Window, window_of
+from gkp.edge.divide.windows import window_of
 from gkp.text import clean
+from gkp.types import Array
 
 CHANNELS, ROWS = "channels", "rows"
-BOTH = frozenset({CHANNELS, ROWS})
+BOTH, BY_CHANNELS = frozenset({CHANNELS, ROWS}), frozenset({CHANNELS})
+Held = Sequence[LocalTensor | None]
 
 
-class Rule(Protocol):
-    """kinds: how the node can be divided. exact: its inputs must hold just the channels that it needs, in their order."""
-
-    kinds: frozenset[str]
-    exact: bool
-
-    def needs(self, out: Tile) -> list[Tile | None]:
-        """The part of each input of the node that is read; None for constants and what is not read at all."""
-        ...
-
-    def write(self, builder: Builder, held: Sequence[LocalTensor | None], out: Tile) -> list[Tensor]:
-        """Append what computes the part `out` of every output; its tensors."""
-        ...
-
-
-def rule_of(node: Node) -> Rule:
-    """The rule for a node; one instance serves all parts of the node (it may keep what parts share)."""
-    x, y = next((t for t in node.inputs if values(t) is None), None), node.outputs[0]
-    if node.domain and not is_branched(node) and not is_quantiser(node):
-        return Opaque(node)
-    if is_branched(node):
-        return Branched(node)
-    if x is None or len(node.outputs) > 1 or not operators.ranked(x, y):
-        return Opaque(node)
-    for fits, rule in _RULES:
-        if fits(node):
-            return rule(node)
-    return Opaque(node)
-
-
-# ---- rules ------------------------------------------------------------------------------------------------------------
-class Opaque:
-    """Computed whole, as it is."""
+class Rule:
+    """Computed whole, as it is; and what all rules have in common. One instance serves all parts of a node. kinds: how the
+    node can be divided; exact: its inputs must hold just the channels that it needs, in their order."""
 
     kinds: frozenset[str] = frozenset()
     exact = True
+    op: str | None = None
+    """That computes a part, where it is not the node's own."""
+    hint = "constant"
+    """In the names of constants."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
 
-    def needs(self, out: Tile) -> list[Tile | None]:
-        return [None if values(t) is not None or not t.name else whole(t) for t in self.node.inputs]
+    @cached_property
+    def all(self) -> Tile:
+        """All of the first input."""
+        return whole(self.node.inputs[0])
 
-    def write(self, builder: Builder, held: Sequence[LocalTensor | None], out: Tile) -> list[Tensor]:
-        inputs = [_input(builder, t, h) for t, h in zip(self.node.inputs, held, strict=True)]
-        outputs = [builder.tensor(t, whole(t)) if t.name else builder.graph.variable("unread", None)
-                   for t in self.node.outputs]
-        builder.graph.add(self.node.op, inputs, outputs, name=clean(self.node.name), attrs=dict(self.node.attrs),
+    @cached_property
+    def out(self) -> Tile:
+        """All of the first output."""
+        return whole(self.node.outputs[0])
+
+    def needs(self, out: Tile) -> list[Tile | None]:
+        """The part of each input of the node that is read; None for constants and what is not read at all."""
+        return [None if values(t) is not None or not t.name else self.reads(t, out) for t in self.node.inputs]
+
+    def reads(self, tensor: Tensor, out: Tile) -> Tile:
+        """The part of an input that a part of the output needs."""
+        return whole(tensor)
+
+    def write(self, builder: Builder, held: Held, out: Tile) -> list[Tensor]:
+        """Append what computes the part `out` of every output; its tensors. held: the inputs' parts, None where nothing
+        is read."""
+        inputs = [self._input(builder, t, h, out) for t, h in zip(self.node.inputs, held, strict=True)]
+        return self._add(builder, inputs, out)
+
+    def _add(self, builder: Builder, inputs: Sequence[Tensor], out: Tile) -> list[Tensor]:
+        first, *others = self.node.outputs
+        outputs = [builder.tensor(first, out) if first.name else builder.graph.variable("unread", None),
+                   *(builder.tensor(t, whole(t)) if t.name else builder.graph.variable("unread", None) for t in others)]
+        builder.graph.add(self.op or self.node.op, inputs, outputs, name=clean(self.node.name), attrs=self._attrs(out),
                           domain=self.node.domain)
         return outputs
 
+    def _input(self, builder: Builder, tensor: Tensor, held: LocalTensor | None, out: Tile) -> Tensor:
+        """What stands for an input of the network's node: the held part, a constant, or nothing (optional)."""
+        if held is not None:
+            return held.tensor
+        value = values(tensor)
+        return tensor if value is None else builder.graph.constant(self.hint, self._constant(value, out))
 
-def _input(builder: Builder, tensor: Tensor, held: LocalTensor | None) -> Tensor:
-    """What stands for an input of the network's node: the held part, a copy of the constant, or nothing (optional)."""
-    if held is not None:
-        return held.tensor
-    value = values(tensor)
-    return tensor if value is None else builder.graph.constant("constant", value)
+    def _constant(self, value: Array, out: Tile) -> Array:
+        """What a part needs of a constant input."""
+        return value
 
-
-class _Single(ABC):
-    """One data input, at place 0; subclasses say what is read and which parameters change."""
-
-    kinds: frozenset[str] = BOTH
-    exact = True
-
-    def __init__(self, node: Node) -> None:
-        self.node, self.x, self.y = node, node.inputs[0], node.outputs[0]
-        self.all, self.out = whole(self.x), whole(self.y)
-
-    @abstractmethod
-    def reads(self, out: Tile) -> Tile:
-        """What of the data input a part of the output needs."""
-
-    def needs(self, out: Tile) -> list[Tile | None]:
-        return [self.reads(out), *[None] * (len(self.node.inputs) - 1)]
-
-    def _add(self, builder: Builder, inputs: Sequence[Tensor], out: Tile, op: str = "", **attrs: Any) -> list[Tensor]:
-        y = builder.tensor(self.y, out)
-        merged = {**self.node.attrs, **attrs} if not op else attrs
-        builder.graph.add(op or self.node.op, inputs, [y], name=clean(self.node.name), attrs=merged)
-        return [y]
-
-    def _rest(self, builder: Builder) -> list[Tensor]:
-        return [_input(builder, t, None) for t in self.node.inputs[1:]]
+    def _attrs(self, out: Tile) -> dict[str, Any]:
+        """The attributes of the operator for a part."""
+        return dict(self.node.attrs)
 
 
-class Branched(_Single):
+def rule_of(node: Node) -> Rule:
+    """The rule for a node."""
+    x, y = next((t for t in node.inputs if values(t) is None), None), node.outputs[0]
+    if is_branched(node):
+        return Branched(node)
+    if (node.domain and not is_quantiser(node)) or x is None or len(node.outputs) > 1 or not operators.ranked(x, y):
+        return Rule(node)
+    return next((rule for fits, rule in _RULES if fits(node)), Rule)(node)
+
+
+# ---- windows and planes -----------------------------------------------------------------------------------------------
+class Branched(Rule):
     """gkp::BranchedConv. Any order of the input's channels will do: the branches' index lists follow it."""
 
     exact = False
 
     def __init__(self, node: Node) -> None:
         super().__init__(node)
-        self.branches = Branches(node)
-        self.window = Window.of_conv(self.branches.conv)
-        if not self.window.divisible:
-            self.kinds = frozenset({CHANNELS})
+        self.branches, self.window = Branches(node), window_of(node)
+        self.kinds = BOTH if self.window.divisible else BY_CHANNELS
 
-    def reads(self, out: Tile) -> Tile:
-        return Tile(self.branches.reads(out.channels), self.window.rows(out.rows, self.out.rows, self.all.rows))
+    def reads(self, tensor: Tensor, out: Tile) -> Tile:
+        return Tile(self.branches.reads(out.channels), self.window.rows(out.rows))
 
-    def write(self, builder: Builder, held: Sequence[LocalTensor | None], out: Tile) -> list[Tensor]:
-        x = held[0]
-        assert x is not None
-        y = builder.tensor(self.y, out)
-        pads = self.window.pads(out.rows, self.out.rows, self.all.rows)
-        name, form = self.branches.write(builder.graph, x.tensor, x.channels, y, out.channels, pads)
-        builder.forms[name] = form
+    def write(self, builder: Builder, held: Held, out: Tile) -> list[Tensor]:
+        x, y = _first(held), builder.tensor(self.node.outputs[0], out)
+        part, form = self.branches.part(out.channels, x.tile.channels, spatial(y) or (1,))
+        part = replace(part, pads=tuple(self.window.pads(out.rows)))
+        builder.forms[branched_node.write(builder.graph, part, x.tensor, y, clean(self.node.name)).name] = form
         return [y]
 
 
-class Depthwise(_Single):
-    """One filter per channel."""
+class Channelwise(Rule):
+    """A channel of the output is made of the same channel of the input, and of its whole plane."""
 
-    def __init__(self, node: Node) -> None:
-        super().__init__(node)
-        self.window = window_of(node)
-        if not self.window.divisible:
-            self.kinds = frozenset({CHANNELS})
+    kinds = BY_CHANNELS
 
-    def reads(self, out: Tile) -> Tile:
-        return Tile(out.channels, self.window.rows(out.rows, self.out.rows, self.all.rows))
-
-    def write(self, builder: Builder, held: Sequence[LocalTensor | None], out: Tile) -> list[Tensor]:
-        parameters = [builder.graph.constant("depthwise", value[list(out.channels)]) for t in self.node.inputs[1:]
-                      if (value := values(t)) is not None]
-        pads = self.window.pads(out.rows, self.out.rows, self.all.rows)
-        attrs = {**self.node.attrs, "pads": self.window.with_pads(pads), "group": len(out.channels)}
-        attrs.pop("auto_pad", None)
-        y = builder.tensor(self.y, out)
-        builder.graph.add("Conv", [_tensor(held[0]), *parameters], [y], name=clean(self.node.name), attrs=attrs)
-        return [y]
-
-
-def _tensor(held: LocalTensor | None) -> Tensor:
-    assert held is not None
-    return held.tensor
-
-
-class Pool(_Single):
-    """Maximum or average over windows."""
-
-    def __init__(self, node: Node) -> None:
-        super().__init__(node)
-        self.window = window_of(node)
-        if not self.window.divisible or (node.attrs.get("ceil_mode", 0) and node.attrs.get("count_include_pad", 0)):
-            self.kinds = frozenset({CHANNELS})
-
-    def reads(self, out: Tile) -> Tile:
-        return Tile(out.channels, self.window.rows(out.rows, self.out.rows, self.all.rows))
-
-    def write(self, builder: Builder, held: Sequence[LocalTensor | None], out: Tile) -> list[Tensor]:
-        pads = self.window.pads(out.rows, self.out.rows, self.all.rows)
-        return self._add(builder, [_tensor(held[0])], out, pads=self.window.with_pads(pads), auto_pad="NOTSET")
-
-
-class Plane(_Single):
-    """One number per channel out of its whole plane."""
-
-    kinds = frozenset({CHANNELS})
-
-    def reads(self, out: Tile) -> Tile:
+    def reads(self, tensor: Tensor, out: Tile) -> Tile:
         return Tile(out.channels, self.all.rows)
 
-    def write(self, builder: Builder, held: Sequence[LocalTensor | None], out: Tile) -> list[Tensor]:
-        return self._add(builder, [_tensor(held[0]), *self._rest(builder)], out)
 
-
-class BatchNorm(_Single):
-    """scale, shift, mean and variance per channel."""
-
-    def reads(self, out: Tile) -> Tile:
-        return out
-
-    def write(self, builder: Builder, held: Sequence[LocalTensor | None], out: Tile) -> list[Tensor]:
-        parameters = [builder.graph.constant("bn", value[list(out.channels)]) for t in self.node.inputs[1:]
-                      if (value := values(t)) is not None]
-        return self._add(builder, [_tensor(held[0]), *parameters], out)
-
-
-class Elementwise:
-    """Any number of inputs, broadcast against each other."""
-
-    kinds = BOTH
-    exact = True
+class _Windowed(Channelwise):
+    """An element of the output is made of a window of its channel."""
 
     def __init__(self, node: Node) -> None:
-        self.node, self.y = node, node.outputs[0]
-        self.kinds = BOTH if len(self.y.shape) > 2 else frozenset({CHANNELS})
+        super().__init__(node)
+        self.window = window_of(node)
+        self.kinds = BOTH if self.window.divisible else BY_CHANNELS
 
-    def needs(self, out: Tile) -> list[Tile | None]:
-        return [None if values(t) is not None or not t.name else self._reads(t, out) for t in self.node.inputs]
+    def reads(self, tensor: Tensor, out: Tile) -> Tile:
+        return Tile(out.channels, self.window.rows(out.rows))
 
-    def _reads(self, tensor: Tensor, out: Tile) -> Tile:
+
+class Pool(_Windowed):
+    """Maximum or average."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        if node.attrs.get("ceil_mode", 0) and node.attrs.get("count_include_pad", 0):
+            self.kinds = BY_CHANNELS
+
+    def _attrs(self, out: Tile) -> dict[str, Any]:
+        return {**self.node.attrs, "pads": self.window.pads(out.rows), "auto_pad": "NOTSET"}
+
+
+class Depthwise(_Windowed):
+    """A convolution with one filter per channel."""
+
+    hint = "depthwise"
+
+    def _constant(self, value: Array, out: Tile) -> Array:
+        return value[list(out.channels)]
+
+    def _attrs(self, out: Tile) -> dict[str, Any]:
+        attrs = {**self.node.attrs, "pads": self.window.pads(out.rows), "group": len(out.channels)}
+        attrs.pop("auto_pad", None)
+        return attrs
+
+
+class BatchNorm(Channelwise):
+    """scale, shift, mean and variance per channel."""
+
+    kinds = BOTH
+    hint = "bn"
+
+    def reads(self, tensor: Tensor, out: Tile) -> Tile:
+        return out
+
+    def _constant(self, value: Array, out: Tile) -> Array:
+        return value[list(out.channels)]
+
+
+class Unflattened(Channelwise):
+    """[N, C, 1..] -> [N, C, 1..] of another rank."""
+
+    op = "Reshape"
+
+    def write(self, builder: Builder, held: Held, out: Tile) -> list[Tensor]:
+        shape = builder.graph.constant("shape", np.asarray(part_shape(self.node.outputs[0], out), np.int64))
+        return self._add(builder, [_first(held).tensor, shape], out)
+
+    def _attrs(self, out: Tile) -> dict[str, Any]:
+        return {}
+
+
+class RowSlice(Channelwise):
+    """A range of rows: nothing but the part that is read."""
+
+    def reads(self, tensor: Tensor, out: Tile) -> Tile:
+        first, end = (int(np.asarray(values(t))[0]) for t in self.node.inputs[1:3])
+        return Tile(out.channels, slice(first, end).indices(self.all.rows[1])[:2])
+
+    def write(self, builder: Builder, held: Held, out: Tile) -> list[Tensor]:
+        return [_first(held).tensor]
+
+
+# ---- other elements, other channels -----------------------------------------------------------------------------------
+class Elementwise(Rule):
+    """Any number of inputs, broadcast against each other."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self.kinds = BOTH if len(node.outputs[0].shape) > 2 else BY_CHANNELS
+
+    def reads(self, tensor: Tensor, out: Tile) -> Tile:
         """Axes of length one are broadcast."""
-        everything, mine = whole(self.y), whole(tensor)
-        return Tile(out.channels if mine.channels == everything.channels else mine.channels,
-                    out.rows if mine.rows == everything.rows else mine.rows)
+        mine = whole(tensor)
+        return Tile(out.channels if mine.channels == self.out.channels else mine.channels,
+                    out.rows if mine.rows == self.out.rows else mine.rows)
 
-    def write(self, builder: Builder, held: Sequence[LocalTensor | None], out: Tile) -> list[Tensor]:
-        inputs = [self._constant(builder, t, out) if h is None else h.tensor
-                  for t, h in zip(self.node.inputs, held, strict=True)]
-        y = builder.tensor(self.y, out)
-        builder.graph.add(self.node.op, inputs, [y], name=clean(self.node.name), attrs=dict(self.node.attrs),
-                          domain=self.node.domain)
-        return [y]
-
-    def _constant(self, builder: Builder, tensor: Tensor, out: Tile) -> Tensor:
-        value = values(tensor)
-        if value is None:
-            return tensor
-        rank = len(self.y.shape)
+    def _constant(self, value: Array, out: Tile) -> Array:
+        rank = len(self.node.outputs[0].shape)
         for axis, index in ((1, np.asarray(out.channels)), (2, np.arange(*out.rows))):
             place = axis - rank + value.ndim
             if axis < rank and place >= 0 and value.shape[place] > 1 and index.size != value.shape[place]:
                 value = np.take(value, index, axis=place)
-        return builder.graph.constant("constant", value)
+        return value
 
 
-class Flattened(_Single):
+class Flattened(Rule):
     """[N, C, ...] -> [N, C * ...]: a channel becomes as many as it has pixels."""
 
-    kinds = frozenset({CHANNELS})
+    kinds = BY_CHANNELS
+    op = "Flatten"
 
     def __init__(self, node: Node) -> None:
         super().__init__(node)
-        self.pixels = prod(int(n) for n in self.x.shape[2:])
+        self.pixels = prod(int(n) for n in node.inputs[0].shape[2:])
 
-    def reads(self, out: Tile) -> Tile:
+    def reads(self, tensor: Tensor, out: Tile) -> Tile:
         return Tile(tuple(sorted({c // self.pixels for c in out.channels})), self.all.rows)
 
-    def write(self, builder: Builder, held: Sequence[LocalTensor | None], out: Tile) -> list[Tensor]:
-        made = tuple(c * self.pixels + k for c in self.reads(out).channels for k in range(self.pixels))
-        flat = self._add(builder, [_tensor(held[0])], Tile(made, out.rows), op="Flatten", axis=1)[0]
-        return [flat if made == out.channels else take(builder, LocalTensor(flat, made, out.rows), out.channels).tensor]
+    def write(self, builder: Builder, held: Held, out: Tile) -> list[Tensor]:
+        x = _first(held)
+        made = Tile(tuple(c * self.pixels + k for c in x.tile.channels for k in range(self.pixels)), out.rows)
+        return [take(builder, LocalTensor(self._add(builder, [x.tensor], made)[0], made), out).tensor]
+
+    def _attrs(self, out: Tile) -> dict[str, Any]:
+        return {"axis": 1}
 
 
-class Unflattened(_Single):
-    """[N, C, 1..] -> [N, C, 1..] of another rank."""
-
-    kinds = frozenset({CHANNELS})
-
-    def reads(self, out: Tile) -> Tile:
-        return Tile(out.channels, self.all.rows)
-
-    def write(self, builder: Builder, held: Sequence[LocalTensor | None], out: Tile) -> list[Tensor]:
-        shape = builder.graph.constant("shape", np.asarray(part_shape(self.y, out), np.int64))
-        return self._add(builder, [_tensor(held[0]), shape], out, op="Reshape")
-
-
-class Matrix(_Single):
+class Matrix(Rule):
     """Gemm or MatMul of [N, K] with constant weights. Any order of the K inputs will do: the weights follow it."""
 
-    kinds = frozenset({CHANNELS})
+    kinds = BY_CHANNELS
     exact = False
 
-    def reads(self, out: Tile) -> Tile:
-        return self.all
-
-    def write(self, builder: Builder, held: Sequence[LocalTensor | None], out: Tile) -> list[Tensor]:
-        x = held[0]
-        assert x is not None
+    def write(self, builder: Builder, held: Held, out: Tile) -> list[Tensor]:
+        x, (_, weight, *biases) = _first(held), (values(t) for t in self.node.inputs)
         transposed = bool(self.node.attrs.get("transB", 0))
-        weight = values(self.node.inputs[1])
         assert weight is not None
-        if x.channels != self.all.channels:
-            weight = np.take(weight, x.channels, axis=1 if transposed else 0)
+        if x.tile.channels != self.all.channels:
+            weight = np.take(weight, x.tile.channels, axis=1 if transposed else 0)
         inputs = [x.tensor, builder.graph.constant("matrix", self._columns(weight, out, 0 if transposed else 1))]
-        if len(self.node.inputs) > 2:
-            bias = np.asarray(values(self.node.inputs[2]))
-            inputs.append(builder.graph.constant("bias", self._columns(bias, out, bias.ndim - 1)))
+        inputs += [builder.graph.constant("bias", self._columns(np.asarray(bias), out, -1)) for bias in biases]
         return self._add(builder, inputs, out)
 
-    def _columns(self, array: Any, out: Tile, axis: int) -> Any:
+    def _columns(self, array: Array, out: Tile, axis: int) -> Array:
         """The columns of the outputs in `out`; a bias may be one number for all."""
         full = array.ndim > 0 and array.shape[axis] == len(self.out.channels)
         return np.take(array, out.channels, axis=axis) if full and out.channels != self.out.channels else array
 
 
-class Concatenated:
+class Concatenated(Rule):
     """Along the channels."""
 
-    kinds = BOTH
-    exact = True
-
     def __init__(self, node: Node) -> None:
-        self.node, self.y = node, node.outputs[0]
+        super().__init__(node)
         self.starts = np.cumsum([0, *(t.shape[1] for t in node.inputs)])
-        self.kinds = BOTH if len(self.y.shape) > 2 else frozenset({CHANNELS})
+        self.kinds = BOTH if len(node.outputs[0].shape) > 2 else BY_CHANNELS
 
     def needs(self, out: Tile) -> list[Tile | None]:
         found: list[Tile | None] = []
@@ -325,52 +291,38 @@ class Concatenated:
             found.append(Tile(mine, out.rows) if mine else None)
         return found
 
-    def write(self, builder: Builder, held: Sequence[LocalTensor | None], out: Tile) -> list[Tensor]:
+    def write(self, builder: Builder, held: Held, out: Tile) -> list[Tensor]:
         parts = [h.tensor for h in held if h is not None]
-        if len(parts) == 1:
-            return parts
-        y = builder.tensor(self.y, out)
-        builder.graph.add("Concat", parts, [y], name=clean(self.node.name), attrs={"axis": 1})
-        return [y]
+        return parts if len(parts) == 1 else self._add(builder, parts, out)
+
+    def _attrs(self, out: Tile) -> dict[str, Any]:
+        return {"axis": 1}
 
 
-class Taken(_Single):
+class Taken(Rule):
     """Gather of channels by constant numbers."""
 
     exact = False
 
     def __init__(self, node: Node) -> None:
         super().__init__(node)
-        n = len(self.all.channels)
-        self.index = [int(c) % n for c in np.asarray(values(node.inputs[1]))]
-        self.kinds = BOTH if len(self.y.shape) > 2 else frozenset({CHANNELS})
+        self.index = [int(c) % len(self.all.channels) for c in np.asarray(values(node.inputs[1]))]
+        self.kinds = BOTH if len(node.outputs[0].shape) > 2 else BY_CHANNELS
 
-    def reads(self, out: Tile) -> Tile:
+    def reads(self, tensor: Tensor, out: Tile) -> Tile:
         return Tile(tuple(sorted({self.index[c] for c in out.channels})), out.rows)
 
-    def write(self, builder: Builder, held: Sequence[LocalTensor | None], out: Tile) -> list[Tensor]:
-        x = held[0]
-        assert x is not None
-        return [take(builder, x, tuple(self.index[c] for c in out.channels)).tensor]
+    def write(self, builder: Builder, held: Held, out: Tile) -> list[Tensor]:
+        return [take(builder, _first(held), Tile(tuple(self.index[c] for c in out.channels), out.rows)).tensor]
 
 
-class RowSlice(_Single):
-    """A range of rows: nothing but the part that is read."""
-
-    kinds = frozenset({CHANNELS})
-
-    def reads(self, out: Tile) -> Tile:
-        height = self.all.rows[1]
-        start, end = (int(np.clip(v + height if v < 0 else v, 0, height)) for v in (
-            int(np.asarray(values(t))[0]) for t in self.node.inputs[1:3]))
-        return Tile(out.channels, (start, end))
-
-    def write(self, builder: Builder, held: Sequence[LocalTensor | None], out: Tile) -> list[Tensor]:
-        return [_tensor(held[0])]
+def _first(held: Held) -> LocalTensor:
+    assert held[0] is not None
+    return held[0]
 
 
-_RULES: tuple[tuple[Callable[[Node], bool], Callable[[Node], Rule]], ...] = (
-    (operators.is_elementwise, Elementwise), (operators.is_pool, Pool), (operators.is_plane, Plane),
+_RULES: tuple[tuple[Callable[[Node], bool], type[Rule]], ...] = (
+    (operators.is_elementwise, Elementwise), (operators.is_pool, Pool), (operators.is_plane, Channelwise),
     (is_batchnorm, BatchNorm), (operators.is_depthwise_conv, Depthwise), (operators.is_flatten, Flattened),
     (operators.is_unflatten, Unflattened), (operators.is_matrix, Matrix), (operators.is_concat, Concatenated),
     (operators.is_take, Taken), (operators.is_row_slice, RowSlice))

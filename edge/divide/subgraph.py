@@ -14,7 +14,7 @@ from gkp.converter.graph import DOMAIN, Graph, Tensor
 from gkp.converter.lower.candidates import Candidate
 from gkp.converter.lower.emit import lower
 from gkp.converter.pixels import normalised
-from gkp.edge.divide.builder import Builder, LocalTensor, part_shape, take, take_rows
+from gkp.edge.divide.builder import Builder, LocalTensor, part_shape, take
 from gkp.edge.divide.partition import Item, Partition, SegmentDraft, Step, dtype_of
 from gkp.edge.divide.tiles import Tile
 from gkp.edge.plan.schema import COORDINATOR
@@ -64,8 +64,7 @@ class _Building:
         self.graph = self.builder.graph
         tensors = {t.name: t for t in self.graph.inputs}
         self.found: dict[Item, LocalTensor] = {
-            item: LocalTensor(self._arrived(tensors[name], item), item.tile.channels, item.tile.rows)
-            for name, item in segment.reads.items()}
+            item: LocalTensor(self._arrived(tensors[name], item), item.tile) for name, item in segment.reads.items()}
         self.made: dict[str, list[Item]] = defaultdict(list)
         self.ready: dict[tuple[str, Tile, bool], LocalTensor] = {}
 
@@ -75,12 +74,10 @@ class _Building:
                     for tensor, tile in zip(step.node.inputs, step.needs, strict=True)]
             made = step.rule.write(self.builder, held, step.out)
             for tensor, local in zip(step.node.outputs, made, strict=True):
-                if not tensor.name:
-                    continue
-                tile = step.made(tensor)
-                item = Item(tensor.name, step.lane, tile, tensor)
-                self.found[item] = LocalTensor(local, tile.channels, tile.rows)
-                self.made[tensor.name].append(item)
+                if tensor.name:
+                    item = Item(tensor.name, step.lane, step.made(tensor), tensor)
+                    self.found[item] = LocalTensor(local, item.tile)
+                    self.made[tensor.name].append(item)
         self._finish()
         return Subgraph(self.segment.index, self.segment.device, self.graph, self.builder.forms)
 
@@ -100,32 +97,25 @@ class _Building:
     def _assembled(self, tensor: Tensor, tile: Tile, items: Sequence[Item], exact: bool) -> LocalTensor:
         """The parts side by side: by channels within each strip of rows, then strip by strip."""
         cuts = sorted({tile.rows[0], tile.rows[1], *(c for i in items if (r := i.tile & tile) for c in r.rows)})
-        strips = list(pairwise(cuts))
-        stacked = [self._strip(tensor, Tile(tile.channels, rows), items, exact or len(strips) > 1) for rows in strips]
-        if len(stacked) == 1:
-            return stacked[0]
-        return self._concat(tensor, stacked, tile.channels, tile.rows, 2)
+        strips = [Tile(tile.channels, rows) for rows in pairwise(cuts)]
+        stacked = [self._strip(tensor, strip, items, exact or len(strips) > 1) for strip in strips]
+        return self._joined(tensor, stacked, tile, 2)
 
     def _strip(self, tensor: Tensor, tile: Tile, items: Sequence[Item], exact: bool) -> LocalTensor:
         parts = []
         for item in sorted(items, key=lambda i: i.tile.channels[0]):
-            common = item.tile & tile
-            if common is None:
-                continue
-            part = take_rows(self.builder, self._local(item), tile.rows)
-            parts.append(take(self.builder, part, common.channels) if exact else part)
-        channels = tuple(c for p in parts for c in p.channels)
-        joined = parts[0] if len(parts) == 1 else self._concat(tensor, parts, channels, tile.rows, 1)
-        return take(self.builder, joined, tile.channels) if exact else joined
+            if (common := item.tile & tile) is not None:
+                channels = common.channels if exact else item.tile.channels
+                parts.append(take(self.builder, self.found[item], Tile(channels, tile.rows)))
+        joined = self._joined(tensor, parts, Tile(tuple(c for p in parts for c in p.tile.channels), tile.rows), 1)
+        return take(self.builder, joined, tile) if exact else joined
 
-    def _concat(self, tensor: Tensor, parts: Sequence[LocalTensor], channels: tuple[int, ...], rows: tuple[int, int],
-                axis: int) -> LocalTensor:
-        y = self.graph.variable("joined", tensor.dtype, part_shape(tensor, Tile(channels, rows)))
+    def _joined(self, tensor: Tensor, parts: Sequence[LocalTensor], tile: Tile, axis: int) -> LocalTensor:
+        if len(parts) == 1:
+            return parts[0]
+        y = self.graph.variable("joined", tensor.dtype, part_shape(tensor, tile))
         self.graph.add("Concat", [p.tensor for p in parts], [y], attrs={"axis": axis})
-        return LocalTensor(y, channels, rows)
-
-    def _local(self, item: Item) -> LocalTensor:
-        return self.found[item]
+        return LocalTensor(y, tile)
 
     # ---- outputs ------------------------------------------------------------------------------------------------
     def _finish(self) -> None:

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gkp.branched import BranchedConv
 from gkp.converter.graph import Node
+from gkp.edge.divide.tiles import whole
 
 Rows = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Window:
-    """Along axis 2: kernel, stride, dilation, padding before and after. all_pads: of every spatial axis, begins then
-    ends."""
+    """Along axis 2. span: rows from the first to the last tap; all_pads: of every spatial axis, begins then ends; all_in,
+    all_out: the rows of the input and of the output."""
 
-    kernel: int
+    span: int
     stride: int
-    dilation: int
     all_pads: tuple[int, ...]
-
-    @classmethod
-    def of_conv(cls, conv: BranchedConv) -> Window:
-        return cls(conv.kernel_shape[0], conv.strides[0], conv.dilations[0], tuple(conv.pads))
+    all_in: Rows
+    all_out: Rows
 
     @property
     def before(self) -> int:
@@ -33,11 +30,6 @@ class Window:
         return self.all_pads[len(self.all_pads) // 2]
 
     @property
-    def span(self) -> int:
-        """Rows from the first to the last tap."""
-        return self.dilation * (self.kernel - 1) + 1
-
-    @property
     def divisible(self) -> bool:
         """Does every window see at least one real row?"""
         return self.before < self.span and self.after < self.span
@@ -46,31 +38,26 @@ class Window:
         """Rows that the windows see, padding included."""
         return out[0] * self.stride - self.before, (out[1] - 1) * self.stride - self.before + self.span
 
-    def rows(self, out: Rows, all_out: Rows, all_in: Rows) -> Rows:
+    def rows(self, out: Rows) -> Rows:
         """Rows of the input that the given rows of the output need."""
-        if out == all_out:
-            return all_in
+        if out == self.all_out:
+            return self.all_in
         first, end = self._seen(out)
-        return max(first, 0), min(end, all_in[1])
+        return max(first, 0), min(end, self.all_in[1])
 
-    def pads(self, out: Rows, all_out: Rows, all_in: Rows) -> Rows:
-        """The padding before and after these rows: only at the real borders."""
-        if out == all_out:
-            return self.before, self.after
-        first, end = self._seen(out)
-        return max(0, -first), min(self.after, max(0, end - all_in[1]))
-
-    def with_pads(self, pads: Rows) -> list[int]:
-        """The pads of all spatial axes, with those of the rows replaced."""
+    def pads(self, out: Rows) -> list[int]:
+        """The pads of all spatial axes for these rows: before and after them only at the real borders."""
         found = list(self.all_pads)
-        found[0], found[len(found) // 2] = pads
+        if out != self.all_out:
+            first, end = self._seen(out)
+            found[0], found[len(found) // 2] = max(0, -first), min(self.after, max(0, end - self.all_in[1]))
         return found
 
 
 def window_of(node: Node) -> Window:
-    """The window of a stock Conv or pool without auto_pad."""
+    """The window of a convolution or pool without auto_pad."""
     rank = len(node.inputs[0].shape) - 2
-    kernel = node.attrs.get("kernel_shape") or list(node.inputs[1].shape[2:])
-    pads = node.attrs.get("pads") or [0] * 2 * rank
-    return Window(int(kernel[0]), int((node.attrs.get("strides") or [1])[0]), int((node.attrs.get("dilations") or [1])[0]),
-                  tuple(int(p) for p in pads))
+    kernel = node.attrs.get("kernel_shape") or node.inputs[1].shape[2:]
+    stride, dilation = (int((node.attrs.get(name) or [1])[0]) for name in ("strides", "dilations"))
+    pads = tuple(int(p) for p in node.attrs.get("pads") or [0] * 2 * rank)
+    return Window(dilation * (int(kernel[0]) - 1) + 1, stride, pads, whole(node.inputs[0]).rows, whole(node.outputs[0]).rows)

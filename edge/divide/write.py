@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 
 from gkp import manifest
-from gkp.converter.artefact import staged
+from gkp.converter.artefact import check_destination, staged
 from gkp.converter.pixels import of_pixels
 from gkp.converter.sources import GroupedModel
 from gkp.converter.verify import check_inputs, verify, worst
 from gkp.edge.device.in_process import InProcessExecutor
 from gkp.edge.divide.decide import Decision
 from gkp.edge.divide.draft import Draft
-from gkp.edge.divide.engines import Engine, OrtEngine
+from gkp.edge.divide.engines import Engine
 from gkp.edge.plan.schema import FILE_NAME, Plan, SplitModel, device_folder, write_plan
-from gkp.errors import GkpError, UsageError, VerificationError
+from gkp.errors import GkpError, VerificationError
 from gkp.images.normalisation import Normalisation
 from gkp.types import Array, Progress, silent
 
@@ -30,10 +30,10 @@ def write(opened: GroupedModel, made: Draft, decision: Decision, out: Path, *, m
     """Write a draft and verify it, all devices in this process, against the opened model; the plan as it was written. model,
     sha256: name and hash of the source; engine: that the draft was made for, by default ONNX Runtime's; normalisation: of
     the pixels that it was made for. Nothing is left behind when it fails."""
-    engine = engine or OrtEngine()
+    engine = engine or Engine()
     if normalisation is not None:
         opened = of_pixels(opened, normalisation)
-    check_folder(out, force)
+    check_destination(out, force, FILE_NAME, "gkp split")
     with staged(out) as folder:
         files: dict[str, dict[str, str]] = {}
         for device in range(len(made.plan.devices)):
@@ -90,14 +90,3 @@ def _rounding(executor: InProcessExecutor, wire: str, x: Array) -> str:
         return f"; {wire} between devices overflows on a random input: --wire float32 does not"
     return (f"; not counting {wire} between devices, which on a random input changes outputs of up to "
             f"{np.abs(exact).max():.2g} by up to {changed:.2g}")
-
-
-def check_folder(out: Path, force: bool) -> None:
-    """UsageError for a destination that must not be written."""
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise UsageError(f"{out} exists and is not a directory", "choose another name with -o")
-    if out.is_dir() and any(out.iterdir()):
-        if not (out / FILE_NAME).is_file():
-            raise UsageError(f"{out} exists and was not written by gkp split", "choose another directory with -o")
-        if not force:
-            raise UsageError(f"{out} exists", "overwrite it with --force, or choose another directory with -o")

@@ -21,7 +21,7 @@ def predict(plan: SplitModel, profiles: Profiles | None = None, reason: str = ""
     UsageError when a segment has neither, or the plan cannot end."""
     times, based_on = plan_times(plan, profiles)
     timelines = [simulate(plan, times, replica=k) for k in range(max(1, len(plan.replicas)))]
-    between = [t for t in plan.transfers if COORDINATOR not in (t.source, t.target)]
+    between = plan.between
     return Prediction(
         mode=plan.mode, critical_path_ms=max(t.finished[0] for t in timelines), period_ms=period_ms(plan, times),
         cpu_ms=cpu_ms(plan, times), memory_bytes=max(device_memory(plan, timelines), default=0),

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 from statistics import median
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -23,8 +23,10 @@ import numpy as np
 from gkp.edge.device.segment_file import open_segment
 from gkp.edge.plan.schema import DEVICE_FILE, Device, Segment, SplitModel, Value, device_folder, read_plan
 from gkp.errors import FileError, UsageError
+from gkp.runtime.contention import Stolen
 from gkp.runtime.environment import fingerprint
 from gkp.runtime.measure import interleave
+from gkp.runtime.runners import Runner
 from gkp.runtime.statistics import quartiles, ratio_interval
 from gkp.structs import read_json
 from gkp.text import clean
@@ -165,23 +167,13 @@ def encode(profile: Profile) -> bytes:
 
 
 # ---- measuring ------------------------------------------------------------------------------------------------------
-class Opened(Protocol):
-    """A gkp.runtime.runners.Runner."""
-
-    inputs: list[str]
-
-    def run(self, feeds: Mapping[str, Array]) -> list[Array]: ...
-
-    def close(self) -> None: ...
-
-
 @dataclass(frozen=True)
 class Job:
     """A segment to be measured. open: makes a runner with one thread."""
 
     plan: SplitModel
     segment: Segment
-    open: Callable[[], Opened]
+    open: Callable[[], Runner]
 
 
 def folder_jobs(directory: Path, trust_code: bool = False) -> list[Job]:
@@ -210,7 +202,7 @@ def measure(jobs: Sequence[Job], seconds: float = 10.0, progress: Progress = sil
     first = signature(jobs[0].plan.values, jobs[0].segment)
     unique = {first: unique.pop(first), **dict(reversed(unique.items()))}
     batches = _batches(unique)
-    before, load, samples = _ticks(), os.getloadavg()[0], dict[str, tuple[list[float], list[float]]]()
+    stolen, load, samples = Stolen(), os.getloadavg()[0], dict[str, tuple[list[float], list[float]]]()
     with pinned() as cpu:
         for number, batch in enumerate(batches):
             progress(f"measuring {len(unique)} segments", number / len(batches))
@@ -219,7 +211,7 @@ def measure(jobs: Sequence[Job], seconds: float = 10.0, progress: Progress = sil
                 kept[0].extend(wall)
                 kept[1].extend(processor)
     return Profile(machine=fingerprint(), cpu=cpu, load_average=(round(load, 2), round(os.getloadavg()[0], 2)),
-                   steal=_steal(before, _ticks()),
+                   steal=stolen.share(),
                    entries={key: _segment_time(unique[key].segment, *samples[key]) for key in unique})
 
 
@@ -253,7 +245,7 @@ def _time(jobs: Mapping[str, Job], seconds: float) -> dict[str, tuple[list[float
     return {key: (wall[key], spent[key]) for key in jobs}
 
 
-def _call(runner: Opened, feeds: Mapping[str, Array], spent: list[float]) -> Callable[[], object]:
+def _call(runner: Runner, feeds: Mapping[str, Array], spent: list[float]) -> Callable[[], object]:
     def call() -> None:
         start = time.process_time()
         runner.run(feeds)
@@ -290,18 +282,3 @@ def pinned() -> Iterator[int | None]:
         yield max(allowed)
     finally:
         os.sched_setaffinity(0, allowed)
-
-
-def _ticks() -> tuple[int, int] | None:
-    """(all, stolen) ticks of the machine so far."""
-    try:
-        numbers = [int(n) for n in Path("/proc/stat").read_text(encoding="ascii").splitlines()[0].split()[1:9]]
-        return sum(numbers), numbers[7]
-    except (OSError, ValueError, IndexError):
-        return None
-
-
-def _steal(before: tuple[int, int] | None, after: tuple[int, int] | None) -> float | None:
-    if before is None or after is None or after[0] <= before[0]:
-        return None
-    return round((after[1] - before[1]) / (after[0] - before[0]), 4)

@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ from gkp.edge.plan import describe
 from gkp.edge.plan.schema import COORDINATOR, Plan
 from gkp.errors import UsageError
 from gkp.files import write_file
+from gkp.report.html import rendered
+from gkp.report.kit import left, right
 from gkp.report.wording import milliseconds
-from gkp.require import require
 from gkp.text import clean, plural, printable
 
 FILE_NAME = "plan.html"
@@ -94,20 +94,11 @@ def write_html(plan: Plan, path: Path, profiles: Profiles | None = None) -> None
     write_file(path, render(plan, profiles).encode("utf-8"))
 
 
-def require_jinja2() -> Any:
-    """The module, or BackendMissingError; to be asked before long work."""
-    return require("jinja2", "report", FILE_NAME)
-
-
 def render(plan: Plan, profiles: Profiles | None = None) -> str:
     """The page as text."""
-    jinja2 = require_jinja2()
-    # Every string is cleaned on its way out and then escaped, whatever it is, so no template line can forget it.
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
-                                     lstrip_blocks=True, finalize=lambda v: _printable(v) if type(v) is str else v)
-    environment.filters.update(ms=milliseconds, size=describe.size, short=_short, plural=plural)
-    source = resources.files("gkp.edge.forecast").joinpath(_TEMPLATE).read_text("utf-8")
-    return str(environment.from_string(source).render(plan=plan, **_view(plan, profiles)))
+    filters = {"ms": milliseconds, "size": describe.size, "short": _short, "plural": plural}
+    return rendered("gkp.edge.forecast", _TEMPLATE, {"plan": plan, **_view(plan, profiles)}, filters,
+                    lambda v: _printable(v) if type(v) is str else v)
 
 
 def _printable(text: str) -> str:
@@ -141,6 +132,7 @@ def picture(plan: Plan, timeline: Timeline) -> Picture:
             boxes.append(Box(_percent(ran.start, end), _percent(ran.end - ran.start, end), y[ran.device],
                              seen[ran.device] % 2 == 0, _segment_text(plan, ran.segment, ran.start, ran.end)))
     messages = [(s, plan.transfers[s.transfer]) for s in timeline.sent]
+    tensor = {v.name: _short(v.tensor, 60) for v in plan.values}
     drawn = [(s, t) for s, t in messages if t.source in y and t.target in y]
     drawn = drawn[::-(-len(drawn) // MOST_MESSAGES) or 1]  # of too many every second, third, ...: all the time is seen
     arrows = []
@@ -148,7 +140,7 @@ def picture(plan: Plan, timeline: Timeline) -> Picture:
         down = transfer.target > transfer.source
         arrows.append(Arrow(_percent(sent.start, end), y[transfer.source] + (_BAR if down else 0),
                             _percent(sent.arrival, end), y[transfer.target] + (0 if down else _BAR),
-                            f"{_tensor(plan, transfer.value)}: {describe.size(transfer.bytes)}, "
+                            f"{tensor[transfer.value]}: {describe.size(transfer.bytes)}, "
                             f"{_name(plan, transfer.source)} to {_name(plan, transfer.target)}, "
                             f"{milliseconds(sent.start)} to {milliseconds(sent.arrival)} ms"))
     left = [plural(n, what) for n, what in ((len(plan.devices) - len(shown), "device"),
@@ -205,18 +197,13 @@ def device_rows(plan: Plan, times: Sequence[float], timeline: Timeline) -> list[
             for k, d in enumerate(plan.devices)]
 
 
-def _tensor(plan: Plan, value: str) -> str:
-    return next((_short(v.tensor, 60) for v in plan.values if v.name == value), _short(value, 60))
-
-
 def _tensors(plan: Plan) -> list[tuple[str, int, int]]:
     """(tensor, messages, bytes) of what moves between devices, most bytes first."""
     tensor = {v.name: v.tensor for v in plan.values}
     found: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    for t in plan.transfers:
-        if COORDINATOR not in (t.source, t.target):
-            found[tensor[t.value]][0] += 1
-            found[tensor[t.value]][1] += t.bytes
+    for t in plan.between:
+        found[tensor[t.value]][0] += 1
+        found[tensor[t.value]][1] += t.bytes
     return sorted(((name, n, b) for name, (n, b) in found.items()), key=lambda row: -row[2])
 
 
@@ -224,10 +211,9 @@ def _matrix(plan: Plan) -> list[list[tuple[int, int]]]:
     """(messages, bytes) from each device (rows) to each (columns)."""
     n = len(plan.devices)
     cells = [[(0, 0)] * n for _ in range(n)]
-    for t in plan.transfers:
-        if COORDINATOR not in (t.source, t.target):
-            count, total = cells[t.source][t.target]
-            cells[t.source][t.target] = count + 1, total + t.bytes
+    for t in plan.between:
+        count, total = cells[t.source][t.target]
+        cells[t.source][t.target] = count + 1, total + t.bytes
     return cells
 
 
@@ -235,12 +221,12 @@ def modes_table(plan: Plan) -> Table:
     """What the chosen mode and the others cost, for the terminal."""
     if plan.predicted is None:
         raise UsageError("the plan was not predicted", "gkp split predicts it")
-    table = Table(title=Text(describe.headline(plan)), title_justify="left", title_style="bold", expand=False)
-    for name in ("mode", "one request", "requests/s", "CPU", "fullest", "moved", "messages"):
-        table.add_column(name, justify="left" if name == "mode" else "right")
+    numbers = ("one request", "requests/s", "CPU", "fullest", "moved", "messages")
+    made = Table(left("mode"), *map(right, numbers), title=Text(describe.headline(plan)), title_justify="left",
+                 title_style="bold")
     for row in describe.rows(plan):
         p = row.prediction
-        table.add_row(Text(p.mode), f"{milliseconds(p.critical_path_ms)} ms", describe.per_second(p.period_ms),
-                      f"{milliseconds(p.cpu_ms)} ms", describe.size(p.memory_bytes), describe.size(p.bytes),
-                      f"{p.messages:,}", style="bold" if row.chosen else "")
-    return table
+        made.add_row(Text(p.mode), f"{milliseconds(p.critical_path_ms)} ms", describe.per_second(p.period_ms),
+                     f"{milliseconds(p.cpu_ms)} ms", describe.size(p.memory_bytes), describe.size(p.bytes),
+                     f"{p.messages:,}", style="bold" if row.chosen else "")
+    return made

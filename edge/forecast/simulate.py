@@ -62,7 +62,8 @@ class Timeline:
 
 def message_ms(link: Link, size: int, answer: bool = False) -> float:
     """Milliseconds of a message of `size` bytes, but for rtt / 2. answer: the network's output."""
-    return (_overhead(link, answer) + size / link.bandwidth) * 1e3
+    overhead = link.answer if answer and link.answer is not None else link.overhead
+    return (overhead + size / link.bandwidth) * 1e3
 
 
 def handling_ms(link: Link, size: int, answer: bool = False) -> tuple[float, float]:
@@ -73,17 +74,9 @@ def handling_ms(link: Link, size: int, answer: bool = False) -> tuple[float, flo
     return within, 0.0 if answer else cpu / 2 - within
 
 
-def _overhead(link: Link, answer: bool) -> float:
-    return link.answer if answer and link.answer is not None else link.overhead
-
-
 def wire_ms(link: Link, size: int, answer: bool = False) -> float:
     """Milliseconds for which a message of `size` bytes holds the link."""
     return message_ms(link, size, answer) - 2 * handling_ms(link, size, answer)[0]
-
-
-def _answers(transfer: Transfer) -> bool:
-    return transfer.target == COORDINATOR
 
 
 def simulate(plan: SplitModel, segment_ms: Sequence[float], requests: int = 1, interval_ms: float = 0.0,
@@ -262,7 +255,7 @@ class _Simulation:
         while (message := self.network.next(self.plan.transfers)) is not None:
             request, number = message
             transfer = self.plan.transfers[number]
-            end = now + wire_ms(self.plan.link, transfer.bytes, _answers(transfer))
+            end = now + wire_ms(self.plan.link, transfer.bytes, transfer.target == COORDINATOR)
             self.sent.append(Sent(request, number, now, end, end + self.half_trip))
             self._at(end, _WIRE, request, number)
             self._at(end + self.half_trip, _ARRIVAL, request, number)
@@ -274,7 +267,7 @@ class _Simulation:
         return (after if kind == _AFTER else within) / self.speed[device]
 
     def _handling_ms(self, transfer: Transfer) -> tuple[float, float]:
-        return handling_ms(self.plan.link, transfer.bytes, _answers(transfer))
+        return handling_ms(self.plan.link, transfer.bytes, transfer.target == COORDINATOR)
 
     def _stuck(self, request: int) -> str:
         for (number, index), missing in self.missing.items():

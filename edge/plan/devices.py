@@ -114,7 +114,6 @@ def _check_tokens(yaml: Any, data: bytes, path: Path) -> None:
             raise FileError(f"{path} has more than {_COLLECTIONS} lists and mappings", "it cannot be an inventory")
 
 
-
 def _device(entry: _DeviceEntry, path: Path) -> Device:
     where = f"{path}: device {entry.name[:64]!r}"
     if not NAME.fullmatch(entry.name):

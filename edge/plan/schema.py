@@ -162,11 +162,16 @@ class SplitModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return sorted({s.device for s in self.segments})
 
     @property
+    def between(self) -> list[Transfer]:
+        """The messages between devices: all but the coordinator's."""
+        return [t for t in self.transfers if COORDINATOR not in (t.source, t.target)]
+
+    @property
     def replicas(self) -> list[tuple[int, ...]]:
         """The groups of devices of which each answers a request by itself: devices that hand values to each other are of one
         group. In mode "replicas" several of one device, else one."""
         groups = [{d} for d in self.busy_devices]
-        for ends in {frozenset((t.source, t.target)) for t in self.transfers if COORDINATOR not in (t.source, t.target)}:
+        for ends in {frozenset((t.source, t.target)) for t in self.between}:
             joined = [g for g in groups if g & ends]
             groups = [g for g in groups if not g & ends] + [set[int]().union(*joined)]
         makers = {s.device for s in self.segments if self.output in s.outputs}

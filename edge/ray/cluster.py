@@ -10,13 +10,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from types import TracebackType
 from typing import Any
 
 from gkp._version import __version__
@@ -29,9 +27,10 @@ from gkp.edge.wire.client import Connection, message_limit
 from gkp.edge.wire.identity import Keys, check_address, check_name, read_keys
 from gkp.edge.wire.keys import COORDINATOR_FOLDER
 from gkp.errors import BackendMissingError, FileError, GkpError, UnsafeFileError
-from gkp.files import write_file
+from gkp.files import read_plain, write_file
 from gkp.require import install
 from gkp.text import clean
+from gkp.types import Closing
 
 RESOURCE = "gkp:"
 """Before a device's name: the resource of the node that is this device."""
@@ -90,7 +89,7 @@ def up(options: UpOptions, say: Say) -> None:
                     _watch(supervisor, workers, say)
 
 
-class RayWorkers:
+class RayWorkers(Closing):
     """Workers as actors of a Ray cluster. folders, keys: by device name. addresses: of the workers, the same after a
     restart; hosts: of their nodes. A context manager, which ends the workers."""
 
@@ -164,12 +163,6 @@ class RayWorkers:
                            timeout=_STOP_S)
         for actor in self._actors.values():
             self._kill(actor, no_restart=True)
-
-    def __enter__(self) -> RayWorkers:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
 
     def _actor(self, name: str) -> Any:
         return self._ray.remote(RayWorker).options(num_cpus=0, resources={RESOURCE + name: 1}, max_restarts=-1,
@@ -265,21 +258,13 @@ def read_folder(folder: Path, plan: Plan, device: int) -> dict[str, bytes]:
     """The files of one device, by name: those that the plan lists, and nothing else that may lie there. FileError when one
     is missing, is no plain file, or all are over 4 GiB together. (Checksums are compared where they are served.)"""
     names = [FILE_NAME, DEVICE_FILE, *plan.files.get(str(device), {})]
-    left, found = _MAX_FOLDER, {}
+    found: dict[str, bytes] = {}
     for name in names:
         if PurePosixPath(name).name != name or name in (".", "..") or not name.isprintable():
             raise FileError(f"the plan names the file {name[:80]!r}", "split the model again")
-        try:
-            with os.fdopen(os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-                about = os.fstat(file.fileno())
-                if not stat.S_ISREG(about.st_mode):
-                    raise FileError(f"{folder / name} is no plain file", "split the model again")
-                if about.st_size > left:
-                    raise FileError(f"the files in {folder} are over {_MAX_FOLDER >> 30} GiB", "split over more devices")
-                found[name] = file.read(left)
-        except OSError as e:
-            raise FileError(f"{folder / name} cannot be read: {e.strerror}", "split the model again") from e
-        left -= len(found[name])
+        found[name] = read_plain(folder / name, _MAX_FOLDER, "split the model again")
+        if sum(map(len, found.values())) > _MAX_FOLDER:
+            raise FileError(f"the files in {folder} are over {_MAX_FOLDER >> 30} GiB", "split over more devices")
     return found
 
 

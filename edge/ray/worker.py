@@ -9,6 +9,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,10 +118,6 @@ def _node_address() -> str:
 def _free_port(host: str) -> int:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for port in random.sample(_PORTS, _TRIES):
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            try:
-                probe.bind((host, port))
-            except OSError:
-                continue
+        with suppress(OSError), socket.create_server((host, port), family=family):
             return port
     raise UsageError(f"no port is free on {host}", "give the device an address with a port in devices.yaml, and split again")

@@ -127,3 +127,17 @@ def test_an_empty_model_and_a_cycle_are_refused_in_one_line() -> None:
     with pytest.raises(FileError) as error:
         Graph(model).to_model()
     assert "\n" not in error.value.message
+
+
+@pytest.mark.parametrize(("index", "axis", "op"), [([1, 2], 1, "Slice"), ([2, 0, 0], 1, "Gather"), ([3], 2, "Slice"), ([4, 1], 3, "Gather")])
+def test_elements_of_an_axis_are_taken_by_a_slice_where_they_are_neighbours(index: list[int], axis: int, op: str) -> None:
+    net = Net(2, 3, 5, 5)
+    graph = Graph(net.model(net.op("Abs", "x")))
+    y = graph.take(graph.outputs[0], index, axis, name="part")
+    assert (y.inputs[0].op, y.inputs[0].name) == (op, "part")
+    graph.gs.outputs = [y]
+    model = graph.to_model()
+    feeds = feeds_of(model)
+    want = np.take(np.abs(feeds["x"]), index, axis)
+    np.testing.assert_array_equal(run_ort(model, feeds)[0], want)
+    assert y.shape == list(want.shape)

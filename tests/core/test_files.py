@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gkp.errors import FileError
-from gkp.files import check_writable, plain_json, private_folder, write_file
+from gkp.files import check_writable, plain_json, private_folder, read_plain, write_file
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -52,6 +52,17 @@ def test_a_link_is_replaced_and_its_target_left_alone(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "target")
     write_file(tmp_path / "link", b"new")
     assert (tmp_path / "target").read_text() == "mine"
+
+
+def test_only_plain_files_that_are_not_too_large_are_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"12345678")
+    assert read_plain(tmp_path / "file", 8, "hint") == b"12345678"
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    os.mkfifo(tmp_path / "pipe")  # nobody ever writes into it
+    for name, limit, why in (("file", 7, "is over"), ("link", 8, "cannot be read"), ("pipe", 8, "no plain file"),
+                             ("nothing", 8, "cannot be read"), (".", 8, "no plain file|cannot be read")):
+        with pytest.raises(FileError, match=why):
+            read_plain(tmp_path / name, limit, "hint")
 
 
 @given(st.recursive(st.none() | st.text() | st.integers(-(2**53), 2**53),

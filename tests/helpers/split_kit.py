@@ -27,7 +27,7 @@ from gkp.edge.divide.partition import shardable
 from gkp.edge.divide.placement import Assignment, NodePlacement
 from gkp.edge.divide.prepare import prepare
 from gkp.edge.divide.tiles import whole
-from gkp.edge.divide.write import TOLERANCE, check_folder, write
+from gkp.edge.divide.write import TOLERANCE, write
 from gkp.edge.plan.schema import COORDINATOR, Device, Link, Plan
 from gkp.manifest import sha256
 from gkp.runtime.runners import OrtRunner
@@ -65,22 +65,26 @@ def written(opened: GroupedModel, made: Draft, out: Path, **options: Any) -> Pla
 def split_model(source: Path, devices: Sequence[Device], link: Link, out: Path, mode: str = "local", options: OpenOptions | None = None,
                 force: bool = False) -> Plan:
     """Open a model, split it in a mode, unplanned, and write it."""
-    check_folder(out, force)
     opened = open_any(source, options or OpenOptions())
     graph = prepare(opened.model)
     made = draft(graph, mode, placed(mode, graph, len(devices)), devices, link)
     return written(opened, made, out, model=clean(source.name), sha256=sha256(source), force=force)
 
 
+def models(made: Draft) -> list[onnx.ModelProto]:
+    """The segments as stock ONNX."""
+    return [subgraph.model() for subgraph in made.subgraphs]
+
+
 def executor(made: Draft) -> InProcessExecutor:
-    models = {s.index: model for s, model in zip(made.plan.segments, made.models, strict=True)}
-    return InProcessExecutor(made.plan, lambda s: OrtRunner(models[s.index].SerializeToString(), 1))
+    found = models(made)
+    return InProcessExecutor(made.plan, lambda s: OrtRunner(found[s.index].SerializeToString(), 1))
 
 
 def assert_computes(made: Draft, model: onnx.ModelProto, where: str = "") -> None:
     """The split model computes what the model does, hands over what the plan says, and is made of standard operators."""
     check_wiring(made.plan)
-    for piece in made.models:
+    for piece in models(made):
         onnx.checker.check_model(piece, full_check=True)
         assert_standard(piece)
     feeds = feeds_of(model)

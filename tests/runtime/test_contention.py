@@ -13,7 +13,7 @@ import pytest
 
 from gkp.manifest import Load
 from gkp.runtime import contention
-from gkp.runtime.contention import Watch, taken
+from gkp.runtime.contention import Stolen, Watch, taken
 
 
 @pytest.mark.parametrize(("others", "cores", "threads", "share"), [
@@ -97,3 +97,13 @@ def test_of_a_moment_or_a_system_that_does_not_say_nothing_is_known(system: Syst
     system.stat.unlink()
     load = watch.read()
     assert (load.others, load.taken, load.heavy) == (None, None, False)
+
+
+def test_the_share_that_the_hypervisor_took_is_of_all_processors(system: System) -> None:
+    system.stat.write_text("cpu 100 0 0 0 0 0 0 0 0 0\n")
+    stolen = Stolen()
+    system.stat.write_text("cpu 400 0 0 0 0 0 0 100 0 0\n")
+    assert stolen.share() == 0.25
+    system.stat.unlink()
+    assert stolen.share() is None
+    assert Stolen().share() is None

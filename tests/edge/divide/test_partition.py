@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from net_blocks import classifier, networks, tmi_block
 from onnx import helper
 from onnx_kit import Net, ops
-from split_kit import LINK, assert_computes, between_devices, devices, random_assignment
+from split_kit import LINK, assert_computes, between_devices, devices, models, random_assignment
 
 from gkp.converter import node as branched_node
 from gkp.edge.divide.draft import draft
@@ -223,7 +223,7 @@ def test_lanes_of_a_device_are_convolutions_of_their_own_and_send_together() -> 
     lanes = NodePlacement((0, 0), ((0, 2), (1, 3)))
     placed = {n.name: NodePlacement((1,)) if n.op == "Gemm" else lanes for n in graph.nodes}
     made = draft(graph, "branch", placed, devices(2), LINK)
-    assert sorted(ops(made.models[0]).items()) == [("Concat", 1), ("Conv", 2), ("Flatten", 2), ("Gather", 1),
+    assert sorted(ops(models(made)[0]).items()) == [("Concat", 1), ("Conv", 2), ("Flatten", 2), ("Gather", 1),
                                                    ("GlobalAveragePool", 2), ("Relu", 2)]
     assert [t.bytes for t in made.plan.transfers if (t.source, t.target) == (0, 1)] == [16]
     assert made.plan.layouts[graph.nodes[0].outputs[0].name].channels == [[0, 1, 2, 3]]

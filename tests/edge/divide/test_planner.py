@@ -14,7 +14,7 @@ import pytest
 from cli_kit import GROUPED, assert_refused, gkp
 from edge_plans import of_speed
 from onnx_kit import feeds_of, run_ort
-from split_kit import aligned_net, executor, residual
+from split_kit import aligned_net, executor, models, residual
 
 from gkp.converter.graph import Graph
 from gkp.converter.sources import OpenOptions, open_any
@@ -48,7 +48,7 @@ def groups(model: onnx.ModelProto) -> set[int]:
 
 def test_layers_that_are_divided_by_groups_are_standard_convolutions_on_every_device() -> None:
     made, _ = Planner(prepare(aligned_net(4, 64, 16)), options(4, mode="branch")).plan()
-    assert all(groups(model) <= {1} for model in made.models)
+    assert all(groups(model) <= {1} for model in models(made))
 
 
 # ---- whole networks -------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 from cli_kit import gkp
 from int8_kit import stock_by_hand
 from onnx_kit import feeds_of, run_ort
-from split_kit import LINK, devices, placed, residual
+from split_kit import LINK, devices, drafted, placed, residual
 
 from gkp.converter.quantiser import is_quantiser
 from gkp.edge.device.in_process import InProcessExecutor
@@ -58,6 +58,11 @@ def test_quantisers_and_quantised_matrices_are_divided(quantised: onnx.ModelProt
     assert kinds
     assert set(kinds) == {BOTH}
     assert not any(node.op == "DequantizeLinear" for node in graph.nodes)
+
+
+def test_multiply_accumulates_are_counted_as_those_of_floats_are(quantised: onnx.ModelProto) -> None:
+    macs = [drafted(model, "local", 1).plan.segments[0].macs for model in (quantised, residual())]
+    assert macs[0] == macs[1] > 0
 
 
 def test_segments_of_a_quantised_network_are_native(quantised: onnx.ModelProto) -> None:
