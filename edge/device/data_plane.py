@@ -47,6 +47,7 @@ class DataPlane:
                             for spec in [*shard.entering, *shard.arriving.values(), Spec("", "uint8", (1,))])
         self.peers: set[Peer] = set()
         self.members: Counter[str | None] = Counter()
+        worker.join(loop)
         loop.call(lambda: loop.ticking.append(self._tick))
 
     def admit(self, sock: socket.socket, codec: Codec) -> None:
@@ -198,7 +199,7 @@ class Peer:
             raise bad_tensor("this device does not make the outputs that were asked for")
         deadline = time.monotonic() + _checked(run.timeout)
         request = self._plane.worker.begin(shard, run.request, run.attempt, {}, deadline,
-                                           partial(self._answer, run.call, run.profile))
+                                           partial(self._answer, run.call, run.profile), hasty=not run.profile)
         self._calls[run.call] = request
         if request.finished.is_set():  # before it was known here
             self._calls.pop(run.call, None)

@@ -35,8 +35,8 @@ class Event(msgspec.Struct, frozen=True):
 @dataclass(eq=False)
 class Request:
     """deadline: of time.monotonic; number: in the order of opening; flow: None when it failed; opened: of
-    time.monotonic, when its first message came; finished: set when it is done, or failed, and then done is called; seen:
-    values that came; sends: under way."""
+    time.monotonic, when its first message came; finished: set when it is done, or failed, and then done is called; hasty:
+    the plan's output ends it; seen: values that came; sends: under way."""
 
     shard: Shard
     id: str
@@ -46,6 +46,7 @@ class Request:
     flow: Dataflow | None
     segments_left: int
     done: Callable[[Request], None] | None = None
+    hasty: bool = False
     opened: float = field(default_factory=time.monotonic)
     sends_left: int = 0
     failure: Refusal | None = None

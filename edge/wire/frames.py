@@ -34,7 +34,7 @@ MAX_HEAD = 64 << 10
 _PRELUDE, _CRC = struct.Struct("<B3xIQI"), struct.Struct("<I")
 PRELUDE = _PRELUDE.size + _CRC.size
 TRAILER = _CRC.size
-_SMALL, _CHUNK = 8 << 10, 128 << 10
+_SMALL, _CHUNK = 32 << 10, 128 << 10
 """Bytes of a body: that travels with its head, in one piece; that are encrypted and sent at once, of a larger one."""
 
 Parameter = bool | int | float | str

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from gkp.edge.wire import frames
 from gkp.edge.wire.frames import Alive, FrameError, Head, Kind
-from gkp.edge.wire.loop import READ, WRITE, Loop
+from gkp.edge.wire.loop import RAW, READ, WRITE, Loop
 from gkp.edge.wire.reader import FrameReader
 from gkp.edge.wire.tls import Codec
 from gkp.types import Array
@@ -86,17 +86,17 @@ class Stream:
 
     # ---- sending: from any thread -----------------------------------------------------------------------------------
     def send(self, head: Head, body: memoryview | None = None, *, kind: Kind | None = None,
-             last: bool = False, soon: bool = False) -> None:
+             last: bool = False, soon: bool = False, more: bool = False) -> None:
         """Send a frame after those that wait. body: bytes that do not change until the answer is there. last: end the stream
-        after it. soon: with those that come next, or a little later (in the loop's thread only). StreamLostError when the
-        connection is gone; when it is lost later, the receiver hears of it."""
+        after it. soon: with those that come next, or a little later (in a turn of the loop only). more: with the next one,
+        which comes at once. StreamLostError when the connection is gone; when it is lost later, the receiver hears of it."""
         with self._lock:
             if self._gone:
                 raise StreamLostError(self._gone)
             if not self._out:
                 self._moved = time.monotonic()
             self._out.append(_Outgoing(getattr(head, "call", 0), frames.pieces(head, body, kind), last))
-            if self._blocked:
+            if self._blocked or more:
                 return
             if soon and len(self._out) < _TOGETHER:
                 if len(self._out) == 1:
@@ -205,14 +205,20 @@ class Stream:
         """What a peer sends ends its own stream at most."""
         try:
             work()
-        except Exception as e:
+        except BaseException as e:  # Ctrl-C too: nobody knows how far it came
             self.lose(words(e))
+            if not isinstance(e, Exception):
+                raise
 
     def _receive(self) -> None:
-        try:
-            count = self._sock.recv_into(self._loop.raw)
-        except BlockingIOError:
-            return
+        """What came; of a frame that has begun also what came in the meantime."""
+        room = RAW
+        with suppress(BlockingIOError):
+            while room == RAW or (room > 0 and not self._reader.between and not self._gone):
+                room -= self._take_in(room)
+
+    def _take_in(self, room: int) -> int:
+        count = self._sock.recv_into(self._loop.raw, room)
         if not count:
             raise self._closed()
         self._heard, self._asked = time.monotonic(), 0.0
@@ -225,6 +231,7 @@ class Stream:
         with self._lock:  # TLS may have something to say to that
             if self._codec.waits and not self._blocked:
                 self._flush()
+        return count
 
     def _pump(self) -> None:
         """Take what came apart into frames."""
