@@ -121,7 +121,7 @@ class Peer:
             return
         if not self._greeted:
             raise FrameError("the first frame is no hello")
-        if isinstance(head, Ready | Run) or (isinstance(head, Value) and head.source != COORDINATOR):
+        if isinstance(head, (Ready, Run)) or (isinstance(head, Value) and head.source != COORDINATOR):
             if head.call <= self._last:
                 raise FrameError(f"call {head.call} comes after call {self._last}")
             self._last = head.call
@@ -262,8 +262,10 @@ class Peer:
 
     # ---- answers ----------------------------------------------------------------------------------------------------
     def _reply(self, call: int, parameters: dict[str, Parameter], soon: bool = False) -> None:
-        with suppress(StreamLostError):
+        try:
             self.stream.send(Answer(call, parameters), soon=soon)
+        except StreamLostError:
+            return
 
     def _refuse(self, head: Head, refusal: Refusal) -> None:
         """A value of the coordinator that is wrong ends its request."""

@@ -48,9 +48,10 @@ class Worker:
     def __init__(self, shards: Sequence[Shard], peers: Mapping[str, Connection], queue: int = QUEUE) -> None:
         self.shards = {shard.hash: shard for shard in shards}
         self._peers, self._limit = peers, queue
-        self._lock = threading.Condition()
+        self._mutex = threading.Lock()
+        self._lock = threading.Condition(self._mutex)  # for who waits
         self._later: deque[Callable[[], object]] = deque()  # to do without the lock
-        self._book = _Book(self._lock, self._later)
+        self._book = _Book(self._mutex, self._later)
         self._open: dict[Key, Request] = {}
         self._early = early.EarlyValues(queue)
         self._closed: OrderedDict[Key, int] = OrderedDict()  # the highest attempt
@@ -117,7 +118,7 @@ class Worker:
             self._forget(request)
         if request.failure is not None:
             raise request.failure
-        parameters = dict(request.counters)
+        parameters = request.counters
         if profile:
             parameters["timing"] = msgspec.json.encode(sorted(request.events, key=lambda e: e.start_ms)).decode()
         return request.output, parameters
@@ -230,7 +231,7 @@ class Worker:
 
     def _receive(self, request: Request, value: early.Value) -> None:
         request.note("receive", value.name, value.source, value.at, value.at)
-        request.count(received_bytes=request.shard.arriving[value.source, value.name].bytes, received_messages=1)
+        request.received.append(request.shard.arriving[value.source, value.name].bytes)
         self._give(request, value.name, value.array)
 
     def _give(self, request: Request, name: str, array: Array) -> None:
@@ -287,7 +288,7 @@ class Worker:
     def work(self) -> None:
         """Compute what there is to compute, unless another thread does."""
         while self._jobs:
-            with self._lock:
+            with self._mutex:
                 if self._computing or not self._jobs or self._stopping:
                     return
                 self._computing = threading.get_ident()
@@ -316,7 +317,7 @@ class Worker:
         """Run a segment and send what it made. Whatever goes wrong is the request's end, and not this thread's."""
         shard = request.shard
         try:
-            with self._lock:
+            with self._mutex:
                 if request.flow is None:
                     return
                 feeds = request.flow.feeds(segment)
@@ -340,7 +341,7 @@ class Worker:
             if request.flow is None:
                 return []
             request.note("segment", f"segment_{segment.index}", None, start, end)
-            request.count(compute_ms=(end - start) * 1e3)
+            request.compute_ms += (end - start) * 1e3
             request.segments_left -= 1
             done = request.flow.done(segment, outputs)
             moving = self._leaving(request, done)
@@ -373,7 +374,7 @@ class Worker:
         except Exception as e:  # the connection is closed: the worker stops
             self.fail(request, Refusal("UNAVAILABLE", "peer", f"cannot send to device {target}: {e}", target))
             return
-        with self._lock:
+        with self._mutex:
             if (dropped := request.flow is None) is False:
                 request.sends.add(pending)
                 request.note("send", name, target, start, time.monotonic())  # that it was accepted is heard a little later
@@ -395,14 +396,14 @@ class Worker:
         with self._book:
             request.sends.discard(pending)
             request.sends_left -= 1
-            request.count(sent_bytes=size, sent_messages=1)
+            request.sent.append(size)
             self._check_finished(request)
 
 
 class _Book:
     """The worker's lock; after it, whoever waits for what happened is told. (A generator would take twice as long.)"""
 
-    def __init__(self, lock: threading.Condition, later: deque[Callable[[], object]]) -> None:
+    def __init__(self, lock: threading.Lock, later: deque[Callable[[], object]]) -> None:
         self._lock, self._later = lock, later
 
     def __enter__(self) -> None:

@@ -6,7 +6,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 from gkp.edge.plan.schema import COORDINATOR, Plan
 from gkp.edge.wire import frames
@@ -33,8 +34,7 @@ class RemoteError(GkpError):
         self.status, self.error, self.device = status, error, device
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(msgspec.Struct, frozen=True):
     """A request for one device, or (source: a device) one value for it. plan: its hash; request: an id that is never used
     again; attempt: from 1; source: index of the sending device; values: arrays by name, each of a dtype in DATATYPES;
     wanted: names of outputs; profile: answer with timings."""
@@ -43,13 +43,12 @@ class Call:
     request: str
     attempt: int = 1
     source: int = COORDINATOR
-    values: Mapping[str, Array] = field(default_factory=dict)
+    values: Mapping[str, Array] = {}
     wanted: tuple[str, ...] = ()
     profile: bool = False
 
 
-@dataclass(frozen=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """What a call brought: arrays (read-only) and parameters by name."""
 
     values: dict[str, Array]

@@ -135,9 +135,11 @@ class Connection:
 
     def _send(self, stream: Stream, pending: Pending) -> None:
         found = pending.frames()
-        with suppress(StreamLostError):  # lost() comes, or came before: then it is told so there
+        try:
             for left, (head, body) in enumerate(found, 1 - len(found)):
                 stream.send(head, body, more=left < 0)
+        except StreamLostError:  # lost() comes, or came before: then it is told so there
+            pass
 
     def _give_up(self, pending: Pending) -> None:
         """Nobody waits for it any more. The worker drops the request."""
@@ -178,7 +180,7 @@ class Connection:
             self._welcomed(stream)
         elif isinstance(head, Failure) and not head.call:
             self._error = self._remote(head)
-        elif isinstance(head, Answer | Failure):
+        elif isinstance(head, (Answer, Failure)):
             with self._lock:
                 pending = self._calls.pop(head.call, None)
             if pending is None:

@@ -29,6 +29,8 @@ KEEPALIVE_TIMEOUT_S = 1.5
 """Until then it has given it. A peer that takes nothing off the connection has both times together."""
 _TOGETHER = 4
 """Frames that can wait for others: then they are sent."""
+_RECORD, _MANY = 16 << 10, 8
+"""Bytes that a record of TLS holds: so many pieces that are smaller are encrypted together."""
 _EMPTY = 64 << 10
 """Bytes in a row that hold nothing for anybody: handshake messages, such as key updates."""
 
@@ -140,19 +142,32 @@ class Stream:
             self._fail(e)
 
     def _fill(self) -> bool:
-        """The next bytes for the socket. Were there any?"""
-        while self._out:
+        """The next bytes for the socket. Were there any? What is small and waits is encrypted together."""
+        together: list[memoryview | bytes] = []
+        full = wrapped = False
+        while self._out and not full and len(together) < _MANY:
             frame = self._out[0]
             frame.begun = True
-            part = next(frame.parts, None)
-            if part is None:
+            for part in frame.parts:
+                if len(part) < _RECORD:
+                    together.append(part)
+                    continue
+                if together:
+                    self._codec.wrap(b"".join(together))
+                    together.clear()
+                wrapped = True
+                if full := self._codec.wrap(part):
+                    break
+            else:
                 self._out.popleft()
                 if frame.last:
                     self._out.clear()
                     self._loop.call(partial(self.lose, "it was told to go"))
-            elif self._codec.wrap(part):
-                break
-        self._raw = self._codec.leaving()
+        if together:
+            wrapped = True
+            self._codec.wrap(together[0] if len(together) == 1 else b"".join(together))
+        if wrapped or self._codec.waits:
+            self._raw = self._codec.leaving()
         return bool(self._raw)
 
     def _fail(self, error: Exception) -> None:
@@ -213,9 +228,11 @@ class Stream:
     def _receive(self) -> None:
         """What came; of a frame that has begun also what came in the meantime."""
         room = RAW
-        with suppress(BlockingIOError):
+        try:
             while room == RAW or (room > 0 and not self._reader.between and not self._gone):
                 room -= self._take_in(room)
+        except BlockingIOError:
+            pass
 
     def _take_in(self, room: int) -> int:
         count = self._sock.recv_into(self._loop.raw, room)
@@ -236,13 +253,15 @@ class Stream:
     def _pump(self) -> None:
         """Take what came apart into frames."""
         reader = self._reader
-        while not self._gone:
+        more = True
+        while more and not self._gone:
+            room = len(reader.want)
             with self._lock:
                 count = self._codec.take(reader.want)
-            if not count:
-                break
-            self._empty = 0
-            reader.filled(count)
+            if count:
+                self._empty = 0
+                reader.filled(count)
+            more = count == room
         if self._codec.ended and not self._gone:
             raise self._closed()
 
