@@ -49,7 +49,8 @@ class Worker:
         self.shards = {shard.hash: shard for shard in shards}
         self._peers, self._limit = peers, queue
         self._mutex = threading.Lock()
-        self._lock = threading.Condition(self._mutex)  # for who waits
+        self._lock = threading.Condition(self._mutex)  # of who waits for an end
+        self._woken = threading.Condition(self._mutex)  # of who computes
         self._later: deque[Callable[[], object]] = deque()  # to do without the lock
         self._book = _Book(self._mutex, self._later)
         self._open: dict[Key, Request] = {}
@@ -181,7 +182,7 @@ class Worker:
                 if found is None and not self._early.holds(sender, (*key, attempt)):
                     self._check_room()
                 if not self._early:
-                    self._lock.notify_all()  # for its deadline, from now on
+                    self._woken.notify()  # for its deadline, from now on
                 return self._early.keep(sender, (*key, attempt), came, deadline)
             if found.attempt > attempt or found.flow is None:
                 return "late"
@@ -209,7 +210,7 @@ class Worker:
             self._draining = self._stopping = True
             left = list(self._open.values())
             self._early.clear()
-            self._lock.notify_all()
+            self._woken.notify()
         for request in left:
             self._end(request, Refusal("UNAVAILABLE", "draining", "the worker stops"))
         with self._lock:
@@ -246,7 +247,7 @@ class Worker:
     def _add_job(self, number: int, index: int, deadline: float, job: Callable[[], None]) -> None:
         heapq.heappush(self._jobs, (number, index, deadline, job))
         if self._computing != threading.get_ident() and not (self._loop and self._loop.mine):  # else: who is here looks
-            self._lock.notify_all()
+            self._woken.notify()
 
     def _check_finished(self, request: Request) -> None:
         waits = request.sends_left and not (request.hasty and request.output)
@@ -296,10 +297,10 @@ class Worker:
             try:
                 job()
             finally:
-                self._computing, self._due = 0, math.inf
-        if self._stopping:
-            with self._lock:
-                self._lock.notify_all()
+                with self._mutex:
+                    self._computing, self._due = 0, math.inf
+                    if self._stopping:
+                        self._lock.notify_all()
 
     def _compute_all(self) -> None:
         while not self._stopping:
@@ -307,7 +308,7 @@ class Worker:
             with self._lock:
                 self._sweep()
                 if (not self._jobs or self._computing) and not self._stopping:
-                    self._lock.wait(_SWEEP_S if self._early else None)
+                    self._woken.wait(_SWEEP_S if self._early else None)
 
     def _sweep(self) -> None:
         if self._early.sweep():
