@@ -278,7 +278,8 @@ class Worker:
         self._closed[request.key] = max(before, request.attempt)
         while len(self._closed) > REMEMBERED:
             self._closed.popitem(last=False)
-        self._lock.notify_all()
+        if self._draining:
+            self._lock.notify_all()
 
     def _end(self, request: Request, failure: Refusal) -> None:
         with self._book:
