@@ -190,7 +190,8 @@ def array_of(body: Array, dtype: str, shape: Sequence[int]) -> Array:
 
 @cache
 def _little(dtype: str) -> np.dtype[Any]:
-    return np.dtype(dtype).newbyteorder("<")
+    found: np.dtype[Any] = np.dtype(dtype).newbyteorder("<")
+    return found
 
 
 def read_prelude(data: bytes | bytearray | memoryview) -> Prelude:

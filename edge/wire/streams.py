@@ -291,7 +291,7 @@ class Stream:
                 self.send(Alive(), kind=Kind.PING)
 
 
-def words(error: Exception) -> str:
+def words(error: BaseException) -> str:
     """What happened to a connection."""
     if isinstance(error, ssl.SSLError):
         said = getattr(error, "verify_message", "") or error.reason or "TLS failed"

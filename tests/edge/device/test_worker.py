@@ -446,7 +446,7 @@ def test_the_output_waits_for_no_word_about_other_values_unless_they_are_to_be_c
                  transfers=[msgspec.structs.replace(t, source=kit.LEFT) if t.value == "v2" else t for t in plan.transfers])
     runners = {0: FakeRunner(["v0"], lambda x: x + x), 1: FakeRunner(["v0", "v1"], lambda x, other: x + other)}
     peer = FakeWorker("hang", "hang")
-    shard = Shard(both, plan.hash, kit.LEFT, runners)  # type: ignore[arg-type]
+    shard = Shard(both, plan.hash, kit.LEFT, runners)
     book = Worker([shard], {"right": peer.connection})
     request = book.begin(shard, "r1", 1, {"v0": kit.example()}, soon(), hasty=True)
     np.testing.assert_allclose(book.wait(request, False)[0]["v2"], 3 * kit.example(), atol=1e-5)
