@@ -60,7 +60,7 @@ def attempt(route: Route, connections: Mapping[str, Connection], x: Array, reque
         replies: dict[int, Reply] = {}
         output: Array | None = None
         while output is None or (request.profile and len(replies) < len(route.devices)):
-            device = _next(arrived, request, route)
+            device = _next(arrived, request, route, connections)
             replies[device] = _result(device, pending[device])
             if device == route.output:
                 output = _output(route, replies[device])
@@ -86,7 +86,8 @@ def _start(route: Route, device: int, connections: Mapping[str, Connection], inp
         raise AttemptFailedError(device, e) from e
 
 
-def _next(arrived: queue.SimpleQueue[int], request: Request, route: Route) -> int:
+def _next(arrived: queue.SimpleQueue[int], request: Request, route: Route, connections: Mapping[str, Connection]) -> int:
+    connections[route.plan.devices[route.output].name].receive(lambda: not arrived.empty(), request.left)
     try:
         return arrived.get(timeout=request.left + _SLACK_S)
     except queue.Empty:

@@ -47,6 +47,7 @@ class DataPlane:
                             for spec in [*shard.entering, *shard.arriving.values(), Spec("", "uint8", (1,))])
         self.peers: set[Peer] = set()
         self.members: Counter[str | None] = Counter()
+        worker.join(loop)
         loop.call(lambda: loop.ticking.append(self._tick))
 
     def admit(self, sock: socket.socket, codec: Codec) -> None:
@@ -120,7 +121,7 @@ class Peer:
             return
         if not self._greeted:
             raise FrameError("the first frame is no hello")
-        if isinstance(head, Ready | Run) or (isinstance(head, Value) and head.source != COORDINATOR):
+        if isinstance(head, (Ready, Run)) or (isinstance(head, Value) and head.source != COORDINATOR):
             if head.call <= self._last:
                 raise FrameError(f"call {head.call} comes after call {self._last}")
             self._last = head.call
@@ -198,7 +199,7 @@ class Peer:
             raise bad_tensor("this device does not make the outputs that were asked for")
         deadline = time.monotonic() + _checked(run.timeout)
         request = self._plane.worker.begin(shard, run.request, run.attempt, {}, deadline,
-                                           partial(self._answer, run.call, run.profile))
+                                           partial(self._answer, run.call, run.profile), hasty=not run.profile)
         self._calls[run.call] = request
         if request.finished.is_set():  # before it was known here
             self._calls.pop(run.call, None)
@@ -261,8 +262,10 @@ class Peer:
 
     # ---- answers ----------------------------------------------------------------------------------------------------
     def _reply(self, call: int, parameters: dict[str, Parameter], soon: bool = False) -> None:
-        with suppress(StreamLostError):
+        try:
             self.stream.send(Answer(call, parameters), soon=soon)
+        except StreamLostError:
+            return
 
     def _refuse(self, head: Head, refusal: Refusal) -> None:
         """A value of the coordinator that is wrong ends its request."""

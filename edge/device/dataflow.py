@@ -6,8 +6,8 @@ Needs numpy and the plan, nothing else: workers, the coordinator and the in-proc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from gkp.edge.plan.schema import COORDINATOR, Segment, SplitModel, Value
@@ -15,7 +15,7 @@ from gkp.errors import UsageError
 from gkp.types import Array
 
 
-class Send(NamedTuple):
+class Send(msgspec.Struct, frozen=True):
     """A value for other devices (COORDINATOR: the answer)."""
 
     value: str
@@ -23,7 +23,7 @@ class Send(NamedTuple):
     targets: tuple[int, ...]
 
 
-class Done(NamedTuple):
+class Done(msgspec.Struct, frozen=True):
     """What follows from a finished segment: values to send, and segments of this device that can start."""
 
     sends: list[Send]
@@ -96,7 +96,7 @@ class Dataflow:
             if targets := self.view.targets.get(name):
                 sends.append(Send(name, array, targets))
             ready += self._arrive(name, array)
-        return Done(sends, sorted(ready, key=lambda s: s.index))
+        return Done(sends, sorted(ready, key=lambda s: s.index) if len(ready) > 1 else ready)
 
     def _arrive(self, name: str, array: Array) -> list[Segment]:
         if name in self._seen:

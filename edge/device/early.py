@@ -7,6 +7,8 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+import msgspec
+
 from gkp.edge.wire.oip import Refusal
 from gkp.types import Array
 
@@ -17,8 +19,7 @@ Attempt = tuple[str, str, int]
 """(plan, request id, attempt)"""
 
 
-@dataclass(frozen=True)
-class Value:
+class Value(msgspec.Struct, frozen=True):
     """One that came early. source: index of the sending device; at: of time.monotonic."""
 
     name: str

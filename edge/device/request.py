@@ -35,8 +35,9 @@ class Event(msgspec.Struct, frozen=True):
 @dataclass(eq=False)
 class Request:
     """deadline: of time.monotonic; number: in the order of opening; flow: None when it failed; opened: of
-    time.monotonic, when its first message came; finished: set when it is done, or failed, and then done is called; seen:
-    values that came; sends: under way."""
+    time.monotonic, when its first message came; finished: set when it is done, or failed, and then done is called; hasty:
+    the plan's output ends it; seen: values that came; sends: under way; steps: as Event, start and end of time.monotonic;
+    sent, received: bytes of each value."""
 
     shard: Shard
     id: str
@@ -46,6 +47,7 @@ class Request:
     flow: Dataflow | None
     segments_left: int
     done: Callable[[Request], None] | None = None
+    hasty: bool = False
     opened: float = field(default_factory=time.monotonic)
     sends_left: int = 0
     failure: Refusal | None = None
@@ -53,9 +55,10 @@ class Request:
     output: dict[str, Array] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
     sends: set[Pending] = field(default_factory=set)
-    events: list[Event] = field(default_factory=list)
-    counters: dict[str, Parameter] = field(default_factory=lambda: {
-        "sent_bytes": 0, "sent_messages": 0, "received_bytes": 0, "received_messages": 0, "compute_ms": 0.0})
+    steps: list[tuple[str, str, int | None, float, float]] = field(default_factory=list)
+    sent: list[int] = field(default_factory=list)
+    received: list[int] = field(default_factory=list)
+    compute_ms: float = 0.0
 
     @property
     def key(self) -> Key:
@@ -66,12 +69,20 @@ class Request:
         """Seconds until its deadline."""
         return max(0.0, self.deadline - time.monotonic())
 
-    def count(self, **more: float) -> None:
-        for name, amount in more.items():
-            self.counters[name] = self.counters[name] + amount  # type: ignore[operator]
+    @property
+    def counters(self) -> dict[str, Parameter]:
+        """For the answer."""
+        return {"sent_bytes": sum(self.sent), "sent_messages": len(self.sent), "received_bytes": sum(self.received),
+                "received_messages": len(self.received), "compute_ms": self.compute_ms}
+
+    @property
+    def events(self) -> list[Event]:
+        """For the answer with profile."""
+        return [Event(what, name, peer, round((start - self.opened) * 1e3, 4), round((end - start) * 1e3, 4))
+                for what, name, peer, start, end in self.steps]
 
     def note(self, what: str, name: str, peer: int | None, start: float, end: float) -> None:
-        self.events.append(Event(what, name, peer, round((start - self.opened) * 1e3, 4), round((end - start) * 1e3, 4)))
+        self.steps.append((what, name, peer, start, end))
 
 
 def compute_failed(shard: Shard, index: int, error: Exception) -> Refusal:

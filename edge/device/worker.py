@@ -29,6 +29,7 @@ from gkp.edge.device.shard import Shard
 from gkp.edge.plan.schema import COORDINATOR, Segment
 from gkp.edge.wire.client import Call, Connection, Pending, RemoteError
 from gkp.edge.wire.frames import Parameter
+from gkp.edge.wire.loop import Loop
 from gkp.edge.wire.oip import Refusal, check_finite
 from gkp.types import Array
 
@@ -42,31 +43,41 @@ _NO_WORDS = {"UNAVAILABLE": "peer", "DEADLINE_EXCEEDED": "deadline", "RESOURCE_E
 
 class Worker:
     """peers: connections by device name, to every device that the shards send to; queue: requests open at once, at most.
-    One thread computes; call from any."""
+    One thread at a time computes; call from any."""
 
     def __init__(self, shards: Sequence[Shard], peers: Mapping[str, Connection], queue: int = QUEUE) -> None:
         self.shards = {shard.hash: shard for shard in shards}
         self._peers, self._limit = peers, queue
-        self._lock = threading.Condition()
+        self._mutex = threading.Lock()
+        self._lock = threading.Condition(self._mutex)  # of who waits for an end
+        self._woken = threading.Condition(self._mutex)  # of who computes
         self._later: deque[Callable[[], object]] = deque()  # to do without the lock
-        self._book = _Book(self._lock, self._later)
+        self._book = _Book(self._mutex, self._later)
         self._open: dict[Key, Request] = {}
         self._early = early.EarlyValues(queue)
         self._closed: OrderedDict[Key, int] = OrderedDict()  # the highest attempt
         self._jobs: list[tuple[int, int, float, Callable[[], None]]] = []  # a heap: by age, then the plan's order
         self._due = math.inf  # deadline of what is being computed
+        self._computing = 0  # the thread that does
+        self._loop: Loop | None = None
         self._probes: set[_Probe] = set()
         self._numbers = itertools.count()
         self._draining = self._stopping = False
-        self._thread = threading.Thread(target=self._loop, name="gkp-compute", daemon=True)
+        self._thread = threading.Thread(target=self._compute_all, name="gkp-compute", daemon=True)
         self._thread.start()
+
+    def join(self, loop: Loop) -> None:
+        """Let the loop's threads compute what their turns bring, so that none has to wake another."""
+        self._loop = loop
+        loop.share(self.work)
 
     # ---- what the coordinator asks --------------------------------------------------------------------------------
     def begin(self, shard: Shard, request: str, attempt: int, values: Mapping[str, Array], deadline: float,
-              done: Callable[[Request], None] | None = None) -> Request:
+              done: Callable[[Request], None] | None = None, hasty: bool = False) -> Request:
         """A run call: open the request, and take up what devices sent for it before. deadline: of time.monotonic; done:
-        called once, from any thread, when it has ended. Refusal when the queue is full, the worker drains, the attempt is
-        old, or had its run call before."""
+        called once, from any thread, when it has ended; hasty: the plan's output ends it, also while devices have not said
+        yet that they accepted what went into it. Refusal when the queue is full, the worker drains, the attempt is old, or
+        had its run call before."""
         with self._book:
             key = (shard.hash, request)
             older = self._open.get(key)
@@ -80,7 +91,7 @@ class Worker:
             self._check_room(known=bool(arrived))
             flow = Dataflow(shard.plan, shard.device, shard.view)
             made = Request(shard, request, attempt, deadline, next(self._numbers), flow, len(shard.segments),
-                           done, opened=min([v.at for v in arrived], default=time.monotonic()))
+                           done, hasty, opened=min([v.at for v in arrived], default=time.monotonic()))
             self._open[key] = made
             for value in arrived:
                 self._receive(made, value)
@@ -108,7 +119,7 @@ class Worker:
             self._forget(request)
         if request.failure is not None:
             raise request.failure
-        parameters = dict(request.counters)
+        parameters = request.counters
         if profile:
             parameters["timing"] = msgspec.json.encode(sorted(request.events, key=lambda e: e.start_ms)).decode()
         return request.output, parameters
@@ -171,7 +182,7 @@ class Worker:
                 if found is None and not self._early.holds(sender, (*key, attempt)):
                     self._check_room()
                 if not self._early:
-                    self._lock.notify_all()  # for its deadline, from now on
+                    self._woken.notify()  # for its deadline, from now on
                 return self._early.keep(sender, (*key, attempt), came, deadline)
             if found.attempt > attempt or found.flow is None:
                 return "late"
@@ -199,14 +210,15 @@ class Worker:
             self._draining = self._stopping = True
             left = list(self._open.values())
             self._early.clear()
-            self._lock.notify_all()
+            self._woken.notify()
         for request in left:
             self._end(request, Refusal("UNAVAILABLE", "draining", "the worker stops"))
-        self._thread.join(patience)
+        with self._lock:
+            stopped = self._lock.wait_for(lambda: not self._computing, patience)
         for probe in list(self._probes):  # nobody computes them any more, and their callers wait
             probe.failure = Refusal("UNAVAILABLE", "draining", "the worker stops")
             probe.done.set()
-        for shard in self.shards.values() if not self._thread.is_alive() else ():
+        for shard in self.shards.values() if stopped else ():
             shard.close()
 
     # ---- the book; all of it with the lock held -------------------------------------------------------------------
@@ -220,7 +232,7 @@ class Worker:
 
     def _receive(self, request: Request, value: early.Value) -> None:
         request.note("receive", value.name, value.source, value.at, value.at)
-        request.count(received_bytes=request.shard.arriving[value.source, value.name].bytes, received_messages=1)
+        request.received.append(request.shard.arriving[value.source, value.name].bytes)
         self._give(request, value.name, value.array)
 
     def _give(self, request: Request, name: str, array: Array) -> None:
@@ -234,10 +246,12 @@ class Worker:
 
     def _add_job(self, number: int, index: int, deadline: float, job: Callable[[], None]) -> None:
         heapq.heappush(self._jobs, (number, index, deadline, job))
-        self._lock.notify_all()
+        if self._computing != threading.get_ident() and not (self._loop and self._loop.mine):  # else: who is here looks
+            self._woken.notify()
 
     def _check_finished(self, request: Request) -> None:
-        if not request.segments_left and not request.sends_left and not request.finished.is_set():
+        waits = request.sends_left and not (request.hasty and request.output)
+        if not request.segments_left and not waits and not request.finished.is_set():
             request.finished.set()
             self._tell(request)
 
@@ -264,7 +278,8 @@ class Worker:
         self._closed[request.key] = max(before, request.attempt)
         while len(self._closed) > REMEMBERED:
             self._closed.popitem(last=False)
-        self._lock.notify_all()
+        if self._draining:
+            self._lock.notify_all()
 
     def _end(self, request: Request, failure: Refusal) -> None:
         with self._book:
@@ -272,18 +287,29 @@ class Worker:
             self._forget(request)
 
     # ---- computing ------------------------------------------------------------------------------------------------
-    def _loop(self) -> None:
-        while True:
+    def work(self) -> None:
+        """Compute what there is to compute, unless another thread does."""
+        while self._jobs:
+            with self._mutex:
+                if self._computing or not self._jobs or self._stopping:
+                    return
+                self._computing = threading.get_ident()
+                _, _, self._due, job = heapq.heappop(self._jobs)
+            try:
+                job()
+            finally:
+                with self._mutex:
+                    self._computing, self._due = 0, math.inf
+                    if self._stopping:
+                        self._lock.notify_all()
+
+    def _compute_all(self) -> None:
+        while not self._stopping:
+            self.work()
             with self._lock:
                 self._sweep()
-                while not self._jobs and not self._stopping:
-                    self._lock.wait(_SWEEP_S if self._early else None)
-                    self._sweep()
-                if self._stopping:
-                    return
-                _, _, self._due, job = heapq.heappop(self._jobs)
-            job()
-            self._due = math.inf
+                if (not self._jobs or self._computing) and not self._stopping:
+                    self._woken.wait(_SWEEP_S if self._early else None)
 
     def _sweep(self) -> None:
         if self._early.sweep():
@@ -293,7 +319,7 @@ class Worker:
         """Run a segment and send what it made. Whatever goes wrong is the request's end, and not this thread's."""
         shard = request.shard
         try:
-            with self._lock:
+            with self._mutex:
                 if request.flow is None:
                     return
                 feeds = request.flow.feeds(segment)
@@ -317,7 +343,7 @@ class Worker:
             if request.flow is None:
                 return []
             request.note("segment", f"segment_{segment.index}", None, start, end)
-            request.count(compute_ms=(end - start) * 1e3)
+            request.compute_ms += (end - start) * 1e3
             request.segments_left -= 1
             done = request.flow.done(segment, outputs)
             moving = self._leaving(request, done)
@@ -350,7 +376,7 @@ class Worker:
         except Exception as e:  # the connection is closed: the worker stops
             self.fail(request, Refusal("UNAVAILABLE", "peer", f"cannot send to device {target}: {e}", target))
             return
-        with self._lock:
+        with self._mutex:
             if (dropped := request.flow is None) is False:
                 request.sends.add(pending)
                 request.note("send", name, target, start, time.monotonic())  # that it was accepted is heard a little later
@@ -372,14 +398,14 @@ class Worker:
         with self._book:
             request.sends.discard(pending)
             request.sends_left -= 1
-            request.count(sent_bytes=size, sent_messages=1)
+            request.sent.append(size)
             self._check_finished(request)
 
 
 class _Book:
     """The worker's lock; after it, whoever waits for what happened is told. (A generator would take twice as long.)"""
 
-    def __init__(self, lock: threading.Condition, later: deque[Callable[[], object]]) -> None:
+    def __init__(self, lock: threading.Lock, later: deque[Callable[[], object]]) -> None:
         self._lock, self._later = lock, later
 
     def __enter__(self) -> None:

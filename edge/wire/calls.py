@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, InvalidStateError
-from concurrent.futures import TimeoutError as NotInTime
-from contextlib import suppress
-from dataclasses import dataclass, field
+
+import msgspec
 
 from gkp.edge.plan.schema import COORDINATOR, Plan
 from gkp.edge.wire import frames
@@ -35,8 +34,7 @@ class RemoteError(GkpError):
         self.status, self.error, self.device = status, error, device
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(msgspec.Struct, frozen=True):
     """A request for one device, or (source: a device) one value for it. plan: its hash; request: an id that is never used
     again; attempt: from 1; source: index of the sending device; values: arrays by name, each of a dtype in DATATYPES;
     wanted: names of outputs; profile: answer with timings."""
@@ -45,13 +43,12 @@ class Call:
     request: str
     attempt: int = 1
     source: int = COORDINATOR
-    values: Mapping[str, Array] = field(default_factory=dict)
+    values: Mapping[str, Array] = {}
     wanted: tuple[str, ...] = ()
     profile: bool = False
 
 
-@dataclass(frozen=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """What a call brought: arrays (read-only) and parameters by name."""
 
     values: dict[str, Array]
@@ -86,13 +83,16 @@ class Pending:
     def __init__(self, device: str, call: Call | None, plan: str, timeout: float,
                  give_up: Callable[[Pending], None]) -> None:
         self.call, self._device, self._plan, self._give_up = call, device, plan, give_up
-        self._future: Future[Reply] = Future()
+        self._lock = threading.Lock()
+        self._outcome: Reply | RemoteError | None = None
+        self._callbacks: list[Callable[[Pending], None]] = []
         now = time.monotonic()
         self.number, self.deadline, self._first = 0, now + timeout, True
         self.is_value = call is not None and call.source != COORDINATOR
-        bodies = {} if call is None else {name: frames.body_of(value) for name, value in call.values.items()}
-        self._bodies = bodies
-        self.connected_by = now + RECONNECT_S + sum(map(len, bodies.values())) / _SLOWEST if self.is_value else self.deadline
+        self._bodies = {} if call is None else {name: frames.body_of(value) for name, value in call.values.items()}
+        self.connected_by = self.deadline
+        if self.is_value:
+            self.connected_by = now + RECONNECT_S + sum(map(len, self._bodies.values())) / _SLOWEST
 
     def frames(self) -> list[tuple[Head, memoryview | None]]:
         """What is sent for it."""
@@ -108,11 +108,15 @@ class Pending:
 
     def result(self) -> Reply:
         """Wait for it: at most until the deadline of the call. RemoteError."""
-        try:
-            return self._future.result(max(0.0, self.deadline - time.monotonic()))
-        except NotInTime:
-            self.expire()
-            return self._future.result()
+        if self._outcome is None:
+            there = threading.Event()
+            self.add_done_callback(lambda _: there.set())
+            if not there.wait(max(0.0, self.deadline - time.monotonic())):
+                self.expire()
+        if isinstance(self._outcome, RemoteError):
+            raise self._outcome
+        assert self._outcome is not None
+        return self._outcome
 
     def cancel(self) -> None:
         """The worker drops the request; result() raises RemoteError (CANCELLED) unless the answer was there before."""
@@ -124,11 +128,15 @@ class Pending:
                     tell=True)
 
     def done(self) -> bool:
-        return self._future.done()
+        return self._outcome is not None
 
     def add_done_callback(self, callback: Callable[[Pending], None]) -> None:
         """Called once, from another thread, or at once when it is done."""
-        self._future.add_done_callback(lambda _: callback(self))
+        with self._lock:
+            if self._outcome is None:
+                self._callbacks.append(callback)
+                return
+        callback(self)
 
     def sent_again(self) -> bool:
         """May it be sent again? A value may, once."""
@@ -136,12 +144,19 @@ class Pending:
         return self.is_value and first and time.monotonic() < self.connected_by
 
     def answered(self, reply: Reply) -> None:
-        with suppress(InvalidStateError):  # it was given up
-            self._future.set_result(reply)
+        self._end(reply)
 
     def failed(self, error: RemoteError, tell: bool = False) -> None:
         """tell: the worker, too."""
-        if tell and not self._future.done():
+        if tell and self._outcome is None:
             self._give_up(self)
-        with suppress(InvalidStateError):
-            self._future.set_exception(error)
+        self._end(error)
+
+    def _end(self, outcome: Reply | RemoteError) -> None:
+        """Unless it has ended before."""
+        with self._lock:
+            if self._outcome is not None:
+                return
+            self._outcome, callbacks, self._callbacks = outcome, self._callbacks, []
+        for callback in callbacks:
+            callback(self)

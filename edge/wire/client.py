@@ -80,6 +80,11 @@ class Connection:
         more, and so is one (which may arrive twice) that found no connection, if there is one within RECONNECT_S."""
         return self._started(Pending(self.name, call, call.plan, timeout, self._give_up))
 
+    def receive(self, until: Callable[[], bool], seconds: float) -> None:
+        """Receive in this thread, so that no other has to wake it, whatever comes by any connection of the loop, until
+        until() or the time is over. Returns at once when another thread does that already."""
+        self._loop.until(until, seconds)
+
     def watch(self, callback: Callable[[bool], None]) -> None:
         """Connect, stay connected, and call with True or False whenever the connection is there or lost (from another
         thread). An idle connection is watched by its keepalive."""
@@ -129,9 +134,12 @@ class Connection:
         return stream
 
     def _send(self, stream: Stream, pending: Pending) -> None:
-        with suppress(StreamLostError):  # lost() comes, or came before: then it is told so there
-            for head, body in pending.frames():
-                stream.send(head, body)
+        found = pending.frames()
+        try:
+            for left, (head, body) in enumerate(found, 1 - len(found)):
+                stream.send(head, body, more=left < 0)
+        except StreamLostError:  # lost() comes, or came before: then it is told so there
+            pass
 
     def _give_up(self, pending: Pending) -> None:
         """Nobody waits for it any more. The worker drops the request."""
@@ -172,7 +180,7 @@ class Connection:
             self._welcomed(stream)
         elif isinstance(head, Failure) and not head.call:
             self._error = self._remote(head)
-        elif isinstance(head, Answer | Failure):
+        elif isinstance(head, (Answer, Failure)):
             with self._lock:
                 pending = self._calls.pop(head.call, None)
             if pending is None:

@@ -11,10 +11,12 @@ be added without a new version.
 from __future__ import annotations
 
 import struct
+import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from enum import IntEnum
-from typing import NamedTuple
+from functools import cache
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -34,7 +36,7 @@ MAX_HEAD = 64 << 10
 _PRELUDE, _CRC = struct.Struct("<B3xIQI"), struct.Struct("<I")
 PRELUDE = _PRELUDE.size + _CRC.size
 TRAILER = _CRC.size
-_SMALL, _CHUNK = 8 << 10, 128 << 10
+_SMALL, _CHUNK = 32 << 10, 128 << 10
 """Bytes of a body: that travels with its head, in one piece; that are encrypted and sent at once, of a larger one."""
 
 Parameter = bool | int | float | str
@@ -138,6 +140,7 @@ _HEADS: Mapping[Kind, type[Head]] = {
     Kind.FAILURE: Failure, Kind.CANCEL: Cancel, Kind.PING: Alive, Kind.PONG: Alive}
 _DECODERS = {kind: msgspec.msgpack.Decoder(head) for kind, head in _HEADS.items()}
 _KINDS = {head: kind for kind, head in _HEADS.items()}
+_NUMBERS = {int(kind): kind for kind in Kind}
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -145,7 +148,7 @@ class FrameError(Exception):
     """These bytes are no frame of the protocol. What follows them cannot be read either."""
 
 
-class Prelude(NamedTuple):
+class Prelude(msgspec.Struct, frozen=True):
     """kind; head, body: bytes."""
 
     kind: Kind
@@ -173,14 +176,21 @@ def pieces(head: Head, body: memoryview | None = None, kind: Kind | None = None)
 
 def body_of(array: Array) -> memoryview:
     """An array's bytes as they travel: a copy only of what is not contiguous and little-endian."""
-    whole = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    swapped = not array.dtype.isnative or sys.byteorder != "little"
+    whole = np.ascontiguousarray(array, array.dtype.newbyteorder("<") if swapped else None)
     return memoryview(whole.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
 
 
 def array_of(body: Array, dtype: str, shape: Sequence[int]) -> Array:
     """The array that a body is, read-only. body: uint8, as many as dtype and shape say."""
-    found: Array = body.view(np.dtype(dtype).newbyteorder("<")).reshape(shape)
+    found: Array = body.view(_little(dtype)).reshape(shape)
     found.flags.writeable = False
+    return found
+
+
+@cache
+def _little(dtype: str) -> np.dtype[Any]:
+    found: np.dtype[Any] = np.dtype(dtype).newbyteorder("<")
     return found
 
 
@@ -188,11 +198,11 @@ def read_prelude(data: bytes | bytearray | memoryview) -> Prelude:
     """FrameError when it is none. data: PRELUDE bytes."""
     if zlib.crc32(data[:_PRELUDE.size]) != _CRC.unpack_from(data, _PRELUDE.size)[0]:
         raise FrameError("a frame's first bytes changed on their way, or are none")
-    kind, head, body, crc = _PRELUDE.unpack_from(data)
-    try:
-        return Prelude(Kind(kind), head, crc, body)
-    except ValueError:
-        raise FrameError(f"a frame of the unknown kind {kind}") from None
+    number, head, body, crc = _PRELUDE.unpack_from(data)
+    kind = _NUMBERS.get(number)
+    if kind is None:
+        raise FrameError(f"a frame of the unknown kind {number}")
+    return Prelude(kind, head, crc, body)
 
 
 def read_head(prelude: Prelude, data: bytes | bytearray | memoryview) -> Head:

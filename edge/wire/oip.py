@@ -10,6 +10,7 @@ import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 from math import prod
 from typing import Any
@@ -67,7 +68,7 @@ class Spec:
     dtype: str
     shape: tuple[int, ...]
 
-    @property
+    @cached_property
     def bytes(self) -> int:
         return prod(self.shape) * np.dtype(self.dtype).itemsize
 

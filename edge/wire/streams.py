@@ -18,7 +18,7 @@ from typing import Protocol
 
 from gkp.edge.wire import frames
 from gkp.edge.wire.frames import Alive, FrameError, Head, Kind
-from gkp.edge.wire.loop import READ, WRITE, Loop
+from gkp.edge.wire.loop import RAW, READ, WRITE, Loop
 from gkp.edge.wire.reader import FrameReader
 from gkp.edge.wire.tls import Codec
 from gkp.types import Array
@@ -29,6 +29,8 @@ KEEPALIVE_TIMEOUT_S = 1.5
 """Until then it has given it. A peer that takes nothing off the connection has both times together."""
 _TOGETHER = 4
 """Frames that can wait for others: then they are sent."""
+_RECORD, _MANY = 16 << 10, 8
+"""Bytes that a record of TLS holds: so many pieces that are smaller are encrypted together."""
 _EMPTY = 64 << 10
 """Bytes in a row that hold nothing for anybody: handshake messages, such as key updates."""
 
@@ -86,17 +88,17 @@ class Stream:
 
     # ---- sending: from any thread -----------------------------------------------------------------------------------
     def send(self, head: Head, body: memoryview | None = None, *, kind: Kind | None = None,
-             last: bool = False, soon: bool = False) -> None:
+             last: bool = False, soon: bool = False, more: bool = False) -> None:
         """Send a frame after those that wait. body: bytes that do not change until the answer is there. last: end the stream
-        after it. soon: with those that come next, or a little later (in the loop's thread only). StreamLostError when the
-        connection is gone; when it is lost later, the receiver hears of it."""
+        after it. soon: with those that come next, or a little later (in a turn of the loop only). more: with the next one,
+        which comes at once. StreamLostError when the connection is gone; when it is lost later, the receiver hears of it."""
         with self._lock:
             if self._gone:
                 raise StreamLostError(self._gone)
             if not self._out:
                 self._moved = time.monotonic()
             self._out.append(_Outgoing(getattr(head, "call", 0), frames.pieces(head, body, kind), last))
-            if self._blocked:
+            if self._blocked or more:
                 return
             if soon and len(self._out) < _TOGETHER:
                 if len(self._out) == 1:
@@ -140,19 +142,32 @@ class Stream:
             self._fail(e)
 
     def _fill(self) -> bool:
-        """The next bytes for the socket. Were there any?"""
-        while self._out:
+        """The next bytes for the socket. Were there any? What is small and waits is encrypted together."""
+        together: list[memoryview | bytes] = []
+        full = wrapped = False
+        while self._out and not full and len(together) < _MANY:
             frame = self._out[0]
             frame.begun = True
-            part = next(frame.parts, None)
-            if part is None:
+            for part in frame.parts:
+                if len(part) < _RECORD:
+                    together.append(part)
+                    continue
+                if together:
+                    self._codec.wrap(b"".join(together))
+                    together.clear()
+                wrapped = True
+                if full := self._codec.wrap(part):
+                    break
+            else:
                 self._out.popleft()
                 if frame.last:
                     self._out.clear()
                     self._loop.call(partial(self.lose, "it was told to go"))
-            elif self._codec.wrap(part):
-                break
-        self._raw = self._codec.leaving()
+        if together:
+            wrapped = True
+            self._codec.wrap(together[0] if len(together) == 1 else b"".join(together))
+        if wrapped or self._codec.waits:
+            self._raw = self._codec.leaving()
         return bool(self._raw)
 
     def _fail(self, error: Exception) -> None:
@@ -205,14 +220,22 @@ class Stream:
         """What a peer sends ends its own stream at most."""
         try:
             work()
-        except Exception as e:
+        except BaseException as e:  # Ctrl-C too: nobody knows how far it came
             self.lose(words(e))
+            if not isinstance(e, Exception):
+                raise
 
     def _receive(self) -> None:
+        """What came; of a frame that has begun also what came in the meantime."""
+        room = RAW
         try:
-            count = self._sock.recv_into(self._loop.raw)
+            while room == RAW or (room > 0 and not self._reader.between and not self._gone):
+                room -= self._take_in(room)
         except BlockingIOError:
-            return
+            pass
+
+    def _take_in(self, room: int) -> int:
+        count = self._sock.recv_into(self._loop.raw, room)
         if not count:
             raise self._closed()
         self._heard, self._asked = time.monotonic(), 0.0
@@ -225,17 +248,20 @@ class Stream:
         with self._lock:  # TLS may have something to say to that
             if self._codec.waits and not self._blocked:
                 self._flush()
+        return count
 
     def _pump(self) -> None:
         """Take what came apart into frames."""
         reader = self._reader
-        while not self._gone:
+        more = True
+        while more and not self._gone:
+            room = len(reader.want)
             with self._lock:
                 count = self._codec.take(reader.want)
-            if not count:
-                break
-            self._empty = 0
-            reader.filled(count)
+            if count:
+                self._empty = 0
+                reader.filled(count)
+            more = count == room
         if self._codec.ended and not self._gone:
             raise self._closed()
 
@@ -265,7 +291,7 @@ class Stream:
                 self.send(Alive(), kind=Kind.PING)
 
 
-def words(error: Exception) -> str:
+def words(error: BaseException) -> str:
     """What happened to a connection."""
     if isinstance(error, ssl.SSLError):
         said = getattr(error, "verify_message", "") or error.reason or "TLS failed"

@@ -65,7 +65,7 @@ class Tls:
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._in, self._out, server_side=name is None,
                                      server_hostname=None if name is None else identity.server_name(name))
-        self.ended, self._filled = False, False  # by the last take: then there may be more in the same record
+        self.ended = False
         self.who: Identity | None = None
 
     def shake(self) -> bool:
@@ -87,10 +87,9 @@ class Tls:
     def take(self, into: memoryview) -> int:
         """How many bytes of what the peer says are in `into` now; 0: no more came, or it ended (`ended`). ssl.SSLError when
         they are not the peer's."""
-        count, room, more = 0, len(into), self._filled
+        count, room = 0, len(into)
         try:
-            while count < room and (more or self._in.pending):  # record by record; sooner at its end than by an exception
-                more = False
+            while count < room and (self._in.pending or self._tls.pending()):  # an exception would cost more
                 came: int = self._tls.read(room - count, into[count:])  # type: ignore[assignment]
                 if not came:
                     self.ended = True
@@ -98,7 +97,6 @@ class Tls:
                 count += came
         except ssl.SSLWantReadError:
             pass
-        self._filled = count == room
         return count
 
     def wrap(self, data: memoryview | bytes) -> bool:

@@ -441,6 +441,22 @@ def test_a_peer_that_hangs_ends_at_the_deadline(plan: Plan) -> None:
     assert time.monotonic() - start < 10
 
 
+def test_the_output_waits_for_no_word_about_other_values_unless_they_are_to_be_counted(plan: Plan) -> None:
+    both = _with(plan, segments=[plan.segments[0], msgspec.structs.replace(plan.segments[1], device=kit.LEFT)],
+                 transfers=[msgspec.structs.replace(t, source=kit.LEFT) if t.value == "v2" else t for t in plan.transfers])
+    runners = {0: FakeRunner(["v0"], lambda x: x + x), 1: FakeRunner(["v0", "v1"], lambda x, other: x + other)}
+    peer = FakeWorker("hang", "hang")
+    shard = Shard(both, plan.hash, kit.LEFT, runners)
+    book = Worker([shard], {"right": peer.connection})
+    request = book.begin(shard, "r1", 1, {"v0": kit.example()}, soon(), hasty=True)
+    np.testing.assert_allclose(book.wait(request, False)[0]["v2"], 3 * kit.example(), atol=1e-5)
+    assert peer.calls <= 1
+    patient = book.begin(shard, "r2", 1, {"v0": kit.example()}, soon(0.5))
+    assert failure(lambda: book.wait(patient, True))[0] == "DEADLINE_EXCEEDED"
+    book.close()
+    peer.close()
+
+
 def test_a_value_waits_a_moment_for_a_peer_that_is_being_started(plan: Plan, tmp_path: Path) -> None:
     shard = Shard(plan, plan.hash, kit.LEFT, {0: FakeRunner(["v0"], lambda x: x + x)})  # type: ignore[dict-item]
     peer = FakeWorker(address=f"unix:{tmp_path / 'peer.sock'}", start=False)
