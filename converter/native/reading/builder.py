@@ -207,6 +207,8 @@ class Builder:
         try:
             return self.express(elements, shifts=True)
         except Refused as refusal:
+            if not elements.size:
+                raise
             source = self.whole(elements.transpose(order_of(elements)).ravel())
             value = None if source is None else self.values[source]
             found = None if value is None else permutation(elements, (value.channels, value.height, value.width))

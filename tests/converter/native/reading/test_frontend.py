@@ -396,6 +396,7 @@ MIXING: dict[str, Build] = {
     "mean over everything": lambda n: n.op("ReduceMean", n.relu("x")),
     "softmax": lambda n: n.op("Softmax", n.relu("x"), axis=0),
     "a constant per image": lambda n: n.op("Add", n.relu("x"), n.const(n.normal(2, 6, 1, 1))),
+    "slopes per image": lambda n: n.op("PRelu", n.relu("x"), n.const(n.normal(2, 6, 1, 1))),
     "a row per image": lambda n: n.op("Gemm", n.op("Flatten", "x"), n.const(n.normal(96, 4)), n.const(n.normal(2, 4))),
 }
 
@@ -418,6 +419,7 @@ OTHERS: dict[str, tuple[str, Build]] = {
     "indices of a maximum": ("MaxPool", lambda n: n.op("Cast", n.op("MaxPool", "x", kernel_shape=[2, 2], outputs=2)[1], to=1)),
     "window among the pads": ("MaxPool", lambda n: n.op("MaxPool", n.take("x", [0]), kernel_shape=[2, 1], dilations=[5, 1],
                                                         pads=[1, 0, 1, 0])),
+    "a part without elements": ("Split", lambda n: n.op("Sigmoid", n.op("Split", "x", n.ints(6, 0), outputs=2, axis=1)[1])),
     "pads wider than the window": ("AveragePool", lambda n: n.op("AveragePool", "x", kernel_shape=[2, 2], pads=[0, 2, 0, 0])),
 }
 
