@@ -10,8 +10,8 @@ Three = tuple[int, int, int]
 
 
 def order_of(elements: Elements) -> tuple[int, ...]:
-    """The axes from the slowest to the fastest: by how far apart two neighbours along each of them are. Refused when there is
-    no element."""
+    """The axes from the slowest to the fastest: by how far apart two neighbours along each of them are. Refused where it has
+    no elements."""
     if not elements.size:
         raise Refused("an empty tensor")
     steps = _steps(elements)
