@@ -8,6 +8,7 @@ from pathlib import Path
 from gkp.benchmarks.cases import edge_cases
 from gkp.benchmarks.edge.plans import ROWS
 from gkp.benchmarks.edge.quota import SLOWEST
+from gkp.benchmarks.edge.results import EdgeBench
 from gkp.benchmarks.edge.suite import LINKS, Settings, run_edge
 from gkp.benchmarks.edge.tables import edge_tables
 from gkp.benchmarks.kit import words
@@ -19,7 +20,8 @@ from gkp.text import clean
 
 def edge_bench(screen: Screen, devices: tuple[int, ...], checkpoints: Path | None, seconds: float, json_to: str | None,
                links: tuple[str, ...] = (), only: str | None = None, speed: float = 1.0) -> None:
-    """Measure, show the tables, write the JSON. UsageError for words that name nothing, and speeds that are none."""
+    """Measure, show the tables, write the JSON: a file after every group. What was measured stays after Ctrl-C. UsageError
+    for words that name nothing, and speeds that are none."""
     if not SLOWEST <= speed <= 1:
         raise UsageError(f"--device-speed {speed:g} makes no sense",
                          f"at least {SLOWEST:g}, at most 1 (a core of this machine)")
@@ -30,10 +32,20 @@ def edge_bench(screen: Screen, devices: tuple[int, ...], checkpoints: Path | Non
     settings = Settings(devices=tuple(dict.fromkeys(devices)) or (2,), checkpoints=checkpoints, seconds=seconds,
                         links=tuple(dict.fromkeys(links)) or LINKS, only=networks, rows=rows, speed=speed,
                         scaling=not rows and speed == 1)
-    with screen.progress() as progress:
-        found = run_edge(settings, progress)
-    screen.show(edge_tables(found))
-    screen.json(json_to, found.json())
+    measured: list[EdgeBench] = []
+
+    def keep(found: EdgeBench) -> None:
+        measured[:] = [found]
+        if json_to != "-":
+            screen.json(json_to, found.json())
+
+    try:
+        with screen.progress() as progress:
+            measured[:] = [run_edge(settings, progress, keep)]
+    finally:
+        for found in measured:
+            screen.show(edge_tables(found))
+            screen.json(json_to, found.json())
 
 
 def _chosen(only: str | None, names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

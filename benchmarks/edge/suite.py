@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -38,6 +38,8 @@ LINKS = ("loopback", "1gbe")
 STATED = ("1gbe", "wifi")
 _SCREEN_S = 0.5
 SEGMENT = "the segment of mode local"
+Keep = Callable[[EdgeBench], None]
+"""Called with what there is after every group of rows."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,9 @@ class Settings:
     scaling: bool = True
 
 
-def run_edge(settings: Settings, report: Progress) -> EdgeBench:
-    """Everything. BackendMissingError where processes cannot be pinned to cores or gRPC is not installed; what else is
-    missing is a row that says so."""
+def run_edge(settings: Settings, report: Progress, keep: Keep = lambda found: None) -> EdgeBench:
+    """Everything; keep(what there is) after every group. BackendMissingError where processes cannot be pinned to cores or
+    gRPC is not installed; what else is missing is a row that says so."""
     from gkp.edge.wire.identity import require_grpc
 
     require_grpc()
@@ -72,10 +74,15 @@ def run_edge(settings: Settings, report: Progress) -> EdgeBench:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gkp-edge-")))
         stack.enter_context(Janitor(folder, groups_folder()))
-        suite = _Suite(settings, folder, report)
+        environment = fingerprint()
+
+        def found(suite: _Suite) -> EdgeBench:
+            return EdgeBench(environment=environment, cores=list(suite.cores), seconds=round(time.monotonic() - started, 1),
+                             groups=suite.groups, links=suite.fits, scaling=suite.points)
+
+        suite = _Suite(settings, folder, report, lambda suite: keep(found(suite)))
         suite.run()
-        return EdgeBench(environment=fingerprint(), cores=list(suite.cores), seconds=round(time.monotonic() - started, 1),
-                         groups=suite.groups, links=suite.fits, scaling=suite.points)
+        return found(suite)
 
 
 @dataclass
@@ -83,6 +90,7 @@ class _Suite:
     settings: Settings
     folder: Path
     report: Progress
+    keep: Callable[[_Suite], None]
     cores: tuple[int, ...] = field(default_factory=lambda: tuple(sorted(os.sched_getaffinity(0))))
     groups: list[Group] = field(default_factory=list)
     fits: list[LinkFit] = field(default_factory=list)
@@ -161,6 +169,7 @@ class _Suite:
                     self.groups.append(self._group(opened, splits, site, best, report))
                 except GkpError as e:
                     self.groups.append(_absent(case.name, site, e.message))
+                self.keep(self)
         if self.settings.scaling and profiles is not None:
             links = {name: parse_link(name) for name in self.settings.stated}
             for site in (site for some in sites.values() for site in some if site.share == 1):

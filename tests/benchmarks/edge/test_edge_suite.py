@@ -35,8 +35,11 @@ def tiny(folder: Path) -> Case:
 
 
 def run(folder: Path, *links: str) -> EdgeBench:
-    return suite.run_edge(suite.Settings(links=links, seconds=0.3, cases=(tiny(folder),), scaling=False),
-                          lambda text, share: None)
+    kept: list[int] = []
+    found = suite.run_edge(suite.Settings(links=links, seconds=0.3, cases=(tiny(folder),), scaling=False),
+                           lambda text, share: None, lambda found: kept.append(len(found.groups)))
+    assert kept == list(range(1, len(links) + 1)), "what there is, after every group"
+    return found
 
 
 def check(found: EdgeBench, link: str) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -11,6 +13,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from gkp.benchmarks.edge import command
 from gkp.benchmarks.edge.results import (
     EdgeBench,
     EdgeRow,
@@ -25,6 +28,7 @@ from gkp.benchmarks.edge.results import (
 )
 from gkp.benchmarks.edge.rows import WHAT
 from gkp.benchmarks.edge.tables import edge_tables
+from gkp.console import Screen
 from gkp.manifest import Ratio, Timing
 
 
@@ -123,3 +127,15 @@ def test_names_of_others_cannot_style_or_steer_the_terminal(width: int) -> None:
     assert "\x1b" not in text
     assert "\u202e" not in text
     assert max(map(cell_len, text.splitlines())) <= width
+
+
+def test_what_was_measured_before_an_interruption_is_shown_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(settings: object, report: object, keep: Callable[[EdgeBench], None]) -> EdgeBench:
+        keep(bench(full("branch")))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "run_edge", interrupted)
+    screen = Screen()
+    with pytest.raises(KeyboardInterrupt):
+        command.edge_bench(screen, (2,), None, 1.0, str(tmp_path / "edge.json"))
+    assert msgspec.json.decode((tmp_path / "edge.json").read_bytes())["groups"][0]["rows"][0]["what"] == "branch"
