@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, Protocol
@@ -134,5 +135,13 @@ def import_ort() -> Any:
 
 
 def import_openvino() -> Any:
-    """The openvino module, or BackendMissingError."""
-    return require("openvino", "openvino")
+    """The openvino module, or BackendMissingError. It sends nothing anywhere: its converter, which it imports, would report
+    that to its maker, by a process of its own, but does without where the package for it is not found."""
+    name = "openvino_telemetry"
+    if name in sys.modules:
+        return require("openvino", "openvino")
+    sys.modules[name] = None  # type: ignore[assignment]  # the import system's own way to say: not here
+    try:
+        return require("openvino", "openvino")
+    finally:
+        del sys.modules[name]

@@ -193,7 +193,8 @@ class Affine:
 
 @dataclass(frozen=True, eq=False)
 class Copy:
-    """target[:, y, x][first + k] = source[index[k], y * strides[0], x * strides[1]], or 0 where index[k] is -1.
+    """target[first + k, y, x] = source[index[k], offset[0] + y * strides[0], offset[1] + x * strides[1]], or 0 where
+    index[k] is -1.
 
     Several copies may fill one target (Concat): each writes the channels [first, first + len(index))."""
 
@@ -202,6 +203,7 @@ class Copy:
     index: npt.NDArray[np.int64]
     strides: tuple[int, int] = (1, 1)
     first: int = 0
+    offset: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)

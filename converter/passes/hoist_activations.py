@@ -49,7 +49,7 @@ def _unaries(graph: Graph, way: Walk) -> list[Node]:
             return []
         if not _is_activation(graph, unary):
             return []
-        if not way.holds_readers(base):
+        if graph.is_output(base) or not way.holds_readers(base):
             return []
         unaries.append(unary)
     return unaries

@@ -245,7 +245,7 @@ def _part(program: Program, step: Copy | Paste, values: Mapping[int, Array]) -> 
     if isinstance(step, Paste):
         y[:, :, step.offset[0]:step.offset[0] + x.shape[2], step.offset[1]:step.offset[1] + x.shape[3]] = x
         return y
-    taken = _window(x, (0, 0), step.strides, (value.height, value.width))[:, step.index]
+    taken = _window(x, step.offset, step.strides, (value.height, value.width))[:, step.index]
     y[:, step.first:step.first + step.index.size] = np.where((step.index >= 0)[:, None, None], taken, 0)
     return y
 

@@ -120,3 +120,11 @@ def test_openvino_as_installed_is_told_the_threads_and_nothing_else(monkeypatch:
 def test_openvino_says_in_what_it_computes_by_itself() -> None:
     pytest.importorskip("openvino")
     assert openvino_precision() in ("fp32", "bf16", "fp16")
+
+
+def test_openvino_is_imported_without_what_reports_that() -> None:
+    """In a process of its own: a second import changes nothing. The package stays for those who import it themselves."""
+    code = ("import sys; from gkp.runtime.runners import import_openvino; import_openvino(); import openvino.tools.ovc as ovc; "
+            "assert type(ovc.telemetry).__module__ == 'openvino.tools.ovc.telemetry_stub', type(ovc.telemetry); "
+            "assert 'openvino_telemetry' not in sys.modules")
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

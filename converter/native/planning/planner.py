@@ -95,13 +95,14 @@ class _Planner:
         return reader
 
     def _reader(self, port: Port) -> Affine | None:
-        """The only step that reads the input, where it can read the user's own array."""
+        """The only step that reads the input, where it can read the user's own array (not integers that are made of it)."""
+        value = self.program.values[port.value]
         readers = [step for step in self.program.steps if port.value in reads(step)]
-        if len(readers) != 1 or not isinstance(reader := readers[0], Affine) \
+        if len(readers) != 1 or not isinstance(reader := readers[0], Affine) or value.grid is not None \
                 or any(port.value == out.value for out in self.program.outputs):
             return None
         target = self._layout(reader.target, self.kinds[reader.target])
-        return reader if words.fits(contiguous(self.program.values[port.value], port.dtype), target) else None
+        return reader if words.fits(contiguous(value, port.dtype), target) else None
 
     def _layout(self, value: int, kind: Kind) -> Layout:
         return self.at.layouts[value][kind]

@@ -88,8 +88,10 @@ def _prelu(b: Builder, node: Node) -> None:
     slope, source = constant(node, 1), oriented(b, node.inputs[0])
     if slope is None or slope.ndim > 1 + len(source.shape):
         raise Refused("its slopes are computed")
-    inner = slope.reshape((1,) * (1 + len(source.shape) - slope.ndim) + slope.shape)[0]
-    slopes, target = floats(node, per_channel(b, source, inner)), like(b, source.value)
+    given = slope.reshape((1,) * (1 + len(source.shape) - slope.ndim) + slope.shape)
+    if len(given) > 1:
+        raise Refused("its slopes differ from image to image")
+    slopes, target = floats(node, per_channel(b, source, given[0])), like(b, source.value)
     b.steps.append(PRelu(source.value, target, slopes))
     bind(b, node.outputs[0], Oriented(target, source.shape, source.order))
 

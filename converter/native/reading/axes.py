@@ -129,6 +129,8 @@ def channels_first(b: Builder, x: Oriented, axes: Sequence[int]) -> Oriented:
     if value.channels == n and first == [a for a in axes if x.shape[a] > 1]:
         return replace(x, order=(*axes, *rest))
     plane = [x.shape[a] for a in rest]
+    if len(plane) > 2:  # axes of 1 may stand anywhere: taken together with them, the others are no neighbours
+        plane = [m for m in plane if m > 1]
     if len(plane) > 2:
         plane = [prod(plane[:-1]), plane[-1]]
     order = (*axes, *rest)

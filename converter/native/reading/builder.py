@@ -20,7 +20,6 @@ from gkp.converter.native.reading.runs import Concatenations, Run, gathered
 Border = tuple[int, int, int, int]
 """top, left, bottom, right."""
 
-_MAX_SHIFT = 16
 _MAX_PIECES = 16
 _MAX_PHASES = 64
 _SHORT = 8
@@ -237,8 +236,7 @@ class Builder:
             return target
         plane = tuple(shape[1:])
         for run in self._concatenations.shorter(plane, runs):
-            source, strides = self._shifted(run, self.values[target])
-            self.steps.append(Copy(source, target, run.index, strides, run.first))
+            self.steps.append(Copy(run.base, target, run.index, run.strides, run.first, run.offset))
         self._concatenations.note(plane, target, runs)
         return target
 
@@ -361,22 +359,6 @@ class Builder:
         if not np.array_equal(channel, expected):
             raise Refused("it moves elements within channels")
         return int(c), base, (int(y), int(x)), (down, right)
-
-    def _shifted(self, run: Run, target: Value) -> tuple[int, tuple[int, int]]:
-        """(value, strides): the run's base, after its offset is taken away by a depthwise convolution of one tap."""
-        if run.offset == (0, 0):
-            return run.base, run.strides
-        value = self.values[run.base]
-        kernel = [n - (m - 1) * s for n, m, s in zip((value.height, value.width), (target.height, target.width),
-                                                     run.strides, strict=True)]
-        if max(kernel) > _MAX_SHIFT:
-            raise Refused("it cuts out a part of the plane")
-        weight = np.zeros((value.channels, *kernel), np.float32)
-        weight[:, run.offset[0], run.offset[1]] = 1
-        shifted = self.value((value.channels, target.height, target.width), value.dtype)
-        self.steps.append(Depthwise(run.base, shifted, weight, np.zeros(value.channels, np.float32), run.strides,
-                                    (0, 0, 0, 0), (1, 1)))
-        return shifted, (1, 1)
 
     def _bordered(self, source: int, border: Border, wanted: Value) -> int:
         """Zeros around a value, by a depthwise convolution of one tap with pads."""

@@ -110,8 +110,9 @@ def _check_sums(step: Conv, grid: Grid) -> None:
 
 # ---- who writes them ---------------------------------------------------------------------------------------------------
 def _writes(net: Net, step: Step) -> bool:
-    """What is only quantised is written as integers."""
-    if not isinstance(step, Quantise) or not net.private(step.source):
+    """What is only quantised is written as integers: of numbers, for what is rounded to one grid and then to another is
+    rounded twice."""
+    if not isinstance(step, Quantise) or not net.private(step.source) or _on_grid(net, step.source):
         return False
     maker = net.writer(step.source)
     if not isinstance(maker, _Elementwise) and not (isinstance(maker, Conv | Pool) and _on_grid(net, maker.source)):
@@ -214,8 +215,11 @@ def _moved(net: Net, step: Step) -> bool:
 
 def _sunk(net: Net, step: Step) -> bool:
     """Quantised before it is moved, where a step could write the integers."""
-    movers = _movers(net, step.source) if isinstance(step, Quantise) and net.private(step.source) else []
-    if not movers or not all(_could_write(net, net.writer(s.source)) for s in movers):
+    if not isinstance(step, Quantise) or not net.private(step.source):
+        return False
+    movers = _movers(net, step.source)
+    own = net.values[step.source].grid  # to which a copy may have taken what it picked
+    if not movers or not all(_could_write(net, net.writer(s.source)) and net.values[s.source].grid == own for s in movers):
         return False
     for mover in movers:
         source = net.like(mover.source, net.values[step.target].grid)
@@ -225,8 +229,9 @@ def _sunk(net: Net, step: Step) -> bool:
 
 
 def _picked(net: Net, step: Step) -> bool:
-    """A copy takes what it picks from one grid to another."""
-    if not isinstance(step, Copy) or not net.private(step.source):
+    """A copy takes what it picks from one grid to another, where nothing is rounded to a third on the way."""
+    if not isinstance(step, Copy) or not net.private(step.source) \
+            or net.values[step.source].grid != net.values[step.target].grid:
         return False
     maker = net.writer(step.source)
     if not isinstance(maker, Quantise) or not _on_grid(net, maker.source):
@@ -244,9 +249,9 @@ def _could_write(net: Net, maker: Step | None) -> bool:
 
 # ---- inputs and outputs ------------------------------------------------------------------------------------------------
 def _packed(net: Net, step: Step) -> bool:
-    """An input that is only quantised is, on the way in."""
+    """An input that is only quantised is, on the way in. One that is so already is not what the caller gives."""
     if not isinstance(step, Quantise) or step.source not in net.inputs or step.source in net.outputs \
-            or sum(step.source in reads(s) for s in net.steps) > 1:
+            or _on_grid(net, step.source) or sum(step.source in reads(s) for s in net.steps) > 1:
         return False
     net.steps.remove(step)
     net.bring(step.source, step.target)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gkp.converter.native.reading.moves import Elements
+from gkp.converter.native.reading.moves import Elements, Refused
 
 Three = tuple[int, int, int]
 
 
 def order_of(elements: Elements) -> tuple[int, ...]:
-    """The axes from the slowest to the fastest: by how far apart two neighbours along each of them are."""
+    """The axes from the slowest to the fastest: by how far apart two neighbours along each of them are. Refused where it has
+    no elements."""
+    if not elements.size:
+        raise Refused("an empty tensor")
     steps = _steps(elements)
     return tuple(sorted(range(elements.ndim), key=lambda a: -steps[a]))
 

@@ -169,6 +169,12 @@ def test_only_what_keeps_zero_moves_behind_zero_channels(op: str, moves: bool) -
     assert ops(one_form(net.model(y)))["Pad"] == (not moves)
 
 
+def test_an_activation_that_is_an_output_too_stays() -> None:
+    net = Net(2, 4, 5, 5)
+    y = net.relu(net.conv3("x", 4, 4))
+    assert ops(one_form(net.model(y, net.take(y, [3, 1, 0, 2])))) == {"BranchedConv": 1, "Relu": 1, "Gather": 1}
+
+
 def test_clip_moves_when_its_limits_are_the_same_tensors() -> None:
     net = Net(2, 4, 5, 5)
     low, high, other = (net.const(np.float32(v)) for v in (0, 6, 1))

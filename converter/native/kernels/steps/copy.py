@@ -1,4 +1,4 @@
-"""Channels chosen by an index list (Gather, Concat, strided slices)."""
+"""Channels chosen by an index list, and the rows and columns of a part of the plane (Gather, Concat, slices)."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ _FEW = 8  # runs of consecutive channels that are written out one by one
 def copy(step: Copy, source: Layout, target: Layout, cpu: Cpu) -> Kernel:
     """Writes the channels [first, first + len(index)) of the target and nothing else (zeros may go to planar halos).
     Raises ValueError if an index or the planes do not fit."""
-    index, (sy, sx), value = step.index, step.strides, target.value
+    index, (sy, sx), (oy, ox), value = step.index, step.strides, step.offset, target.value
     if (index.size and (index.min() < -1 or index.max() >= source.value.channels)) \
             or step.first + index.size > value.channels \
-            or (value.height - 1) * sy >= source.value.height or (value.width - 1) * sx >= source.value.width:
+            or min(oy, ox) < 0 or oy + (value.height - 1) * sy >= source.value.height \
+            or ox + (value.width - 1) * sx >= source.value.width:
         raise ValueError(f"a copy of {index.size} channels of {source.value} does not fit {value}")
     if (source.value.grid is None) != (value.grid is None):
         raise ValueError(f"a copy moves no elements of {source.value.grid} to {value.grid}")
@@ -40,7 +41,7 @@ def copy(step: Copy, source: Layout, target: Layout, cpu: Cpu) -> Kernel:
         text = ""
         for begin, end in zip(starts, np.append(starts[1:], index.size), strict=True):
             to = replace(written, origin=target.offset(step.first + int(begin), 0, 0))
-            origin = source.offset(int(index[begin]), 0, 0)
+            origin = source.offset(int(index[begin]), oy, ox)
             operands = [] if index[begin] < 0 else [replace(strided, origin=origin)]
             text += block("", elementwise(to, operands, (int(end - begin), *plane), lambda v: v[0] if v else "V{}",
                                           halos or (planar and not operands), cpu.lanes))
@@ -65,7 +66,7 @@ def copy(step: Copy, source: Layout, target: Layout, cpu: Cpu) -> Kernel:
           @rows@
         }
     ''', t=at("y", written.origin, ("k", target.channel)), zeros=zeros, rows=rows,
-                s=at("x", source.origin, ("index[k]", source.channel)))
+                s=at("x", source.offset(0, oy, ox), ("index[k]", source.channel)))
     return typed(table + share(index.size) + loop("k", "begin", "end", body), source, target, data=data)
 
 
@@ -81,7 +82,7 @@ def _pixels(step: Copy, source: Layout, target: Layout) -> str:
         const auto* s = @s@;
         auto* t = @t@;
         @channels@
-    ''', s=at("x", source.origin, ("row", source.row * sy), ("column", source.column * sx)),
+    ''', s=at("x", source.offset(0, *step.offset), ("row", source.row * sy), ("column", source.column * sx)),
                 t=at("y", target.offset(step.first, 0, 0), ("row", target.row), ("column", target.column)),
                 channels=loop("k", 0, step.index.size, f"t[k] = index[k] < 0 ? {zero} : {value};\n"))
     return onto + share(target.value.height) + loop("row", "begin", "end", loop("column", 0, target.value.width, body))

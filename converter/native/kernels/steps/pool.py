@@ -20,7 +20,7 @@ _LONGEST_LINE = 16384  # floats of a row kept on the stack
 
 def pool(step: Pool, source: Layout, target: Layout, cpu: Cpu) -> Kernel:
     """Windows may reach beyond the plane; the source needs no halo. A window outside the plane gives 0 as average and
-    minus infinity as maximum. Raises ValueError if the channels differ."""
+    minus infinity as maximum. Maxima leave NaN out, as ONNX Runtime's do. Raises ValueError if the channels differ."""
     if source.value.channels != target.value.channels:
         raise ValueError(f"cannot pool {source.value} to {target.value}")
     plane = (source.value.height, source.value.width)
@@ -40,7 +40,7 @@ def _whole_plane(step: Pool, source: Layout, target: Layout, lanes: int) -> str:
     start, scale = ("-__builtin_inff()", "") if step.maximum else ("0.0f", f" * {1 / value.pixels!r}f")
 
     def combine(a: str, b: str) -> str:
-        return f"maximum({a}, {b})" if step.maximum else f"{a} + {b}"
+        return f"maximum({b}, {a})" if step.maximum else f"{a} + {b}"
 
     if source.planar:
         # a sum may include the halo's zeros
@@ -112,7 +112,7 @@ class _Windows:
         return (self.target.value.width + self.lanes) * sx + (kw - 1) * dx + self.step.pads[1] + self.source.value.width
 
     def combine(self, a: str, b: str) -> str:
-        return f"maximum({a}, {b})" if self.step.maximum else f"{a} + {b}"
+        return f"maximum({b}, {a})" if self.step.maximum else f"{a} + {b}"
 
     def data(self) -> bytes:
         """For averages: 1 / (columns in the window) of every target column, then the same of the rows."""
@@ -152,7 +152,9 @@ class _Windows:
                     adds = "".join(more.replace("rows[k]", f"rows[{k}]") for k in range(1, count))
                 else:
                     adds = loop("k", 1, count, more)
-                return (f"V v = {get(at('rows[0]', 0, (i, 1)), n, lanes)};\n" + adds
+                first = get(at("rows[0]", 0, (i, 1)), n, lanes)
+                begin = f"maximum({first}, splat({self.start}))" if self.step.maximum else first  # no NaN
+                return (f"V v = {begin};\n" + adds
                         + put(at("line", pads[1], (i, 1)), "v", n, lanes))
             return chunks(s.value.width, lanes, piece)
 

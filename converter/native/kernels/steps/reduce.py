@@ -12,7 +12,7 @@ from gkp.converter.native.program import Reduce
 
 
 def reduce(step: Reduce, source: Layout, target: Layout, cpu: Cpu) -> Kernel:
-    """Raises ValueError if the target is not the source with one channel in the place of `count`."""
+    """Maxima leave NaN out. Raises ValueError if the target is not the source with one channel in the place of `count`."""
     s, t = source.value, target.value
     if s.channels != t.channels * step.count or t.channels % step.inner or (s.height, s.width) != (t.height, t.width):
         raise ValueError(f"the {step.kind} over {step.count} channels of {s} does not give {t}")
@@ -39,7 +39,7 @@ class _Reduction:
         return f" * {literal(1 / self.step.count)}" if self.step.kind == "mean" else ""
 
     def combine(self, a: str, b: str) -> str:
-        return f"maximum({a}, {b})" if self.step.kind == "max" else f"{a} + {b}"
+        return f"maximum({b}, {a})" if self.step.kind == "max" else f"{a} + {b}"
 
     def row(self) -> str:
         """Planar: vectors of the pixels of one row of target channel c."""

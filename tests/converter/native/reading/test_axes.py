@@ -111,6 +111,13 @@ def test_softmax_over_any_axis(axis: int, turned: bool) -> None:
     assert found.values[only(found, Softmax).source].channels == ((4, 5, 6) if turned else (6, 4, 5))[axis - 1]
 
 
+@pytest.mark.parametrize("one", [1, 2, 3, 4])
+def test_softmax_beside_an_axis_of_one(one: int) -> None:
+    """Wherever it stands, the other axes stay neighbours."""
+    axis = 3 if one < 3 else 2
+    translated(net(lambda n: n.op("Softmax", n.op("Unsqueeze", "x", n.ints(one)), axis=axis), 2, 3, 4, 5))
+
+
 def test_split_attention_reads_its_five_axes_as_channels() -> None:
     """ResNeSt: the sum over the radix, its softmax, the weighted sum."""
     def build(n: Net) -> str:

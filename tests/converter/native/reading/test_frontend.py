@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from interpret import interpret
 from net_blocks import classifier, shuffle
 from onnx import TensorProto, helper
-from onnx_kit import Net
+from onnx_kit import Net, run_ort
 from program_kit import kinds, one_form_graph, only, translated, unsupported
 
 from gkp.converter.graph import Graph
@@ -261,8 +262,8 @@ MOVES: dict[str, tuple[Build, dict[str, int]]] = {
     "split": (lambda n: n.op("Add", *n.op("Split", "x", n.ints(3, 3), outputs=2, axis=1)), {"Copy": 2, "Binary": 1}),
     "slice": (lambda n: sliced(n, "x", (4,), (-100,), (1,), (-2,)), {"Copy": 1}),
     "subsample": (lambda n: sliced(n, "x", (0, 0), (99, 99), (2, 3), (2, 3)), {"Copy": 1}),
-    "subsample from 1": (lambda n: sliced(n, "x", (1,), (99,), (2,), (2,)), {"Depthwise": 1}),
-    "crop": (lambda n: sliced(n, "x", (1, 2), (-1, 5), (-2, -1), (1, 1)), {"Depthwise": 1}),
+    "subsample from 1": (lambda n: sliced(n, "x", (1,), (99,), (2,), (2,)), {"Copy": 1}),
+    "crop": (lambda n: sliced(n, "x", (1, 2), (-1, 5), (-2, -1), (1, 1)), {"Copy": 1}),
     "shuffle": (lambda n: shuffle(n, "x", (2, 6, 8, 9), 3), {"Copy": 1}),
     "concat": (lambda n: n.concat("x", n.relu("x"), "x"), {"Affine": 1, "Copy": 3}),
     "concat of vectors": (lambda n: n.concat(*[n.op("Flatten", n.op(f"Global{k}Pool", "x")) for k in ("Max", "Average")]),
@@ -280,7 +281,7 @@ MOVES: dict[str, tuple[Build, dict[str, int]]] = {
     "pad channels": (lambda n: n.op("Pad", "x", n.ints(1, 1, 2, 0), n.const(np.float32(0)), n.ints(1, 2)),
                      {"Copy": 1, "Depthwise": 1}),
     "focus": (lambda n: n.conv1(n.concat(*[sliced(n, "x", (a, b), (8, 8), (2, 3), (2, 2)) for a in (0, 1) for b in (0, 1)]),
-                                24, 5), {"Depthwise": 3, "Copy": 5, "Conv": 1}),
+                                24, 5), {"Copy": 8, "Conv": 1}),
     "uneven split": (lambda n: n.concat(*n.op("Split", "x", n.ints(1, 3, 2), outputs=3, axis=1)[::-1]), {"Copy": 1}),
     "split without sizes": (lambda n: n.concat(*n.op("Split", "x", outputs=4, axis=1, num_outputs=4)[::-1]), {"Copy": 1}),
     "columns side by side": (lambda n: n.op("Concat", "x", n.relu("x"), axis=3), {"Affine": 1, "Paste": 2}),
@@ -298,6 +299,15 @@ MOVES: dict[str, tuple[Build, dict[str, int]]] = {
 def test_movement(name: str) -> None:
     build, expected = MOVES[name]
     assert kinds(translated(net(build, 2, 6, 8, 9))) == expected
+
+
+@pytest.mark.parametrize("name", ["crop", "subsample from 1"])
+def test_what_is_not_finite_spoils_nothing_beside_it(name: str) -> None:
+    model = net(MOVES[name][0], 2, 6, 8, 9)
+    x = np.random.default_rng(0).standard_normal((2, 6, 8, 9)).astype(np.float32)
+    x[:, :, ::3, ::4] = np.inf
+    x[:, 0, 2, 3] = np.nan
+    np.testing.assert_array_equal(interpret(program(one_form_graph(model)), [x])[0], run_ort(model, {"x": x})[0])
 
 
 @pytest.mark.parametrize("mode", ["DCR", "CRD"])
@@ -396,6 +406,7 @@ MIXING: dict[str, Build] = {
     "mean over everything": lambda n: n.op("ReduceMean", n.relu("x")),
     "softmax": lambda n: n.op("Softmax", n.relu("x"), axis=0),
     "a constant per image": lambda n: n.op("Add", n.relu("x"), n.const(n.normal(2, 6, 1, 1))),
+    "slopes per image": lambda n: n.op("PRelu", n.relu("x"), n.const(n.normal(2, 6, 1, 1))),
     "a row per image": lambda n: n.op("Gemm", n.op("Flatten", "x"), n.const(n.normal(96, 4)), n.const(n.normal(2, 4))),
 }
 
@@ -418,6 +429,8 @@ OTHERS: dict[str, tuple[str, Build]] = {
     "indices of a maximum": ("MaxPool", lambda n: n.op("Cast", n.op("MaxPool", "x", kernel_shape=[2, 2], outputs=2)[1], to=1)),
     "window among the pads": ("MaxPool", lambda n: n.op("MaxPool", n.take("x", [0]), kernel_shape=[2, 1], dilations=[5, 1],
                                                         pads=[1, 0, 1, 0])),
+    "a part without elements": ("Split", lambda n: n.op("Split", "x", n.ints(6, 0), outputs=2, axis=1)[1]),
+    "nothing to compute": ("Sigmoid", lambda n: n.op("Sigmoid", n.op("Split", "x", n.ints(6, 0), outputs=2, axis=1)[1])),
     "pads wider than the window": ("AveragePool", lambda n: n.op("AveragePool", "x", kernel_shape=[2, 2], pads=[0, 2, 0, 0])),
 }
 

@@ -15,7 +15,7 @@ from interpret import interpret
 from native_kit import native_runs
 from net_blocks import classifier, depthwise, dsp_block, networks, shuffle, tmi_block
 from onnx import helper, numpy_helper
-from onnx_kit import Net, feeds_of
+from onnx_kit import Net, feeds_of, run_ort
 from program_kit import check_program, kinds
 
 from gkp.branched import BranchedConv
@@ -112,6 +112,60 @@ def test_programs_of_integers_compute_what_those_of_pairs_do(model: onnx.ModelPr
     x = [np.random.default_rng(0).standard_normal((2, *port.shape)) for port in made.inputs]
     for got, want in zip(interpret(made, x, double=True), interpret(plain, x, double=True), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9)
+
+
+# ---- from grid to grid --------------------------------------------------------------------------------------------------
+Then = Callable[[Net, str], str]
+_FIRST, _COARSE, _LAST = (0.0625, 3), (0.5, 128), (0.03125, 40)
+
+
+def paired(net: Net, x: str, how: tuple[float, int]) -> str:
+    """x, quantised and back. how: scale and zero point of uint8."""
+    scale, zero = net.const(np.float32(how[0])), net.const(np.uint8(how[1]))
+    return str(net.op("DequantizeLinear", net.op("QuantizeLinear", x, scale, zero), scale, zero))
+
+
+def _layer(net: Net, x: str) -> str:
+    weight = net.op("DequantizeLinear", net.const(net.rng.integers(-9, 10, (4, 4, 3, 3)).astype(np.int8)), net.const(np.float32(0.125)),
+                    net.const(np.int8(0)))
+    return net.relu(net.op("Conv", x, weight, pads=[1] * 4))
+
+
+BETWEEN: dict[str, Then] = {
+    "nothing": lambda n, x: x,
+    "a convolution": _layer,
+    "a shuffle": lambda n, x: n.take(x, [2, 0, 3, 1]),
+    "a maximum": lambda n, x: n.op("MaxPool", x, kernel_shape=[2, 2]),
+    "a concatenation": lambda n, x: n.concat(x, x),
+    "two grids side by side": lambda n, x: n.concat(paired(n, x, _COARSE), x),
+    "a rectifier": lambda n, x: n.relu(x),
+}
+
+
+@pytest.mark.parametrize("last", BETWEEN)
+@pytest.mark.parametrize("first", BETWEEN)
+def test_what_is_rounded_to_one_grid_and_then_to_another_is_rounded_twice(first: str, last: str) -> None:
+    """No step leaves the coarse one out, whichever stands before and behind it. Scales are powers of two: all sums are exact."""
+    net = Net(2, 4, 4, 5)
+    before = BETWEEN[first](net, paired(net, "x", _FIRST))
+    y = before if first == "two grids side by side" else paired(net, before, _COARSE)
+    z = y if last == "a convolution" and first in ("a concatenation", "two grids side by side") else BETWEEN[last](net, y)
+    model = net.model(paired(net, z, _LAST), *([before] if first == "a maximum" else []))
+    made = fused(simplify(recognise(Graph(model))))
+    x = 2 * feeds_of(model)["x"]
+    for got, want in zip(interpret(made, [x]), run_ort(model, {"x": x}), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_words_of_an_input_that_is_quantised_twice_are_made_of_its_integers() -> None:
+    """Few channels, and an activation between the two: no step can read the caller's numbers."""
+    net = Net(2, 1, 3, 6)
+    y = net.op("DequantizeLinear", net.const(np.full((8, 1, 3, 3), 3, np.int8)), net.const(np.float32(0.25)), net.const(np.int8(0)))
+    y = net.op("Conv", paired(net, net.relu(paired(net, "x", _FIRST)), _COARSE), y, pads=[1] * 4)
+    model = net.model(paired(net, y, _LAST))
+    x = 2 * feeds_of(model)["x"]
+    made = make_plan(fused(simplify(recognise(Graph(model)))), host_cpu())
+    np.testing.assert_array_equal(native_runs(made, [({"x": x}, 1)])[0][0], run_ort(model, {"x": x})[0])
 
 
 # ---- by hand ------------------------------------------------------------------------------------------------------------

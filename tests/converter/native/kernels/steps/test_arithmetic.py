@@ -162,6 +162,21 @@ def global_pool_case(rng: Rng, cpu: Cpu) -> Case:
     return _pool_case(rng, cpu, step, value, Value(value.channels, 1, 1))
 
 
+def maximum_case(rng: Rng, cpu: Cpu) -> Case:
+    """Infinities are found and NaN is left out, in whatever order they stand."""
+    value, stride = random_value(rng), int(rng.integers(1, 3))
+    c, *plane = value.shape
+    step, out = [(Pool(0, 1, True, (3, 3), (stride, stride), (1, 1, 1, 1)), Value(c, *((n - 1) // stride + 1 for n in plane))),
+                 (Pool(0, 1, True, value.shape[1:], (1, 1), (0, 0, 0, 0)), Value(c, 1, 1)),
+                 (Reduce(0, 1, "max", c), Value(1, *plane))][rng.integers(3)]
+    buffers = {n: random_buffer(rng, v, cpu.lanes, kind=k)
+               for n, (v, k) in enumerate(zip((value, out), _kinds(rng, 2), strict=True))}
+    feed = _feed(rng, value)
+    for special in (np.inf, -np.inf, np.nan, np.nan):
+        feed[rng.random(feed.shape) < 0.1] = special
+    return replace(_case(cpu, step, [value, out], buffers, {0: np.where(np.isnan(feed), -np.inf, feed)}, 0), feed=feed)
+
+
 def _pool_case(rng: Rng, cpu: Cpu, step: Pool, value: Value, out: Value) -> Case:
     buffers = {n: random_buffer(rng, v, cpu.lanes, kind=k)
                for n, (v, k) in enumerate(zip((value, out), _kinds(rng, 2), strict=True))}
@@ -214,7 +229,7 @@ def _depthwise(rng: Rng, cpu: Cpu, kernel: tuple[int, int], strides: tuple[int, 
 
 
 MAKERS: list[Any] = [binary_case, constant_case, affine_case, softmax_case, reduce_case, normalise_case, prelu_case, map_case, pool_case,
-                     global_pool_case, depthwise_case, small_plane_depthwise_case]
+                     global_pool_case, maximum_case, depthwise_case, small_plane_depthwise_case]
 
 
 @pytest.mark.parametrize("cpu", cpus())

@@ -123,11 +123,12 @@ def _maximum(rng: Rng, x: Value) -> tuple[Step, Value, Sequence[Value]]:
 
 
 def _copy(rng: Rng, x: Value) -> tuple[Step, Value, Sequence[Value]]:
-    """Few runs of channels, or many; zeros among them; strides."""
+    """Few runs of channels, or many; zeros among them; strides; from the second row on."""
     index = np.arange(-1, x.channels) if rng.integers(2) else rng.integers(-1, x.channels, int(rng.integers(1, 40)))
     strides = (2, 1) if rng.integers(2) else (1, 1)
-    target = Value(len(index), (x.height - 1) // strides[0] + 1, x.width)
-    return Copy(0, 1, index, strides), on(target, x.grid), ()
+    top = int(x.height > 1 and rng.integers(2))
+    target = Value(len(index), (x.height - top - 1) // strides[0] + 1, x.width)
+    return Copy(0, 1, index, strides, offset=(top, 0)), on(target, x.grid), ()
 
 
 def _copy_onto(rng: Rng, x: Value) -> tuple[Step, Value, Sequence[Value]]:

@@ -83,11 +83,13 @@ def copy_case(rng: Rng, cpu: Cpu) -> Case:
         index = np.sort(rng.permutation(value.channels)[:n])
     first, rest = int(rng.integers(0, 9)), int(rng.integers(0, 5))
     crop = int(rng.integers(0, 2)) if min(value.height, value.width) > 1 else 0
-    out = Value(first + index.size + rest, -(-(value.height - crop) // strides[0]), -(-(value.width - crop) // strides[1]))
+    top, left = (int(rng.integers(0, n - crop)) if rng.integers(2) else 0 for n in (value.height, value.width))
+    out = Value(first + index.size + rest, -(-(value.height - crop - top) // strides[0]),
+                -(-(value.width - crop - left) // strides[1]))
     x, y, feed = random_buffer(rng, value, cpu.lanes), random_buffer(rng, out, cpu.lanes), _feed(rng, value)
-    step = Copy(0, 1, index, strides, first)
+    step = Copy(0, 1, index, strides, first, (top, left))
     expected = np.zeros((out.channels, out.height, out.width), np.float32)
-    taken = feed[:, ::strides[0], ::strides[1]][:, :out.height, :out.width]
+    taken = feed[:, top::strides[0], left::strides[1]][:, :out.height, :out.width]
     expected[first:first + index.size] = np.where((index >= 0)[:, None, None], taken[index], 0)
     written = np.zeros(expected.shape, bool)
     written[first:first + index.size] = True
