@@ -24,6 +24,8 @@ SOON_S = 0.005
 READ, WRITE = EPOLLIN, EPOLLOUT
 RAW = 256 << 10
 """Bytes that are taken from a socket at once; then it is the next one's turn."""
+_MEET_S = 0.001
+"""For a thread that only saw to it that the last one to wait has gone."""
 _LEAVE_S = 1.0
 """For a thread to come back from what it does apart from its turns."""
 
@@ -81,7 +83,7 @@ class Loop:
     def until(self, holds: Callable[[], bool], seconds: float) -> None:
         """Do the loop's work in this thread, so that nobody need wake it, until holds() or the time is over. Returns at
         once when another thread does so already. holds: made true by what the loop calls."""
-        if not self._leading.acquire(blocking=False):
+        if not self._leading.acquire(blocking=False) and (self._leader or not self._leading.acquire(timeout=_MEET_S)):
             return
         try:
             if not self._enter():

@@ -237,8 +237,8 @@ def test_a_compiler_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_model_is_compiled_once(tmp_path: Path, given: onnx.ModelProto) -> None:
-    done: list[str] = []
-    target = make_target("native", measure=False, progress=lambda text, share: done.append(text))
+    done: list[tuple[str, float]] = []
+    target = make_target("native", measure=False, progress=lambda text, share: done.append((text, share or 0.0)))
     model = small_net()
     built = target.build_as_is(model, Encoding(), 1)
     assert built.about(measure=False).memory is None, "it is not compiled yet"
@@ -248,7 +248,9 @@ def test_a_model_is_compiled_once(tmp_path: Path, given: onnx.ModelProto) -> Non
     x = feeds_of(model)
     np.testing.assert_allclose(runner.run(x)[0], run_ort(model, x)[0], atol=1e-4)
     runner.close()
-    assert done == ["compiling"]
+    assert {text for text, _ in done} == {"compiling"}
+    assert [share for _, share in done] == sorted({share for _, share in done}), "from the first file to the last, and no more"
+    assert done[-1][1] == 1
     assert built.about(measure=False).memory is not None
     with pytest.raises(UnsupportedModelError):
         target.build_as_is(unsupported(), Encoding(), 1)
