@@ -22,7 +22,8 @@ HEAD = ("| | ms | CPU ms | pruning | distribution (95 %) | per s | messages | pa
 MODES = ("replicas", "branch", "spatial", "pipeline")
 DIVIDING = ("branch", "spatial", "pipeline", "hybrid")
 SUMMARY = ("| network | devices, link | one device, ms | pruning | best way of dividing one request "
-           "| replicas: requests a second | `auto` takes |\n|---|---|---:|---:|---:|---:|---|")
+           "| the same: requests a second | dense network, by rows | replicas: requests a second | `auto` takes |\n"
+           "|---|---|---:|---:|---:|---:|---:|---:|---|")
 _INTRO = """# Edge figures: every row
 
 Written by `tools/edge_table.py` from [edge.json](edge.json). [What follows from it, and what the columns are](../edge.md).
@@ -114,13 +115,19 @@ def _best(group: dict[str, Any]) -> str:
     alone, replicas, auto = mine.get("grouped", {}), mine.get("replicas", {}), mine.get("auto", {})
     divided = [row for what in DIVIDING if "distribution_gain" in (row := mine.get(what, {})) and "refused" not in row]
     best = max(divided, key=lambda row: row["distribution_gain"]["value"], default=None)
+    dense = mine.get("spatial-dense", {}).get("distribution_gain")
     cells = [group["case"], f"{group['devices']}{slowness(group)}, {group['link']}",
              number(alone["ms"]["median"]) if alone else "",
              f"{alone['pruning_gain']['value']:.2f}x" if "pruning_gain" in alone else "",
              "none" if best is None else f"{WHAT[best['what']]} {interval(best['distribution_gain'])}",
-             f"{replicas['rate']['gain']['value']:.2f}x" if "gain" in replicas.get("rate", {}) else "",
+             gained(best or {}), interval(dense), gained(replicas),
              WHAT[auto.get("same_as", "auto")] if auto else ""]
     return f"| {' | '.join(cells)} |"
+
+
+def gained(row: dict[str, Any]) -> str:
+    """How many times the requests a second of one device."""
+    return f"{row['rate']['gain']['value']:.2f}x" if "gain" in row.get("rate", {}) else ""
 
 
 def _held(found: dict[str, Any]) -> Iterator[str]:
@@ -152,8 +159,9 @@ def tables(found: dict[str, Any]) -> str:
         parts += rows(group)
         taken = next((name(row) for row in group["rows"] if row["what"] == "auto"), "not asked")
         parts.append(f"\n`auto`: {group['decision'][0] if group['decision'] else taken} (load {load[0]} to {load[1]})\n")
-    parts.append("## More devices than this machine has\n\n"
-                 "Predicted by simulation: milliseconds for a request / requests a second.")
+    if found["scaling"]:
+        parts.append("## More devices than this machine has\n\n"
+                     "Predicted by simulation: milliseconds for a request / requests a second.")
     return "\n".join([*parts, *scaling(found), ""])
 
 

@@ -26,7 +26,7 @@ MODES = ("local", "replicas", "branch", "spatial", "pipeline", "hybrid")
 DENSE, GROUPED = "dense", "grouped"
 SPATIAL_DENSE = "spatial-dense"
 ROWS = (*MODES, SPATIAL_DENSE)
-_COMPILED = 24
+_COMPILED = 48
 """Segments of a plan that are worth compiling: more of them take minutes, and wait for messages anyway."""
 
 

@@ -46,11 +46,13 @@ def test_the_summary_takes_the_best_way_of_dividing_and_counts_what_held() -> No
     text = edge_table.summary(bench(
         row("grouped", pruning_gain=ratio(1.5)), row("replicas", rate={"gain": ratio(1.4)}, payload=payload, predicted=good),
         row("branch", distribution_gain=ratio(0.7), payload=payload, predicted=good),
-        row("spatial", distribution_gain=ratio(0.9), payload={"equal": False}, predicted=bad),
+        row("spatial", distribution_gain=ratio(0.9), rate={"gain": ratio(1.1)}, payload={"equal": False}, predicted=bad),
+        row("spatial-dense", distribution_gain=ratio(1.2)),
         row("pipeline", distribution_gain=ratio(3.0), refused="more than working at once can bring"),
         {"what": "hybrid", "missing": "not asked"}, row("auto", same_as="runtime")))
     said = WHAT
-    assert f"| net | 2, 1gbe | 2 | 1.50x | {said['spatial']} 0.90x (0.80 to 1.00) | 1.40x | {said['runtime']} |" in text
+    assert (f"| net | 2, 1gbe | 2 | 1.50x | {said['spatial']} 0.90x (0.80 to 1.00) | 1.10x | 1.20x (1.10 to 1.30) | 1.40x "
+            f"| {said['runtime']} |") in text
     assert "in 2 of 3 rows" in text, "bytes"
     assert text.count("in 2 of 3 rows") == 2, "predictions"
 
