@@ -115,11 +115,13 @@ def _best(group: dict[str, Any]) -> str:
     alone, replicas, auto = mine.get("grouped", {}), mine.get("replicas", {}), mine.get("auto", {})
     divided = [row for what in DIVIDING if "distribution_gain" in (row := mine.get(what, {})) and "refused" not in row]
     best = max(divided, key=lambda row: row["distribution_gain"]["value"], default=None)
+    refused = [WHAT[what] for what in DIVIDING if "refused" in mine.get(what, {})]
     dense = mine.get("spatial-dense", {}).get("distribution_gain")
     cells = [group["case"], f"{group['devices']}{slowness(group)}, {group['link']}",
              number(alone["ms"]["median"]) if alone else "",
              f"{alone['pruning_gain']['value']:.2f}x" if "pruning_gain" in alone else "",
-             "none" if best is None else f"{WHAT[best['what']]} {interval(best['distribution_gain'])}",
+             f"{WHAT[best['what']]} {interval(best['distribution_gain'])}" if best else
+             f"{', '.join(refused)}: refused, too good" if refused else "none",
              gained(best or {}), interval(dense), gained(replicas),
              WHAT[auto.get("same_as", "auto")] if auto else ""]
     return f"| {' | '.join(cells)} |"

@@ -57,6 +57,12 @@ def test_the_summary_takes_the_best_way_of_dividing_and_counts_what_held() -> No
     assert text.count("in 2 of 3 rows") == 2, "predictions"
 
 
+def test_a_gain_that_is_refused_is_no_gain_and_not_hidden() -> None:
+    alone = row("grouped", pruning_gain=ratio(1.5))
+    assert "branch: refused, too good |" in edge_table.summary(bench(alone, row("branch", refused="2.1x from 2 devices")))
+    assert "| none |" in edge_table.summary(bench(alone))
+
+
 def test_the_tool_refuses_a_page_without_its_markers() -> None:
     with pytest.raises(ValueError, match="lacks"):
         edge_table.updated("no markers here", "text")
