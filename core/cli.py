@@ -145,7 +145,7 @@ def run(**options: Any) -> None:
 @click.option("--suite", type=click.Choice(["cpu", "gpu", "edge", "zoo"]), help="A standard suite instead of artefacts. "
               "cpu: the published checkpoints and ResNet-50 with grouped 3x3 convolutions, on every engine of the CPU; "
               "gpu: a ResNet-50 and a ResNet-20 on PyTorch, ONNX Runtime and TensorRT, under 8 minutes; edge: what "
-              "splitting them over devices buys, with worker processes on this machine, about 15 minutes; zoo: the ONNX "
+              "splitting them over devices buys, with worker processes on this machine, about half an hour; zoo: the ONNX "
               "files of --models, dense and masked, in the native kernels beside the dense network on every stock engine.")
 @click.option("--devices", type=click.IntRange(2, 16), multiple=True, metavar="N",
               help="Of --suite edge: over how many devices; may be repeated. [default: 2]")
