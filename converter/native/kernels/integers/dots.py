@@ -65,7 +65,7 @@ static inline I dot(I sums, I x, I w) {
 #if defined(__AVX512VNNI__)
   asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(x), "v"(w));
 #else
-  asm("{vex} vpdpbusd %2, %1, %0" : "+x"(sums) : "x"(x), "x"(w));
+  asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sums) : "x"(x), "x"(w));
 #endif
   return sums;
 }

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import platform
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,10 +26,15 @@ from integer_kit import (
     rebuilt,
     refilled,
 )
+from native_kit import zig_tools
 
 from gkp.branched import Branch, BranchedConv
+from gkp.converter.native.building import toolchain
 from gkp.converter.native.dtypes import FLOAT32
 from gkp.converter.native.kernels.cpu import CPUS, DOTPROD, I8MM, VECTORS, Cpu
+from gkp.converter.native.kernels.integers import direct
+from gkp.converter.native.kernels.matrix import direct as matrix
+from gkp.converter.native.kernels.prelude import prelude
 from gkp.converter.native.kernels.way import Way
 from gkp.converter.native.program import Activation, Grid
 
@@ -138,6 +146,28 @@ def test_aarch64(features: str, needs: tuple[str, ...]) -> None:
     cpu = replace(arm, flags=(f"-mcpu=generic{features.replace('8.', '8_')}",), instructions=(VECTORS, *needs))
     layers = [random_layer(rng, conv, plane, 4, pixel=pixel) for conv, plane in corners(rng).values() for pixel in pixels(conv)]
     check_emulated(rng, [case for layer in layers for case in some_ways(rng, layer, cpu, 1)], cpu, 2)
+
+
+@pytest.mark.parametrize("compiler", ["zig", *filter(shutil.which, ("clang++", "g++"))])
+@pytest.mark.parametrize("name", sorted(CPUS))
+def test_every_sort_compiles_for_every_processor_of_cpu(name: str, compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the flags of its name: a processor here with other instructions takes other lines of the same kernel."""
+    rng, cpu = np.random.default_rng(9), CPUS[name]
+    if compiler == "zig":
+        tools = zig_tools()
+    elif toolchain.machine(cpu) != platform.machine():
+        pytest.skip(f"{compiler} compiles for this machine only")
+    else:
+        monkeypatch.setenv("GKP_CXX", compiler)
+        tools = toolchain.find(cpu)
+    layers = [random_layer(rng, tmi_gkp(rng, 32, 4), (5, 5), cpu.lanes, residual="integers", largest=largest) for largest in (64, 127)]
+    ways = {way.sort: way for layer in layers for family in (direct.ways, matrix.ways)
+            for way in family(layer.step, layer.source, layer.target, layer.residual, cpu)}
+    assert "broadcast" in ways
+    (tmp_path / "gkp.h").write_text(prelude(cpu))
+    for n, way in enumerate(ways.values()):
+        (tmp_path / f"kernel_{n}.cpp").write_text(way.trial.recipe.kernel().source)
+    toolchain.compile_objects(tmp_path, [f"kernel_{n}.cpp" for n in range(len(ways))], cpu, tools)
 
 
 @pytest.mark.parametrize("cpu", SORTS, ids=lambda cpu: cpu.name)
