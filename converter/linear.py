@@ -71,6 +71,8 @@ def linear(node: Node) -> Linear | None:
         return None
     if not ((scale > 0) & (scale <= _LARGEST)).all() or not scale.size:
         raise FileError(f"the scale of {where} is not a positive number", _HINT)
+    if scale.size == 1 and scale < np.finfo(np.float32).tiny and dtype != np.int32:
+        raise FileError(f"the scale of {where} is too small: {float(scale):.3g}", _HINT)
     zero = np.zeros(scale.shape, dtype) if zero is None else zero
     if zero.shape != scale.shape and (zero.size, scale.size) != (1, 1):
         raise FileError(f"{where} has {scale.size} scales and {zero.size} zero points", _HINT)

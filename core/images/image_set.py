@@ -112,7 +112,7 @@ class ImageSet:
         if images.min() == images.max() or (len(images) > 1 and (images == images[0]).all()):
             raise UsageError("no range can be learned from images that are all the same", "give images that differ")
         labels = None if self.labels is None else self.labels[index]
-        note = f"{plural(self.count, 'image')} are there, {count:,} were asked for" if self.count < count else ""
+        note = f"{plural(self.count, 'image')} found, {count:,} asked for" if self.count < count else ""
         return Samples(images, labels, digests, self.origin(digests, seed), note)
 
     def origin(self, digests: Iterable[bytes], seed: int | None = None) -> Origin:

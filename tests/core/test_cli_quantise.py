@@ -203,7 +203,7 @@ def test_normalised_pixels_are_told_with_their_numbers(hand: None, model: Path, 
 
 def test_fewer_images_than_asked_for_are_said_to_be_few(hand: None, model: Path, images: Path) -> None:
     outcome = convert(model, *INT8, images)
-    assert "calibration: 6 images are there, 300 were asked for" in " ".join(outcome.err.split())
+    assert "calibration: 6 images found, 300 asked for" in " ".join(outcome.err.split())
 
 
 def test_one_image_is_enough_where_it_is_of_several_colours(hand: None, model: Path, tmp_path: Path) -> None:

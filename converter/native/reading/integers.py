@@ -105,7 +105,7 @@ def _check_sums(step: Conv, grid: Grid) -> None:
         largest[branch.out_index] += 255 * np.abs(weights).sum((1, 2, 3))
     if largest.max(initial=0) > _LARGEST:
         raise UnsupportedModelError(f"the sums of layer {step.layer} in int8 do not fit into 32 bits",
-                                    "use --precision fp32")
+                                    "use --precision fp32; of a file that is quantised already, convert what it was made of")
 
 
 # ---- who writes them ---------------------------------------------------------------------------------------------------

@@ -228,6 +228,7 @@ def changed(name: str, array: Any) -> onnx.ModelProto:
     ("scale", np.float32("nan"), FileError, "not a positive number"),
     ("scale", np.float32("inf"), FileError, "not a positive number"),
     ("scale", np.float32(3e38), FileError, "not a positive number"),
+    ("scale", np.float32(1e-39), FileError, "scale of QuantizeLinear n_t3 is too small"),
     ("scales", np.float32([1, 1, 0, 1]), FileError, "not a positive number"),
     ("scales", np.float32([1, 1, 1]), FileError, "3 scales and 4 zero points"),
     ("zeros", np.int8([0, 0, 0]), FileError, "4 scales and 3 zero points"),

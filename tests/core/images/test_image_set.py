@@ -44,7 +44,7 @@ def test_a_draw_holds_distinct_images_with_their_labels_and_follows_from_its_see
         assert np.array_equal(image, all_of_them.images[place])
         assert label == all_of_them.labels[place]
     assert drawn.origin == images.draw(count, seed).origin
-    assert drawn.note == ("" if count <= there else f"{there} image{'s' * (there > 1)} are there, {count} were asked for")
+    assert drawn.note == ("" if count <= there else f"{there} image{'s' * (there > 1)} found, {count} asked for")
 
 
 def test_another_seed_draws_other_images_and_another_sha256_says_so() -> None:

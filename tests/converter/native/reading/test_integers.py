@@ -198,6 +198,22 @@ def test_sums_that_may_not_fit_are_refused_with_the_layers_name(conv: BranchedCo
         fuse(pair(conv))
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_sums_that_fit_are_taken_and_one_more_is_not(sign: int) -> None:
+    """255 * 127 * 66,311 + 1,912 = 2^31 - 1."""
+    for bias, fits in ((1912, True), (1913, False)):
+        weight = np.full((1, 66_311, 1, 1), 127 * sign, np.float32)
+        conv = replace(BranchedConv.from_dense(weight, np.full(1, bias * sign, np.float32)), scale=np.ones(1, np.float32))
+        values = (Value(66_311, 1, 1), Value(66_311, 1, 1, UINT8, Grid(1.0, 0)), Value(66_311, 1, 1), Value(1, 1, 1))
+        found = Program(values, (Quantise(0, 1), Dequantise(1, 2), Conv(2, 3, conv, layer="stage.conv")),
+                        (Port("x", 0, (66_311, 1, 1)),), (Port("y", 3, (1, 1, 1)),))
+        if fits:
+            assert kinds(fuse(found)) == {"Conv": 1}
+        else:
+            with pytest.raises(UnsupportedModelError, match=r"layer stage\.conv .* 32 bits"):
+                fuse(found)
+
+
 def test_a_tensor_that_is_an_output_too_stays_an_output() -> None:
     """Both its integers' readers and the caller get it."""
     base = pair(quantised(1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -127,6 +127,26 @@ def test_sums_that_saturate_at_both_ends(cpu: Cpu) -> None:
             assert set(np.unique(made.expected)) == {0, 255}
             cases += some_ways(rng, made, cpu, 2)
     check_layers(rng, cases, cpu, parts=(1,))
+
+
+def wide_layers(rng: Rng, lanes: int) -> Iterator[Layer]:
+    """1x1 convolutions of so many channels that one more could leave int32: weights of 8 bits, of 7, and the lowest; the first
+    pixel is at an end, the other anywhere."""
+    for channels, weight, zero in ((66_311, 127, 0), (131_585, -64, 0), (65_792, -128, 255)):
+        of = dense(rng, channels, 8, (1, 1))
+        one = random_layer(rng, of, (1, 2), lanes, residual="none", floats=False)
+        whole = replace(of.branches[0], weight=np.full_like(of.branches[0].weight, weight))
+        conv = replace(of, branches=(whole,), scale=np.ones(8, np.float32))
+        source = replace(one.source, value=replace(one.source.value, grid=Grid(1.0, zero)))
+        q = rng.integers(0, 256, one.q.shape).astype(np.uint8)
+        q[..., 0] = 255 - zero
+        yield refilled(replace(rebuilt(one, conv), source=source), Grid(1e7, 0 if (weight > 0) == (zero == 0) else 255), q)
+
+
+@pytest.mark.parametrize("cpu", processors())
+def test_sums_at_the_ends_of_int32(cpu: Cpu) -> None:
+    rng = np.random.default_rng(10)
+    check_layers(rng, [case for layer in wide_layers(rng, cpu.lanes) for case in some_ways(rng, layer, cpu, 1)], cpu, parts=(1,))
 
 
 @pytest.mark.parametrize("cpu", [parameter(ZEN4, "avx512_vnni", "avx512vbmi"), parameter(AMX, *AMX_FLAGS)])
