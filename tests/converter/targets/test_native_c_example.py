@@ -44,6 +44,23 @@ def test_the_commands_of_the_readme_work(tmp_path: Path) -> None:
     assert float(found[2]) == pytest.approx(float(scores.max()), rel=1e-4)
 
 
+def test_a_model_that_takes_pixels_is_given_bytes(tmp_path: Path) -> None:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler here")
+    gkp.convert(save(small_net(size=32), tmp_path / "m.onnx"), target="native", output=tmp_path / "out", threads=1, benchmark=False,
+                input_type="uint8", mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
+    subprocess.run([compiler, "-I", "out", str(README.with_name("classify.c")), "out/model.so", "-Wl,-rpath,$ORIGIN/out", "-o",
+                    "classify"], cwd=tmp_path, check=True)
+    x = np.random.default_rng(0).integers(0, 256, (1, 3, 32, 32), np.uint8)
+    x.tofile(tmp_path / "IMAGE")
+    done = subprocess.run(["./classify", "IMAGE"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    with gkp.load(tmp_path / "out") as model:
+        scores = model.run(x)[0]
+    assert done.stdout.startswith(f"class {scores.argmax()}, score ")
+    assert float(done.stdout.split()[-1]) == pytest.approx(float(scores.max()), rel=1e-4)
+
+
 def test_a_wrong_image_is_refused_by_the_program(tmp_path: Path) -> None:
     """The program checks what it reads; -Wall and -Wextra find nothing in it."""
     compiler = shutil.which("cc")
