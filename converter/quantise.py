@@ -30,8 +30,9 @@ from gkp.converter.lower.candidates import Candidate, grouped
 from gkp.converter.lower.emit import lower
 from gkp.converter.operators import RESHAPES
 from gkp.converter.quantiser import Quantiser
-from gkp.errors import UnsupportedModelError
+from gkp.errors import BackendMissingError, UnsupportedModelError
 from gkp.require import require
+from gkp.runtime.runners import import_openvino, import_ort, unreported
 from gkp.text import first_line
 from gkp.types import Array, Progress, silent
 
@@ -106,9 +107,13 @@ def _calibrated(model: onnx.ModelProto, samples: Sequence[Feeds], progress: Prog
 
 
 def import_nncf() -> Any:
-    """The nncf module, or BackendMissingError. It sends nothing anywhere."""
+    """The nncf module, or BackendMissingError. Neither it nor the engines that it imports send anything anywhere."""
     os.environ.setdefault("NNCF_CI", "1")  # its own switch for telemetry, read when it is imported
-    return require("nncf", "quant", "calibrating int8 models")
+    for engine in (import_ort, import_openvino):
+        with contextlib.suppress(BackendMissingError):
+            engine()
+    with unreported():
+        return require("nncf", "quant", "calibrating int8 models")
 
 
 @contextlib.contextmanager

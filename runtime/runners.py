@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any, Protocol
 
@@ -135,13 +136,21 @@ def import_ort() -> Any:
 
 
 def import_openvino() -> Any:
-    """The openvino module, or BackendMissingError. It sends nothing anywhere: its converter, which it imports, would report
-    that to its maker, by a process of its own, but does without where the package for it is not found."""
+    """The openvino module, or BackendMissingError. It sends nothing anywhere (see unreported)."""
+    with unreported():
+        return require("openvino", "openvino")
+
+
+@contextlib.contextmanager
+def unreported() -> Iterator[None]:
+    """Imports within it send nothing: OpenVINO's converter and NNCF would write an identifier into the user's folders, and
+    report to their maker by a process of their own, but do without where the package for it is not found."""
     name = "openvino_telemetry"
     if name in sys.modules:
-        return require("openvino", "openvino")
+        yield
+        return
     sys.modules[name] = None  # type: ignore[assignment]  # the import system's own way to say: not here
     try:
-        return require("openvino", "openvino")
+        yield
     finally:
         del sys.modules[name]

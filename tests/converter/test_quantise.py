@@ -1,6 +1,8 @@
 """What NNCF finds is taken over into the one form: the same integers, holes and copies as they were."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -234,3 +236,17 @@ def test_nncf_is_told_to_send_nothing_before_it_is_imported(monkeypatch: pytest.
     monkeypatch.setattr(module, "require", lambda *names: seen.append(os.environ.get("NNCF_CI")))
     module.import_nncf()
     assert seen == ["1"]
+
+
+def test_calibrating_leaves_nothing_of_what_engines_report_to_their_makers(tmp_path: Path) -> None:
+    """NNCF imports ONNX Runtime and OpenVINO, which write identifiers into the user's folders as they begin to report."""
+    path, home = save(small_net(size=8), tmp_path / "m.onnx"), tmp_path / "home"
+    home.mkdir()
+    code = (f"import onnx, sys\nimport numpy as np\nfrom gkp.converter.quantise import quantise_stock\n"
+            f"quantise_stock(onnx.load({str(path)!r}), [{{'x': np.random.default_rng(0).standard_normal((1, 3, 8, 8), np.float32)}}])\n"
+            f"print('onnxruntime' in sys.modules)")
+    places = {name: str(home) for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME")}
+    kept = {k: v for k, v in os.environ.items() if k not in ("NNCF_CI", "ORT_DISABLE_TELEMETRY")}
+    done = subprocess.run([sys.executable, "-c", code], env={**kept, **places}, cwd=home, capture_output=True, text=True, check=False)
+    assert done.stdout.split()[-1:] == ["True"], done.stderr
+    assert list(home.iterdir()) == []
