@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import ctypes
+import errno
 import io
 import logging
 import os
@@ -22,7 +23,7 @@ import numpy as np
 import onnx
 
 from gkp.converter.sources.base import GroupedModel, OpenOptions
-from gkp.errors import UnsupportedModelError, UsageError
+from gkp.errors import FileError, UnsupportedModelError, UsageError
 from gkp.require import require
 from gkp.text import first_line
 from gkp.types import Array, Run
@@ -120,6 +121,9 @@ def _export(module: torch.nn.Module, x: torch.Tensor) -> onnx.ModelProto:
             with model_code():
                 return export(module, x)
         except Exception as e:  # the exporters raise dozens of types
+            if isinstance(e, OSError) and e.errno == errno.ENOSPC:
+                raise FileError(f"the disk is full while exporting the model: {tempfile.gettempdir()}",
+                                "free some space, or name another folder in TMPDIR") from e
             failures.append(f"{name} exporter: {_innermost(e)}")
     raise UnsupportedModelError("PyTorch cannot export this model to ONNX: " + "; ".join(failures),
                                 "export it yourself and convert the .onnx file")

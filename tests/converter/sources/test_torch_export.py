@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import random
@@ -19,6 +20,7 @@ from torch import nn
 
 import gkp
 from gkp.converter.sources import torch_export
+from gkp.errors import FileError
 
 ESCAPE = "\x1b]0;stolen\x07\x1b[31m"
 
@@ -158,3 +160,12 @@ def test_json_of_a_model_that_prints_is_json(command: tuple[str, ...], archive: 
     assert outcome.code == 0, outcome.err
     assert json.loads(outcome.out)
     assert "stolen" not in outcome.out + outcome.err
+
+
+def test_a_full_disk_is_no_fault_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch.onnx, "export", full)
+    with pytest.raises(FileError, match="the disk is full while exporting the model: "):
+        gkp.convert(nn.Conv2d(3, 4, 3), target="onnx", dry_run=True, input_shape=(1, 3, 8, 8))
