@@ -36,7 +36,7 @@ class Duel:
 
     @property
     def gains(self) -> bool:
-        """Is the pruned network faster than our own dense one beyond doubt, by the intervals of both against the same row?"""
+        """Is the pruned network faster than our own dense one beyond doubt, by both intervals against the same row?"""
         own, pruned = (None if row is None else row.vs_fastest for row in (self.own, self.pruned))
         return own is not None and pruned is not None and pruned.low > own.high
 
