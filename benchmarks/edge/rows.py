@@ -25,7 +25,7 @@ WHAT: Mapping[str, str] = {
     "spatial-dense": "dense, spatial", "auto": "auto", "branch": "branch", "spatial": "spatial", "pipeline": "pipeline",
     "hybrid": "hybrid"}
 """EdgeRow.what in words, in the order of the report."""
-WITHIN = 0.20
+WITHIN = 0.15
 """How far a prediction may be from the measurement, relative to it."""
 
 
