@@ -14,6 +14,7 @@ from gkp.converter.choose import choose
 from gkp.converter.describe import full_macs, graph_macs, graph_params, grouped_layers, layer_macs, stray_zeros
 from gkp.converter.dynamic import batch_axes
 from gkp.converter.encoding import Encoding
+from gkp.converter.finite import require_finite
 from gkp.converter.forms import Settings, all_default, chosen
 from gkp.converter.graph import Graph
 from gkp.converter.half import overflowing
@@ -53,10 +54,13 @@ def prepare(job: Job) -> Prepared:
 
 
 def opened_form(job: Job) -> Form:
-    """The stages that do not depend on the precision: the checkpoint, the one form of it, and what that took."""
+    """The stages that do not depend on the precision: the checkpoint, the one form of it, and what that took.
+    UnsupportedModelError when the checkpoint gives NaN by itself: no engine needs to be measured to know it."""
     seconds: dict[str, float] = {}
     opened = _timed(seconds, "open", lambda: open_source(job))
-    return opened, _timed(seconds, "recognise", lambda: find_branches(job, opened)), seconds
+    recognised = _timed(seconds, "recognise", lambda: find_branches(job, opened))
+    require_finite(opened.model, "random", sample_inputs(opened.model.model))
+    return opened, recognised, seconds
 
 
 def prepare_opened(job: Job, opened: Opened, given: Recognised, spent: Mapping[str, float]) -> Prepared:

@@ -67,7 +67,8 @@ def compare(got: Sequence[Array], want: Sequence[Array], name: str, batch: int, 
     error, largest, agreement = 0.0, 0.0, 1.0
     fits = len(got) == len(want) and all(g.shape == w.shape for g, w in zip(got, want, strict=True))
     for g, w in zip(got, want, strict=True) if fits else ():
-        difference = np.abs(g.astype(np.float64) - w.astype(np.float64))
+        with np.errstate(invalid="ignore"):  # infinity less infinity
+            difference = np.abs(g.astype(np.float64) - w.astype(np.float64))
         error = max(error, float(np.nan_to_num(difference, nan=np.inf).max(initial=0.0)))
         largest = max(largest, float(np.abs(w).max(initial=0.0)))
         if w.ndim == 2 and w.shape[1] > 1:
@@ -109,20 +110,21 @@ def first_difference(given: onnx.ModelProto, converted: onnx.ModelProto, feeds: 
     common = [n for n in names if n in {o for node in converted.graph.node for o in node.output}]
     if not common:
         return None
-    a, b = _tapped(given, common)(feeds), _tapped(converted, common)(feeds)
+    a, b = tapped(given, common)(feeds), tapped(converted, common)(feeds)
     for name, x, y in zip(common, a, b, strict=True):
         if x.shape == y.shape and not compare([y], [x], name, len(x)).passed:
             return clean(name)
     return None
 
 
-def _tapped(model: onnx.ModelProto, names: list[str]) -> Run:
-    tapped = onnx.ModelProto()
-    tapped.CopyFrom(model)
-    del tapped.graph.output[:]
-    tapped.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names)
-    inferred = onnx.shape_inference.infer_shapes(tapped)
+def tapped(model: onnx.ModelProto, names: list[str]) -> Run:
+    """Computes these tensors of the model."""
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    del watched.graph.output[:]
+    watched.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names)
+    inferred = onnx.shape_inference.infer_shapes(watched)
     known = {v.name: v for v in inferred.graph.value_info}
-    del tapped.graph.output[:]
-    tapped.graph.output.extend(known.get(n, onnx.ValueInfoProto(name=n)) for n in names)
-    return evaluator(tapped)[1]
+    del watched.graph.output[:]
+    watched.graph.output.extend(known.get(n, onnx.ValueInfoProto(name=n)) for n in names)
+    return evaluator(watched)[1]

@@ -15,6 +15,7 @@ from gkp.converter.artefact import Artefact, staged
 from gkp.converter.describe import layer_rows, tensors
 from gkp.converter.dynamic import free_axes
 from gkp.converter.encoding import operators
+from gkp.converter.finite import require_finite
 from gkp.converter.forms import Forms
 from gkp.converter.graph import Graph
 from gkp.converter.lower.emit import lower
@@ -94,7 +95,7 @@ def verified(prepared: Prepared) -> list[manifest.Verification]:
         result = verify(fed(run, job.options.io_precision), engine, opened.model.reference, opened.model.reference_name,
                         inputs, precision, built.tolerance, job.progress)
         if not result.passed:
-            raise _differs(prepared, result, inputs[0][2])
+            raise _differs(prepared, result, inputs)
         done.append(result)
     return done
 
@@ -136,15 +137,20 @@ def _verified_int8(prepared: Prepared, inputs: Sequence[tuple[str, int, Feeds]],
     return result
 
 
-def _differs(prepared: Prepared, result: manifest.Verification, feeds: Mapping[str, Any]) -> VerificationError:
+def _differs(prepared: Prepared, result: manifest.Verification,
+             inputs: Sequence[tuple[str, int, dict[str, Array]]]) -> VerificationError:
+    """inputs: those of the checks. UnsupportedModelError when the checkpoint itself gives NaN or infinity for them."""
     bad = worst(result)
+    if bad.max_abs_error == INFINITE:
+        name, _, feeds = inputs[result.checks.index(bad)]
+        require_finite(prepared.opened.model, name, feeds)
     if prepared.job.options.precision == "fp16" and bad.max_abs_error == INFINITE:
         return VerificationError(f"the network overflows fp16, whose largest number is 65504 (inputs: {bad.name}, batch "
                                  f"{bad.batch})", "nothing was written; use --precision fp32 or bf16")
     stock = prepared.measured.built.stock if prepared.job.options.precision == "fp32" else None
     if stock is None:
         stock = free_axes(lower(prepared.recognised.graph, {}).to_model(), prepared.opened.dynamic)
-    where = first_difference(prepared.opened.model.model, stock, feeds)
+    where = first_difference(prepared.opened.model.model, stock, inputs[0][2])
     return VerificationError(
         f"the converted model computes something else: max error {bad.max_abs_error:.3g}, allowed "
         f"{bad.tolerance:.3g} (inputs: {bad.name}, batch {bad.batch})"

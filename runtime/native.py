@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gkp.errors import BackendMissingError, FileError, GkpError, UnsafeFileError, UsageError
+from gkp.runtime import elf
 from gkp.text import clean
 from gkp.types import Array
 
@@ -34,8 +35,6 @@ _STATUS: Mapping[int, tuple[type[GkpError], str]] = {
 """Error class and hint of the C interface's status codes (model.h)."""
 _DTYPES: Mapping[str, npt.DTypeLike] = {"float32": np.float32, "uint8": np.uint8}
 """By the names of the description."""
-_MACHINES = {62: "x86_64", 183: "aarch64"}
-"""Numbers of the ELF specification, by the names of `uname -m`."""
 
 
 @dataclass(frozen=True)
@@ -63,19 +62,19 @@ class NativeRunner:
 
     The file's bytes are read once, hashed (UnsafeFileError when `sha256` is given and differs), and the library is opened
     from a sealed copy of just these bytes in memory: whoever can write to the folder cannot exchange the file between
-    the check and the opening, nor change it while it runs. FileError when it is no library of ours, BackendMissingError
-    when its kernels need another processor, or instructions that the system denies this process."""
+    the check and the opening, nor change it while it runs. FileError when it is no library of ours or cut short,
+    BackendMissingError when its kernels need another processor, or instructions that the system denies this process."""
 
     def __init__(self, path: Path, threads: int, sha256: str | None = None) -> None:
         self._lock, self._handle = threading.Lock(), ctypes.c_void_p()
         self._descriptor = _sealed_copy(path, sha256)
         try:
-            _check_machine(self._descriptor, path)
+            _check_elf(self._descriptor, path)
             self._library = ctypes.CDLL(f"/proc/self/fd/{self._descriptor}", mode=os.RTLD_NOW | os.RTLD_LOCAL)
         except OSError as e:
             os.close(self._descriptor)
             raise _foreign(path, e) from e
-        except BackendMissingError:
+        except GkpError:
             os.close(self._descriptor)
             raise
         try:
@@ -187,12 +186,15 @@ def _sealed_copy(path: Path, sha256: str | None) -> int:
     return descriptor
 
 
-def _check_machine(descriptor: int, path: Path) -> None:
-    """BackendMissingError when the library is for another family of processors (field e_machine of its ELF header)."""
-    header = os.pread(descriptor, 20, 0)
-    made_for = _MACHINES.get(int.from_bytes(header[18:20], "little")) if header[:4] == b"\x7fELF" else None
-    if made_for is not None and made_for != platform.machine():
-        raise BackendMissingError(f"{path} is for {made_for} processors, this machine is {platform.machine()}",
+def _check_elf(descriptor: int, path: Path) -> None:
+    """FileError when the file ends before what its headers tell of: the loader would read there, which ends the process
+    (SIGBUS). BackendMissingError when the library is for another family of processors."""
+    described, size = elf.read(descriptor), os.fstat(descriptor).st_size
+    if described and described.size > size:
+        raise FileError(f"{path} is cut short: {size:,} bytes of at least {described.size:,}",
+                        "copy it again, or convert the model again")
+    if described and described.machine not in (None, platform.machine()):
+        raise BackendMissingError(f"{path} is for {described.machine} processors, this machine is {platform.machine()}",
                                   "run it on such a machine, or convert the model with --cpu host")
 
 

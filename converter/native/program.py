@@ -237,8 +237,9 @@ class Interleave:
 
 @dataclass(frozen=True, eq=False)
 class Sampling:
-    """One axis sampled anew: element k is low + weight * (high - low) of the source's elements at low[k] and high[k]. low,
-    high: int64 [n]; weight: float32 [n], 0 to 1 (all zero: the nearest)."""
+    """One axis sampled anew: element k is low * (1 - weight) + high * weight of the source's elements at low[k] and high[k],
+    and low alone where weight is 0, whatever lies beside it. low, high: int64 [n]; weight: float32 [n], 0 to 1 (all zero:
+    the nearest)."""
 
     low: npt.NDArray[np.int64]
     high: npt.NDArray[np.int64]

@@ -36,7 +36,8 @@ def _affine(node: Node) -> tuple[Any, Any, Any] | None:
     """(input tensor, scale [F], shift [F]) in float64 of a channel-wise affine node."""
     if is_batchnorm(node):
         gamma, beta, mean, var = (np.asarray(values(t), np.float64) for t in node.inputs[1:])
-        scale = gamma / np.sqrt(var + float(node.attrs.get("epsilon", 1e-5)))
+        with np.errstate(invalid="ignore"):  # a negative variance is NaN to every engine: converter/finite.py tells of it
+            scale = gamma / np.sqrt(var + float(node.attrs.get("epsilon", 1e-5)))
         return node.inputs[0], scale, beta - mean * scale
     if node.op in ("Mul", "Add", "Sub", "Div") and len(node.inputs) == 2:
         constants = [values(t) for t in node.inputs]

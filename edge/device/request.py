@@ -85,6 +85,15 @@ class Request:
         self.steps.append((what, name, peer, start, end))
 
 
+class Probe:
+    """A segment that is computed by itself, for who measures it."""
+
+    def __init__(self) -> None:
+        self.outputs: list[Array] = []
+        self.ms, self.cancelled, self.done = 0.0, False, threading.Event()
+        self.failure: Refusal | None = None
+
+
 def compute_failed(shard: Shard, index: int, error: Exception) -> Refusal:
     """INTERNAL: a segment failed, of which nobody is told more than a GkpError says."""
     said = error.message if isinstance(error, GkpError) else type(error).__name__

@@ -9,9 +9,7 @@ them: what a device does is the coordinator's to ask, and one device's messages 
 
 from __future__ import annotations
 
-import heapq
 import itertools
-import math
 import threading
 import time
 from collections import OrderedDict, deque
@@ -24,7 +22,8 @@ import msgspec
 from gkp.edge.device import early
 from gkp.edge.device.dataflow import Dataflow, Done
 from gkp.edge.device.encoding import packed, unpacked, wire_dtype
-from gkp.edge.device.request import Key, Request, already, compute_failed, superseded
+from gkp.edge.device.jobs import Jobs
+from gkp.edge.device.request import Key, Probe, Request, already, compute_failed, superseded
 from gkp.edge.device.shard import Shard
 from gkp.edge.plan.schema import COORDINATOR, Segment
 from gkp.edge.wire.client import Call, Connection, Pending, RemoteError
@@ -37,7 +36,7 @@ QUEUE = 16
 """Requests of the coordinator that may be open at once, by default, and those that each device may send values ahead of."""
 REMEMBERED = 4096
 """Closed requests whose late messages are recognised."""
-_SWEEP_S, _OVERDUE_S = 0.25, 10.0
+_SWEEP_S = 0.25
 _NO_WORDS = {"UNAVAILABLE": "peer", "DEADLINE_EXCEEDED": "deadline", "RESOURCE_EXHAUSTED": "full"}
 
 
@@ -50,26 +49,23 @@ class Worker:
         self._peers, self._limit = peers, queue
         self._mutex = threading.Lock()
         self._lock = threading.Condition(self._mutex)  # of who waits for an end
-        self._woken = threading.Condition(self._mutex)  # of who computes
         self._later: deque[Callable[[], object]] = deque()  # to do without the lock
         self._book = _Book(self._mutex, self._later)
         self._open: dict[Key, Request] = {}
         self._early = early.EarlyValues(queue)
         self._closed: OrderedDict[Key, int] = OrderedDict()  # the highest attempt
-        self._jobs: list[tuple[int, int, float, Callable[[], None]]] = []  # a heap: by age, then the plan's order
-        self._due = math.inf  # deadline of what is being computed
-        self._computing = 0  # the thread that does
+        self._jobs = Jobs(self._mutex, self._lock)
         self._loop: Loop | None = None
-        self._probes: set[_Probe] = set()
+        self._probes: set[Probe] = set()
         self._numbers = itertools.count()
-        self._draining = self._stopping = False
+        self._draining = False
         self._thread = threading.Thread(target=self._compute_all, name="gkp-compute", daemon=True)
         self._thread.start()
 
     def join(self, loop: Loop) -> None:
         """Let the loop's threads compute what their turns bring, so that none has to wake another."""
         self._loop = loop
-        loop.share(self.work)
+        loop.share(self._jobs.work)
 
     # ---- what the coordinator asks --------------------------------------------------------------------------------
     def begin(self, shard: Shard, request: str, attempt: int, values: Mapping[str, Array], deadline: float,
@@ -139,7 +135,7 @@ class Worker:
 
     def compute(self, shard: Shard, index: int, feeds: Mapping[str, Array], deadline: float) -> tuple[list[Array], float]:
         """One segment by itself: outputs, and milliseconds. Refusal as for begin and wait."""
-        found = _Probe()
+        found = Probe()
 
         def job() -> None:
             if not found.cancelled:
@@ -182,7 +178,7 @@ class Worker:
                 if found is None and not self._early.holds(sender, (*key, attempt)):
                     self._check_room()
                 if not self._early:
-                    self._woken.notify()  # for its deadline, from now on
+                    self._jobs.wake()  # for its deadline, from now on
                 return self._early.keep(sender, (*key, attempt), came, deadline)
             if found.attempt > attempt or found.flow is None:
                 return "late"
@@ -195,7 +191,7 @@ class Worker:
     @property
     def ready(self) -> bool:
         """Not while it drains, or computes what nobody has waited for in a long while: that may never end."""
-        return not self._draining and time.monotonic() < self._due + _OVERDUE_S
+        return not self._draining and not self._jobs.overdue
 
     def drain(self, grace: float) -> bool:
         """Refuse new requests, and wait `grace` seconds for the open ones. Were all answered?"""
@@ -207,14 +203,14 @@ class Worker:
         """Drop what is open, stop computing, close the sessions. The connections belong to the caller. patience: seconds for
         the segment that is being computed; one that takes longer keeps its session, and ends with the process."""
         with self._lock:
-            self._draining = self._stopping = True
+            self._draining = True
             left = list(self._open.values())
             self._early.clear()
-            self._woken.notify()
+            self._jobs.stop()
         for request in left:
             self._end(request, Refusal("UNAVAILABLE", "draining", "the worker stops"))
         with self._lock:
-            stopped = self._lock.wait_for(lambda: not self._computing, patience)
+            stopped = self._lock.wait_for(lambda: not self._jobs.computing, patience)
         for probe in list(self._probes):  # nobody computes them any more, and their callers wait
             probe.failure = Refusal("UNAVAILABLE", "draining", "the worker stops")
             probe.done.set()
@@ -245,9 +241,7 @@ class Worker:
             self._add_job(request.number, segment.index, request.deadline, partial(self._compute, request, segment))
 
     def _add_job(self, number: int, index: int, deadline: float, job: Callable[[], None]) -> None:
-        heapq.heappush(self._jobs, (number, index, deadline, job))
-        if self._computing != threading.get_ident() and not (self._loop and self._loop.mine):  # else: who is here looks
-            self._woken.notify()
+        self._jobs.add(number, index, deadline, job, here=self._loop is not None and self._loop.mine)
 
     def _check_finished(self, request: Request) -> None:
         waits = request.sends_left and not (request.hasty and request.output)
@@ -268,8 +262,7 @@ class Worker:
         self._later.extend(pending.cancel for pending in request.sends)
         request.sends.clear()
         self._tell(request)
-        self._jobs = [job for job in self._jobs if job[0] != request.number]
-        heapq.heapify(self._jobs)
+        self._jobs.drop(request.number)
 
     def _forget(self, request: Request) -> None:
         if self._open.get(request.key) is request:
@@ -287,33 +280,13 @@ class Worker:
             self._forget(request)
 
     # ---- computing ------------------------------------------------------------------------------------------------
-    def work(self) -> None:
-        """Compute what there is to compute, unless another thread does."""
-        while self._jobs:
-            with self._mutex:
-                if self._computing or not self._jobs or self._stopping:
-                    return
-                self._computing = threading.get_ident()
-                _, _, self._due, job = heapq.heappop(self._jobs)
-            try:
-                job()
-            finally:
-                with self._mutex:
-                    self._computing, self._due = 0, math.inf
-                    if self._stopping:
-                        self._lock.notify_all()
-
     def _compute_all(self) -> None:
-        while not self._stopping:
-            self.work()
+        while not self._jobs.stopping:
+            self._jobs.work()
             with self._lock:
-                self._sweep()
-                if (not self._jobs or self._computing) and not self._stopping:
-                    self._woken.wait(_SWEEP_S if self._early else None)
-
-    def _sweep(self) -> None:
-        if self._early.sweep():
-            self._lock.notify_all()
+                if self._early.sweep():
+                    self._lock.notify_all()
+                self._jobs.wait(_SWEEP_S if self._early else None)
 
     def _compute(self, request: Request, segment: Segment) -> None:
         """Run a segment and send what it made. Whatever goes wrong is the request's end, and not this thread's."""
@@ -419,12 +392,3 @@ class _Book:
             except IndexError:  # another thread took it
                 break
             work()
-
-
-class _Probe:
-    """A segment that is computed by itself."""
-
-    def __init__(self) -> None:
-        self.outputs: list[Array] = []
-        self.ms, self.cancelled, self.done = 0.0, False, threading.Event()
-        self.failure: Refusal | None = None

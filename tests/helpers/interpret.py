@@ -266,5 +266,6 @@ def _sampled(x: Array, sampling: Sampling, axis: int) -> Array:
     low, high = x.take(sampling.low, axis), x.take(sampling.high, axis)
     shape = [1] * x.ndim
     shape[axis] = -1
-    y: Array = low + sampling.weight.astype(x.dtype).reshape(shape) * (high - low)
-    return y
+    weight = sampling.weight.astype(x.dtype).reshape(shape)
+    with np.errstate(invalid="ignore"):
+        return np.where(weight == 0, low, low * (1 - weight) + high * weight)

@@ -5,13 +5,15 @@ The network: device "left" computes v1 = 2 x and sends it to "right", which comp
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -86,6 +88,30 @@ def _segment(x: str, other: str | None, y: str, shape: tuple[int, ...]) -> bytes
     return bytes(model.SerializeToString())
 
 
+_LONGEST = 10
+"""Times its patience that nobody waits longer for a process."""
+
+
+def in_queue_s(pid: int) -> float:
+    """Seconds that the threads of a process have been ready to run, and waited for a processor."""
+    total = 0
+    for thread in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError):  # it has ended
+            total += int(thread.read_text().split()[1])
+    return total / 1e9
+
+
+def await_process(pid: int, holds: Callable[[], bool], seconds: float) -> None:
+    """Until holds(). The seconds in which the process waited for a processor are no fault of its, and do not count: on a
+    machine with other work they are most of them. TimeoutError when it does not come."""
+    begin, before = time.monotonic(), in_queue_s(pid)
+    while not holds():
+        elapsed = time.monotonic() - begin
+        if elapsed - (in_queue_s(pid) - before) > seconds or elapsed > _LONGEST * seconds:
+            raise TimeoutError(f"process {pid}: {elapsed:.1f} s, {in_queue_s(pid) - before:.1f} s of them without a processor")
+        time.sleep(0.02)
+
+
 class Served:
     """`gkp serve` for a device, as a process of its own. Ends with the block."""
 
@@ -116,7 +142,8 @@ class Served:
     def end(self, timeout: float = 30) -> int:
         """SIGTERM; the exit code."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout)
+        await_process(self.process.pid, lambda: self.process.poll() is not None, timeout)
+        return self.process.wait()
 
     def resident(self) -> int:
         """Bytes of memory that the process has."""

@@ -306,6 +306,27 @@ def test_half_a_library_is_refused_before_the_loader_sees_it(library: Path, tmp_
         NativeRunner(tmp_path / "model.so", 1, hashlib.sha256(whole).hexdigest())
 
 
+@pytest.mark.parametrize("part", [0.03, 0.1, 0.5, 0.8, 0.999])
+def test_a_library_that_was_cut_before_it_was_hashed_is_a_file_error(part: float, library: Path, tmp_path: Path) -> None:
+    """Nothing but its own headers tells; the loader would end this process (SIGBUS, SIGSEGV), or open it half."""
+    whole = library.read_bytes()
+    cut = whole[:int(part * len(whole))]
+    (tmp_path / "model.so").write_bytes(cut)
+    with pytest.raises(FileError, match=rf"is cut short: {len(cut):,} bytes of at least {len(whole):,}") as caught:
+        NativeRunner(tmp_path / "model.so", 1, hashlib.sha256(cut).hexdigest())
+    assert caught.value.hint
+
+
+def test_a_library_without_a_table_of_sections_opens(library: Path, tmp_path: Path) -> None:
+    """No loader needs it, some tools remove it."""
+    content = bytearray(library.read_bytes())
+    content[40:48], content[60:64] = bytes(8), bytes(4)
+    (tmp_path / "model.so").write_bytes(content)
+    runner = NativeRunner(tmp_path / "model.so", 1)
+    assert_is(runner.run({"x": image()})[0], 3 * image() + 1)
+    runner.close()
+
+
 def test_another_library_is_a_file_error(tmp_path: Path) -> None:
     found = next(line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libc.so" in line)
     shutil.copy(found, tmp_path / "model.so")

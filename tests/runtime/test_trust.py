@@ -137,6 +137,13 @@ def test_another_library_under_an_old_signature_is_refused(native: Path, tmp_pat
     assert mark.exists()
 
 
+def test_a_trusted_library_that_is_cut_short_is_one_line(native: Path, library: bytes) -> None:
+    cut = library[:len(library) // 2]
+    (native / "model.so").write_bytes(cut)
+    replaced(native, files={"model.so": hashlib.sha256(cut).hexdigest()})
+    assert_refused(run(native, "--trust-code"), 6, "is cut short")
+
+
 def test_data_needs_no_signature(plain: Manifest) -> None:
     assert plain.signature is None
     assert plain.target == "ort"

@@ -117,6 +117,9 @@ def _pool(b: Builder, node: Node) -> None:
         raise Refused("it is not over one or two spatial axes, or its indices are used")
     kernel = tuple(int(k) for k in node.attrs.get("kernel_shape", ()))
     strides, dilations, pads = geometry(node, plane, kernel)
+    auto, up = str(node.attrs.get("auto_pad", "NOTSET")), bool(node.attrs.get("ceil_mode", 0))
+    if auto.startswith("SAME") and max(dilations) > 1:
+        raise Refused(f"of auto_pad {auto} beside dilations no two runtimes make the same")
     counts = bool(node.attrs.get("count_include_pad", 0))
     n = len(plane)
     span = [d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True)]
@@ -126,8 +129,9 @@ def _pool(b: Builder, node: Node) -> None:
         counts = counts or any(border)
     else:
         source = b.number(x)
-    up = bool(node.attrs.get("ceil_mode", 0)) and node.attrs.get("auto_pad", "NOTSET") == "NOTSET"
-    out = tuple(_pooled(plane[a], pads[a], pads[n + a], span[a], strides[a], up) for a in range(n))
+    out = tuple(_pooled(plane[a], pads[a], pads[n + a], span[a], strides[a], up and auto == "NOTSET") for a in range(n))
+    if up and auto == "VALID" and any((plane[a] - span[a]) % strides[a] for a in range(n)):
+        raise Refused("of ceil_mode beside auto_pad VALID no two runtimes make the same")
     for a in range(n):
         _check_windows(plane[a], out[a], pads[a], range(0, span[a], dilations[a]), strides[a])
     own = four(pads if n == 2 else (0, pads[0], 0, pads[1]))

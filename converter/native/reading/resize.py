@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from gkp.converter.graph import Node
 from gkp.converter.native.program import Resize, Sampling
@@ -54,9 +55,18 @@ _COORDINATES: Mapping[str, Callable[[_Axis, Floats], Floats]] = {
 """Where element k lies among the source's (ONNX: Resize), in float32 and in this order, as runtimes compute it: which of
 two elements is the nearest depends on it."""
 
-_NEAREST: Mapping[str, Callable[[Floats], Floats]] = {
-    "floor": np.floor, "ceil": np.ceil, "round_prefer_floor": lambda x: np.ceil(x - 0.5),
-    "round_prefer_ceil": lambda x: np.floor(x + 0.5)}
+_TIE = 1e-6
+"""What lies no further from the middle between two elements is there, but for float32's rounding."""
+
+
+def _tied(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    middle = np.floor(x) + 0.5
+    return np.where(np.abs(x - middle) < _TIE, middle, x)
+
+
+_NEAREST: Mapping[str, Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]] = {
+    "floor": np.floor, "ceil": np.ceil, "round_prefer_floor": lambda x: np.ceil(_tied(x) - 0.5),
+    "round_prefer_ceil": lambda x: np.floor(_tied(x) + 0.5)}
 
 
 @dataclass(frozen=True)
@@ -70,8 +80,8 @@ class _Mode:
 
     def sampling(self, axis: _Axis) -> Sampling:
         k = np.arange(axis.m, dtype=np.float32)
-        x = k if axis.scale == 1 else _COORDINATES[self.coordinates](axis, k)
-        x = x.astype(np.float64)
+        exact = k if axis.scale == 1 else _COORDINATES[self.coordinates](axis, k)
+        x: npt.NDArray[np.float64] = exact.astype(np.float64)
         if self.linear:
             x = np.clip(x, 0, axis.n - 1)
             low = np.floor(x).astype(np.int64)

@@ -31,7 +31,7 @@ SOON_S = 60
 def test_a_worker_that_is_starting_ends_at_once(pair: kit.Pair, after: float) -> None:
     served = kit.Served(pair.directory / "device_1", "--keys", pair.keys_folder / "right")
     try:
-        until(lambda: _handles_signals(served.process.pid))
+        kit.await_process(served.process.pid, lambda: _handles_signals(served.process.pid), SOON_S)
         time.sleep(after)  # wherever that is on the way
         code = served.end(SOON_S)
         assert code in (0, 130), served.errors()  # 0: it was ready already
@@ -39,6 +39,21 @@ def test_a_worker_that_is_starting_ends_at_once(pair: kit.Pair, after: float) ->
     finally:
         served.process.kill()
         served.process.communicate()
+
+
+def test_a_process_that_hangs_is_not_waited_for_longer_because_others_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the tests here rely on: waiting for a processor does not count, sleeping does, and everything ends."""
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as hung:
+        try:
+            with pytest.raises(TimeoutError):
+                kit.await_process(hung.pid, lambda: hung.poll() is not None, 0.5)
+            start = time.monotonic()
+            monkeypatch.setattr(kit, "in_queue_s", lambda pid: time.monotonic() - start)  # as if it never got one
+            with pytest.raises(TimeoutError):
+                kit.await_process(hung.pid, lambda: hung.poll() is not None, 0.1)
+            assert time.monotonic() - start >= 1.0
+        finally:
+            hung.kill()
 
 
 def _handles_signals(pid: int) -> bool:

@@ -21,7 +21,7 @@ from oip_kit import INFER, write_call
 from oip_kit import Call as OipCall
 from stream_kit import FakeWorker
 
-from gkp.edge.device import service, worker
+from gkp.edge.device import jobs, service, worker
 from gkp.edge.device.server import Server
 from gkp.edge.device.shard import Shard, check_plan
 from gkp.edge.device.worker import Request, Worker  # type: ignore[attr-defined]
@@ -359,7 +359,7 @@ def test_closing_ends_segments_that_wait_for_their_turn(right: Shard, runner: Fa
 
 def test_a_worker_whose_segment_does_not_end_says_that_it_is_not_ready(book: Worker, right: Shard, runner: FakeRunner,
                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "_OVERDUE_S", 0.3)
+    monkeypatch.setattr(jobs, "_OVERDUE_S", 0.3)
     runner.let.clear()
     take(book, right)
     request = begin(book, right, deadline=soon(0.2))

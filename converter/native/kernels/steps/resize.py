@@ -51,8 +51,12 @@ class _Writer:
     lanes: int
 
     def data(self) -> bytes:
-        words = [part.tobytes() for s in (self.step.rows, self.step.columns)
-                 for part in (s.low.astype("<i4"), s.high.astype("<i4"), s.weight.astype("<f4"))]
+        """What stands alone is the middle between itself and itself: 0 * infinity beside it would be NaN."""
+        words = []
+        for s in (self.step.rows, self.step.columns):
+            alone = (s.weight == 0) & (not s.nearest)
+            high, weight = np.where(alone, s.low, s.high), np.where(alone, np.float32(0.5), s.weight)
+            words += [part.tobytes() for part in (s.low.astype("<i4"), high.astype("<i4"), weight.astype("<f4"))]
         return b"".join(words)
 
     # ---- vectors of channels ------------------------------------------------------------------------------------
@@ -153,7 +157,7 @@ class _Writer:
         for k in range(phases):
             at_low, weight = int(columns.low[begin * phases + k]) - begin, float(columns.weight[begin * phases + k])
             low, high = (f"s[{at('i', at_low + j)}]" for j in (0, 1))
-            value = low if weight == 0 else f"{low} + ({high} - {low}) * {weight!r}f"
+            value = low if weight == 0 else f"{low} * {1 - weight!r}f + {high} * {weight!r}f"
             lines += f"{to}[{at(f'i * {phases}' if phases > 1 else 'i', k)}] = {value};\n"
         return self._by_table(to, 0, begin * phases) + loop("i", begin, end, lines) + self._by_table(to, end * phases, width)
 
@@ -179,8 +183,9 @@ class _Writer:
             return ""
         value = "s[column_low[i]]"
         if not self.step.columns.nearest:
-            value += " + (s[column_high[i]] - s[column_low[i]]) * column_weight[i]"
+            value += " * (1.0f - column_weight[i]) + s[column_high[i]] * column_weight[i]"
         return loop("i", begin, end, f"{to}[i] = {value};\n")
 
 
-_BETWEEN = "const auto between = [](V a, V b, float weight) { return a + (b - a) * weight; };\n"
+_BETWEEN = "const auto between = [](V a, V b, float weight) { return a * (1.0f - weight) + b * weight; };\n"
+"""Not a + (b - a) * weight: beside an infinity that is NaN."""

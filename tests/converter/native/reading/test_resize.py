@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from interpret import interpret
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
-from onnx_kit import Net, assert_close, feeds_of
+from onnx_kit import Net, assert_close, feeds_of, run_ort
 from program_kit import kinds, only, translated, unsupported
 
 from gkp.converter.graph import Graph
@@ -61,6 +61,35 @@ def test_the_reference_of_onnx_agrees(coordinates: str, mode: str, scales: tuple
     model = net.model(resized(net, "x", (1, 1, *scales), coordinate_transformation_mode=coordinates, **attrs))
     feeds = feeds_of(model)
     assert_close(interpret(program(Graph(model)), list(feeds.values())), ReferenceEvaluator(model).run(None, feeds))
+
+
+@pytest.mark.parametrize("coordinates", COORDINATES)
+@pytest.mark.parametrize("mode", NEAREST)
+def test_where_runtime_and_reference_agree_on_the_nearest_so_do_the_kernels(coordinates: str, mode: str) -> None:
+    """Sizes whose ties float32 moves by its last bit are among them: of 7 elements made 2, the second is 3.5."""
+    for n, m in [(7, 2), (7, 4), (7, 8), (40, 52), (20, 6), (28, 78), (13, 16), (35, 80), (2, 7), (5, 3), (9, 10), (10, 84)]:
+        net = Net(1, 1, n, 1)
+        model = net.model(resized(net, "x", sizes=(1, 1, m, 1), coordinate_transformation_mode=coordinates, nearest_mode=mode))
+        feeds = {"x": np.arange(n, dtype=np.float32).reshape(1, 1, n, 1)}
+        (runtime,), (reference,) = run_ort(model, feeds), ReferenceEvaluator(model).run(None, feeds)
+        agreed = runtime == reference
+        assert agreed.mean() > 0.8
+        np.testing.assert_array_equal(interpret(program(Graph(model)), list(feeds.values()))[0][agreed], runtime[agreed])
+
+
+@pytest.mark.parametrize("coordinates", COORDINATES)
+def test_infinities_between_elements_are_those_of_runtime_and_reference(coordinates: str) -> None:
+    net = Net(1, 1, 6, 5)
+    model = net.model(resized(net, "x", (1, 1, 2.4, 2.4), mode="linear", coordinate_transformation_mode=coordinates))
+    x = feeds_of(model)["x"]
+    x[0, 0, 1, 2] = x[0, 0, 1, 3] = x[0, 0, 4, 4] = np.inf
+    with np.errstate(invalid="ignore"):
+        (reference,) = ReferenceEvaluator(model).run(None, {"x": x})
+    reference = np.where(reference == np.finfo(np.float32).max, np.inf, reference)  # it writes infinities so
+    (runtime,) = run_ort(model, {"x": x})
+    agreed = np.isclose(runtime, reference, rtol=1e-4, atol=1e-4)
+    assert np.isinf(runtime[agreed]).sum() > 10
+    np.testing.assert_allclose(interpret(program(Graph(model)), [x])[0][agreed], runtime[agreed], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("mode", ["nearest", "linear"])

@@ -18,14 +18,23 @@ from gkp.converter.native.program import Interleave, Paste, Program, Resize, Sam
 Rng = np.random.Generator
 
 
-def _case(rng: Rng, cpu: Cpu, step: SimpleStep, source: Value, target: Value, written: Any = None) -> Case:
+def _case(rng: Rng, cpu: Cpu, step: SimpleStep, source: Value, target: Value, written: Any = None, feed: Any = None) -> Case:
     kinds = rng.choice(["planar", "last"], 2) if rng.integers(3) == 0 else [rng.choice(["planar", "last"])] * 2
     x, y = (random_buffer(rng, v, cpu.lanes, kind=str(k)) for v, k in zip((source, target), kinds, strict=True))
-    feed = normal(rng, source.channels, source.height, source.width)
+    feed = normal(rng, source.channels, source.height, source.width) if feed is None else feed
     expected = run_step(Program((source, target), (step,), (), ()), step, {0: feed.astype(np.float64)[None]})[0]
     shown = f"{step.rows} {step.columns}" if isinstance(step, Resize) else str(step)
     return Case(f"{shown} {x.layout} {y.layout}", step_kernel(step, [source, target], {0: x.layout, 1: y.layout}, cpu), x, y,
                 feed, expected, written=written, tolerance=2e-6)
+
+
+def spoiled_case(rng: Rng, cpu: Cpu) -> Case:
+    """Infinities among the elements: an element without weight does not count, others are infinite by themselves."""
+    value = random_value(rng)
+    rows, columns = sampling(rng, value.height), sampling(rng, value.width)
+    feed = normal(rng, value.channels, value.height, value.width)
+    feed[rng.random(feed.shape) < 0.1] = np.inf
+    return _case(rng, cpu, Resize(0, 1, rows, columns), value, Value(value.channels, rows.low.size, columns.low.size), feed=feed)
 
 
 def _at(x: Any, n: int) -> Sampling:
@@ -79,7 +88,7 @@ def paste_case(rng: Rng, cpu: Cpu) -> Case:
 
 
 @pytest.mark.parametrize("cpu", cpus())
-@pytest.mark.parametrize("make", [resize_case, interleave_case, paste_case])
+@pytest.mark.parametrize("make", [resize_case, spoiled_case, interleave_case, paste_case])
 def test_every_element_is_right_and_nothing_else_is_touched(make: Callable[[Rng, Cpu], Case], cpu: Cpu) -> None:
     rng = np.random.default_rng(cpu.lanes)
     cases = [make(rng, cpu) for _ in range(25)]
