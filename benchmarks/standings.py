@@ -14,16 +14,31 @@ from gkp.report.wording import fastest_rival
 
 @dataclass(frozen=True)
 class Duel:
-    """In the precisions of one column. dense, pruned: None: not measured; pruned.vs_fastest is the speedup over dense."""
+    """In the precisions of one column. dense, pruned: None: not measured; pruned.vs_fastest is the speedup over dense. own:
+    the dense network in the native kernels."""
 
     dense: EngineRow | None
     pruned: EngineRow | None
+    own: EngineRow | None = None
 
     @property
     def lost(self) -> bool:
         """Is dense faster beyond doubt?"""
         ratio = None if self.pruned is None else self.pruned.vs_fastest
         return ratio is not None and ratio.high < 1
+
+    @property
+    def gain(self) -> float | None:
+        """What pruning buys beyond fast kernels: our own dense time / the pruned one, medians. None: not measured."""
+        if self.own is None or self.own.ms is None or self.pruned is None or self.pruned.ms is None:
+            return None
+        return self.own.ms.median / self.pruned.ms.median
+
+    @property
+    def gains(self) -> bool:
+        """Is the pruned network faster than our own dense one beyond doubt, by both intervals against the same row?"""
+        own, pruned = (None if row is None else row.vs_fastest for row in (self.own, self.pruned))
+        return own is not None and pruned is not None and pruned.low > own.high
 
 
 @dataclass(frozen=True)
@@ -54,7 +69,8 @@ def standings(results: Bench) -> list[Standing]:
 
 
 def _standing(comparison: Comparison, rows: Sequence[ArtefactRow]) -> Standing:
-    duels = tuple(Duel(_fastest(comparison, names, DENSE), _fastest(comparison, names, PRUNED)) for names in COLUMNS)
+    duels = tuple(Duel(_fastest(comparison, names, DENSE, STOCK), _fastest(comparison, names, PRUNED),
+                       _fastest(comparison, names, DENSE, ("native",))) for names in COLUMNS)
     times = {row.converted_ms.median: row for row in rows
              if row.converted_ms and (row.name, row.batch) == (comparison.name, comparison.batch)}
     conversion = times[min(times)] if times else None
@@ -62,7 +78,8 @@ def _standing(comparison: Comparison, rows: Sequence[ArtefactRow]) -> Standing:
     return Standing(comparison, duels, installed)
 
 
-def _fastest(comparison: Comparison, names: Sequence[str], model: str) -> EngineRow | None:
+def _fastest(comparison: Comparison, names: Sequence[str], model: str, engines: Sequence[str] = ()) -> EngineRow | None:
+    """engines: in one of these only."""
     times = {row.ms.median: row for row in comparison.rows if row.ms and row.precision in names and row.model == model
-             and (model == PRUNED or row.engine in STOCK)}
+             and (not engines or row.engine in engines)}
     return times[min(times)] if times else None

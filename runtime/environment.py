@@ -14,6 +14,8 @@ _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino", "ncnn", "ziglang", "t
              "tensorrt-rtx-cu13", "onnx", "torch", "numpy")
 _WIDE_SUMS = ("avx512_vnni", "avx_vnni", "amx_int8")
 """Flags of processors that add products of bytes in 32 bits."""
+_NARROW = {"VNNI": {"avx512_vnni", "avx_vnni"}, "BF16": {"avx512_bf16"}, "FP16": {"avx512_fp16"}, "AMX": {"amx_int8"}}
+"""Flags of what computes in less than float32, by the names that are shown."""
 
 
 def fingerprint() -> dict[str, Any]:
@@ -34,12 +36,16 @@ def version(package: str) -> str | None:
 
 
 def cpu_model() -> str:
-    """Name of the processor, with the widest vector extension it has."""
+    """Name of the processor, with what tells apart those of one name: family and model, the widest vector extension, and
+    what it computes in less than float32 ("AMD EPYC, family 25 model 17 (AVX512F, VNNI, BF16)")."""
     fields = _cpuinfo()
     if not fields:
         return platform.processor() or platform.machine()
-    vectors = next((f" ({f.upper()})" for f in ("avx512f", "avx2") if f in _flags(fields)), "")
-    return fields.get("model name", platform.machine()) + vectors
+    flags = _flags(fields)
+    features = [f.upper() for f in ("avx512f", "avx2") if f in flags][:1]
+    features += [name for name, any_of in _NARROW.items() if any_of.intersection(flags)]
+    number = f", family {fields['cpu family']} model {fields['model']}" if {"cpu family", "model"} <= fields.keys() else ""
+    return f"{fields.get('model name', platform.machine())}{number}" + (f" ({', '.join(features)})" if features else "")
 
 
 def saturates_bytes() -> bool:
@@ -74,7 +80,7 @@ def _flags(fields: dict[str, str]) -> list[str]:
 
 def vector_floats() -> int:
     """Floats per vector register: the channel block of the runtimes' fast convolution kernels."""
-    return 16 if "AVX512" in cpu_model() else 8
+    return 16 if "avx512f" in cpu_flags() else 8
 
 
 def physical_cores() -> int:

@@ -146,8 +146,16 @@ class _Session:
 
     def _sample(self, name: str, count: int) -> tuple[float, tuple[float | None, float]] | None:
         """Milliseconds for a request, and the processor's; None when it failed, which ends the entry."""
-        with self._as_slow_as_a_device(name):
-            return self._timed(name, count)
+        before = cpu_ms(self.job.workers)
+        with self._as_slow_as_a_device(name):  # and rested, as workers are: reading the counters is no part of it
+            own, start = time.process_time(), time.perf_counter()
+            for _ in range(count):
+                if not self._try(name):
+                    return None
+            wall = (time.perf_counter() - start) * 1e3 / count
+            own = (time.process_time() - own) * 1e3 / count
+        after = cpu_ms(self.job.workers)
+        return wall, (None if before is None or after is None else (after - before) / count, own)
 
     @contextmanager
     def _as_slow_as_a_device(self, name: str) -> Iterator[None]:
@@ -162,16 +170,6 @@ class _Session:
             yield
         finally:
             _move(home)
-
-    def _timed(self, name: str, count: int) -> tuple[float, tuple[float | None, float]] | None:
-        before, own = cpu_ms(self.job.workers), time.process_time()
-        start = time.perf_counter()
-        for _ in range(count):
-            if not self._try(name):
-                return None
-        wall = (time.perf_counter() - start) * 1e3 / count
-        own, after = (time.process_time() - own) * 1e3 / count, cpu_ms(self.job.workers)
-        return wall, (None if before is None or after is None else (after - before) / count, own)
 
     def _try(self, name: str) -> bool:
         if name not in self.calls:

@@ -58,6 +58,12 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
     run_ms: float
     pause_ms: float
 
+    @property
+    def burst_ms(self) -> float:
+        """Milliseconds of its processor that a process which has rested gets at full speed: the pause after its last run
+        comes when it has ended, and that run is half a run on average."""
+        return self.run_ms / 2
+
 
 class Quota(Closing):
     """A group whose processes get `share` of one core, each group for itself. add() puts a process in; path: the

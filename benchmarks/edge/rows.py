@@ -25,7 +25,7 @@ WHAT: Mapping[str, str] = {
     "spatial-dense": "dense, spatial", "auto": "auto", "branch": "branch", "spatial": "spatial", "pipeline": "pipeline",
     "hybrid": "hybrid"}
 """EdgeRow.what in words, in the order of the report."""
-WITHIN = 0.20
+WITHIN = 0.15
 """How far a prediction may be from the measurement, relative to it."""
 
 
@@ -47,8 +47,8 @@ class Subject:
 @dataclass(frozen=True)
 class Context:
     """Of one group: the best entry names of both networks on one device, cores, the share of one that each process
-    has; profiles: times of segments;
-    plans that are to be predicted are on the fitted link already (None: there is no fit)."""
+    has; profiles: times of segments; burst_ms: of their processors, that quotas let pass at full speed at first.
+    Plans that are to be predicted are on the fitted link already (None: there is no fit)."""
 
     case: str
     devices: int
@@ -58,6 +58,7 @@ class Context:
     share: float
     profiles: Profiles
     flights: Mapping[str, int]
+    burst_ms: float = 0.0
 
 
 def row(entry: Subject, outcome: Outcome, context: Context, linked: Plan | None) -> EdgeRow:
@@ -148,9 +149,9 @@ def _predicted(entry: Subject, taken: Taken, context: Context, linked: Plan | No
     if linked is None or entry.plan is None or not entry.wall:  # in one process there is no path to be critical
         return None
     try:
-        found = predict(linked, context.profiles)
+        found = predict(linked, context.profiles, burst_ms=context.burst_ms)
         wires = msgspec.structs.replace(linked.link, overhead=0.0, cpu=0.0, answer=None)
-        bound = predict(msgspec.structs.replace(linked, link=wires), context.profiles)
+        bound = predict(msgspec.structs.replace(linked, link=wires), context.profiles, burst_ms=context.burst_ms)
     except GkpError:
         return None
     against = found.critical_path_ms / timing(taken.ms).median if taken.ms else None

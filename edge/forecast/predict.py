@@ -15,12 +15,13 @@ from gkp.edge.forecast.simulate import Timeline, handling_ms, simulate, wire_ms
 from gkp.edge.plan.schema import COORDINATOR, Prediction, SplitModel
 
 
-def predict(plan: SplitModel, profiles: Profiles | None = None, reason: str = "") -> Prediction:
-    """The plan's Prediction, from the measured times of `profiles` and of the plan itself, else from estimates.
+def predict(plan: SplitModel, profiles: Profiles | None = None, reason: str = "", burst_ms: float = 0.0) -> Prediction:
+    """The plan's Prediction, from the measured times of `profiles` and of the plan itself, else from estimates. burst_ms: as
+    of gkp.edge.forecast.simulate.
 
     UsageError when a segment has neither, or the plan cannot end."""
     times, based_on = plan_times(plan, profiles)
-    timelines = [simulate(plan, times, replica=k) for k in range(max(1, len(plan.replicas)))]
+    timelines = [simulate(plan, times, replica=k, burst_ms=burst_ms) for k in range(max(1, len(plan.replicas)))]
     between = plan.between
     return Prediction(
         mode=plan.mode, critical_path_ms=max(t.finished[0] for t in timelines), period_ms=period_ms(plan, times),

@@ -80,15 +80,16 @@ def wire_ms(link: Link, size: int, answer: bool = False) -> float:
 
 
 def simulate(plan: SplitModel, segment_ms: Sequence[float], requests: int = 1, interval_ms: float = 0.0,
-             replica: int | None = None) -> Timeline:
+             replica: int | None = None, burst_ms: float = 0.0) -> Timeline:
     """Run `requests` requests that come every `interval_ms` (0: all at once) through the plan.
 
     segment_ms: of every segment on its own device; replica: which of the plan's replicas all requests go to, by default each
-    to the one that would end first. UsageError when the plan cannot end: a segment waits for a value that nothing brings to
-    its device."""
+    to the one that would end first; burst_ms: what a device that has rested computes at speed 1 before it is slow (a quota
+    that is looked at now and then), in milliseconds of its processor. UsageError when the plan cannot end: a segment waits
+    for a value that nothing brings to its device."""
     if len(segment_ms) != len(plan.segments):
         raise UsageError(f"{len(segment_ms)} times for {len(plan.segments)} segments", "give one time per segment")
-    return _Simulation(plan, segment_ms, requests, interval_ms, replica).run()
+    return _Simulation(plan, segment_ms, requests, interval_ms, replica, burst_ms).run()
 
 
 @dataclass
@@ -126,7 +127,7 @@ class _Network:
 
 class _Simulation:
     def __init__(self, plan: SplitModel, segment_ms: Sequence[float], requests: int, interval_ms: float,
-                 replica: int | None) -> None:
+                 replica: int | None, burst_ms: float) -> None:
         self.plan, self.ms, self.requests = plan, segment_ms, requests
         self.half_trip = plan.link.rtt / 2 * 1e3
         self.network = _Network(plan.link.shared, len(plan.devices))
@@ -135,6 +136,8 @@ class _Simulation:
         self.ready: dict[int, list[tuple[float, int, int, int]]] = defaultdict(list)  # (since, kind, request, number)
         self.handled = bool(plan.link.cpu or plan.link.cpu_per_byte)
         self.speed = {COORDINATOR: 1.0, **{k: d.speed for k, d in enumerate(plan.devices)}}
+        self.burst_ms = burst_ms
+        self.saved = {k: (burst_ms, 0.0) for k, d in enumerate(plan.devices) if d.speed < 1}  # of its burst, since when
         self.computing: set[int] = set()
         self.readers: dict[tuple[int, str], list[int]] = defaultdict(list)  # (device, value) -> segments
         for segment in plan.segments:
@@ -247,7 +250,7 @@ class _Simulation:
         for device, queue in self.ready.items():
             if queue and device not in self.computing:
                 _, kind, request, number = heapq.heappop(queue)
-                end = now + self._work_ms(device, kind, number)
+                end = now + self._work_ms(now, device, kind, number)
                 self.computing.add(device)
                 if kind == _SEGMENT:
                     self.runs.append(Ran(request, number, device, now, end))
@@ -260,11 +263,22 @@ class _Simulation:
             self._at(end, _WIRE, request, number)
             self._at(end + self.half_trip, _ARRIVAL, request, number)
 
-    def _work_ms(self, device: int, kind: int, number: int) -> float:
+    def _work_ms(self, now: float, device: int, kind: int, number: int) -> float:
         if kind == _SEGMENT:
-            return self.ms[number]
+            return self._segment_ms(now, device, self.ms[number])
         within, after = self._handling_ms(self.plan.transfers[number])
         return (after if kind == _AFTER else within) / self.speed[device]
+
+    def _segment_ms(self, now: float, device: int, ms: float) -> float:
+        """ms: at the speed of the device, less what it saved while it rested. (Messages were measured under quotas.)"""
+        if device not in self.saved:
+            return ms
+        speed, (left, since) = self.speed[device], self.saved[device]
+        left = min(self.burst_ms, left + (now - since) * speed)
+        used = min(left, ms * speed)
+        taken = ms - used * (1 / speed - 1)
+        self.saved[device] = left - used, now + taken
+        return taken
 
     def _handling_ms(self, transfer: Transfer) -> tuple[float, float]:
         return handling_ms(self.plan.link, transfer.bytes, transfer.target == COORDINATOR)

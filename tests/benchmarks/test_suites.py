@@ -165,12 +165,19 @@ def test_the_readme_has_every_precision_first_dense_beside_pruned() -> None:
                         EngineRow(engine="ncnn", model="dense", precision="int8", missing="no | table"))
     text = _tool().section(results(engines=[found]))
     (cells,) = _table(text)
-    assert cells == ["net, batch 1<br>theoretical 1.66x", "ORT 4.00", "native 1.00<br>**4.00x** (3.99 to 4.01)<br>92.00 %", "ncnn fp16 1.80",
-                     "not measured", "not measured", "ORT 0.500<br>**2.00x** (1.99 to 2.01)<br>91.99 %"]
-    assert "| int8 pruned |" in text
+    assert cells == ["net, batch 1<br>theoretical 1.66x",
+                     "**4.00x** (3.99 to 4.01)<br>ORT 4.00 → native 1.00<br>over our dense 2.00x<br>92.00 %",
+                     "dense: ncnn fp16 1.80<br>pruned: not measured", "**2.00x** (1.99 to 2.01)<br>not measured → ORT 0.500<br>91.99 %"]
+    assert "| int8, dense → pruned |" in text
     assert "| OpenVINO as installed, dense |" not in text, "nothing was measured of it"
     assert "Not measured: ncnn dense int8 (no / table)." in text
     assert "In the same precision dense is faster in **0 of 1 rows**. Not measured here: OpenVINO as installed." in text
+
+
+def test_a_pruned_network_that_is_no_faster_than_our_own_dense_one_is_said_to_gain_nothing() -> None:
+    found = _comparison("net", _in("int8", "dense", "ort", 4.0, 1.0), _in("int8", "dense", "native", 1.01, 3.99),
+                        _in("int8", "pruned", "native", 1.0, 4.0))
+    assert "<br>over our dense 1.01x: fast kernels, no gain from pruning |" in _tool().section(results(engines=[found]))
 
 
 @pytest.mark.parametrize("how", ["int8", "as installed"])
@@ -188,7 +195,7 @@ def test_rows_in_which_dense_is_faster_come_first_and_are_counted_above_the_tabl
         "int8": "In the same precision dense is faster in **1 of 2 rows**. Rows in which dense is faster come first.",
         "as installed": "In the same precision dense is faster in **0 of 2 rows**; OpenVINO as installed runs dense faster than the float32 "
                         "conversion in **1**. Rows in which dense is faster come first."}[how])
-    assert first[-1] == ("bf16 1.00<br>**0.50x** (0.49 to 0.51)" if how == "as installed" else "ORT 2.00<br>**0.50x** (0.49 to 0.51)")
+    assert first[-1] == ("bf16 1.00<br>**0.50x** (0.49 to 0.51)" if how == "as installed" else "**0.50x** (0.49 to 0.51)<br>ORT 1.00 → ORT 2.00")
     assert second[-1] == "not measured"
 
 

@@ -39,6 +39,13 @@ def test_vectors_are_read_from_the_processors_flags(flags: str, floats: int, mon
     assert cpu_model().startswith("Some CPU")
 
 
+def test_processors_of_one_name_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = {"vendor_id": "A", "cpu family": "25", "model": "17", "model name": "EPYC", "flags": "avx512f avx512_vnni amx_int8"}
+    text = "\n".join(f"{name}\t: {value}" for name, value in fields.items())
+    monkeypatch.setattr(environment.Path, "read_text", lambda self, **options: text)  # type: ignore[attr-defined]
+    assert cpu_model() == "EPYC, family 25 model 17 (AVX512F, VNNI, AMX)"
+
+
 @pytest.mark.parametrize(("text", "saturates"), [
     ("flags : fpu avx2", True), ("flags : fpu avx2 avx512f avx512bw", True), ("flags : fpu avx2 avx512f avx512_vnni", False),
     ("flags : fpu avx2 avx_vnni", False), ("flags : fpu amx_int8", False), ("Features : fp asimd", False), ("", False)])

@@ -42,7 +42,7 @@ def test_every_measured_row_is_on_the_page_of_rows() -> None:
 
 
 def test_the_summary_takes_the_best_way_of_dividing_and_counts_what_held() -> None:
-    payload, good, bad = {"equal": True}, {"within": True}, {"within": False}
+    payload, good, bad = {"equal": True}, {"ratio": 1.1}, {"ratio": 1.2}
     text = edge_table.summary(bench(
         row("grouped", pruning_gain=ratio(1.5)), row("replicas", rate={"gain": ratio(1.4)}, payload=payload, predicted=good),
         row("branch", distribution_gain=ratio(0.7), payload=payload, predicted=good),

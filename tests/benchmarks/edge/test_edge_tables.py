@@ -88,7 +88,7 @@ def test_predicted_numbers_stand_under_predicted_and_are_flagged() -> None:
     line = next(line for line in text.splitlines() if "54,321" in line)
     assert heading.index("predicted") + len("predicted") == line.index("54,321") + len("54,321")
     assert "4.40 !" in line
-    assert "more than 20% off" in text
+    assert "more than 15% off" in text
     assert "predicted by simulation" in text
 
 

@@ -249,3 +249,17 @@ def test_what_follows_a_message_takes_the_processors_time_too() -> None:
     ends, rest = 4, 1.5 * LINK.overhead * 1e3
     idle, busy = (simulate(msgspec.structs.replace(chain(), link=used), [1.0, 1.0]).finished[0] for used in (LINK, link))
     assert idle < busy <= idle + ends * rest + 1e-9
+
+
+def test_a_slow_device_that_has_rested_computes_its_first_milliseconds_at_full_speed() -> None:
+    slow = msgspec.structs.replace(chain((10.0, 40.0)), devices=[msgspec.structs.replace(d, speed=0.2) for d in chain().devices])
+    plain, burst = (predict(slow, burst_ms=ms).critical_path_ms for ms in (0.0, 1.0))
+    assert burst == pytest.approx(plain - 2 * 1.0 * (1 / 0.2 - 1)), "1 ms on each device takes 1 ms in place of 5"
+    assert predict(slow, burst_ms=1e6).critical_path_ms == pytest.approx(plain - (50 + 200) * 0.8), "all at full speed"
+    assert predict(chain(), burst_ms=1.0) == predict(chain()), "devices of full speed save nothing"
+
+
+def test_what_a_slow_device_saves_comes_back_while_it_rests() -> None:
+    slow = msgspec.structs.replace(chain((10.0,)), devices=[msgspec.structs.replace(d, speed=0.5) for d in chain((10.0,)).devices])
+    took = [r.end - r.start for r in simulate(slow, [10.0], requests=3, interval_ms=11.0, burst_ms=2.0).runs]
+    assert took == pytest.approx([10 - 2, 10 - 0.5 * (11 - 8), 10 - 0.5 * (11 - 8.5)]), "half of the time it rested, in milliseconds"
