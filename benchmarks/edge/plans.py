@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -16,7 +17,7 @@ from gkp.edge.divide.decide import candidate
 from gkp.edge.divide.decide import decide as choose
 from gkp.edge.divide.planner import Planner, SplitOptions
 from gkp.edge.divide.write import write
-from gkp.edge.forecast.profile import Profile, Profiles, folder_jobs, measure
+from gkp.edge.forecast.profile import Job, Profile, Profiles, folder_jobs, measure
 from gkp.edge.plan.devices import parse_devices
 from gkp.edge.plan.schema import Device, Link, Plan
 from gkp.errors import GkpError
@@ -26,7 +27,7 @@ MODES = ("local", "replicas", "branch", "spatial", "pipeline", "hybrid")
 DENSE, GROUPED = "dense", "grouped"
 SPATIAL_DENSE = "spatial-dense"
 ROWS = (*MODES, SPATIAL_DENSE)
-_COMPILED = 48
+_COMPILED = 64
 """Segments of a plan that are worth compiling: more of them take minutes, and wait for messages anyway."""
 
 
@@ -66,12 +67,15 @@ def make_splits(opened: Opened, devices: int, link: Link, folder: Path, report: 
     rows: modes and SPATIAL_DENSE that are wanted besides local, none: all."""
     made = Splits([msgspec.structs.replace(d, speed=speed) for d in parse_devices(str(devices))])
     wanted = [mode for mode in ROWS if not rows or mode == "local" or mode in rows]
+    alone: dict[str, Profiles] = {}
     for number, mode in enumerate(wanted):
         report(f"splitting over {devices}: {mode}", number / len(wanted))
-        if mode == SPATIAL_DENSE:
-            _split(made, mode, opened.dense, opened.dense_graph, "spatial", link, folder / mode, DENSE in native)
-        else:
-            _split(made, mode, opened.model, opened.graph, mode, link, folder / mode, GROUPED in native)
+        network = DENSE if mode == SPATIAL_DENSE else GROUPED
+        model, graph = (opened.dense, opened.dense_graph) if network == DENSE else (opened.model, opened.graph)
+        options = SplitOptions(made.devices, link, mode="spatial" if mode == SPATIAL_DENSE else mode)
+        if network not in alone:
+            alone[network] = _alone(graph, replace(options, target="native" if network in native else "ort"), seconds)
+        _split(made, mode, model, graph, replace(options, profiles=alone[network]), folder / mode, network in native)
     jobs = [job for split in made.by_mode.values() for job in folder_jobs(split.folder, trust_code=True)]
     made.profile = _undisturbed(measure(jobs, seconds, lambda text, share: report("timing segments", share)))
     return made
@@ -84,9 +88,20 @@ def _undisturbed(profile: Profile) -> Profile:
     return msgspec.structs.replace(profile, entries=entries)
 
 
-def _split(made: Splits, name: str, model: GroupedModel, graph: Graph, mode: str, link: Link, folder: Path,
+def _alone(graph: Graph, options: SplitOptions, seconds: float) -> Profiles:
+    """The time of the network on one device: how slow this machine is, by which the estimates of parts are multiplied when
+    places to divide are chosen. Nothing where it cannot be had."""
+    planner = Planner(graph, options)
+    try:
+        made = planner.best("local").draft
+        job = Job(made.plan, made.plan.segments[0], partial(planner.engine.open, made.subgraphs[0], None, 1))
+        return Profiles(_undisturbed(measure([job], seconds)))
+    except GkpError:  # said by the row of mode local
+        return Profiles()
+
+
+def _split(made: Splits, name: str, model: GroupedModel, graph: Graph, options: SplitOptions, folder: Path,
            native: bool) -> None:
-    options = SplitOptions(made.devices, link, mode=mode)
     try:
         planner = Planner(graph, options)
         found, decision = planner.plan()

@@ -62,9 +62,9 @@ class Costs:
         rule = self.rules[node.name]
         return part_ms(node, tile, layer, rule.branches.conv if isinstance(rule, Branched) else None)
 
-    def exchange_ms(self, nodes: Sequence[Node], before: str, way: str) -> float:
+    def exchange_ms(self, nodes: Sequence[Node], before: str | Mapping[str, str], way: str) -> float:
         """Until every device has what it needs for these nodes: of the tensors that they read, each once. before: the way of
-        the nodes outside of them."""
+        the nodes outside of them, of all or by name."""
         names = {node.name for node in nodes}
         needs: dict[str, dict[int, list[Tile]]] = defaultdict(lambda: defaultdict(list))
         tensors: dict[str, Tensor] = {}
@@ -76,7 +76,8 @@ class Costs:
             total += self._means_ms(node, self.ways[way][node.name])
         for name, tensor in tensors.items():
             maker = producer(tensor)
-            total += self._tensor_ms(tensor, before if maker is None or maker.name not in names else way, needs[name])
+            made = way if maker is None or maker.name in names else before if isinstance(before, str) else before[maker.name]
+            total += self._tensor_ms(tensor, made, needs[name])
         return total
 
     def _means_ms(self, node: Node, placement: NodePlacement) -> float:

@@ -2,7 +2,7 @@
 
 Every device computes its parts of the nodes. What it needs and has not made itself comes from those who have: each (part of
 a) tensor once per device, no more than what is read. The nodes of a device are grouped by level: a node's level is one more
-than that of the furthest device that it waits for, so that a segment, once it has its inputs, never waits.
+than that of whatever it reads that moves between devices, so that a segment, once it has its inputs, never waits.
 """
 
 from __future__ import annotations
@@ -154,6 +154,8 @@ class _Partitioning:
         self.level: dict[tuple[str, int], int] = {}
         self.needs: dict[tuple[str, int], list[Tile]] = defaultdict(list)
         self.supply: dict[tuple[str, int], list[Item]] = {}
+        self.exchanged: dict[str, bool] = {}
+        self.readers: dict[str, set[int]] = defaultdict(set)
         self.steps: list[Step] = []
         self.own[x.name][COORDINATOR], self.level[x.name, COORDINATOR] = whole(x), -1
         for step in parts:
@@ -161,6 +163,7 @@ class _Partitioning:
                 self.own[tensor.name][step.lane] = step.made(tensor)
             for tensor, tile in step.read:
                 self.needs[tensor.name, step.device].append(tile)
+                self.readers[tensor.name].add(step.device)
         for step in parts:
             self._take(step)
 
@@ -236,12 +239,21 @@ class _Partitioning:
     def _take(self, step: Step) -> None:
         level = 0
         for tensor, tile in step.read:
+            later = self._exchanged(tensor)
             for item in self._found(tensor, step.device):
                 if item.tile & tile:
-                    level = max(level, self.level[tensor.name, item.source] + (self.device(item.source) != step.device))
+                    level = max(level, self.level[tensor.name, item.source] + later)
         for tensor in step.outputs:
             self.level[tensor.name, step.lane] = level
         self.steps.append(replace(step, level=level))
+
+    def _exchanged(self, tensor: Tensor) -> bool:
+        """Does a part of it move between devices? Then all that read it are one level later, also who has what it needs: in
+        one segment with what comes behind it the others would wait for that, too."""
+        if tensor.name not in self.exchanged:
+            self.exchanged[tensor.name] = any(self.device(item.source) != device for device in self.readers[tensor.name]
+                                              for item in self._found(tensor, device))
+        return self.exchanged[tensor.name]
 
     def _found(self, tensor: Tensor, device: int) -> list[Item]:
         """The items of a device, once all its needs and the levels of their makers are known."""

@@ -95,7 +95,7 @@ class Planner:
                              "--wire float16 rounds; gkp-convert --target onnx --precision int8 quantises")
         self.devices, self.link = list(options.devices), options.link
         self.impossible: dict[str, str] = {}
-        self._fused_rows: dict[tuple[float, ...], Assignment] = {}
+        self._fused_rows: dict[tuple[float, ...], Sequence[Assignment]] = {}
         self.engine = make_engine(options.target, options.cpu, progress)
 
     def plan(self) -> tuple[Draft, Decision]:
@@ -206,10 +206,10 @@ class Planner:
                                      self.options.wire)]
         plain = modes.assign(mode, self.graph, len(self.devices), shares)
         if mode == "spatial" and len(self.devices) > 1:
-            return [plain, self._fused(shares)]
+            return [plain, *self._fused(shares)]
         return [plain]
 
-    def _fused(self, shares: Sequence[float]) -> Assignment:
+    def _fused(self, shares: Sequence[float]) -> Sequence[Assignment]:
         """Rows with fused halos, found once for modes spatial and hybrid."""
         key = tuple(shares)
         if key not in self._fused_rows:
@@ -228,7 +228,7 @@ class Planner:
                                        for mode in ("local", "branch", "spatial")}
         ways["everyone"] = modes.replicas(self.graph, count, shares)
         if count > 1:
-            ways["fused"] = self._fused(shares)
+            ways["fused"] = self._fused(shares)[0]
         chosen = best_layouts(self.whole.chain, Costs(self.graph, ways, self._world()))
         if len(set(chosen)) == 1 and self.options.mode != "hybrid":
             self.impossible["hybrid"] = f"block by block, {chosen[0]} is best throughout"

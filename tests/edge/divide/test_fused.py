@@ -9,15 +9,14 @@ from onnx_kit import Net
 from split_kit import LINK, assert_computes, between_devices, devices, residual
 
 from gkp.converter.graph import Graph
-from gkp.edge.divide import fused as division
 from gkp.edge.divide.chain import blocks
 from gkp.edge.divide.draft import Draft, draft
-from gkp.edge.divide.fused import extended, fused_rows
+from gkp.edge.divide.fused import fused_rows
+from gkp.edge.divide.halos import Halos
 from gkp.edge.divide.layouts import World
 from gkp.edge.divide.modes import spatial_rows
 from gkp.edge.divide.planner import Planner, SplitOptions
 from gkp.edge.divide.prepare import prepare
-from gkp.edge.divide.rules import rule_of
 from gkp.edge.plan.schema import Link
 
 SLOW = Link(name="slow", bandwidth=1e9, rtt=0.0, overhead=0.05)
@@ -33,7 +32,8 @@ def chain_of_convs(count: int = 4, size: int = 24) -> onnx.ModelProto:
 
 def fused(model: onnx.ModelProto, link: Link, count: int = 2) -> Draft:
     graph = prepare(model)
-    return draft(graph, "spatial", fused_rows(graph, blocks(graph), World(devices(count), link)), devices(count), LINK)
+    placed, = fused_rows(graph, blocks(graph), World(devices(count), link), prices=[1.0])
+    return draft(graph, "spatial", placed, devices(count), LINK)
 
 
 def test_where_a_message_costs_much_only_the_ends_are_exchanged() -> None:
@@ -45,7 +45,7 @@ def test_where_a_message_costs_much_only_the_ends_are_exchanged() -> None:
 
 def test_where_messages_cost_nothing_no_row_is_computed_twice() -> None:
     graph = prepare(chain_of_convs())
-    placed = fused_rows(graph, blocks(graph), World(devices(2), FREE))
+    placed, = fused_rows(graph, blocks(graph), World(devices(2), FREE), prices=[1.0])
     heights = [node.outputs[0].shape[2] for node in graph.nodes]
     assert [sum(end - first for first, end in placed[n.name].rows) for n in graph.nodes] == heights
 
@@ -56,11 +56,40 @@ def test_groups_of_any_depth_compute_the_same(blocks_per_group: int, count: int)
     """Through strides, shortcuts, pooling and the mean; also where planes have fewer rows than devices."""
     model = residual()
     graph = prepare(model)
-    rows, rules = spatial_rows(graph, count), {node.name: rule_of(node) for node in graph.nodes}
-    chain, placed = blocks(graph), {}
+    halos = Halos(graph, World(devices(count), SLOW), spatial_rows(graph, count))
+    chain, placed = [step for block in blocks(graph) for step in halos.heads(block)], {}
     for k in range(0, len(chain), blocks_per_group):
-        placed.update(extended([n for block in chain[k:k + blocks_per_group] for n in block], rows, rules))
+        placed.update(halos.placed([n for step in chain[k:k + blocks_per_group] for n in step]))
     assert_computes(draft(graph, "spatial", placed, devices(count), LINK), model)
+
+
+def test_a_device_with_two_borders_gets_fewer_rows() -> None:
+    """It computes rows of two neighbours, too: with as many of its own it would end last."""
+    graph = prepare(chain_of_convs(4, 48))
+    halos = Halos(graph, World(devices(4), SLOW), spatial_rows(graph, 4))
+    placed = halos.placed(graph.nodes)
+    ends = [end - first for first, end in placed[graph.nodes[-1].name].rows]
+    assert ends == [13, 11, 11, 13]
+    computed = [sum(rows[k][1] - rows[k][0] for rows in (p.rows for p in placed.values())) for k in range(4)]
+    assert max(computed) < 2 * (12 + 14 + 16 + 18)  # a middle one's, of a convolution and its activation, with 12 of its own
+
+
+def test_borders_are_exchanged_where_a_block_is_narrow() -> None:
+    """Behind the convolution that a block begins with, which needs no other rows."""
+    net = Net(1, 3, 32, 32)
+    x = net.relu(net.conv3("x", 3, 64))
+    inner = net.relu(net.conv3(net.relu(net.conv1(x, 64, 16)), 16, 16))
+    model = net.model(net.relu(net.op("Add", net.conv1(inner, 16, 64), x)))
+    graph = prepare(model)
+    halos = Halos(graph, World(devices(2), SLOW), spatial_rows(graph, 2))
+    stem, activation, block, end = blocks(graph)
+    head, rest = halos.heads(block)
+    placed = {**halos.placed([*stem, *activation, *head]), **halos.placed([*rest, *end])}
+    made = draft(graph, "spatial", placed, devices(2), LINK)
+    values = {v.name: v for v in made.plan.values}
+    moved = [values[t.value].shape for t in made.plan.between]
+    assert sorted(moved) == [[1, 16, 1, 32], [1, 16, 1, 32], [1, 64, 16, 32]]  # the last one brings the answer together
+    assert_computes(made, model)
 
 
 def test_few_rows_at_the_end_are_left_to_the_fast_device() -> None:
@@ -73,7 +102,7 @@ def test_few_rows_at_the_end_are_left_to_the_fast_device() -> None:
     model, uneven = net.model(x), of_speed(1, 0.3)
     graph = prepare(model)
     world = World(uneven, Link(name="l", bandwidth=1e9, rtt=0.0, overhead=1e-5))
-    placed = fused_rows(graph, blocks(graph), world, [1, 0.3])
+    placed, = fused_rows(graph, blocks(graph), world, [1, 0.3], prices=[1.0])
     kinds = [placed[node.name].kind for node in graph.nodes]
     assert (kinds[0], kinds[-1]) == ("rows", "whole")
     assert_computes(draft(graph, "spatial", placed, devices(2), LINK), model)
@@ -85,7 +114,8 @@ def test_large_weights_at_the_end_are_divided_instead_of_rows() -> None:
     x = net.op("MaxPool", net.relu(net.conv3("x", 3, 256)), kernel_shape=[8, 8], strides=[8, 8])
     model = net.model(net.relu(net.conv3(net.relu(net.conv3(x, 256, 256)), 256, 256)))
     graph = prepare(model)
-    placed = fused_rows(graph, blocks(graph), World(devices(2), Link(name="l", bandwidth=1e9, rtt=0.0, overhead=1e-5)))
+    world = World(devices(2), Link(name="l", bandwidth=1e9, rtt=0.0, overhead=1e-5))
+    placed, = fused_rows(graph, blocks(graph), world, prices=[1.0])
     kinds = [placed[node.name].kind for node in graph.nodes]
     assert (kinds[0], kinds[-1]) == ("rows", "channels")
     assert_computes(draft(graph, "spatial", placed, devices(2), LINK), model)
@@ -101,8 +131,8 @@ def test_the_planner_takes_fewer_messages_where_these_are_slow() -> None:
 
 def test_a_long_chain_has_groups_in_proportion_to_its_length(monkeypatch: pytest.MonkeyPatch) -> None:
     """Planning a network of hundreds of layers must end."""
-    tried: list[int] = []
-    monkeypatch.setattr(division, "extended", lambda nodes, rows, rules: tried.append(len(nodes)) or extended(nodes, rows, rules))
+    tried, placed = list[int](), Halos.placed
+    monkeypatch.setattr(Halos, "placed", lambda self, nodes: tried.append(len(nodes)) or placed(self, nodes))
     for count in (20, 40):
         tried.clear()
         fused(chain_of_convs(count, 8), SLOW)

@@ -180,7 +180,7 @@ class Table(Costs):
     def compute_ms(self, nodes: object, way: str) -> float:
         return self.table[nodes[0]][way]  # type: ignore[index]
 
-    def exchange_ms(self, nodes: object, before: str, way: str) -> float:
+    def exchange_ms(self, nodes: object, before: object, way: str) -> float:
         return 5.0 if before != way else 0.0
 
 

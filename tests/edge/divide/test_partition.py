@@ -341,3 +341,17 @@ def test_operators_say_how_they_can_be_divided() -> None:
     assert kinds == {"BranchedConv": both, "Relu": both, "Softmax": set(), "GlobalAveragePool": both, "Flatten": {"channels"},
                      "Gemm": {"channels"}}
     assert whole(graph.outputs[0]) == Tile(tuple(range(5)), (0, 1))
+
+
+def test_who_needs_nothing_keeps_nobody_waiting() -> None:
+    """Device 0 needs no row of device 1; in one segment, its last layer would come before what device 1 waits for."""
+    net, x = Net(1, 3, 32, 32), "x"
+    for k in range(3):
+        x = net.conv3(x, 8 if k else 3, 8)
+    model = net.model(x)
+    graph = prepare(model)
+    placed = {node.name: NodePlacement((0, 1), rows=((0, 16 - k), (16 - k, 32))) for k, node in enumerate(graph.nodes)}
+    made = draft(graph, "spatial", placed, devices(2), LINK)
+    layers = {d: [len(s.layers) for s in made.plan.segments if s.device == d and s.macs] for d in (0, 1)}
+    assert layers == {0: [1, 1, 1], 1: [1, 1, 1]}
+    assert_computes(made, model)
