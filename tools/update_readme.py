@@ -249,8 +249,8 @@ def details(results: Bench, elsewhere: Sequence[Bench] = ()) -> str:
     of the native kernels reach. elsewhere: on other processors, whose precisions stand at the end."""
     conversions = _conversions(results) if results.engines else ()
     tables = "\n".join([*_engines(results), *conversions, *_layers(results.layers)]).rstrip("\n")
-    parts = [("", f"## {_plain(other.environment['cpu'])}", "", *_precisions(other), "", _scaling(other), "",
-              _conditions(other)) for other in elsewhere]
+    parts = [("", f"## {_plain(other.environment['cpu'])}", "", *_precisions(other), "",
+              *((scaled, "") if (scaled := _scaling(other)) else ()), _conditions(other)) for other in elsewhere]
     return "\n".join([*_conclusions(results), "", _conditions(results), "", "## Every row", "", tables,
                       *(line for part in parts for line in part)])
 
