@@ -58,11 +58,11 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
     run_ms: float
     pause_ms: float
 
-    @property
-    def burst_ms(self) -> float:
+    def burst_ms(self, devices: int = 1) -> float:
         """Milliseconds of its processor that a process which has rested gets at full speed: the pause after its last run
-        comes when it has ended, and that run is half a run on average."""
-        return self.run_ms / 2
+        comes when it has ended, and that run is half a run on average. devices: that compute at once; the one whose last run
+        is the shortest ends last, and of n random parts of a run that is 1 / (n + 1) of it on average."""
+        return self.run_ms / (devices + 1)
 
 
 class Quota(Closing):

@@ -10,6 +10,7 @@ import msgspec
 
 from gkp.benchmarks.edge.job import Counted, Outcome, Taken
 from gkp.benchmarks.edge.plans import DENSE, GROUPED
+from gkp.benchmarks.edge.quota import Held
 from gkp.benchmarks.edge.results import EdgeRow, Payload, Predicted, Rate, Wire
 from gkp.edge.divide.write import TOLERANCE
 from gkp.edge.forecast.predict import predict
@@ -47,7 +48,7 @@ class Subject:
 @dataclass(frozen=True)
 class Context:
     """Of one group: the best entry names of both networks on one device, cores, the share of one that each process
-    has; profiles: times of segments; burst_ms: of their processors, that quotas let pass at full speed at first.
+    has; profiles: times of segments; held: the quota that each process has (None: there is none).
     Plans that are to be predicted are on the fitted link already (None: there is no fit)."""
 
     case: str
@@ -58,7 +59,7 @@ class Context:
     share: float
     profiles: Profiles
     flights: Mapping[str, int]
-    burst_ms: float = 0.0
+    held: Held | None = None
 
 
 def row(entry: Subject, outcome: Outcome, context: Context, linked: Plan | None) -> EdgeRow:
@@ -148,10 +149,11 @@ def _wire(entry: Subject, taken: Taken, outcome: Outcome) -> Wire | None:
 def _predicted(entry: Subject, taken: Taken, context: Context, linked: Plan | None) -> Predicted | None:
     if linked is None or entry.plan is None or not entry.wall:  # in one process there is no path to be critical
         return None
+    burst = 0.0 if context.held is None else context.held.burst_ms(max(map(len, linked.replicas)))
     try:
-        found = predict(linked, context.profiles, burst_ms=context.burst_ms)
+        found = predict(linked, context.profiles, burst_ms=burst)
         wires = msgspec.structs.replace(linked.link, overhead=0.0, cpu=0.0, answer=None)
-        bound = predict(msgspec.structs.replace(linked, link=wires), context.profiles, burst_ms=context.burst_ms)
+        bound = predict(msgspec.structs.replace(linked, link=wires), context.profiles, burst_ms=burst)
     except GkpError:
         return None
     against = found.critical_path_ms / timing(taken.ms).median if taken.ms else None

@@ -204,12 +204,12 @@ class _Suite:
         link = _link(found, site, dilated=True)
         subjects = _subjects(chosen, best, opened, same)
         once = outcome.taken.get(SEGMENT, Taken()).ms
-        burst = 0.0 if self.held is None else self.held.burst_ms
         context = Context(opened.case.name, site.devices, site.name, {k: v.name for k, v in best.items()}, len(site.cores),
-                          site.share, splits.profiles, flights, burst)
+                          site.share, splits.profiles, flights, self.held)
         if once:
             each = (fit.segment_ms(outcome.taken) or 0.0) * site.share
-            spent = median(once) * site.share + burst * (1 - site.share)
+            free = 0.0 if self.held is None else self.held.burst_ms() * (1 - site.share)
+            spent = median(once) * site.share + free
             context = replace(context, profiles=in_phase(splits, spent, each))
         rows = [row(e, outcome, context, None if e.plan is None or link is None else _slowed(on_link(e.plan, link), site))
                 for e in subjects]

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from gkp.benchmarks.edge.job import Counted, Outcome, Taken
 from gkp.benchmarks.edge.plans import DENSE, GROUPED
+from gkp.benchmarks.edge.quota import Held
 from gkp.benchmarks.edge.results import EdgeRow
 from gkp.benchmarks.edge.rows import Context, Subject, honest, payload_of, row
+from gkp.edge.forecast.predict import predict
 from gkp.edge.forecast.profile import Profiles
 from gkp.edge.plan.schema import COORDINATOR, Plan
 from gkp.manifest import Ratio
@@ -43,12 +45,12 @@ def counted(plan: Plan, **changes: int) -> Counted:
 
 
 def made(plan: Plan | None, ms: Sequence[float], what: str = "branch", cores: int = 2, linked: Plan | None = None,
-         share: float = 1.0, **fields: Any) -> EdgeRow:
+         share: float = 1.0, held: Held | None = None, **fields: Any) -> EdgeRow:
     best = {DENSE: "dense, ort", GROUPED: "grouped, native"}
     name = best.get(what, what)
     taken = {"dense, ort": Taken(ms=DENSE_MS), "grouped, native": Taken(ms=GROUPED_MS)}
     taken[name] = Taken(ms=list(ms), **fields)
-    context = Context("case", 2, "loopback", best, cores, share, Profiles(), {"branch": 4})
+    context = Context("case", 2, "loopback", best, cores, share, Profiles(), {"branch": 4}, held)
     entry = Subject(what, name, DENSE if what == DENSE else GROUPED, "ort", plan)
     return row(entry, Outcome(taken=taken, idle=10.0), context, linked)
 
@@ -139,6 +141,17 @@ def test_a_prediction_more_than_15_percent_off_is_flagged(plan: Plan, share: flo
     assert found.ratio == pytest.approx(share)
     assert found.within is within
     assert found.based_on == "measured"
+
+
+def test_what_a_quota_lets_pass_at_full_speed_is_predicted(plan: Plan) -> None:
+    slow = msgspec.structs.replace(plan, devices=[msgspec.structs.replace(d, speed=0.2) for d in plan.devices])
+    held = Held(share=0.2, period_ms=5.0, run_ms=3.0, pause_ms=12.0)
+    for quota, burst in ((None, 0.0), (held, 1.0)):  # of two devices that work at once
+        found = made(plan, [16.0] * 9, linked=slow, held=quota).predicted
+        assert found is not None
+        assert found.critical_path_ms == predict(slow, Profiles(), burst_ms=burst).critical_path_ms
+    assert predict(slow, burst_ms=1.0).critical_path_ms <= predict(slow).critical_path_ms - 4
+    assert (held.burst_ms(), held.burst_ms(2)) == (1.5, 1.0)
 
 
 def test_without_a_fitted_link_nothing_is_predicted(plan: Plan) -> None:
