@@ -15,7 +15,7 @@ import msgspec
 from gkp.benchmarks.edge import net as nets
 from gkp.benchmarks.edge.job import Alone, Counter, Job, Line, Outcome, Route
 from gkp.benchmarks.edge.net import Net, end_process
-from gkp.benchmarks.edge.quota import Quota
+from gkp.benchmarks.edge.quota import Pulse, Quota
 from gkp.benchmarks.edge.workers import Workers
 from gkp.edge.plan.schema import Link, Plan
 from gkp.errors import BackendMissingError, GkpError
@@ -113,6 +113,8 @@ def run(site: Site, wanted: Wanted, folder: Path, report: Progress) -> tuple[Out
     with ExitStack() as stack:
         net = stack.enter_context(open_net(site, folder))
         quotas = [stack.enter_context(Quota(k, site.share)) for k in range(site.devices + 1)] if site.share < 1 else []
+        if quotas:
+            stack.enter_context(Pulse(site.cores))
         report("starting the workers", None)
         folders = dict(wanted.splits.values())
         workers = stack.enter_context(Workers(folders, net, site.cores, folder, quotas)) if folders else None
