@@ -8,6 +8,7 @@ Exit code 1 when the two answer differently.
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from gkp.benchmarks.edge.quota import Quota
+from gkp.benchmarks.edge.quota import Pulse, Quota
 from gkp.benchmarks.networks import aligned, resnet50
 from gkp.converter.sources import OpenOptions, open_any
 from gkp.edge import Cluster
@@ -48,6 +49,7 @@ def split_both(folder: Path) -> None:
 def slowed(stack: ExitStack, clusters: list[Cluster]) -> str | None:
     """Give every worker its share of a core; why that cannot be."""
     try:
+        stack.enter_context(Pulse(os.sched_getaffinity(0)))
         for number, pid in enumerate(pid for cluster in clusters for pid in cluster.pids().values()):
             stack.enter_context(Quota(number, SPEED)).add(pid)
     except BackendMissingError as e:

@@ -127,6 +127,10 @@ class Pulse(Closing):
     def __init__(self, cores: Iterable[int]) -> None:
         self._processes = [subprocess.Popen([sys.executable, "-S", "-c", _PULSE, str(core)]) for core in cores]
 
+    @property
+    def pids(self) -> list[int]:
+        return [process.pid for process in self._processes]
+
     def close(self) -> None:
         for process in self._processes:
             process.kill()

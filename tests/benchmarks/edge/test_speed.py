@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -94,6 +95,22 @@ def test_how_a_quota_is_held_is_measured() -> None:
     assert found.period_ms == pytest.approx(10 / 3, rel=0.01)
     assert found.pause_ms > found.run_ms * 0.5
     assert quota.own_group() is not None
+
+
+def test_a_pulse_beats_on_every_core_and_ends() -> None:
+    cores = os.sched_getaffinity(0)
+    with quota.Pulse(cores) as pulse:
+        time.sleep(1)  # until the processes have moved
+        where = [os.sched_getaffinity(pid) for pid in pulse.pids]
+        beats = [voluntary_switches(pid) for pid in pulse.pids]
+    assert where == [{core} for core in cores]
+    assert all(beats), "each has slept, and woken"
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pulse.pids)
+
+
+def voluntary_switches(pid: int) -> int:
+    text = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    return int(text.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
 
 
 @pytest.mark.parametrize("size", [1000, 200_000])
