@@ -70,8 +70,6 @@ class _Session:
                 self.calls[name] = call
             except GkpError as e:
                 self.failed[name] = e.message
-        if self.job.core is not None:
-            os.sched_setaffinity(0, {self.job.core})  # this thread; those of the streams are already there, and free
 
     def _alone(self, entry: Alone) -> Call:
         path = Path(entry.path)
@@ -138,7 +136,7 @@ class _Session:
 
     def _repeats(self, name: str) -> int:
         start = time.perf_counter()
-        with self._as_slow_as_a_device(name):
+        with self._as_a_device(name):
             for _ in range(2):
                 self._try(name)
         once = (time.perf_counter() - start) * 1e3 / 2
@@ -147,7 +145,7 @@ class _Session:
     def _sample(self, name: str, count: int) -> tuple[float, tuple[float | None, float]] | None:
         """Milliseconds for a request, and the processor's; None when it failed, which ends the entry."""
         before = cpu_ms(self.job.workers)
-        with self._as_slow_as_a_device(name):  # and rested, as workers are: reading the counters is no part of it
+        with self._as_a_device(name):  # and rested, as workers are: reading the counters is no part of it
             own, start = time.process_time(), time.perf_counter()
             for _ in range(count):
                 if not self._try(name):
@@ -158,18 +156,24 @@ class _Session:
         return wall, (None if before is None or after is None else (after - before) / count, own)
 
     @contextmanager
-    def _as_slow_as_a_device(self, name: str) -> Iterator[None]:
-        """What computes here has the quota of a device; what coordinates has none."""
-        if self.job.slow is None or name in self.clusters:
+    def _as_a_device(self, name: str) -> Iterator[None]:
+        """What computes here has one core, as a worker does, and the quota of a device. What coordinates has neither: on the
+        core of a worker that it has just asked it would wait until that one has computed, before it asks the next."""
+        if name in self.clusters:
             yield
             return
-        home = own_group()
-        assert home is not None  # the suite has made a group beside it
-        _move(Path(self.job.slow))
+        cores = os.sched_getaffinity(0)
+        if self.job.core is not None:
+            os.sched_setaffinity(0, {self.job.core})  # this thread
+        home = None if self.job.slow is None else own_group()  # the suite has made a group beside it
         try:
+            if self.job.slow is not None:
+                _move(Path(self.job.slow))
             yield
         finally:
-            _move(home)
+            if home is not None:
+                _move(home)
+            os.sched_setaffinity(0, cores)
 
     def _try(self, name: str) -> bool:
         if name not in self.calls:
@@ -205,7 +209,7 @@ class _Session:
             self.say("many requests at once", number / _RATE_ROUNDS)
             alone = None
             if base is not None:
-                with self._as_slow_as_a_device(str(self.job.rate_of)):
+                with self._as_a_device(str(self.job.rate_of)):
                     alone = rate(base, 1, seconds)
             for name, in_flight in flights.items():
                 if name not in self.calls:
