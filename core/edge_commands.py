@@ -136,6 +136,7 @@ def serve(screen: Screen, *, folders: tuple[Path, ...], keys: Path | None, insec
     serving.check_keys_given(keys, insecure)
 
     def ready(worker: serving.Serving) -> None:
+        screen.interruption.check()  # one that came meanwhile, and that something swallowed
         devices = ", ".join(f"device {k} of plan {digest[:12]}" for digest, k in worker.plans.items())
         screen.say(f"{worker.name} is ready on {worker.address}: {devices}")
         screen.json(json_to, msgspec.json.encode({"schema_version": 1, "name": worker.name, "address": worker.address,

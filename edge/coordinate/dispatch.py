@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from gkp.edge.coordinate.attempt import AttemptFailedError, Request, attempt
 from gkp.edge.coordinate.failures import ClusterError, DeadlineError, DeviceLostError, Verdict, typed, verdict
@@ -30,13 +31,15 @@ restart the coordinator may see a device before its peers do."""
 @dataclass(frozen=True)
 class Backend:
     """What answers requests. fallback: None when the coordinator may not compute them itself; inflight: how
-    many at once."""
+    many at once; id, numbers: of requests, which no other coordinator gives."""
 
     connections: Mapping[str, Connection]
     supervisor: Supervisor
     routes: Routes
     fallback: LocalFallback | None
     inflight: InFlight
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def nobody(self) -> DeviceLostError:
         """The error when nothing can compute anything now."""
@@ -50,7 +53,7 @@ class Dispatch:
 
     def __init__(self, backend: Backend, x: Array, deadline: float, profile: bool = False) -> None:
         self._backend, self._x, self._deadline, self._profile = backend, x, deadline, profile
-        self._id, self._started = uuid.uuid4().hex, time.monotonic()
+        self._id, self._started = f"{backend.id}.{next(backend.numbers)}", time.monotonic()
         self._attempts, self._repeats, self._pause = 0, 0, _PAUSES_S[0]
         self._looked_again, self._inside = False, False
         self._apart = 0.0  # when devices first did not reach each other, of time.monotonic

@@ -30,6 +30,9 @@ class InFlight:
         """Wait until there is room; False when there is none within timeout seconds. first: before all that wait."""
         me = object()
         with self._changed:
+            if not self._waiting and self._active < self.limit:
+                self._active += 1
+                return True
             (self._waiting.appendleft if first else self._waiting.append)(me)
             try:
                 room = self._changed.wait_for(lambda: self._waiting[0] is me and self._active < self.limit, timeout)

@@ -94,10 +94,13 @@ class Peer:
     def __init__(self, plane: DataPlane) -> None:
         self._plane, self._came = plane, time.monotonic()
         self._greeted, self._last = False, 0
+        self._many = False  # does it read answers of several calls?
+        self._accepted: list[int] = []  # values of which it is to be told
+        self._known: dict[tuple[str, int, str], tuple[Shard, Spec]] = {}  # of (plan, source, value), that it may send
         self._calls: dict[int, Request] = {}
         self._refusal: Refusal | None = None  # of the value that is coming
         self._late = False
-        self._spec = Spec("", "uint8", (1,))
+        self._shard, self._spec = next(iter(plane.worker.shards.values())), Spec("", "uint8", (1,))  # of that value
 
     def meet(self, stream: Stream) -> None:
         self.stream, self._who = stream, stream.who
@@ -108,7 +111,7 @@ class Peer:
         if not isinstance(head, Value) or not self._greeted:
             raise FrameError(f"a {type(head).__name__.lower()} has no body")
         try:
-            self._spec = self._expected(head, size)
+            self._shard, self._spec = self._expected(head, size)
         except Refusal as e:
             self._refusal = e
             return False
@@ -162,7 +165,7 @@ class Peer:
         except Refusal as e:
             self.stream.send(Failure(0, e.status, e.error, e.message), last=True)
             return
-        self._greeted = True
+        self._greeted, self._many = True, hello.many
         self._plane.members[self._name] += 1
         self.stream.send(Welcome(version))
 
@@ -201,7 +204,7 @@ class Peer:
         request = self._plane.worker.begin(shard, run.request, run.attempt, {}, deadline,
                                            partial(self._answer, run.call, run.profile), hasty=not run.profile)
         self._calls[run.call] = request
-        if request.finished.is_set():  # before it was known here
+        if request.finished:  # before it was known here
             self._calls.pop(run.call, None)
 
     def _answer(self, call: int, profile: bool, request: Request) -> None:
@@ -220,11 +223,21 @@ class Peer:
             self.stream.send(Answer(call, parameters, name, array.dtype.name, list(array.shape)), frames.body_of(array))
 
     # ---- values -----------------------------------------------------------------------------------------------------
-    def _expected(self, value: Value, size: int) -> Spec:
+    def _expected(self, value: Value, size: int) -> tuple[Shard, Spec]:
         """What the plan says of it. Refusal when the frame says something else."""
+        _check_request(value.request, value.attempt)
+        key = (value.plan, value.source, value.name)
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = self._allowed(value)
+        if size != found[1].bytes:
+            raise bad_tensor(f"value {value.name} has {size} bytes, the plan says {found[1].bytes}")
+        return found
+
+    def _allowed(self, value: Value) -> tuple[Shard, Spec]:
+        """What the plan says of a value that this peer may send."""
         shard = self._plane.served(value.plan)
         _check_role(self._who, value.source, shard)
-        _check_request(value.request, value.attempt)
         if value.source == COORDINATOR:
             spec = self._plane.entering[shard.hash].get(value.name)
             if spec is None:
@@ -233,9 +246,7 @@ class Peer:
             spec = shard.arriving.get((value.source, value.name))
             if spec is None:
                 raise _denied(f"the plan sends no {shown(value.name)} from device {value.source} to device {shard.device}")
-        if size != spec.bytes:
-            raise bad_tensor(f"value {spec.name} has {size} bytes, the plan says {spec.bytes}")
-        return spec
+        return shard, spec
 
     def _value(self, value: Value, body: Array | None, whole: bool) -> None:
         refusal, late, self._refusal, self._late = self._refusal, self._late, None, False
@@ -250,7 +261,7 @@ class Peer:
             raise Refusal("DATA_LOSS", "checksum", f"the bytes of value {value.name} changed on their way")
         array = frames.array_of(body, self._spec.dtype, self._spec.shape)
         check_finite(value.name, array)
-        worker, shard = self._plane.worker, self._plane.served(value.plan)
+        worker, shard = self._plane.worker, self._shard
         if value.source == COORDINATOR:
             request = self._calls.get(value.call)
             if request is not None and (request.shard, request.id, request.attempt) == (shard, value.request, value.attempt):
@@ -258,14 +269,24 @@ class Peer:
             return
         deadline = time.monotonic() + _checked(value.timeout)
         verdict = worker.take(shard, value.request, value.attempt, value.source, value.name, array, deadline)
-        self._reply(value.call, {"accepted": verdict}, soon=True)
+        if verdict != "new" or not self._many:
+            self._reply(value.call, {"accepted": verdict})
+            return
+        self._accepted.append(value.call)
+        if len(self._accepted) == 1:
+            self._plane.loop.soon(self._acknowledge)
+
+    def _acknowledge(self) -> None:
+        """Tell it of all values that were accepted."""
+        first, *others = self._accepted
+        self._accepted.clear()
+        with suppress(StreamLostError):
+            self.stream.send(Answer(first, {"accepted": "new"}, also=others))
 
     # ---- answers ----------------------------------------------------------------------------------------------------
-    def _reply(self, call: int, parameters: dict[str, Parameter], soon: bool = False) -> None:
-        try:
-            self.stream.send(Answer(call, parameters), soon=soon)
-        except StreamLostError:
-            return
+    def _reply(self, call: int, parameters: dict[str, Parameter]) -> None:
+        with suppress(StreamLostError):
+            self.stream.send(Answer(call, parameters))
 
     def _refuse(self, head: Head, refusal: Refusal) -> None:
         """A value of the coordinator that is wrong ends its request."""

@@ -35,7 +35,7 @@ class Event(msgspec.Struct, frozen=True):
 @dataclass(eq=False)
 class Request:
     """deadline: of time.monotonic; number: in the order of opening; flow: None when it failed; opened: of
-    time.monotonic, when its first message came; finished: set when it is done, or failed, and then done is called; hasty:
+    time.monotonic, when its first message came; finished: it is done, or failed, and then done is called; hasty:
     the plan's output ends it; seen: values that came; sends: under way; steps: as Event, start and end of time.monotonic;
     sent, received: bytes of each value."""
 
@@ -51,7 +51,7 @@ class Request:
     opened: float = field(default_factory=time.monotonic)
     sends_left: int = 0
     failure: Refusal | None = None
-    finished: threading.Event = field(default_factory=threading.Event)
+    finished: bool = False
     output: dict[str, Array] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
     sends: set[Pending] = field(default_factory=set)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from gkp.edge.device.dataflow import DeviceView
-from gkp.edge.device.encoding import wire_dtype
+from gkp.edge.device.encoding import unpacked, wire_dtype
 from gkp.edge.device.segment_file import open_segment
 from gkp.edge.plan.schema import COORDINATOR, DEVICE_FILE, WIRES, DeviceManifest, Plan, Segment, Value, read_plan
 from gkp.edge.wire import identity
@@ -73,6 +73,15 @@ class Shard:
         made = any(self.plan.output in s.outputs for s in self.segments)
         return self.spec(self.plan.output, COORDINATOR) if made else None
 
+    @cached_property
+    def encoded(self) -> frozenset[str]:
+        """Values that travel in another dtype than segments read and make."""
+        return frozenset(v.name for v in self.plan.values if wire_dtype(v, self.plan.wire) != v.dtype)
+
+    def unpacked(self, value: str, array: Array) -> Array:
+        """A value that came, as segments read it."""
+        return unpacked(self.view.values[value], array) if value in self.encoded else array
+
     def spec(self, value: str, other: int | None = None) -> Spec:
         """A value as it is inside a segment, or (other: a device) as it travels to or from another device."""
         found = self.view.values[value]
@@ -84,10 +93,10 @@ class Shard:
         segment, runner = self.plan.segments[index], self.runners[index]
         outputs = runner.run({port: feeds[name] for port, name in zip(runner.inputs, segment.inputs, strict=True)})
         for name, array in zip(segment.outputs, outputs, strict=True):
-            spec = self.spec(name)
-            if array.shape != spec.shape or array.dtype != spec.dtype:
+            shape, dtype = self.view.kinds[name]
+            if array.shape != shape or array.dtype != dtype:
                 raise FileError(f"{segment.file} made {name} as {array.dtype} {list(array.shape)}, the plan says "
-                                f"{spec.dtype} {list(spec.shape)}", "split the model again")
+                                f"{dtype} {list(shape)}", "split the model again")
         return outputs
 
     def close(self) -> None:

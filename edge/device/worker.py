@@ -21,7 +21,7 @@ import msgspec
 
 from gkp.edge.device import early
 from gkp.edge.device.dataflow import Dataflow, Done
-from gkp.edge.device.encoding import packed, unpacked, wire_dtype
+from gkp.edge.device.encoding import packed, wire_dtype
 from gkp.edge.device.jobs import Jobs
 from gkp.edge.device.request import Key, Probe, Request, already, compute_failed, superseded
 from gkp.edge.device.shard import Shard
@@ -104,7 +104,8 @@ class Worker:
 
     def wait(self, request: Request, profile: bool) -> tuple[dict[str, Array], dict[str, Parameter]]:
         """Until the request has ended, or its deadline; then its outcome."""
-        request.finished.wait(request.left)
+        with self._lock:
+            self._lock.wait_for(lambda: request.finished, request.left)
         self.expire(request)
         return self.outcome(request, profile)
 
@@ -165,7 +166,7 @@ class Worker:
     def take(self, shard: Shard, request: str, attempt: int, source: int, value: str, array: Array, deadline: float) -> str:
         """A value from another device: "new", "duplicate" or "late". It may be kept for a run call that has not come yet;
         Refusal when there is no room for that."""
-        came = early.Value(value, source, unpacked(shard.view.values[value], array), time.monotonic())
+        came = early.Value(value, source, shard.unpacked(value, array), time.monotonic())
         with self._book:
             key = (shard.hash, request)
             found = self._open.get(key)
@@ -245,20 +246,21 @@ class Worker:
 
     def _check_finished(self, request: Request) -> None:
         waits = request.sends_left and not (request.hasty and request.output)
-        if not request.segments_left and not waits and not request.finished.is_set():
-            request.finished.set()
+        if not request.segments_left and not waits and not request.finished:
             self._tell(request)
 
     def _tell(self, request: Request) -> None:
+        request.finished = True
         if request.done is not None:
             self._later.append(partial(request.done, request))
+        else:
+            self._lock.notify_all()
 
     def _drop(self, request: Request, failure: Refusal) -> None:
         """Fail the request, unless it ended before."""
-        if request.finished.is_set():
+        if request.finished:
             return
         request.failure, request.flow = failure, None
-        request.finished.set()
         self._later.extend(pending.cancel for pending in request.sends)
         request.sends.clear()
         self._tell(request)
@@ -339,10 +341,11 @@ class Worker:
     # ---- sending --------------------------------------------------------------------------------------------------
     def _send(self, request: Request, name: str, array: Array, target: int) -> None:
         shard, start = request.shard, time.monotonic()
-        value = shard.view.values[name]
-        if wire_dtype(value, shard.plan.wire) == "uint8":  # where nobody would see it any more
-            check_finite(name, array)
-        array = packed(value, shard.plan.wire, array)
+        if name in shard.encoded:
+            value = shard.view.values[name]
+            if wire_dtype(value, shard.plan.wire) == "uint8":  # where nobody would see it any more
+                check_finite(name, array)
+            array = packed(value, shard.plan.wire, array)
         call = Call(shard.hash, request.id, request.attempt, shard.device, {name: array})
         try:
             pending = self._peers[shard.plan.devices[target].name].start(call, request.left)

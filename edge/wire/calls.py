@@ -89,10 +89,10 @@ class Pending:
         now = time.monotonic()
         self.number, self.deadline, self._first = 0, now + timeout, True
         self.is_value = call is not None and call.source != COORDINATOR
-        self._bodies = {} if call is None else {name: frames.body_of(value) for name, value in call.values.items()}
+        self._bodies = [] if call is None else [(name, frames.body_of(value)) for name, value in call.values.items()]
         self.connected_by = self.deadline
         if self.is_value:
-            self.connected_by = now + RECONNECT_S + sum(map(len, self._bodies.values())) / _SLOWEST
+            self.connected_by = now + RECONNECT_S + sum(len(body) for _, body in self._bodies) / _SLOWEST
 
     def frames(self) -> list[tuple[Head, memoryview | None]]:
         """What is sent for it."""
@@ -103,7 +103,7 @@ class Pending:
         if not self.is_value:
             found = [(Run(self.number, call.plan, call.request, call.attempt, left, list(call.wanted), call.profile), None)]
         found += [(Value(self.number, call.plan, call.request, call.attempt, name, call.source, left), body)
-                  for name, body in self._bodies.items()]
+                  for name, body in self._bodies]
         return found
 
     def result(self) -> Reply:

@@ -181,19 +181,23 @@ class Connection:
         elif isinstance(head, Failure) and not head.call:
             self._error = self._remote(head)
         elif isinstance(head, (Answer, Failure)):
-            with self._lock:
-                pending = self._calls.pop(head.call, None)
-            if pending is None:
-                return
-            if isinstance(head, Failure):
-                self._refused(pending, self._remote(head))
-            elif body is not None and not whole:
-                self._refused(pending, RemoteError("DATA_LOSS", "checksum", None,
-                                                   f"{self.name}: the bytes of an answer changed on their way"))
-            else:
-                pending.answered(reply_of(head, body))
+            for call in (head.call, *head.also) if isinstance(head, Answer) else (head.call,):
+                self._answered(call, head, body, whole)
         else:
             raise FrameError(f"a {type(head).__name__.lower()} is not for a client")
+
+    def _answered(self, call: int, said: Answer | Failure, body: Array | None, whole: bool) -> None:
+        with self._lock:
+            pending = self._calls.pop(call, None)
+        if pending is None:
+            return
+        if isinstance(said, Failure):
+            self._refused(pending, self._remote(said))
+        elif body is not None and not whole:
+            self._refused(pending, RemoteError("DATA_LOSS", "checksum", None,
+                                               f"{self.name}: the bytes of an answer changed on their way"))
+        else:
+            pending.answered(reply_of(said, body))
 
     def _refused(self, pending: Pending, error: RemoteError) -> None:
         """A value that arrived broken is sent once more. (With a device: bytes on their way to that one changed.)"""
@@ -264,7 +268,7 @@ class Connection:
         stream = Stream(self._loop, sock, codec, self, min(self._max, _MAX_HEAD), self._max)
         stream.start()
         with suppress(StreamLostError):
-            stream.send(Hello(list(frames.VERSIONS), self._plans))
+            stream.send(Hello(list(frames.VERSIONS), self._plans, many=True))
         self._outcome.wait(max(0.0, end - time.monotonic()))
         with self._lock:
             self._dialing = None

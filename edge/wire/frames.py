@@ -33,11 +33,14 @@ and no HTTP/2 connection begins like this."""
 ALPN = "gkp-streams"
 MAX_HEAD = 64 << 10
 """Bytes of a head, that a worker takes."""
-_PRELUDE, _CRC = struct.Struct("<B3xIQI"), struct.Struct("<I")
+_PRELUDE, _CRC, _CHECKED = struct.Struct("<B3xIQI"), struct.Struct("<I"), struct.Struct("<B3xIQII")
 PRELUDE = _PRELUDE.size + _CRC.size
 TRAILER = _CRC.size
 _SMALL, _CHUNK = 32 << 10, 128 << 10
 """Bytes of a body: that travels with its head, in one piece; that are encrypted and sent at once, of a larger one."""
+
+_CASTS = "fB" if sys.byteorder == "little" else "B"
+"""Characters of dtypes whose bytes are seen as they are, at once."""
 
 Parameter = bool | int | float | str
 
@@ -58,10 +61,12 @@ class Kind(IntEnum):
 
 
 class Hello(msgspec.Struct, frozen=True, omit_defaults=True):
-    """versions: that the client speaks; plans: hashes that it wants to talk about."""
+    """versions: that the client speaks; plans: hashes that it wants to talk about; many: does it read ANSWERs of several
+    calls?"""
 
     versions: list[int]
     plans: list[str] = []
+    many: bool = False
 
 
 class Welcome(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -104,13 +109,14 @@ class Value(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Of a call. name, dtype, shape: of the array in the body, if there is one."""
+    """Of a call. name, dtype, shape: of the array in the body, if there is one; also: further calls that it answers."""
 
     call: int
     parameters: dict[str, Parameter] = {}
     name: str = ""
     dtype: str = ""
     shape: list[int] = []
+    also: list[int] = []
 
 
 class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -164,18 +170,25 @@ def pieces(head: Head, body: memoryview | None = None, kind: Kind | None = None)
     size = 0 if body is None else len(body)
     crc = zlib.crc32(said)
     start = _PRELUDE.pack(kind or _KINDS[type(head)], len(said), size, crc)
-    begin = (start, _CRC.pack(zlib.crc32(start)), said)
-    if body is None or size <= _SMALL:
-        yield b"".join(begin if body is None or not size else (*begin, body, _CRC.pack(checksum(body, crc))))
-        return
-    yield b"".join(begin)
-    for at in range(0, size, _CHUNK):
+    begin = start + _CRC.pack(zlib.crc32(start)) + said
+    if body is None or not size:
+        return iter((begin,))
+    if size <= _SMALL:
+        return iter((b"".join((begin, body, _CRC.pack(checksum(body, crc)))),))
+    return _large(begin, body, crc)
+
+
+def _large(begin: bytes, body: memoryview, crc: int) -> Iterator[memoryview | bytes]:
+    yield begin
+    for at in range(0, len(body), _CHUNK):
         yield body[at:at + _CHUNK]
     yield _CRC.pack(checksum(body, crc))  # last, while the bytes travel
 
 
 def body_of(array: Array) -> memoryview:
     """An array's bytes as they travel: a copy only of what is not contiguous and little-endian."""
+    if array.dtype.char in _CASTS and array.flags.c_contiguous and array.size:
+        return array.data.cast("B")
     swapped = not array.dtype.isnative or sys.byteorder != "little"
     whole = np.ascontiguousarray(array, array.dtype.newbyteorder("<") if swapped else None)
     return memoryview(whole.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
@@ -183,8 +196,8 @@ def body_of(array: Array) -> memoryview:
 
 def array_of(body: Array, dtype: str, shape: Sequence[int]) -> Array:
     """The array that a body is, read-only. body: uint8, as many as dtype and shape say."""
-    found: Array = body.view(_little(dtype)).reshape(shape)
-    found.flags.writeable = False
+    found: Array = np.ndarray(shape, _little(dtype), body)  # type: ignore[arg-type]
+    found.setflags(write=False)
     return found
 
 
@@ -196,9 +209,9 @@ def _little(dtype: str) -> np.dtype[Any]:
 
 def read_prelude(data: bytes | bytearray | memoryview) -> Prelude:
     """FrameError when it is none. data: PRELUDE bytes."""
-    if zlib.crc32(data[:_PRELUDE.size]) != _CRC.unpack_from(data, _PRELUDE.size)[0]:
+    number, head, body, crc, own = _CHECKED.unpack(data)
+    if zlib.crc32(data[:_PRELUDE.size]) != own:
         raise FrameError("a frame's first bytes changed on their way, or are none")
-    number, head, body, crc = _PRELUDE.unpack_from(data)
     kind = _NUMBERS.get(number)
     if kind is None:
         raise FrameError(f"a frame of the unknown kind {number}")

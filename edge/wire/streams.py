@@ -27,8 +27,6 @@ KEEPALIVE_S = 2.0
 """A peer from which nothing came for so long is asked for a sign of life, by both ends, also while nothing is sent."""
 KEEPALIVE_TIMEOUT_S = 1.5
 """Until then it has given it. A peer that takes nothing off the connection has both times together."""
-_TOGETHER = 4
-"""Frames that can wait for others: then they are sent."""
 _RECORD, _MANY = 16 << 10, 8
 """Bytes that a record of TLS holds: so many pieces that are smaller are encrypted together."""
 _EMPTY = 64 << 10
@@ -88,10 +86,10 @@ class Stream:
 
     # ---- sending: from any thread -----------------------------------------------------------------------------------
     def send(self, head: Head, body: memoryview | None = None, *, kind: Kind | None = None,
-             last: bool = False, soon: bool = False, more: bool = False) -> None:
+             last: bool = False, more: bool = False) -> None:
         """Send a frame after those that wait. body: bytes that do not change until the answer is there. last: end the stream
-        after it. soon: with those that come next, or a little later (in a turn of the loop only). more: with the next one,
-        which comes at once. StreamLostError when the connection is gone; when it is lost later, the receiver hears of it."""
+        after it. more: with the next one, which comes at once. StreamLostError when the connection is gone; when it is lost
+        later, the receiver hears of it."""
         with self._lock:
             if self._gone:
                 raise StreamLostError(self._gone)
@@ -100,18 +98,9 @@ class Stream:
             self._out.append(_Outgoing(getattr(head, "call", 0), frames.pieces(head, body, kind), last))
             if self._blocked or more:
                 return
-            if soon and len(self._out) < _TOGETHER:
-                if len(self._out) == 1:
-                    self._loop.soon(self._flushed)
-                return
             self._flush()
-        self._settle()
-
-    def _flushed(self) -> None:
-        with self._lock:
-            if not self._blocked and not self._gone:
-                self._flush()
-        self._settle()
+        if self._blocked != bool(self._events & WRITE):
+            self._settle()
 
     def forget(self, call: int) -> None:
         """Frames of this call that wait are not sent, if they were not begun."""
