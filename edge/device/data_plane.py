@@ -9,6 +9,7 @@ import re
 import socket
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -280,13 +281,12 @@ class Peer:
         """Tell it of all values that were accepted."""
         first, *others = self._accepted
         self._accepted.clear()
-        with suppress(StreamLostError):
-            self.stream.send(Answer(first, {"accepted": "new"}, also=others))
+        self._reply(first, {"accepted": "new"}, others)
 
     # ---- answers ----------------------------------------------------------------------------------------------------
-    def _reply(self, call: int, parameters: dict[str, Parameter]) -> None:
+    def _reply(self, call: int, parameters: dict[str, Parameter], also: Sequence[int] = ()) -> None:
         with suppress(StreamLostError):
-            self.stream.send(Answer(call, parameters))
+            self.stream.send(Answer(call, parameters, also=list(also)))
 
     def _refuse(self, head: Head, refusal: Refusal) -> None:
         """A value of the coordinator that is wrong ends its request."""

@@ -78,7 +78,10 @@ class Dataflow:
 
     def feeds(self, segment: Segment) -> dict[str, Array]:
         """The inputs of a segment that can start, by value."""
-        return {name: self._held[name] for name in segment.inputs}
+        found = {}
+        for name in segment.inputs:
+            found[name] = self._held[name]
+        return found
 
     def done(self, segment: Segment, outputs: Sequence[Array]) -> Done:
         """A segment has finished, with these outputs in its own order. Values that no other segment reads are let go.

@@ -81,9 +81,6 @@ class Request:
         return [Event(what, name, peer, round((start - self.opened) * 1e3, 4), round((end - start) * 1e3, 4))
                 for what, name, peer, start, end in self.steps]
 
-    def note(self, what: str, name: str, peer: int | None, start: float, end: float) -> None:
-        self.steps.append((what, name, peer, start, end))
-
 
 class Probe:
     """A segment that is computed by itself, for who measures it."""

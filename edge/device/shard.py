@@ -91,7 +91,10 @@ class Shard:
     def run(self, index: int, feeds: Mapping[str, Array]) -> list[Array]:
         """One segment. feeds: its inputs by value name. FileError when the file makes something else than the plan says."""
         segment, runner = self.plan.segments[index], self.runners[index]
-        outputs = runner.run({port: feeds[name] for port, name in zip(runner.inputs, segment.inputs, strict=True)})
+        ports: dict[str, Array] = {}
+        for port, name in zip(runner.inputs, segment.inputs, strict=True):
+            ports[port] = feeds[name]
+        outputs = runner.run(ports)
         for name, array in zip(segment.outputs, outputs, strict=True):
             shape, dtype = self.view.kinds[name]
             if array.shape != shape or array.dtype != dtype:

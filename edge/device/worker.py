@@ -228,7 +228,7 @@ class Worker:
             raise Refusal("RESOURCE_EXHAUSTED", "full", f"{self._limit} requests are open already")
 
     def _receive(self, request: Request, value: early.Value) -> None:
-        request.note("receive", value.name, value.source, value.at, value.at)
+        request.steps.append(("receive", value.name, value.source, value.at, value.at))
         request.received.append(request.shard.arriving[value.source, value.name].bytes)
         self._give(request, value.name, value.array)
 
@@ -317,7 +317,7 @@ class Worker:
         with self._book:
             if request.flow is None:
                 return []
-            request.note("segment", f"segment_{segment.index}", None, start, end)
+            request.steps.append(("segment", f"segment_{segment.index}", None, start, end))
             request.compute_ms += (end - start) * 1e3
             request.segments_left -= 1
             done = request.flow.done(segment, outputs)
@@ -355,7 +355,7 @@ class Worker:
         with self._mutex:
             if (dropped := request.flow is None) is False:
                 request.sends.add(pending)
-                request.note("send", name, target, start, time.monotonic())  # that it was accepted is heard a little later
+                request.steps.append(("send", name, target, start, time.monotonic()))  # accepted: a little later
         if dropped:
             pending.cancel()
             return

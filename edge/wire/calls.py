@@ -89,10 +89,13 @@ class Pending:
         now = time.monotonic()
         self.number, self.deadline, self._first = 0, now + timeout, True
         self.is_value = call is not None and call.source != COORDINATOR
-        self._bodies = [] if call is None else [(name, frames.body_of(value)) for name, value in call.values.items()]
-        self.connected_by = self.deadline
-        if self.is_value:
-            self.connected_by = now + RECONNECT_S + sum(len(body) for _, body in self._bodies) / _SLOWEST
+        self._bodies: list[tuple[str, memoryview]] = []
+        size = 0
+        for name, value in call.values.items() if call is not None else ():
+            body = frames.body_of(value)
+            self._bodies.append((name, body))
+            size += len(body)
+        self.connected_by = now + RECONNECT_S + size / _SLOWEST if self.is_value else self.deadline
 
     def frames(self) -> list[tuple[Head, memoryview | None]]:
         """What is sent for it."""
@@ -102,8 +105,8 @@ class Pending:
         found: list[tuple[Head, memoryview | None]] = []
         if not self.is_value:
             found = [(Run(self.number, call.plan, call.request, call.attempt, left, list(call.wanted), call.profile), None)]
-        found += [(Value(self.number, call.plan, call.request, call.attempt, name, call.source, left), body)
-                  for name, body in self._bodies]
+        for name, body in self._bodies:
+            found.append((Value(self.number, call.plan, call.request, call.attempt, name, call.source, left), body))
         return found
 
     def result(self) -> Reply:

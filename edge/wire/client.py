@@ -181,23 +181,25 @@ class Connection:
         elif isinstance(head, Failure) and not head.call:
             self._error = self._remote(head)
         elif isinstance(head, (Answer, Failure)):
-            for call in (head.call, *head.also) if isinstance(head, Answer) else (head.call,):
-                self._answered(call, head, body, whole)
+            self._answered(head, body, whole)
         else:
             raise FrameError(f"a {type(head).__name__.lower()} is not for a client")
 
-    def _answered(self, call: int, said: Answer | Failure, body: Array | None, whole: bool) -> None:
-        with self._lock:
-            pending = self._calls.pop(call, None)
-        if pending is None:
-            return
+    def _answered(self, said: Answer | Failure, body: Array | None, whole: bool) -> None:
+        """A call was answered, or several at once."""
+        error: RemoteError | None = None
         if isinstance(said, Failure):
-            self._refused(pending, self._remote(said))
+            error = self._remote(said)
         elif body is not None and not whole:
-            self._refused(pending, RemoteError("DATA_LOSS", "checksum", None,
-                                               f"{self.name}: the bytes of an answer changed on their way"))
-        else:
-            pending.answered(reply_of(said, body))
+            error = RemoteError("DATA_LOSS", "checksum", None, f"{self.name}: the bytes of an answer changed on their way")
+        reply = reply_of(said, body) if isinstance(said, Answer) and error is None else None
+        for call in (said.call, *said.also) if isinstance(said, Answer) else (said.call,):
+            with self._lock:
+                pending = self._calls.pop(call, None)
+            if pending is not None and reply is not None:
+                pending.answered(reply)
+            elif pending is not None and error is not None:
+                self._refused(pending, error)
 
     def _refused(self, pending: Pending, error: RemoteError) -> None:
         """A value that arrived broken is sent once more. (With a device: bytes on their way to that one changed.)"""

@@ -182,7 +182,9 @@ class Loop:
                     for _ in range(len(self._calls)):
                         self._calls[0]()
                         self._calls.popleft()
-                    self._do_due()
+                    now = time.monotonic()
+                    if now >= self._due or (self._later and self._later[0][0] <= now):
+                        self._do_due(now)
                 finally:
                     self._owner = 0
         except BaseException:  # Ctrl-C in until(): the others do what is left
@@ -202,8 +204,7 @@ class Loop:
         if self._known.get(number) is known:
             self._poll.modify(number, wanted | EPOLLONESHOT)
 
-    def _do_due(self) -> None:
-        now = time.monotonic()
+    def _do_due(self, now: float) -> None:
         while self._later and self._later[0][0] <= now:
             self._later.popleft()[1]()
         if now >= self._due:

@@ -48,7 +48,7 @@ class FrameReader:
     def _unpack(self) -> None:
         """The frames in the inbox. The rest of it moves to its front."""
         at = 0
-        while (end := self._next(at)) > at:
+        while self._have - at >= PRELUDE and (end := self._next(at)) > at:
             at = end
         left = self._have - at
         if at:
@@ -62,9 +62,7 @@ class FrameReader:
             self.want = self._inbox[left:]
 
     def _next(self, at: int) -> int:
-        """Where the frame that begins at `at` ends, or what has come of it; `at` when that is no head yet."""
-        if self._have - at < PRELUDE:
-            return at
+        """Where the frame ends whose prelude is at `at`, or what has come of it; `at` when its head is not all there."""
         came = frames.read_prelude(self._inbox[at:at + PRELUDE])
         if not 0 < came.head <= self._max_head:
             raise FrameError(f"a head of {came.head} bytes, {self._max_head} at most")

@@ -10,7 +10,7 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from socket import socket
@@ -119,11 +119,10 @@ class Stream:
     def _flush(self) -> None:
         """With the lock held: give the socket what it takes."""
         try:
-            while True:
-                while self._raw:
-                    count = self._sock.send(self._raw)
-                    self._raw, self._moved = self._raw[count:], time.monotonic()
-                if not self._fill():
+            while self._raw or self._fill():
+                count = self._sock.send(self._raw)
+                self._raw, self._moved = self._raw[count:], time.monotonic()
+                if not self._raw and not self._out:
                     return
         except BlockingIOError:
             self._blocked = True
@@ -177,7 +176,10 @@ class Stream:
         self._loop.ticking.append(self._tick)
         self._events = READ
         self._loop.listen(self._sock, READ, self._ready)
-        self._guarded(self._pump)  # what came with the handshake's last message
+        try:
+            self._pump()  # what came with the handshake's last message
+        except BaseException as e:
+            self._give_up(e)
         self._watch()
 
     def _end(self) -> None:
@@ -202,26 +204,24 @@ class Stream:
                 self._blocked = False
                 self._flush()
         if events & READ and not self._gone:
-            self._guarded(self._receive)
+            self._receive()
         self._watch()
 
-    def _guarded(self, work: Callable[[], None]) -> None:
-        """What a peer sends ends its own stream at most."""
-        try:
-            work()
-        except BaseException as e:  # Ctrl-C too: nobody knows how far it came
-            self.lose(words(e))
-            if not isinstance(e, Exception):
-                raise
-
     def _receive(self) -> None:
-        """What came; of a frame that has begun also what came in the meantime."""
+        """What came; of a frame that has begun also what came in the meantime. It ends this stream at most."""
         room = RAW
         try:
             while room == RAW or (room > 0 and not self._reader.between and not self._gone):
                 room -= self._take_in(room)
         except BlockingIOError:
             pass
+        except BaseException as e:  # Ctrl-C too: nobody knows how far it came
+            self._give_up(e)
+
+    def _give_up(self, error: BaseException) -> None:
+        self.lose(words(error))
+        if not isinstance(error, Exception):
+            raise error
 
     def _take_in(self, room: int) -> int:
         count = self._sock.recv_into(self._loop.raw, room)
