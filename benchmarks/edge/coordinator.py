@@ -28,7 +28,7 @@ from gkp.edge.coordinate.cluster import Cluster
 from gkp.edge.coordinate.trace import Trace
 from gkp.edge.device.in_process import InProcessExecutor
 from gkp.edge.device.segment_file import NATIVE
-from gkp.edge.plan.schema import read_plan
+from gkp.edge.plan.schema import Plan, device_folder, read_plan
 from gkp.errors import GkpError
 from gkp.runtime.load import open_runner
 from gkp.runtime.native import NativeRunner
@@ -73,11 +73,19 @@ class _Session:
 
     def _alone(self, entry: Alone) -> Call:
         path = Path(entry.path)
+        if entry.kind == "hop":
+            return self._hop(path, read_plan(path))
         if entry.kind == "shards":
             executor = self.open.enter_context(closing(InProcessExecutor.open(read_plan(path), path, trust_code=True)))
             return lambda: executor.run(self.x)
         runner = self.open.enter_context(closing(_runner(entry.kind, path)))
         feeds = {runner.inputs[0]: self.x}
+        return lambda: runner.run(feeds)[0]
+
+    def _hop(self, path: Path, plan: Plan) -> Call:
+        segment, value = plan.segments[1], plan.values[1]
+        runner = self.open.enter_context(closing(_runner("segment", device_folder(path, segment.device) / segment.file)))
+        feeds = {runner.inputs[0]: np.zeros(value.shape, value.dtype)}
         return lambda: runner.run(feeds)[0]
 
     def _route(self, name: str, directory: str, cluster: str, in_flight: int) -> Call:

@@ -3,7 +3,8 @@ through what that takes.
 
 A model of k hops makes an array of b bytes on device 0, which then goes from device to device k times. The time of one hop
 is the difference between a long and a short chain over the difference of their hops, less what the segments compute: the
-coordinator's part cancels. What a worker spends on a segment that computes nothing is told apart (segment_ms)."""
+coordinator's part cancels. What a worker spends on a segment that computes nothing is told apart (segment_ms), and so is its
+processor time, by the segment alone (hops)."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from gkp import manifest
-from gkp.benchmarks.edge.job import Taken
+from gkp.benchmarks.edge.job import Alone, Taken
 from gkp.edge.plan.devices import parse_devices
 from gkp.edge.plan.schema import COORDINATOR, Link, Plan, Segment, Transfer, Value, device_folder, write_plan
 
@@ -72,6 +73,15 @@ def write_chains(folder: Path, devices: int, sizes: Sequence[int] = SIZES) -> di
             for path in [folder / chain_name(size, hops)]}
 
 
+def hops(chains: Mapping[str, tuple[Path, Plan]], sizes: Sequence[int] = (SIZES[0], SIZES[-1])) -> list[Alone]:
+    """What hands arrays on in the chains, each by itself: its processor time is no part of a message's. chains: by name."""
+    return [Alone(name=_hop_name(size), kind="hop", path=str(chains[chain_name(size, HOPS[0])][0])) for size in sizes]
+
+
+def _hop_name(size: int) -> str:
+    return f"{size}-bytes-hop"
+
+
 def chain_name(size: int, hops: int) -> str:
     return f"{size}-bytes-{hops}-hops"
 
@@ -103,11 +113,12 @@ def segment_ms(taken: Mapping[str, Taken]) -> float | None:
 
 
 def message_cpu_ms(taken: Mapping[str, Taken], size: int = SIZES[0]) -> float | None:
-    """Processor time of a message (default: of the smallest size), both ends together, with what its segment computes."""
+    """Processor time of a message (default: of the smallest size), both ends together, less that of its segment alone."""
     short, long = (taken.get(chain_name(size, hops)) for hops in HOPS)
-    if short is None or long is None or short.cpu_ms is None or long.cpu_ms is None:
+    segment = taken.get(_hop_name(size), Taken()).own_cpu_ms
+    if short is None or long is None or short.cpu_ms is None or long.cpu_ms is None or segment is None:
         return None
-    return max(0.0, (long.cpu_ms - short.cpu_ms) / (HOPS[1] - HOPS[0]))
+    return max(0.0, (long.cpu_ms - short.cpu_ms) / (HOPS[1] - HOPS[0]) - segment)
 
 
 def cpu_ns_per_byte(taken: Mapping[str, Taken]) -> float | None:

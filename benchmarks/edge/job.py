@@ -7,7 +7,8 @@ import msgspec
 
 class Alone(msgspec.Struct, frozen=True, kw_only=True):
     """Something to time in the measuring process. kind: "ort" or "openvino" (path: an ONNX file), "artefact" (a folder of
-    gkp convert), "shards" (a folder of gkp split: its segments one after the other), "segment" (the file of one)."""
+    gkp convert), "shards" (a folder of gkp split: its segments one after the other), "segment" (the file of one), "hop" (a
+    chain of gkp.benchmarks.edge.fit: the segment that hands its array on)."""
 
     name: str
     kind: str

@@ -65,23 +65,32 @@ class Context:
 def row(entry: Subject, outcome: Outcome, context: Context, linked: Plan | None) -> EdgeRow:
     """One row. linked: the entry's plan on the fitted link, to be predicted."""
     taken = outcome.taken.get(entry.name, Taken(failed="it was not measured"))
-    base, dense = (outcome.taken.get(context.best.get(network, ""), Taken()).ms for network in (entry.network, DENSE))
+    alone, dense = one_device(outcome, context, entry.network), outcome.taken.get(context.best.get(DENSE, ""), Taken()).ms
+    base = outcome.taken.get(alone, Taken()).ms
     busy = 1 if entry.plan is None or not entry.wall else len(entry.plan.busy_devices)
     refused: list[str] = []
-    against = _ratio(base, taken.ms) if entry.name != context.best.get(entry.network) else None
+    against = _ratio(base, taken.ms) if entry.name != alone else None
     gain = honest(against, busy, context.cores, context.share, refused) if busy > 1 else None
     payload = None if taken.counted is None or entry.plan is None else payload_of(taken.counted, entry.plan)
     return EdgeRow(
         case=context.case, devices=context.devices, link=context.link, what=entry.what, means=entry.means, busy=busy,
         mode=None if entry.plan is None else entry.plan.mode, plan=None if entry.plan is None else entry.plan.hash,
         ms=timing(taken.ms) if taken.ms else None, cpu_ms=_cpu(entry, taken), coordinator_cpu_ms=taken.own_cpu_ms,
-        pruning_gain=_ratio(dense, taken.ms) if entry.what == GROUPED else None,
+        pruning_gain=_ratio(dense, base) if entry.what == GROUPED else None,
         distribution_gain=gain, overhead=against if busy == 1 else None,
         vs_dense=_ratio(dense, taken.ms) if entry.what != DENSE else None,
         rate=_rate(entry, taken, busy, context, refused), refused="; ".join(dict.fromkeys(refused)) or None, payload=payload,
         wire=_wire(entry, taken, outcome), predicted=_predicted(entry, taken, context, linked), max_error=taken.max_error,
         same_as=entry.same_as, notes=list(entry.notes), missing=taken.failed if not taken.ms else None,
         error=_error(taken, payload))
+
+
+def one_device(outcome: Outcome, context: Context, network: str) -> str:
+    """The entry that is fastest on one device without messages, for all rows of a network: its fastest engine, or what a
+    worker computes, or the shards of all in turn, should their form be a better one. "" when there is none."""
+    names = [context.best.get(network, ""), *(("stock", "sequential") if network == GROUPED else ())]
+    return min((name for name in names if outcome.taken.get(name, Taken()).ms),
+               key=lambda name: timing(outcome.taken[name].ms).median, default="")
 
 
 def honest(gain: Ratio | None, busy: int, cores: int, share: float, refused: list[str]) -> Ratio | None:
@@ -134,7 +143,7 @@ def _rate(entry: Subject, taken: Taken, busy: int, context: Context, refused: li
     gain = None
     if taken.base_rates and entry.network == GROUPED:
         gain = ratio([1 / r for r in taken.base_rates], [1 / r for r in taken.rates])
-        gain = honest(gain, busy, context.cores, context.share, refused)
+        gain = honest(gain, busy, context.cores, context.share, refused) if busy > 1 else gain
     return Rate(per_second=timing(taken.rates), in_flight=context.flights.get(entry.name, 1), gain=gain)
 
 

@@ -136,7 +136,8 @@ class _Suite:
             return
         try:
             work = self._work()
-            wanted = Wanted([1, 1], self._chains(site, work), {}, latency_s=min(0.7, self.settings.seconds / 4), bytes_s=0)
+            chains = self._chains(site, work)
+            wanted = Wanted([1, 1], chains, {}, fit.hops(chains), latency_s=min(0.7, self.settings.seconds / 4), bytes_s=0)
             outcome, emulator = group.run(site, wanted, work, lambda text, share: self.report(f"{site.name}: {text}", None))
             found = _fitted(site, outcome, emulator)
             if found.alpha_ms is not None:
@@ -222,7 +223,7 @@ class _Suite:
 
 def _wanted(opened: Opened, chosen: Mapping[str, Split], chains: Mapping[str, tuple[Path, Plan]],
             best: Mapping[str, Alone], flights: Mapping[str, int], seconds: float) -> Wanted:
-    alone = list(best.values())
+    alone = [*best.values(), *(fit.hops(chains) if chains else ())]
     local, branch = chosen.get("local"), chosen.get("branch")
     if local is not None:
         segment = local.plan.segments[0]

@@ -79,6 +79,8 @@ class Dispatch:
             raise DeadlineError(f"{what} until the deadline", "send fewer at once, or allow more time")
 
     def _run(self) -> tuple[Array, Trace | None]:
+        if self._left() <= 0:
+            raise DeadlineError("the deadline passed before any device was asked", "allow more time")
         while (route := self._route()) is not None:
             began = time.monotonic()
             try:

@@ -58,7 +58,7 @@ class DataPlane:
     @property
     def idle(self) -> bool:
         """Has everybody everything that was said?"""
-        return all(peer.stream.idle for peer in list(self.peers))
+        return all(peer.idle for peer in list(self.peers))
 
     def close(self) -> None:
         """End all streams. From any thread."""
@@ -105,6 +105,11 @@ class Peer:
 
     def meet(self, stream: Stream) -> None:
         self.stream, self._who = stream, stream.who
+
+    @property
+    def idle(self) -> bool:
+        """Has it everything that was said to it?"""
+        return not self._accepted and self.stream.idle
 
     # ---- frames -----------------------------------------------------------------------------------------------------
     def wants(self, stream: Stream, head: Head, size: int) -> bool:
@@ -280,8 +285,8 @@ class Peer:
     def _acknowledge(self) -> None:
         """Tell it of all values that were accepted."""
         first, *others = self._accepted
-        self._accepted.clear()
         self._reply(first, {"accepted": "new"}, others)
+        self._accepted.clear()  # it is not idle in between
 
     # ---- answers ----------------------------------------------------------------------------------------------------
     def _reply(self, call: int, parameters: dict[str, Parameter], also: Sequence[int] = ()) -> None:

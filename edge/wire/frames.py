@@ -196,7 +196,7 @@ def body_of(array: Array) -> memoryview:
 
 def array_of(body: Array, dtype: str, shape: Sequence[int]) -> Array:
     """The array that a body is, read-only. body: uint8, as many as dtype and shape say."""
-    found: Array = np.ndarray(shape, _little(dtype), body)  # type: ignore[arg-type]
+    found: Array = np.ndarray(shape, _little(dtype), body)
     found.setflags(write=False)
     return found
 

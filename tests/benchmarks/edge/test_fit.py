@@ -72,9 +72,12 @@ def test_a_chain_that_failed_leaves_its_size_out() -> None:
     assert fit.request_ms({}, 1.0) is None
 
 
-def test_the_processor_time_of_a_message_is_that_of_the_longer_chain_more() -> None:
+def test_the_processor_time_of_a_message_is_that_of_the_longer_chain_more_less_its_segment(tmp_path: Path) -> None:
+    chains = {path.name: (path, plan) for path, plan in fit.write_chains(tmp_path, 2).items()}
     times = {fit.chain_name(fit.SIZES[0], hops): Taken(ms=[1.0], cpu_ms=2.0 + 0.7 * hops) for hops in fit.HOPS}
-    assert fit.message_cpu_ms(times) == pytest.approx(0.7)
+    assert fit.message_cpu_ms(times) is None
+    times[fit.hops(chains)[0].name] = Taken(ms=[0.1], own_cpu_ms=0.2)
+    assert fit.message_cpu_ms(times) == pytest.approx(0.5)
     assert fit.message_cpu_ms({}) is None
 
 

@@ -45,10 +45,11 @@ def counted(plan: Plan, **changes: int) -> Counted:
 
 
 def made(plan: Plan | None, ms: Sequence[float], what: str = "branch", cores: int = 2, linked: Plan | None = None,
-         share: float = 1.0, held: Held | None = None, **fields: Any) -> EdgeRow:
+         share: float = 1.0, held: Held | None = None, sequential: Sequence[float] = (), **fields: Any) -> EdgeRow:
     best = {DENSE: "dense, ort", GROUPED: "grouped, native"}
     name = best.get(what, what)
-    taken = {"dense, ort": Taken(ms=DENSE_MS), "grouped, native": Taken(ms=GROUPED_MS)}
+    taken = {"dense, ort": Taken(ms=DENSE_MS), "grouped, native": Taken(ms=GROUPED_MS),
+             "sequential": Taken(ms=list(sequential))}
     taken[name] = Taken(ms=list(ms), **fields)
     context = Context("case", 2, "loopback", best, cores, share, Profiles(), {"branch": 4}, held)
     entry = Subject(what, name, DENSE if what == DENSE else GROUPED, "ort", plan)
@@ -74,6 +75,17 @@ def test_on_one_device_nothing_is_a_gain_of_distribution(plan: Plan) -> None:
     assert found.distribution_gain is None
     assert found.overhead is not None
     assert found.overhead.value == pytest.approx(2.0)
+
+
+def test_one_device_is_what_is_fastest_there_also_where_that_is_the_form_of_the_shards(plan: Plan) -> None:
+    """Else a better form would be called a gain of distribution."""
+    slower, faster = made(plan, [9.0] * 9, sequential=[30.0] * 9), made(plan, [9.0] * 9, sequential=[16.0] * 9)
+    assert slower.refused is not None
+    assert faster.distribution_gain is not None
+    assert faster.distribution_gain.value == pytest.approx(16 / 9)
+    grouped = made(None, GROUPED_MS, GROUPED, sequential=[16.0] * 9)
+    assert grouped.pruning_gain is not None
+    assert grouped.pruning_gain.value * faster.distribution_gain.value == pytest.approx(40 / 9)
 
 
 @given(st.floats(0.05, 20), st.integers(1, 16), st.integers(1, 16), st.booleans())

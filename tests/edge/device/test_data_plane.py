@@ -302,3 +302,23 @@ def test_a_later_field_does_not_break_a_worker_that_does_not_know_it(pair: kit.P
     start = struct.pack("<B3xIQI", 3, len(said), 0, zlib.crc32(said))
     coordinator.send(start + struct.pack("<I", zlib.crc32(start)) + said)
     assert coordinator.read()[0] == Answer(1, {"ready": True})
+
+
+def test_values_that_are_accepted_together_are_told_of_together_to_who_can_read_that(pair: kit.Pair, left: stream_kit.Raw) -> None:
+    values = [(value(pair, call, new()), kit.example()) for call in (1, 2, 3)]
+    together = b"".join(stream_kit.framed(*v) for v in values)
+    left.send(together)  # a client of before
+    assert [left.read()[0] for _ in values] == [Answer(call, {"accepted": "new"}) for call in (1, 2, 3)]
+    with raw(pair, "left", hello=False) as peer:
+        peer.say(Hello([1], [pair.hash], many=True))
+        assert peer.read()[0] == Welcome(1)
+        peer.send(b"".join(stream_kit.framed(value(pair, call, new()), kit.example()) for call in (1, 2, 3)))
+        told: list[int] = []
+        while len(told) < 3:
+            head, _ = peer.read()
+            assert isinstance(head, Answer)
+            assert head.parameters == {"accepted": "new"}
+            told += [head.call, *head.also]
+        assert sorted(told) == [1, 2, 3]
+        peer.send(stream_kit.framed(value(pair, 4, values[0][0].request), kit.example()))
+        assert peer.read()[0] == Answer(4, {"accepted": "duplicate"})

@@ -156,7 +156,7 @@ def test_the_next_request_is_computed_while_values_of_the_last_one_travel(book: 
     first, second = begin(book, right, "r0"), begin(book, right, "r1")
     assert take(book, right, "r1") == "new"  # that of r0 is still on its way
     np.testing.assert_allclose(book.wait(second, False)[0]["v2"], kit.expected(kit.example()), atol=1e-5)
-    assert not first.finished.is_set()
+    assert not first.finished
     assert take(book, right, "r0") == "new"
     np.testing.assert_allclose(book.wait(first, False)[0]["v2"], kit.expected(kit.example()), atol=1e-5)
     assert runner.calls == 2
@@ -187,7 +187,7 @@ def test_a_newer_attempt_ends_the_older_one_also_when_the_queue_is_full(book: Wo
     assert failure(lambda: begin(book, right, attempt=4)) == ("ABORTED", "superseded", None)
     assert take(book, right, attempt=5) == "new"
     assert set(book.wait(new, False)[0]) == {"v2"}
-    assert all(not o.finished.is_set() for o in others)
+    assert all(not o.finished for o in others)
 
 
 def test_only_so_many_closed_requests_are_remembered(book: Worker, right: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -421,7 +421,7 @@ def test_an_answer_with_all_its_steps_is_within_the_limit_of_a_message(plan: Pla
     many = _with(plan, segments=plan.segments * 3000)
     request = Request(Shard(many, "x", kit.RIGHT, {}), "r" * 64, 1, 0, 0, None, 0)
     for k in range(3000):
-        request.note("segment", f"segment_{k}", None, 100.0, 700.123456)
+        request.steps.append(("segment", f"segment_{k}", None, 100.0, 700.123456))
     counters = {**request.counters, "timing": msgspec.json.encode(request.events).decode()}
     asked = oip.read_call(write_call(OipCall(plan.hash, request.id)).SerializeToString())
     size = oip.write_reply(asked, {"v2": kit.example()}, counters).ByteSize()
