@@ -18,6 +18,9 @@ import pytest
 import worker_kit as kit
 from service_kit import Begun, new, opened, until
 
+from gkp import edge_commands
+from gkp.console import Screen
+from gkp.edge.device import serve
 from gkp.edge.device.shard import Shard
 from gkp.edge.device.worker import Worker
 from gkp.edge.wire.client import RemoteError
@@ -39,6 +42,15 @@ def test_a_worker_that_is_starting_ends_at_once(pair: kit.Pair, after: float) ->
     finally:
         served.process.kill()
         served.process.communicate()
+
+
+def test_an_interruption_that_something_swallowed_while_the_worker_started_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an extension module does now and then that makes another error of it, for somebody to pass over."""
+    screen = Screen(quiet=True)
+    screen.interruption.asked = True
+    monkeypatch.setattr(serve, "serve", lambda options, ready: ready(object()))
+    with pytest.raises(KeyboardInterrupt):
+        edge_commands.serve(screen, folders=(), keys=None, insecure=True, peers=(), json_to=None, listen="127.0.0.1:0")
 
 
 def test_a_process_that_hangs_is_not_waited_for_longer_because_others_compute(monkeypatch: pytest.MonkeyPatch) -> None:
