@@ -23,5 +23,5 @@ def checksum(body: memoryview, head_crc: int) -> int:
     if rows:
         table = np.frombuffer(body[:rows * _ROW], "<u8").reshape(rows, COLUMNS)
         for axis in (0, 1):
-            crc = zlib.crc32(table.sum(axis).astype("<u8", copy=False), crc)
+            crc = zlib.crc32(np.add.reduce(table, axis).astype("<u8", copy=False), crc)
     return zlib.crc32(body[rows * _ROW:], crc)
