@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 from cli_kit import assert_refused, gkp
 from onnx import save
@@ -14,12 +17,13 @@ from split_kit import aligned_net
 
 from gkp.benchmarks.cases import Case
 from gkp.benchmarks.edge import coordinator, fit, group, quota, suite
-from gkp.benchmarks.edge.job import Job, Route
+from gkp.benchmarks.edge.job import Alone, Job, Route
 from gkp.edge.coordinate.failures import DeadlineError
 from gkp.edge.forecast.simulate import simulate
 from gkp.edge.plan.devices import parse_link
 from gkp.edge.plan.schema import Device
-from gkp.errors import BackendMissingError
+from gkp.errors import BackendMissingError, GkpError
+from gkp.types import Array
 
 needs_quotas = pytest.mark.skipif(quota.groups_folder() is None or os.geteuid() != 0, reason="no control groups to write here")
 
@@ -32,6 +36,44 @@ def test_speeds_that_make_no_sense_are_refused(speed: str) -> None:
 def test_what_is_to_be_measured_must_exist() -> None:
     assert_refused(gkp("bench", "--suite", "edge", "--only", "branch,nothing"), 2, "nothing is called 'nothing'")
     assert_refused(gkp("bench", "--suite", "cpu", "--device-speed", "0.5"), 2, "--device-speed is of --suite edge")
+
+
+def test_what_computes_alone_has_one_core_and_what_coordinates_has_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the core of a worker that it has just asked it would ask the next one when that has computed."""
+    seen: dict[str, set[frozenset[int]]] = {"alone": set(), "cluster": set()}
+
+    class Computes:
+        inputs = ("x",)
+
+        def run(self, feeds: object) -> list[Array]:
+            seen["alone"].add(frozenset(os.sched_getaffinity(0)))
+            return [np.zeros(1)]
+
+        def close(self) -> None:
+            pass
+
+    class Asks(nullcontext[Any]):
+        plan = SimpleNamespace(input="x", values=[SimpleNamespace(name="x", shape=[1], dtype="uint8")])
+
+        def __init__(self, *_: object, **__: object) -> None:
+            super().__init__(self)
+
+        def run(self, x: Array) -> Array:
+            seen["cluster"].add(frozenset(os.sched_getaffinity(0)))
+            return x
+
+        def trace(self, x: Array) -> None:
+            raise GkpError("there is none")
+
+    monkeypatch.setattr(coordinator, "_runner", lambda kind, path: Computes())
+    monkeypatch.setattr(coordinator, "Cluster", Asks)
+    core, cores = min(os.sched_getaffinity(0)), frozenset(os.sched_getaffinity(0))
+    coordinator.measure(Job(shape=[1], alone=[Alone(name="alone", kind="ort", path="a")], core=core, latency_s=0.01, idle_s=0.0,
+                            routes=[Route(name="cluster", directory="d", cluster="c")]))
+    assert seen["cluster"] == {cores}
+    assert frozenset({core}) in seen["alone"]
+    assert seen["alone"] <= {cores, frozenset({core})}  # it was opened before
+    assert os.sched_getaffinity(0) == cores
 
 
 def test_slow_devices_need_no_dilation_but_cores_enough_for_all() -> None:
