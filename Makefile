@@ -21,7 +21,7 @@ demo-edge: demo/grouped/manifest.json ## split that model over 2 devices, run th
 demo/grouped/manifest.json:
 	$(MAKE) demo
 
-test: .venv/installed ## every test, in one process per core (at most 4) with one OpenMP thread each; programs are compiled once
+test: .venv/installed ## every test, in one process more than cores (at most 4) with one OpenMP thread each; programs are compiled once
 	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: .venv/installed ## ruff, mypy and the import contract
