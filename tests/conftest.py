@@ -19,6 +19,12 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(optionalhook=True)  # without pytest-xdist nobody asks
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than cores: tests of devices mostly wait, for deadlines, for signs of life, for what is killed to end."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The documentation's commands take longest: they come first, so that no process waits for another one's last page."""
     items.sort(key=lambda item: item.path.name != "test_docs.py")

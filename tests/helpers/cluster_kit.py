@@ -153,8 +153,14 @@ def split(directory: Path, mode: str = "pipeline", devices: int = 2, slow: int =
             pieces.append(_Piece(k, every, [f"c{k}"], [*net.join(every, "a"), *net.wait("a", "b"), *net.conv("b", w2[part], f"c{k}")]))
         ends = [f"c{k}" for k in range(devices)]
         pieces.append(_Piece(devices - 1, ends, ["y"], [*net.join(ends, "c"), *net.head("c", "y")]))
-    session = ort.InferenceSession(_model(_Piece(0, ["v0"], ["y"], whole), shapes), providers=["CPUExecutionProvider"])
-    return Split(directory, _write(directory, mode, devices, pieces, shapes), session)
+    return Split(directory, _write(directory, mode, devices, pieces, shapes), _session(_model(_Piece(0, ["v0"], ["y"], whole), shapes)))
+
+
+def _session(model: bytes | str) -> ort.InferenceSession:
+    """In this thread: one that waits busily would take a core from the devices."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def _write(directory: Path, mode: str, devices: int, pieces: list[_Piece], shapes: Mapping[str, list[int]]) -> Plan:
@@ -437,5 +443,4 @@ def helpers_path() -> dict[str, str]:
 def made_by(made: Split, segment: int, feeds: Mapping[str, Any]) -> Any:
     """The first output of one segment."""
     found = made.plan.segments[segment]
-    session = ort.InferenceSession(str(device_folder(made.directory, found.device) / found.file), providers=["CPUExecutionProvider"])
-    return session.run(None, dict(feeds))[0]
+    return _session(str(device_folder(made.directory, found.device) / found.file)).run(None, dict(feeds))[0]

@@ -8,12 +8,13 @@ takes whole vectors, others are scattered. In regions, the taps that lie in the 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache, partial
 from math import ceil
 
-from gkp.branched import Branch
+from gkp.branched import BranchedConv
 from gkp.converter.native.kernels.channel_tile import FAR, LARGE, ChannelTile, tile_plane, tile_regions
 from gkp.converter.native.kernels.channel_writer import draft
 from gkp.converter.native.kernels.cpu import Cpu
@@ -21,7 +22,7 @@ from gkp.converter.native.kernels.jobs import part_sizes
 from gkp.converter.native.kernels.kernel import Recipe
 from gkp.converter.native.kernels.layout import Layout
 from gkp.converter.native.kernels.regions import Region, regions, share
-from gkp.converter.native.kernels.taps import macs, used
+from gkp.converter.native.kernels.taps import macs, sizes, used
 from gkp.converter.native.kernels.way import Trial, Way, layer_name
 from gkp.converter.native.program import Conv
 
@@ -47,14 +48,15 @@ def _executed(step: Conv, tile: ChannelTile, source: Layout, target: Layout) -> 
     """Multiply-accumulates of one image."""
     if not tile.in_regions:
         return target.value.pixels * macs(step.conv, windows=False)
-    return sum(region.height * region.width * sum(_taps(b, region) * len(b.out_index) for b in step.conv.branches)
-               for region in regions(step.conv, source.value, target.value))
+    return sum(region.height * region.width * taps * outputs * branches
+               for region in regions(step.conv, source.value, target.value)
+               for (taps, outputs), branches in _needed(step.conv, region).items())
 
 
-@lru_cache(maxsize=4096)
-def _taps(b: Branch, region: Region) -> int:
-    """Of the taps that count, how many a region needs."""
-    return sum(end - first for first, end in region.runs(used(b)))
+@lru_cache(maxsize=1024)
+def _needed(conv: BranchedConv, region: Region) -> Counter[tuple[int, int]]:
+    """(taps that count and that the region needs, outputs) of the branches, and how many are so."""
+    return Counter((sum(end - first for first, end in region.runs(used(b))), len(b.out_index)) for b in conv.branches)
 
 
 # ---- tiles ------------------------------------------------------------------------------------------------------
@@ -86,13 +88,12 @@ def cycles(step: Conv, tile: ChannelTile, source: Layout, target: Layout, cpu: C
         count = ceil(region.height / rows) * ceil(region.width / columns)
         pixels = region.height * region.width / count
         tiles += count
-        for branch in step.conv.branches:
-            taps, vectors = _taps(branch, region), ceil(len(branch.out_index) / cpu.lanes)
-            for n, parts in part_sizes(vectors, tile.vectors):
+        for (taps, outputs), branches in _needed(step.conv, region).items():
+            for n, parts in part_sizes(ceil(outputs / cpu.lanes), tile.vectors):
                 spill = 1.5 if n * pixels + _SPARE > cpu.registers + 1 else 1.0
                 inner = max(n * pixels, 8, n + pixels + 1) / 2 * spill
-                total += parts * count * (inner * taps + 2 * n * pixels + 10)
-    large = source.size > sum(b.weight.size for b in step.conv.branches)
+                total += branches * parts * count * (inner * taps + 2 * n * pixels + 10)
+    large = source.size > macs(step.conv, windows=True)
     less, more = sorted((total, _memory(step, tile, source, tiles, cpu)))
     return (more + less / 8) * (1.0 if tile.by_tile == large else 1.005)
 
@@ -100,8 +101,8 @@ def cycles(step: Conv, tile: ChannelTile, source: Layout, target: Layout, cpu: C
 def _memory(step: Conv, tile: ChannelTile, source: Layout, tiles: int, cpu: Cpu) -> float:
     """Cycles for what comes from beyond L2: large weights once from memory, then what the loops read again."""
     weights = macs(step.conv, windows=False)
-    panels = max((ceil(len(b.out_index) / (tile.vectors * cpu.lanes)) for b in step.conv.branches), default=1)
-    read = max((len(b.in_index) for b in step.conv.branches), default=0) / source.padded * source.bytes  # of one branch
+    panels = max((ceil(outputs / (tile.vectors * cpu.lanes)) for _, outputs, _ in sizes(step.conv)), default=1)
+    read = max((inputs for inputs, _, _ in sizes(step.conv)), default=0) / source.padded * source.bytes  # of one branch
     again = (tiles - 1) * 4 * weights if tile.by_tile else (panels - 1) * source.bytes
     far = (4 * weights if tile.by_tile else read) > FAR
     return (4 * weights / _FROM_MEMORY if weights > LARGE else 0.0) + (again / _FROM_L3 if far else 0.0)

@@ -24,7 +24,7 @@ from gkp.converter.native.kernels.emit import fill, unit
 from gkp.converter.native.kernels.jobs import Words, cuts, entry, part_sizes
 from gkp.converter.native.kernels.kernel import Draft, Recipe, activation
 from gkp.converter.native.kernels.layout import Layout
-from gkp.converter.native.kernels.taps import is_sparse, macs, used, with_rest
+from gkp.converter.native.kernels.taps import is_sparse, macs, sizes, used, with_rest
 from gkp.converter.native.kernels.way import Trial, Way, layer_name
 from gkp.converter.native.program import Conv
 
@@ -114,14 +114,13 @@ def cycles(step: Conv, tile: PixelTile, source: Layout, target: Layout, cpu: Cpu
         per_tile, count = tile.vectors * columns, ceil(plane.height / (tile.vectors * rows))
         loads = kw * columns * (tile.vectors * rows + (kh - 1)) * (straddle if rows == 1 else 2.0)
     sparse, total = is_sparse(step.conv), 0.0
-    for branch in step.conv.branches:
-        n = len(branch.out_index)
-        share = len(used(branch)) / max(1, kh * kw * len(branch.in_index)) if sparse else 1.0
-        for size, parts in part_sizes(n, tile.outputs):
+    for (inputs, outputs, taps), branches in sizes(step.conv).items():
+        share = taps / max(1, kh * kw * inputs) if sparse else 1.0
+        for size, parts in part_sizes(outputs, tile.outputs):
             spill = 1.5 if size * per_tile + _SPARE > cpu.registers else 1.0
             inner = max(size * per_tile * kh * kw, 4 * kh * kw, loads + size * kh * kw) / 2 * share * spill
-            total += parts * count * (inner * len(branch.in_index) + 2 * size * per_tile + 10)
-    more_input = source.size > sum(b.weight.size for b in step.conv.branches)  # than weights: keep the input in L1
+            total += branches * parts * count * (inner * inputs + 2 * size * per_tile + 10)
+    more_input = source.size > macs(step.conv, windows=True)  # than weights: keep the input in L1
     return total * (1.0 if tile.by_tile == more_input else 1.01)
 
 

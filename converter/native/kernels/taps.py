@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import lru_cache
 
 import numpy as np
@@ -37,6 +38,13 @@ def with_rest(conv: BranchedConv) -> tuple[Branch, ...]:
     return (*branches, Branch(np.zeros(0, np.int64), rest, np.zeros((rest.size, 0, *conv.kernel_shape), np.float32)))
 
 
+@lru_cache(maxsize=1024)
+def sizes(conv: BranchedConv) -> Counter[tuple[int, int, int]]:
+    """(inputs, outputs, taps that are not zero for all outputs) of the branches, and how many are so: mostly all of them."""
+    return Counter((len(b.in_index), len(b.out_index), len(used(b))) for b in conv.branches)
+
+
+@lru_cache(maxsize=1024)
 def macs(conv: BranchedConv, windows: bool) -> int:
     """Multiply-accumulates that are executed per pixel: all of the window (windows), or none for a (branch, channel, tap)
     that is zero for all outputs."""

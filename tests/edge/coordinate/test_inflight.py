@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import _thread
+import signal
 import threading
 
 import cluster_kit as kit
@@ -60,7 +60,7 @@ def test_the_limit_stays_between_one_and_the_most(steps: list[str], most: int) -
 def test_who_is_interrupted_while_waiting_does_not_hold_up_the_others() -> None:
     book = InFlight(1)
     assert book.enter(0)
-    threading.Timer(0.1, _thread.interrupt_main).start()
+    threading.Timer(0.1, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
         book.enter(10)
     book.leave()

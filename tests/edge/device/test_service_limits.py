@@ -149,7 +149,7 @@ def test_a_newer_attempt_replaces_the_older_one(pair: kit.Pair, right: Connectio
 
 
 def test_a_request_ends_at_its_deadline_and_leaves_nothing(pair: kit.Pair, right: Connection, from_left: Connection) -> None:
-    for _ in range(20):  # more than the queue holds
+    for _ in range(8):  # more than the queue holds
         request, start = new(), time.monotonic()
         with pytest.raises(RemoteError) as caught:
             right.infer(pair.call(request), 0.2)
@@ -160,8 +160,8 @@ def test_a_request_ends_at_its_deadline_and_leaves_nothing(pair: kit.Pair, right
 
 def test_values_whose_run_call_never_comes_are_let_go(pair: kit.Pair, left: Connection, right: Connection, from_left: Connection) -> None:
     for _ in range(6):
-        assert from_left.infer(pair.value(new(), kit.example()), 10).parameters["accepted"] == "new"
-    refused(lambda: from_left.infer(pair.value(new(), kit.example()), 10), "RESOURCE_EXHAUSTED", "full")
+        assert from_left.infer(pair.value(new(), kit.example()), 4).parameters["accepted"] == "new"
+    refused(lambda: from_left.infer(pair.value(new(), kit.example()), 4), "RESOURCE_EXHAUSTED", "full")
     until(lambda: status_of(lambda: from_left.infer(pair.value(new(), kit.example()), 1)) == "OK")
     answer(pair, left, right, kit.example())
 
