@@ -18,7 +18,7 @@ _MAX_ENTRIES = 20_000
 
 
 class FormTime(msgspec.Struct, frozen=True):
-    """What one candidate gave in context: the whole model's milliseconds and its ratio to the dense form."""
+    """What other forms of some layers gave in context: the whole model's milliseconds, and how much faster it was."""
 
     ms: float
     ratio: Ratio
@@ -66,7 +66,8 @@ class _Store(Generic[T]):
 
 
 class Cache(_Store[FormTime]):
-    """Candidates in context, keyed by runtime version, processor, threads, batch, model structure, layers and candidate."""
+    """Forms in context, keyed by runtime version, processor, threads, batch, model structure, the forms of all layers and
+    those that were tried."""
 
     def __init__(self, path: Path | None = None) -> None:
         super().__init__("measurements.json", FormTime, path)

@@ -20,11 +20,10 @@ def choose(graph: Graph, target: Target, settings: Settings, progress: Progress 
     if unknown:
         raise UsageError(f"--layer: no layer is called {unknown[0]!r}", f"layers: {', '.join(choice)}")
     if settings.strategy == "auto":
+        _estimate(choice, target)
+        target.settle(graph, choice)
         if settings.measure and target.measurable():
             Trials(graph, target, settings, choice, progress).run()
-        else:
-            _estimate(choice, target)
-            target.settle(graph, choice)
     for name, wanted in settings.overrides.items():
         layer = choice[name]
         if wanted not in {c.name for c in layer.options}:
@@ -70,11 +69,11 @@ def _layer(node: Node, target: Target, settings: Settings) -> LayerChoice:
 
 def _estimate(choice: Choice, target: Target) -> None:
     for layer in choice.values():
-        if len(layer.options) < 2:
+        if all(c.is_dense for c in layer.options):  # the target's default stands: the model knows no remainders
             continue
         found = {c.name: target.estimate(layer.conv, c, layer.plane) for c in layer.options}
         layer.times = {c.name: CandidateTime(name=c.name, macs_executed=c.macs(layer.plane), estimated_ms=found[c.name].ms)
                        for c in layer.options}
-        default = layer.options[0].name  # between the dense forms the target's default stands: the model knows no remainders
+        default, layer.estimated = layer.options[0].name, True
         best = min((c.name for c in layer.options if c.name == default or not c.is_dense), key=lambda name: found[name].cost)
         layer.take(best, "estimated fastest (not measured)")

@@ -15,7 +15,7 @@ from gkp.converter.describe import full_macs, graph_macs, graph_params, grouped_
 from gkp.converter.dynamic import batch_axes
 from gkp.converter.encoding import Encoding
 from gkp.converter.finite import require_finite
-from gkp.converter.forms import Settings, all_default, chosen
+from gkp.converter.forms import Settings, all_default, chosen, untried
 from gkp.converter.graph import Graph
 from gkp.converter.half import overflowing
 from gkp.converter.lower.emit import lower
@@ -255,7 +255,7 @@ def choose_forms(job: Job, opened: Opened, recognised: Recognised, trials: bool)
     forms = chosen(choice)
     built = job.target.build(recognised.graph, forms, opened.dynamic, replace(encoding, opset=options.forms.opset),
                              job.threads)
-    return Chosen(choice, forms, all_default(choice, settings), encoding, built, notes)
+    return Chosen(choice, forms, all_default(choice, settings), encoding, built, (*notes, *untried(choice)))
 
 
 def _overflow(job: Job, opened: Opened, graph: Graph) -> Mapping[str, str]:

@@ -124,7 +124,7 @@ def layer_rows(graph: Graph, choice: Choice, target: Target, about: About, full:
             macs_executed=about.macs.get(node.name, 0), chosen=layer.chosen.name,
             fast_kernel=target.fast_kernel(grouped(conv, len(conv.branches)) or layer.chosen),
             reason=about.kernels.get(node.name, layer.reason),
-            candidates=list(layer.times.values()) if len(layer.options) > 1 else []))
+            candidates=list(layer.times.values()) if len(layer.options) > 1 else [], versus=layer.versus))
     return rows
 
 

@@ -9,6 +9,7 @@ from gkp.branched import BranchedConv
 from gkp.converter.encoding import Encoding
 from gkp.converter.lower.candidates import Candidate
 from gkp.manifest import CandidateTime
+from gkp.text import plural
 
 Forms = Mapping[str, Candidate]
 """The form of every layer, by its name; a layer that is not in it is dense."""
@@ -39,7 +40,9 @@ class Settings:
 
 @dataclass
 class LayerChoice:
-    """One layer: all candidates with what is known of them, the chosen one and why."""
+    """One layer: all candidates with what is known of them, the chosen one and why. estimated: there was something to
+    choose, and the cost model has; versus: the form that measured ratios are relative to; late: the time for trials was up
+    before its kind was tried."""
 
     conv: BranchedConv
     plane: tuple[int, ...]
@@ -47,6 +50,9 @@ class LayerChoice:
     chosen: Candidate
     reason: str
     times: dict[str, CandidateTime]
+    estimated: bool = False
+    versus: str = ""
+    late: bool = False
 
     def take(self, name: str, reason: str) -> None:
         self.chosen = next(c for c in self.options if c.name == name)
@@ -54,6 +60,16 @@ class LayerChoice:
 
 
 Choice = dict[str, LayerChoice]
+
+
+def untried(choice: Choice) -> tuple[str, ...]:
+    """What is to be said of the layers that came too late to be tried."""
+    late = [layer for layer in choice.values() if layer.late]
+    if not late:
+        return ()
+    macs, total = (sum(layer.chosen.macs(layer.plane) for layer in layers) for layers in (late, choice.values()))
+    return (f"the time for trying forms was up before {plural(len(late), 'layer')} with {macs / max(1, total):.1%} of the "
+            "multiply-accumulates: they have the forms in which the whole model was measured before",)
 
 
 def chosen(choice: Choice) -> dict[str, Candidate]:

@@ -105,8 +105,8 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CandidateTime(msgspec.Struct, frozen=True, kw_only=True):
-    """A candidate of one layer. ratio: whole model with this layer dense / whole model with the layer in this form,
-    measured in context (above 1: faster), with its interval, at each batch tried; null when not measured."""
+    """A candidate of one layer. ratios: whole model with this kind of layer in the form Layer.versus / whole model with it
+    in this form, measured in context (above 1: faster), with its interval, at each batch tried; empty when not measured."""
 
     name: str
     macs_executed: int
@@ -118,7 +118,9 @@ class CandidateTime(msgspec.Struct, frozen=True, kw_only=True):
 class Layer(msgspec.Struct, frozen=True, kw_only=True):
     """One BranchedConv. channels: (input, output); plane: output height and width; inputs_per_branch and
     outputs_per_branch: as the branches stand; overlap: channel reads / distinct channels read; fast_kernel: would the
-    runtime's fast kernel take the layer as one grouped convolution, as its branches stand ("yes", or "no: why")."""
+    runtime's fast kernel take the layer as one grouped convolution, as its branches stand ("yes", or "no: why"); versus: the
+    form that ratios of its candidates are relative to ("": nothing was measured; or a file of an earlier version, then the
+    default)."""
 
     name: str
     branches: int
@@ -136,6 +138,7 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True):
     fast_kernel: str
     reason: str
     candidates: list[CandidateTime] = []
+    versus: str = ""
 
 
 class LayerSpeed(msgspec.Struct, frozen=True, kw_only=True):

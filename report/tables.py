@@ -41,10 +41,11 @@ def layer_table(manifest: Manifest) -> RenderableType:
 
 def candidates_table(layer: Layer) -> RenderableType:
     """The forms tried for one layer: multiply-accumulates (millions) that each really executes, and its time or speedup
-    over dense, measured in context, where any was."""
+    over another form, measured in context, where any was."""
     measured = any(candidate.ratios for candidate in layer.candidates)
+    versus = f"whole model vs {wording.shorten(layer.versus or 'default', 20)}"
     out = table(left("candidate", overflow="fold"), right("MACs run"), right("time"),
-                *([_fixed("whole model vs dense here")] if measured else []), ruled=True)
+                *([_fixed(versus)] if measured else []), ruled=True)
     for candidate in layer.candidates:
         chosen = candidate.name == layer.chosen
         out.add_row(Text(wording.shorten(candidate.name, 40) + (" (chosen)" if chosen else "")),

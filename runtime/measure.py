@@ -122,34 +122,41 @@ def _expected(block_s: float, blocks: int, budget_s: float) -> int:
 
 
 def interleave(calls: Mapping[str, Call], *, budget_s: float, min_rounds: int = 7, max_rounds: int = 400,
-               sample_ms: float = _SAMPLE_MS) -> dict[str, list[float]]:
+               sample_ms: float = _SAMPLE_MS, stop: Stop = lambda ms, rounds: ()) -> dict[str, list[float]]:
     """Time every call turn by turn, in a new random order each round (so that none always follows the one that leaves
     the caches worst): milliseconds per call, one entry per round and name.
 
     A call shorter than `sample_ms` is repeated within a sample. Rounds go on until `budget_s` is spent, at least
-    `min_rounds` (5 are enough once eleven budgets are spent), at most `max_rounds`. Every call is warmed up first.
+    `min_rounds` (5 are enough once eleven budgets are spent), at most `max_rounds`. Every call is warmed up first. stop: is
+    asked after every round, with the rounds in place of the blocks; once one call of several is left, that is the end.
     """
     for call in calls.values():
         call()
     repeats = {name: _repeats(call, sample_ms) for name, call in calls.items()}
     end = time.perf_counter() + budget_s
     slow = end + _PATIENCE * budget_s if budget_s > 0 else float("inf")
-    return _rounds(calls, repeats, end=end, fewest=min_rounds, fewest_slow=_FEWEST, slow=slow, most=max_rounds, seed=0)
+    return _rounds(calls, repeats, end=end, fewest=min_rounds, fewest_slow=_FEWEST, slow=slow, most=max_rounds, seed=0,
+                   stop=stop)
 
 
 def _rounds(calls: Mapping[str, Call], repeats: Mapping[str, int], *, end: float, fewest: int, fewest_slow: int, slow: float,
-            most: int, seed: int, first: Mapping[str, list[float]] = MappingProxyType({})) -> dict[str, list[float]]:
+            most: int, seed: int, first: Mapping[str, list[float]] = MappingProxyType({}),
+            stop: Stop = lambda ms, rounds: ()) -> dict[str, list[float]]:
     """Until the clock shows `end`, but `fewest` rounds; when it shows `slow`, `fewest_slow` are enough. first: a round that
-    has been taken."""
-    names = list(calls)
-    samples: dict[str, list[float]] = {name: list(first.get(name, ())) for name in names}
+    has been taken; stop: as of interleave."""
+    left = list(calls)
+    samples: dict[str, list[float]] = {name: list(first.get(name, ())) for name in left}
     rng = np.random.default_rng(seed)
     for round_number in range(1 if first else 0, most):
         now = time.perf_counter()
         if (round_number >= fewest and now > end) or (round_number >= fewest_slow and now > slow):
             break
-        for name in rng.permutation(names).tolist():
+        for name in rng.permutation(left).tolist():
             samples[name].append(_sample(calls[name], repeats[name]))
+        stopped = set(stop(samples, round_number + 1))
+        left = [name for name in left if name not in stopped]
+        if stopped and len(left) < 2:
+            break
     return samples
 
 

@@ -69,7 +69,7 @@ Costs = Callable[[onnx.ModelProto, int], float]
 
 def on_one_clock(monkeypatch: pytest.MonkeyPatch, **costs: Costs) -> list[FakeTarget]:
     kinds = {"ort": FakeOrt, "openvino": FakeOpenVino, "native": FakeNative}
-    made = [kinds[name](monkeypatch, cost) for name, cost in costs.items()]
+    made = [kinds[name](monkeypatch, cost, version=f"fake {name}") for name, cost in costs.items()]
     for target in made:
         target.clock = made[-1].clock
     return made
@@ -81,7 +81,9 @@ def taken(model: Path, targets: list[FakeTarget]) -> tuple[Manifest, str]:
     return made, next(note for note in made.notes if note.startswith("--target cpu took"))
 
 
-def test_a_target_that_is_clearly_behind_is_not_run_to_the_end(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_target_that_is_clearly_behind_is_not_run_to_the_end(model: Path, tmp_path: Path,
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     targets = on_one_clock(monkeypatch, native=lambda model, batch: 30.0, openvino=lambda model, batch: 10.0,
                            ort=lambda model, batch: 11.0)
     made, note = taken(model, targets)
@@ -90,7 +92,7 @@ def test_a_target_that_is_clearly_behind_is_not_run_to_the_end(model: Path, monk
     assert "native 30 ms (slower, 3.00x, 3.00 to 3.00) in a first run" in note
     native, openvino, ort = (len(target.calls) for target in targets)
     assert native < 0.6 * openvino
-    assert ort == openvino
+    assert ort > 0.9 * openvino, "as often as openvino in both runs; the trials of forms have room for fewer rounds"
 
 
 def two_forms(tmp_path: Path) -> Path:

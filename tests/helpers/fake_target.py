@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
+from gkp.converter import trials
 from gkp.converter.encoding import OnnxFile
 from gkp.converter.targets.base import StockOnnx
 from gkp.options.targets import OnnxOptions
@@ -18,7 +19,7 @@ from gkp.runtime import measure
 
 @dataclass
 class Clock:
-    """Stands in for the time module inside gkp.runtime.measure."""
+    """Stands in for the time module inside gkp.runtime.measure and gkp.converter.trials."""
 
     now: float = 0.0
 
@@ -61,7 +62,8 @@ class FakeTarget(StockOnnx):
         super().__init__(OnnxOptions())
         self.cost, self._block, self._version = cost, block, version
         self.clock, self.calls = Clock(), list[int]()
-        monkeypatch.setattr(measure, "time", self.clock)
+        for module in (measure, trials):
+            monkeypatch.setattr(module, "time", self.clock)
 
     @property
     def block(self) -> int:

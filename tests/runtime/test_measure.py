@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
@@ -59,6 +59,18 @@ def test_calls_take_turns_in_changing_order(clock: Clock) -> None:
 def test_rounds_go_on_until_the_budget_is_spent(budget: float, rounds: int, clock: Clock) -> None:
     samples = interleave({"a": clock.spend(10)}, budget_s=budget)
     assert abs(len(samples["a"]) - rounds) <= 2
+
+
+def test_what_is_stopped_is_not_run_again_and_one_alone_ends_the_rounds(clock: Clock) -> None:
+    asked: list[int] = []
+
+    def stop(ms: Mapping[str, Sequence[float]], rounds: int) -> list[str]:
+        asked.append(rounds)
+        return ["b"] * (rounds >= 3) + ["c"] * (rounds >= 5)
+
+    samples = interleave({n: clock.spend(10) for n in "abc"}, budget_s=100, stop=stop)
+    assert {name: len(ms) for name, ms in samples.items()} == {"a": 5, "b": 3, "c": 5}
+    assert asked == [1, 2, 3, 4, 5]
 
 
 def test_quartiles() -> None:
