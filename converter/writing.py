@@ -19,7 +19,6 @@ from gkp.converter.finite import require_finite
 from gkp.converter.forms import Forms
 from gkp.converter.graph import Graph
 from gkp.converter.lower.emit import lower
-from gkp.converter.reference import reference
 from gkp.converter.same import same_network
 from gkp.converter.sources import GroupedModel
 from gkp.converter.sources.base import fed
@@ -35,6 +34,7 @@ from gkp.converter.verify_int8 import (
     check_form,
     check_layers,
     check_network,
+    definition,
     drawn_inputs,
     int8_inputs,
     stock,
@@ -104,7 +104,7 @@ def _verified_form(prepared: Prepared) -> list[manifest.Check]:
     """Of a model that came in int8: does its form compute what it says?"""
     opened = prepared.opened
     inputs = check_inputs(opened.model.model, opened.dynamic, (2,))
-    form = check_form(opened.model.model, prepared.recognised.graph, inputs)
+    form = check_form(opened.model.model, prepared.recognised.graph, inputs, opened.dynamic)
     failed = next((c for c in form if not c.passed), None)
     if failed is not None:
         raise VerificationError(f"the int8 form computes something else than the model as given: {failed.name}, max error "
@@ -204,7 +204,7 @@ def _calibration(prepared: Prepared) -> manifest.Calibration | None:
     if used is None:
         return None
     origin = used.samples.origin
-    agreed, error = agreement(reference(prepared.recognised.graph.to_model()), model.reference,
+    agreed, error = agreement(definition(prepared.recognised.graph, prepared.opened.dynamic), model.reference,
                               int8_inputs(prepared.opened, used))
     mean, std = (list(values) if values else None for values in (origin.mean, origin.std))
     return manifest.Calibration(kind=origin.kind, split=origin.split, count=origin.count, sha256=origin.sha256, mean=mean,
