@@ -17,7 +17,6 @@ from gkp.converter.calibration import Calibration, image_shape
 from gkp.converter.encoding import Encoding
 from gkp.converter.graph import Graph
 from gkp.converter.recognise import recognise, simplify
-from gkp.converter.reference import reference
 from gkp.converter.sources import GroupedModel, OpenOptions, open_model
 from gkp.converter.sources._torchfile import read_pickle_file
 from gkp.converter.stages import Opened
@@ -29,6 +28,7 @@ from gkp.converter.verify_int8 import (
     check_form,
     check_layers,
     check_network,
+    definition,
     drawn_inputs,
     int8_inputs,
     stock,
@@ -78,7 +78,7 @@ def compare_int8(pair: Pair, options: OpenOptions, calibration: str | None, prog
               if pair.batch in (None, given[1])]
     graph = simplify(recognise(Graph(model.model, model.budget)))
     progress("computing the form in int8", None)
-    checks = check_form(model.model, graph, inputs[:_FORMS])
+    checks = check_form(model.model, graph, inputs[:_FORMS], model.dynamic)
     if pair.written.calibration is None:  # it came in int8: the other model is in int8, too
         smooth = stock(without_rounding(graph), model.dynamic)
         for run in (pair.run, pair.other):
@@ -87,7 +87,7 @@ def compare_int8(pair: Pair, options: OpenOptions, calibration: str | None, prog
         checks += check_network(pair.run, graph, pair.other, inputs, model.dynamic)
         if pair.written.target in _ON_CPU and pair.written.provider in (None, "cpu"):
             checks += check_layers(graph, {}, _engine(pair.written), inputs[0][2], progress)
-        checks.append(_against(pair, graph, inputs, known=images is not None))
+        checks.append(_against(pair, definition(graph, model.dynamic), inputs, known=images is not None))
     return Verification(passed=all(c.passed for c in checks), reference=f"{pair.other_name}, and the int8 form",
                         engine=pair.directory.name, checks=checks)
 
@@ -98,9 +98,9 @@ def _engine(written: Manifest) -> Compute:
     return lambda parts, forms: target.compute(parts, forms, Encoding(), written.threads)
 
 
-def _against(pair: Pair, graph: Graph, inputs: Inputs, known: bool) -> Check:
+def _against(pair: Pair, run_definition: Run, inputs: Inputs, known: bool) -> Check:
     """The definition against the other model. known: on the inputs that the conversion looked at."""
-    same, error = agreement(reference(graph.to_model()), pair.other, inputs)
+    same, error = agreement(run_definition, pair.other, inputs)
     wants = [pair.other(feeds)[0].astype(np.float64) for _, _, feeds in inputs]
     recorded = pair.written.calibration.max_abs_error if known and pair.written.calibration is not None else None
     allowed = _OF_SPREAD * _spread(wants) if recorded is None else _FARTHER * recorded

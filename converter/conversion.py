@@ -20,6 +20,7 @@ from gkp.converter.graph import Graph
 from gkp.converter.half import overflowing
 from gkp.converter.lower.emit import lower
 from gkp.converter.measuring import measure
+from gkp.converter.open_sizes import batch_only, with_sizes_that_hold
 from gkp.converter.pixels import of_pixels
 from gkp.converter.quantiser import is_quantised
 from gkp.converter.recognise import left_over, recognise, simplify
@@ -59,6 +60,10 @@ def opened_form(job: Job) -> Form:
     seconds: dict[str, float] = {}
     opened = _timed(seconds, "open", lambda: open_source(job))
     recognised = _timed(seconds, "recognise", lambda: find_branches(job, opened))
+    model, notes = with_sizes_that_hold(opened.model, recognised.graph)
+    if notes:
+        opened = replace(opened, model=model, dynamic=batch_only(opened.dynamic))
+        recognised = replace(recognised, notes=(*recognised.notes, *notes))
     require_finite(opened.model, "random", sample_inputs(opened.model.model))
     return opened, recognised, seconds
 
@@ -185,7 +190,7 @@ def _free_axes(job: Job, model: GroupedModel) -> tuple[Axes, tuple[str, ...]]:
     if job.target.any_size:
         return dynamic, ()
     sizes = any(axis > 0 for axes in dynamic.values() for axis in axes)
-    return ({name: {0: axes[0]} for name, axes in dynamic.items() if 0 in axes},
+    return (batch_only(dynamic),
             (f"--target {job.target.name} takes one image size: the one that --input-shape says",) if sizes else ())
 
 

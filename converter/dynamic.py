@@ -47,11 +47,23 @@ def free_axes(model: onnx.ModelProto, dynamic: Mapping[str, Mapping[int, str]]) 
 
 
 def _free_reshapes(model: onnx.ModelProto, batches: set[int]) -> None:
-    shapes = {n.input[1] for n in model.graph.node if n.op_type == "Reshape" and len(n.input) > 1}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        if node.op_type == "Reshape" and len(node.input) > 1:
+            readers.setdefault(node.input[1], []).append(node)
     for tensor in model.graph.initializer:
-        if tensor.name not in shapes:
+        if tensor.name not in readers:
             continue
         target = numpy_helper.to_array(tensor).copy()
         if target.ndim == 1 and target.size and int(target[0]) in batches:
             target[0] = 0
             tensor.CopyFrom(numpy_helper.from_array(np.asarray(target, np.int64), tensor.name))
+            for node in readers[tensor.name]:
+                _let_zero_copy(node)
+
+
+def _let_zero_copy(reshape: onnx.NodeProto) -> None:
+    """In place: a 0 in its shape is the input's axis, not an empty one (the newer PyTorch exporter says allowzero)."""
+    kept = [a for a in reshape.attribute if a.name != "allowzero"]
+    del reshape.attribute[:]
+    reshape.attribute.extend(kept)

@@ -50,8 +50,16 @@ def put_back(structure: onnx.ModelProto, model: onnx.ModelProto) -> None:
     model.graph.input.extend(i for i in structure.graph.input if i.name not in large)
 
 
+_SHAPELESS = ("GroupNormalization", "MeanVarianceNormalization")
+"""They give the shape that they get, and onnx.shape_inference does not know it."""
+
+
 def inferred(structure: onnx.ModelProto) -> onnx.ModelProto:
-    """A skeleton with the shapes that onnx.shape_inference finds. FileError when it is malformed."""
+    """A skeleton with the shapes that onnx.shape_inference finds; its nodes may be others then. FileError when it is
+    malformed."""
+    for node in structure.graph.node:
+        if node.op_type in _SHAPELESS and node.domain in ("", "ai.onnx"):
+            node.CopyFrom(onnx.helper.make_node("Identity", node.input[:1], node.output[:1]))
     try:
         return onnx.shape_inference.infer_shapes(structure)
     except ERRORS as e:

@@ -131,11 +131,12 @@ def check_layers(graph: Graph, forms: Forms, compute: Compute, feeds: Feeds, pro
     return checks
 
 
-def check_form(given: onnx.ModelProto, graph: Graph, inputs: Sequence[tuple[str, int, Feeds]]) -> list[Check]:
-    """Of every input: a form against the quantised model that it was made of, both in float64."""
+def check_form(given: onnx.ModelProto, graph: Graph, inputs: Sequence[tuple[str, int, Feeds]], axes: Axes) -> list[Check]:
+    """Of every input: a form against the quantised model that it was made of, both in float64. axes: that are free."""
     found = []
+    both = [free_axes(model, axes) for model in (given, graph.to_model())]
     for name, batch, feeds in inputs:
-        want, got = (_in_float64(model, feeds) for model in (given, graph.to_model()))
+        want, got = (_in_float64(model, feeds) for model in both)
         found.append(compare(got, want, f"form, {name}", batch))
     return found
 
@@ -146,6 +147,11 @@ def _in_float64(model: onnx.ModelProto, feeds: Feeds) -> Sequence[Array]:
         return in_float64(model)(feeds)
     except UsageError:
         return reference(model)(feeds)
+
+
+def definition(graph: Graph, axes: Axes) -> Run:
+    """The graph as onnx.reference computes it, with these axes free."""
+    return reference(free_axes(graph.to_model(), axes))
 
 
 def stock(graph: Graph, axes: Axes) -> Run:
@@ -170,8 +176,8 @@ def check_network(run: Run, graph: Graph, reference_run: Run, inputs: Sequence[t
                   share: float = SHARE) -> list[Check]:
     """Of every input: the engine against the definition. reference_run: the network in float32; axes: that are free; share:
     of the definition's distance from it, how far the engine may be from the definition."""
-    definition, ort = reference(graph.to_model()), stock(graph, axes)
-    wants = [definition(feeds) for _, _, feeds in inputs]
+    run_definition, ort = definition(graph, axes), stock(graph, axes)
+    wants = [run_definition(feeds) for _, _, feeds in inputs]
     allowed = max(max(_FARTHER * _distance(ort(feeds), want), share * _distance(reference_run(feeds), want))
                   for (_, _, feeds), want in zip(inputs, wants, strict=True))
     checks = []

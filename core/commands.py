@@ -139,6 +139,8 @@ def run(screen: Screen, *, directory: Path, input_file: Path, output_file: Path 
         trust_code: bool, local: bool, cluster: Path | None, profile: bool) -> None:
     from gkp.runtime.load import load
 
+    if output_file is not None and output_file.exists() and input_file.exists() and output_file.samefile(input_file):
+        raise UsageError(f"--output {output_file} is the input itself", "choose another file")
     where: dict[str, Any] = {}
     if local or cluster is not None:
         outputs, where = run_split(screen, directory, _read_arrays(input_file), profile, cluster=cluster, local=local,

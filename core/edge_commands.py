@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -79,7 +80,7 @@ def split(screen: Screen, *, model: Path, output: Path | None, devices: str, lin
         screen.say(f"({plural(len(plan.notes) - len(shown), 'more note')} with -v)", style="dim")
     trust = " --trust-code" if any(s.file.endswith(".so") for s in plan.segments) else ""
     screen.say(f"\nwritten: {out}   (picture: {out / FILE_NAME})")
-    screen.say(f"try: gkp run {out} --local{trust} --input FILE.npy", wrap=False)
+    screen.say(f"try: gkp run {shlex.quote(str(out))} --local{trust} --input FILE.npy", wrap=False)
     screen.json(json_to, plan.encode() + b"\n")
 
 

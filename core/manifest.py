@@ -388,6 +388,8 @@ def read(directory: Path) -> Manifest:
     """The manifest of an artefact directory. FileError when absent or malformed; UnsafeFileError when a file it names
     lies outside the directory."""
     path = directory / FILE_NAME
+    if not directory.exists():
+        raise FileError(f"no such directory: {directory}", "check the path")
     manifest = read_json(path, Manifest, limit=_MAX_BYTES, what="the manifest of an artefact", version=SCHEMA_VERSION,
                          hint="convert the model again", missing_hint="give the directory that gkp-convert wrote",
                          missing=f"{directory} is not an artefact of gkp: no {FILE_NAME} in it")

@@ -26,6 +26,12 @@ def first_line(error: BaseException | str, limit: int = 300) -> str:
     return clean(next(lines, type(error).__name__), limit)
 
 
+def last_line(error: BaseException | str, limit: int = 300) -> str:
+    """The same of the last line: where a library puts the reason below the places in its own source."""
+    lines = (line for line in reversed(str(error).splitlines()) if line.strip())
+    return clean(next(lines, type(error).__name__), limit)
+
+
 def one_line(text: object, limit: int = 300) -> str:
     """All lines of a text in one, runs of spaces in it as one space; as `clean` makes it."""
     return clean(" ".join(str(text)[: 4 * limit].split()), limit)

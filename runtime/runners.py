@@ -15,7 +15,7 @@ from gkp.errors import BackendMissingError, FileError, UsageError
 from gkp.require import require
 from gkp.runtime.onnx_file import refuse_external
 from gkp.runtime.providers import find_provider
-from gkp.text import first_line
+from gkp.text import first_line, last_line
 from gkp.types import Array
 
 
@@ -93,7 +93,7 @@ class OpenVinoRunner:
                 options |= {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": precision}
             compiled = core.compile_model(core.read_model(model), "CPU", options)
         except Exception as e:
-            raise FileError(f"OpenVINO cannot open the model: {first_line(e)}", "run with -v for the whole text") from e
+            raise FileError(f"OpenVINO cannot open the model: {last_line(e)}", "run with -v for the whole text") from e
         self._request = compiled.create_infer_request()
         self.inputs = [i.any_name for i in compiled.inputs]
         self.outputs = [o.any_name for o in compiled.outputs]
@@ -102,7 +102,7 @@ class OpenVinoRunner:
         try:
             self._request.infer(dict(feeds), share_inputs=True)
         except Exception as e:
-            raise UsageError(f"OpenVINO cannot run the model on this input: {first_line(e)}",
+            raise UsageError(f"OpenVINO cannot run the model on this input: {last_line(e)}",
                              "compare the input's shape with the artefact's manifest.json") from e
         return [np.array(self._request.get_output_tensor(k).data) for k in range(len(self.outputs))]
 

@@ -27,6 +27,7 @@ def open(file: SourceFile, options: OpenOptions) -> GroupedModel:
     except Exception as e:  # whatever the file's content makes the loader raise
         raise FileError(f"{file.path} cannot be loaded as a torch.export program: {first_line(e, 200)}",
                         "save it again with torch.export.save") from e
+    torch_export.require_one_input(len(example[0]) + len(example[1]) if example else 1)
     shape = tuple(example[0][0].shape) if example and example[0] else None
     return torch_export.from_module(module, system="torch.export", options=options, default_shape=shape,
                                     description="torch.export program", reference_name="torch.export program")

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import ctypes
 import errno
+import inspect
 import io
 import logging
 import os
@@ -49,6 +50,7 @@ def from_module(module: torch.nn.Module, *, system: str, options: OpenOptions, p
 
     The input shape is the one asked for, else `default_shape`. UsageError when neither is known or it does not fit the
     module; UnsupportedModelError when no exporter takes the module."""
+    _require_one_input(module, options)
     shape = options.shape(INPUT, default_shape)
     if shape is None:
         raise UsageError("the input shape is not known", "give it, e.g. --input-shape 1,3,224,224")
@@ -60,6 +62,26 @@ def from_module(module: torch.nn.Module, *, system: str, options: OpenOptions, p
                         dense_width_of=dict(dense_width_of or {}),
                         dense=None if dense is None else lambda: _export_dense(dense, x),
                         at_batch=lambda n: _export(module, _example((n, *shape[1:]))))
+
+
+def require_one_input(count: int) -> None:
+    """UnsupportedModelError for a module that takes several tensors."""
+    if count > 1:
+        raise UnsupportedModelError(f"the model takes {count} inputs, and a PyTorch model is opened with one",
+                                    "export it to ONNX, which may have several, and convert that")
+
+
+def _require_one_input(module: torch.nn.Module, options: OpenOptions) -> None:
+    torch = import_torch()
+    if isinstance(module, torch.jit.ScriptModule):
+        require_one_input(sum(not a.has_default_value() for a in module.forward.schema.arguments[1:]))
+    else:
+        plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        require_one_input(sum(p.kind in plain and p.default is p.empty
+                              for p in inspect.signature(module.forward).parameters.values()))
+    named = next((name for name in options.input_shapes if name not in ("", INPUT)), None)
+    if named is not None:
+        raise UsageError(f"the model has no input {named!r}", f"its input: {INPUT}; the name may be left out")
 
 
 def open_module(module: torch.nn.Module, options: OpenOptions) -> GroupedModel:

@@ -128,7 +128,10 @@ class ConvertOptions(Options):
         if self.io_precision != "fp32" and isinstance(self.target, NativeOptions | CpuOptions):
             raise UsageError(f"--target {self.target.name} takes and gives float32, whatever it computes in",
                              "leave --io-precision out")
-        of_input(self.input_type, self.mean, self.std)
+        if of_input(self.input_type, self.mean, self.std) is None and (self.mean or self.std) and not (
+                self.calibration or self.data):
+            raise UsageError("--mean and --std normalise images, and no images are given",
+                             "add --calibration or --data, or --input-type uint8 for a model that normalises by itself")
 
 
 class ConvertKeywords(TargetKeywords, total=False):

@@ -84,9 +84,11 @@ def _steps(route: Route, device: int, said: Mapping[str, Any]) -> list[Step]:
     return sorted(found, key=lambda step: step.start_ms)
 
 
-def tables(trace: Trace, every_step: bool = False) -> list[Table]:
-    """What moved between which devices, what each device did, and with every_step the steps one by one."""
-    return [_hops(trace), _shares(trace), *([_steps_table(trace)] if every_step else [])]
+def tables(trace: Trace, every_step: bool = False) -> list[Table | str]:
+    """What moved between which devices, what each device did, and with every_step the steps one by one; of a table without
+    rows its title."""
+    made = [_hops(trace), _shares(trace), *([_steps_table(trace)] if every_step else [])]
+    return [table if table.row_count else str(table.title) for table in made]
 
 
 def _hops(trace: Trace) -> Table:

@@ -94,7 +94,7 @@ def load_yaml(path: Path) -> Any:
         _check_tokens(yaml, data, path)
         return yaml.safe_load(data)
     except FileNotFoundError:
-        raise FileError(f"no such file: {path}", "give a number of devices, or a devices.yaml") from None
+        raise FileError(f"no such file: {path}", "check the path") from None
     except OSError as e:
         raise FileError(f"{path} cannot be read: {e.strerror}", "check its permissions") from e
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as e:

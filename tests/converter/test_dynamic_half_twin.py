@@ -38,6 +38,16 @@ def test_a_freed_batch_takes_any_size(batch: int) -> None:
     np.testing.assert_array_equal(run_ort(free, x)[0], run_ort(model, x)[0])
 
 
+def test_a_reshape_that_allows_zeros_copies_the_freed_batch() -> None:
+    """PyTorch's newer exporter writes allowzero; a 0 would be an empty axis."""
+    net = Net(2, 3, 8, 8)
+    x = net.op("Reshape", net.conv3("x", 3, 8), net.ints(2, 512), allowzero=1)
+    model = net.model(net.op("Gemm", x, net.const(net.weight(5, 512)), transB=1))
+    free = free_axes(model, batch_axes(model))
+    for n in (1, 2, 7):
+        assert run_ort(free, feeds_of(with_batch(small_net(), n)))[0].shape == (n, 5)
+
+
 def test_a_freed_height_and_width_take_any_size() -> None:
     net = Net(1, 3, 8, 8)
     model = net.model(net.relu(net.conv3("x", 3, 8)))

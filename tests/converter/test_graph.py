@@ -37,6 +37,15 @@ def test_zero_dimensional_constants_stay_zero_dimensional() -> None:
     assert [values(t).shape for t in graph.nodes[0].inputs[1:]] == [(), ()]
 
 
+def test_what_onnx_infers_no_shape_of_gets_that_of_its_input() -> None:
+    net = Net(2, 4, 5, 5, opset=21)
+    y = net.op("GroupNormalization", "x", net.const(np.ones(4, np.float32)), net.const(np.zeros(4, np.float32)), num_groups=2)
+    out = helper.make_tensor_value_info(net.conv3(y, 4, 8), TensorProto.FLOAT, [2, 8, 5, 5])
+    model = helper.make_model(helper.make_graph(net.nodes, "net", net.inputs, [out], net.constants),
+                              opset_imports=[helper.make_opsetid("", net.opset)])
+    assert [n.outputs[0].shape for n in Graph(model).nodes] == [[2, 4, 5, 5], [2, 8, 5, 5]]
+
+
 def test_copy_is_independent() -> None:
     graph = Graph(small())
     copy = graph.copy()

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
-from cli_kit import small_net
+from cli_kit import save, small_net
 from onnx import numpy_helper
 
+import gkp
 from gkp.converter.reference import evaluator, reference
 from gkp.converter.verify import TOLERANCE, check_inputs, compare, first_difference, verify, worst
+from gkp.errors import VerificationError
+from gkp.runtime.runners import OpenVinoRunner
 
 ONES = np.ones((2, 3), np.float32)
 
@@ -99,3 +104,14 @@ def test_a_model_in_the_one_form_runs_in_both() -> None:
     want = evaluator(given)[1](feeds)[0]
     for run in (evaluator(form)[1], reference(form)):
         np.testing.assert_allclose(run(feeds)[0], want, atol=1e-4)
+
+
+def test_a_fault_of_openvino_is_not_taken_for_one_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ONNX Runtime computes right of the same file is for another target, and no bug to report."""
+    run = OpenVinoRunner.run
+    monkeypatch.setattr(OpenVinoRunner, "run", lambda self, feeds: [y + 1 for y in run(self, feeds)])
+    path = save(small_net(), tmp_path / "net.onnx")
+    with pytest.raises(VerificationError, match="OpenVINO computes something else than the file says") as caught:
+        gkp.convert(path, "openvino", tmp_path / "out", benchmark=False, threads=1)
+    assert "--target ort" in caught.value.hint
+    assert not (tmp_path / "out").exists()

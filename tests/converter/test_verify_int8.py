@@ -214,3 +214,17 @@ def test_a_fault_exits_with_1_and_writes_nothing(fault: str, target: str, tmp_pa
                   "-o", tmp_path / "out", *FAST)
     assert_refused(outcome, 1, "something else than its int8 form", "layer ", "allowed")
     assert listing(tmp_path) == before
+
+
+def test_a_reshape_to_the_batch_is_verified_at_other_batches_too(tmp_path: Path) -> None:
+    """What remains of a channel shuffle knows the batch that the form was made at."""
+    net = Net("n", 3, 8, 8)
+    y = net.conv3("x", 3, 8, bias=True)
+    batch = net.op("Slice", net.op("Shape", y), net.ints(0), net.ints(1))
+    y = net.op("ReduceMax", net.op("Reshape", y, net.op("Concat", batch, net.ints(4, 2, 8, 8), axis=0)), net.ints(2), keepdims=0)
+    path = save(net.model(classifier(net, y, 4)), tmp_path / "maxout.onnx")
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).standard_normal((8, 3, 8, 8)).astype(np.float32))
+    int8 = ["--precision", "int8", "--calibration", tmp_path / "images.npy"]
+    gkp("convert", path, "-o", tmp_path / "made", "--target", "onnx", *int8, expect=0)
+    gkp("verify", path, tmp_path / "made", expect=0)
+    gkp("convert", tmp_path / "made" / "model.onnx", "-o", tmp_path / "again", "--target", "onnx", expect=0)

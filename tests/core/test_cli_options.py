@@ -30,6 +30,7 @@ BAD: dict[str, tuple[list[str], int, str]] = {
     "baseline is missing": (["--baseline", "nowhere.onnx"], 6, "nowhere.onnx"),
     "baseline is a directory": (["--baseline", "."], 6, "directory"),
     "an opset that cannot be reached": (["--opset", "30"], 2, "opset"),
+    "a normalisation of no images": (["--mean", "0.5,0.5,0.5", "--std", "1,1,1"], 2, "--calibration or --data"),
 }
 
 
@@ -155,6 +156,19 @@ def test_run_reads_and_writes_arrays(model: Path, tmp_path: Path) -> None:
     y = np.load(tmp_path / "y.npy")
     assert np.array_equal(y, np.load(tmp_path / "z.npy"))
     assert f"[{y.argmax()}]" in shown.err
+
+
+def test_run_does_not_write_over_its_input(model: Path, tmp_path: Path) -> None:
+    gkp("convert", model, "-o", tmp_path / "out", *FAST, expect=0)
+    x = tmp_path / "x.npy"
+    np.save(x, np.zeros((1, 3, 8, 8), np.float32))
+    before = x.read_bytes()
+    assert_refused(gkp("run", tmp_path / "out", "--input", x, "--output", tmp_path / "." / "x.npy"), 2, "is the input")
+    assert x.read_bytes() == before
+
+
+def test_a_directory_that_is_not_there_is_said_so(tmp_path: Path) -> None:
+    assert_refused(gkp("run", tmp_path / "nowhere", "--input", tmp_path / "x.npy"), 6, "no such directory")
 
 
 BAD_INPUTS: dict[str, tuple[object, str]] = {

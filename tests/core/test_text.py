@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gkp.text import clean, first_line, one_line, plural, printable
+from gkp.text import clean, first_line, last_line, one_line, plural, printable
 
 EVIL = "\x00\x1b\x07\x7f\x9b\u200b\u202e\u2066\ufeff\U000e0001\ud800\uffff\u0378"
 SPACES = "\t\n\r\v\f\x1c\x1f\x85\xa0\u2028\u2029\u3000"
@@ -29,7 +29,8 @@ def test_letters_of_any_language_stay() -> None:
 
 @given(st.text(st.characters() | st.sampled_from(EVIL + SPACES)), st.integers(1, 20), st.booleans())
 def test_the_result_is_one_printable_line_within_the_limit(text: str, limit: int, middle: bool) -> None:
-    for shown in (clean(text, limit, middle=middle), one_line(text, limit), first_line(text, limit)):
+    for shown in (clean(text, limit, middle=middle), one_line(text, limit), first_line(text, limit),
+                  last_line(text, limit)):
         assert shown.isprintable()
         assert len(shown) <= limit
         assert clean(shown, limit, middle=middle) == shown, "cleaned twice is cleaned once"
@@ -74,3 +75,8 @@ def test_nouns_are_counted() -> None:
 
 def test_a_message_with_four_long_names_in_it_stays_readable() -> None:
     assert len(", ".join([clean("x" * 5000)] * 4)) < 2000
+
+
+def test_the_last_line_that_holds_something_is_found() -> None:
+    assert last_line("place:1\n\nthe reason\n \n") == "the reason"
+    assert last_line(ValueError(" ")) == "ValueError"

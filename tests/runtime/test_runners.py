@@ -50,6 +50,14 @@ def test_an_input_that_does_not_fit_is_a_usage_error(runner: type[OrtRunner]) ->
             made.run(bad)
 
 
+def test_openvino_names_the_operator_that_it_lacks() -> None:
+    """Its message begins with the places in its own source, and ends with the reason."""
+    net = Net(1, 3, 8, 8, opset=19)
+    model = net.model(net.op("Pad", "x", net.ints(0, 0, 1, 1, 0, 0, 1, 1), mode="wrap"))
+    with pytest.raises(FileError, match=r"cannot open the model: .*Pad"):
+        OpenVinoRunner(model.SerializeToString(), 1)
+
+
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_results_are_not_overwritten_by_the_next_run(runner: type[OrtRunner]) -> None:
     made = runner(small_net().SerializeToString(), 1)

@@ -32,7 +32,7 @@ INT8 = {"gathered": [1, 4], "split": [1, 1, 1, 1], "masked": [1, 4], "depthwise"
 def opened(model: onnx.ModelProto) -> Graph:
     """In the one form, simplified, once the form computes what the file does."""
     graph = simplify(recognise(Graph(model)))
-    checks = check_form(model, graph, check_inputs(model, {}))
+    checks = check_form(model, graph, check_inputs(model, {}), {})
     assert all(c.passed for c in checks), checks
     return graph
 

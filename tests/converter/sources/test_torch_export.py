@@ -20,7 +20,7 @@ from torch import nn
 
 import gkp
 from gkp.converter.sources import torch_export
-from gkp.errors import FileError
+from gkp.errors import FileError, UnsupportedModelError, UsageError
 
 ESCAPE = "\x1b]0;stolen\x07\x1b[31m"
 
@@ -169,3 +169,28 @@ def test_a_full_disk_is_no_fault_of_the_model(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.onnx, "export", full)
     with pytest.raises(FileError, match="the disk is full while exporting the model: "):
         gkp.convert(nn.Conv2d(3, 4, 3), target="onnx", dry_run=True, input_shape=(1, 3, 8, 8))
+
+
+class Sum(nn.Module):
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x + y
+
+
+@pytest.mark.parametrize("kind", ["module", "traced", "scripted", "program"])
+def test_a_model_of_two_inputs_is_sent_to_onnx(kind: str, tmp_path: Path) -> None:
+    """Whatever shapes were given: no error asks for another shape."""
+    x, path = torch.zeros(1, 3, 8, 8), tmp_path / "sum.pt"
+    shapes = {"x": (1, 3, 8, 8), "y": (1, 3, 8, 8)}
+    if kind == "program":
+        torch.export.save(torch.export.export(Sum(), (x, x)), path)
+    elif kind != "module":
+        torch.jit.save(torch.jit.trace(Sum(), (x, x)) if kind == "traced" else torch.jit.script(Sum()), path)
+    given: Any = Sum() if kind == "module" else path
+    with pytest.raises(UnsupportedModelError, match="takes 2 inputs") as caught:
+        gkp.open(given, input_shape=shapes, trust_code=True)
+    assert "ONNX" in caught.value.hint
+
+
+def test_an_input_shape_of_another_name_is_refused() -> None:
+    with pytest.raises(UsageError, match="no input 'x0'"):
+        gkp.open(nn.Conv2d(3, 4, 1), input_shape={"x0": (1, 3, 8, 8)})

@@ -218,20 +218,21 @@ def saved(tmp_path: Path) -> Path:
 
 
 def test_split_writes_plan_picture_and_a_folder_per_device(tmp_path: Path) -> None:
-    done = gkp("split", saved(tmp_path), "--devices", "3", "--link", "wifi", "--mode", "spatial", "-o", tmp_path / "out", "--json",
-               "-", expect=0)
-    made = read_plan(tmp_path / "out")
+    out = tmp_path / "my out"
+    done = gkp("split", saved(tmp_path), "--devices", "3", "--link", "wifi", "--mode", "spatial", "-o", out, "--json", "-", expect=0)
+    made = read_plan(out)
     assert json.loads(done.out)["mode"] == made.mode == "spatial"
     assert made.predicted is not None
     assert {p.mode for p in made.rejected} >= {"local", "replicas", "branch"}
+    assert f"try: gkp run '{out}' --local --input FILE.npy" in done.err
     assert "warning: spatial loses against one device" in done.err
     assert "local: better by latency, but not chosen" not in done.err  # that is for -v
     hidden = [note for note in made.notes if not note.startswith(("warning: ", "do not split", "does not fit", "idle: ", "verified"))]
     assert hidden
     assert f"({len(hidden)} more note{'s' * (len(hidden) > 1)} with -v)" in done.err
     assert " ".join(hidden[0].split()[:5]) not in " ".join(done.err.split())
-    assert (tmp_path / "out" / "plan.html").read_text().startswith("<!DOCTYPE html>")
-    assert sorted(p.name for p in (tmp_path / "out").glob("device_*")) == ["device_0", "device_1", "device_2"]
+    assert (out / "plan.html").read_text().startswith("<!DOCTYPE html>")
+    assert sorted(p.name for p in out.glob("device_*")) == ["device_0", "device_1", "device_2"]
 
 
 def test_a_profile_of_a_folder_makes_the_next_split_measured(tmp_path: Path) -> None:
