@@ -118,7 +118,8 @@ def judged(contest: Contest, timed: Timed) -> Measured:
                     built if row != "as_is" else chosen.built, baseline,
                     recognised.macs if dense.macs is None else dense.macs,
                     tuple(measurements(timed, shown, job.threads, theoretical)), built.roofline(), theoretical,
-                    (*notes, *timed.notes, *_baseline_notes(job, engines.own[0], best), *_int8_notes(opened)),
+                    (*notes, *timed.notes, *_baseline_notes(job, engines.own[0], best), *_int8_notes(opened),
+                     *_lighter_baseline(dense, recognised)),
                     _beside(opened, dense, timed))
 
 
@@ -129,7 +130,8 @@ def _unmeasured(ready: Ready) -> Measured:
     dense = dense_rows(job, ready.opened, recognised, chosen, engines)
     macs = recognised.macs if dense.macs is None else dense.macs
     first = next((built for built, _ in dense.rows.values()), None)
-    return Measured(chosen.choice, chosen.built, chosen.built, first, macs, (), None, _theoretical(dense, recognised), ())
+    return Measured(chosen.choice, chosen.built, chosen.built, first, macs, (), None, _theoretical(dense, recognised),
+                    _lighter_baseline(dense, recognised))
 
 
 def _rivals(found: Mapping[str, tuple[object, Target]]) -> list[tuple[Rival, list[str]]]:
@@ -184,6 +186,14 @@ def _int8_notes(opened: Opened) -> tuple[str, ...]:
 
 def _theoretical(dense: Dense, recognised: Recognised) -> float | None:
     return None if dense.macs is None else round(dense.macs / max(1, recognised.macs), 4)
+
+
+def _lighter_baseline(dense: Dense, recognised: Recognised) -> tuple[str, ...]:
+    """Said of a baseline that cannot be a dense ancestor: a wrong file was given, perhaps."""
+    if recognised.kind != "given" or dense.macs is None or dense.macs >= recognised.macs:
+        return ()
+    return (f"the baseline does fewer multiply-accumulates ({dense.macs / 1e6:.3g} M) than the model "
+            f"({recognised.macs / 1e6:.3g} M): is it the dense network that this one was pruned from?",)
 
 
 def _always(built: Built) -> AtBatch:

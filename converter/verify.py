@@ -9,6 +9,7 @@ import onnx
 
 from gkp.converter.reference import evaluator
 from gkp.converter.sources.base import sample_inputs
+from gkp.errors import UnsupportedModelError, UsageError
 from gkp.manifest import Check, Verification
 from gkp.text import clean
 from gkp.types import Array, Progress, Run, silent
@@ -90,12 +91,20 @@ def verify(run: Run, engine: str, reference: Run, reference_name: str,
            inputs: Sequence[tuple[str, int, dict[str, Array]]], precision: str = "fp32",
            relative: float | None = None, progress: Progress = silent) -> Verification:
     """Compare two functions on the given inputs, see `compare`. The reference runs first: what it cannot run is the
-    model's fault."""
+    model's fault. UnsupportedModelError when the first one runs at the batch of the first input alone."""
     checks = []
     for number, (name, batch, feeds) in enumerate(inputs):
         progress(f"comparing with {clean(reference_name, 60)}", number / len(inputs))
         want = reference(feeds)
-        checks.append(compare(run(feeds), want, name, batch, precision, relative))
+        try:
+            got = run(feeds)
+        except UsageError as e:
+            if batch == inputs[0][1]:
+                raise
+            raise UnsupportedModelError(f"the converted model runs at batch {inputs[0][1]}, not at {batch}: {e.message}",
+                                        "the network keeps the batch that it was exported at: export it with a fixed batch, "
+                                        "and leave --dynamic-batch out") from e
+        checks.append(compare(got, want, name, batch, precision, relative))
     return Verification(passed=all(c.passed for c in checks), reference=reference_name, engine=engine, checks=checks)
 
 

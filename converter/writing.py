@@ -156,7 +156,7 @@ def _differs(prepared: Prepared, result: manifest.Verification,
     failed = inputs[result.checks.index(bad)]
     found = f"max error {bad.max_abs_error:.3g}, allowed {bad.tolerance:.3g} (inputs: {bad.name}, batch {bad.batch})"
     if where is None and prepared.job.target.name == "openvino" and _holds(prepared, stock, failed):
-        return VerificationError("OpenVINO computes something else than the file says, which ONNX Runtime runs right: " + found,
+        return VerificationError("OpenVINO computes something else than the file says (ONNX Runtime does not): " + found,
                                  "nothing was written; try --strategy dense, or --target ort or native")
     return VerificationError("the converted model computes something else: " + found
                              + (f"; first tensor that differs: {where}" if where else ""), _REPORT)

@@ -9,11 +9,12 @@ import onnx
 import pytest
 from cli_kit import save, small_net
 from onnx import numpy_helper
+from onnx_kit import Net
 
 import gkp
 from gkp.converter.reference import evaluator, reference
 from gkp.converter.verify import TOLERANCE, check_inputs, compare, first_difference, verify, worst
-from gkp.errors import VerificationError
+from gkp.errors import UnsupportedModelError, VerificationError
 from gkp.runtime.runners import OpenVinoRunner
 
 ONES = np.ones((2, 3), np.float32)
@@ -104,6 +105,18 @@ def test_a_model_in_the_one_form_runs_in_both() -> None:
     want = evaluator(given)[1](feeds)[0]
     for run in (evaluator(form)[1], reference(form)):
         np.testing.assert_allclose(run(feeds)[0], want, atol=1e-4)
+
+
+def test_a_batch_that_the_network_keeps_is_said_so(tmp_path: Path) -> None:
+    """A Concat with a constant of the batch that the form was made at."""
+    net = Net("n", 3, 8, 8)
+    y = net.conv3("x", 3, 8)
+    batch = net.op("Slice", net.op("Shape", y), net.ints(0), net.ints(1))
+    token = net.op("Expand", net.const(net.weight(1, 1, 8, 8)), net.op("Concat", batch, net.ints(1, 8, 8), axis=0))
+    path = save(net.model(net.op("Concat", y, token, axis=1)), tmp_path / "token.onnx")
+    with pytest.raises(UnsupportedModelError, match=r"runs at batch 1, not at 2: .*Concat") as caught:
+        gkp.convert(path, "ort", tmp_path / "out", benchmark=False, threads=1)
+    assert "--dynamic-batch" in caught.value.hint
 
 
 def test_a_fault_of_openvino_is_not_taken_for_one_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

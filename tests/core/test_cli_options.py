@@ -97,6 +97,13 @@ def test_a_baseline_of_another_shape_is_refused(model: Path, tmp_path: Path) -> 
     assert listing(tmp_path) == ["m.onnx", "other.onnx"]
 
 
+def test_a_baseline_that_computes_less_than_the_model_is_doubted(tmp_path: Path) -> None:
+    heavy, light = (save(small_net(groups=g), tmp_path / f"{g}.onnx") for g in (1, 4))
+    for model, baseline, doubted in ((heavy, light, True), (light, heavy, False)):
+        done = gkp("convert", model, "--baseline", baseline, "-o", tmp_path / "out", "--force", *FAST, expect=0)
+        assert ("the baseline does fewer multiply-accumulates" in " ".join(done.err.split())) == doubted
+
+
 def test_a_baseline_with_other_outputs_is_refused(model: Path, tmp_path: Path) -> None:
     """A model that scores other classes is nobody's dense ancestor."""
     from onnx_kit import Net
