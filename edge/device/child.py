@@ -1,7 +1,6 @@
 """`python -m gkp.edge.device.child ARGUMENTS`: gkp with these arguments, as a child of a process that holds its stdin open.
 When that process ends, in whatever way, stdin reaches its end and so does the child: a killed coordinator leaves no worker
-behind. The child computes whenever a core is free, but does not take one from who just asked it: that one has others to
-ask."""
+behind."""
 
 from __future__ import annotations
 
@@ -9,7 +8,6 @@ import os
 import runpy
 import signal
 import threading
-from contextlib import suppress
 
 
 def _end_with_parent() -> None:
@@ -20,8 +18,6 @@ def _end_with_parent() -> None:
 
 def main() -> None:
     """See the module."""
-    with suppress(OSError):
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     runpy.run_module("gkp.entry", run_name="__main__", alter_sys=True)  # by name: nothing here imports what is above it
 
