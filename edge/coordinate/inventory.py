@@ -31,7 +31,7 @@ class Inventory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def read_inventory(path: Path) -> Inventory:
     """A cluster.yaml. UsageError when an entry makes no sense or there are no keys, FileError when it cannot be read."""
     try:
-        found = msgspec.convert(load_yaml(path), Inventory)
+        found = msgspec.convert(load_yaml(path, "check the path"), Inventory)
     except msgspec.ValidationError as e:
         raise UsageError(f"{path}: {e}", "it holds devices (name: host:port), keys, and perhaps fallback") from e
     if (found.keys is None) != found.insecure:

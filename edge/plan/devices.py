@@ -69,7 +69,7 @@ def parse_devices(text: str) -> list[Device]:
 def read_devices(path: Path) -> list[Device]:
     """The devices of a devices.yaml (see the module). Anchors and aliases are refused: a small file cannot grow."""
     try:
-        inventory = msgspec.convert(load_yaml(path), _Inventory)
+        inventory = msgspec.convert(load_yaml(path, "give a number of devices, or a devices.yaml"), _Inventory)
     except msgspec.ValidationError as e:
         raise UsageError(f"{path}: {e}", "an entry has name, speed, memory and address; only name must be there") from e
     if not 1 <= len(inventory.devices) <= MAX_DEVICES:
@@ -82,9 +82,9 @@ def read_devices(path: Path) -> list[Device]:
     return devices
 
 
-def load_yaml(path: Path) -> Any:
-    """Plain data of a small YAML file. FileError when it is missing, too large, or not YAML; BackendMissingError without
-    PyYAML."""
+def load_yaml(path: Path, hint: str) -> Any:
+    """Plain data of a small YAML file. hint: what to do when it is missing. FileError when it is that, too large, or not YAML;
+    BackendMissingError without PyYAML."""
     yaml = require("yaml", "edge", "reading YAML files")
     try:
         with path.open("rb") as f:
@@ -94,7 +94,7 @@ def load_yaml(path: Path) -> Any:
         _check_tokens(yaml, data, path)
         return yaml.safe_load(data)
     except FileNotFoundError:
-        raise FileError(f"no such file: {path}", "check the path") from None
+        raise FileError(f"no such file: {path}", hint) from None
     except OSError as e:
         raise FileError(f"{path} cannot be read: {e.strerror}", "check its permissions") from e
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as e:
