@@ -83,8 +83,8 @@ def read_devices(path: Path) -> list[Device]:
 
 
 def load_yaml(path: Path, hint: str) -> Any:
-    """Plain data of a small YAML file. hint: what to do when it is missing. FileError when it is that, too large, or not YAML;
-    BackendMissingError without PyYAML."""
+    """Plain data of a small YAML file. hint: what to do when it is missing. FileError when it is that, too large, or not
+    YAML; BackendMissingError without PyYAML."""
     yaml = require("yaml", "edge", "reading YAML files")
     try:
         with path.open("rb") as f:
