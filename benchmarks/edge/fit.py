@@ -4,7 +4,10 @@ through what that takes.
 A model of k hops makes an array of b bytes on device 0, which then goes from device to device k times. The time of one hop
 is the difference between a long and a short chain over the difference of their hops, less what the segments compute: the
 coordinator's part cancels. What a worker spends on a segment that computes nothing is told apart (segment_ms), and so is its
-processor time, by the segment alone (hops)."""
+processor time, by the segment alone (hops).
+
+Between segments of a network a message costs several times as much: they go through more memory than the caches hold, and
+where a device waits it finds nothing of its program there. The cold chain's segments do so, too."""
 
 from __future__ import annotations
 
@@ -25,6 +28,8 @@ from gkp.edge.plan.schema import COORDINATOR, Link, Plan, Segment, Transfer, Val
 
 SIZES = (1_000, 16_000, 128_000, 1_000_000)
 HOPS = (2, 10)
+_COLD_BYTES = 16 << 20
+"""That a segment of the cold chain writes and reads."""
 _ANY = Link(name="any", bandwidth=1e9, rtt=0.0)
 
 
@@ -69,21 +74,29 @@ def straight_line(points: Sequence[tuple[int, float]]) -> Fitted:
 
 def write_chains(folder: Path, devices: int, sizes: Sequence[int] = SIZES) -> dict[Path, Plan]:
     """The models, by folder: their names are those of chain_name."""
-    return {path: _write(path, size, hops, devices) for size in sizes for hops in HOPS
+    return {path: _write(path, size, hops, devices, cold=False) for size in sizes for hops in HOPS
             for path in [folder / chain_name(size, hops)]}
+
+
+def write_cold_chains(folder: Path, devices: int) -> dict[Path, Plan]:
+    """The same for the smallest size, with segments that leave nothing in the caches."""
+    return {path: _write(path, SIZES[0], hops, devices, cold=True) for hops in HOPS
+            for path in [folder / chain_name(SIZES[0], hops, cold=True)]}
 
 
 def hops(chains: Mapping[str, tuple[Path, Plan]], sizes: Sequence[int] = (SIZES[0], SIZES[-1])) -> list[Alone]:
     """What hands arrays on in the chains, each by itself: its processor time is no part of a message's. chains: by name."""
-    return [Alone(name=_hop_name(size), kind="hop", path=str(chains[chain_name(size, HOPS[0])][0])) for size in sizes]
+    wanted = [(size, False) for size in sizes] + [(SIZES[0], True)]
+    return [Alone(name=_hop_name(size, cold), kind="hop", path=str(chains[name][0]))
+            for size, cold in wanted if (name := chain_name(size, HOPS[0], cold)) in chains]
 
 
-def _hop_name(size: int) -> str:
-    return f"{size}-bytes-hop"
+def _hop_name(size: int, cold: bool) -> str:
+    return f"{size}-bytes-hop{'-cold' * cold}"
 
 
-def chain_name(size: int, hops: int) -> str:
-    return f"{size}-bytes-{hops}-hops"
+def chain_name(size: int, hops: int, cold: bool = False) -> str:
+    return f"{size}-bytes-{hops}-hops{'-cold' * cold}"
 
 
 def hop_times(taken: Mapping[str, Taken], sizes: Sequence[int] = SIZES) -> list[tuple[int, float]]:
@@ -112,10 +125,10 @@ def segment_ms(taken: Mapping[str, Taken]) -> float | None:
     return None if long is None or long.counted is None else long.counted.compute_ms / (HOPS[1] + 1)
 
 
-def message_cpu_ms(taken: Mapping[str, Taken], size: int = SIZES[0]) -> float | None:
+def message_cpu_ms(taken: Mapping[str, Taken], size: int = SIZES[0], cold: bool = False) -> float | None:
     """Processor time of a message (default: of the smallest size), both ends together, less that of its segment alone."""
-    short, long = (taken.get(chain_name(size, hops)) for hops in HOPS)
-    segment = taken.get(_hop_name(size), Taken()).own_cpu_ms
+    short, long = (taken.get(chain_name(size, hops, cold)) for hops in HOPS)
+    segment = taken.get(_hop_name(size, cold), Taken()).own_cpu_ms
     if short is None or long is None or short.cpu_ms is None or long.cpu_ms is None or segment is None:
         return None
     return max(0.0, (long.cpu_ms - short.cpu_ms) / (HOPS[1] - HOPS[0]) - segment)
@@ -128,7 +141,7 @@ def cpu_ns_per_byte(taken: Mapping[str, Taken]) -> float | None:
 
 
 # ---- the models -----------------------------------------------------------------------------------------------------
-def _write(folder: Path, size: int, hops: int, devices: int) -> Plan:
+def _write(folder: Path, size: int, hops: int, devices: int, cold: bool) -> Plan:
     count = size // 4
     shapes = [[1, 1], *([1, count] for _ in range(hops)), [1, 1]]
     values = [Value(name=f"v{k}", tensor=f"v{k}", shape=shape, dtype="float32", producer=k - 1 if k else COORDINATOR)
@@ -139,7 +152,7 @@ def _write(folder: Path, size: int, hops: int, devices: int) -> Plan:
     transfers += [Transfer(value=f"v{k}", source=(k - 1) % 2, target=k % 2, bytes=4 * count) for k in range(1, hops + 1)]
     transfers.append(Transfer(value=f"v{hops + 1}", source=hops % 2, target=COORDINATOR, bytes=4))
     files: dict[str, dict[str, str]] = {str(k): {} for k in range(devices)}
-    for segment, model in zip(segments, _models(shapes), strict=True):
+    for segment, model in zip(segments, _models(shapes, cold), strict=True):
         path = device_folder(folder, segment.device) / segment.file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(model.SerializeToString())
@@ -151,8 +164,9 @@ def _write(folder: Path, size: int, hops: int, devices: int) -> Plan:
     return plan
 
 
-def _models(shapes: Sequence[Sequence[int]]) -> Iterator[onnx.ModelProto]:
-    """The first one makes the array, the last one its maximum, those between hand it on."""
+def _models(shapes: Sequence[Sequence[int]], cold: bool) -> Iterator[onnx.ModelProto]:
+    """The first one makes the array, the last one its maximum, those between hand it on (cold: and fill the caches with
+    copies of its maximum, of which 0 comes in the end)."""
     last = len(shapes) - 2
     for k, (before, after) in enumerate(pairwise(shapes)):
         ends = [[helper.make_tensor_value_info(f"v{k + j}", TensorProto.FLOAT, shape)]
@@ -165,6 +179,15 @@ def _models(shapes: Sequence[Sequence[int]]) -> Iterator[onnx.ModelProto]:
             constants.append(numpy_helper.from_array(np.array([1], np.int64), "axes"))
             node = helper.make_node("ReduceMax", [f"v{k}", "axes"], [f"v{k + 1}"], keepdims=1)
         else:
-            node = helper.make_node("Neg", [f"v{k}"], [f"v{k + 1}"])
-        graph = helper.make_graph([node], "hop", *ends, constants)
+            node = helper.make_node("Neg", [f"v{k}"], ["negative" if cold else f"v{k + 1}"])
+        nodes = [node]
+        if cold and node.op_type == "Neg":
+            constants += [numpy_helper.from_array(np.array([1], np.int64), "axes"),
+                          numpy_helper.from_array(np.array([1, _COLD_BYTES // 4], np.int64), "many")]
+            nodes += [helper.make_node("ReduceMax", [f"v{k}", "axes"], ["one"], keepdims=1),
+                      helper.make_node("Expand", ["one", "many"], ["copies"]),
+                      helper.make_node("ReduceMin", ["copies", "axes"], ["least"], keepdims=1),
+                      helper.make_node("Sub", ["one", "least"], ["zero"]),
+                      helper.make_node("Add", ["negative", "zero"], [f"v{k + 1}"])]
+        graph = helper.make_graph(nodes, "hop", *ends, constants)
         yield helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)

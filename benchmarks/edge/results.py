@@ -104,10 +104,11 @@ class EdgeRow(Timed, frozen=True, kw_only=True):
 
 class LinkFit(Explained, frozen=True, kw_only=True):
     """A link as it was found: one message of b bytes takes alpha_ms + b * beta_ns_per_byte, fitted to `points` (bytes, ms)
-    of real messages between two workers. rtt_ms: of the packets alone; request_ms: what a request costs that moves
-    and computes next to nothing; cpu_ms: processor time of a small message, on both ends together, cpu_ns_per_byte: of each
-    byte; residual: largest relative error of the fit. emulator: what shapes the link; stated: as it was asked for, null for
-    the one there is; dilation: everything, the link included, is this much slower; device_speed: as of Group."""
+    of real messages between two workers, and what it costs more between segments that use the caches. rtt_ms: of the
+    packets alone; request_ms: what a request costs that moves and computes next to nothing; cpu_ms: processor time of a
+    small message there, on both ends together, warm_cpu_ms: between segments that compute nothing, cpu_ns_per_byte: of
+    each byte; residual: largest relative error of the fit. emulator: what shapes the link; stated: as it was asked for,
+    null for the one there is; dilation: everything, the link included, is this much slower; device_speed: as of Group."""
 
     link: str
     devices: int
@@ -119,6 +120,7 @@ class LinkFit(Explained, frozen=True, kw_only=True):
     rtt_ms: float | None = None
     request_ms: float | None = None
     cpu_ms: float | None = None
+    warm_cpu_ms: float | None = None
     cpu_ns_per_byte: float | None = None
     residual: float | None = None
     device_speed: float = 1.0

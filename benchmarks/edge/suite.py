@@ -147,8 +147,14 @@ class _Suite:
                             device_speed=site.speed, missing=e.message)
         self.fits.append(found)
 
+    def _found(self, site: Site) -> Link:
+        """The link of a site as it was measured, or as it is stated."""
+        measured = _link(self.fitted.get((site.name, site.dilation)), site, dilated=False)
+        return measured or site.link or parse_link("loopback")
+
     def _chains(self, site: Site, work: Path) -> dict[str, tuple[Path, Plan]]:
-        return {path.name: (path, plan) for path, plan in fit.write_chains(work / "chains", site.devices).items()}
+        made = {**fit.write_chains(work / "chains", site.devices), **fit.write_cold_chains(work / "chains", site.devices)}
+        return {path.name: (path, plan) for path, plan in made.items()}
 
     # ---- cases ------------------------------------------------------------------------------------------------------
     def _case(self, case: Case, number: int, opener: Opener, sites: Mapping[int, Sequence[Site]], report: Progress) -> None:
@@ -161,7 +167,7 @@ class _Suite:
         profiles = None
         for devices, some in sites.items():
             native = [network for network, means in best.items() if means.name.endswith("native")]
-            splits = make_splits(opened, devices, some[0].link or parse_link("loopback"), self._work(), report,
+            splits = make_splits(opened, devices, self._found(some[0]), self._work(), report,
                                  self.settings.seconds, native, self.settings.speed, self.settings.rows)
             profiles = profiles or splits.profiles
             for site in some:
@@ -192,8 +198,7 @@ class _Suite:
         return {network: means[name] for network, name in best.items() if name is not None}
 
     def _group(self, opened: Opened, splits: Splits, site: Site, best: Mapping[str, Alone], report: Progress) -> Group:
-        before = _link(self.fitted.get((site.name, site.dilation)), site, dilated=False)
-        same, words = decide(splits, before or site.link or parse_link("loopback"))
+        same, words = decide(splits, self._found(site))
         chosen = splits.by_mode
         flights = {name: min(16, 2 * site.devices) for name in chosen if name != SPATIAL_DENSE}
         work = self._work()
@@ -268,10 +273,12 @@ def _fitted(site: Site, outcome: Outcome, emulator: str) -> LinkFit:
         why = next((t.failed for t in outcome.taken.values() if t.failed), "no message came through")
         return msgspec.structs.replace(found, missing=f"the link could not be measured: {why}")
     line = fit.straight_line(points)
+    cpu, cold = fit.message_cpu_ms(outcome.taken), fit.message_cpu_ms(outcome.taken, cold=True)
+    more = 0.0 if cpu is None or cold is None else max(0.0, cold - cpu)
     return msgspec.structs.replace(
-        found, alpha_ms=line.alpha_ms, beta_ns_per_byte=line.beta_ns_per_byte, rtt_ms=outcome.rtt_ms, residual=line.residual,
-        points=points, request_ms=fit.request_ms(outcome.taken, points[0][1]), cpu_ms=fit.message_cpu_ms(outcome.taken),
-        cpu_ns_per_byte=fit.cpu_ns_per_byte(outcome.taken))
+        found, alpha_ms=line.alpha_ms + more, beta_ns_per_byte=line.beta_ns_per_byte, rtt_ms=outcome.rtt_ms,
+        residual=line.residual, points=points, request_ms=fit.request_ms(outcome.taken, points[0][1]),
+        cpu_ms=None if cpu is None else cpu + more, warm_cpu_ms=cpu, cpu_ns_per_byte=fit.cpu_ns_per_byte(outcome.taken))
 
 
 def _link(found: LinkFit | None, site: Site, dilated: bool) -> Link | None:

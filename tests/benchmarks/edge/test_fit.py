@@ -81,10 +81,20 @@ def test_the_processor_time_of_a_message_is_that_of_the_longer_chain_more_less_i
     assert fit.message_cpu_ms({}) is None
 
 
+def test_what_a_message_costs_between_segments_that_use_the_caches_is_told_apart(tmp_path: Path) -> None:
+    chains = {path.name: (path, plan) for path, plan in {**fit.write_chains(tmp_path, 2), **fit.write_cold_chains(tmp_path, 2)}.items()}
+    times = {fit.chain_name(fit.SIZES[0], hops, cold): Taken(ms=[1.0], cpu_ms=2.0 + (4.0 if cold else 0.7) * hops)
+             for hops in fit.HOPS for cold in (False, True)}
+    warm, _, cold = fit.hops(chains)
+    times |= {warm.name: Taken(ms=[0.1], own_cpu_ms=0.2), cold.name: Taken(ms=[3.0], own_cpu_ms=3.0)}
+    assert fit.message_cpu_ms(times) == pytest.approx(0.5)
+    assert fit.message_cpu_ms(times, cold=True) == pytest.approx(1.0)
+
+
 def test_the_chains_are_plans_that_run_and_send_what_their_names_say(tmp_path: Path) -> None:
-    for folder, plan in fit.write_chains(tmp_path, 3).items():
+    for folder, plan in {**fit.write_chains(tmp_path, 3), **fit.write_cold_chains(tmp_path, 3)}.items():
         between = [t.bytes for t in plan.transfers if COORDINATOR not in (t.source, t.target)]
-        assert fit.chain_name(between[0], len(between)) == folder.name
+        assert folder.name.removesuffix("-cold") == fit.chain_name(between[0], len(between))
         assert len(set(between)) == 1
         executor = InProcessExecutor.open(plan, folder)
         sign = (-1) ** (len(between) - 1)
