@@ -167,7 +167,7 @@ class _Suite:
         profiles = None
         for devices, some in sites.items():
             native = [network for network, means in best.items() if means.name.endswith("native")]
-            splits = make_splits(opened, devices, self._found(some[0]), self._work(), report,
+            splits = make_splits(opened, devices, some[0].link or parse_link("loopback"), self._work(), report,
                                  self.settings.seconds, native, self.settings.speed, self.settings.rows)
             profiles = profiles or splits.profiles
             for site in some:
