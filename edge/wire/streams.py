@@ -99,8 +99,8 @@ class Stream:
             if self._blocked or more:
                 return
             self._flush()
-        if self._blocked != bool(self._events & WRITE):
-            self._settle()
+        if self._blocked != bool(self._events & WRITE):  # the loop waits for what the stream waits for
+            self._loop.call(self._watch)
 
     def forget(self, call: int) -> None:
         """Frames of this call that wait are not sent, if they were not begun."""
@@ -163,11 +163,6 @@ class Stream:
         self._out.clear()
         self._raw, self._blocked = memoryview(b""), False
         self._loop.call(partial(self.lose, words(error)))
-
-    def _settle(self) -> None:
-        """The loop waits for what the stream waits for, where that has changed."""
-        if self._blocked != bool(self._events & WRITE):
-            self._loop.call(self._watch)
 
     # ---- receiving: in the loop's thread ----------------------------------------------------------------------------
     def _begin(self) -> None:
