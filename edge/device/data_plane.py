@@ -31,6 +31,8 @@ HELLO_S = 10.0
 """From the handshake to the first frame."""
 STREAMS = 32
 """Of one certificate, at once."""
+_TOGETHER = 8
+"""Values of whose acceptance a peer is told at once, at most."""
 _WAITING = 8
 """Answers that may wait for a peer that does not read: then nothing more is read from it."""
 _REQUEST = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
@@ -48,7 +50,7 @@ class DataPlane:
                             for spec in [*shard.entering, *shard.arriving.values(), Spec("", "uint8", (1,))])
         self.peers: set[Peer] = set()
         self.members: Counter[str | None] = Counter()
-        worker.join(loop)
+        worker.join(loop, self._computed)
         loop.call(lambda: loop.ticking.append(self._tick))
 
     def admit(self, sock: socket.socket, codec: Codec) -> None:
@@ -78,6 +80,14 @@ class DataPlane:
     def _tick(self, now: float) -> None:
         for peer in list(self.peers):
             peer.tick(now)
+
+    def _computed(self) -> None:
+        """A request's segments are: what came for it is answered. From any thread."""
+        self.loop.soon(self._acknowledge)
+
+    def _acknowledge(self) -> None:
+        for peer in list(self.peers):
+            peer.acknowledge()
 
     def served(self, plan: str) -> Shard:
         """Refusal (NOT_FOUND) when it is not."""
@@ -158,6 +168,7 @@ class Peer:
 
     def tick(self, now: float) -> None:
         """Ends what is over."""
+        self.acknowledge()
         if not self._greeted and now > self._came + HELLO_S:
             self.stream.lose("it says nothing")
         for request in list(self._calls.values()):
@@ -279,14 +290,15 @@ class Peer:
             self._reply(value.call, {"accepted": verdict})
             return
         self._accepted.append(value.call)
-        if len(self._accepted) == 1:
-            self._plane.loop.soon(self._acknowledge)
+        if len(self._accepted) >= _TOGETHER:
+            self.acknowledge()
 
-    def _acknowledge(self) -> None:
+    def acknowledge(self) -> None:
         """Tell it of all values that were accepted."""
-        first, *others = self._accepted
-        self._reply(first, {"accepted": "new"}, others)
-        self._accepted.clear()  # it is not idle in between
+        if self._accepted:
+            first, *others = self._accepted
+            self._reply(first, {"accepted": "new"}, others)
+            self._accepted.clear()  # it is not idle in between
 
     # ---- answers ----------------------------------------------------------------------------------------------------
     def _reply(self, call: int, parameters: dict[str, Parameter], also: Sequence[int] = ()) -> None:

@@ -56,15 +56,17 @@ class Worker:
         self._closed: OrderedDict[Key, int] = OrderedDict()  # the highest attempt
         self._jobs = Jobs(self._mutex, self._lock)
         self._loop: Loop | None = None
+        self._told: Callable[[], None] | None = None
         self._probes: set[Probe] = set()
         self._numbers = itertools.count()
         self._draining = False
         self._thread = threading.Thread(target=self._compute_all, name="gkp-compute", daemon=True)
         self._thread.start()
 
-    def join(self, loop: Loop) -> None:
-        """Let the loop's threads compute what their turns bring, so that none has to wake another."""
-        self._loop = loop
+    def join(self, loop: Loop, computed: Callable[[], None]) -> None:
+        """Let the loop's threads compute what their turns bring, so that none has to wake another. computed: called from any
+        thread when all segments of a request are."""
+        self._loop, self._told = loop, computed
         loop.share(self._jobs.work)
 
     # ---- what the coordinator asks --------------------------------------------------------------------------------
@@ -324,6 +326,8 @@ class Worker:
             moving = self._leaving(request, done)
             self._enqueue(request, done.ready)
             self._check_finished(request)
+            if not request.segments_left and self._told is not None:
+                self._later.append(self._told)
             return moving
 
     def _leaving(self, request: Request, done: Done) -> list[tuple[str, Array, int]]:

@@ -19,8 +19,6 @@ from gkp.edge.wire.buffers import Buffers
 
 TICK_S = 0.1
 """How often deadlines and signs of life are looked at."""
-SOON_S = 0.005
-"""What can wait, and is cheaper together with what comes after it, waits so long."""
 READ, WRITE = EPOLLIN, EPOLLOUT
 RAW = 256 << 10
 """Bytes that are taken from a socket at once; then it is the next one's turn."""
@@ -44,7 +42,6 @@ class Loop:
         self._name, self._poll = name, epoll()
         self._known: dict[int, tuple[int, Work]] = {}  # by descriptor: events that it waits for, whom to call
         self._calls: deque[Callable[[], None]] = deque()
-        self._later: deque[tuple[float, Callable[[], None]]] = deque()
         self._due = 0.0
         self._turn, self._owner = threading.Lock(), 0
         self._leading = threading.Lock()
@@ -71,8 +68,8 @@ class Loop:
             self._stir()
 
     def soon(self, work: Callable[[], None]) -> None:
-        """Do it SOON_S from now, or when a thread comes back from what it does apart, TICK_S from now at the latest."""
-        self._later.append((time.monotonic() + SOON_S, work))
+        """Do it in the next turn, for which nobody is woken: TICK_S from now at the latest."""
+        self._calls.append(work)
 
     def share(self, work: Callable[[], None]) -> None:
         """Call work() from now on after each turn, without the turn, in the thread that had it. It may take long: there is
@@ -171,9 +168,8 @@ class Loop:
     # ---- a turn -----------------------------------------------------------------------------------------------------
     def _take_turn(self, most: float) -> None:
         """Wait until something happens, `most` seconds at most, and do what is due."""
-        due = min(self._due, self._later[0][0]) if self._later else self._due
         try:
-            happened = self._poll.poll(0.0 if self._calls else max(0.0, min(due - time.monotonic(), most)))
+            happened = self._poll.poll(0.0 if self._calls else max(0.0, min(self._due - time.monotonic(), most)))
             with self._turn:
                 self._owner = threading.get_ident()
                 try:
@@ -182,9 +178,10 @@ class Loop:
                     for _ in range(len(self._calls)):
                         self._calls[0]()
                         self._calls.popleft()
-                    now = time.monotonic()
-                    if now >= self._due or (self._later and self._later[0][0] <= now):
-                        self._do_due(now)
+                    if (now := time.monotonic()) >= self._due:
+                        self._due = now + TICK_S
+                        for tick in list(self.ticking):
+                            tick(now)
                 finally:
                     self._owner = 0
         except BaseException:  # Ctrl-C in until(): the others do what is left
@@ -203,11 +200,3 @@ class Loop:
         work(came & wanted)
         if self._known.get(number) is known:
             self._poll.modify(number, wanted | EPOLLONESHOT)
-
-    def _do_due(self, now: float) -> None:
-        while self._later and self._later[0][0] <= now:
-            self._later.popleft()[1]()
-        if now >= self._due:
-            self._due = now + TICK_S
-            for tick in list(self.ticking):
-                tick(now)

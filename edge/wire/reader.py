@@ -24,23 +24,23 @@ class FrameReader:
         self._wants, self._arrived = wants, arrived
         self._inbox = self.want = memoryview(bytearray(_INBOX))
         self._have = 0  # bytes in the inbox
-        self._left = 0  # of a body and its trailer
+        self.left = 0  # bytes to come of a body and its trailer
         self._room: Array | None = None  # for those
 
     @property
     def between(self) -> bool:
         """Has no frame begun?"""
-        return not self._have and not self._left
+        return not self._have and not self.left
 
     def filled(self, count: int) -> None:
         """So many bytes are in `want`. FrameError when they are no frame."""
-        if not self._left:
+        if not self.left:
             self._have += count
             self._unpack()
             return
-        self._left -= count
-        if self._left:
-            self.want = _nowhere[:self._left] if self._room is None else self.want[count:]
+        self.left -= count
+        if self.left:
+            self.want = _nowhere[:self.left] if self._room is None else self.want[count:]
         else:
             self._end_body()
             self.want = self._inbox
@@ -58,7 +58,7 @@ class FrameReader:
             else:
                 self._inbox[:left] = self._inbox[at:self._have]
         self._have = left
-        if not self._left:
+        if not self.left:
             self.want = self._inbox[left:]
 
     def _next(self, at: int) -> int:
@@ -85,15 +85,15 @@ class FrameReader:
     def _begin_body(self, came: Prelude, head: Head, at: int) -> int:
         size = came.body + TRAILER
         here = min(size, self._have - at)
-        self._came, self._head, self._left = came, head, size - here
+        self._came, self._head, self.left = came, head, size - here
         self._room = self._buffers.lend(size) if self._wants(head, came.body) else None
         if self._room is not None:
             place = memoryview(self._room)  # type: ignore[arg-type]
             place[:here] = self._inbox[at:at + here]
             self.want = place[here:]
         else:
-            self.want = _nowhere[:self._left]
-        if not self._left:
+            self.want = _nowhere[:self.left]
+        if not self.left:
             self._end_body()
         return at + here
 

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
-from socket import socket
+from socket import SO_RCVLOWAT, SOL_SOCKET, socket
 from typing import Protocol
 
 from gkp.edge.wire import frames
@@ -29,6 +29,10 @@ KEEPALIVE_TIMEOUT_S = 1.5
 """Until then it has given it. A peer that takes nothing off the connection has both times together."""
 _RECORD, _MANY = 16 << 10, 8
 """Bytes that a record of TLS holds: so many pieces that are smaller are encrypted together."""
+_LITTLE, _MUCH = 16 << 10, 64 << 10
+"""Bytes of a frame that are still to come: with fewer nobody waits for more; nobody waits for more than this at once."""
+_BEGUN = 20 << 10
+"""Bytes that may have come of a record which is not all there."""
 _EMPTY = 64 << 10
 """Bytes in a row that hold nothing for anybody: handshake messages, such as key updates."""
 
@@ -73,6 +77,7 @@ class Stream:
         self._heard = self._moved = time.monotonic()
         self._asked = 0.0
         self._empty = 0
+        self._least = 1  # bytes that the kernel waits for before it tells of them
         self._reader = FrameReader(max_head, max_body, loop.buffers, self._wants, self._arrived)
 
     @property
@@ -203,15 +208,24 @@ class Stream:
         self._watch()
 
     def _receive(self) -> None:
-        """What came; of a frame that has begun also what came in the meantime. It ends this stream at most."""
+        """What came; of a frame that has begun also what came in the meantime, unless there is much to come. It ends this
+        stream at most."""
         room = RAW
         try:
-            while room == RAW or (room > 0 and not self._reader.between and not self._gone):
+            while room == RAW or (room > 0 and not self._reader.between and not self._gone and self._least == 1):
                 room -= self._take_in(room)
+                self._expect(self._reader.left - _BEGUN)
         except BlockingIOError:
             pass
         except BaseException as e:  # Ctrl-C too: nobody knows how far it came
             self._give_up(e)
+
+    def _expect(self, left: int) -> None:
+        """So many bytes of a frame are to come, or more: a large one is not looked at packet by packet."""
+        least = min(left, _MUCH) if left >= _LITTLE else 1
+        if least != self._least and not self._gone:
+            self._least = least
+            self._sock.setsockopt(SOL_SOCKET, SO_RCVLOWAT, least)
 
     def _give_up(self, error: BaseException) -> None:
         self.lose(words(error))
@@ -265,6 +279,10 @@ class Stream:
 
     # ---- signs of life ----------------------------------------------------------------------------------------------
     def _tick(self, now: float) -> None:
+        if self._least > 1 and self._events & READ:  # what comes slowly is a sign of life, too
+            self._receive()
+        if self._gone:
+            return
         if (self._out or self._raw) and now > self._moved + KEEPALIVE_S + KEEPALIVE_TIMEOUT_S:
             self.lose("it takes nothing off the connection")
         elif self._asked and now > self._asked + KEEPALIVE_TIMEOUT_S:
