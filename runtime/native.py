@@ -151,7 +151,14 @@ def _checked(feeds: Mapping[str, Array], name: str, port: _Port) -> Array:
 
 
 def _pointers(arrays: list[Array]) -> Any:
-    return (ctypes.c_void_p * len(arrays))(*(a.__array_interface__["data"][0] for a in arrays))
+    return (ctypes.c_void_p * len(arrays))(*[_address(a) for a in arrays])
+
+
+def _address(array: Array) -> int:
+    if array.flags.writeable and array.size:  # a quarter of the time
+        return ctypes.addressof(ctypes.c_byte.from_buffer(array))  # type: ignore[arg-type]
+    address: int = array.__array_interface__["data"][0]
+    return address
 
 
 def _ports(ports: list[dict[str, Any]], path: Path) -> dict[str, _Port]:

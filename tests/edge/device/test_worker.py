@@ -385,6 +385,20 @@ def test_what_is_given_up_while_the_processor_is_busy_does_not_pile_up(book: Wor
     runner.let.set()
 
 
+def test_it_tells_once_that_all_segments_of_a_request_are_computed(book: Worker, right: Shard) -> None:
+    told: list[bool] = []
+    loop = Loop("test")
+    try:
+        book.join(loop, lambda: told.append(True))
+        request = begin(book, right)
+        assert not told
+        assert take(book, right) == "new"
+        book.wait(request, profile=False)
+        assert told == [True]
+    finally:
+        loop.close()
+
+
 # ---- sending --------------------------------------------------------------------------------------------------------
 def send(plan: Plan, *answers: str, deadline: float = 20) -> tuple[Any, FakeWorker]:
     """One request on the left device, whose peer answers like this: (counters or refusal, peer)."""

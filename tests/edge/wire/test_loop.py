@@ -55,6 +55,18 @@ def inbox(loop: Loop) -> Iterator[Inbox]:
     made.close()
 
 
+def test_what_can_wait_is_done_in_the_next_turn_and_in_the_end_without_one(loop: Loop, inbox: Inbox) -> None:
+    done: list[str] = []
+    loop.soon(lambda: done.append("a"))
+    inbox.far.send(b"1")
+    inbox.wait(1)
+    end = time.monotonic() + SOON_S
+    loop.soon(lambda: done.append("b"))
+    while done != ["a", "b"]:
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
 def test_who_waits_receives_itself_and_at_once(loop: Loop, inbox: Inbox) -> None:
     mine, slowest = 0, 0.0
     for k in range(1, 201):

@@ -4,6 +4,7 @@ stream at most."""
 from __future__ import annotations
 
 import socket
+import statistics
 import subprocess
 import threading
 import time
@@ -24,7 +25,7 @@ from gkp.edge.wire.dial import dial
 from gkp.edge.wire.door import SHAKING, Door
 from gkp.edge.wire.frames import ALPN, PREFACE, Answer, Head, Ready
 from gkp.edge.wire.identity import read_keys
-from gkp.edge.wire.loop import Loop
+from gkp.edge.wire.loop import TICK_S, Loop
 from gkp.edge.wire.streams import Stream, StreamLostError
 from gkp.edge.wire.tls import Codec, Tls, client_context, server_context
 
@@ -152,6 +153,42 @@ def test_bodies_of_any_size_go_there_and_back(client: Client, size: int) -> None
     array = np.random.default_rng(size).integers(0, 256, size, np.uint8)
     np.testing.assert_array_equal(client.ask(1, array), array)
     assert client.ask(2) is None
+
+
+def _told_in_pieces(server: Server, keys: Path, size: int, piece: int, pause: float) -> float:
+    """Seconds from the last piece of a frame (pieces do not end where records do) to its answer."""
+    body = np.random.default_rng(size).integers(0, 256, size, np.uint8)
+    sock, codec = dial(server.address, "right", client_context(read_keys(keys / "coordinator")), SOON_S, lambda _: None)
+    with sock:
+        sock.setblocking(True)
+        codec.wrap(kit.framed(Ready(size, "p"), body))
+        said = codec.leaving()
+        for at in range(0, len(said), piece):
+            time.sleep(pause)
+            sock.sendall(said[at:at + piece])
+        sent = time.monotonic()
+        wanted, came, room = kit.framed(Answer(size, {"whole": True}), body), b"", bytearray(2 * size)
+        while len(came) < len(wanted):
+            data = sock.recv(1 << 20)
+            assert data, server.echo.reasons
+            codec.put(memoryview(data))
+            came += bytes(room[:codec.take(memoryview(room))])
+        took = time.monotonic() - sent
+    assert came == wanted
+    return took
+
+
+def test_a_large_frame_that_comes_in_pieces_is_there_with_its_last_one(server: Server, keys: Path) -> None:
+    """The kernel is asked to wait for much at once, but never for more than will come."""
+    took = [_told_in_pieces(server, keys, size, piece, 0.0005) for size in (36_864, 40_000, 100_000, 250_007)
+            for piece in (5_000, 16_384, 33_333)]
+    assert statistics.median(took) < TICK_S / 4, took
+
+
+def test_a_large_frame_that_comes_slowly_is_a_sign_of_life(server: Server, keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "KEEPALIVE_S", 0.5)
+    monkeypatch.setattr(streams, "KEEPALIVE_TIMEOUT_S", 0.5)
+    _told_in_pieces(server, keys, 100_000, 1_000, 0.02)
 
 
 def test_many_threads_send_at_once_and_no_frame_is_torn(client: Client) -> None:
