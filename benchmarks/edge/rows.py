@@ -12,6 +12,7 @@ from gkp.benchmarks.edge.job import Counted, Outcome, Taken
 from gkp.benchmarks.edge.plans import DENSE, GROUPED
 from gkp.benchmarks.edge.quota import Held
 from gkp.benchmarks.edge.results import EdgeRow, Payload, Predicted, Rate, Wire
+from gkp.edge.divide.decide import BEYOND
 from gkp.edge.divide.write import TOLERANCE
 from gkp.edge.forecast.predict import predict
 from gkp.edge.forecast.profile import Profiles
@@ -95,9 +96,10 @@ def one_device(outcome: Outcome, context: Context, network: str) -> str:
 
 def honest(gain: Ratio | None, busy: int, cores: int, share: float, refused: list[str]) -> Ratio | None:
     """The gain, if working at once can bring it: not more than there are devices, nor than cores (of which quotas give each
-    device a share). Else None, and the reason is added to `refused`."""
+    device a share), and BEYOND that, which medians of the same thing differ by. Else None, and the reason is added to
+    `refused`."""
     most = busy if share < 1 else min(busy, cores)
-    if gain is None or gain.value <= most:
+    if gain is None or gain.value <= most * BEYOND:
         return gain
     refused.append(f"{gain.value:.2f}x from {busy} devices on {cores} cores cannot come from working at once: it is a "
                    "better form of the layers, or a fault")

@@ -24,6 +24,8 @@ from gkp.text import clean, plural
 
 OBJECTIVES = ("latency", "throughput", "memory")
 MARGIN: Mapping[str, float] = {"measured": 0.05, "estimated": 0.20}
+BEYOND = 1.02
+"""A gain of so many times what working at once can bring is no more than that, within what is known of times."""
 _BYTES = 4
 
 
@@ -163,7 +165,7 @@ def _beyond_parallelism(chosen: Candidate, local: Candidate, objective: str) -> 
     alone = max(speeds[d] for d in local.plan.busy_devices)
     most = sum(speeds[d] for d in chosen.plan.busy_devices) / alone
     gain = describe.cost(local.prediction, objective) / max(describe.cost(chosen.prediction, objective), 1e-12)
-    if gain <= most * 1.02:
+    if gain <= most * BEYOND:
         return []
     return [f"of the gain of {gain:.2f}x, {most:.2f}x at most can come from working in parallel: the rest comes from layers "
             "whose parts are faster than their share, or from wrong times"]
