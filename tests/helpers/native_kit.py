@@ -71,7 +71,7 @@ def sanitized_run(plan: Plan, feeds: Feeds, threads: int = 1, shared: bool | Non
     compiler = _sanitizing_compiler()
 
     def compile_program(folder: Path) -> list[str]:
-        flags = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", "-O1", "-g", *toolchain.FLAGS, *plan.cpu.flags]
+        flags = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", "-O1", "-g1", *toolchain.FLAGS, *plan.cpu.flags]
         flags.remove("-O3")
         shutil.copy(DRIVER, folder / "driver.cpp")
         sources = sorted(p.name for p in folder.glob("*.cpp"))
