@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from brief_kit import measure_briefly
 from cli_kit import DENSE, GROUPED, save, small_net
 from onnx_kit import checked, feeds_of, run_ort
 from torch_kit import SHARED
@@ -143,6 +144,7 @@ def test_a_model_designed_with_groups_has_no_invented_ancestor(tmp_path: Path) -
 
 @pytest.mark.slow
 def test_a_measured_conversion_reports_three_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure_briefly(monkeypatch)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     made = gkp.convert(GROUPED, output=tmp_path / "out", baseline=DENSE, threads=1, dynamic_batch=True)
     assert [m.batch for m in made.manifest.measurements] == [1, 64]

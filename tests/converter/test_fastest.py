@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import onnx
 import pytest
+from brief_kit import measure_briefly
 from cli_kit import save, small_net
 from fake_target import FakeTarget, groups
 from onnx_kit import Net
@@ -39,7 +40,8 @@ def model(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_fastest_of_all_installed_targets_is_written(model: Path, tmp_path: Path) -> None:
+def test_the_fastest_of_all_installed_targets_is_written(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure_briefly(monkeypatch)
     out = tmp_path / "out"
     made = convert(model, ConvertOptions(target=CpuOptions(), output=out, threads=1))
     names = [struct.name for struct in fastest.TARGETS]

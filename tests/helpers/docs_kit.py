@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import prepared_kit
+from brief_kit import BRIEF
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT / ".." / "shared" / "checkpoints"
@@ -131,5 +132,5 @@ def _call(what: str, words: list[str], expected: int, folder: Path) -> Call:
     env = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     program = shutil.which(words[0], path=path)
     assert program is not None, f"{words[0]} is not installed"
-    done = prepared_kit.run([program, *words[1:]], folder, env, timeout=400)
+    done = prepared_kit.run([program, *words[1:]], folder, env, timeout=400, first=BRIEF)
     return Call(what, done.returncode, expected, done.stdout + done.stderr)

@@ -36,13 +36,12 @@ def native_run(plan: Plan, feeds: Feeds, threads: int = 1, shared: bool | None =
 
 
 def native_runs(plan: Plan, runs: Sequence[tuple[Feeds, int]], shared: bool | None = None, together: bool = False) -> list[list[Array]]:
-    """Several with different numbers of threads. together: kernels are compiled in two files, which is faster where they are
-    many."""
+    """Several with different numbers of threads. together: as put_together."""
     with tempfile.TemporaryDirectory() as name:
         folder, found = Path(name), []
         source.write(plan, folder, shared)
         if together:
-            _put_together(folder)
+            put_together(folder)
         library = toolchain.build(folder, plan.cpu)
         for feeds, threads in runs:
             runner = NativeRunner(library, threads)
@@ -53,8 +52,8 @@ def native_runs(plan: Plan, runs: Sequence[tuple[Feeds, int]], shared: bool | No
         return found
 
 
-def _put_together(folder: Path) -> None:
-    """A namespace around each kernel, with a prelude of its own."""
+def put_together(folder: Path) -> None:
+    """A namespace around each kernel, with a prelude of its own, in two files: faster where kernels are many."""
     (folder / "gkp.h").write_text((folder / "gkp.h").read_text().replace("#pragma once", ""))
     files = sorted(folder.glob("kernel_*.cpp"))
     texts = [f"namespace of_{path.stem} {{\n{path.read_text()}\n}}\n" for path in files]
@@ -71,7 +70,7 @@ def sanitized_run(plan: Plan, feeds: Feeds, threads: int = 1, shared: bool | Non
     compiler = _sanitizing_compiler()
 
     def compile_program(folder: Path) -> list[str]:
-        flags = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", "-O1", "-g", *toolchain.FLAGS, *plan.cpu.flags]
+        flags = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", "-O1", "-g1", *toolchain.FLAGS, *plan.cpu.flags]
         flags.remove("-O3")
         shutil.copy(DRIVER, folder / "driver.cpp")
         sources = sorted(p.name for p in folder.glob("*.cpp"))

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from conv_kit import random_conv
 from interpret import interpret
+from native_kit import put_together
 from program_kit import check_program
 
 from gkp.branched import Branch, BranchedConv
@@ -57,9 +58,10 @@ class Chance:
 
 @contextmanager
 def built(plan: Plan, shared: bool | None = None) -> Iterator[Path]:
-    """The path of model.so."""
+    """The path of model.so, its kernels put together."""
     with tempfile.TemporaryDirectory() as name:
         source.write(plan, Path(name), shared)
+        put_together(Path(name))
         yield toolchain.build(Path(name), plan.cpu)
 
 

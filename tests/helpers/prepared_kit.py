@@ -25,16 +25,19 @@ PACKAGES = ("numpy", "scipy.optimize", "sklearn.cluster", "onnx", "onnx.referenc
 """Those that start no thread when they are imported: a process with threads cannot be forked safely."""
 
 
-def run(words: Sequence[str], folder: Path, environment: Mapping[str, str], timeout: float) -> subprocess.CompletedProcess[str]:
+def run(words: Sequence[str], folder: Path, environment: Mapping[str, str], timeout: float, first: str = ""
+        ) -> subprocess.CompletedProcess[str]:
     """`words` in the folder, as subprocess.run does with captured output: `python -c CODE`, `python FILE`, or a script of
     Python's with its arguments. subprocess.TimeoutExpired after `timeout` seconds. What Python reads when it starts cannot be
-    given to one that has: with other variables PYTHON... the program is started afresh."""
+    given to one that has: with other variables PYTHON... the program is started afresh. first: code that runs before the
+    program, in its process, unless that is started afresh."""
     if _of_python(environment) != _of_python(os.environ):
         return subprocess.run(words, cwd=folder, env=dict(environment), timeout=timeout, capture_output=True, text=True,
                               check=False)
     with tempfile.TemporaryDirectory() as name:
         files = [str(Path(name) / n) for n in ("out", "err")]
-        job = {"words": list(words), "folder": str(folder), "environment": dict(environment), "files": files, "timeout": timeout}
+        job = {"words": list(words), "folder": str(folder), "environment": dict(environment), "files": files, "timeout": timeout,
+               "first": first}
         server = _server()
         assert server.stdin is not None
         assert server.stdout is not None
@@ -127,6 +130,7 @@ if __name__ == "__main__":
     if wanted is not None:
         _become(wanted)
         try:
+            exec(wanted["first"], {})  # noqa: S102 - of the tests
             _run(wanted["words"])
         except SystemExit as ended:
             _end(ended.code)

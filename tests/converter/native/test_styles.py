@@ -12,7 +12,7 @@ import onnx
 import pytest
 import torch
 from interpret import interpret
-from native_kit import native_run
+from native_kit import native_runs
 from program_kit import check_program, one_form_graph
 from torch_kit import images, liven
 from torch_nets import EfficientNet, ShuffleNet
@@ -56,7 +56,7 @@ def test_every_style_runs_in_native_kernels_alone(style: Any) -> None:
     net, x = liven(style()), images(2)
     found = compiled_whole(exported(net, False, x))
     plan = make_plan(found, host_cpu())
-    agree(native_run(plan, {found.inputs[0].name: x.numpy()})[0], net(x))
+    agree(native_runs(plan, [({found.inputs[0].name: x.numpy()}, 1)], together=True)[0][0], net(x))
 
 
 @pytest.mark.slow
