@@ -28,7 +28,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
 """Of a device: a folder, and a part of its certificate."""
 ADDRESS = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]{2,45})\]|(?P<host>[A-Za-z0-9._-]{1,253})):(?P<port>[0-9]{1,5})", re.ASCII)
 
-OVERHEAD, CPU, ANSWER, CPU_PER_BYTE = 7e-4, 7e-4, 2.7e-4, 2e-9
+OVERHEAD, CPU, ANSWER, CPU_PER_BYTE = 5e-4, 5e-4, 2.7e-4, 2e-9
 """Seconds: what a message of a worker (a frame on a stream, mutual TLS) takes and costs on one core of a server, between
 segments that use the caches: see docs/tasks/split.md for how it was measured."""
 
