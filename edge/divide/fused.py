@@ -18,8 +18,8 @@ from gkp.edge.divide.modes import branch, local, spatial_rows
 from gkp.edge.divide.partial_means import is_mean
 from gkp.edge.divide.placement import Assignment, NodePlacement
 
-PRICES = 0.6, 1.0, 1.6
-"""Lower ones still make more segments, whose copies at their borders the model does not know."""
+PRICES = 1.0, 1.6
+"""Lower ones make more segments, whose copies at their borders the model does not know."""
 _TAILS = _CHANNELS, _REST = "channels", "rest"
 _LONGEST = 16
 """Steps in a group, at most: longer ones compute most rows twice, and there are as many of them as the network has steps."""
