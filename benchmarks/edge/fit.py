@@ -28,7 +28,7 @@ from gkp.edge.plan.schema import COORDINATOR, Link, Plan, Segment, Transfer, Val
 
 SIZES = (1_000, 16_000, 128_000, 1_000_000)
 HOPS = (2, 10)
-_COLD_BYTES = 16 << 20
+COLD_BYTES = 16 << 20
 """That a segment of the cold chain writes and reads."""
 _ANY = Link(name="any", bandwidth=1e9, rtt=0.0)
 
@@ -183,7 +183,7 @@ def _models(shapes: Sequence[Sequence[int]], cold: bool) -> Iterator[onnx.ModelP
         nodes = [node]
         if cold and node.op_type == "Neg":
             constants += [numpy_helper.from_array(np.array([1], np.int64), "axes"),
-                          numpy_helper.from_array(np.array([1, _COLD_BYTES // 4], np.int64), "many")]
+                          numpy_helper.from_array(np.array([1, COLD_BYTES // 4], np.int64), "many")]
             nodes += [helper.make_node("ReduceMax", [f"v{k}", "axes"], ["one"], keepdims=1),
                       helper.make_node("Expand", ["one", "many"], ["copies"]),
                       helper.make_node("ReduceMin", ["copies", "axes"], ["least"], keepdims=1),

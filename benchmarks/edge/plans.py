@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from gkp.benchmarks.edge.fit import COLD_BYTES
 from gkp.benchmarks.edge.opening import Opened
 from gkp.converter.graph import Graph
 from gkp.converter.sources import GroupedModel
@@ -58,6 +59,12 @@ class Splits:
     @property
     def profiles(self) -> Profiles:
         return Profiles(self.profile)
+
+    @property
+    def small(self) -> bool:
+        """Does the whole network go through so little memory that a message finds its program in the caches?"""
+        local = self.by_mode.get("local")
+        return local is not None and sum(s.weights_bytes + s.working_bytes for s in local.plan.segments) < COLD_BYTES
 
 
 def make_splits(opened: Opened, devices: int, link: Link, folder: Path, report: Progress, seconds: float,

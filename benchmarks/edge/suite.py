@@ -147,9 +147,9 @@ class _Suite:
                             device_speed=site.speed, missing=e.message)
         self.fits.append(found)
 
-    def _found(self, site: Site) -> Link:
-        """The link of a site as it was measured, or as it is stated."""
-        measured = _link(self.fitted.get((site.name, site.dilation)), site, dilated=False)
+    def _found(self, site: Site, small: bool) -> Link:
+        """The link of a site as it was measured, or as it is stated. small: as of fitted_link."""
+        measured = fitted_link(self.fitted.get((site.name, site.dilation)), site, small, dilated=False)
         return measured or site.link or parse_link("loopback")
 
     def _chains(self, site: Site, work: Path) -> dict[str, tuple[Path, Plan]]:
@@ -164,12 +164,12 @@ class _Suite:
             self.groups += [_absent(case.name, site, e.message) for some in sites.values() for site in some]
             return
         best = self._screen(opened, report)
-        profiles = None
+        profiles, small = None, False
         for devices, some in sites.items():
             native = [network for network, means in best.items() if means.name.endswith("native")]
             splits = make_splits(opened, devices, some[0].link or parse_link("loopback"), self._work(), report,
                                  self.settings.seconds, native, self.settings.speed, self.settings.rows)
-            profiles = profiles or splits.profiles
+            profiles, small = profiles or splits.profiles, splits.small
             for site in some:
                 try:
                     group.check(site)
@@ -180,7 +180,7 @@ class _Suite:
         if self.settings.scaling and profiles is not None:
             links = {name: parse_link(name) for name in self.settings.stated}
             for site in (site for some in sites.values() for site in some if site.share == 1):
-                if (link := _link(self.fitted.get((site.name, site.dilation)), site, dilated=True)) is not None:
+                if (link := fitted_link(self.fitted.get((site.name, site.dilation)), site, small, dilated=True)) is not None:
                     links[link.name] = link
             self.points += scale(opened, links, profiles, [r for g in self.groups for r in g.rows], report)
 
@@ -198,7 +198,7 @@ class _Suite:
         return {network: means[name] for network, name in best.items() if name is not None}
 
     def _group(self, opened: Opened, splits: Splits, site: Site, best: Mapping[str, Alone], report: Progress) -> Group:
-        same, words = decide(splits, self._found(site))
+        same, words = decide(splits, self._found(site, splits.small))
         chosen = splits.by_mode
         flights = {name: min(16, 2 * site.devices) for name in chosen if name != SPATIAL_DENSE}
         work = self._work()
@@ -207,7 +207,7 @@ class _Suite:
         watch = Watch()
         outcome, emulator = group.run(site, wanted, work, lambda text, share: report(f"{site.name}: {text}", share))
         found = _fitted(site, outcome, emulator)
-        link = _link(found, site, dilated=True)
+        link = fitted_link(found, site, splits.small, dilated=True)
         subjects = _subjects(chosen, best, opened, same)
         once = outcome.taken.get(SEGMENT, Taken()).ms
         context = Context(opened.case.name, site.devices, site.name, {k: v.name for k, v in best.items()}, len(site.cores),
@@ -281,14 +281,18 @@ def _fitted(site: Site, outcome: Outcome, emulator: str) -> LinkFit:
         cpu_ms=None if cpu is None else cpu + more, warm_cpu_ms=cpu, cpu_ns_per_byte=fit.cpu_ns_per_byte(outcome.taken))
 
 
-def _link(found: LinkFit | None, site: Site, dilated: bool) -> Link | None:
-    """A link that was fitted, as it was then, or (not dilated) as it would be without time dilation."""
+def fitted_link(found: LinkFit | None, site: Site, small: bool, dilated: bool) -> Link | None:
+    """A link that was fitted, as it was then, or (not dilated) as it would be without time dilation. small: between segments
+    of a network that leaves the caches to others."""
     if found is None or found.alpha_ms is None or found.beta_ns_per_byte is None:
         return None
-    by = 1.0 if dilated else site.dilation
-    line = fit.Fitted(found.alpha_ms / by, found.beta_ns_per_byte / by, 0.0)
+    by, cpu, warm = 1.0 if dilated else site.dilation, found.cpu_ms, found.warm_cpu_ms
+    alpha = found.alpha_ms
+    if small and cpu is not None and warm is not None:
+        alpha, cpu = alpha - (cpu - warm), warm
+    line = fit.Fitted(alpha / by, found.beta_ns_per_byte / by, 0.0)
     trip, request = (None if ms is None else ms / by for ms in (found.rtt_ms, found.request_ms))
-    return line.link(f"{site.name}, fitted", trip, site.link is not None and site.link.shared, found.cpu_ms, request,
+    return line.link(f"{site.name}, fitted", trip, site.link is not None and site.link.shared, cpu, request,
                      site.share if dilated else site.speed, found.cpu_ns_per_byte)
 
 
