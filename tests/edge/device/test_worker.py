@@ -394,6 +394,11 @@ def test_it_tells_once_that_all_segments_of_a_request_are_computed(book: Worker,
         assert not told
         assert take(book, right) == "new"
         book.wait(request, profile=False)
+        end = soon()
+        while not told:  # a little after who waits
+            assert time.monotonic() < end
+            time.sleep(0.001)
+        time.sleep(0.05)
         assert told == [True]
     finally:
         loop.close()
