@@ -1,4 +1,5 @@
-"""The measuring process: `python -m gkp.benchmarks.edge.coordinator`, in the network namespace of the coordinator.
+"""The measuring process: `python -m gkp.benchmarks.edge.coordinator`, in the network namespace of the coordinator. What
+computes alone does so in another process (gkp.benchmarks.edge.solo), which this one asks.
 
 Everything is timed turn by turn: in every round each entry once, in a new random order. It reads a Job from the first line
 of stdin, writes lines of JSON to stdout, and ends when stdin does: with the suite, in whatever way that ends."""
@@ -11,31 +12,23 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from gkp import manifest
 from gkp.benchmarks.edge.counters import Counters, cpu_ms
-from gkp.benchmarks.edge.job import Alone, Counted, Job, Line, Outcome, Taken
-from gkp.benchmarks.edge.quota import own_group
+from gkp.benchmarks.edge.job import Counted, Job, Line, Outcome, Route, Taken
+from gkp.benchmarks.edge.solo import Solo, image
 from gkp.benchmarks.kit import apart
 from gkp.edge.coordinate.cluster import Cluster
 from gkp.edge.coordinate.trace import Trace
-from gkp.edge.device.in_process import InProcessExecutor
-from gkp.edge.device.segment_file import NATIVE
-from gkp.edge.plan.schema import Plan, device_folder, read_plan
 from gkp.errors import GkpError
-from gkp.runtime.load import open_runner
-from gkp.runtime.native import NativeRunner
-from gkp.runtime.runners import OpenVinoRunner, OrtRunner, Runner
 from gkp.types import Array, Progress, silent
 
-Call = Callable[[], Array]
 _FEWEST, _MOST, _RATE_ROUNDS, _TRACES = 7, 200, 5, 5
 
 
@@ -50,50 +43,40 @@ def measure(job: Job, say: Progress = silent) -> Outcome:
 class _Session:
     def __init__(self, job: Job, say: Progress) -> None:
         self.job, self.say, self.open = job, say, ExitStack()
-        self.x = _input(job.shape)
-        self.calls: dict[str, Call] = {}
+        self.solo: Solo | None = None
+        self.names: list[str] = []  # of what can be called
         self.clusters: dict[str, Cluster] = {}
+        self.inputs: dict[str, Array] = {}  # of the clusters
         self.failed: dict[str, str] = {}
         self.counters = Counters(job.counters, job.matrix, job.ports)
 
     def start(self) -> None:
         """What cannot be opened or run is left out, with the reason."""
-        entries: list[tuple[str, Callable[[], Call]]] = []
-        entries += [(a.name, lambda a=a: self._alone(a)) for a in self.job.alone]  # type: ignore[misc]
-        entries += [(r.name, lambda r=r: self._route(r.name, r.directory, r.cluster, r.in_flight))  # type: ignore[misc]
-                    for r in self.job.routes]
-        for number, (name, opened) in enumerate(entries):
+        if self.job.alone:
+            self.solo = self.open.enter_context(Solo(self.job.shape, self.job.core))
+        entries: list[tuple[str, Callable[[], None]]] = []
+        entries += [(a.name, partial(self.solo.open, a)) for a in self.job.alone if self.solo is not None]
+        entries += [(r.name, partial(self._route, r)) for r in self.job.routes]
+        for number, (name, open_it) in enumerate(entries):
             self.say(f"opening {name}", number / len(entries))
             try:
-                call = opened()
-                call()
-                self.calls[name] = call
+                open_it()
+                self.names.append(name)
             except GkpError as e:
                 self.failed[name] = e.message
+        if self.solo is not None and self.job.slow is not None:
+            self.solo.enter(self.job.slow)
 
-    def _alone(self, entry: Alone) -> Call:
-        path = Path(entry.path)
-        if entry.kind == "hop":
-            return self._hop(path, read_plan(path))
-        if entry.kind == "shards":
-            executor = self.open.enter_context(closing(InProcessExecutor.open(read_plan(path), path, trust_code=True)))
-            return lambda: executor.run(self.x)
-        runner = self.open.enter_context(closing(_runner(entry.kind, path)))
-        feeds = {runner.inputs[0]: self.x}
-        return lambda: runner.run(feeds)[0]
+    def _route(self, route: Route) -> None:
+        opened = self.open.enter_context(Cluster(route.directory, route.cluster, fallback=False,
+                                                 deadline=self.job.deadline_s, in_flight=max(2, route.in_flight)))
+        x = next(image(v.shape, v.dtype) for v in opened.plan.values if v.name == opened.plan.input)
+        self.clusters[route.name], self.inputs[route.name] = opened, x
+        opened.run(x)
 
-    def _hop(self, path: Path, plan: Plan) -> Call:
-        segment, value = plan.segments[1], plan.values[1]
-        runner = self.open.enter_context(closing(_runner("segment", device_folder(path, segment.device) / segment.file)))
-        feeds = {runner.inputs[0]: np.zeros(value.shape, value.dtype)}
-        return lambda: runner.run(feeds)[0]
-
-    def _route(self, name: str, directory: str, cluster: str, in_flight: int) -> Call:
-        opened = self.open.enter_context(Cluster(directory, cluster, fallback=False, deadline=self.job.deadline_s,
-                                                 in_flight=max(2, in_flight)))
-        self.clusters[name] = opened
-        x = _input_of(opened)
-        return lambda: opened.run(x)
+    def _ask(self, name: str) -> Array:
+        """One request of a cluster."""
+        return self.clusters[name].run(self.inputs[name])
 
     def outcome(self) -> Outcome:
         rtt = _handshake_ms(self.job.endpoints)
@@ -101,7 +84,7 @@ class _Session:
         idle = self.counters.idle(self.job.idle_s) if self.job.routes else None
         errors = self._errors()
         samples, spent = self._latency()
-        counted = {name: self._counted(name) for name in self.clusters if name in self.calls}
+        counted = {name: self._counted(name) for name in self.clusters if name in self.names}
         rates = self._rates()
         names = [*(a.name for a in self.job.alone), *(r.name for r in self.job.routes)]
         taken = {}
@@ -116,26 +99,32 @@ class _Session:
 
     def _errors(self) -> dict[str, float]:
         """Largest difference from the outputs that it must have, relative to their largest value (at least 1)."""
-        outputs = {name: self.calls[name]() for name in {*self.job.same, *self.job.same.values()} & set(self.calls)}
+        wanted = {*self.job.same, *self.job.same.values()} & set(self.names)
+        outputs = {name: self._ask(name) if name in self.clusters else self._alone.output(name) for name in wanted}
         return {name: apart(outputs[name], outputs[other]) for name, other in self.job.same.items()
                 if name in outputs and other in outputs}
+
+    @property
+    def _alone(self) -> Solo:
+        assert self.solo is not None
+        return self.solo
 
     # ---- one request at a time --------------------------------------------------------------------------------------
     def _latency(self) -> tuple[dict[str, list[float]], dict[str, tuple[float | None, float]]]:
         """Samples in milliseconds, and (workers', own) processor milliseconds for a request, by name."""
-        repeats = {name: self._repeats(name) for name in self.calls}
-        samples: dict[str, list[float]] = {name: [] for name in self.calls}
-        used: dict[str, list[tuple[float | None, float]]] = {name: [] for name in self.calls}
+        repeats = {name: self._repeats(name) for name in list(self.names)}
+        samples: dict[str, list[float]] = {name: [] for name in self.names}
+        used: dict[str, list[tuple[float | None, float]]] = {name: [] for name in self.names}
         rng = np.random.default_rng(0)
         begin = time.perf_counter()
-        budget = self.job.latency_s * len(self.calls)
+        budget = self.job.latency_s * len(self.names)
         for number in range(_MOST):
             spent = time.perf_counter() - begin
             enough = _FEWEST if spent < 3 * budget else 5
-            if not self.calls or (spent > budget and number >= enough):
+            if not self.names or (spent > budget and number >= enough):
                 break
             self.say("one request at a time", min(1.0, max(spent / budget, number / _MOST)))
-            for name in rng.permutation(list(self.calls)).tolist():
+            for name in rng.permutation(self.names).tolist():
                 taken = self._sample(name, repeats[name])
                 if taken is not None:
                     samples[name].append(taken[0])
@@ -143,64 +132,38 @@ class _Session:
         return samples, {name: _mean(u) for name, u in used.items() if u}
 
     def _repeats(self, name: str) -> int:
-        start = time.perf_counter()
-        with self._as_a_device(name):
-            for _ in range(2):
-                self._try(name)
-        once = (time.perf_counter() - start) * 1e3 / 2
+        found = self._sample(name, 2)
+        once = 0.0 if found is None else found[0]
         return max(1, min(50, round(self.job.sample_ms / max(once, 1e-3))))
 
     def _sample(self, name: str, count: int) -> tuple[float, tuple[float | None, float]] | None:
         """Milliseconds for a request, and the processor's; None when it failed, which ends the entry."""
         before = cpu_ms(self.job.workers)
-        with self._as_a_device(name):  # and rested, as workers are: reading the counters is no part of it
-            own, start = time.process_time(), time.perf_counter()
-            for _ in range(count):
-                if not self._try(name):
-                    return None
-            wall = (time.perf_counter() - start) * 1e3 / count
-            own = (time.process_time() - own) * 1e3 / count
+        try:
+            wall, own = self._asked(name, count) if name in self.clusters else self._alone.sample(name, count)
+        except GkpError as e:
+            self._give_up(name, e)
+            return None
         after = cpu_ms(self.job.workers)
         return wall, (None if before is None or after is None else (after - before) / count, own)
 
-    @contextmanager
-    def _as_a_device(self, name: str) -> Iterator[None]:
-        """What computes here has one core, as a worker does, and the quota of a device. What coordinates has neither: on the
-        core of a worker that it has just asked it would wait until that one has computed, before it asks the next."""
-        if name in self.clusters:
-            yield
-            return
-        cores = os.sched_getaffinity(0)
-        if self.job.core is not None:
-            os.sched_setaffinity(0, {self.job.core})  # this thread
-        home = None if self.job.slow is None else own_group()  # the suite has made a group beside it
-        try:
-            if self.job.slow is not None:
-                _move(Path(self.job.slow))
-            yield
-        finally:
-            if home is not None:
-                _move(home)
-            os.sched_setaffinity(0, cores)
+    def _asked(self, name: str, count: int) -> tuple[float, float]:
+        own, start = time.process_time(), time.perf_counter()
+        for _ in range(count):
+            self._ask(name)
+        wall, own = time.perf_counter() - start, time.process_time() - own
+        return wall * 1e3 / count, own * 1e3 / count
 
-    def _try(self, name: str) -> bool:
-        if name not in self.calls:
-            return False
-        try:
-            self.calls[name]()
-        except GkpError as e:
-            self.failed[name] = e.message
-            del self.calls[name]
-            return False
-        return True
+    def _give_up(self, name: str, error: GkpError) -> None:
+        self.failed[name] = error.message
+        self.names.remove(name)
 
     # ---- bytes ------------------------------------------------------------------------------------------------------
     def _counted(self, name: str) -> tuple[Counted | None, tuple[float, float | None] | None]:
         self.say("counting bytes", None)
         try:
-            x = _input_of(self.clusters[name])
-            traces = sorted((self.clusters[name].trace(x)[1] for _ in range(_TRACES)), key=_computed)
-            wire = self.counters.per_request(self.calls[name], self.job.bytes_s) if self.counters.there else None
+            traces = sorted((self.clusters[name].trace(self.inputs[name])[1] for _ in range(_TRACES)), key=_computed)
+            wire = self.counters.per_request(partial(self._ask, name), self.job.bytes_s) if self.counters.there else None
         except GkpError as e:
             self.failed[name] = e.message
             return None, None
@@ -209,41 +172,23 @@ class _Session:
     # ---- many requests at once --------------------------------------------------------------------------------------
     def _rates(self) -> dict[str, tuple[list[float], list[float]]]:
         """Requests a second of every route, and of the one device (`rate_of`) in the same round."""
-        flights = {r.name: r.in_flight for r in self.job.routes if r.in_flight and r.name in self.calls}
+        flights = {r.name: r.in_flight for r in self.job.routes if r.in_flight and r.name in self.names}
         found: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in flights}
-        base = self.calls.get(self.job.rate_of or "")
-        seconds = self.job.rate_s / _RATE_ROUNDS
+        seconds, base = self.job.rate_s / _RATE_ROUNDS, self.job.rate_of
         for number in range(_RATE_ROUNDS if flights else 0):
             self.say("many requests at once", number / _RATE_ROUNDS)
-            alone = None
-            if base is not None:
-                with self._as_a_device(str(self.job.rate_of)):
-                    alone = rate(base, 1, seconds)
+            alone = self._alone.rate(base, seconds) if base in self.names and base is not None else None
             for name, in_flight in flights.items():
-                if name not in self.calls:
+                if name not in self.names:
                     continue
                 try:
-                    found[name][0].append(rate(self.calls[name], in_flight, seconds))
+                    found[name][0].append(rate(partial(self._ask, name), in_flight, seconds))
                 except GkpError as e:
-                    self.failed[name] = e.message
-                    del self.calls[name]
+                    self._give_up(name, e)
                     continue
                 if alone is not None:
                     found[name][1].append(alone)
         return found
-
-
-def _input(shape: Sequence[int], dtype: str = "uint8") -> Array:
-    """An image; of the chains that measure the link, one number."""
-    return np.random.default_rng(0).integers(0, 256, shape).astype(dtype)
-
-
-def _input_of(cluster: Cluster) -> Array:
-    return next(_input(v.shape, v.dtype) for v in cluster.plan.values if v.name == cluster.plan.input)
-
-
-def _move(group: Path) -> None:
-    (group / "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
 
 
 def rate(call: Callable[[], object], in_flight: int, seconds: float) -> float:
@@ -261,14 +206,11 @@ def rate(call: Callable[[], object], in_flight: int, seconds: float) -> float:
         except BaseException as e:
             errors.append(e)
 
-    if in_flight == 1:
-        ask(0)
-    else:
-        threads = [threading.Thread(target=ask, args=(caller,)) for caller in range(in_flight)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+    threads = [threading.Thread(target=ask, args=(caller,)) for caller in range(in_flight)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     if errors:
         raise errors[0]
     return sum(answers) / (time.perf_counter() - begin)
@@ -289,15 +231,6 @@ def counted_of(trace: Trace) -> Counted:
 def _mean(used: Sequence[tuple[float | None, float]]) -> tuple[float | None, float]:
     workers = [w for w, _ in used if w is not None]
     return statistics.fmean(workers) if workers else None, statistics.fmean(own for _, own in used)
-
-
-def _runner(kind: str, path: Path) -> Runner:
-    if kind == "artefact":
-        return open_runner(path, manifest.read(path), trust_code=True)  # the suite has just built it
-    if kind == "segment" and path.suffix == NATIVE:
-        return NativeRunner(path, 1)
-    data = path.read_bytes()
-    return OpenVinoRunner(data, 1) if kind == "openvino" else OrtRunner(data, 1)
 
 
 def _handshake_ms(endpoints: Sequence[str], times: int = 15) -> float | None:

@@ -6,9 +6,9 @@ import msgspec
 
 
 class Alone(msgspec.Struct, frozen=True, kw_only=True):
-    """Something to time in the measuring process. kind: "ort" or "openvino" (path: an ONNX file), "artefact" (a folder of
-    gkp convert), "shards" (a folder of gkp split: its segments one after the other), "segment" (the file of one), "hop" (a
-    chain of gkp.benchmarks.edge.fit: the segment that hands its array on)."""
+    """Something to time in a process that computes alone. kind: "ort" or "openvino" (path: an ONNX file), "artefact" (a
+    folder of gkp convert), "shards" (a folder of gkp split: its segments one after the other), "segment" (the file of one),
+    "hop" (a chain of gkp.benchmarks.edge.fit: the segment that hands its array on)."""
 
     name: str
     kind: str
@@ -34,11 +34,11 @@ class Counter(msgspec.Struct, frozen=True, kw_only=True):
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """shape: of the input, batch first; same: name -> name of the entry whose outputs it must have; rate_of: the Alone whose
-    rate is measured in every round of rates; core: for what is computed in the process itself; workers: process ids;
+    rate is measured in every round of rates; core: for what computes alone; workers: process ids;
     endpoints: HOST:PORT of the workers; matrix: file of the relay's counts, for `ports` interfaces, the coordinator's
     first. sample_ms: shorter calls are repeated within a sample; latency_s, rate_s: to spend on each entry; idle_s,
-    bytes_s: on counting bytes; deadline_s: of a request; slow: the control group that this process is in while it computes
-    something alone."""
+    bytes_s: on counting bytes; deadline_s: of a request; slow: the control group of what computes
+    alone."""
 
     shape: list[int]
     alone: list[Alone] = []

@@ -109,12 +109,13 @@ def _alone(graph: Graph, options: SplitOptions, seconds: float) -> Profiles:
 
 def _split(made: Splits, name: str, model: GroupedModel, graph: Graph, options: SplitOptions, folder: Path,
            native: bool) -> None:
+    modes = dict.fromkeys(("local", options.mode))  # replicas: where the network has room
     try:
-        planner = Planner(graph, options)
-        found, decision = planner.plan()
-        if native and len({id(subgraph.graph) for subgraph in found.subgraphs}) <= _COMPILED:
-            planner = Planner(graph, replace(options, target="native"), network=planner.whole)
-            found, decision = planner.plan()
+        planner = Planner(graph, replace(options, target="native") if native else options)
+        found, decision = planner.plan([*modes])
+        if native and len({id(subgraph.graph) for subgraph in found.subgraphs}) > _COMPILED:
+            planner = Planner(graph, options, network=planner.whole)
+            found, decision = planner.plan([*modes])
         made.by_mode[name] = Split(folder, write(model, found, decision, folder, model=name, engine=planner.engine,
                                                  normalisation=graph.normalisation))
     except GkpError as e:

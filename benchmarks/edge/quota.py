@@ -39,16 +39,6 @@ def period_us(share: float) -> int:
     return max(_SHORTEST_US, ceil(_SHORTEST_US / share))
 
 
-def own_group() -> Path | None:
-    """The group that this process is in, of those that groups_folder() holds."""
-    folder = groups_folder()
-    for line in Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines() if folder is not None else ():
-        _, controllers, path = line.split(":", 2)
-        if folder is not None and ("cpu" in controllers.split(",") if folder == _V1 else not controllers):
-            return folder / path.lstrip("/")
-    return None
-
-
 class Held(msgspec.Struct, frozen=True, kw_only=True):
     """How a quota was held over a process that never rests. share: of a core that it got; period_ms: after which the quota
     is renewed; run_ms, pause_ms: for how long it ran without a pause, and paused, medians: the grain of the emulated

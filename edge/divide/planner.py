@@ -98,10 +98,10 @@ class Planner:
         self._fused_rows: dict[tuple[float, ...], Sequence[Assignment]] = {}
         self.engine = make_engine(options.target, options.cpu, progress)
 
-    def plan(self) -> tuple[Draft, Decision]:
-        """The draft to write, and the decision behind it."""
+    def plan(self, modes: Sequence[str] = SEARCHED) -> tuple[Draft, Decision]:
+        """The draft to write, and the decision behind it. modes: that are tried, in the order of SEARCHED."""
         found: dict[str, Variant] = {}
-        for mode in SEARCHED:
+        for mode in modes:
             self._best(mode, found)
         decision = decide([v.candidate for v in found.values()], self.options.objective, self.options.mode, self.impossible)
         made = found[decision.chosen.mode].draft

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from gkp.converter.graph import Tensor
 from gkp.errors import UnsupportedModelError
@@ -28,7 +29,7 @@ class Tile:
         if rows[0] >= rows[1]:
             return None
         channels = self.channels
-        if channels != other.channels:
+        if channels is not other.channels and channels != other.channels:
             theirs = set(other.channels)
             channels = tuple(c for c in channels if c in theirs)
         return Tile(channels, rows) if channels else None
@@ -38,8 +39,8 @@ class Tile:
         common = self & other
         if common is None:
             return [self]
-        taken = set(common.channels)
-        rest = tuple(c for c in self.channels if c not in taken)
+        taken = () if common.channels is self.channels else set(common.channels)
+        rest = tuple(c for c in self.channels if c not in taken) if taken else ()
         parts = [Tile(rest, self.rows)] if rest else []
         for rows in ((self.rows[0], common.rows[0]), (common.rows[1], self.rows[1])):
             if rows[0] < rows[1]:
@@ -53,7 +54,13 @@ def whole(tensor: Tensor) -> Tile:
     if shape is None or not all(isinstance(n, int) for n in shape):
         raise UnsupportedModelError(f"the shape of {tensor.name!r} is not known", "give --input-shape")
     channels = shape[1] if len(shape) > 1 else 1
-    return Tile(tuple(range(channels)), (0, shape[2] if len(shape) > 2 else 1))
+    return Tile(_first(channels), (0, shape[2] if len(shape) > 2 else 1))
+
+
+@lru_cache(maxsize=256)
+def _first(channels: int) -> tuple[int, ...]:
+    """One object for each number: comparing it with itself takes no time."""
+    return tuple(range(channels))
 
 
 def without(tiles: Iterable[Tile], taken: Tile) -> list[Tile]:

@@ -328,37 +328,32 @@ class Builder:
 
     def _runs(self, plane: Elements) -> list[Run]:
         """The channels as runs of channels of one base each. Refused when they are not whole channels."""
-        runs: list[Run] = []
-        first = 0
-        index: list[int] = []
-        current: tuple[int, tuple[int, int], tuple[int, int]] | None = None
-        for c, channel in enumerate(plane):
-            found = self._channel(channel) if channel.any() else None
-            if found is not None and current is not None and found[1:] != current:
-                runs.append(Run(first, np.asarray(index, np.int64), *current))
-                first, index, current = c, [], None
-            if found is not None:
-                current = found[1:]
-            index.append(-1 if found is None else found[0])
-        current = current or (0, (0, 0), (1, 1))
-        return [*runs, Run(first, np.asarray(index, np.int64), *current)]
+        held = plane.any((1, 2))
+        index = np.full(len(plane), -1, np.int64)
+        if not held.any():
+            return [Run(0, index, 0, (0, 0), (1, 1))]
+        index[held], grid = self._channels(plane[held])
+        changes = np.flatnonzero((grid[1:] != grid[:-1]).any(1)) + 1
+        begins = [0, *np.flatnonzero(held)[changes]]
+        return [Run(int(first), index[first:end], int(base), (int(y), int(x)), (int(down), int(right)))
+                for first, end, (base, y, x, down, right) in
+                zip(begins, [*begins[1:], len(plane)], grid[[0, *changes]], strict=True)]
 
-    def _channel(self, channel: Elements) -> tuple[int, int, tuple[int, int], tuple[int, int]]:
-        """(channel of the base, base, offset, strides) of a plane of element numbers."""
-        corner = int(channel[0, 0])
-        base = self._base(corner) if corner != ZERO else 0
-        start, value = self._starts[base], self.values[base]
-        c, y, x = np.unravel_index(max(corner - start, 0), (value.channels, value.height, value.width))
-        height, width = channel.shape
-        down = (int(channel[1, 0]) - corner) // value.width if height > 1 else value.height - int(y)
-        right = int(channel[0, 1]) - corner if width > 1 else value.width - int(x)
-        if corner == ZERO or down < 1 or right < 1 or int(y) + (height - 1) * down >= value.height \
-                or int(x) + (width - 1) * right >= value.width:
+    def _channels(self, plane: Elements) -> tuple[Elements, Elements]:
+        """(channel of the base, [base, y, x, rows down, columns right]) of each channel of element numbers."""
+        corner, (_, rows, columns) = plane[:, 0, 0], plane.shape
+        base = np.searchsorted(self._starts, corner, "right") - 1
+        used, places = np.unique(base, return_inverse=True)
+        height, width = np.array([(self.values[b].height, self.values[b].width) for b in used]).T[:, places]
+        channel, inside = np.divmod(corner - np.asarray(self._starts)[base], height * width)
+        y, x = np.divmod(inside, width)
+        down = (plane[:, 1, 0] - corner) // width if rows > 1 else height - y
+        right = plane[:, 0, 1] - corner if columns > 1 else width - x
+        steps = np.arange(rows)[:, None] * (down * width)[:, None, None] + np.arange(columns) * right[:, None, None]
+        if (corner == ZERO).any() or (down < 1).any() or (right < 1).any() or (y + (rows - 1) * down >= height).any() \
+                or (x + (columns - 1) * right >= width).any() or not np.array_equal(plane, corner[:, None, None] + steps):
             raise Refused("it moves elements within channels")
-        expected = corner + np.arange(height)[:, None] * down * value.width + np.arange(width) * right
-        if not np.array_equal(channel, expected):
-            raise Refused("it moves elements within channels")
-        return int(c), base, (int(y), int(x)), (down, right)
+        return channel, np.stack([base, y, x, down, right], 1)
 
     def _bordered(self, source: int, border: Border, wanted: Value) -> int:
         """Zeros around a value, by a depthwise convolution of one tap with pads."""

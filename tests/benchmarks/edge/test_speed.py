@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 from cli_kit import assert_refused, gkp
-from onnx import save
+from onnx import TensorProto, helper, save
 from split_kit import aligned_net
 
 from gkp.benchmarks.cases import Case
 from gkp.benchmarks.edge import coordinator, fit, group, quota, suite
 from gkp.benchmarks.edge.job import Alone, Job, Route
+from gkp.benchmarks.edge.solo import Solo, image
 from gkp.edge.coordinate.failures import DeadlineError
 from gkp.edge.forecast.simulate import simulate
 from gkp.edge.plan.devices import parse_link
 from gkp.edge.plan.schema import Device
 from gkp.errors import BackendMissingError, GkpError
-from gkp.types import Array
 
 needs_quotas = pytest.mark.skipif(quota.groups_folder() is None or os.geteuid() != 0, reason="no control groups to write here")
 
@@ -38,42 +37,53 @@ def test_what_is_to_be_measured_must_exist() -> None:
     assert_refused(gkp("bench", "--suite", "cpu", "--device-speed", "0.5"), 2, "--device-speed is of --suite edge")
 
 
-def test_what_computes_alone_has_one_core_and_what_coordinates_has_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the core of a worker that it has just asked it would ask the next one when that has computed."""
-    seen: dict[str, set[frozenset[int]]] = {"alone": set(), "cluster": set()}
+@pytest.fixture
+def doubling(tmp_path: Path) -> Alone:
+    made = helper.make_model(helper.make_graph(
+        [helper.make_node("Add", ["x", "x"], ["y"])], "doubling",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, [1, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.UINT8, [1, 4])]), opset_imports=[helper.make_opsetid("", 17)])
+    save(made, str(tmp_path / "doubling.onnx"))
+    return Alone(name="doubling", kind="ort", path=str(tmp_path / "doubling.onnx"))
 
-    class Computes:
-        inputs = ("x",)
 
-        def run(self, feeds: object) -> list[Array]:
-            seen["alone"].add(frozenset(os.sched_getaffinity(0)))
-            return [np.zeros(1)]
+def test_what_computes_alone_has_one_core_and_a_process_without_other_threads_of_ours(doubling: Alone) -> None:
+    """Threads of who coordinates would take their time out of the quota of what computes alone."""
+    core = min(os.sched_getaffinity(0))
+    with Solo([1, 4], core) as solo:
+        solo.open(doubling)
+        assert np.array_equal(solo.output("doubling"), image([1, 4]) * 2)
+        assert os.sched_getaffinity(solo.pid) == {core}
+        threads = [Path(task.path, "comm").read_text().strip() for task in os.scandir(f"/proc/{solo.pid}/task")]
+        ms, cpu_ms = solo.sample("doubling", 20)
+        rate = solo.rate("doubling", 0.05)
+    assert len(threads) == 1
+    assert 0 < cpu_ms < 1.5 * ms + 1
+    assert rate > 100
+    assert not Path(f"/proc/{solo.pid}").exists()
 
-        def close(self) -> None:
-            pass
 
-    class Asks(nullcontext[Any]):
-        plan = SimpleNamespace(input="x", values=[SimpleNamespace(name="x", shape=[1], dtype="uint8")])
+def test_what_goes_wrong_alone_is_said_and_the_others_still_compute(doubling: Alone, tmp_path: Path) -> None:
+    (tmp_path / "broken.onnx").write_bytes(b"no network")
+    with Solo([1, 4], None) as solo:
+        with pytest.raises(GkpError):
+            solo.open(Alone(name="broken", kind="ort", path=str(tmp_path / "broken.onnx")))
+        solo.open(doubling)
+        assert solo.sample("doubling", 1)[0] > 0
+        os.kill(solo.pid, signal.SIGKILL)
+        with pytest.raises(GkpError, match="ended early"):
+            solo.sample("doubling", 1)
 
-        def __init__(self, *_: object, **__: object) -> None:
-            super().__init__(self)
 
-        def run(self, x: Array) -> Array:
-            seen["cluster"].add(frozenset(os.sched_getaffinity(0)))
-            return x
-
-        def trace(self, x: Array) -> None:
-            raise GkpError("there is none")
-
-    monkeypatch.setattr(coordinator, "_runner", lambda kind, path: Computes())
-    monkeypatch.setattr(coordinator, "Cluster", Asks)
-    core, cores = min(os.sched_getaffinity(0)), frozenset(os.sched_getaffinity(0))
-    coordinator.measure(Job(shape=[1], alone=[Alone(name="alone", kind="ort", path="a")], core=core, latency_s=0.01, idle_s=0.0,
-                            routes=[Route(name="cluster", directory="d", cluster="c")]))
-    assert seen["cluster"] == {cores}
-    assert frozenset({core}) in seen["alone"]
-    assert seen["alone"] <= {cores, frozenset({core})}  # it was opened before
-    assert os.sched_getaffinity(0) == cores
+@needs_quotas
+def test_what_computes_alone_has_the_share_of_a_device(doubling: Alone) -> None:
+    with quota.Quota(903, 0.2) as slow, Solo([1, 4], min(os.sched_getaffinity(0))) as solo:
+        solo.open(doubling)
+        full = solo.rate("doubling", 0.5)
+        solo.enter(str(slow.path))
+        assert str(solo.pid) in (slow.path / "cgroup.procs").read_text().split()
+        slowed = solo.rate("doubling", 1.0)
+    assert slowed < 0.5 * full
 
 
 def test_slow_devices_need_no_dilation_but_cores_enough_for_all() -> None:
@@ -136,7 +146,6 @@ def test_how_a_quota_is_held_is_measured() -> None:
     assert 0.15 < found.share < 0.4
     assert found.period_ms == pytest.approx(10 / 3, rel=0.01)
     assert found.pause_ms > found.run_ms * 0.5
-    assert quota.own_group() is not None
 
 
 def test_a_pulse_beats_on_every_core_and_ends() -> None:
