@@ -144,7 +144,7 @@ class ScalePoint(Explained, frozen=True, kw_only=True):
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):
     """The rows of one case on one link with one number of devices, taken turn by turn. decision: what mode auto says, by
-    the fit that was there before; fit: the link as it was in these very turns, by which the rows are predicted.
+    the fit that was there before; fit: the link as it was just before, by which the rows are predicted.
     device_speed: of the devices, and of one that computes alone, relative to a core of the machine; below 1 by processor
     quotas, of which `quota` says how they were held (the link is not slowed)."""
 

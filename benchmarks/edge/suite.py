@@ -135,11 +135,7 @@ class _Suite:
         if key in self.fitted or site.devices < 2:
             return
         try:
-            work = self._work()
-            chains = self._chains(site, work)
-            wanted = Wanted([1, 1], chains, {}, fit.hops(chains), latency_s=min(0.7, self.settings.seconds / 4), bytes_s=0)
-            outcome, emulator = group.run(site, wanted, work, lambda text, share: self.report(f"{site.name}: {text}", None))
-            found = _fitted(site, outcome, emulator)
+            found, _ = self._link(site, partial(self._say, site))
             if found.alpha_ms is not None:
                 self.fitted[key] = found
         except GkpError as e:
@@ -147,14 +143,22 @@ class _Suite:
                             device_speed=site.speed, missing=e.message)
         self.fits.append(found)
 
+    def _say(self, site: Site, text: str, share: float | None = None) -> None:
+        self.report(f"{site.name}: {text}", None)
+
+    def _link(self, site: Site, report: Progress) -> tuple[LinkFit, Mapping[str, Taken]]:
+        """The link by chains of messages, on workers that do nothing else; and what was measured."""
+        work = self._work()
+        chains = {path.name: (path, plan) for made in (fit.write_chains, fit.write_cold_chains)
+                  for path, plan in made(work / "chains", site.devices).items()}
+        wanted = Wanted([1, 1], chains, {}, fit.hops(chains), latency_s=min(0.7, self.settings.seconds / 4), bytes_s=0)
+        outcome, emulator = group.run(site, wanted, work, report)
+        return _fitted(site, outcome, emulator), outcome.taken
+
     def _found(self, site: Site, small: bool) -> Link:
         """The link of a site as it was measured, or as it is stated. small: as of fitted_link."""
         measured = fitted_link(self.fitted.get((site.name, site.dilation)), site, small, dilated=False)
         return measured or site.link or parse_link("loopback")
-
-    def _chains(self, site: Site, work: Path) -> dict[str, tuple[Path, Plan]]:
-        made = {**fit.write_chains(work / "chains", site.devices), **fit.write_cold_chains(work / "chains", site.devices)}
-        return {path.name: (path, plan) for path, plan in made.items()}
 
     # ---- cases ------------------------------------------------------------------------------------------------------
     def _case(self, case: Case, number: int, opener: Opener, sites: Mapping[int, Sequence[Site]], report: Progress) -> None:
@@ -201,19 +205,17 @@ class _Suite:
         same, words = decide(splits, self._found(site, splits.small))
         chosen = splits.by_mode
         flights = {name: min(16, 2 * site.devices) for name in chosen if name != SPATIAL_DENSE}
-        work = self._work()
-        chains = self._chains(site, work) if site.devices > 1 else {}
-        wanted = _wanted(opened, chosen, chains, best, flights, self.settings.seconds)
         watch = Watch()
-        outcome, emulator = group.run(site, wanted, work, lambda text, share: report(f"{site.name}: {text}", share))
-        found = _fitted(site, outcome, emulator)
+        found, hops = self._link(site, report) if site.devices > 1 else (None, {})
+        wanted = _wanted(opened, chosen, best, flights, self.settings.seconds)
+        outcome, emulator = group.run(site, wanted, self._work(), lambda text, share: report(f"{site.name}: {text}", share))
         link = fitted_link(found, site, splits.small, dilated=True)
         subjects = _subjects(chosen, best, opened, same)
         once = outcome.taken.get(SEGMENT, Taken()).ms
         context = Context(opened.case.name, site.devices, site.name, {k: v.name for k, v in best.items()}, len(site.cores),
                           site.share, splits.profiles, flights, self.held)
         if once:
-            each = (fit.segment_ms(outcome.taken) or 0.0) * site.share
+            each = (fit.segment_ms(hops) or 0.0) * site.share
             free = 0.0 if self.held is None else self.held.burst_ms() * (1 - site.share)
             spent = median(once) * site.share + free
             context = replace(context, profiles=in_phase(splits, spent, each))
@@ -226,9 +228,9 @@ class _Suite:
                      rows=sorted(rows, key=lambda r: list(WHAT).index(r.what)))
 
 
-def _wanted(opened: Opened, chosen: Mapping[str, Split], chains: Mapping[str, tuple[Path, Plan]],
-            best: Mapping[str, Alone], flights: Mapping[str, int], seconds: float) -> Wanted:
-    alone = [*best.values(), *(fit.hops(chains) if chains else ())]
+def _wanted(opened: Opened, chosen: Mapping[str, Split], best: Mapping[str, Alone], flights: Mapping[str, int],
+            seconds: float) -> Wanted:
+    alone = [*best.values()]
     local, branch = chosen.get("local"), chosen.get("branch")
     if local is not None:
         segment = local.plan.segments[0]
@@ -242,7 +244,7 @@ def _wanted(opened: Opened, chosen: Mapping[str, Split], chains: Mapping[str, tu
             if name not in (SPATIAL_DENSE,)} if local is not None else {}
     if dense is not None and SPATIAL_DENSE in chosen:
         same[SPATIAL_DENSE] = dense.name
-    return Wanted(opened.shape, {**{name: (s.folder, s.plan) for name, s in chosen.items()}, **chains}, flights, alone, same,
+    return Wanted(opened.shape, {name: (s.folder, s.plan) for name, s in chosen.items()}, flights, alone, same,
                   None if grouped is None else grouped.name, seconds / 3, seconds / 6)
 
 

@@ -77,9 +77,9 @@ class DataPlane:
         for peer in list(self.peers):
             peer.stream.lose("the worker stops")
 
-    def _tick(self, now: float) -> None:
-        for peer in list(self.peers):
-            peer.tick(now)
+    def _tick(self, now: float) -> bool:
+        waits = [peer.tick(now) for peer in list(self.peers)]
+        return any(waits)
 
     def _computed(self) -> None:
         """A request's segments are: what came for it is answered. From any thread."""
@@ -166,14 +166,15 @@ class Peer:
         for request in list(self._calls.values()):
             self._plane.worker.cancel(request)
 
-    def tick(self, now: float) -> None:
-        """Ends what is over."""
+    def tick(self, now: float) -> bool:
+        """Ends what is over. Is there anything that it waits for?"""
         self.acknowledge()
         if not self._greeted and now > self._came + HELLO_S:
             self.stream.lose("it says nothing")
         for request in list(self._calls.values()):
             if now > request.deadline:
                 self._plane.worker.expire(request)
+        return not self._greeted or bool(self._calls)
 
     # ---- the first frame --------------------------------------------------------------------------------------------
     def _greet(self, hello: Hello) -> None:

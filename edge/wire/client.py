@@ -153,7 +153,7 @@ class Connection:
                 with suppress(StreamLostError):
                     stream.send(Cancel(pending.number))
 
-    def _tick(self, now: float) -> None:
+    def _tick(self, now: float) -> bool:
         with self._lock:
             self._dial()
             pendings = [*self._calls.values(), *self._waiting]
@@ -164,6 +164,7 @@ class Connection:
             elif pending in late:
                 self._give_up(pending)
                 pending.failed(self._error)
+        return bool(pendings)
 
     # ---- the stream's frames: in the loop's thread ------------------------------------------------------------------
     def wants(self, stream: Stream, head: Head, size: int) -> bool:

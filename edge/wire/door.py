@@ -148,12 +148,13 @@ class Door:
         self._loop.remove(guest.sock)
         guest.sock.close()
 
-    def _tick(self, now: float) -> None:
+    def _tick(self, now: float) -> bool:
         for guest in list(self._shaking):
             if now > guest.came + HANDSHAKE_S:
                 self._drop(guest)
             elif guest.codec is None:
                 self._listen(guest)
+        return bool(self._shaking)
 
 
 class _Guest:

@@ -18,7 +18,9 @@ from socket import socket
 from gkp.edge.wire.buffers import Buffers
 
 TICK_S = 0.1
-"""How often deadlines and signs of life are looked at."""
+"""How often deadlines and signs of life are looked at, while there is anything to wait for."""
+IDLE_S = 0.5
+"""How often otherwise: a processor that nobody asks anything sleeps."""
 READ, WRITE = EPOLLIN, EPOLLOUT
 RAW = 256 << 10
 """Bytes that are taken from a socket at once; then it is the next one's turn."""
@@ -28,17 +30,19 @@ _LEAVE_S = 1.0
 """For a thread to come back from what it does apart from its turns."""
 
 Work = Callable[[int], None]
+Tick = Callable[[float], bool]
+"""Called with time.monotonic(): is there anything that it waits for?"""
 
 
 class Loop:
     """name: of its thread. call(), until() and close() may be used from any thread, the rest by what the loop calls. raw: a
-    place for bytes, until whoever is called returns; buffers: memory for more; ticking: called about every TICK_S with
-    time.monotonic()."""
+    place for bytes, until whoever is called returns; buffers: memory for more; ticking: called about every TICK_S after
+    something happened, and as long as one of them waits for something, else every IDLE_S."""
 
     def __init__(self, name: str) -> None:
         self.raw = memoryview(bytearray(RAW))
         self.buffers = Buffers()
-        self.ticking: list[Callable[[float], None]] = []
+        self.ticking: list[Tick] = []
         self._name, self._poll = name, epoll()
         self._known: dict[int, tuple[int, Work]] = {}  # by descriptor: events that it waits for, whom to call
         self._calls: deque[Callable[[], None]] = deque()
@@ -68,7 +72,7 @@ class Loop:
             self._stir()
 
     def soon(self, work: Callable[[], None]) -> None:
-        """Do it in the next turn, for which nobody is woken: TICK_S from now at the latest."""
+        """Do it in the next turn, for which nobody is woken: about TICK_S from now where something waits, else IDLE_S."""
         self._calls.append(work)
 
     def share(self, work: Callable[[], None]) -> None:
@@ -126,7 +130,7 @@ class Loop:
 
     def _run(self) -> None:
         while not self._closing:
-            self._take_turn(TICK_S)
+            self._take_turn(IDLE_S)
             if (leader := self._leader) is not None and leader():
                 self._stir()  # it sleeps, and should not: nobody else does until it has heard that
                 with self._leading:
@@ -179,9 +183,10 @@ class Loop:
                         self._calls[0]()
                         self._calls.popleft()
                     if (now := time.monotonic()) >= self._due:
-                        self._due = now + TICK_S
-                        for tick in list(self.ticking):
-                            tick(now)
+                        waits = [tick(now) for tick in list(self.ticking)]
+                        self._due = now + (TICK_S if any(waits) else IDLE_S)
+                    elif happened:
+                        self._due = min(self._due, now + TICK_S)
                 finally:
                     self._owner = 0
         except BaseException:  # Ctrl-C in until(): the others do what is left

@@ -278,11 +278,11 @@ class Stream:
             self._receiver.frame(self, head, body, whole)
 
     # ---- signs of life ----------------------------------------------------------------------------------------------
-    def _tick(self, now: float) -> None:
+    def _tick(self, now: float) -> bool:
         if self._least > 1 and self._events & READ:  # what comes slowly is a sign of life, too
             self._receive()
         if self._gone:
-            return
+            return False
         if (self._out or self._raw) and now > self._moved + KEEPALIVE_S + KEEPALIVE_TIMEOUT_S:
             self.lose("it takes nothing off the connection")
         elif self._asked and now > self._asked + KEEPALIVE_TIMEOUT_S:
@@ -291,6 +291,7 @@ class Stream:
             self._asked = now
             with suppress(StreamLostError):
                 self.send(Alive(), kind=Kind.PING)
+        return bool(self._out or self._raw or self._asked or self._least > 1)
 
 
 def words(error: BaseException) -> str:
