@@ -170,7 +170,7 @@ class _Suite:
         best = self._screen(opened, report)
         profiles, small = None, False
         for devices, some in sites.items():
-            native = [network for network, means in best.items() if means.name.endswith("native")]
+            native = [network for network in best if f"{network}, native" in {means.name for means in opened.means}]
             splits = make_splits(opened, devices, some[0].link or parse_link("loopback"), self._work(), report,
                                  self.settings.seconds, native, self.settings.speed, self.settings.rows)
             profiles, small = profiles or splits.profiles, splits.small

@@ -13,9 +13,9 @@ from functools import partial
 from gkp.edge.wire.client import KEEPALIVE_S, Connection, RemoteError
 from gkp.types import Closing
 
-EVERY, PATIENCE = 0.25, 1.5
+EVERY, PATIENCE = 0.4, 1.5
 """Shares of a keepalive interval: from an answer to the next health check, and for its answer. A device that stops right
-after an answer is given up 1.75 intervals later. Patience is long, since a small board may have all its cores busy."""
+after an answer is given up 1.9 intervals later. Patience is long, since a small board may have all its cores busy."""
 _RETRY_S = 0.25
 """Between health checks of a lost device."""
 

@@ -23,6 +23,9 @@ from gkp.report.wording import milliseconds
 from gkp.text import clean, plural
 
 OBJECTIVES = ("latency", "throughput", "memory")
+ALIKE = 1.03
+"""Times that differ by less are no reason for more messages: of all that is reckoned with, what these take differs most from
+machine to machine."""
 MARGIN: Mapping[str, float] = {"measured": 0.05, "estimated": 0.20}
 BEYOND = 1.02
 """A gain of so many times what working at once can bring is no more than that, within what is known of times."""
@@ -77,6 +80,15 @@ def best_of(candidates: Sequence[Candidate], objective: str) -> Candidate:
     """The one that fits and costs least; of equal ones that with fewer messages and devices."""
     return min(candidates, key=lambda c: (bool(c.too_full), describe.cost(c.prediction, objective), c.prediction.messages,
                                           c.devices))
+
+
+def best_variant(candidates: Sequence[Candidate], objective: str) -> Candidate:
+    """Of one mode: the best of them, or one that takes about as long with fewer messages."""
+    best = best_of(candidates, objective)
+    most = describe.cost(best.prediction, objective) * (1.0 if objective == "memory" else ALIKE)
+    alike = [c for c in candidates if bool(c.too_full) == bool(best.too_full)
+             and describe.cost(c.prediction, objective) <= most]
+    return min(alike, key=lambda c: (c.prediction.messages, describe.cost(c.prediction, objective), c.devices))
 
 
 def decide(candidates: Sequence[Candidate], objective: str, asked: str = "auto",

@@ -19,7 +19,7 @@ from gkp.converter.operators import UNARY
 from gkp.converter.quantiser import is_quantiser
 from gkp.converter.sources import OpenOptions, open_any
 from gkp.edge.divide import chain, modes
-from gkp.edge.divide.decide import OBJECTIVES, Candidate, Decision, best_of, break_even, candidate, decide
+from gkp.edge.divide.decide import OBJECTIVES, Candidate, Decision, best_variant, break_even, candidate, decide
 from gkp.edge.divide.draft import Draft, draft
 from gkp.edge.divide.engines import TARGETS, make_engine
 from gkp.edge.divide.fused import fused_rows
@@ -136,7 +136,7 @@ class Planner:
         variants = self._variants(mode, found)
         if not variants:
             return []
-        best = best_of([v.candidate for v in variants], self.options.objective)
+        best = best_variant([v.candidate for v in variants], self.options.objective)
         if mode != self.options.mode and (same := _same(best.plan, found)) is not None:
             self.impossible[mode] = f"it is the same as {same} here"
         else:

@@ -8,7 +8,7 @@ import pytest
 from edge_plans import LINK, plan, replicas
 
 from gkp.branched import BranchedConv
-from gkp.edge.divide.decide import MARGIN, Candidate, best_of, break_even, candidate, decide
+from gkp.edge.divide.decide import MARGIN, Candidate, best_of, best_variant, break_even, candidate, decide
 from gkp.edge.plan.devices import parse_link
 from gkp.edge.plan.schema import COORDINATOR, Device, Plan
 from gkp.errors import UsageError
@@ -131,6 +131,14 @@ def test_of_equal_candidates_the_one_with_fewer_messages_wins() -> None:
     a, b = candidate(halves(4.0)), candidate(one(9.0))  # both 15 ms
     assert best_of([a, b], "latency") is b
     assert isinstance(a, Candidate)
+
+
+@pytest.mark.parametrize(("ms", "fewer"), [(9.7, True), (9.0, False)])
+def test_a_little_more_time_is_taken_for_fewer_messages(ms: float, fewer: bool) -> None:
+    """Of all that is reckoned with, what a message takes differs most from machine to machine."""
+    a, b = candidate(halves(ms)), candidate(one(15.0))  # 11 ms more, and 6
+    assert (best_variant([a, b], "latency") is b) == fewer
+    assert best_of([a, b], "latency") is a
 
 
 def test_what_a_device_computes_does_not_count_the_messages_it_handles() -> None:
