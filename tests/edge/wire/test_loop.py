@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import pytest
 
-from gkp.edge.wire.loop import READ, TICK_S, Loop
+from gkp.edge.wire.loop import IDLE_S, READ, TICK_S, Loop
 
 SOON_S = 30
 
@@ -65,6 +65,48 @@ def test_what_can_wait_is_done_in_the_next_turn_and_in_the_end_without_one(loop:
     while done != ["a", "b"]:
         assert time.monotonic() < end
         time.sleep(0.001)
+
+
+def test_who_waits_for_something_is_asked_often_and_others_sleep(loop: Loop) -> None:
+    """Ten times a second is a twelfth of a slow device's time, for nothing."""
+    asked: list[float] = []
+    waits = threading.Event()
+
+    def tick(now: float) -> bool:
+        asked.append(now)
+        return waits.is_set()
+
+    loop.call(lambda: loop.ticking.append(tick))
+    time.sleep(2 * IDLE_S)
+    asked.clear()
+    time.sleep(3 * IDLE_S)
+    assert len(asked) <= 4
+    waits.set()
+    time.sleep(IDLE_S + TICK_S)
+    asked.clear()
+    time.sleep(10 * TICK_S)
+    assert 3 <= len(asked) <= 11
+
+
+def test_after_something_came_ticks_are_near(loop: Loop, inbox: Inbox) -> None:
+    asked: list[float] = []
+
+    def tick(now: float) -> bool:
+        asked.append(now)
+        return False
+
+    loop.call(lambda: loop.ticking.append(tick))
+    soonest = IDLE_S
+    for k in range(1, 6):  # one of them comes when the next tick is far
+        time.sleep(0.15)
+        asked.clear()
+        began = time.monotonic()
+        inbox.far.send(b"x")
+        inbox.wait(k)
+        while not asked:
+            time.sleep(0.001)
+        soonest = min(soonest, asked[0] - began)
+    assert soonest < 2 * TICK_S
 
 
 def test_who_waits_receives_itself_and_at_once(loop: Loop, inbox: Inbox) -> None:
