@@ -172,6 +172,6 @@ def ask(job: Job, prefix: Sequence[str], folder: Path, report: Progress, quota: 
         end_process(process)
 
 
-def job_alone(shape: list[int], means: Sequence[Alone], core: int, seconds: float) -> Job:
-    """To compare engines in one process."""
-    return Job(shape=shape, alone=list(means), core=core, latency_s=seconds)
+def job_alone(shape: list[int], means: Sequence[Alone], core: int, seconds: float, quota: Quota | None) -> Job:
+    """To compare engines in one process. quota: of it, None: it has all of the core."""
+    return Job(shape=shape, alone=list(means), core=core, latency_s=seconds, slow=None if quota is None else str(quota.path))

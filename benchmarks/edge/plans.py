@@ -28,8 +28,22 @@ MODES = ("local", "replicas", "branch", "spatial", "pipeline", "hybrid")
 DENSE, GROUPED = "dense", "grouped"
 SPATIAL_DENSE = "spatial-dense"
 ROWS = (*MODES, SPATIAL_DENSE)
+_MANY_SEGMENTS = ("spatial", "hybrid", SPATIAL_DENSE)
 _COMPILED = 64
 """Segments of a plan that are worth compiling: more of them take minutes, and wait for messages anyway."""
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """there: networks (DENSE, GROUPED) that native kernels can compute; fastest: those that nothing computes faster."""
+
+    there: Sequence[str] = ()
+    fastest: Sequence[str] = ()
+
+    def compute(self, network: str, mode: str) -> bool:
+        """Whether segments are native libraries: rows make many small ones, which wait for what a stock engine does around
+        each; one device is measured with both."""
+        return network in self.fastest or (network in self.there and mode in (*_MANY_SEGMENTS, "local"))
 
 
 @dataclass(frozen=True)
@@ -68,21 +82,22 @@ class Splits:
 
 
 def make_splits(opened: Opened, devices: int, link: Link, folder: Path, report: Progress, seconds: float,
-                native: Sequence[str] = (), speed: float = 1.0, rows: Sequence[str] = ()) -> Splits:
-    """Every mode, and the times of its segments. link: what the modes that choose places to cut reckon with; native:
-    networks (DENSE, GROUPED) whose segments are native libraries, in plans of at most _COMPILED; speed: of the devices;
+                kernels: Kernels = Kernels(), speed: float = 1.0, rows: Sequence[str] = ()) -> Splits:
+    """Every mode, and the times of its segments. link: what the modes that choose places to cut reckon with; kernels:
+    whose segments may be native libraries, in plans of at most _COMPILED; speed: of the devices;
     rows: modes and SPATIAL_DENSE that are wanted besides local, none: all."""
     made = Splits([msgspec.structs.replace(d, speed=speed) for d in parse_devices(str(devices))])
     wanted = [mode for mode in ROWS if not rows or mode == "local" or mode in rows]
-    alone: dict[str, Profiles] = {}
+    alone: dict[tuple[str, bool], Profiles] = {}
     for number, mode in enumerate(wanted):
         report(f"splitting over {devices}: {mode}", number / len(wanted))
         network = DENSE if mode == SPATIAL_DENSE else GROUPED
         model, graph = (opened.dense, opened.dense_graph) if network == DENSE else (opened.model, opened.graph)
         options = SplitOptions(made.devices, link, mode="spatial" if mode == SPATIAL_DENSE else mode)
-        if network not in alone:
-            alone[network] = _alone(graph, replace(options, target="native" if network in native else "ort"), seconds)
-        _split(made, mode, model, graph, replace(options, profiles=alone[network]), folder / mode, network in native)
+        native = kernels.compute(network, mode)
+        if (network, native) not in alone:
+            alone[network, native] = _alone(graph, replace(options, target="native" if native else "ort"), seconds)
+        _split(made, mode, model, graph, replace(options, profiles=alone[network, native]), folder / mode, native)
     jobs = [job for split in made.by_mode.values() for job in folder_jobs(split.folder, trust_code=True)]
     made.profile = _undisturbed(measure(jobs, seconds, lambda text, share: report("timing segments", share)))
     return made

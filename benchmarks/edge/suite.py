@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,18 @@ from gkp.benchmarks.edge.group import Site, Wanted
 from gkp.benchmarks.edge.job import Alone, Outcome, Taken
 from gkp.benchmarks.edge.netns import Janitor, remove_stale
 from gkp.benchmarks.edge.opening import Opened, Opener
-from gkp.benchmarks.edge.plans import DENSE, GROUPED, SPATIAL_DENSE, Split, Splits, decide, in_phase, make_splits, on_link
+from gkp.benchmarks.edge.plans import (
+    DENSE,
+    GROUPED,
+    SPATIAL_DENSE,
+    Kernels,
+    Split,
+    Splits,
+    decide,
+    in_phase,
+    make_splits,
+    on_link,
+)
 from gkp.benchmarks.edge.quota import Held, groups_folder
 from gkp.benchmarks.edge.results import EdgeBench, EdgeRow, Group, LinkFit, ScalePoint
 from gkp.benchmarks.edge.rows import WHAT, Context, Subject, row
@@ -170,9 +181,11 @@ class _Suite:
         best = self._screen(opened, report)
         profiles, small = None, False
         for devices, some in sites.items():
-            native = [network for network in best if f"{network}, native" in {means.name for means in opened.means}]
+            there = {means.name for means in opened.means}
+            kernels = Kernels([network for network in best if f"{network}, native" in there],
+                              [network for network, means in best.items() if means.name.endswith("native")])
             splits = make_splits(opened, devices, some[0].link or parse_link("loopback"), self._work(), report,
-                                 self.settings.seconds, native, self.settings.speed, self.settings.rows)
+                                 self.settings.seconds, kernels, self.settings.speed, self.settings.rows)
             profiles, small = profiles or splits.profiles, splits.small
             for site in some:
                 try:
@@ -189,10 +202,12 @@ class _Suite:
             self.points += scale(opened, links, profiles, [r for g in self.groups for r in g.rows], report)
 
     def _screen(self, opened: Opened, report: Progress) -> dict[str, Alone]:
-        """The fastest engine for the dense and for the grouped network, found turn by turn; opened.compared is filled."""
-        work = self._work()
-        outcome = group.ask(group.job_alone(opened.shape, opened.means, self.cores[0], _SCREEN_S), (), work,
-                            lambda text, share: report("comparing engines", share))
+        """The fastest engine for the dense and for the grouped network on a device, found turn by turn; opened.compared is
+        filled."""
+        speed = self.settings.speed
+        with quota.Quota(998, speed) if speed < 1 else nullcontext() as slow:
+            job = group.job_alone(opened.shape, opened.means, self.cores[0], _SCREEN_S / speed, slow)
+            outcome = group.ask(job, (), self._work(), lambda text, share: report("comparing engines", share))
         samples = {m.name: outcome.taken[m.name].ms for m in opened.means}
         opened.compared.update({name: median(ms) for name, ms in samples.items() if ms})
         opened.missing.update({name: str(outcome.taken[name].failed) for name, ms in samples.items() if not ms})

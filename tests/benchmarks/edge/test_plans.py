@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from gkp.benchmarks.edge.group import Site
-from gkp.benchmarks.edge.plans import Split, Splits
+from gkp.benchmarks.edge.plans import DENSE, GROUPED, SPATIAL_DENSE, Kernels, Split, Splits
 from gkp.benchmarks.edge.results import LinkFit
 from gkp.benchmarks.edge.suite import fitted_link
 from gkp.edge.forecast.simulate import handling_ms, message_ms
@@ -36,3 +36,11 @@ def test_between_segments_of_a_small_network_a_message_costs_what_it_does_in_a_r
     unknown = fitted_link(msgspec.structs.replace(found, warm_cpu_ms=None), site, True, dilated=True)
     assert unknown is not None
     assert unknown.cpu == cold.cpu
+
+
+@pytest.mark.parametrize(("network", "mode", "native"), [
+    (DENSE, "replicas", True), (DENSE, SPATIAL_DENSE, True), (GROUPED, "local", True), (GROUPED, "spatial", True),
+    (GROUPED, "replicas", False), (GROUPED, "branch", False)])
+def test_many_small_segments_are_native_and_large_ones_where_nothing_is_faster(network: str, mode: str, native: bool) -> None:
+    assert Kernels([DENSE, GROUPED], [DENSE]).compute(network, mode) == native
+    assert not Kernels([], []).compute(network, mode)
