@@ -14,6 +14,9 @@ from pathlib import Path
 import prepared_kit
 from brief_kit import BRIEF
 
+from gkp.converter.native.building.toolchain import host_cpu
+from gkp.converter.native.kernels.cpu import AMX_BF16, BF16
+
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT / ".." / "shared" / "checkpoints"
 CIFAR10 = ROOT / "data"
@@ -90,6 +93,8 @@ def missing(needs: frozenset[str]) -> str | None:
         return "no published checkpoints beside the checkout"
     if "cifar10" in needs and not (CIFAR10 / "cifar10_test.npz").is_file():
         return "no CIFAR-10 test images in data/"
+    if "bf16" in needs and not {BF16, AMX_BF16} & set(host_cpu().instructions):
+        return "this processor has no bf16"
     return None
 
 
